@@ -1,0 +1,1 @@
+"""The networks, the samplers, and what runs them. Importing this package needs no torch."""

@@ -1,0 +1,72 @@
+"""What the engine and a runner say to each other. Nothing here needs torch.
+
+A row is one image on its way. Each step of it takes one forward row through the network, or two with guidance.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.samplers import StepTable
+
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One image to make.
+
+    Attributes:
+        table: its steps.
+        seed: of its own generator. The first draw is the image of pure noise that it starts from.
+        start: what it starts from instead, [C, H, W]; the first draw is then thrown away.
+        label: its class; None for no label.
+        guidance_scale: of classifier-free guidance; 1 is off.
+    """
+
+    table: StepTable
+    seed: int
+    start: Image | None = None
+    label: int | None = None
+    guidance_scale: float = 1.0
+
+    @property
+    def forwards_per_step(self) -> int:
+        return 1 if self.guidance_scale == 1.0 else 2
+
+
+class Forward(NamedTuple):
+    """One row of a forward pass: `branch` 0 is with the row's own label, 1 (of a guided row only) without."""
+
+    slot: int
+    branch: int
+
+
+class Reading(NamedTuple):
+    """The state of a row, [C, H, W] each: the image, and the last estimate of x_0."""
+
+    x: Image
+    x0: Image
+
+
+class Runner(Protocol):
+    """Owns the network and the state of the rows in flight. All calls come from one thread."""
+
+    @property
+    def widths(self) -> Sequence[int]:
+        """The batch sizes that forward passes really run at, rising. The last is the most rows of one pass."""
+
+    def admit(self, row: Row) -> int:
+        """Give a row a slot, and return it. Raises RuntimeError where none is free."""
+
+    def step(self, forwards: Sequence[Forward]) -> None:
+        """Run one forward pass. A row whose branches have all run takes its step; they may come in several passes."""
+
+    def read(self, slot: int) -> Reading:
+        """Copy out the state of a row."""
+
+    def release(self, slot: int) -> None:
+        """Free a slot, whatever its row's state."""

@@ -1,0 +1,304 @@
+"""Samplers as tables: a pure function from a schedule and timesteps to one line of coefficients a step.
+
+A line is one step of the update (model/update.py), with x the image at this timestep and out what the network predicts:
+
+    x0     = bound(p·x + q·out)
+    x_next = a·x + b·x0 + c·x0_previous + d·noise + e·out
+
+p and q absorb the prediction type. Tables are built in float64. Each sampler walks the grid of its diffusers scheduler,
+so that the images are those of the diffusers pipeline. A new sampler is a new function here, and no new loop.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.schedule import Float64, Schedule
+
+Int64 = NDArray[np.int64]
+
+# What ᾱ = 0 is raised to where a formula divides by it: diffusers' DPMSolverMultistepScheduler.
+_SMALLEST_ALPHA_BAR = 2.0**-24
+
+
+class Column(IntEnum):
+    """The columns of a line."""
+
+    P = 0
+    Q = 1
+    A = 2
+    B = 3
+    C = 4
+    D = 5
+    E = 6
+    BOUND = 7  # x0 is clipped to ±BOUND; inf where it is not
+    QUANTILE = 8  # of |x0|, for dynamic thresholding; 0 where there is none
+    MAXIMUM = 9  # of the threshold
+
+
+class GridError(ValueError):
+    """A number of steps that has no grid of so many different timesteps. The message says which numbers do."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepTable:
+    """One trajectory's steps.
+
+    Attributes:
+        timesteps: what the network is told at each step, int64 [N], each below the one before.
+        lines: coefficients, float64 [N, len(Column)].
+    """
+
+    timesteps: Int64
+    lines: Float64
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def first(self) -> "StepTable":
+        """The first step alone."""
+        return StepTable(self.timesteps[:1], self.lines[:1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """Where each step of a trajectory begins and ends.
+
+    Attributes:
+        timesteps: int64 [N].
+        next_timesteps: int64 [N]; negative stands for the clean end.
+        final_alpha_bar: ᾱ of that end.
+    """
+
+    timesteps: Int64
+    next_timesteps: Int64
+    final_alpha_bar: float
+
+    def alphas_cumprod(self, schedule: Schedule) -> tuple[Float64, Float64]:
+        """ᾱ before and after each step, [N] each."""
+        alphas = schedule.alphas_cumprod
+        after = np.where(self.next_timesteps < 0, self.final_alpha_bar, alphas[np.maximum(self.next_timesteps, 0)])
+        return alphas[self.timesteps], after
+
+
+def ddim_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
+    """DDIM, Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
+
+    ε is the network's own, and is not derived again from the clipped x0: diffusers' default.
+    """
+    alpha_bar, alpha_bar_next = steps.alphas_cumprod(schedule)
+    lines = _x0_lines(schedule, alpha_bar, schedule.clip_sample)
+    variance = (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next)
+    sigma = eta * np.sqrt(np.maximum(variance, 0))
+    direction = np.sqrt(np.maximum(1 - alpha_bar_next - sigma**2, 0))  # of ε
+    lines[:, Column.B] = np.sqrt(alpha_bar_next)
+    lines[:, Column.D] = sigma
+    match schedule.prediction_type:
+        case "epsilon":
+            lines[:, Column.E] = direction
+        case "v_prediction":  # ε = √ᾱ·v + √(1−ᾱ)·x
+            lines[:, Column.A] = direction * np.sqrt(1 - alpha_bar)
+            lines[:, Column.E] = direction * np.sqrt(alpha_bar)
+        case "sample":  # ε = (x − √ᾱ·x0)/√(1−ᾱ)
+            lines[:, Column.A] = direction / np.sqrt(1 - alpha_bar)
+            lines[:, Column.E] = -direction * np.sqrt(alpha_bar / (1 - alpha_bar))
+    return lines
+
+
+def ddpm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
+    """Ancestral sampling, Ho et al. 2020, arXiv:2006.11239, eq. 7, between any two timesteps. Knows no eta."""
+    alpha_bar, alpha_bar_next = steps.alphas_cumprod(schedule)
+    alpha = alpha_bar / alpha_bar_next  # of the whole step
+    lines = _x0_lines(schedule, alpha_bar, schedule.clip_sample)
+    lines[:, Column.A] = np.sqrt(alpha) * (1 - alpha_bar_next) / (1 - alpha_bar)
+    lines[:, Column.B] = np.sqrt(alpha_bar_next) * (1 - alpha) / (1 - alpha_bar)
+    match schedule.variance_type:
+        case "fixed_small":
+            variance = (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha)
+        case "fixed_large":
+            variance = 1 - alpha
+    lines[:, Column.D] = np.where(steps.timesteps > 0, np.sqrt(variance), 0)
+    return lines
+
+
+def dpmpp_2m_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
+    """DPM-Solver++(2M), Lu et al. 2022, arXiv:2211.01095, algorithm 2, midpoint. Knows no eta.
+
+    The first step and the last are of first order: there is no earlier x0, and at the clean end x is x0.
+    """
+    alpha_bar, alpha_bar_next = (np.maximum(a, _SMALLEST_ALPHA_BAR) for a in steps.alphas_cumprod(schedule))
+    lines = _x0_lines(schedule, alpha_bar, schedule.clips_multistep)
+    with np.errstate(divide="ignore"):  # λ = ∞ at the clean end
+        lambda_, lambda_next = (np.log(np.sqrt(a)) - np.log(np.sqrt(1 - a)) for a in (alpha_bar, alpha_bar_next))
+    h = lambda_next - lambda_
+    gain = -np.sqrt(alpha_bar_next) * np.expm1(-h)
+    lines[:, Column.A] = np.sqrt((1 - alpha_bar_next) / (1 - alpha_bar))
+    lines[:, Column.B] = gain
+    second = slice(1, -1)
+    r = (lambda_[1:-1] - lambda_[:-2]) / h[second]
+    correction = np.zeros(len(h))
+    correction[second] = gain[second] / (2 * r)
+    lines[:, Column.B] += correction
+    lines[:, Column.C] = -correction
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """A sampler by name.
+
+    Attributes:
+        lines: the step table's lines.
+        steps: the grid of the diffusers scheduler, for a number of steps.
+        takes_eta: whether `eta` means something to it.
+    """
+
+    lines: Callable[[Schedule, Steps, float], Float64]
+    steps: Callable[[Schedule, int], Steps]
+    takes_eta: bool = False
+
+
+def ddim_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
+    """DDIMScheduler's grid: each step goes T // N timesteps down, wherever the next listed timestep is."""
+    timesteps = _timesteps(schedule, num_inference_steps)
+    stride = schedule.num_train_timesteps // num_inference_steps
+    final = 1.0 if schedule.set_alpha_to_one else float(schedule.alphas_cumprod[0])
+    return Steps(timesteps, timesteps - stride, final)
+
+
+def ddpm_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
+    """DDPMScheduler's grid: each step goes to the next listed timestep."""
+    return _through(_timesteps(schedule, num_inference_steps))
+
+
+def dpmpp_2m_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
+    """DPMSolverMultistepScheduler's grid: leading and linspace leave out the last of N + 1 timesteps."""
+    T, N = schedule.num_train_timesteps, num_inference_steps
+    timesteps: Float64
+    match schedule.timestep_spacing or "linspace":
+        case "linspace":
+            timesteps = np.linspace(0, T - 1, N + 1).round()[::-1][:-1]
+        case "leading":
+            timesteps = (np.arange(N + 1.0) * (T // (N + 1)))[::-1][:-1] + schedule.steps_offset
+        case "trailing":
+            timesteps = np.arange(T, 0, -T / N).round() - 1
+    return _through(_checked(timesteps.astype(np.int64), T, N))
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": Sampler(ddim_lines, ddim_steps, takes_eta=True),
+    "ddpm": Sampler(ddpm_lines, ddpm_steps),
+    "dpmpp_2m": Sampler(dpmpp_2m_lines, dpmpp_2m_steps),
+}
+
+
+def sample_table(schedule: Schedule, sampler: str, num_inference_steps: int, eta: float = 0.0) -> StepTable:
+    """The table from pure noise to an image.
+
+    Raises:
+        GridError: where the sampler's grid has no such number of different timesteps.
+    """
+    try:
+        steps = SAMPLERS[sampler].steps(schedule, num_inference_steps)
+    except GridError as error:
+        raise GridError(f"{error}; {_allowed(schedule, sampler, num_inference_steps)}") from None
+    return StepTable(steps.timesteps, SAMPLERS[sampler].lines(schedule, steps, eta))
+
+
+def denoise_table(
+    schedule: Schedule, sampler: str, timestep: int, num_inference_steps: int, eta: float = 0.0
+) -> StepTable:
+    """The table from a noisy image at `timestep` to a clean one, at timesteps floor(t·(N−i)/N + ½).
+
+    One step is the model's estimate of x_0, whatever the sampler. No noise is added at the clean end.
+    """
+    if num_inference_steps == 1:
+        return _single_step(schedule, timestep, Column.B)
+    N = num_inference_steps
+    timesteps = (2 * timestep * (N - np.arange(N)) + N) // (2 * N)
+    steps = _through(timesteps.astype(np.int64))
+    lines = SAMPLERS[sampler].lines(schedule, steps, eta)
+    lines[-1, Column.D] = 0
+    return StepTable(steps.timesteps, lines)
+
+
+def model_output_table(schedule: Schedule, timestep: int) -> StepTable:
+    """One step, whose x_next is what the network predicts at `timestep`."""
+    return _single_step(schedule, timestep, Column.E)
+
+
+def _single_step(schedule: Schedule, timestep: int, result: Column) -> StepTable:
+    timesteps = np.array([timestep], dtype=np.int64)
+    lines = _x0_lines(schedule, schedule.alphas_cumprod[timesteps], schedule.clip_sample)
+    lines[:, result] = 1
+    return StepTable(timesteps, lines)
+
+
+def _x0_lines(schedule: Schedule, alpha_bar: Float64, clip: bool) -> Float64:
+    """Lines [N, len(Column)] with the columns that turn x and the prediction into x0; the others are 0."""
+    lines = np.zeros((len(alpha_bar), len(Column)))
+    match schedule.prediction_type:
+        case "epsilon":  # DDPM eq. 15
+            divisor = np.sqrt(np.maximum(alpha_bar, _SMALLEST_ALPHA_BAR))
+            lines[:, Column.P] = 1 / divisor
+            lines[:, Column.Q] = -np.sqrt(1 - alpha_bar) / divisor
+        case "v_prediction":  # Salimans & Ho 2022, arXiv:2202.00512, appendix D
+            lines[:, Column.P] = np.sqrt(alpha_bar)
+            lines[:, Column.Q] = -np.sqrt(1 - alpha_bar)
+        case "sample":
+            lines[:, Column.Q] = 1
+    lines[:, Column.BOUND] = np.inf
+    if schedule.thresholding:  # Saharia et al. 2022, arXiv:2205.11487, section 2.3; comes before clip_sample
+        lines[:, Column.QUANTILE] = schedule.dynamic_thresholding_ratio
+        lines[:, Column.MAXIMUM] = schedule.sample_max_value
+    elif clip:
+        lines[:, Column.BOUND] = schedule.clip_sample_range
+    return lines
+
+
+def _timesteps(schedule: Schedule, N: int) -> Int64:
+    """The timesteps that DDPMScheduler and DDIMScheduler share."""
+    T = schedule.num_train_timesteps
+    timesteps: Float64
+    match schedule.timestep_spacing or "leading":
+        case "leading":
+            timesteps = (np.arange(float(N)) * (T // N))[::-1] + schedule.steps_offset
+        case "trailing":
+            timesteps = np.round(np.arange(T, 0, -T / N)) - 1
+        case "linspace":
+            timesteps = np.linspace(0, T - 1, N).round()[::-1]
+    return _checked(timesteps.astype(np.int64), T, N)
+
+
+def _checked(timesteps: Int64, T: int, N: int) -> Int64:
+    if len(timesteps) != N or timesteps[0] >= T or timesteps[-1] < 0:
+        raise GridError(f"{N} steps do not fit the timesteps 0 to {T - 1}")
+    if (np.diff(timesteps) >= 0).any():
+        raise GridError(f"{N} steps would repeat a timestep of 0 to {T - 1}")
+    return timesteps
+
+
+def _through(timesteps: Int64) -> Steps:
+    return Steps(timesteps, np.append(timesteps[1:], -1), final_alpha_bar=1.0)
+
+
+def _allowed(schedule: Schedule, sampler: str, refused: int) -> str:
+    """Which numbers of steps a sampler can walk: its range, and the neighbours of a hole in it."""
+
+    def fits(N: int) -> bool:
+        try:
+            SAMPLERS[sampler].steps(schedule, N)
+        except GridError:
+            return False
+        return True
+
+    T = schedule.num_train_timesteps
+    largest = next((N for N in range(T, 0, -1) if fits(N)), 0)
+    if refused > largest:
+        return f"{sampler} takes 1 to {largest} here"
+    below = next((N for N in range(refused - 1, 0, -1) if fits(N)), None)
+    above = next(N for N in range(refused + 1, largest + 1) if fits(N))
+    return f"{sampler} takes 1 to {largest} here, and nearest to it {' or '.join(str(n) for n in (below, above) if n)}"

@@ -1,0 +1,113 @@
+"""The noise schedule: betas → ᾱ, in float64.
+
+The forward process is x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε (Ho et al. 2020, arXiv:2006.11239, eq. 4). Field names and defaults
+are those of diffusers' scheduler_config.json.
+"""
+
+import math
+from functools import cached_property
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Float64 = NDArray[np.float64]
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+TimestepSpacing = Literal["leading", "trailing", "linspace"]
+
+MAX_TRAIN_TIMESTEPS = 100_000
+
+
+class Schedule(BaseModel):
+    """A noise schedule, and how samplers are to walk it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    num_train_timesteps: int = Field(1000, ge=1, le=MAX_TRAIN_TIMESTEPS)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
+    beta_start: float = Field(0.0001, gt=0, lt=1)
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    trained_betas: tuple[float, ...] | None = Field(None, strict=False)
+    rescale_betas_zero_snr: bool = False
+    prediction_type: PredictionType = "epsilon"
+    clip_sample: bool = True
+    clip_sample_range: float = Field(1.0, gt=0)
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = Field(0.995, gt=0, le=1)
+    sample_max_value: float = Field(1.0, ge=1)
+    variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
+    timestep_spacing: TimestepSpacing | None = Field(None, description="None: each sampler's own default")
+    steps_offset: int = Field(0, ge=0)
+    set_alpha_to_one: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.trained_betas is not None:
+            if len(self.trained_betas) != self.num_train_timesteps:
+                raise ValueError(
+                    f"trained_betas has {len(self.trained_betas)} values, "
+                    f"and num_train_timesteps is {self.num_train_timesteps}"
+                )
+            if not all(0 < beta < 1 for beta in self.trained_betas):
+                raise ValueError("trained_betas must lie between 0 and 1, both excluded")
+        if self.rescale_betas_zero_snr and self.num_train_timesteps < 2:
+            raise ValueError("rescale_betas_zero_snr needs num_train_timesteps of at least 2")
+        return self
+
+    @property
+    def clips_multistep(self) -> bool:
+        """Whether DPM-Solver++ bounds x_0 by clip_sample, too.
+
+        diffusers' solver knows no clip_sample, so it does only where the config says so, not by the default.
+        """
+        return self.clip_sample and "clip_sample" in self.model_fields_set
+
+    @cached_property
+    def betas(self) -> Float64:
+        """β_t, [num_train_timesteps]."""
+        betas = _betas(self)
+        return rescale_zero_terminal_snr(betas) if self.rescale_betas_zero_snr else betas
+
+    @cached_property
+    def alphas_cumprod(self) -> Float64:
+        """ᾱ_t = Π (1 − β_s), [num_train_timesteps]; the last is exactly 0 with rescale_betas_zero_snr."""
+        return np.cumprod(1.0 - self.betas)
+
+
+def _betas(schedule: Schedule) -> Float64:
+    T = schedule.num_train_timesteps
+    if schedule.trained_betas is not None:
+        return np.array(schedule.trained_betas, dtype=np.float64)
+    match schedule.beta_schedule:
+        case "linear":  # Ho et al. 2020, section 4
+            return np.linspace(schedule.beta_start, schedule.beta_end, T)
+        case "scaled_linear":  # Rombach et al. 2022, arXiv:2112.10752: linear in √β
+            return np.linspace(math.sqrt(schedule.beta_start), math.sqrt(schedule.beta_end), T) ** 2
+        case "squaredcos_cap_v2":
+            return cosine_betas(T)
+        case "sigmoid":  # GeoDiff, Xu et al. 2022, arXiv:2203.02923
+            sigmoid = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, T)))
+            betas: Float64 = sigmoid * (schedule.beta_end - schedule.beta_start) + schedule.beta_start
+            return betas
+
+
+def cosine_betas(T: int, max_beta: float = 0.999) -> Float64:
+    """β_t = min(1 − ᾱ(t+1)/ᾱ(t), 0.999) with ᾱ(s) = cos²((s + 0.008)/1.008 · π/2), s = t/T.
+
+    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. Shape: [T].
+    """
+    s = np.arange(T + 1) / T
+    alpha_bar = np.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+    betas: Float64 = np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+    return betas
+
+
+def rescale_zero_terminal_snr(betas: Float64) -> Float64:
+    """Shift and scale √ᾱ so that the last is 0 and the first stays. Lin et al. 2023, arXiv:2305.08891, algorithm 1."""
+    sqrt_alpha_bar = np.sqrt(np.cumprod(1.0 - betas))
+    first, last = sqrt_alpha_bar[0], sqrt_alpha_bar[-1]
+    alpha_bar = ((sqrt_alpha_bar - last) * first / (first - last)) ** 2
+    alphas = np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+    return 1.0 - alphas

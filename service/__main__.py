@@ -1,0 +1,232 @@
+"""python -m service: settings → weights → runner → engine → app → uvicorn."""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+import torch
+import uvicorn
+
+import service
+from model.backends.eager import EagerBackend, Precision, keeps_rows_apart
+from model.checkpoints import native
+from model.checkpoints.errors import CheckpointError
+from model.description import ModelDescription
+from model.noise import first_draw
+from model.rows import Row
+from model.runner import SlotRunner
+from model.samplers import sample_table
+from service import config, logs
+from service.app import create_app
+from service.config import Settings, SettingsError
+from service.engine import Engine
+from service.metrics import Metrics
+from service.served import Served, fingerprint_parts
+
+log = logging.getLogger("service")
+
+BOX = Path(__file__).parent.parent / "weights"  # the weights in the box
+
+
+class StartError(Exception):
+    """The program cannot start. The message is one line for the operator."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal first lets the engine finish what it has, while the server goes on listening."""
+
+    def __init__(self, uvicorn_config: uvicorn.Config, engine: Engine, drain_timeout: float) -> None:
+        super().__init__(uvicorn_config)
+        self._engine = engine
+        self._drain_timeout = drain_timeout
+        self._draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self._draining:
+            self._draining = True
+            log.info("draining: %s", signal.Signals(sig).name)
+            threading.Thread(target=self._drain, name="drain").start()
+        elif sig == signal.SIGINT:
+            self.force_exit = True
+
+    def _drain(self) -> None:
+        self._engine.drain()
+        if not self._engine.wait_idle(self._drain_timeout):
+            log.warning("not all requests were done within %g s", self._drain_timeout)
+        self._engine.close()
+        self.should_exit = True
+
+
+def main() -> None:
+    began = time.monotonic()
+    _arguments()
+    logs.configure()
+    try:
+        settings = config.read()
+        refuse_workers()
+        for name in config.unknown():
+            log.warning("%s is set, and is no setting", name)
+        listener = listen(settings)
+        engine, served, metrics = build(settings)
+    except (SettingsError, StartError, CheckpointError) as error:
+        sys.exit(f"stepwise: {error}")
+    uvicorn_config = uvicorn.Config(
+        create_app(engine, served, settings, metrics),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        proxy_headers=settings.forwarded_allow_ips is not None,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+    )
+    host, port = listener.getsockname()[:2]
+    threading.Thread(target=_announce, args=(engine, served, host, port, began), daemon=True).start()
+    Server(uvicorn_config, engine, settings.drain_timeout).run(sockets=[listener])
+
+
+def refuse_workers() -> None:
+    """Refuse what makes uvicorn start several processes.
+
+    Raises:
+        StartError: where WEB_CONCURRENCY asks for more than one.
+    """
+    if os.environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
+        raise StartError(f"WEB_CONCURRENCY={os.environ['WEB_CONCURRENCY']}: {_ONE_PROCESS}")
+
+
+def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
+    """Load the weights and put the engine together.
+
+    Raises:
+        StartError, CheckpointError: for what cannot be served.
+    """
+    device = choose_device(settings.device)
+    torch.set_num_threads(settings.threads or config.available_cores())
+    network, model = native.load(find_weights(settings.weights))
+    if model.image_shape[0] not in (1, 3):
+        raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
+
+    on_cuda = device.type == "cuda"
+    auto: Precision = "bfloat16" if on_cuda else "float32"
+    precision = auto if settings.precision == "auto" else settings.precision
+    backend = EagerBackend(network, device, precision, settings.max_batch or (32 if on_cuda else 8))
+    no_label = 0 if model.num_classes is None else model.num_classes
+    runner = SlotRunner(backend, model.image_shape, no_label, slots=backend.widths[-1])
+
+    served = Served(
+        model=model,
+        device=str(device),
+        fingerprint_parts=fingerprint_parts(model, backend.fingerprint, torch.__version__),
+        reproducible=keeps_rows_apart(backend, model.image_shape),
+        first_draw=first_draw,
+    )
+    metrics = Metrics()
+    engine = Engine(runner, probe_row(model), settings.max_queue, metrics)
+    metrics.watch(engine, served)
+    return engine, served, metrics
+
+
+def probe_row(model: ModelDescription) -> Row:
+    """A row of few steps that shows that the model works."""
+    steps = min(2, model.schedule.num_train_timesteps)
+    return Row(sample_table(model.schedule, "ddim", steps), seed=0)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a DEVICE setting.
+
+    Raises:
+        StartError: for a CUDA device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise StartError(f"STEPWISE_DEVICE={name}: this machine, or this build of torch, has no CUDA device")
+    index = int(name.partition(":")[2] or 0)
+    if index >= count:
+        raise StartError(f"STEPWISE_DEVICE={name}: the CUDA devices are cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", index)
+
+
+def find_weights(name: str) -> Path:
+    """The folder of a WEIGHTS setting: a folder, a weights file in it, or a name in the box.
+
+    Raises:
+        StartError: where there is none.
+    """
+    path = Path(name).expanduser()
+    for folder in (path, path.parent if path.is_file() else path, BOX / name):
+        if native.is_native(folder):
+            return folder
+    in_the_box = sorted(folder.name for folder in BOX.iterdir() if native.is_native(folder)) if BOX.is_dir() else []
+    what = (
+        f"is no folder with {native.CONFIG} and {native.WEIGHTS}" if path.exists() else "is neither a file nor a folder"
+    )
+    raise StartError(f"STEPWISE_WEIGHTS={name} {what}; in the box: {', '.join(in_the_box) or 'nothing'}")
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Bind the address now, so that a taken port is told before the weights are loaded.
+
+    Raises:
+        StartError: where it cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
+    return listener
+
+
+def _announce(engine: Engine, served: Served, host: str, port: int, began: float) -> None:
+    while engine.status == "loading":
+        time.sleep(0.02)
+    if engine.status == "ready":
+        shown = f"[{host}]" if ":" in host else host
+        log.info(
+            "ready at http://%s:%d, serving %s on %s, %.1f s after the start",
+            shown,
+            port,
+            served.model.name,
+            served.device,
+            time.monotonic() - began,
+        )
+
+
+_ONE_PROCESS = (
+    "one process owns one device, so several workers are refused: "
+    "run one process a device behind a load balancer, each with its own STEPWISE_PORT"
+)
+
+
+def _arguments() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve a diffusion U-Net over HTTP. All settings come from the environment.",
+        epilog=f"settings, and their defaults:\n{config.usage()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"stepwise {service.__version__}")
+    _, unknown = parser.parse_known_args()
+    if any(argument.startswith("--workers") for argument in unknown):
+        parser.error(_ONE_PROCESS)
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}: settings come from the environment, see --help")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Every error that a client can be told of, and the one map from errors to answers.
+
+    ServiceError
+    ├── Unauthorized          401
+    ├── NotAcceptable         406
+    ├── BodyTooLarge          413
+    ├── UnsupportedMedia      415
+    ├── Invalid               422
+    ├── ComputationFailed     500
+    ├── Unavailable           503, Retry-After
+    │   ├── Loading
+    │   ├── Draining
+    │   ├── Failed
+    │   └── QueueFull
+    └── DeadlinePassed        504
+
+Answers are problem documents, RFC 9457. Messages are written for the client, and name nothing of the server.
+"""
+
+import http
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from starlette.responses import JSONResponse
+
+
+class FieldError(TypedDict):
+    """One invalid field: where it is, and what is wrong with it."""
+
+    loc: list[str | int]
+    msg: str
+
+
+class ServiceError(Exception):
+    """The root. The message is one sentence or more for the client."""
+
+
+class Unauthorized(ServiceError):
+    pass
+
+
+class NotAcceptable(ServiceError):
+    pass
+
+
+class BodyTooLarge(ServiceError):
+    pass
+
+
+class UnsupportedMedia(ServiceError):
+    pass
+
+
+class Invalid(ServiceError):
+    """Input that cannot be served, field by field."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__("; ".join(_sentence(error) for error in errors))
+        self.errors = list(errors)
+
+    @classmethod
+    def field(cls, name: str, msg: str) -> "Invalid":
+        return cls([{"loc": [name], "msg": msg}])
+
+
+class ComputationFailed(ServiceError):
+    """This request's own forward passes failed, or its image is not finite."""
+
+
+class Unavailable(ServiceError):
+    """Not now.
+
+    Attributes:
+        retry_after: seconds after which it makes sense to ask again.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Loading(Unavailable):
+    pass
+
+
+class Draining(Unavailable):
+    pass
+
+
+class Failed(Unavailable):
+    pass
+
+
+class QueueFull(Unavailable):
+    pass
+
+
+class DeadlinePassed(ServiceError):
+    pass
+
+
+STATUS: dict[type[ServiceError], int] = {
+    Unauthorized: 401,
+    NotAcceptable: 406,
+    BodyTooLarge: 413,
+    UnsupportedMedia: 415,
+    Invalid: 422,
+    ComputationFailed: 500,
+    Unavailable: 503,
+    DeadlinePassed: 504,
+}
+
+
+def answer(error: ServiceError) -> JSONResponse:
+    """The problem document of an error."""
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    headers: dict[str, str] = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooLarge):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return problem(status, str(error), headers, error.errors if isinstance(error, Invalid) else None)
+
+
+def problem(
+    status: int, detail: str, headers: Mapping[str, str] | None = None, errors: Sequence[FieldError] | None = None
+) -> JSONResponse:
+    """A problem document."""
+    document = {"type": "about:blank", "title": _title(status), "status": status, "detail": detail}
+    if errors is not None:
+        document["errors"] = list(errors)
+    return JSONResponse(
+        document, status, {"Cache-Control": "no-store", **(headers or {})}, media_type="application/problem+json"
+    )
+
+
+def _title(status: int) -> str:
+    try:
+        return http.HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def _sentence(error: FieldError) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    return f"{where}: {error['msg']}" if where else error["msg"]

@@ -1,0 +1,140 @@
+"""The routes that make images: /sample, /denoise, /noise. Read → plan → draw → encode → respond."""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import openapi
+from service.answers import JSON, NPY, PNG, ZIP, encode, etag, matches, negotiate, respond
+from service.config import Settings
+from service.engine import Engine, Finished
+from service.errors import Invalid
+from service.images import decode, encode_npy, encode_png16
+from service.middleware import CLIENT_LEFT
+from service.planning import Plan, noised, plan_denoise, plan_sample
+from service.reading import read_json, read_query, read_upload
+from service.schemas import DenoiseRequest, NoiseRequest, SampleRequest
+from service.served import Served
+
+_NEVER_STORE = {"Cache-Control": "no-store"}
+_SAMPLE_MEDIA = (PNG, JSON, ZIP)
+_SAMPLE_VARY = {"Vary": "Accept"}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The routes' dependencies.
+
+    Attributes:
+        private: whether answers may only be cached for the one who asked.
+    """
+
+    engine: Engine
+    served: Served
+    settings: Settings
+
+    @property
+    def private(self) -> bool:
+        return bool(self.settings.api_keys)
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["images"])
+        router.add_api_route("/sample", self.sample, methods=["POST"], **openapi.SAMPLE)
+        router.add_api_route("/sample", self.sample_by_query, methods=["GET"], **openapi.SAMPLE_BY_QUERY)
+        router.add_api_route("/sample", self.sample_by_query, methods=["HEAD"], include_in_schema=False)
+        router.add_api_route("/denoise", self.denoise, methods=["POST"], **openapi.DENOISE)
+        router.add_api_route("/noise", self.noise, methods=["POST"], **openapi.NOISE)
+        return router
+
+    async def sample(self, request: Request) -> Response:
+        media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
+        body = await read_json(request, SampleRequest)
+        plan = plan_sample(body, self.served, self.settings.max_images, self.settings.timeout)
+        return await self._draw(request, plan, media_type, {**_NEVER_STORE, **_SAMPLE_VARY})
+
+    async def sample_by_query(self, request: Request) -> Response:
+        media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
+        query = request.query_params
+        wanted = query.getlist("model")
+        fields = read_query(type(query)([(k, v) for k, v in query.multi_items() if k != "model"]), SampleRequest)
+        if any(fingerprint != self.served.fingerprint for fingerprint in wanted):
+            raise Invalid.field("model", f"must be {self.served.fingerprint}, what answers here, and is {wanted[0]}")
+        plan = plan_sample(fields, self.served, self.settings.max_images, self.settings.timeout)
+
+        headers = {**_NEVER_STORE, **_SAMPLE_VARY}
+        if fields.seed is not None and media_type != JSON and self.served.reproducible:
+            tag = etag(plan, media_type)
+            headers = {"ETag": tag, "Cache-Control": self._cache_control(immutable=bool(wanted)), **_SAMPLE_VARY}
+            if matches(request.headers.get("if-none-match", ""), tag):
+                return Response(status_code=304, headers=headers)
+        if request.method == "HEAD":
+            if fields.seed is not None:
+                headers["X-Seed"] = str(fields.seed)
+            response = Response(headers=headers, media_type=media_type)
+            del response.headers["content-length"]  # known only once the image is drawn
+            return response
+        return await self._draw(request, plan, media_type, headers)
+
+    async def denoise(self, request: Request) -> Response:
+        fields, upload = await read_upload(request, DenoiseRequest)
+        offers = (PNG, JSON, NPY) if fields.output == "x0" else (NPY,)
+        media_type = negotiate(_accept(request), offers)
+        image = await run_in_threadpool(decode, upload, self.served.model.image_shape, fields.value_range)
+        plan = plan_denoise(fields, image, self.served, self.settings.timeout)
+        return await self._draw(request, plan, media_type, {**_NEVER_STORE, "Vary": "Accept"})
+
+    async def noise(self, request: Request) -> Response:
+        media_type = negotiate(_accept(request), (PNG, NPY))
+        fields, upload = await read_upload(request, NoiseRequest)
+        return await run_in_threadpool(self._noise, fields, upload, media_type)
+
+    def _noise(self, fields: NoiseRequest, upload: bytes, media_type: str) -> Response:
+        image = decode(upload, self.served.model.image_shape, fields.value_range)
+        noisy, seed = noised(fields, image, self.served)
+        headers = {"X-Seed": str(seed), "Vary": "Accept", **_NEVER_STORE}
+        if media_type == NPY:
+            return Response(encode_npy(noisy), headers=headers, media_type=NPY)
+        png, clipped = encode_png16(noisy, fields.value_range)
+        return Response(png, headers={**headers, "X-Clipped": f"{clipped:.6g}"}, media_type=PNG)
+
+    async def _draw(self, request: Request, plan: Plan, media_type: str, headers: Mapping[str, str]) -> Response:
+        future = self.engine.submit(plan.rows, plan.timeout_s)
+        finished = await _unless_client_leaves(request, future)
+        if finished is None:
+            return Response(status_code=CLIENT_LEFT)
+        encoded = await run_in_threadpool(encode, plan, finished, media_type, self.served, perf_counter)
+        return respond(plan, finished, encoded, headers)
+
+    def _cache_control(self, immutable: bool) -> str:
+        scope = "private, " if self.private else ""
+        return scope + ("max-age=31536000, immutable" if immutable else "max-age=3600")
+
+
+async def _unless_client_leaves(request: Request, future: Future[Finished]) -> Finished | None:
+    """Wait for a job; None where the client closes the connection first, which cancels the job."""
+    job = asyncio.wrap_future(future)
+    left = asyncio.ensure_future(_disconnect(request))
+    try:
+        either: set[asyncio.Future[Any]] = {job, left}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        return await job if job.done() else None
+    finally:
+        left.cancel()
+        job.cancel()  # no effect on a job that is done
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _accept(request: Request) -> str:
+    return ", ".join(request.headers.getlist("accept"))

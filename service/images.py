@@ -1,0 +1,169 @@
+"""Arrays ↔ PNG and .npy. Uploads are checked against what is expected before anything is decoded.
+
+Arrays are float32 [C, H, W]; −1 … 1 is the range of a clean image.
+"""
+
+import io
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL.PngImagePlugin import PngInfo
+
+from model.rows import Image
+from service.errors import Invalid
+
+UInt8 = NDArray[np.uint8]
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_NPY_MAGIC = b"\x93NUMPY"
+_CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3, 4: 2, 6: 4}  # grey, RGB, and both with alpha; 3 is a palette
+
+
+def to_uint8(x: Image) -> UInt8:
+    """Map [C, H, W] from −1 … 1 to 0 … 255, [H, W, C], rounding to the nearest as diffusers does."""
+    scaled = (x / 2 + 0.5).clip(0, 1).transpose(1, 2, 0) * 255
+    return scaled.round().astype(np.uint8)
+
+
+def contact_sheet(images: Sequence[Image]) -> Image:
+    """Lay images out row by row in ceil(√n) columns, without gaps; places left over are black."""
+    channels, height, width = images[0].shape
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    sheet = np.full((channels, rows * height, columns * width), -1, dtype=np.float32)
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        sheet[:, row * height : (row + 1) * height, column * width : (column + 1) * width] = image
+    return sheet
+
+
+def encode_png(x: Image, parameters: Mapping[str, object]) -> bytes:
+    """An 8-bit PNG, grey or RGB, with its recipe in the text chunk `parameters`."""
+    pixels = to_uint8(x)
+    text = PngInfo()
+    text.add_text("parameters", json.dumps(parameters, sort_keys=True))
+    file = io.BytesIO()
+    PillowImage.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG", pnginfo=text)
+    return file.getvalue()
+
+
+class DeepPng(NamedTuple):
+    """A 16-bit PNG, and the share of its values that had to be clipped."""
+
+    png: bytes
+    clipped: float
+
+
+def encode_png16(x: Image, value_range: float) -> DeepPng:
+    """A 16-bit PNG, grey or RGB, whose values 0 … 65535 stand for −value_range … value_range."""
+    clipped = float(np.mean(np.abs(x) > value_range))
+    scaled = (x.astype(np.float64) / (2 * value_range) + 0.5).clip(0, 1).transpose(1, 2, 0) * 65535
+    pixels = scaled.round().astype(np.uint16)[:, :, ::-1]  # OpenCV's order is BGR
+    _, png = cv2.imencode(".png", np.ascontiguousarray(pixels))
+    return DeepPng(png.tobytes(), clipped)
+
+
+def encode_npy(x: Image) -> bytes:
+    """A .npy file of float32 [C, H, W]."""
+    file = io.BytesIO()
+    np.save(file, x.astype(np.float32, copy=False), allow_pickle=False)
+    return file.getvalue()
+
+
+def decode(data: bytes, shape: tuple[int, int, int], value_range: float) -> Image:
+    """Read an uploaded PNG or .npy as float32 of `shape`, [C, H, W].
+
+    A PNG's values 0 … max stand for −value_range … value_range. Grey is widened to RGB, RGB with equal channels
+    narrowed to grey, opaque alpha dropped. An .npy has the model's own scale.
+
+    Raises:
+        Invalid: saying what was expected and what came.
+    """
+    if data.startswith(_PNG_MAGIC):
+        return _decode_png(data, shape, value_range)
+    if data.startswith(_NPY_MAGIC):
+        return _decode_npy(data, shape)
+    raise _invalid("must be a PNG or an .npy file, and is neither" if data else "is empty")
+
+
+def _decode_png(data: bytes, shape: tuple[int, int, int], value_range: float) -> Image:
+    channels, height, width = shape
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise _invalid("is a PNG without a header")
+    came_width, came_height, depth, colour_type = struct.unpack(">IIBB", data[16:26])
+    if (came_width, came_height) != (width, height):
+        raise _invalid(f"must be {width}x{height} pixels (width x height), and is {came_width}x{came_height}")
+    if depth not in (8, 16) or colour_type not in _CHANNELS_OF_COLOUR_TYPE:
+        kind = "a palette" if colour_type == 3 else f"{depth}-bit values"
+        raise _invalid(f"must be grey or RGB with 8 or 16 bits a channel, and has {kind}")
+    try:
+        with PillowImage.open(io.BytesIO(data), formats=["PNG"]) as png:
+            png.load()
+            transparent = "transparency" in png.info
+            pixels = np.asarray(png)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _invalid(f"is a PNG that cannot be read: {error}") from None
+    if transparent:
+        raise _invalid("must be opaque, and has a transparent colour")
+    if depth == 16 and colour_type != 0:
+        # Pillow has checked the file, but keeps 8 bits of 16 where there is more than one channel.
+        deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if deep is None or deep.dtype != np.uint16:
+            raise _invalid("is a PNG that cannot be read")
+        pixels = deep[:, :, [2, 1, 0, 3][: deep.shape[2]]]
+    values = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    largest = 2**depth - 1
+    if values.shape[2] in (2, 4):
+        if (values[:, :, -1] != largest).any():
+            raise _invalid("must be opaque, and has transparent pixels")
+        values = values[:, :, :-1]
+    values = _with_channels(values, channels)
+    scaled = (values.astype(np.float64) / largest * 2 - 1) * value_range
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _with_channels(values: NDArray[np.generic], channels: int) -> NDArray[np.generic]:
+    """Widen grey to RGB, or narrow RGB with equal channels to grey, [H, W, channels]."""
+    if channels == 3 and values.shape[2] == 1:
+        return values.repeat(3, axis=2)
+    if channels == 1 and values.shape[2] == 3:
+        if (values != values[:, :, :1]).any():
+            raise _invalid("must be grey, and has colours")
+        return values[:, :, :1]
+    return values
+
+
+def _decode_npy(data: bytes, shape: tuple[int, int, int]) -> Image:
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        came, fortran_order, dtype = read_header(file)
+    except (ValueError, KeyError, EOFError) as error:
+        raise _invalid(f"is an .npy file whose header cannot be read: {error}") from None
+    if dtype.hasobject:
+        raise _invalid("must be an .npy of float32, and holds pickled objects, which are never opened")
+    if dtype.newbyteorder("=") != np.float32 or came != shape:
+        raise _invalid(f"must be an .npy of float32 {list(shape)}, and is {dtype} {list(came)}")
+    body = data[file.tell() :]
+    expected = math.prod(shape) * 4
+    if len(body) != expected:
+        raise _invalid(f"must be an .npy with {expected} bytes of values, and has {len(body)}")
+    values = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C").astype(np.float32)
+    if not np.isfinite(values).all():
+        raise _invalid("must have finite values, and has NaN or infinity")
+    return values
+
+
+def _invalid(problem: str) -> Invalid:
+    return Invalid.field("image", problem)

@@ -1,0 +1,113 @@
+"""The routes for those who run the service: health, metrics, facts."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+import service
+from model.samplers import SAMPLERS
+from service.config import Settings
+from service.engine import Engine
+from service.errors import ServiceError
+from service.metrics import CONTENT_TYPE, Metrics
+from service.served import Served
+
+log = logging.getLogger(__name__)
+
+_PROBE_TIMEOUT = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """The routes' dependencies."""
+
+    engine: Engine
+    served: Served
+    settings: Settings
+    metrics: Metrics
+
+    def router(self) -> APIRouter:
+        router = APIRouter(tags=["operations"])
+        for path in ("/health/ready", "/health"):
+            router.add_api_route(path, self.ready, methods=["GET", "HEAD"], operation_id=f"ready{path.count('/')}")
+        router.add_api_route("/health/live", self.live, methods=["GET", "HEAD"], operation_id="live")
+        router.add_api_route("/metrics", self.read_metrics, methods=["GET"])
+        router.add_api_route("/info", self.info, methods=["GET"])
+        router.add_api_route("/", self.root, methods=["GET"], include_in_schema=False)
+        return router
+
+    async def live(self) -> Response:
+        """200 while the process can serve at all."""
+        return JSONResponse({"status": "live"}, headers={"Cache-Control": "no-store"})
+
+    async def ready(self) -> Response:
+        """200 only while a request would be served: warmed up, and a recent forward pass known to have worked."""
+        status = self.engine.status
+        if status in ("ready", "failed") and self.engine.in_doubt:
+            status = "ready" if await self._probe() else "failed"
+        return JSONResponse(
+            {"status": status, "model": self.served.model.name, "version": service.__version__},
+            200 if status == "ready" else 503,
+            {"Cache-Control": "no-store"} | ({} if status == "ready" else {"Retry-After": "2"}),
+        )
+
+    async def _probe(self) -> bool:
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self.engine.probe()), _PROBE_TIMEOUT)
+        except (ServiceError, TimeoutError) as error:
+            log.warning("the probe failed: %r", error)
+            return False
+        return True
+
+    async def read_metrics(self) -> Response:
+        """Prometheus text."""
+        return Response(self.metrics.exposition(), media_type=CONTENT_TYPE)
+
+    async def root(self) -> Response:
+        return RedirectResponse("docs")
+
+    async def info(self) -> Response:
+        """The model, what computes it, and what a request may ask for."""
+        served, model, settings = self.served, self.served.model, self.settings
+        parts = served.fingerprint_parts
+        channels, height, width = model.image_shape
+        return JSONResponse(
+            {
+                "version": service.__version__,
+                "model": {
+                    "name": model.name,
+                    "digest": model.digest,
+                    "architecture": model.architecture,
+                    "num_parameters": model.num_parameters,
+                    "prediction_type": model.schedule.prediction_type,
+                    "num_train_timesteps": model.schedule.num_train_timesteps,
+                    "image_shape": {"channels": channels, "height": height, "width": width},
+                    "num_classes": model.num_classes,
+                    "class_names": list(model.class_names) or None,
+                },
+                "samplers": list(SAMPLERS),
+                "recommended": {
+                    "sampler": model.recommended.sampler,
+                    "num_inference_steps": model.recommended.num_inference_steps,
+                    "guidance_scale": model.recommended.guidance_scale,
+                },
+                "limits": {
+                    "max_images": settings.max_images,
+                    "max_batch": max(self.engine.widths),
+                    "max_queue": settings.max_queue,
+                    "max_body": int(settings.max_body),
+                    "timeout_s": settings.timeout,
+                },
+                "device": served.device,
+                "backend": parts["backend"],
+                "precision": parts["precision"],
+                "fingerprint": served.fingerprint,
+                "fingerprint_parts": dict(parts),
+                "reproducible": served.reproducible,
+                "seconds_per_step": {str(width): s for width, s in sorted(self.engine.seconds_per_step.items())},
+            },
+            headers={"Cache-Control": "no-store"},
+        )

@@ -1,0 +1,256 @@
+"""What a valid request means for this model: defaults filled in, limits of the model checked, rows built.
+
+Pure functions. A plan's `recipes` say how to make each image again; its `canonical` form is the same for any two
+requests that ask for the same bytes.
+"""
+
+import hashlib
+import math
+import secrets
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.description import ModelDescription
+from model.rows import Image, Row
+from model.samplers import SAMPLERS, GridError, denoise_table, model_output_table, sample_table
+from service.errors import Invalid
+from service.schemas import MAX_SEED, DenoiseRequest, Label, NoiseRequest, SampleRequest
+from service.schemas import Request as AnyRequest
+from service.served import Served
+
+Parameters = dict[str, object]
+
+# Beyond this a noisy image is no image of any timestep; it keeps the network's arithmetic finite.
+_MAX_NOISY_VALUE = 1e4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A request, ready for the engine.
+
+    Attributes:
+        rows: one an image.
+        seeds: one an image.
+        parameters: the request with its defaults filled in.
+        recipes: for each image, all that is needed to make it again.
+        canonical: what decides the bytes of the whole answer.
+        timeout_s: seconds from now.
+    """
+
+    rows: list[Row]
+    seeds: list[int]
+    parameters: Parameters
+    recipes: list[Parameters]
+    canonical: Parameters
+    timeout_s: float
+
+
+def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout: float) -> Plan:
+    """Plan POST /sample.
+
+    Raises:
+        Invalid: naming the field, the value and what it may be.
+    """
+    model = served.model
+    n = request.num_images
+    if n > max_images:
+        raise Invalid.field("num_images", f"must be 1 to {max_images}, and is {n}")
+    seed = _seed(request.seed, n)
+    sampler = _sampler(request, model)
+    steps = request.num_inference_steps or model.recommended.num_inference_steps
+    _check_steps(steps, model)
+    if request.preview_every > steps:
+        raise Invalid.field("preview_every", f"must be 0 to {steps}, the steps, and is {request.preview_every}")
+    try:
+        table = sample_table(model.schedule, sampler, steps, request.eta)
+    except GridError as error:
+        raise Invalid.field("num_inference_steps", str(error)) from None
+
+    labels = _labels(request.class_label, n, model)
+    if request.guidance_scale is None:
+        scales = [1.0 if label is None else model.recommended.guidance_scale for label in labels]
+    else:
+        _check_guidance(request.guidance_scale, labels)
+        scales = [1.0 if label is None else float(request.guidance_scale) for label in labels]
+    rows = [
+        Row(table, seed + i, label=label, guidance_scale=scale)
+        for i, (label, scale) in enumerate(zip(labels, scales, strict=True))
+    ]
+
+    settings: Parameters = {"sampler": sampler, "num_inference_steps": steps, "eta": abs(float(request.eta))}
+    asked_label = labels if isinstance(request.class_label, list) else labels[0]
+    scale = float(request.guidance_scale or max(scales))
+    canonical = {"num_images": n, "seed": seed, **settings, "class_label": labels, "guidance_scale": scales}
+    timeout_s = _timeout(request, timeout)
+    return Plan(
+        rows=rows,
+        seeds=[row.seed for row in rows],
+        parameters={
+            "num_images": n,
+            "seed": seed,
+            **settings,
+            "class_label": asked_label,
+            "guidance_scale": scale,
+            "timeout_s": timeout_s,
+            "preview_every": request.preview_every,
+        },
+        recipes=[
+            {
+                "seed": row.seed,
+                **settings,
+                "class_label": row.label,
+                "guidance_scale": row.guidance_scale,
+                **_model_of(served),
+            }
+            for row in rows
+        ],
+        canonical={**canonical, **_model_of(served)},
+        timeout_s=timeout_s,
+    )
+
+
+def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout: float) -> Plan:
+    """Plan POST /denoise, with the image as float32 [C, H, W] in the model's own scale.
+
+    Raises:
+        Invalid: naming the field, the value and what it may be.
+    """
+    model = served.model
+    schedule, t = model.schedule, request.timestep
+    _check_timestep(t, model)
+    N = request.num_inference_steps
+    if max(1, t) < N:
+        raise Invalid.field("num_inference_steps", f"must be 1 to {max(1, t)} at timestep {t}, and is {N}")
+    seed = _seed(request.seed)
+    sampler = _sampler(request, model)
+    [label] = _labels(request.class_label, 1, model)
+    scale = 1.0 if request.guidance_scale is None else float(request.guidance_scale)
+    _check_guidance(scale, [label])
+
+    if request.scaling == "additive":
+        image = image * np.float32(math.sqrt(schedule.alphas_cumprod[t]))
+    if not (np.abs(image) <= _MAX_NOISY_VALUE).all():
+        raise Invalid.field("image", f"must have values of at most {_MAX_NOISY_VALUE:g} in the model's own scale")
+
+    match request.output:
+        case "model_output":
+            table = model_output_table(schedule, t)
+        case "previous":
+            table = denoise_table(schedule, sampler, t, N, request.eta).first()
+        case "x0":
+            table = denoise_table(schedule, sampler, t, N, request.eta)
+
+    settings: Parameters = {
+        "timestep": t,
+        "scaling": request.scaling,
+        "num_inference_steps": N,
+        "output": request.output,
+        "seed": seed,
+        "sampler": sampler,
+        "eta": abs(float(request.eta)),
+        "class_label": label,
+        "guidance_scale": scale,
+    }
+    digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+    recipe = {**settings, "image_sha256": digest, **_model_of(served)}
+    timeout_s = _timeout(request, timeout)
+    return Plan(
+        rows=[Row(table, seed, start=image, label=label, guidance_scale=scale)],
+        seeds=[seed],
+        parameters={**settings, "value_range": float(request.value_range), "timeout_s": timeout_s},
+        recipes=[recipe],
+        canonical=recipe,
+        timeout_s=timeout_s,
+    )
+
+
+def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, int]:
+    """The forward process: the noisy image, float32 [C, H, W], and the seed of its noise.
+
+    Raises:
+        Invalid: naming the field, the value and what it may be.
+    """
+    _check_timestep(request.timestep, served.model)
+    seed = _seed(request.seed)
+    alpha_bar = served.model.schedule.alphas_cumprod[request.timestep]
+    if request.scaling == "additive" and alpha_bar == 0:
+        raise Invalid.field("timestep", f"{request.timestep} is pure noise, which no additive noise level reaches")
+    noise = served.first_draw(seed, served.model.image_shape)
+    signal, sigma = (
+        (math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+        if request.scaling == "variance_preserving"
+        else (1.0, math.sqrt((1 - alpha_bar) / alpha_bar))
+    )
+    return np.float32(signal) * image + np.float32(sigma) * noise, seed
+
+
+def _model_of(served: Served) -> Parameters:
+    return {"model": served.model.name, "fingerprint": served.fingerprint}
+
+
+def _seed(seed: int | None, num_images: int = 1) -> int:
+    if seed is None:
+        return secrets.randbelow(2**32)
+    if seed > MAX_SEED + 1 - num_images:
+        raise Invalid.field("seed", f"must be 0 to {MAX_SEED + 1 - num_images} for {num_images} images, and is {seed}")
+    return seed
+
+
+def _sampler(request: AnyRequest, model: ModelDescription) -> str:
+    sampler = request.sampler or model.recommended.sampler
+    if request.sampler == "" or sampler not in SAMPLERS:
+        raise Invalid.field("sampler", f"must be one of {', '.join(SAMPLERS)}, and is {request.sampler!r}")
+    if request.eta and not SAMPLERS[sampler].takes_eta:
+        raise Invalid.field("eta", f"must be 0 with {sampler}, and is {request.eta:g}; it is for ddim")
+    return sampler
+
+
+def _check_steps(steps: int, model: ModelDescription) -> None:
+    T = model.schedule.num_train_timesteps
+    if steps > T:
+        raise Invalid.field("num_inference_steps", f"must be 1 to {T}, and is {steps}")
+
+
+def _check_timestep(timestep: int, model: ModelDescription) -> None:
+    T = model.schedule.num_train_timesteps
+    if timestep >= T:
+        raise Invalid.field("timestep", f"must be 0 to {T - 1}, and is {timestep}")
+
+
+def _labels(label: Label | list[Label], num_images: int, model: ModelDescription) -> list[int | None]:
+    """The class of each image, by index."""
+    if not isinstance(label, list):
+        return [_label(label, model)] * num_images
+    if len(label) != num_images:
+        raise Invalid.field("class_label", f"must be one label, or {num_images} in a list, and is {len(label)}")
+    return [_label(one, model) for one in label]
+
+
+def _label(label: Label, model: ModelDescription) -> int | None:
+    if label is None:
+        return None
+    if model.num_classes is None:
+        raise Invalid.field("class_label", f"must be null: this model has no classes, and the label is {label!r}")
+    if label in model.class_names:
+        return model.class_names.index(str(label))
+    if isinstance(label, str) and label.isascii() and label.isdigit() and len(label) < 10:
+        label = int(label)
+    if isinstance(label, int) and 0 <= label < model.num_classes:
+        return label
+    names = f", or one of {', '.join(model.class_names[:20])}" if model.class_names else ""
+    more = ", …" if len(model.class_names) > 20 else ""
+    raise Invalid.field("class_label", f"must be 0 to {model.num_classes - 1}{names}{more}, and is {label!r}")
+
+
+def _check_guidance(scale: float, labels: list[int | None]) -> None:
+    if scale > 1 and all(label is None for label in labels):
+        raise Invalid.field("guidance_scale", f"must be 1 without a class_label, and is {scale:g}")
+
+
+def _timeout(request: AnyRequest, timeout: float) -> float:
+    if request.timeout_s is None:
+        return timeout
+    if request.timeout_s > timeout:
+        raise Invalid.field("timeout_s", f"must be at most {timeout:g}, and is {request.timeout_s:g}")
+    return float(request.timeout_s)

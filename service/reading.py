@@ -1,0 +1,132 @@
+"""Requests as they come in: JSON, queries and forms → the models of schemas.py."""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData, QueryParams, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from service.errors import FieldError, Invalid, UnsupportedMedia
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_MAX_FORM_FIELDS = 32
+
+
+async def read_json(request: Request, model: type[Model]) -> Model:
+    """Read a JSON body. An empty body is `{}`."""
+    return validated(model, await _json_object(request))
+
+
+def read_query(query: QueryParams, model: type[Model]) -> Model:
+    """Read query parameters. One that is given several times is a list."""
+    return _from_text(model, query.multi_items())
+
+
+async def read_upload(request: Request, model: type[Model]) -> tuple[Model, bytes]:
+    """Read an image and the fields beside it: a form with a file part, or JSON with base64."""
+    match _media_type(request):
+        case "multipart/form-data":
+            try:
+                form = await request.form(max_files=1, max_fields=_MAX_FORM_FIELDS, max_part_size=2**16)
+            except HTTPException as error:  # starlette's own, of a broken form
+                raise Invalid.field("body", f"is not a readable form: {error.detail}") from None
+            image = await _file_part(form)
+            fields = [(key, value) for key, value in form.multi_items() if isinstance(value, str)]
+            return _from_text(model, fields), image
+        case "application/json" | "":
+            values = await _json_object(request)
+            if "image" not in values:
+                raise Invalid.field("image", "is required: a PNG or .npy file, in base64")
+            image_text = values.pop("image")
+            return validated(model, values), _from_base64(image_text)
+        case other:
+            raise UnsupportedMedia(f"the body must be multipart/form-data or application/json, and is {other}")
+
+
+def validated(model: type[Model], values: Mapping[str, object]) -> Model:
+    """Check values against a model, strictly.
+
+    Raises:
+        Invalid: naming each field, its value and what it may be.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise Invalid([_field_error(e["type"], e["loc"], e["msg"], e["input"]) for e in error.errors()]) from None
+
+
+def _from_text(model: type[Model], items: list[tuple[str, str]]) -> Model:
+    values: dict[str, object] = {}
+    for key, text in items:
+        field = model.model_fields.get(key)
+        value = _number(text) if field is not None and key != "class_label" and key != "sampler" else text
+        if key not in values:
+            values[key] = value
+        elif key == "class_label":
+            known = values[key]
+            values[key] = [*known, value] if isinstance(known, list) else [known, value]
+        else:
+            raise Invalid.field(key, "is given twice")
+    return validated(model, values)
+
+
+def _number(text: str) -> int | float | str:
+    """The number that decimal text stands for; other text as it is."""
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if len(text) < 64 and _NUMBER.fullmatch(text) else text
+
+
+async def _json_object(request: Request) -> dict[str, object]:
+    if (media_type := _media_type(request)) not in ("application/json", ""):
+        raise UnsupportedMedia(f"the body must be application/json, and is {media_type}")
+    body = await request.body()
+    try:
+        values = json.loads(body) if body else {}
+    except (ValueError, RecursionError) as error:
+        raise Invalid.field("body", f"is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise Invalid.field("body", "must be a JSON object")
+    return values
+
+
+async def _file_part(form: FormData) -> bytes:
+    part = form.get("image")
+    if isinstance(part, UploadFile):
+        return await part.read()
+    names = [key for key, value in form.multi_items() if isinstance(value, UploadFile)]
+    found = f"; the form has the file part {names[0]!r}" if names else "; the form has no file part"
+    raise Invalid.field("image", f"is required, as a file part{found}")
+
+
+def _from_base64(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise Invalid.field("image", "must be a string: a PNG or .npy file, in base64")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Invalid.field("image", f"is not valid base64: {error}") from None
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def _field_error(kind: str, loc: tuple[int | str, ...], msg: str, value: object) -> FieldError:
+    if kind == "extra_forbidden":
+        msg = "there is no such field"
+    elif kind == "missing":
+        msg = "is required"
+    else:
+        shown = json.dumps(value, default=str)
+        msg = f"{msg}, and is {shown if len(shown) <= 80 else shown[:77] + '...'}"
+    return {"loc": list(loc), "msg": msg}

