@@ -73,7 +73,7 @@ class Schedule(BaseModel):
     @cached_property
     def alphas_cumprod(self) -> Float64:
         """ᾱ_t = Π (1 − β_s), [num_train_timesteps]; the last is exactly 0 with rescale_betas_zero_snr."""
-        return np.cumprod(1.0 - self.betas)
+        return np.cumprod(1.0 - self.betas, dtype=np.float64)
 
 
 def _betas(schedule: Schedule) -> Float64:

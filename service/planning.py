@@ -15,7 +15,7 @@ from model.description import ModelDescription
 from model.rows import Image, Row
 from model.samplers import SAMPLERS, GridError, denoise_table, model_output_table, sample_table
 from service.errors import Invalid
-from service.schemas import MAX_SEED, DenoiseRequest, Label, NoiseRequest, SampleRequest
+from service.schemas import MAX_SEED, DenoiseRequest, Label, Labels, NoiseRequest, SampleRequest
 from service.schemas import Request as AnyRequest
 from service.served import Served
 
@@ -218,7 +218,7 @@ def _check_timestep(timestep: int, model: ModelDescription) -> None:
         raise Invalid.field("timestep", f"must be 0 to {T - 1}, and is {timestep}")
 
 
-def _labels(label: Label | list[Label], num_images: int, model: ModelDescription) -> list[int | None]:
+def _labels(label: Labels, num_images: int, model: ModelDescription) -> list[int | None]:
     """The class of each image, by index."""
     if not isinstance(label, list):
         return [_label(label, model)] * num_images

@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -61,7 +64,7 @@ def validated(model: type[Model], values: Mapping[str, object]) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise Invalid([_field_error(e["type"], e["loc"], e["msg"], e["input"]) for e in error.errors()]) from None
+        raise Invalid([_field_error(model, e) for e in error.errors()]) from None
 
 
 def _from_text(model: type[Model], items: list[tuple[str, str]]) -> Model:
@@ -121,12 +124,27 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def _field_error(kind: str, loc: tuple[int | str, ...], msg: str, value: object) -> FieldError:
-    if kind == "extra_forbidden":
-        msg = "there is no such field"
-    elif kind == "missing":
-        msg = "is required"
-    else:
-        shown = json.dumps(value, default=str)
-        msg = f"{msg}, and is {shown if len(shown) <= 80 else shown[:77] + '...'}"
-    return {"loc": list(loc), "msg": msg}
+def _field_error(model: type[BaseModel], error: ErrorDetails) -> FieldError:
+    loc = list(error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            return {"loc": loc, "msg": "there is no such field"}
+        case "missing":
+            return {"loc": loc, "msg": "is required"}
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            expected = _bounds(model.model_fields[str(loc[0])])
+        case _:
+            expected = error["msg"].replace("Input should be", "must be")
+    value = json.dumps(error["input"], default=str)
+    return {"loc": loc, "msg": f"{expected}, and is {value if len(value) <= 80 else value[:77] + '...'}"}
+
+
+def _bounds(field: FieldInfo) -> str:
+    """The range that a field's value must lie in."""
+    bounds = {type(bound): bound for bound in field.metadata}
+    low, above, high = bounds.get(Ge), bounds.get(Gt), bounds.get(Le)
+    if low and high:
+        return f"must be {low.ge} to {high.le}"
+    if low:
+        return f"must be at least {low.ge}"
+    return f"must be more than {above.gt}" if above else "is out of range"

@@ -6,11 +6,31 @@ forms is turned into numbers first (reading.py).
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
 
-Label = int | str | None
+
+# Checked ahead of the unions, whose own errors would come once for each of their members.
+def _is_label(value: object) -> bool:
+    return value is None or (isinstance(value, int | str) and not isinstance(value, bool))
+
+
+def _check_label(value: object) -> object:
+    if not _is_label(value):
+        raise PydanticCustomError("label", "must be an integer, a name or null")
+    return value
+
+
+def _check_labels(value: object) -> object:
+    if not all(_is_label(label) for label in (value if isinstance(value, list) else [value])):
+        raise PydanticCustomError("labels", "must be an integer, a name, null, or a list of these")
+    return value
+
+
+Label = Annotated[int | str | None, BeforeValidator(_check_label)]
+Labels = Annotated[int | str | list[int | str | None] | None, BeforeValidator(_check_labels)]
 
 
 class Request(BaseModel):
@@ -34,9 +54,7 @@ class SampleRequest(Request):
 
     num_images: int = Field(1, ge=1, description="image i is the image of seed + i; at most MAX_IMAGES")
     num_inference_steps: int | None = Field(None, ge=1, description="null is the weights' recommendation")
-    class_label: Annotated[
-        Label | list[Label], Field(description="a class by index or name, null for none, or a list: one an image")
-    ] = None
+    class_label: Labels = Field(None, description="a class by index or name, null for none, or a list: one an image")
     preview_every: int = Field(0, ge=0, description="with text/event-stream: a preview each so many steps")
 
 

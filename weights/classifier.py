@@ -1,0 +1,63 @@
+"""A small classifier of digits: the judge of weights/quality.py."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from weights.data import Split
+
+EPOCHS = 10
+BATCH_SIZE = 100
+LEARNING_RATE = 4e-3  # at its highest
+MAX_SHIFT = 2  # pixels, each way
+
+
+class Classifier(nn.Module):
+    """Three convolutions, each halving the image, then 64 features and a logit for each digit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_stage(1, 32), *_stage(32, 64), *_stage(64, 64), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 4 * 4, 64)
+        )
+        self.head = nn.Linear(64, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map digits [B, 1, 32, 32] in −1 … 1 to [B, 64]."""
+        return F.relu(self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map digits [B, 1, 32, 32] in −1 … 1 to logits [B, 10]."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+def _stage(in_ch: int, out_ch: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(in_ch, out_ch, 3, padding=1), nn.BatchNorm2d(out_ch), nn.ReLU(), nn.MaxPool2d(2)
+
+
+def train(split: Split, seed: int) -> Classifier:
+    """Train on the training split alone, shifted at random. Return the classifier, ready to judge."""
+    torch.manual_seed(seed)
+    classifier = Classifier().train()
+    steps_an_epoch = -(-len(split.train_x) // BATCH_SIZE)
+    optimiser = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, EPOCHS * steps_an_epoch)
+    with tqdm(desc="training the classifier", total=schedule.total_steps, unit="step", mininterval=2) as bar:
+        for _ in range(EPOCHS):
+            for chosen in torch.randperm(len(split.train_x)).split(BATCH_SIZE):
+                logits = classifier(_shifted(split.train_x[chosen]))
+                loss = F.cross_entropy(logits, split.train_y[chosen])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                bar.update()
+    return classifier.requires_grad_(False).eval()
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """Move each image [C, H, W] of x by up to MAX_SHIFT pixels; the black border is wider than that."""
+    shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (len(x), 2)).tolist()
+    return torch.stack([image.roll(tuple(shift), (1, 2)) for image, shift in zip(x, shifts, strict=True)])

@@ -1,0 +1,183 @@
+"""Judge the digits that the weights in the box draw.
+
+    python -m weights.quality weights/digits
+
+Draws 1,000 digits, 100 a class, at the recommended settings or at others, and shows a classifier the 8-bit pixels that
+a client would get. Two figures come out: how often it sees the digit that was asked for, and the Fréchet distance
+between the drawn and all held-out digits, as a multiple of the distance between the two halves of the held-out. At the
+recommended settings the command fails where a figure is worse than it should be.
+
+The classifier is trained on the training digits first, and kept in FOLDER/work for the next time.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from torch import Tensor
+from tqdm import tqdm
+
+from model.backends.eager import EagerBackend
+from model.checkpoints import native
+from model.checkpoints.errors import CheckpointError
+from model.description import Recommended
+from model.rows import Forward, Row
+from model.runner import SlotRunner
+from model.samplers import SAMPLERS, GridError, sample_table
+from service.images import UInt8, to_uint8
+from weights import classifier, data
+from weights.classifier import Classifier
+from weights.train import Training
+
+Float64 = NDArray[np.float64]
+
+CLASSES, PER_CLASS = 10, 100
+LEAST_ACCURACY = 0.98
+MOST_HALVES = 1.5
+SHEET_COLUMNS = 16
+WIDTH = 64  # rows of one forward pass
+
+
+def draw(folder: Path, settings: Recommended, seed: int) -> UInt8:
+    """Draw digits as the service does, [CLASSES * PER_CLASS, H, W]; digit i has the label i % 10 and seed + i."""
+    network, model = native.load(folder)
+    table = sample_table(model.schedule, settings.sampler, settings.num_inference_steps)
+    backend = EagerBackend(network, torch.device("cpu"), "float32", WIDTH)
+    runner = SlotRunner(backend, model.image_shape, no_label=CLASSES, slots=WIDTH)
+    rows = [
+        Row(table, seed + i, label=i % CLASSES, guidance_scale=settings.guidance_scale)
+        for i in range(CLASSES * PER_CLASS)
+    ]
+    branches = range(rows[0].forwards_per_step)
+    at_once = WIDTH // len(branches)
+
+    pixels = []
+    with tqdm(desc="drawing", total=len(rows), unit="digit") as bar:
+        for first in range(0, len(rows), at_once):
+            slots = [runner.admit(row) for row in rows[first : first + at_once]]
+            for _ in range(len(table)):
+                runner.step([Forward(slot, branch) for slot in slots for branch in branches])
+            for slot in slots:
+                pixels.append(to_uint8(runner.read(slot).x)[:, :, 0])
+                runner.release(slot)
+            bar.update(len(slots))
+    return np.stack(pixels)
+
+
+def judge(folder: Path, data_file: Path, split: data.Split, seed: int) -> Classifier:
+    """The classifier of a seed: from FOLDER/work if it was trained there on the same data by the same recipe."""
+    path = folder / "work" / "classifier.pt"
+    parts = (Path(classifier.__file__).read_bytes(), data_file.read_bytes(), str(seed).encode())
+    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        if saved["key"] == key:
+            print(f"classifier: trained before with seed {seed}, read from {path}")
+            kept = Classifier()
+            kept.load_state_dict(saved["classifier"])
+            return kept.requires_grad_(False).eval()
+    trained = classifier.train(split, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"classifier": trained.state_dict(), "key": key}, path)
+    print(f"classifier: trained with seed {seed}, kept in {path}")
+    return trained
+
+
+def accuracy(judge: Classifier, x: Tensor, labels: Tensor) -> float:
+    """The share of digits x [N, 1, H, W] that are seen as their labels [N]."""
+    with torch.inference_mode():
+        seen = torch.cat([judge(part).argmax(1) for part in x.split(WIDTH)])
+    return float((seen == labels).double().mean())
+
+
+def features(judge: Classifier, x: Tensor) -> Float64:
+    """The classifier's features of digits x [N, 1, H, W], [N, 64]."""
+    with torch.inference_mode():
+        return torch.cat([judge.features(part) for part in x.split(WIDTH)]).double().numpy()
+
+
+def frechet_distance(a: Float64, b: Float64) -> float:
+    """The Fréchet distance between Gaussians fitted to features a [N, D] and b [M, D].
+
+    |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2·(Σ_a Σ_b)^½), Heusel et al. 2017, arXiv:1706.08500, eq. 6. The product under the
+    root has the eigenvalues of Σ_a^½ Σ_b Σ_a^½, which is symmetric.
+    """
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(cov_a)
+    root_a = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    of_product = np.linalg.eigvalsh(root_a @ cov_b @ root_a).clip(0)
+    trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(of_product).sum()
+    return float(((mean_a - mean_b) ** 2).sum() + trace)
+
+
+def save_sheet(path: Path, pixels: UInt8) -> None:
+    """Save the first digits of each class, one class a row, as they were drawn: none is picked or left out."""
+    N, H, W = pixels.shape
+    by_class = pixels.reshape(N // CLASSES, CLASSES, H, W)[:SHEET_COLUMNS]
+    sheet = by_class.transpose(1, 2, 0, 3).reshape(CLASSES * H, -1)
+    PillowImage.fromarray(sheet).save(path)
+    print(f"sheet: {path}")
+
+
+def main() -> None:
+    args = _arguments()
+    folder: Path = args.folder
+    data_file = folder / Training.read(folder / "training.toml").data
+    if not data_file.exists():
+        sys.exit(f"{data_file} is missing: run `make data` first")
+    try:
+        recommended = Recommended(**native.read_config(folder).recommended.model_dump())
+        settings = Recommended(
+            args.sampler or recommended.sampler,
+            args.steps or recommended.num_inference_steps,
+            args.guidance or recommended.guidance_scale,
+        )
+        split = data.load(data_file)
+        classifier = judge(folder, data_file, split, args.seed)
+        pixels = draw(folder, settings, args.seed)
+    except (CheckpointError, GridError) as error:
+        sys.exit(f"quality: {error}")
+    if args.sheet:
+        save_sheet(args.sheet, pixels)
+
+    drawn = torch.from_numpy(pixels).float()[:, None] / 127.5 - 1
+    on_real = accuracy(classifier, split.held_out_x, split.held_out_y)
+    on_drawn = accuracy(classifier, drawn, torch.arange(len(drawn)) % CLASSES)
+    held_out = features(classifier, split.held_out_x)
+    middle = len(held_out) // 2
+    distance = frechet_distance(features(classifier, drawn), held_out)
+    halves = frechet_distance(held_out[:middle], held_out[middle:])
+    print(f"""
+{settings.sampler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, \
+seeds {args.seed} to {args.seed + len(drawn) - 1}
+
+label accuracy of {len(drawn):,} drawn digits          {on_drawn:8.2%}   should be at least {LEAST_ACCURACY:.0%}
+  of {len(held_out):,} held-out digits                 {on_real:8.2%}
+Fréchet distance, drawn to held-out          {distance:8.2f}
+  of the two halves of the held-out          {halves:8.2f}
+  the first divided by the second            {distance / halves:8.2f}   should be at most {MOST_HALVES}""")
+    if settings == recommended and (on_drawn < LEAST_ACCURACY or distance > MOST_HALVES * halves):
+        sys.exit("\nThe digits drawn at the recommended settings are worse than they should be.")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m weights.quality", description="Judge the digits that weights draw."
+    )
+    parser.add_argument("folder", type=Path, help="a folder of weights with training.toml, such as weights/digits")
+    parser.add_argument("--seed", type=int, default=0, help="of the first digit, and of the classifier (0)")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="instead of the recommended one")
+    parser.add_argument("--steps", type=int, help="instead of the recommended number")
+    parser.add_argument("--guidance", type=float, help="instead of the recommended scale; 1 is off")
+    parser.add_argument("--sheet", type=Path, metavar="PATH.png", help="save 16 drawn digits of each class, unselected")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
