@@ -51,13 +51,13 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self._draining:
             self._draining = True
-            log.info("draining: %s", signal.Signals(sig).name)
-            threading.Thread(target=self._drain, name="drain").start()
+            threading.Thread(target=self._drain, args=(signal.Signals(sig).name,), name="drain").start()
         elif sig == signal.SIGINT:
             self.force_exit = True
 
-    def _drain(self) -> None:
+    def _drain(self, signal_name: str) -> None:
         self._engine.drain()
+        log.info("%s: draining", signal_name)
         if not self._engine.wait_idle(self._drain_timeout):
             log.warning("not all requests were done within %g s", self._drain_timeout)
         self._engine.close()

@@ -166,10 +166,10 @@ class Engine:
     @property
     def status(self) -> Status:
         with self._state:
-            if self._stopped or not self._last_pass_worked:
-                return "failed"
             if self._draining:
                 return "draining"
+            if self._stopped or not self._last_pass_worked:
+                return "failed"
             return "ready" if self._warm else "loading"
 
     @property

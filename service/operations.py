@@ -73,7 +73,6 @@ class Operations:
         """The model, what computes it, and what a request may ask for."""
         served, model, settings = self.served, self.served.model, self.settings
         parts = served.fingerprint_parts
-        channels, height, width = model.image_shape
         return JSONResponse(
             {
                 "version": service.__version__,
@@ -82,12 +81,12 @@ class Operations:
                     "digest": model.digest,
                     "architecture": model.architecture,
                     "num_parameters": model.num_parameters,
-                    "prediction_type": model.schedule.prediction_type,
-                    "num_train_timesteps": model.schedule.num_train_timesteps,
-                    "image_shape": {"channels": channels, "height": height, "width": width},
-                    "num_classes": model.num_classes,
-                    "class_names": list(model.class_names) or None,
                 },
+                "prediction_type": model.schedule.prediction_type,
+                "num_train_timesteps": model.schedule.num_train_timesteps,
+                "image_shape": list(model.image_shape),
+                "num_classes": model.num_classes,
+                "class_names": list(model.class_names) or None,
                 "samplers": list(SAMPLERS),
                 "recommended": {
                     "sampler": model.recommended.sampler,
