@@ -7,11 +7,13 @@ from typing import Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model.checkpoints.errors import CheckpointError
 from model.description import ModelDescription, Recommended
+from model.samplers import SAMPLERS, GridError, sample_table
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
 
@@ -25,8 +27,8 @@ _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 class RecommendedConfig(BaseModel):
     model_config = _STRICT
 
-    sampler: Literal["ddim", "ddpm", "dpmpp_2m"] = "ddim"
-    num_inference_steps: int = Field(50, ge=1)
+    sampler: str = "ddim"
+    num_inference_steps: int | None = Field(None, ge=1, description="None: 50, or all where there are fewer")
     guidance_scale: float = Field(1.0, ge=1, le=20)
 
 
@@ -59,12 +61,24 @@ class NativeConfig(BaseModel):
             raise ValueError(f"class_names has {len(self.class_names)} names, and num_classes is {self.num_classes}")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class_names names a class twice")
-        if self.recommended.num_inference_steps > self.schedule.num_train_timesteps:
+        recommended = self.recommended_settings
+        if recommended.sampler not in SAMPLERS:
+            raise ValueError(f"recommended.sampler must be one of {', '.join(SAMPLERS)}, and is {recommended.sampler}")
+        if recommended.num_inference_steps > self.schedule.num_train_timesteps:
             raise ValueError(
-                f"recommended.num_inference_steps is {self.recommended.num_inference_steps}, "
+                f"recommended.num_inference_steps is {recommended.num_inference_steps}, "
                 f"and schedule.num_train_timesteps only {self.schedule.num_train_timesteps}"
             )
+        try:
+            sample_table(self.schedule, recommended.sampler, recommended.num_inference_steps)
+        except GridError as error:
+            raise ValueError(f"recommended.num_inference_steps: {error}") from None
         return self
+
+    @property
+    def recommended_settings(self) -> Recommended:
+        steps = self.recommended.num_inference_steps or min(50, self.schedule.num_train_timesteps)
+        return Recommended(self.recommended.sampler, steps, self.recommended.guidance_scale)
 
 
 def is_native(path: Path) -> bool:
@@ -84,7 +98,7 @@ def read_config(folder: Path) -> NativeConfig:
             raise CheckpointError(path, f"is larger than {_MAX_CONFIG_BYTES} bytes")
         return NativeConfig.model_validate(json.loads(path.read_bytes()))
     except ValidationError as error:
-        raise CheckpointError(path, "; ".join(_sentence(e["loc"], e["msg"]) for e in error.errors())) from error
+        raise CheckpointError(path, "; ".join(map(_sentence, error.errors()))) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(path, f"cannot be read: {error}") from error
 
@@ -138,7 +152,7 @@ def load(folder: Path) -> tuple[DiffusionUNet, ModelDescription]:
         class_names=config.class_names,
         num_parameters=sum(p.numel() for p in network.parameters()),
         schedule=config.schedule,
-        recommended=Recommended(**config.recommended.model_dump()),
+        recommended=config.recommended_settings,
     )
 
 
@@ -163,6 +177,14 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _sentence(loc: tuple[int | str, ...], msg: str) -> str:
-    field = ".".join(map(str, loc))
-    return f"{field}: {msg}" if field else msg
+def _sentence(error: ErrorDetails) -> str:
+    field = ".".join(map(str, error["loc"]))
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{field}: there is no such field"
+        case "missing":
+            return f"{field}: is required"
+        case "value_error":  # the validators' own sentences
+            message = error["msg"].removeprefix("Value error, ")
+            return f"{field}: {message}" if field else message
+    return f"{field}: {error['msg'].replace('Input should be', 'must be')}, and is {str(error['input'])[:80]}"
