@@ -26,3 +26,9 @@ def load(path: Path) -> Split:
     order = torch.from_numpy(np.random.default_rng(1).permutation(len(x)))
     train, held_out = order[: len(x) * 4 // 5], order[len(x) * 4 // 5 :]
     return Split(x[train], y[train], x[held_out], y[held_out])
+
+
+def shifted(x: Tensor, reach: int, rng: torch.Generator) -> Tensor:
+    """Move each image of x [N, C, H, W] by up to `reach` pixels each way; its black border must be that wide."""
+    shifts = torch.randint(-reach, reach + 1, (len(x), 2), generator=rng)
+    return torch.stack([image.roll(tuple(shift), (1, 2)) for image, shift in zip(x, shifts.tolist(), strict=True)])

@@ -13,19 +13,21 @@ The classifier is trained on the training digits first, and kept in FOLDER/work 
 import argparse
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.backends.eager import EagerBackend
 from model.checkpoints import native
 from model.checkpoints.errors import CheckpointError
-from model.description import Recommended
+from model.description import ModelDescription, Recommended
 from model.rows import Forward, Row
 from model.runner import SlotRunner
 from model.samplers import SAMPLERS, GridError, sample_table
@@ -43,9 +45,8 @@ SHEET_COLUMNS = 16
 WIDTH = 64  # rows of one forward pass
 
 
-def draw(folder: Path, settings: Recommended, seed: int) -> UInt8:
+def draw(network: nn.Module, model: ModelDescription, settings: Recommended, seed: int) -> UInt8:
     """Draw digits as the service does, [CLASSES * PER_CLASS, H, W]; digit i has the label i % 10 and seed + i."""
-    network, model = native.load(folder)
     table = sample_table(model.schedule, settings.sampler, settings.num_inference_steps)
     backend = EagerBackend(network, torch.device("cpu"), "float32", WIDTH)
     runner = SlotRunner(backend, model.image_shape, no_label=CLASSES, slots=WIDTH)
@@ -69,8 +70,8 @@ def draw(folder: Path, settings: Recommended, seed: int) -> UInt8:
     return np.stack(pixels)
 
 
-def judge(folder: Path, data_file: Path, split: data.Split, seed: int) -> Classifier:
-    """The classifier of a seed: from FOLDER/work if it was trained there on the same data by the same recipe."""
+def trained_judge(folder: Path, data_file: Path, split: data.Split, seed: int) -> Classifier:
+    """The classifier of a seed: from FOLDER/work where it was trained before, on the same data and in the same way."""
     path = folder / "work" / "classifier.pt"
     parts = (Path(classifier.__file__).read_bytes(), data_file.read_bytes(), str(seed).encode())
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
@@ -78,27 +79,26 @@ def judge(folder: Path, data_file: Path, split: data.Split, seed: int) -> Classi
         saved = torch.load(path, weights_only=True)
         if saved["key"] == key:
             print(f"classifier: trained before with seed {seed}, read from {path}")
-            kept = Classifier()
-            kept.load_state_dict(saved["classifier"])
-            return kept.requires_grad_(False).eval()
-    trained = classifier.train(split, seed)
+            judge = Classifier()
+            judge.load_state_dict(saved["classifier"])
+            return judge.requires_grad_(False).eval()
+    judge = classifier.train(split, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"classifier": trained.state_dict(), "key": key}, path)
+    torch.save({"classifier": judge.state_dict(), "key": key}, path)
     print(f"classifier: trained with seed {seed}, kept in {path}")
-    return trained
+    return judge
 
 
 def accuracy(judge: Classifier, x: Tensor, labels: Tensor) -> float:
     """The share of digits x [N, 1, H, W] that are seen as their labels [N]."""
     with torch.inference_mode():
-        seen = torch.cat([judge(part).argmax(1) for part in x.split(WIDTH)])
-    return float((seen == labels).double().mean())
+        return float((judge(x).argmax(1) == labels).double().mean())
 
 
 def features(judge: Classifier, x: Tensor) -> Float64:
     """The classifier's features of digits x [N, 1, H, W], [N, 64]."""
     with torch.inference_mode():
-        return torch.cat([judge.features(part) for part in x.split(WIDTH)]).double().numpy()
+        return judge.features(x).double().numpy()
 
 
 def frechet_distance(a: Float64, b: Float64) -> float:
@@ -114,6 +114,28 @@ def frechet_distance(a: Float64, b: Float64) -> float:
     of_product = np.linalg.eigvalsh(root_a @ cov_b @ root_a).clip(0)
     trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(of_product).sum()
     return float(((mean_a - mean_b) ** 2).sum() + trace)
+
+
+class Figures(NamedTuple):
+    """What the classifier sees: shares of digits seen as their labels, and Fréchet distances."""
+
+    accuracy_on_held_out: float
+    accuracy_on_drawn: float
+    halves: float
+    drawn_to_held_out: float
+
+
+def compare(judge: Classifier, split: data.Split, pixels: UInt8) -> Figures:
+    """Compare drawn digits [N, H, W] with the held-out, and the first half of the held-out with the second."""
+    drawn = torch.from_numpy(pixels).float()[:, None] / 127.5 - 1
+    held_out = features(judge, split.held_out_x)
+    middle = len(held_out) // 2
+    return Figures(
+        accuracy(judge, split.held_out_x, split.held_out_y),
+        accuracy(judge, drawn, torch.arange(len(drawn)) % CLASSES),
+        frechet_distance(held_out[:middle], held_out[middle:]),
+        frechet_distance(features(judge, drawn), held_out),
+    )
 
 
 def save_sheet(path: Path, pixels: UInt8) -> None:
@@ -132,51 +154,48 @@ def main() -> None:
     if not data_file.exists():
         sys.exit(f"{data_file} is missing: run `make data` first")
     try:
-        recommended = Recommended(**native.read_config(folder).recommended.model_dump())
-        settings = Recommended(
-            args.sampler or recommended.sampler,
-            args.steps or recommended.num_inference_steps,
-            args.guidance or recommended.guidance_scale,
-        )
+        network, model = native.load(folder)
+        given = {name: getattr(args, name) for name in ("sampler", "num_inference_steps", "guidance_scale")}
+        settings = replace(model.recommended, **{name: value for name, value in given.items() if value is not None})
         split = data.load(data_file)
-        classifier = judge(folder, data_file, split, args.seed)
-        pixels = draw(folder, settings, args.seed)
+        judge = trained_judge(folder, data_file, split, args.seed)
+        pixels = draw(network, model, settings, args.seed)
     except (CheckpointError, GridError) as error:
         sys.exit(f"quality: {error}")
     if args.sheet:
         save_sheet(args.sheet, pixels)
 
-    drawn = torch.from_numpy(pixels).float()[:, None] / 127.5 - 1
-    on_real = accuracy(classifier, split.held_out_x, split.held_out_y)
-    on_drawn = accuracy(classifier, drawn, torch.arange(len(drawn)) % CLASSES)
-    held_out = features(classifier, split.held_out_x)
-    middle = len(held_out) // 2
-    distance = frechet_distance(features(classifier, drawn), held_out)
-    halves = frechet_distance(held_out[:middle], held_out[middle:])
-    print(f"""
-{settings.sampler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, \
-seeds {args.seed} to {args.seed + len(drawn) - 1}
-
-label accuracy of {len(drawn):,} drawn digits          {on_drawn:8.2%}   should be at least {LEAST_ACCURACY:.0%}
-  of {len(held_out):,} held-out digits                 {on_real:8.2%}
-Fréchet distance, drawn to held-out          {distance:8.2f}
-  of the two halves of the held-out          {halves:8.2f}
-  the first divided by the second            {distance / halves:8.2f}   should be at most {MOST_HALVES}""")
-    if settings == recommended and (on_drawn < LEAST_ACCURACY or distance > MOST_HALVES * halves):
-        sys.exit("\nThe digits drawn at the recommended settings are worse than they should be.")
+    figures = compare(judge, split, pixels)
+    in_halves = figures.drawn_to_held_out / figures.halves
+    print(
+        f"\n{settings.sampler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, "
+        f"{len(pixels):,} digits with the seeds {args.seed} to {args.seed + len(pixels) - 1}"
+    )
+    for name, figure, limit in (
+        (f"accuracy on {len(split.held_out_x):,} held-out digits", f"{figures.accuracy_on_held_out:.2%}", ""),
+        ("accuracy on the drawn digits", f"{figures.accuracy_on_drawn:.2%}", f"at least {LEAST_ACCURACY:.0%}"),
+        ("Fréchet distance, two halves of the held-out", f"{figures.halves:.2f}", ""),
+        ("Fréchet distance, drawn to held-out", f"{figures.drawn_to_held_out:.2f}", ""),
+        ("  divided by that of the halves", f"{in_halves:.2f}", f"at most {MOST_HALVES}"),
+    ):
+        print(f"  {name:<46}{figure:>7}   {limit}".rstrip())
+    if settings == model.recommended and (figures.accuracy_on_drawn < LEAST_ACCURACY or in_halves > MOST_HALVES):
+        sys.exit("The digits drawn at the recommended settings are worse than they should be.")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m weights.quality", description="Judge the digits that weights draw."
-    )
+    parser = argparse.ArgumentParser(prog="python -m weights.quality", description="Judge the digits drawn.")
     parser.add_argument("folder", type=Path, help="a folder of weights with training.toml, such as weights/digits")
     parser.add_argument("--seed", type=int, default=0, help="of the first digit, and of the classifier (0)")
     parser.add_argument("--sampler", choices=SAMPLERS, help="instead of the recommended one")
-    parser.add_argument("--steps", type=int, help="instead of the recommended number")
-    parser.add_argument("--guidance", type=float, help="instead of the recommended scale; 1 is off")
+    parser.add_argument("--steps", type=int, metavar="N", dest="num_inference_steps", help="instead of the recommended")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", dest="guidance_scale", help="likewise; 1 is off")
     parser.add_argument("--sheet", type=Path, metavar="PATH.png", help="save 16 drawn digits of each class, unselected")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for option, value in (("--steps", args.num_inference_steps), ("--guidance", args.guidance_scale)):
+        if value is not None and not value >= 1:
+            parser.error(f"{option} must be at least 1, and is {value}")
+    return args
 
 
 if __name__ == "__main__":

@@ -66,11 +66,7 @@ def batch_at(step: int, split: data.Split, training: Training, no_label: int) ->
 
     x, y = split.train_x[chosen], split.train_y[chosen].clone()
     y[torch.rand(len(y), generator=rng) < training.label_dropout] = no_label
-    reach = training.max_shift
-    shifts = torch.randint(-reach, reach + 1, (len(x), 2), generator=rng)
-    # The border is black and wider than the shift, so rolling only moves the digit.
-    x = torch.stack([image.roll(tuple(shift), (1, 2)) for image, shift in zip(x, shifts.tolist(), strict=True)])
-    return x, y
+    return data.shifted(x, training.max_shift, rng), y
 
 
 def noised(x_0: Tensor, schedule: Schedule, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
