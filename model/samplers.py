@@ -20,8 +20,8 @@ from model.schedule import Float64, Schedule
 
 Int64 = NDArray[np.int64]
 
-# What ᾱ = 0 is raised to where a formula divides by it: diffusers' DPMSolverMultistepScheduler.
-_SMALLEST_ALPHA_BAR = 2.0**-24
+# What ᾱ = 0, and no other ᾱ, is raised to where a formula divides by it: diffusers' DPMSolverMultistepScheduler.
+_ALPHA_BAR_FOR_0 = 2.0**-24
 
 
 class Column(IntEnum):
@@ -129,7 +129,7 @@ def dpmpp_2m_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
 
     The first step and the last are of first order: there is no earlier x0, and at the clean end x is x0.
     """
-    alpha_bar, alpha_bar_next = (np.maximum(a, _SMALLEST_ALPHA_BAR) for a in steps.alphas_cumprod(schedule))
+    alpha_bar, alpha_bar_next = (_above_zero(a) for a in steps.alphas_cumprod(schedule))
     lines = _x0_lines(schedule, alpha_bar, schedule.clips_multistep)
     with np.errstate(divide="ignore"):  # λ = ∞ at the clean end
         lambda_, lambda_next = (np.log(np.sqrt(a)) - np.log(np.sqrt(1 - a)) for a in (alpha_bar, alpha_bar_next))
@@ -242,7 +242,7 @@ def _x0_lines(schedule: Schedule, alpha_bar: Float64, clip: bool) -> Float64:
     lines = np.zeros((len(alpha_bar), len(Column)))
     match schedule.prediction_type:
         case "epsilon":  # DDPM eq. 15
-            divisor = np.sqrt(np.maximum(alpha_bar, _SMALLEST_ALPHA_BAR))
+            divisor = np.sqrt(_above_zero(alpha_bar))
             lines[:, Column.P] = 1 / divisor
             lines[:, Column.Q] = -np.sqrt(1 - alpha_bar) / divisor
         case "v_prediction":  # Salimans & Ho 2022, arXiv:2202.00512, appendix D
@@ -257,6 +257,10 @@ def _x0_lines(schedule: Schedule, alpha_bar: Float64, clip: bool) -> Float64:
     elif clip:
         lines[:, Column.BOUND] = schedule.clip_sample_range
     return lines
+
+
+def _above_zero(alpha_bar: Float64) -> Float64:
+    return np.where(alpha_bar == 0, _ALPHA_BAR_FOR_0, alpha_bar)
 
 
 def _timesteps(schedule: Schedule, N: int) -> Int64:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import signal
 import socket
@@ -51,16 +52,19 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self._draining:
             self._draining = True
-            threading.Thread(target=self._drain, args=(signal.Signals(sig).name,), name="drain").start()
+            threading.Thread(target=self._drain, args=(signal.Signals(sig).name,), name="drain", daemon=True).start()
         elif sig == signal.SIGINT:
-            self.force_exit = True
+            self.force_exit = self.should_exit = True
 
     def _drain(self, signal_name: str) -> None:
         self._engine.drain()
+        until = time.monotonic() + self._drain_timeout
         log.info("%s: draining", signal_name)
         if not self._engine.wait_idle(self._drain_timeout):
             log.warning("not all requests were done within %g s", self._drain_timeout)
         self._engine.close()
+        # What is left is for answers on their way, and for clients that have not sent all of a request.
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(until - time.monotonic()))
         self.should_exit = True
 
 
@@ -68,6 +72,8 @@ def main() -> None:
     began = time.monotonic()
     _arguments()
     logs.configure()
+    for early in (signal.SIGINT, signal.SIGTERM):  # until the server listens, and takes them itself
+        signal.signal(early, lambda *_: sys.exit(0))
     try:
         settings = config.read()
         refuse_workers()
@@ -82,6 +88,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        workers=1,  # else uvicorn reads WEB_CONCURRENCY
         timeout_keep_alive=75,
         proxy_headers=settings.forwarded_allow_ips is not None,
         forwarded_allow_ips=settings.forwarded_allow_ips,
@@ -89,6 +96,7 @@ def main() -> None:
     host, port = listener.getsockname()[:2]
     threading.Thread(target=_announce, args=(engine, served, host, port, began), daemon=True).start()
     Server(uvicorn_config, engine, settings.drain_timeout).run(sockets=[listener])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one changes nothing, however late
 
 
 def refuse_workers() -> None:

@@ -1,15 +1,15 @@
 """The ASGI app: middleware, routes, errors."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 import service
@@ -18,11 +18,9 @@ from service.engine import Engine
 from service.errors import ServiceError, answer, problem
 from service.generation import Generation
 from service.metrics import Metrics
-from service.middleware import ApiKeys, BodyLimit, RequestLog
+from service.middleware import CLIENT_LEFT, ApiKeys, BodyLimit, RequestLog
 from service.operations import Operations
 from service.served import Served
-
-log = logging.getLogger(__name__)
 
 _DESCRIPTION = """Draws and denoises images with a diffusion U-Net.
 Rows of all requests in flight share each forward pass; the same seed gives the same bytes."""
@@ -46,11 +44,17 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
         redoc_url=None,
         swagger_ui_parameters={"validatorUrl": None},  # the default asks another host
     )
-    app.include_router(Generation(engine, served, settings).router())
-    app.include_router(Operations(engine, served, settings, metrics).router())
+    methods: dict[str, set[str]] = {}  # of each path
+    routers = (Generation(engine, served, settings).router(), Operations(engine, served, settings, metrics).router())
+    for router in routers:
+        app.include_router(router)
+        for route in router.routes:
+            if isinstance(route, APIRoute):
+                methods.setdefault(route.path, set()).update(route.methods or ())
+    app.state.methods = methods
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_exception_handler(ClientDisconnect, _client_left)
 
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, max_body=int(settings.max_body))
@@ -64,7 +68,7 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
             allow_headers=["*"],
             expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Clipped", "X-Request-ID", "X-Seed"],
         )
-    app.add_middleware(RequestLog, metrics=metrics)
+    app.add_middleware(RequestLog, metrics=metrics, endpoints=methods.keys())
     return app
 
 
@@ -79,9 +83,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: f"there is nothing at {request.url.path}",
         405: f"{request.url.path} does not take {request.method}",
     }.get(error.status_code, str(error.detail))
-    return problem(error.status_code, detail, error.headers)
+    headers = dict(error.headers or {})
+    methods = request.app.state.methods.get(request.scope["path"])
+    if error.status_code == 405 and methods is not None:
+        headers["Allow"] = ", ".join(sorted(methods))  # starlette's own has the methods of one route alone
+    return problem(error.status_code, detail, headers)
 
 
-async def _unexpected(_: Request, error: Exception) -> Response:
-    log.error("a request failed unexpectedly", exc_info=error)
-    return problem(500, "the server failed; its log says more")
+async def _client_left(_: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_LEFT)  # before its whole body was here

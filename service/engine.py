@@ -129,7 +129,7 @@ class Engine:
                 raise _dead()
             if not self._warm:
                 raise Loading("the model is being loaded", retry_after=2)
-            if len(self._jobs) >= self._max_queue:
+            if sum(not job.is_probe for job in self._jobs) >= self._max_queue:
                 raise QueueFull(f"all {self._max_queue} places of the queue are taken", retry_after=self.backlog_s)
             self._jobs.add(job)
         self._send(job)
@@ -256,7 +256,8 @@ class Engine:
             if job is None:
                 return False
             if job.future.cancelled():
-                self._leave(job, "disconnect")
+                if self._leave(job):
+                    self._tell_cancelled(job, "disconnect")
             else:
                 self._enter(job)
         while self._deadlines and self._deadlines[0][0] <= self._clock():
@@ -268,20 +269,16 @@ class Engine:
     def _enter(self, job: _Job) -> None:
         job.tasks = [_RowTask(job, index) for index in range(len(job.rows))]
         self._scheduler.add(job.tasks)
-        if len(self._deadlines) > 2 * self._max_queue:
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].future.done()]
-            heapq.heapify(self._deadlines)
         heapq.heappush(self._deadlines, (job.deadline, next(self._count), job))
 
-    def _leave(self, job: _Job, reason: str | None = None) -> None:
-        """Forget a job, wherever its rows are."""
+    def _leave(self, job: _Job) -> bool:
+        """Forget a job, wherever its rows are. False where that has been done."""
         self._scheduler.remove(job.tasks)
         for task in job.tasks:
             if task.slot is not None:
                 self._runner.release(task.slot)
                 task.slot = None
-        if self._forget(job) and reason is not None and not job.is_probe:
-            self._observer.job_cancelled(reason)
+        return self._forget(job)
 
     def _forget(self, job: _Job) -> bool:
         """Give back a job's place in the queue. False where that has been done."""
@@ -289,6 +286,9 @@ class Engine:
             if job not in self._jobs:
                 return False
             self._jobs.remove(job)
+            if len(self._deadlines) > 2 * len(self._jobs):  # of jobs that are gone, with their images
+                self._deadlines = [entry for entry in self._deadlines if entry[2] in self._jobs]
+                heapq.heapify(self._deadlines)
             self._state.notify_all()
             return True
 
@@ -305,7 +305,7 @@ class Engine:
                     log.exception("a row could not be admitted")
                     self._fail(job, ComputationFailed("this request could not be started"))
                     continue
-            if job.started is None:
+            if task.slot is not None and job.started is None:
                 job.started = now
                 if not job.is_probe:
                     self._observer.job_started(now - job.submitted)
@@ -359,12 +359,21 @@ class Engine:
         started = job.submitted if job.started is None else job.started
         images = [job.images[index] for index in range(len(job.rows))]
         finished = Finished(images, started - job.submitted, self._clock() - started)
-        if _answer(job, finished) and not job.is_probe:
+        if not _answer(job, finished):
+            self._tell_cancelled(job, "disconnect")
+        elif not job.is_probe:
             self._observer.job_finished(len(images))
 
     def _fail(self, job: _Job, error: ServiceError, reason: str | None = None) -> None:
-        self._leave(job, reason)
-        _answer(job, error)
+        self._leave(job)
+        if not _answer(job, error):
+            reason = "disconnect"
+        if reason is not None:
+            self._tell_cancelled(job, reason)
+
+    def _tell_cancelled(self, job: _Job, reason: str) -> None:
+        if not job.is_probe:
+            self._observer.job_cancelled(reason)
 
 
 def _dead() -> Failed:

@@ -73,7 +73,7 @@ class Generation:
         if fields.seed is not None and media_type != JSON and self.served.reproducible:
             tag = etag(plan, media_type)
             headers = {"ETag": tag, "Cache-Control": self._cache_control(immutable=bool(wanted)), **_SAMPLE_VARY}
-            if matches(request.headers.get("if-none-match", ""), tag):
+            if matches(", ".join(request.headers.getlist("if-none-match")), tag):
                 return Response(status_code=304, headers=headers)
         if request.method == "HEAD":
             if fields.seed is not None:

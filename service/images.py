@@ -6,7 +6,9 @@ Arrays are float32 [C, H, W]; −1 … 1 is the range of a clean image.
 import io
 import json
 import math
+import re
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,6 +26,14 @@ UInt8 = NDArray[np.uint8]
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _NPY_MAGIC = b"\x93NUMPY"
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3, 4: 2, 6: 4}  # grey, RGB, and both with alpha; 3 is a palette
+
+# An .npy header is a Python dict. numpy's own reader parses any Python, and raises or warns as that goes.
+_NPY_DTYPE = re.compile(
+    r"""['"]descr['"]\s*:\s*['"]([<>|=]?(?:b1|[iu][1248]|f[248]|c8|c16|O|[SUV]\d{1,4}))['"]""", re.ASCII
+)
+_NPY_ORDER = re.compile(r"""['"]fortran_order['"]\s*:\s*(True|False)""")
+_NPY_SHAPE = re.compile(r"""['"]shape['"]\s*:\s*\(([\d\s,]{0,100})\)""", re.ASCII)
+_NPY_MAX_HEADER = 10_000
 
 
 def to_uint8(x: Image) -> UInt8:
@@ -95,7 +105,7 @@ def decode(data: bytes, shape: tuple[int, int, int], value_range: float) -> Imag
 
 def _decode_png(data: bytes, shape: tuple[int, int, int], value_range: float) -> Image:
     channels, height, width = shape
-    if len(data) < 33 or data[12:16] != b"IHDR":
+    if len(data) < 33 or data[8:16] != b"\0\0\0\x0dIHDR":
         raise _invalid("is a PNG without a header")
     came_width, came_height, depth, colour_type = struct.unpack(">IIBB", data[16:26])
     if (came_width, came_height) != (width, height):
@@ -103,20 +113,17 @@ def _decode_png(data: bytes, shape: tuple[int, int, int], value_range: float) ->
     if depth not in (8, 16) or colour_type not in _CHANNELS_OF_COLOUR_TYPE:
         kind = "a palette" if colour_type == 3 else f"{depth}-bit values"
         raise _invalid(f"must be grey or RGB with 8 or 16 bits a channel, and has {kind}")
+    data = _bare_png(data)
     try:
         with PillowImage.open(io.BytesIO(data), formats=["PNG"]) as png:
-            png.load()
-            transparent = "transparency" in png.info
             pixels = np.asarray(png)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _invalid(f"is a PNG that cannot be read: {error}") from None
-    if transparent:
-        raise _invalid("must be opaque, and has a transparent colour")
+    except (OSError, SyntaxError, ValueError):
+        raise _invalid("is a PNG whose pixels cannot be read") from None
     if depth == 16 and colour_type != 0:
         # Pillow has checked the file, but keeps 8 bits of 16 where there is more than one channel.
         deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if deep is None or deep.dtype != np.uint16:
-            raise _invalid("is a PNG that cannot be read")
+            raise _invalid("is a PNG whose pixels cannot be read")
         pixels = deep[:, :, [2, 1, 0, 3][: deep.shape[2]]]
     values = pixels[:, :, None] if pixels.ndim == 2 else pixels
     largest = 2**depth - 1
@@ -127,6 +134,29 @@ def _decode_png(data: bytes, shape: tuple[int, int, int], value_range: float) ->
     values = _with_channels(values, channels)
     scaled = (values.astype(np.float64) / largest * 2 - 1) * value_range
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _bare_png(data: bytes) -> bytes:
+    """A PNG's header and pixels alone, so that no decoder meets a second header, profiles, text or animation.
+
+    Raises:
+        Invalid: where the file is cut short or damaged, or has a transparent colour.
+    """
+    kept = [_PNG_MAGIC]
+    begin, name = len(_PNG_MAGIC), b""
+    while name != b"IEND":
+        end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
+        if end > len(data):
+            raise _invalid("is a PNG that is cut short")
+        name = data[begin + 4 : begin + 8]
+        if zlib.crc32(data[begin + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise _invalid("is a PNG that is damaged")
+        if name == b"tRNS":
+            raise _invalid("must be opaque, and has a transparent colour")
+        if name in (b"IDAT", b"IEND") or len(kept) == 1:
+            kept.append(data[begin:end])
+        begin = end
+    return b"".join(kept)
 
 
 def _with_channels(values: NDArray[np.generic], channels: int) -> NDArray[np.generic]:
@@ -141,25 +171,24 @@ def _with_channels(values: NDArray[np.generic], channels: int) -> NDArray[np.gen
 
 
 def _decode_npy(data: bytes, shape: tuple[int, int, int]) -> Image:
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        came, fortran_order, dtype = read_header(file)
-    except (ValueError, KeyError, EOFError) as error:
-        raise _invalid(f"is an .npy file whose header cannot be read: {error}") from None
+    begin = 10 if data[6:7] == b"\x01" else 12  # by version: the header's length has 2 bytes or 4
+    end = begin + int.from_bytes(data[8:begin], "little")
+    header = data[begin : min(end, begin + _NPY_MAX_HEADER)].decode("latin-1")
+    descr, order, extent = (pattern.search(header) for pattern in (_NPY_DTYPE, _NPY_ORDER, _NPY_SHAPE))
+    if descr is None or order is None or extent is None:
+        raise _invalid("is an .npy file whose header cannot be read")
+    dtype = np.dtype(descr[1])
+    came = [int(length) for length in re.findall(r"\d+", extent[1])]
     if dtype.hasobject:
         raise _invalid("must be an .npy of float32, and holds pickled objects, which are never opened")
-    if dtype.newbyteorder("=") != np.float32 or came != shape:
-        raise _invalid(f"must be an .npy of float32 {list(shape)}, and is {dtype} {list(came)}")
-    body = data[file.tell() :]
+    if dtype.newbyteorder("=") != np.float32 or came != list(shape):
+        raise _invalid(f"must be an .npy of float32 {list(shape)}, and is {dtype} {came}")
+    body = data[end:]
     expected = math.prod(shape) * 4
     if len(body) != expected:
         raise _invalid(f"must be an .npy with {expected} bytes of values, and has {len(body)}")
-    values = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C").astype(np.float32)
+    flat = np.frombuffer(body, dtype)
+    values = flat.reshape(shape, order="F" if order[1] == "True" else "C").astype(np.float32)
     if not np.isfinite(values).all():
         raise _invalid("must have finite values, and has NaN or infinity")
     return values

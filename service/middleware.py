@@ -1,19 +1,25 @@
 """What happens to every request: an id, one line in the log, metrics, limits, keys."""
 
+import asyncio
+import contextlib
 import hmac
+import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.errors import BodyTooLarge, ServiceError, Unauthorized, answer
+from service.errors import BodyTooLarge, Draining, ServiceError, Unauthorized, answer, problem
 from service.metrics import Metrics
 
+log = logging.getLogger(__name__)
+
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_LINGER_S = 5.0  # for a client that sends on after a 413
 
 CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only logs and metrics see it
 
@@ -21,9 +27,10 @@ CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only 
 class RequestLog:
     """Gives each request an id, and says how it went, once, in the log and in the metrics."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, endpoints: Collection[str]) -> None:
         self._app = app
         self._metrics = metrics
+        self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,19 +40,30 @@ class RequestLog:
         sent_id = Headers(scope=scope).get("x-request-id", "")
         request_id = sent_id if _SANE_ID.fullmatch(sent_id) else uuid.uuid4().hex
         code = 500
+        answered = False
 
         async def send_and_note(message: Message) -> None:
-            nonlocal code
+            nonlocal code, answered
             if message["type"] == "http.response.start":
-                code = message["status"]
+                code, answered = message["status"], True
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
         try:
             await self._app(scope, receive, send_and_note)
+        except asyncio.CancelledError:  # the server is leaving, and has waited long enough for the rest of a body
+            if answered:
+                raise
+            error = Draining("the server shut down before the whole request was here")
+            await answer(error)(scope, receive, send_and_note)
+        except Exception:
+            if answered:
+                raise
+            log.exception("a request failed unexpectedly", extra={"fields": {"request_id": request_id}})
+            await problem(500, "the server failed; its log says more")(scope, receive, send_and_note)
         finally:
             seconds = time.perf_counter() - began
-            endpoint = getattr(scope.get("route"), "path", "other")
+            endpoint = scope["path"] if scope["path"] in self._endpoints else "other"
             self._metrics.request_done(endpoint, code, seconds)
             logs.access.info(
                 "%s %s",
@@ -65,7 +83,11 @@ class RequestLog:
 
 
 class BodyLimit:
-    """Answers 413 as soon as a body is known to be too large, before it is read to its end."""
+    """Answers 413 as soon as a body is known to be too large, before it is read to its end.
+
+    Closing the connection at once would reset it, and a client that is still sending would lose the answer. So what
+    it sends on is thrown away, for a short while.
+    """
 
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self._app = app
@@ -77,20 +99,39 @@ class BodyLimit:
             return
         error = BodyTooLarge(f"the body must be at most {self._max_body} bytes")
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_body:
-            await answer(error)(scope, receive, send)
-            return
+        too_large = declared.isdigit() and int(declared) > self._max_body
         received = 0
+        more = True
 
         async def receive_and_count() -> Message:
-            nonlocal received
+            nonlocal received, more, too_large
             message = await receive()
             received += len(message.get("body", b""))
+            more = message.get("more_body", False)
             if received > self._max_body:
+                too_large = True
                 raise error
             return message
 
-        await self._app(scope, receive_and_count, send)
+        async def send_and_linger(message: Message) -> None:
+            if too_large and more and message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                await _discard(receive)
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        if too_large:
+            await answer(error)(scope, receive, send_and_linger)
+        else:
+            await self._app(scope, receive_and_count, send_and_linger)
+
+
+async def _discard(receive: Receive) -> None:
+    """Read a body to its end, or for as long as is fair."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
 
 
 class ApiKeys:
@@ -112,5 +153,6 @@ class ApiKeys:
         if authorization is None:
             return Unauthorized("this server needs an API key: Authorization: Bearer KEY")
         scheme, _, key = authorization.partition(" ")
-        known = [hmac.compare_digest(key.strip().encode(), one) for one in self._keys]
+        sent = key.strip().encode("latin-1")  # the bytes as they came
+        known = [hmac.compare_digest(sent, one) for one in self._keys]
         return None if scheme.lower() == "bearer" and any(known) else Unauthorized("the API key is not known")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from service.schemas import DenoiseRequest, NoiseRequest, SampleRequest
 
@@ -115,12 +116,14 @@ _SAMPLE_CONTENT = {
 
 SAMPLE: dict[str, Any] = {
     "operation_id": "sample",
+    "response_class": Response,
     "summary": "Generate images",
     "responses": _responses(_SAMPLE_CONTENT),
     "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": _inline(SampleRequest)}}}},
 }
 SAMPLE_BY_QUERY: dict[str, Any] = {
     "operation_id": "sample_by_query",
+    "response_class": Response,
     "summary": "Generate images, by address: with a seed, a cacheable pure function",
     "responses": {
         **_responses(_SAMPLE_CONTENT, 413, 415),
@@ -140,6 +143,7 @@ SAMPLE_BY_QUERY: dict[str, Any] = {
 }
 DENOISE: dict[str, Any] = {
     "operation_id": "denoise",
+    "response_class": Response,
     "summary": "Denoise an image from a timestep",
     "responses": _responses(
         {"image/png": _BINARY, "application/json": {"schema": _IMAGES_SCHEMA}, "application/x-npy": _BINARY}
@@ -148,7 +152,34 @@ DENOISE: dict[str, Any] = {
 }
 NOISE: dict[str, Any] = {
     "operation_id": "noise",
+    "response_class": Response,
     "summary": "Add noise to a clean image: the forward process",
     "responses": _responses({"image/png": _BINARY, "application/x-npy": _BINARY}, 500, 503, 504),
     "openapi_extra": {"requestBody": _upload(NoiseRequest)},
 }
+
+
+def _health(operation_id: str, summary: str, other: str | None) -> dict[str, Any]:
+    status = {"application/json": {"schema": {"type": "object", "properties": {"status": _STRING}}}}
+    responses: dict[int, Any] = {200: {"description": "Yes", "content": status}}
+    if other is not None:
+        responses[503] = {"description": other, "content": status}
+    return {"operation_id": operation_id, "summary": summary, "responses": responses, "response_class": Response}
+
+
+def _facts(operation_id: str, summary: str, content: dict[str, Any]) -> dict[str, Any]:
+    problem = {"description": _PROBLEMS[401], "content": {"application/problem+json": {"schema": _PROBLEM_SCHEMA}}}
+    responses = {200: {"description": summary, "content": content}, 401: problem}
+    return {"operation_id": operation_id, "summary": summary, "responses": responses, "response_class": Response}
+
+
+_NOT_READY = "No: status is loading, draining or failed"
+LIVE = _health("live", "Whether the process can serve at all", None)
+READY = _health("ready", "Whether a request would be served", _NOT_READY)
+HEALTH = _health("health", "The same as /health/ready", _NOT_READY)
+METRICS = _facts("metrics", "Prometheus text", {"text/plain": {"schema": _STRING}})
+INFO = _facts(
+    "info",
+    "The model, what computes it, and what a request may ask for",
+    {"application/json": {"schema": {"type": "object"}}},
+)

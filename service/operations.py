@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 import service
 from model.samplers import SAMPLERS
+from service import openapi
 from service.config import Settings
 from service.engine import Engine
 from service.errors import ServiceError
@@ -31,12 +32,16 @@ class Operations:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["operations"])
-        for path in ("/health/ready", "/health"):
-            router.add_api_route(path, self.ready, methods=["GET", "HEAD"], operation_id=f"ready{path.count('/')}")
-        router.add_api_route("/health/live", self.live, methods=["GET", "HEAD"], operation_id="live")
-        router.add_api_route("/metrics", self.read_metrics, methods=["GET"])
-        router.add_api_route("/info", self.info, methods=["GET"])
-        router.add_api_route("/", self.root, methods=["GET"], include_in_schema=False)
+        for path, endpoint, documentation in (
+            ("/health/live", self.live, openapi.LIVE),
+            ("/health/ready", self.ready, openapi.READY),
+            ("/health", self.ready, openapi.HEALTH),
+            ("/metrics", self.read_metrics, openapi.METRICS),
+            ("/info", self.info, openapi.INFO),
+            ("/", self.root, {"include_in_schema": False}),
+        ):
+            router.add_api_route(path, endpoint, methods=["GET"], **documentation)
+            router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
         return router
 
     async def live(self) -> Response:

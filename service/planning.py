@@ -14,6 +14,7 @@ import numpy as np
 from model.description import ModelDescription
 from model.rows import Image, Row
 from model.samplers import SAMPLERS, GridError, denoise_table, model_output_table, sample_table
+from model.schedule import Schedule
 from service.errors import Invalid
 from service.schemas import MAX_SEED, DenoiseRequest, Label, Labels, NoiseRequest, SampleRequest
 from service.schemas import Request as AnyRequest
@@ -54,14 +55,14 @@ def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout
     """
     model = served.model
     n = request.num_images
-    if n > max_images:
-        raise Invalid.field("num_images", f"must be 1 to {max_images}, and is {n}")
+    _check_range("num_images", n, 1, max_images)
     seed = _seed(request.seed, n)
     sampler = _sampler(request, model)
-    steps = request.num_inference_steps or model.recommended.num_inference_steps
-    _check_steps(steps, model)
-    if request.preview_every > steps:
-        raise Invalid.field("preview_every", f"must be 0 to {steps}, the steps, and is {request.preview_every}")
+    steps = request.num_inference_steps
+    if steps is None:
+        steps = model.recommended.num_inference_steps
+    _check_range("num_inference_steps", steps, 1, model.schedule.num_train_timesteps)
+    _check_range("preview_every", request.preview_every, 0, steps, ", the steps")
     try:
         table = sample_table(model.schedule, sampler, steps, request.eta)
     except GridError as error:
@@ -81,7 +82,7 @@ def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout
     settings: Parameters = {"sampler": sampler, "num_inference_steps": steps, "eta": abs(float(request.eta))}
     asked_label = labels if isinstance(request.class_label, list) else labels[0]
     scale = float(request.guidance_scale or max(scales))
-    canonical = {"num_images": n, "seed": seed, **settings, "class_label": labels, "guidance_scale": scales}
+    canonical = {"num_images": n, "seed": seed, **settings, "class_label": labels, "guidance_scale": scale}
     timeout_s = _timeout(request, timeout)
     return Plan(
         rows=rows,
@@ -118,10 +119,9 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     """
     model = served.model
     schedule, t = model.schedule, request.timestep
-    _check_timestep(t, model)
+    _check_timestep(t, request.scaling, schedule)
     N = request.num_inference_steps
-    if max(1, t) < N:
-        raise Invalid.field("num_inference_steps", f"must be 1 to {max(1, t)} at timestep {t}, and is {N}")
+    _check_range("num_inference_steps", N, 1, max(1, t), f" at timestep {t}")
     seed = _seed(request.seed)
     sampler = _sampler(request, model)
     [label] = _labels(request.class_label, 1, model)
@@ -171,11 +171,10 @@ def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, 
     Raises:
         Invalid: naming the field, the value and what it may be.
     """
-    _check_timestep(request.timestep, served.model)
+    schedule = served.model.schedule
+    _check_timestep(request.timestep, request.scaling, schedule)
     seed = _seed(request.seed)
-    alpha_bar = served.model.schedule.alphas_cumprod[request.timestep]
-    if request.scaling == "additive" and alpha_bar == 0:
-        raise Invalid.field("timestep", f"{request.timestep} is pure noise, which no additive noise level reaches")
+    alpha_bar = schedule.alphas_cumprod[request.timestep]
     noise = served.first_draw(seed, served.model.image_shape)
     signal, sigma = (
         (math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
@@ -206,16 +205,15 @@ def _sampler(request: AnyRequest, model: ModelDescription) -> str:
     return sampler
 
 
-def _check_steps(steps: int, model: ModelDescription) -> None:
-    T = model.schedule.num_train_timesteps
-    if steps > T:
-        raise Invalid.field("num_inference_steps", f"must be 1 to {T}, and is {steps}")
+def _check_timestep(timestep: int, scaling: str, schedule: Schedule) -> None:
+    _check_range("timestep", timestep, 0, schedule.num_train_timesteps - 1)
+    if scaling == "additive" and schedule.alphas_cumprod[timestep] == 0:
+        raise Invalid.field("timestep", f"{timestep} is pure noise, which no additive noise level reaches")
 
 
-def _check_timestep(timestep: int, model: ModelDescription) -> None:
-    T = model.schedule.num_train_timesteps
-    if timestep >= T:
-        raise Invalid.field("timestep", f"must be 0 to {T - 1}, and is {timestep}")
+def _check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
+    if not low <= value <= high:
+        raise Invalid.field(name, f"must be {low} to {high}{why}, and is {value}")
 
 
 def _labels(label: Labels, num_images: int, model: ModelDescription) -> list[int | None]:
@@ -251,6 +249,6 @@ def _check_guidance(scale: float, labels: list[int | None]) -> None:
 def _timeout(request: AnyRequest, timeout: float) -> float:
     if request.timeout_s is None:
         return timeout
-    if request.timeout_s > timeout:
-        raise Invalid.field("timeout_s", f"must be at most {timeout:g}, and is {request.timeout_s:g}")
+    if not 0 < request.timeout_s <= timeout:
+        raise Invalid.field("timeout_s", f"must be more than 0 and at most {timeout:g}, and is {request.timeout_s:g}")
     return float(request.timeout_s)

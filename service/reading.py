@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -38,13 +39,7 @@ async def read_upload(request: Request, model: type[Model]) -> tuple[Model, byte
     """Read an image and the fields beside it: a form with a file part, or JSON with base64."""
     match _media_type(request):
         case "multipart/form-data":
-            try:
-                form = await request.form(max_files=1, max_fields=_MAX_FORM_FIELDS, max_part_size=2**16)
-            except HTTPException as error:  # starlette's own, of a broken form
-                raise Invalid.field("body", f"is not a readable form: {error.detail}") from None
-            image = await _file_part(form)
-            fields = [(key, value) for key, value in form.multi_items() if isinstance(value, str)]
-            return _from_text(model, fields), image
+            return await _read_form(request, model)
         case "application/json" | "":
             values = await _json_object(request)
             if "image" not in values:
@@ -53,6 +48,21 @@ async def read_upload(request: Request, model: type[Model]) -> tuple[Model, byte
             return validated(model, values), _from_base64(image_text)
         case other:
             raise UnsupportedMedia(f"the body must be multipart/form-data or application/json, and is {other}")
+
+
+async def _read_form(request: Request, model: type[Model]) -> tuple[Model, bytes]:
+    _, options = parse_options_header(request.headers.get("content-type"))
+    boundary = options.get(b"boundary")
+    end = b"--%b--" % boundary if boundary else b""
+    if end not in await request.body():  # the parser takes a form that is cut short, without its last field
+        raise Invalid.field("body", f"is not a readable form: it lacks its end, {end.decode('latin-1')}")
+    try:
+        async with request.form(max_files=1, max_fields=_MAX_FORM_FIELDS, max_part_size=2**16) as form:
+            image = await _file_part(form)
+            fields = [(key, value) for key, value in form.multi_items() if isinstance(value, str)]
+    except HTTPException as error:  # starlette's own, of a broken form
+        raise Invalid.field("body", f"is not a readable form: {error.detail}") from None
+    return _from_text(model, fields), image
 
 
 def validated(model: type[Model], values: Mapping[str, object]) -> Model:
@@ -103,9 +113,11 @@ async def _json_object(request: Request) -> dict[str, object]:
 
 
 async def _file_part(form: FormData) -> bytes:
-    part = form.get("image")
-    if isinstance(part, UploadFile):
-        return await part.read()
+    parts = form.getlist("image")
+    if len(parts) > 1:
+        raise Invalid.field("image", "is given twice")
+    if parts and isinstance(parts[0], UploadFile):
+        return await parts[0].read()
     names = [key for key, value in form.multi_items() if isinstance(value, UploadFile)]
     found = f"; the form has the file part {names[0]!r}" if names else "; the form has no file part"
     raise Invalid.field("image", f"is required, as a file part{found}")
@@ -131,7 +143,7 @@ def _field_error(model: type[BaseModel], error: ErrorDetails) -> FieldError:
             return {"loc": loc, "msg": "there is no such field"}
         case "missing":
             return {"loc": loc, "msg": "is required"}
-        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+        case "greater_than_equal" | "less_than_equal":
             expected = _bounds(model.model_fields[str(loc[0])])
         case _:
             expected = error["msg"].replace("Input should be", "must be")
@@ -141,10 +153,6 @@ def _field_error(model: type[BaseModel], error: ErrorDetails) -> FieldError:
 
 def _bounds(field: FieldInfo) -> str:
     """The range that a field's value must lie in."""
-    bounds = {type(bound): bound for bound in field.metadata}
-    low, above, high = bounds.get(Ge), bounds.get(Gt), bounds.get(Le)
-    if low and high:
-        return f"must be {low.ge} to {high.le}"
-    if low:
-        return f"must be at least {low.ge}"
-    return f"must be more than {above.gt}" if above else "is out of range"
+    [low] = [bound.ge for bound in field.metadata if isinstance(bound, Ge)]
+    [high] = [bound.le for bound in field.metadata if isinstance(bound, Le)]
+    return f"must be {low} to {high}"

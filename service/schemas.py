@@ -1,15 +1,20 @@
 """What clients may send: every field, its type and its limits, once.
 
-Limits that depend on the model or on a setting are checked in planning.py. Types are strict; text from queries and
-forms is turned into numbers first (reading.py).
+Limits that depend on the model or on a setting are checked in planning.py, at both ends. Types are strict; text from
+queries and forms is turned into numbers first (reading.py).
 """
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
+
+# What the documentation says of fields whose limits planning.py checks.
+_FROM_0: JsonDict = {"minimum": 0}
+_FROM_1: JsonDict = {"minimum": 1}
 
 
 # Checked ahead of the unions, whose own errors would come once for each of their members.
@@ -45,28 +50,40 @@ class Request(BaseModel):
         None, ge=1, le=20, description="classifier-free guidance; 1 is off and needs no label"
     )
     timeout_s: float | None = Field(
-        None, gt=0, description="give up after so many seconds; at most TIMEOUT, the default"
+        None,
+        json_schema_extra={"exclusiveMinimum": 0},
+        description="give up after so many seconds; at most TIMEOUT, the default",
     )
 
 
 class SampleRequest(Request):
     """POST /sample: images to generate."""
 
-    num_images: int = Field(1, ge=1, description="image i is the image of seed + i; at most MAX_IMAGES")
-    num_inference_steps: int | None = Field(None, ge=1, description="null is the weights' recommendation")
+    num_images: int = Field(
+        1, json_schema_extra=_FROM_1, description="image i is the image of seed + i; at most MAX_IMAGES"
+    )
+    num_inference_steps: int | None = Field(
+        None,
+        json_schema_extra=_FROM_1,
+        description="at most the model's num_train_timesteps; null is the weights' recommendation",
+    )
     class_label: Labels = Field(None, description="a class by index or name, null for none, or a list: one an image")
-    preview_every: int = Field(0, ge=0, description="with text/event-stream: a preview each so many steps")
+    preview_every: int = Field(
+        0, json_schema_extra=_FROM_0, description="with text/event-stream: a preview each so many steps"
+    )
 
 
 class DenoiseRequest(Request):
     """POST /denoise: a noisy image and a timestep. The image itself comes beside these fields."""
 
-    timestep: int = Field(ge=0, description="how noisy the image is: below the model's num_train_timesteps")
+    timestep: int = Field(
+        json_schema_extra=_FROM_0, description="how noisy the image is: below the model's num_train_timesteps"
+    )
     value_range: float = Field(1.0, ge=1, le=16, description="a PNG's values 0…max stand for -r…r")
     scaling: Literal["variance_preserving", "additive"] = Field(
         "variance_preserving", description="additive: the image is x_0 + sigma_t·noise, and is scaled first"
     )
-    num_inference_steps: int = Field(1, ge=1, description="at most max(1, timestep)")
+    num_inference_steps: int = Field(1, json_schema_extra=_FROM_1, description="at most max(1, timestep)")
     output: Literal["x0", "model_output", "previous"] = Field(
         "x0", description="the clean image; what the network predicts; or x after the first step"
     )
@@ -78,7 +95,9 @@ class NoiseRequest(BaseModel):
 
     model_config = Request.model_config
 
-    timestep: int = Field(ge=0, description="how noisy the image becomes: below the model's num_train_timesteps")
+    timestep: int = Field(
+        json_schema_extra=_FROM_0, description="how noisy the image becomes: below the model's num_train_timesteps"
+    )
     value_range: float = Field(1.0, ge=1, le=16, description="a PNG's values 0…max stand for -r…r, in and out")
     scaling: Literal["variance_preserving", "additive"] = Field(
         "variance_preserving", description="additive: x_0 + sigma_t·noise"

@@ -1,0 +1,63 @@
+"""What holds for all tests, and the servers that they share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.servers import ServerProcess, serving, write_weights
+
+# A busy machine must not fail a test: no time limits.
+settings.register_profile("stepwise", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("stepwise")
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two small models: `grey` has classes, one of them named like an index; `rgb` has none."""
+    folder = tmp_path_factory.mktemp("weights")
+    small = {"model_channels": 8, "channel_multipliers": [1, 2], "norm_groups": 4}
+    write_weights(
+        folder / "grey",
+        in_channels=1,
+        image_size=[16, 16],
+        **small,
+        num_classes=3,
+        class_names=["cat", "dog", "7"],
+        schedule={"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+        recommended={"sampler": "dpmpp_2m", "num_inference_steps": 4, "guidance_scale": 2.0},
+    )
+    write_weights(
+        folder / "rgb",
+        in_channels=3,
+        image_size=[8, 16],
+        **small,
+        schedule={"num_train_timesteps": 20, "beta_start": 0.01, "beta_end": 0.3},
+        recommended={"num_inference_steps": 5},
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def servers(weights: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    """Servers of both models, started side by side. No request of any test may make them fail."""
+    with (
+        serving(WEIGHTS=weights / "grey", MAX_BATCH=4) as grey,
+        serving(WEIGHTS=weights / "rgb", MAX_BATCH=2) as rgb,
+    ):
+        yield grey, rgb
+    for server in (grey, rgb):
+        assert [line for line in server.lines if line["level"] == "error"] == []
+
+
+@pytest.fixture(scope="session")
+def server(servers: tuple[ServerProcess, ServerProcess]) -> ServerProcess:
+    """A server of `grey`, with default settings but for a narrow batch."""
+    return servers[0]
+
+
+@pytest.fixture(scope="session")
+def rgb_server(servers: tuple[ServerProcess, ServerProcess]) -> ServerProcess:
+    """A server of `rgb`, with default settings but for a narrow batch."""
+    return servers[1]

@@ -1,0 +1,233 @@
+"""The real server, as a process of its own, on small weights with random values."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from safetensors.torch import save_file
+
+from model.checkpoints.native import NativeConfig, build
+from tests.networks import fill
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 300.0  # seconds; far longer than anything takes, so that what hangs fails
+Json = dict[str, Any]
+Float32 = NDArray[np.float32]
+
+_READY = re.compile(r"ready at (http://\S+), ")
+
+
+def write_weights(folder: Path, **config: object) -> Path:
+    """Make a folder of native weights with random values."""
+    whole = {"architecture": "diffusion_unet", **config}
+    network = build(NativeConfig.model_validate(whole))
+    fill(network)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(whole))
+    save_file(network.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """This process's environment, without its settings and with these; names are those of API.md."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STEPWISE_")}
+    given = {f"STEPWISE_{name}": str(value) for name, value in settings.items()}
+    return {**inherited, "STEPWISE_PORT": "0", "STEPWISE_THREADS": "1", **given}
+
+
+class ServerProcess:
+    """A server on its way up, or up.
+
+    Attributes:
+        lines: its log so far.
+        errors: what it wrote to standard error, once it is over.
+    """
+
+    def __init__(self, key: str | None, settings: dict[str, object]) -> None:
+        self.lines: list[Json] = []
+        self.errors = ""
+        self._key = key
+        self._more = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            cwd=ROOT,
+            env=environment(**settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._readers = [threading.Thread(target=read) for read in (self._read_log, self._read_errors)]
+        for reader in self._readers:
+            reader.start()
+
+    @cached_property
+    def url(self) -> str:
+        line = self.wait_for_line(lambda line: _READY.match(line["message"]) is not None)
+        ready = _READY.match(line["message"])
+        assert ready
+        return ready[1]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """For a raw socket."""
+        url = httpx.URL(self.url)
+        assert url.port
+        return url.host, url.port
+
+    @cached_property
+    def client(self) -> httpx.Client:
+        return self.new_client()
+
+    def new_client(self) -> httpx.Client:
+        """A client with a key, where the server wants one."""
+        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
+
+    def wait_for_line(self, wanted: Callable[[Json], bool]) -> Json:
+        """The first line of the log, there or to come, that is wanted."""
+        with self._more:
+            self._more.wait_for(lambda: any(map(wanted, self.lines)) or not self._readers[0].is_alive(), PATIENCE)
+            found = next(filter(wanted, self.lines), None)
+        assert found, f"not in the log: {self.lines[-3:]}; {self.errors}"
+        return found
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample of /metrics; 0 where there is none yet."""
+        return metrics(self.client.get("/metrics").text).get((name, frozenset(labels.items())), 0.0)
+
+    def wait_for_metric(self, name: str, wanted: Callable[[float], bool], **labels: str) -> None:
+        """Read /metrics, a bounded number of times, until a sample is as wanted."""
+        for _ in range(20_000):
+            if wanted(value := self.metric(name, **labels)):
+                return
+        raise AssertionError(f"{name} stays {value}")
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code."""
+        code = self.process.wait(PATIENCE)
+        for reader in self._readers:
+            reader.join(PATIENCE)
+        return code
+
+    def _read_log(self) -> None:
+        assert self.process.stdout
+        with self.process.stdout as stdout:
+            for text in stdout:
+                with self._more:
+                    self.lines.append(json.loads(text))
+                    self._more.notify_all()
+        with self._more:
+            self._more.notify_all()
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr
+        with self.process.stderr as stderr:
+            self.errors = stderr.read()
+
+
+@contextmanager
+def serving(key: str | None = None, **settings: object) -> Iterator[ServerProcess]:
+    """Start a server; at the end send it SIGTERM, unless it is over: its exit code must be 0.
+
+    Yields at once, so that several can start side by side; `url` and `client` wait until it is ready.
+    """
+    server = ServerProcess(key, settings)
+    try:
+        yield server
+        if server.process.poll() is None:
+            server.terminate()
+        code = server.wait()
+        assert code == 0, server.errors
+        assert "Traceback" not in server.errors
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.wait()
+        if "client" in vars(server):
+            server.client.close()
+
+
+def metrics(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Prometheus text → values, by name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def problem(response: httpx.Response, status: int) -> Json:
+    """A problem document, with all that holds for each of them checked."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document: Json = response.json()
+    assert document.keys() - {"errors"} == {"type", "title", "status", "detail"}
+    assert document["status"] == status
+    assert isinstance(document["type"], str)
+    assert document["title"]
+    assert document["detail"]
+    assert response.headers["x-request-id"]
+    assert response.headers["cache-control"] == "no-store"
+    assert str(ROOT) not in response.text
+    assert "Traceback" not in response.text
+    if "errors" in document:
+        assert status == 422
+        for error in document["errors"]:
+            assert error.keys() == {"loc", "msg"}
+            assert error["msg"] in document["detail"]
+    return document
+
+
+def invalid(response: httpx.Response, field: str) -> str:
+    """The message of a 422 that names just this field."""
+    [error] = problem(response, 422)["errors"]
+    assert error["loc"] == [field]
+    message: str = error["msg"]
+    return message
+
+
+def read_png(data: bytes) -> NDArray[np.uint8]:
+    """The pixels of an 8-bit PNG: [H, W], or [H, W, 3]."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as png:
+        pixels: NDArray[np.uint8] = np.asarray(png)
+    assert pixels.dtype == np.uint8
+    return pixels
+
+
+def read_parameters(data: bytes) -> Json:
+    """The text chunk `parameters` of a PNG."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as png:
+        parameters: Json = json.loads(png.info["parameters"])
+    return parameters
+
+
+def read_npy(data: bytes) -> Float32:
+    """An .npy file's array."""
+    array: Float32 = np.load(io.BytesIO(data), allow_pickle=False)
+    assert array.dtype == np.float32
+    return array
+
+
+def write_npy(array: NDArray[Any]) -> bytes:
+    """An array as an .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()

@@ -1,0 +1,246 @@
+"""Settings come from the environment, are checked there, and never change."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from service import config
+from service.config import PREFIX, Settings, SettingsError, available_cores, cgroup_cores
+
+# The table of the HTTP contract: name, default.
+TABLE: dict[str, object] = {
+    "WEIGHTS": "digits",  # the weights in the box
+    "HOST": "127.0.0.1",
+    "PORT": 8000,
+    "DEVICE": "auto",
+    "PRECISION": "auto",
+    "THREADS": None,  # the cores that this process may use
+    "MAX_BATCH": None,  # by device
+    "MAX_IMAGES": 64,
+    "MAX_QUEUE": 256,
+    "MAX_BODY": 16 * 1024 * 1024,
+    "TIMEOUT": 300.0,
+    "DRAIN_TIMEOUT": 30.0,
+    "API_KEYS": (),
+    "ALLOW_PICKLE": False,
+    "CACHE_DIR": None,  # the user's cache folder, once something is cached
+    "CORS_ORIGINS": (),
+    "ROOT_PATH": "",
+    "FORWARDED_ALLOW_IPS": None,
+}
+
+SetEnvironment = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def set_environment(monkeypatch: pytest.MonkeyPatch) -> SetEnvironment:
+    """An environment without settings, and a function that adds some."""
+    for name in os.environ:
+        if name.upper().startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+    def add(**values: str) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(PREFIX + name, value)
+
+    return add
+
+
+def value_of(settings: Settings, name: str) -> object:
+    return getattr(settings, name.lower())
+
+
+def test_settings_and_their_defaults_are_those_of_the_contract() -> None:
+    settings = config.read()
+    assert {name.upper(): value for name, value in settings.model_dump().items()} == TABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("WEIGHTS", "/models/faces", "/models/faces"),
+        ("HOST", "0.0.0.0", "0.0.0.0"),
+        ("PORT", "9000", 9000),
+        ("PORT", "0", 0),
+        ("DEVICE", "cpu", "cpu"),
+        ("DEVICE", "cuda", "cuda"),
+        ("DEVICE", "cuda:1", "cuda:1"),
+        ("PRECISION", "float32", "float32"),
+        ("PRECISION", "bfloat16", "bfloat16"),
+        ("THREADS", "3", 3),
+        ("MAX_BATCH", "16", 16),
+        ("MAX_IMAGES", "5", 5),
+        ("MAX_QUEUE", "1", 1),
+        ("MAX_BODY", "1000", 1000),
+        ("MAX_BODY", "2MiB", 2 * 2**20),
+        ("TIMEOUT", "0.5", 0.5),
+        ("DRAIN_TIMEOUT", "0", 0.0),
+        ("API_KEYS", "one, two,", (SecretStr("one"), SecretStr("two"))),
+        ("ALLOW_PICKLE", "1", True),
+        ("ALLOW_PICKLE", "0", False),
+        ("CACHE_DIR", "/var/cache/stepwise", Path("/var/cache/stepwise")),
+        ("CORS_ORIGINS", "https://a.example,https://b.example", ("https://a.example", "https://b.example")),
+        ("CORS_ORIGINS", "*", ("*",)),
+        ("ROOT_PATH", "/draw", "/draw"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1,10.0.0.2", "10.0.0.1,10.0.0.2"),
+    ],
+)
+def test_a_setting_is_read_from_the_environment(
+    set_environment: SetEnvironment, name: str, text: str, value: object
+) -> None:
+    set_environment(**{name: text})
+    assert value_of(config.read(), name) == value
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_an_empty_setting_is_the_default(set_environment: SetEnvironment, name: str) -> None:
+    set_environment(**{name: ""})
+    assert value_of(config.read(), name) == TABLE[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("PORT", "http"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("DEVICE", "gpu"),
+        ("DEVICE", "cuda:"),
+        ("DEVICE", "cpu:0"),
+        ("PRECISION", "float16"),
+        ("THREADS", "0"),
+        ("THREADS", "1.5"),
+        ("MAX_BATCH", "0"),
+        ("MAX_BATCH", "many"),
+        ("MAX_IMAGES", "0"),
+        ("MAX_QUEUE", "0"),
+        ("MAX_BODY", "0"),
+        ("MAX_BODY", "16 loaves"),
+        ("TIMEOUT", "0"),
+        ("TIMEOUT", "inf"),
+        ("TIMEOUT", "nan"),
+        ("DRAIN_TIMEOUT", "-1"),
+        ("DRAIN_TIMEOUT", "inf"),
+        ("ALLOW_PICKLE", "perhaps"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named_with_its_value(
+    set_environment: SetEnvironment, name: str, text: str
+) -> None:
+    set_environment(**{name: text})
+    with pytest.raises(SettingsError) as error:
+        config.read()
+    assert str(error.value).startswith(f"STEPWISE_{name}={text}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_all_settings_that_cannot_be_used_are_named(set_environment: SetEnvironment) -> None:
+    set_environment(PORT="http", MAX_IMAGES="0", HOST="::1")
+    with pytest.raises(SettingsError, match=r"^STEPWISE_PORT=http: .*; STEPWISE_MAX_IMAGES=0: [^;]*$"):
+        config.read()
+
+
+def test_keys_are_not_shown(set_environment: SetEnvironment) -> None:
+    set_environment(API_KEYS="open-sesame")
+    settings = config.read()
+    assert "sesame" not in repr(settings) + str(settings.model_dump())
+    assert [key.get_secret_value() for key in settings.api_keys] == ["open-sesame"]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_settings_are_frozen(name: str) -> None:
+    settings = config.read()
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(settings, name.lower(), TABLE[name])
+
+
+def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -> None:
+    assert config.unknown() == []
+    set_environment(PORT="1", WIEGHTS="digits", BATCH="3")
+    assert config.unknown() == ["STEPWISE_BATCH", "STEPWISE_WIEGHTS"]
+    assert config.read().port == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [
+        ("WEIGHTS", "digits"),
+        ("HOST", "127.0.0.1"),
+        ("PORT", "8000"),
+        ("DEVICE", "auto"),
+        ("PRECISION", "auto"),
+        ("THREADS", "the cores that this process may use"),
+        ("MAX_BATCH", "8 on the CPU, 32 on CUDA"),
+        ("MAX_IMAGES", "64"),
+        ("MAX_QUEUE", "256"),
+        ("MAX_BODY", "16 MiB"),
+        ("TIMEOUT", "300"),
+        ("DRAIN_TIMEOUT", "30"),
+        ("API_KEYS", "none"),
+        ("ALLOW_PICKLE", "0"),
+        ("CACHE_DIR", "none"),
+        ("CORS_ORIGINS", "none"),
+        ("ROOT_PATH", "none"),
+        ("FORWARDED_ALLOW_IPS", "none"),
+    ],
+)
+def test_usage_names_every_setting_and_its_default(name: str, default: str) -> None:
+    entries = config.usage().split(f"  {PREFIX}")[1:]
+    assert len(entries) == len(TABLE)
+    [entry] = [" ".join(entry.split()) for entry in entries if entry.split()[0] == name]
+    assert f"default: {default}" in entry
+    assert len(entry) > len(f"{name} (default: {default})")  # it also says what the setting is
+
+
+def test_usage_fits_a_terminal() -> None:
+    assert max(map(len, config.usage().splitlines())) <= 100
+
+
+# Cores
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [
+        ("max 100000", None),
+        ("150000 100000", 2),
+        ("200000 100000", 2),
+        ("200001 100000", 3),
+        ("1000 100000", 1),
+        ("50000 50000\n", 1),
+    ],
+)
+def test_the_quota_of_cgroup_v2_is_rounded_up(tmp_path: Path, text: str, cores: int | None) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    assert cgroup_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("-1", None), ("150000", 2), ("400000", 4), ("1000", 1)])
+def test_the_quota_of_cgroup_v1_is_rounded_up(tmp_path: Path, quota: str, cores: int | None) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota + "\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cgroup_cores(tmp_path) == cores
+
+
+def test_no_cgroup_means_no_quota(tmp_path: Path) -> None:
+    assert cgroup_cores(tmp_path) is None
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000")
+    assert cgroup_cores(tmp_path) is None  # half of it is none
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(None, 4), (1, 1), (3, 3), (64, 4)])
+def test_cores_are_those_of_the_affinity_within_the_quota(
+    monkeypatch: pytest.MonkeyPatch, quota: int | None, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5, 7}, raising=False)
+    monkeypatch.setattr(config, "cgroup_cores", lambda _: quota)
+    assert available_cores() == cores
+
+
+def test_there_is_at_least_one_core_and_no_more_than_the_machine_has() -> None:
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)

@@ -1,0 +1,595 @@
+"""POST, GET and HEAD /sample, as API.md has them, on a running server."""
+
+import base64
+import io
+import json
+import re
+import zipfile
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from tests.servers import (
+    Json,
+    ServerProcess,
+    invalid,
+    problem,
+    read_npy,
+    read_parameters,
+    read_png,
+    write_npy,
+)
+
+JSON, ZIP = "application/json", "application/zip"
+MAX_SEED = 2**53 - 1
+
+
+def draw(server: ServerProcess, body: object = None, accept: str = "image/png") -> httpx.Response:
+    """POST /sample, which must be answered as asked."""
+    response = server.client.post("/sample", json=body or {}, headers={"Accept": accept})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == accept
+    assert response.headers["cache-control"] == "no-store"
+    return response
+
+
+def refuse(server: ServerProcess, body: object, field: str) -> str:
+    """The message of a POST /sample that must be refused for one field."""
+    return invalid(server.client.post("/sample", json=body), field)
+
+
+def get(server: ServerProcess, query: str = "", **headers: str) -> httpx.Response:
+    return server.client.get(f"/sample?{query}", headers=headers)
+
+
+# What is drawn.
+
+
+def test_every_field_is_optional(server: ServerProcess) -> None:
+    image = draw(server, {})
+    parameters = read_parameters(image.content)
+    assert read_png(image.content).shape == (16, 16)
+    assert image.headers["x-seed"] == str(parameters["seed"])
+    assert (parameters["sampler"], parameters["num_inference_steps"]) == ("dpmpp_2m", 4)
+    assert (parameters["class_label"], parameters["guidance_scale"], parameters["eta"]) == (None, 1.0, 0.0)
+
+
+def test_a_body_is_not_needed(server: ServerProcess) -> None:
+    assert server.client.post("/sample").status_code == 200
+
+
+def test_rgb_images_have_the_models_shape(rgb_server: ServerProcess) -> None:
+    image = draw(rgb_server)
+    assert read_png(image.content).shape == (8, 16, 3)
+    assert read_parameters(image.content)["sampler"] == "ddim"  # the default of weights that recommend none
+
+
+def test_a_seed_is_drawn_where_none_is_given(server: ServerProcess) -> None:
+    first, second = draw(server), draw(server, {"seed": None})
+    assert first.headers["x-seed"] != second.headers["x-seed"]
+    assert first.content != second.content
+    again = draw(server, {"seed": int(first.headers["x-seed"])})
+    assert again.content == first.content
+
+
+def test_post_get_and_query_text_are_one_request(server: ServerProcess) -> None:
+    body = {"seed": 7, "class_label": 1, "guidance_scale": 3.5, "sampler": "ddim", "eta": 0.5, "num_inference_steps": 3}
+    query = "seed=7&class_label=1&guidance_scale=3.5&sampler=ddim&eta=5e-1&num_inference_steps=3&timeout_s=100"
+    assert get(server, query).content == draw(server, body).content
+
+
+def test_image_i_is_the_image_of_seed_plus_i(server: ServerProcess) -> None:
+    common = {"class_label": "cat", "sampler": "ddpm", "num_inference_steps": 3}
+    answer = draw(server, {"seed": 7, "num_images": 5, **common}, JSON).json()
+    assert [image["seed"] for image in answer["images"]] == [7, 8, 9, 10, 11]
+    pngs = [base64.b64decode(image["b64_json"], validate=True) for image in answer["images"]]
+    assert pngs == [draw(server, {"seed": seed, **common}).content for seed in range(7, 12)]
+    assert len(set(pngs)) == 5
+
+
+def test_an_archive_has_a_file_for_each_seed(server: ServerProcess) -> None:
+    answer = draw(server, {"seed": 98, "num_images": 3}, ZIP)
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["98.png", "99.png", "100.png"]
+        assert [archive.read(f"{seed}.png") for seed in (98, 99, 100)] == [
+            draw(server, {"seed": seed}).content for seed in (98, 99, 100)
+        ]
+    assert draw(server, {"seed": 98, "num_images": 3}, ZIP).content == answer.content
+    assert answer.headers["x-seed"] == "98"
+
+
+@pytest.mark.parametrize(("n", "columns", "rows"), [(2, 2, 1), (3, 2, 2), (5, 3, 2), (9, 3, 3), (10, 4, 3)])
+def test_a_contact_sheet_is_row_major(rgb_server: ServerProcess, n: int, columns: int, rows: int) -> None:
+    sheet = read_png(draw(rgb_server, {"seed": 3, "num_images": n, "num_inference_steps": 2}).content)
+    assert sheet.shape == (rows * 8, columns * 16, 3)
+    for place in range(rows * columns):
+        row, column = divmod(place, columns)
+        tile = sheet[row * 8 : (row + 1) * 8, column * 16 : (column + 1) * 16]
+        if place < n:
+            alone = draw(rgb_server, {"seed": 3 + place, "num_inference_steps": 2})
+            np.testing.assert_array_equal(tile, read_png(alone.content))
+        else:
+            assert not tile.any()
+
+
+def test_an_image_starts_from_its_seeds_first_noise_and_walks_the_samplers_grid(rgb_server: ServerProcess) -> None:
+    """The service as a U-Net: DDIM by hand, with /denoise for each prediction."""
+    steps, stride = 5, 4
+    alpha_bar = np.cumprod(1 - np.linspace(0.01, 0.3, 20))
+    x = torch.randn((1, 3, 8, 16), generator=torch.Generator().manual_seed(11)).numpy()[0].astype(np.float64)
+    for timestep in range((steps - 1) * stride, -1, -stride):
+        response = rgb_server.client.post(
+            "/denoise",
+            files={"image": write_npy(x.astype(np.float32))},
+            data={"timestep": timestep, "output": "model_output"},
+        )
+        epsilon = read_npy(response.content).astype(np.float64)
+        now = alpha_bar[timestep]
+        after = alpha_bar[timestep - stride] if timestep else 1.0
+        x0 = ((x - np.sqrt(1 - now) * epsilon) / np.sqrt(now)).clip(-1, 1)
+        x = np.sqrt(after) * x0 + np.sqrt(1 - after) * epsilon
+    expected = ((x / 2 + 0.5).clip(0, 1) * 255).transpose(1, 2, 0)
+    image = read_png(draw(rgb_server, {"seed": 11}).content)
+    np.testing.assert_allclose(image, expected, atol=0.51)  # rounded to the nearest
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
+def test_each_sampler_draws_something_else(server: ServerProcess, sampler: str) -> None:
+    assert sampler in server.client.get("/info").json()["samplers"]
+    others = {"ddim", "ddpm", "dpmpp_2m"} - {sampler}
+    image = draw(server, {"seed": 1, "sampler": sampler}).content
+    assert read_parameters(image)["sampler"] == sampler
+    for other in others:
+        assert (read_png(image) != read_png(draw(server, {"seed": 1, "sampler": other}).content)).any()
+
+
+def test_eta_is_ddims_noise(server: ServerProcess) -> None:
+    without, half, whole = (draw(server, {"seed": 1, "sampler": "ddim", "eta": eta}).content for eta in (0, 0.5, 1))
+    assert without == draw(server, {"seed": 1, "sampler": "ddim"}).content
+    assert len({read_png(png).tobytes() for png in (without, half, whole)}) == 3
+
+
+# Labels and guidance.
+
+
+@pytest.mark.parametrize(
+    ("label", "index"),
+    [(0, 0), ("cat", 0), ("0", 0), ("dog", 1), ("1", 1), (2, 2), ("2", 2), ("7", 2), (None, None), (["7"], 2)],
+)
+def test_a_label_is_an_index_or_a_name_first(server: ServerProcess, label: object, index: int | None) -> None:
+    image = draw(server, {"seed": 5, "class_label": label}).content
+    assert read_parameters(image)["class_label"] == index
+    assert image == draw(server, {"seed": 5, "class_label": index}).content
+
+
+def test_each_image_can_have_its_own_label(server: ServerProcess) -> None:
+    labels = ["dog", None, 2, "7", "0"]
+    answer = draw(server, {"seed": 5, "num_images": 5, "class_label": labels}, JSON).json()
+    for i, (image, label) in enumerate(zip(answer["images"], labels, strict=True)):
+        alone = draw(server, {"seed": 5 + i, "class_label": label})
+        assert base64.b64decode(image["b64_json"]) == alone.content
+    by_query = "&".join(f"class_label={label}" for label in ("dog", "2"))
+    assert get(server, f"seed=5&num_images=2&{by_query}").content == (
+        draw(server, {"seed": 5, "num_images": 2, "class_label": [1, 2]}).content
+    )
+
+
+def test_guidance_is_recommended_with_a_label_and_off_without(server: ServerProcess) -> None:
+    def guidance(body: Json) -> float:
+        scale: float = read_parameters(draw(server, {"seed": 1, **body}).content)["guidance_scale"]
+        return scale
+
+    assert guidance({"class_label": 1}) == 2.0
+    assert guidance({"class_label": 1, "guidance_scale": None}) == 2.0
+    assert guidance({"class_label": 1, "guidance_scale": 20}) == 20.0
+    assert guidance({"class_label": 1, "guidance_scale": 1}) == 1.0
+    assert guidance({}) == 1.0
+    assert guidance({"guidance_scale": 1}) == 1.0
+
+
+def test_guidance_moves_the_image(server: ServerProcess) -> None:
+    images = [draw(server, {"seed": 1, "class_label": 1, "guidance_scale": s}).content for s in (1, 2, 20)]
+    assert len({read_png(png).tobytes() for png in images}) == 3
+    assert images[1] == draw(server, {"seed": 1, "class_label": 1}).content
+
+
+def test_guidance_of_a_mixed_list_is_for_those_with_a_label(server: ServerProcess) -> None:
+    body = {"seed": 1, "num_images": 2, "class_label": [None, 0], "guidance_scale": 4}
+    images = [base64.b64decode(image["b64_json"]) for image in draw(server, body, JSON).json()["images"]]
+    assert [read_parameters(png)["guidance_scale"] for png in images] == [1.0, 4.0]
+
+
+# What each image says of itself.
+
+
+def test_each_png_says_how_to_make_it_again(server: ServerProcess) -> None:
+    model = server.client.get("/info").json()
+    body = {"seed": 1, "num_images": 3, "class_label": ["dog", None, "7"], "sampler": "ddim", "eta": 0.25}
+    for i, image in enumerate(draw(server, body, JSON).json()["images"]):
+        png = base64.b64decode(image["b64_json"])
+        parameters = read_parameters(png)
+        assert parameters == {
+            "seed": 1 + i,
+            "sampler": "ddim",
+            "num_inference_steps": 4,
+            "eta": 0.25,
+            "class_label": [1, None, 2][i],
+            "guidance_scale": [2.0, 1.0, 2.0][i],
+            "model": "grey",
+            "fingerprint": model["fingerprint"],
+        }
+        del parameters["model"], parameters["fingerprint"]
+        assert draw(server, parameters).content == png
+
+
+def test_a_contact_sheet_says_how_to_make_it_again(server: ServerProcess) -> None:
+    body = {"seed": 1, "num_images": 3, "class_label": ["dog", None, "7"], "guidance_scale": 3, "timeout_s": 200}
+    sheet = draw(server, body).content
+    parameters = read_parameters(sheet)
+    assert parameters.pop("model") == "grey"
+    del parameters["fingerprint"]
+    assert parameters["num_images"] == 3
+    assert draw(server, parameters).content == sheet
+
+
+def test_the_json_answer_is_whole(server: ServerProcess) -> None:
+    body = {"seed": 7, "num_images": 2, "class_label": "7", "preview_every": 4}
+    answer = draw(server, body, JSON)
+    document = answer.json()
+    assert document.keys() == {"images", "parameters", "model", "timings"}
+    assert [image.keys() for image in document["images"]] == [{"seed", "b64_json"}] * 2
+    assert document["parameters"] == {
+        "num_images": 2,
+        "seed": 7,
+        "sampler": "dpmpp_2m",
+        "num_inference_steps": 4,
+        "eta": 0.0,
+        "class_label": 2,
+        "guidance_scale": 2.0,
+        "timeout_s": 300.0,
+        "preview_every": 4,
+    }
+    info = server.client.get("/info").json()
+    assert document["model"] == {
+        "name": "grey",
+        "digest": info["model"]["digest"],
+        "fingerprint": info["fingerprint"],
+    }
+    assert document["timings"].keys() == {"queue_s", "denoise_s", "encode_s"}
+    assert all(seconds >= 0 for seconds in document["timings"].values())
+    again = draw(server, document["parameters"], JSON).json()
+    assert again["images"] == document["images"]
+
+
+@pytest.mark.parametrize("accept", ["image/png", JSON, ZIP])
+def test_headers_tell_the_seed_and_the_times(server: ServerProcess, accept: str) -> None:
+    headers = draw(server, {"seed": 7}, accept).headers
+    assert headers["x-seed"] == "7"
+    assert re.fullmatch(r"queue;dur=[\d.]+, denoise;dur=[\d.]+, encode;dur=[\d.]+", headers["server-timing"])
+    assert re.fullmatch(r"[0-9a-f]{32}", headers["x-request-id"])
+
+
+# What is refused. The message names the field, the value and the range.
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "named"),
+    [
+        ({"num_images": 0}, "num_images", "1 to 64, and is 0"),
+        ({"num_images": 65}, "num_images", "1 to 64, and is 65"),
+        ({"num_images": -1}, "num_images", "1 to 64, and is -1"),
+        ({"seed": -1}, "seed", f"0 to {MAX_SEED}, and is -1"),
+        ({"seed": MAX_SEED + 1}, "seed", f"0 to {MAX_SEED}, and is {MAX_SEED + 1}"),
+        ({"seed": MAX_SEED, "num_images": 2}, "seed", f"0 to {MAX_SEED - 1} for 2 images, and is {MAX_SEED}"),
+        ({"sampler": "euler"}, "sampler", "one of ddim, ddpm, dpmpp_2m, and is 'euler'"),
+        ({"sampler": ""}, "sampler", "one of ddim, ddpm, dpmpp_2m, and is ''"),
+        ({"num_inference_steps": 0}, "num_inference_steps", "1 to 1000, and is 0"),
+        ({"num_inference_steps": 1001}, "num_inference_steps", "1 to 1000, and is 1001"),
+        ({"num_inference_steps": 1000}, "num_inference_steps", "dpmpp_2m takes 1 to 999"),  # 1001 timesteps of 1000
+        ({"sampler": "ddim", "eta": -0.1}, "eta", "0 to 1, and is -0.1"),
+        ({"sampler": "ddim", "eta": 1.01}, "eta", "0 to 1, and is 1.01"),
+        ({"sampler": "ddpm", "eta": 0.5}, "eta", "0 with ddpm, and is 0.5"),
+        ({"eta": 0.5}, "eta", "0 with dpmpp_2m, and is 0.5"),
+        ({"class_label": 3}, "class_label", "0 to 2, or one of cat, dog, 7, and is 3"),
+        ({"class_label": 7}, "class_label", "0 to 2, or one of cat, dog, 7, and is 7"),
+        ({"class_label": -1}, "class_label", "0 to 2, or one of cat, dog, 7, and is -1"),
+        ({"class_label": "cow"}, "class_label", "0 to 2, or one of cat, dog, 7, and is 'cow'"),
+        ({"class_label": ""}, "class_label", "0 to 2, or one of cat, dog, 7, and is ''"),
+        ({"class_label": ["cat", "cow"], "num_images": 2}, "class_label", "and is 'cow'"),
+        ({"class_label": [0, 1]}, "class_label", "1 in a list, and is 2"),
+        ({"class_label": [0, 1], "num_images": 3}, "class_label", "3 in a list, and is 2"),
+        ({"class_label": []}, "class_label", "1 in a list, and is 0"),
+        ({"guidance_scale": 0.99, "class_label": 0}, "guidance_scale", "1 to 20, and is 0.99"),
+        ({"guidance_scale": 20.5, "class_label": 0}, "guidance_scale", "1 to 20, and is 20.5"),
+        ({"guidance_scale": 1.5}, "guidance_scale", "1 without a class_label, and is 1.5"),
+        ({"guidance_scale": 1.5, "class_label": [None]}, "guidance_scale", "1 without a class_label, and is 1.5"),
+        ({"timeout_s": 0}, "timeout_s", "more than 0 and at most 300, and is 0"),
+        ({"timeout_s": -1}, "timeout_s", "more than 0 and at most 300, and is -1"),
+        ({"timeout_s": 300.5}, "timeout_s", "more than 0 and at most 300, and is 300.5"),
+        ({"preview_every": -1}, "preview_every", "0 to 4, the steps, and is -1"),
+        ({"preview_every": 5}, "preview_every", "0 to 4, the steps, and is 5"),
+    ],
+    ids=str,
+)
+def test_out_of_range(server: ServerProcess, body: Json, field: str, named: str) -> None:
+    assert named in refuse(server, body, field)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("num_images", [True, 1.0, 1.5, "3", None, [1], {}]),
+        ("seed", [True, 1.5, "7", [7], {}, 10**400]),
+        ("sampler", [True, 1, ["ddim"]]),
+        ("num_inference_steps", [True, 1.5, "3", [3]]),
+        ("eta", [True, "0.5", None, [0.5]]),
+        ("class_label", [True, False, 1.5, {}, [True], [1.5], [[0]]]),
+        ("guidance_scale", [True, "2", [2], 10**400]),
+        ("timeout_s", [True, "2", [2]]),
+        ("preview_every", [True, 1.0, "2", None]),
+    ],
+)
+def test_types_are_strict(server: ServerProcess, field: str, values: list[object]) -> None:
+    for value in values:
+        assert refuse(server, {field: value}, field).endswith(f", and is {json.dumps(value)}"[:80]) or value == 10**400
+
+
+@pytest.mark.parametrize("field", ["steps", "num_inference_step", "prompt", "model", "image", "timestep", ""])
+def test_an_unknown_field_is_named(server: ServerProcess, field: str) -> None:
+    assert refuse(server, {field: 1}, field) == "there is no such field"
+
+
+def test_every_wrong_field_is_named_at_once(server: ServerProcess) -> None:
+    response = server.client.post("/sample", json={"seed": -1, "eta": 2, "steps": 3})
+    assert {error["loc"][0] for error in problem(response, 422)["errors"]} == {"seed", "eta", "steps"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b"[]", b"null", b"3", b"nul", b'"{}"', b"\xff\xfe", b'{"sampler": "\xff"}', b"[" * 100_000]
+    + [b'{"seed": %s}' % (b"9" * 5000), b'{"seed": NaN}', b'{"eta": Infinity}', b'{"eta": 1e999}'],
+    ids=lambda body: repr(body[:20]),
+)
+def test_what_is_no_json_object_is_refused(server: ServerProcess, body: bytes) -> None:
+    response = server.client.post("/sample", content=body, headers={"Content-Type": JSON})
+    [error] = problem(response, 422)["errors"]
+    assert error["loc"] in (["body"], ["seed"], ["eta"])
+
+
+def test_text_that_is_no_unicode_is_refused(server: ServerProcess) -> None:
+    for body in (rb'{"\ud800": 1}', rb'{"sampler": "\ud800"}', rb'{"class_label": "\ud800"}'):
+        problem(server.client.post("/sample", content=body, headers={"Content-Type": JSON}), 422)
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "multipart/form-data; boundary=x", "application/x-npy"])
+def test_only_json_is_read(server: ServerProcess, media_type: str) -> None:
+    response = server.client.post("/sample", content=b"{}", headers={"Content-Type": media_type})
+    assert media_type.split(";")[0] in problem(response, 415)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "named"),
+    [
+        ("seed=7&seed=8", "seed", "is given twice"),
+        ("seed=", "seed", 'and is ""'),
+        ("seed=7.5", "seed", "and is 7.5"),
+        ("seed=true", "seed", 'and is "true"'),
+        ("seed=0x10", "seed", 'and is "0x10"'),
+        ("seed=%D9%A7", "seed", "valid integer"),  # an Arabic digit
+        ("eta=nan", "eta", 'and is "nan"'),
+        ("num_images=0", "num_images", "1 to 64, and is 0"),
+        ("class_label=3", "class_label", "0 to 2, or one of cat, dog, 7"),
+        ("class_label=", "class_label", "0 to 2, or one of cat, dog, 7"),
+        ("steps=3", "steps", "there is no such field"),
+        ("model=0123456789abcdef", "model", "and is 0123456789abcdef"),
+    ],
+)
+def test_queries_are_refused_alike(server: ServerProcess, query: str, field: str, named: str) -> None:
+    assert named in invalid(get(server, query), field)
+
+
+def test_a_model_without_classes_has_no_labels(rgb_server: ServerProcess) -> None:
+    for label in (0, "0", "cat", [1], [None, 2]):
+        body = {"class_label": label, "num_images": len(label) if isinstance(label, list) else 1}
+        assert "no classes" in refuse(rgb_server, body, "class_label")
+    refuse(rgb_server, {"guidance_scale": 2}, "guidance_scale")
+    assert draw(rgb_server, {"class_label": None, "guidance_scale": 1}).status_code == 200
+
+
+def test_a_grid_that_repeats_a_timestep_names_the_range(rgb_server: ServerProcess) -> None:
+    message = refuse(rgb_server, {"sampler": "dpmpp_2m", "num_inference_steps": 20}, "num_inference_steps")
+    assert "20" in message
+    assert "1 to 19" in message
+    draw(rgb_server, {"sampler": "dpmpp_2m", "num_inference_steps": 19})
+    draw(rgb_server, {"sampler": "ddpm", "num_inference_steps": 20})
+
+
+def test_the_ends_of_each_range_are_taken(server: ServerProcess) -> None:
+    draw(server, {"seed": 0, "num_images": 1, "num_inference_steps": 1, "timeout_s": 300})
+    draw(server, {"seed": MAX_SEED, "num_images": 1, "preview_every": 4})
+    draw(server, {"seed": MAX_SEED - 63, "num_images": 64, "num_inference_steps": 1}, ZIP)
+    draw(server, {"sampler": "ddim", "eta": 1, "class_label": 2, "guidance_scale": 20})
+
+
+# Content negotiation.
+
+_CHROME_IMAGE = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
+_CHROME_PAGE = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
+_FIREFOX_PAGE = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("", "image/png"),
+        ("*/*", "image/png"),
+        ("image/*", "image/png"),
+        ("image/png", "image/png"),
+        ("IMAGE/PNG", "image/png"),
+        (_CHROME_IMAGE, "image/png"),
+        (_CHROME_PAGE, "image/png"),
+        (_FIREFOX_PAGE, "image/png"),
+        ("application/json", JSON),
+        ("application/json; charset=utf-8", JSON),
+        ("application/json, text/plain, */*", JSON),  # axios
+        ("application/json;q=0.5, image/png;q=0.4", JSON),
+        ("application/json;q=0.4, image/png;q=0.5", "image/png"),
+        ("application/json;q=0, */*;q=0.1", "image/png"),
+        ("image/*;q=0, */*", JSON),
+        ("*/*;q=0.1, application/zip", ZIP),
+        ("application/zip, image/png;q=0.9", ZIP),
+        ("text/html, application/zip;q=0.1", ZIP),
+    ],
+)
+def test_accept_chooses_the_answer(server: ServerProcess, accept: str, media_type: str) -> None:
+    for response in (
+        get(server, "seed=1", accept=accept),
+        server.client.post("/sample", json={"seed": 1}, headers={"Accept": accept}),
+    ):
+        assert response.status_code == 200
+        assert response.headers["content-type"] == media_type
+        assert response.headers["vary"] == "Accept"
+
+
+def test_no_accept_header_is_png(server: ServerProcess) -> None:
+    request = server.client.build_request("GET", "/sample?seed=1")
+    del request.headers["accept"]
+    assert server.client.send(request).headers["content-type"] == "image/png"
+
+
+def test_accept_headers_are_one_list(server: ServerProcess) -> None:
+    response = server.client.get("/sample?seed=1", headers=[("accept", "text/html"), ("accept", "application/zip")])
+    assert response.headers["content-type"] == ZIP
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/html", "image/webp", "image/png;q=0", "*/*;q=0", "application/x-npy", "application/problem+json"]
+)
+def test_anything_else_is_406(server: ServerProcess, accept: str) -> None:
+    detail = problem(get(server, "seed=1", accept=accept), 406)["detail"]
+    assert "image/png" in detail
+    assert accept in detail
+    problem(server.client.post("/sample", json={}, headers={"Accept": accept}), 406)
+
+
+# Caching: GET with a seed is a pure function.
+
+
+def test_with_a_seed_an_image_may_be_kept(server: ServerProcess) -> None:
+    for accept in ("image/png", ZIP):
+        headers = get(server, "seed=7", accept=accept).headers
+        assert re.fullmatch(r'"[^"]{16,}"', headers["etag"])
+        assert headers["cache-control"] == "max-age=3600"
+        assert headers["vary"] == "Accept"
+
+
+def test_naming_the_fingerprint_keeps_it_for_a_year(server: ServerProcess) -> None:
+    fingerprint = server.client.get("/info").json()["fingerprint"]
+    named, plain = get(server, f"seed=7&model={fingerprint}"), get(server, "seed=7")
+    assert named.headers["cache-control"] == "max-age=31536000, immutable"
+    assert named.headers["etag"] == plain.headers["etag"]
+    assert named.content == plain.content
+
+
+@pytest.mark.parametrize("query", ["", "class_label=1", "num_images=2"])
+def test_without_a_seed_nothing_is_kept(server: ServerProcess, query: str) -> None:
+    fingerprint = server.client.get("/info").json()["fingerprint"]
+    for headers in (get(server, query).headers, get(server, f"{query}&model={fingerprint}").headers):
+        assert headers["cache-control"] == "no-store"
+        assert "etag" not in headers
+
+
+def test_json_has_times_and_is_not_kept(server: ServerProcess) -> None:
+    headers = get(server, "seed=7", accept=JSON).headers
+    assert headers["cache-control"] == "no-store"
+    assert "etag" not in headers
+    assert headers["vary"] == "Accept"
+
+
+def test_one_etag_for_requests_of_the_same_bytes(server: ServerProcess) -> None:
+    def tag(query: str, accept: str = "image/png") -> str:
+        value: str = get(server, query, accept=accept).headers["etag"]
+        return value
+
+    same = [
+        "seed=7&class_label=2",
+        "class_label=7&seed=7",
+        "class_label=2&seed=%2B7&num_images=1",
+        "seed=7&class_label=2&guidance_scale=2.00&sampler=dpmpp_2m&num_inference_steps=4&eta=-0",
+        "seed=7&class_label=2&timeout_s=250&preview_every=2",
+    ]
+    assert len({tag(query) for query in same}) == 1
+    other = ["seed=8&class_label=2", "seed=7", "seed=7&class_label=cat", "seed=7&class_label=2&guidance_scale=3"]
+    other += ["seed=7&class_label=2&num_inference_steps=3", "seed=7&class_label=2&sampler=ddpm"]
+    other += ["seed=7&class_label=2&num_images=2", "seed=7&class_label=2&sampler=ddim"]
+    other += ["seed=7&class_label=2&sampler=ddim&eta=0.5"]
+    assert len({tag(query) for query in [same[0], *other]}) == 1 + len(other)
+    assert tag(same[0]) != tag(same[0], ZIP)
+    assert tag("seed=7&num_images=2&class_label=2") == tag("seed=7&num_images=2&class_label=2&class_label=7")
+
+
+def test_an_etag_means_the_same_bytes(server: ServerProcess) -> None:
+    by_name, by_index = get(server, "seed=7&class_label=7"), get(server, "seed=7&class_label=2&eta=0&timeout_s=99")
+    assert by_name.headers["etag"] == by_index.headers["etag"]
+    assert by_name.content == by_index.content
+
+
+def test_if_none_match_is_answered_without_the_model(server: ServerProcess) -> None:
+    kept = get(server, "seed=7").headers
+    drawn = server.metric("stepwise_images_total")
+    for value in (kept["etag"], f"W/{kept['etag']}", f'"x", {kept["etag"]}', "*"):
+        response = get(server, "seed=7", **{"if-none-match": value})
+        assert response.status_code == 304
+        assert response.content == b""
+        for name in ("etag", "cache-control", "vary"):
+            assert response.headers[name] == kept[name]
+    two_lines = [("if-none-match", '"x"'), ("if-none-match", kept["etag"])]
+    assert server.client.get("/sample?seed=7", headers=two_lines).status_code == 304
+    assert server.metric("stepwise_images_total") == drawn
+
+
+def test_another_etag_is_no_match(server: ServerProcess) -> None:
+    tag = get(server, "seed=7").headers["etag"]
+    assert get(server, "seed=8", **{"if-none-match": tag}).status_code == 200
+    assert get(server, "seed=7", accept=ZIP, **{"if-none-match": tag}).status_code == 200
+    assert get(server, "seed=7", **{"if-none-match": '"x"'}).status_code == 200
+    assert get(server, "", **{"if-none-match": tag}).status_code == 200
+
+
+# HEAD.
+
+
+def test_head_tells_what_get_would_without_the_model(server: ServerProcess) -> None:
+    fingerprint = server.client.get("/info").json()["fingerprint"]
+    for query in ("seed=7", "seed=7&num_images=2", f"seed=7&model={fingerprint}"):
+        for accept in ("image/png", ZIP):
+            whole = get(server, query, accept=accept).headers
+            drawn = server.metric("stepwise_images_total")
+            head = server.client.head(f"/sample?{query}", headers={"accept": accept})
+            assert head.status_code == 200
+            assert head.content == b""
+            for name in ("etag", "cache-control", "vary", "content-type", "x-seed"):
+                assert head.headers[name] == whole[name]
+            assert head.headers.get("content-length") in (None, whole["content-length"])
+            assert server.metric("stepwise_images_total") == drawn
+
+
+def test_head_without_a_seed(server: ServerProcess) -> None:
+    head = server.client.head("/sample")
+    assert head.status_code == 200
+    assert head.headers["cache-control"] == "no-store"
+    assert "etag" not in head.headers
+
+
+def test_head_is_refused_as_get_is(server: ServerProcess) -> None:
+    for query, headers in (("seed=-1", {}), ("seed=1", {"accept": "text/html"}), ("foo=1", {})):
+        head: Any = server.client.head(f"/sample?{query}", headers=headers)
+        assert head.status_code == get(server, query, **headers).status_code
+        assert head.headers["content-type"] == "application/problem+json"
+        assert head.content == b""
+    tag = get(server, "seed=7").headers["etag"]
+    assert server.client.head("/sample?seed=7", headers={"if-none-match": tag}).status_code == 304

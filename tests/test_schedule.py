@@ -1,0 +1,159 @@
+"""Noise schedules against diffusers', and what is refused."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from model.schedule import Float64, Schedule, cosine_betas
+from tests.reference import DDIMScheduler, DDPMScheduler
+
+SCHEDULES: list[dict[str, Any]] = [
+    {"beta_schedule": "linear"},
+    {"beta_schedule": "linear", "beta_start": 0.002, "beta_end": 0.01},
+    {"beta_schedule": "scaled_linear"},
+    {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195},
+    {"beta_schedule": "squaredcos_cap_v2"},
+    {"beta_schedule": "sigmoid"},
+    {"beta_schedule": "sigmoid", "beta_start": 1e-5, "beta_end": 0.03},
+]
+LENGTHS = [2, 50, 1000, 4000]
+
+
+def float64(tensor: Any) -> Float64:
+    array: Float64 = tensor.double().numpy()
+    return array
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize("fields", SCHEDULES, ids=str)
+def test_schedule_is_that_of_diffusers(fields: dict[str, Any], T: int) -> None:
+    schedule = Schedule(num_train_timesteps=T, **fields)
+    theirs = [DDPMScheduler(num_train_timesteps=T, **fields)]
+    if fields["beta_schedule"] != "sigmoid":
+        theirs.append(DDIMScheduler(num_train_timesteps=T, **fields))
+    for scheduler in theirs:
+        np.testing.assert_allclose(schedule.betas, float64(scheduler.betas), rtol=1e-6, atol=3e-8)
+        expected = float64(scheduler.alphas_cumprod)
+        np.testing.assert_allclose(schedule.alphas_cumprod[:-1], expected[:-1], rtol=1e-5)
+        # float32 leaves 1 − β few digits where β is near 1, as the last of squaredcos_cap_v2.
+        np.testing.assert_allclose(schedule.alphas_cumprod[-1], expected[-1], rtol=3e-5)
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize("fields", SCHEDULES, ids=str)
+def test_zero_terminal_snr_is_that_of_diffusers(fields: dict[str, Any], T: int) -> None:
+    schedule = Schedule(num_train_timesteps=T, rescale_betas_zero_snr=True, **fields)
+    theirs = DDPMScheduler(num_train_timesteps=T, rescale_betas_zero_snr=True, **fields)
+    np.testing.assert_allclose(schedule.alphas_cumprod, float64(theirs.alphas_cumprod), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize("fields", SCHEDULES, ids=str)
+def test_zero_terminal_snr_moves_the_last_to_0_and_keeps_the_first(fields: dict[str, Any], T: int) -> None:
+    plain = Schedule(num_train_timesteps=T, **fields)
+    rescaled = Schedule(num_train_timesteps=T, rescale_betas_zero_snr=True, **fields)
+    assert rescaled.alphas_cumprod[-1] == 0
+    assert rescaled.alphas_cumprod[0] == pytest.approx(plain.alphas_cumprod[0], rel=1e-12)
+    # √ᾱ is the plain one, shifted and scaled: so its differences keep their proportions.
+    steps, steps_plain = np.diff(np.sqrt(rescaled.alphas_cumprod)), np.diff(np.sqrt(plain.alphas_cumprod))
+    np.testing.assert_allclose(steps, steps_plain * (steps.sum() / steps_plain.sum()), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_trained_betas(zero_snr: bool) -> None:
+    betas = np.random.default_rng(0).uniform(1e-4, 0.03, 300).tolist()
+    fields = {"trained_betas": betas, "num_train_timesteps": 300, "rescale_betas_zero_snr": zero_snr}
+    schedule = Schedule.model_validate(json.loads(json.dumps(fields)))
+    if not zero_snr:
+        assert schedule.betas.tolist() == betas
+    for scheduler in (DDPMScheduler(**fields), DDIMScheduler(**fields)):
+        np.testing.assert_allclose(schedule.alphas_cumprod, float64(scheduler.alphas_cumprod), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("fields", SCHEDULES, ids=str)
+def test_alpha_bar_is_the_running_product(fields: dict[str, Any]) -> None:
+    schedule = Schedule(num_train_timesteps=30, **fields)
+    product = 1.0
+    for beta, alpha_bar in zip(schedule.betas, schedule.alphas_cumprod, strict=True):
+        product *= 1 - beta
+        assert alpha_bar == pytest.approx(product, rel=1e-14)
+    assert (np.diff(schedule.alphas_cumprod) < 0).all()
+
+
+def test_cosine_betas_are_capped() -> None:
+    """Only the last, whose ᾱ of the paper is 0, meets the cap."""
+    betas = cosine_betas(1000)
+    assert betas[-1] == 0.999
+    assert betas[-2] < 0.999
+    alpha_bar = (
+        np.cos((np.arange(1, 1000) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    )
+    np.testing.assert_allclose(np.cumprod(1 - betas)[:-1], alpha_bar, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, DDIMScheduler])
+def test_defaults_are_those_of_diffusers(scheduler: Any) -> None:
+    theirs = dict(scheduler().config)
+    ours = {name: value for name, value in Schedule().model_dump().items() if name in theirs}
+    assert ours.pop("timestep_spacing") is None  # means each sampler's own default; test_samplers.py has those
+    assert ours == {name: theirs[name] for name in ours}
+
+
+def test_every_field_is_one_of_diffusers() -> None:
+    assert Schedule.model_fields.keys() <= DDPMScheduler().config.keys() | DDIMScheduler().config.keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "clips"),
+    [
+        ({}, False),
+        ({"clip_sample": True}, True),
+        ({"clip_sample": False}, False),
+        ({"clip_sample_range": 2.0}, False),
+    ],
+)
+def test_multistep_clips_only_where_the_config_says_so(fields: dict[str, Any], clips: bool) -> None:
+    assert Schedule(**fields).clips_multistep is clips
+
+
+@pytest.mark.parametrize(
+    ("fields", "where", "message"),
+    [
+        ({"trained_betas": [0.1] * 3}, (), "trained_betas has 3 values, and num_train_timesteps is 1000"),
+        ({"trained_betas": [], "num_train_timesteps": 2}, (), "trained_betas has 0 values"),
+        ({"trained_betas": [0.5, 1.0], "num_train_timesteps": 2}, (), "trained_betas must lie between 0 and 1"),
+        ({"trained_betas": [0.0, 0.5], "num_train_timesteps": 2}, (), "trained_betas must lie between 0 and 1"),
+        ({"trained_betas": [float("nan"), 0.5], "num_train_timesteps": 2}, (), "trained_betas must lie between"),
+        ({"trained_betas": ["0.1", 0.5], "num_train_timesteps": 2}, ("trained_betas", 0), "valid number"),
+        ({"trained_betas": 0.1}, ("trained_betas",), "valid tuple"),
+        ({"rescale_betas_zero_snr": True, "num_train_timesteps": 1}, (), "num_train_timesteps of at least 2"),
+        ({"beta_shedule": "linear"}, ("beta_shedule",), "not permitted"),
+        ({"beta_schedule": "cosine"}, ("beta_schedule",), "'squaredcos_cap_v2' or 'sigmoid'"),
+        ({"prediction_type": "eps"}, ("prediction_type",), "'epsilon', 'v_prediction' or 'sample'"),
+        ({"timestep_spacing": "even"}, ("timestep_spacing",), "'leading', 'trailing' or 'linspace'"),
+        ({"variance_type": "learned_range"}, ("variance_type",), "'fixed_small' or 'fixed_large'"),
+        ({"num_train_timesteps": "1000"}, ("num_train_timesteps",), "valid integer"),
+        ({"num_train_timesteps": 1000.0}, ("num_train_timesteps",), "valid integer"),
+        ({"num_train_timesteps": True}, ("num_train_timesteps",), "valid integer"),
+        ({"num_train_timesteps": 0}, ("num_train_timesteps",), "greater than or equal to 1"),
+        ({"num_train_timesteps": 100_001}, ("num_train_timesteps",), "less than or equal to 100000"),
+        ({"beta_start": "0.1"}, ("beta_start",), "valid number"),
+        ({"beta_end": 1.0}, ("beta_end",), "less than 1"),
+        ({"beta_end": float("nan")}, ("beta_end",), "less than 1"),
+        ({"clip_sample": "true"}, ("clip_sample",), "valid boolean"),
+        ({"clip_sample": 1}, ("clip_sample",), "valid boolean"),
+        ({"clip_sample_range": 0.0}, ("clip_sample_range",), "greater than 0"),
+        ({"dynamic_thresholding_ratio": 1.5}, ("dynamic_thresholding_ratio",), "less than or equal to 1"),
+        ({"sample_max_value": 0.5}, ("sample_max_value",), "greater than or equal to 1"),
+        ({"steps_offset": -1}, ("steps_offset",), "greater than or equal to 0"),
+    ],
+)  # fmt: skip
+def test_refused(fields: dict[str, Any], where: tuple[str | int, ...], message: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        Schedule.model_validate(fields)
+    [error] = refusal.value.errors()
+    assert error["loc"] == where
+    assert message in error["msg"]

