@@ -323,19 +323,19 @@ def test_out_of_range(server: ServerProcess, body: Json, field: str, named: str)
     ("field", "values"),
     [
         ("num_images", [True, 1.0, 1.5, "3", None, [1], {}]),
-        ("seed", [True, 1.5, "7", [7], {}, 10**400]),
+        ("seed", [True, 1.5, "7", [7], {}]),
         ("sampler", [True, 1, ["ddim"]]),
         ("num_inference_steps", [True, 1.5, "3", [3]]),
         ("eta", [True, "0.5", None, [0.5]]),
         ("class_label", [True, False, 1.5, {}, [True], [1.5], [[0]]]),
-        ("guidance_scale", [True, "2", [2], 10**400]),
+        ("guidance_scale", [True, "2", [2]]),
         ("timeout_s", [True, "2", [2]]),
         ("preview_every", [True, 1.0, "2", None]),
     ],
 )
 def test_types_are_strict(server: ServerProcess, field: str, values: list[object]) -> None:
     for value in values:
-        assert refuse(server, {field: value}, field).endswith(f", and is {json.dumps(value)}"[:80]) or value == 10**400
+        assert refuse(server, {field: value}, field).endswith(f", and is {json.dumps(value)}")
 
 
 @pytest.mark.parametrize("field", ["steps", "num_inference_step", "prompt", "model", "image", "timestep", ""])
@@ -350,14 +350,28 @@ def test_every_wrong_field_is_named_at_once(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"{", b"[]", b"null", b"3", b"nul", b'"{}"', b"\xff\xfe", b'{"sampler": "\xff"}', b"[" * 100_000]
-    + [b'{"seed": %s}' % (b"9" * 5000), b'{"seed": NaN}', b'{"eta": Infinity}', b'{"eta": 1e999}'],
+    [
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b'"{}"',
+        b"\xff\xfe",
+        b'{"sampler": "\xff"}',
+        b"[" * 100_000,
+        b'{"seed": %s}' % (b"9" * 5000),
+    ],
     ids=lambda body: repr(body[:20]),
 )
 def test_what_is_no_json_object_is_refused(server: ServerProcess, body: bytes) -> None:
-    response = server.client.post("/sample", content=body, headers={"Content-Type": JSON})
-    [error] = problem(response, 422)["errors"]
-    assert error["loc"] in (["body"], ["seed"], ["eta"])
+    invalid(server.client.post("/sample", content=body, headers={"Content-Type": JSON}), "body")
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 400])
+def test_numbers_are_finite(server: ServerProcess, number: bytes) -> None:
+    for field in ("seed", "guidance_scale", "timeout_s", "num_images"):
+        body = b'{"%s": %s}' % (field.encode(), number)
+        invalid(server.client.post("/sample", content=body, headers={"Content-Type": JSON}), field)
 
 
 def test_text_that_is_no_unicode_is_refused(server: ServerProcess) -> None:

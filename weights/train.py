@@ -8,8 +8,10 @@ draws the same random numbers as if it had not been interrupted. bf16 autocast w
 """
 
 import argparse
+import hashlib
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -125,8 +127,11 @@ def train(folder: Path) -> None:
     )
     checkpoint = folder / "work" / "training.pt"
     first_step = 0
+    recipe = recipe_digest(folder)
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        if saved["recipe"] != recipe:
+            raise SystemExit(f"{checkpoint} was made by another recipe: move it away to start again")
         network.load_state_dict(saved["network"])
         optimiser.load_state_dict(saved["optimiser"])
         average, first_step = saved["average"], saved["step"]
@@ -153,23 +158,31 @@ def train(folder: Path) -> None:
         smooth_loss += 0.01 * (loss.item() - smooth_loss)
         bar.set_postfix(loss=f"{smooth_loss:.4f}", refresh=False)
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
-            save_checkpoint(checkpoint, network, average, optimiser, step + 1)
+            progress = {
+                "recipe": recipe,
+                "step": step + 1,
+                "network": network.state_dict(),
+                "average": average,
+                "optimiser": optimiser.state_dict(),
+            }
+            save_checkpoint(checkpoint, progress)
 
     target_path = folder / native.WEIGHTS
     save_file({key: tensor.contiguous().cpu() for key, tensor in average.items()}, target_path)
+    target_path.chmod(0o644)  # safetensors writes for the owner alone
     print(f"{target_path}: {target_path.stat().st_size / 2**20:.1f} MiB")
 
 
-def save_checkpoint(
-    path: Path, network: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer, step: int
-) -> None:
+def recipe_digest(folder: Path) -> str:
+    """A hash over what a checkpoint depends on: the network, its schedule and the training."""
+    return hashlib.sha256((folder / native.CONFIG).read_bytes() + (folder / "training.toml").read_bytes()).hexdigest()
+
+
+def save_checkpoint(path: Path, progress: Mapping[str, object]) -> None:
     """Write the checkpoint beside its place first, so that a break never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    torch.save(
-        {"network": network.state_dict(), "average": average, "optimiser": optimiser.state_dict(), "step": step},
-        partial,
-    )
+    torch.save(progress, partial)
     partial.replace(path)
 
 
