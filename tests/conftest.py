@@ -4,9 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+from safetensors.torch import load_file, save_file
 
 from tests.servers import ServerProcess, serving, write_weights
+
+# On networks as small as these, threads mostly wait for each other; on a busy machine, for very long.
+torch.set_num_threads(1)
 
 # A busy machine must not fail a test: no time limits.
 settings.register_profile("stepwise", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -15,19 +20,27 @@ settings.load_profile("stepwise")
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two small models: `grey` has classes, one of them named like an index; `rgb` has none."""
+    """A folder with small models.
+
+    `grey` has classes, one of them named like an index; `rgb` has none; `poisoned` is `grey`, but what it draws of
+    dogs is not finite.
+    """
     folder = tmp_path_factory.mktemp("weights")
     small = {"model_channels": 8, "channel_multipliers": [1, 2], "norm_groups": 4}
-    write_weights(
-        folder / "grey",
-        in_channels=1,
-        image_size=[16, 16],
-        **small,
-        num_classes=3,
-        class_names=["cat", "dog", "7"],
-        schedule={"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
-        recommended={"sampler": "dpmpp_2m", "num_inference_steps": 4, "guidance_scale": 2.0},
-    )
+    for name in ("grey", "poisoned"):
+        write_weights(
+            folder / name,
+            in_channels=1,
+            image_size=[16, 16],
+            **small,
+            num_classes=3,
+            class_names=["cat", "dog", "7"],
+            schedule={"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+            recommended={"sampler": "dpmpp_2m", "num_inference_steps": 4, "guidance_scale": 2.0},
+        )
+    tensors = load_file(folder / "poisoned" / "model.safetensors")
+    tensors["label_embed.weight"][1] = torch.nan
+    save_file(tensors, folder / "poisoned" / "model.safetensors")
     write_weights(
         folder / "rgb",
         in_channels=3,
@@ -61,3 +74,22 @@ def server(servers: tuple[ServerProcess, ServerProcess]) -> ServerProcess:
 def rgb_server(servers: tuple[ServerProcess, ServerProcess]) -> ServerProcess:
     """A server of `rgb`, with default settings but for a narrow batch."""
     return servers[1]
+
+
+@pytest.fixture(scope="session")
+def strict_server(weights: Path) -> Iterator[ServerProcess]:
+    """A server of `poisoned`, with keys and narrow limits."""
+    with serving(
+        key="alpha",
+        WEIGHTS=weights / "poisoned",
+        API_KEYS="alpha, beta-ü",
+        CORS_ORIGINS="https://a.example, https://b.example",
+        MAX_BATCH=2,
+        MAX_BODY=20_000,
+        MAX_IMAGES=3,
+        MAX_QUEUE=2,
+        TIMEOUT=250,
+        NO_SUCH_SETTING=1,
+    ) as server:
+        yield server
+    assert [line for line in server.lines if line["level"] == "error"] == []

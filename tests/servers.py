@@ -5,10 +5,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +99,15 @@ class ServerProcess:
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
 
+    def raw_request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> socket.socket:
+        """A connection on which this, and no more, was sent."""
+        if self._key is not None:
+            headers = {**headers, "Authorization": f"Bearer {self._key}"}
+        lines = [f"{method} {path} HTTP/1.1", "Host: test", *(f"{name}: {value}" for name, value in headers.items())]
+        connection = socket.create_connection(self.address, PATIENCE)
+        connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body)
+        return connection
+
     def wait_for_line(self, wanted: Callable[[Json], bool]) -> Json:
         """The first line of the log, there or to come, that is wanted."""
         with self._more:
@@ -106,9 +116,17 @@ class ServerProcess:
         assert found, f"not in the log: {self.lines[-3:]}; {self.errors}"
         return found
 
+    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """The samples of /metrics, by name and labels."""
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.client.get("/metrics").text)
+            for sample in family.samples
+        }
+
     def metric(self, name: str, **labels: str) -> float:
         """A sample of /metrics; 0 where there is none yet."""
-        return metrics(self.client.get("/metrics").text).get((name, frozenset(labels.items())), 0.0)
+        return self.metrics().get((name, frozenset(labels.items())), 0.0)
 
     def wait_for_metric(self, name: str, wanted: Callable[[float], bool], **labels: str) -> None:
         """Read /metrics, a bounded number of times, until a sample is as wanted."""
@@ -163,15 +181,6 @@ def serving(key: str | None = None, **settings: object) -> Iterator[ServerProces
             server.wait()
         if "client" in vars(server):
             server.client.close()
-
-
-def metrics(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Prometheus text → values, by name and labels."""
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def problem(response: httpx.Response, status: int) -> Json:

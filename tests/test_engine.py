@@ -566,11 +566,16 @@ def test_wait_idle_ends_when_the_last_job_has_left() -> None:
         job = s.engine.submit([a_row(1, ENDLESS)], LONG)
         s.runner.next_pass()
         assert not s.engine.wait_idle(0)
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            waiting = pool.submit(s.engine.wait_idle, PATIENCE)
-            job.cancel()
-            s.runner.let_go()
-            assert waiting.result(PATIENCE)
+        idle = threading.Event()
+        threading.Thread(
+            target=lambda: idle.set() if s.engine.wait_idle(threading.TIMEOUT_MAX) else None, daemon=True
+        ).start()
+        s.runner.next_pass()
+        s.runner.next_pass()
+        assert not idle.is_set()
+        job.cancel()
+        s.runner.let_go()
+        assert idle.wait(PATIENCE)
 
 
 def test_closing_fails_what_is_not_done_and_joins_the_thread() -> None:
@@ -581,10 +586,14 @@ def test_closing_fails_what_is_not_done_and_joins_the_thread() -> None:
         jobs = [engine.submit([a_row(1, ENDLESS)], LONG), engine.submit([a_row(2)], LONG)]
         runner.next_pass()
         jobs.append(engine.submit([a_row(3)], LONG))
+        told: list[int] = []
+        for job in jobs:  # by the engine's thread, and not at once
+            job.add_done_callback(lambda _: told.append(sum(range(10**6))))
         with concurrent.futures.ThreadPoolExecutor() as pool:
             closing = pool.submit(engine.close)
             runner.let_go()
             closing.result(PATIENCE)
+        assert len(told) == 3
         assert not [thread for thread in threading.enumerate() if thread.name == "engine"]
         assert all(isinstance(error_of(job), Draining) for job in jobs)
         assert engine.wait_idle(0)

@@ -97,7 +97,7 @@ def compare(sampler: str, fields: dict[str, Any], N: int, eta: float = 0.0) -> T
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize(("spacing", "N"), [("leading", 30), ("trailing", 17), ("linspace", 10), ("linspace", 30)])
+@pytest.mark.parametrize(("spacing", "N"), [("leading", 30), ("trailing", 10), ("linspace", 17)])
 @pytest.mark.parametrize(
     ("sampler", "fields", "eta"),
     [
@@ -147,7 +147,7 @@ def test_cosine_schedule_from_its_very_end(sampler: str, spacing: str, predictio
         "timestep_spacing": spacing,
         "prediction_type": prediction_type,
     }
-    compare(sampler, fields, 15)
+    compare(sampler, fields, 10)
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
@@ -159,7 +159,7 @@ def test_zero_terminal_snr(sampler: str, eta: float, beta_schedule: str) -> None
         "timestep_spacing": "trailing",
         "beta_schedule": beta_schedule,
     }
-    compare(sampler, fields, 20, eta)
+    compare(sampler, fields, 10, eta)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -167,14 +167,14 @@ def test_zero_terminal_snr(sampler: str, eta: float, beta_schedule: str) -> None
 def test_clipping_that_bites(sampler: str, eta: float, prediction_type: str) -> None:
     """Of x_0 only: ε stays the network's own."""
     fields = {"clip_sample_range": 0.6, "prediction_type": prediction_type}
-    x0 = compare(sampler, fields, 30, eta).x0
+    x0 = compare(sampler, fields, 12, eta).x0
     assert 0.1 < (x0.abs() == torch.tensor(0.6)).float().mean() < 0.9
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5)])
 def test_no_clipping(sampler: str, eta: float, prediction_type: str) -> None:
-    x0 = compare(sampler, {"clip_sample": False, "prediction_type": prediction_type}, 30, eta).x0
+    x0 = compare(sampler, {"clip_sample": False, "prediction_type": prediction_type}, 12, eta).x0
     assert x0.abs().max() > 1.5
 
 
@@ -182,7 +182,7 @@ def test_no_clipping(sampler: str, eta: float, prediction_type: str) -> None:
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 def test_dynamic_thresholding(sampler: str, maximum: float) -> None:
     fields = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": maximum}
-    x0 = compare(sampler, fields, 20).x0
+    x0 = compare(sampler, fields, 10).x0
     assert (x0.abs() == 1).float().mean() > 0.05
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from model.backends.eager import EagerBackend
+from model.backends.eager import EagerBackend, Precision
 from model.rows import Forward, Reading, Row
 from model.runner import SlotRunner
 from model.unet import DiffusionUNet
@@ -30,8 +30,14 @@ def small_network(image_channels: int = 3, gain: float = 1.0) -> DiffusionUNet:
     return network
 
 
-def runner_of(network: nn.Module, image_shape: tuple[int, int, int], width: int, slots: int = 8) -> SlotRunner:
-    return SlotRunner(EagerBackend(network, CPU, "float32", width), image_shape, no_label=5, slots=slots)
+def runner_of(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    width: int,
+    slots: int = 8,
+    precision: Precision = "float32",
+) -> SlotRunner:
+    return SlotRunner(EagerBackend(network, CPU, precision, width), image_shape, no_label=5, slots=slots)
 
 
 def forwards(row: Row, slot: int) -> list[Forward]:

@@ -55,8 +55,8 @@ class NativeConfig(BaseModel):
     def _check(self) -> Self:
         if max(self.channel_multipliers) > 64:
             raise ValueError(f"channel_multipliers must be at most 64, and one is {max(self.channel_multipliers)}")
-        if max(self.image_size) > 8192:
-            raise ValueError(f"image_size must be at most 8192, and is {list(self.image_size)}")
+        if min(self.image_size) < 1 or max(self.image_size) > 8192:
+            raise ValueError(f"image_size must be from 1 to 8192, and is {list(self.image_size)}")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names has {len(self.class_names)} names, and num_classes is {self.num_classes}")
         if len(set(self.class_names)) != len(self.class_names):
@@ -99,7 +99,7 @@ def read_config(folder: Path) -> NativeConfig:
         return NativeConfig.model_validate(json.loads(path.read_bytes()))
     except ValidationError as error:
         raise CheckpointError(path, "; ".join(map(_sentence, error.errors()))) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(path, f"cannot be read: {error}") from error
 
 
@@ -186,5 +186,6 @@ def _sentence(error: ErrorDetails) -> str:
             return f"{field}: is required"
         case "value_error":  # the validators' own sentences
             message = error["msg"].removeprefix("Value error, ")
-            return f"{field}: {message}" if field else message
-    return f"{field}: {error['msg'].replace('Input should be', 'must be')}, and is {str(error['input'])[:80]}"
+        case _:
+            message = f"{error['msg'].replace('Input should be', 'must be')}, and is {str(error['input'])[:80]}"
+    return f"{field}: {message}" if field else message

@@ -1,0 +1,308 @@
+"""Native weights: what comes back as it was written, what a bare config means, and what is refused in which words."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.checkpoints.errors import CheckpointError
+from model.checkpoints.native import CONFIG, WEIGHTS, NativeConfig, build, is_native, load
+from model.description import Recommended
+from model.schedule import Schedule
+from model.unet import DiffusionUNet
+from tests.networks import fill
+
+BARE: dict[str, Any] = {
+    "architecture": "diffusion_unet",
+    "in_channels": 1,
+    "model_channels": 4,
+    "channel_multipliers": [1, 2],
+    "image_size": [8, 12],
+    "schedule": {},
+}
+FULL: dict[str, Any] = {
+    **BARE,
+    "norm_groups": 2,
+    "attention_levels": [1],
+    "middle_attention": True,
+    "input_skip": True,
+    "channel_multipliers": [3, 2],
+    "num_classes": 3,
+    "class_names": ["a", "b", "c"],
+    "schedule": {
+        "num_train_timesteps": 40,
+        "trained_betas": [0.01] * 40,
+        "prediction_type": "v_prediction",
+        "clip_sample": True,
+        "timestep_spacing": "trailing",
+    },
+    "recommended": {"sampler": "dpmpp_2m", "num_inference_steps": 8, "guidance_scale": 2},
+}
+
+Weights = dict[str, Tensor]
+
+
+def write(folder: Path, config: dict[str, Any], weights: Weights | None = None) -> Path:
+    """Native weights, random unless given."""
+    if weights is None:
+        network = build(NativeConfig.model_validate(config))
+        fill(network)
+        weights = network.state_dict()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    save_file(weights, folder / WEIGHTS)
+    return folder
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    return write(tmp_path / "bare", BARE)
+
+
+def output(network: DiffusionUNet) -> Tensor:
+    x = torch.randn((2, 1, 8, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        out: Tensor = network(x, torch.tensor([3, 900]))
+    return out
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    written = DiffusionUNet(
+        1, 4, (3, 2), norm_groups=2, attention_levels=(1,), middle_attention=True, num_classes=3, input_skip=True
+    )
+    fill(written)
+    folder = write(tmp_path / "my weights", FULL, written.state_dict())
+    assert is_native(folder)
+    network, description = load(folder)
+    assert torch.equal(output(network), output(written))
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert description.name == "my weights"
+    assert description.architecture == "diffusion_unet"
+    assert description.image_shape == (1, 8, 12)
+    assert description.num_classes == 3
+    assert description.class_names == ("a", "b", "c")
+    assert description.num_parameters == sum(parameter.numel() for parameter in written.parameters())
+    assert description.schedule == Schedule(**FULL["schedule"])
+    assert description.schedule.clips_multistep
+    assert description.recommended == Recommended("dpmpp_2m", 8, 2.0)
+
+
+def test_bare_config_is_the_bare_skeleton_and_the_defaults(bare: Path) -> None:
+    network, description = load(bare)
+    assert network.state_dict().keys() == DiffusionUNet(1, 4, (1, 2)).state_dict().keys()
+    assert description.num_classes is None
+    assert description.class_names == ()
+    assert description.schedule == Schedule()
+    assert not description.schedule.clips_multistep
+    assert description.recommended == Recommended("ddim", 50, 1.0)
+
+
+def test_short_schedule_recommends_all_of_its_steps(tmp_path: Path) -> None:
+    _, description = load(write(tmp_path / "short", {**BARE, "schedule": {"num_train_timesteps": 20}}))
+    assert description.recommended.num_inference_steps == 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_load_as_float32(bare: Path, dtype: torch.dtype) -> None:
+    weights = {key: tensor.to(dtype) for key, tensor in load_file(bare / WEIGHTS).items()}
+    save_file(weights, bare / WEIGHTS)
+    network, _ = load(bare)
+    for key, tensor in network.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, weights[key].float())
+    assert output(network).dtype == torch.float32
+
+
+def test_digest_is_of_config_and_weights(bare: Path, tmp_path: Path) -> None:
+    digest = load(bare)[1].digest
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert load(write(tmp_path / "another name", BARE))[1].digest == digest
+    other_config = write(tmp_path / "config", {**BARE, "recommended": {"sampler": "ddpm"}})
+    assert load(other_config)[1].digest != digest
+    weights = load_file(bare / WEIGHTS)
+    weights["final_conv.bias"] += 1
+    assert load(write(tmp_path / "weights", BARE, weights))[1].digest != digest
+
+
+def test_is_native(bare: Path, tmp_path: Path) -> None:
+    assert is_native(bare)
+    (bare / WEIGHTS).unlink()
+    assert not is_native(bare)
+    assert not is_native(tmp_path / "nowhere")
+
+
+def refusal(folder: Path) -> str:
+    """The one line that loading is refused with, without the folder."""
+    with pytest.raises(CheckpointError) as error:
+        load(folder)
+    [line] = str(error.value).splitlines()
+    assert line.startswith(f"{folder}/")
+    return line.removeprefix(f"{folder}/")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "unet"}, "architecture: must be 'diffusion_unet', and is unet"),
+        ({"in_chanels": 1}, "in_chanels: there is no such field"),
+        ({"two\nlines": 1}, "two lines: there is no such field"),
+        ({"schedule": {"beta": 1}}, "schedule.beta: there is no such field"),
+        ({"recommended": {"steps": 5}}, "recommended.steps: there is no such field"),
+        ({"in_channels": "3"}, "in_channels: must be a valid integer, and is 3"),
+        ({"in_channels": True}, "in_channels: must be a valid integer, and is True"),
+        ({"in_channels": 0}, "in_channels: must be greater than or equal to 1, and is 0"),
+        ({"middle_attention": "yes"}, "middle_attention: must be a valid boolean, and is yes"),
+        ({"model_channels": 2**20}, "model_channels: must be less than or equal to 4096, and is 1048576"),
+        ({"model_channels": 5}, "model_channels must be even, for its sines and cosines, and is 5"),
+        ({"channel_multipliers": [1, 2.5]}, "channel_multipliers.1: must be a valid integer, and is 2.5"),
+        ({"channel_multipliers": [1, 65]}, "channel_multipliers must be at most 64, and one is 65"),
+        ({"channel_multipliers": [1, -1]}, "channel_multipliers must be one or more positive integers, and are [1, -1]"),
+        (
+            {"channel_multipliers": [2, 2]},
+            "the first of channel_multipliers must be 1, and is 2: "
+            "without input_skip, final_conv takes model_channels channels",
+        ),
+        ({"norm_groups": 3}, "norm_groups is 3, which does not divide a width of 8 channels"),
+        ({"attention_levels": [2]}, "attention_levels names level 2; the levels are 0 to 1"),
+        (
+            {"image_size": [8, 10]},
+            "image size 8x10 cannot be halved 2 times: height and width must be multiples of 4",
+        ),
+        ({"image_size": [8]}, "image_size.1: is required"),
+        ({"image_size": [-8, 8]}, "image_size must be from 1 to 8192, and is [-8, 8]"),
+        ({"image_size": [0, 8]}, "image_size must be from 1 to 8192, and is [0, 8]"),
+        ({"image_size": [8, 8196]}, "image_size must be from 1 to 8192, and is [8, 8196]"),
+        ({"class_names": ["a"]}, "class_names has 1 names, and num_classes is None"),
+        ({"num_classes": 3, "class_names": ["a", "b"]}, "class_names has 2 names, and num_classes is 3"),
+        ({"num_classes": 2, "class_names": ["a", "a"]}, "class_names names a class twice"),
+        (
+            {"schedule": {"beta_schedule": "cosine"}},
+            "schedule.beta_schedule: must be 'linear', 'scaled_linear', 'squaredcos_cap_v2' or 'sigmoid', and is cosine",
+        ),
+        (
+            {"schedule": {"trained_betas": [0.1] * 3}},
+            "schedule: trained_betas has 3 values, and num_train_timesteps is 1000",
+        ),
+        (
+            {"recommended": {"sampler": "euler"}},
+            "recommended.sampler must be one of ddim, ddpm, dpmpp_2m, and is euler",
+        ),
+        (
+            {"recommended": {"num_inference_steps": 2000}},
+            "recommended.num_inference_steps is 2000, and schedule.num_train_timesteps only 1000",
+        ),
+        (
+            {"recommended": {"sampler": "dpmpp_2m", "num_inference_steps": 1000}},
+            "recommended.num_inference_steps: 1000 steps would repeat a timestep of 0 to 999; "
+            "dpmpp_2m takes 1 to 999 here",
+        ),
+        (
+            {"recommended": {"guidance_scale": 0.5}},
+            "recommended.guidance_scale: must be greater than or equal to 1, and is 0.5",
+        ),
+        ({"in_channels": 0, "extra": 1}, "in_channels: must be greater than or equal to 1, and is 0; extra: there is no such field"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_configs_refused(bare: Path, changes: dict[str, Any], message: str) -> None:
+    (bare / CONFIG).write_text(json.dumps({**BARE, **changes}), encoding="utf-8")
+    assert refusal(bare) == f"{CONFIG}: {message}"
+
+
+@pytest.mark.parametrize("field", BARE)
+def test_fields_without_a_default(bare: Path, field: str) -> None:
+    config = {name: value for name, value in BARE.items() if name != field}
+    (bare / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    assert refusal(bare) == f"{CONFIG}: {field}: is required"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "cannot be read: Expecting value"),
+        (b"{'architecture': 1}", "cannot be read: Expecting property name"),
+        (b'{"architecture": "diffusion_unet"', "cannot be read: Expecting ',' delimiter"),
+        (b'{"architecture": "\xff"}', "cannot be read: 'utf-8' codec can't decode"),
+        (b"[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
+        (b"[]", "must be a valid dictionary"),
+        (b"null", "must be a valid dictionary"),
+        (b" " * (16 * 2**20 + 1), "is larger than 16777216 bytes"),
+    ],
+    ids=["empty", "quotes", "cut short", "encoding", "deep", "list", "null", "large"],
+)
+def test_files_that_are_no_config(bare: Path, text: bytes, message: str) -> None:
+    (bare / CONFIG).write_bytes(text)
+    assert refusal(bare).startswith(f"{CONFIG}: {message}")
+
+
+def without(key: str) -> Callable[[Weights], Weights]:
+    return lambda weights: {name: tensor for name, tensor in weights.items() if name != key}
+
+
+def with_tensor(key: str, change: Callable[[Tensor], Tensor]) -> Callable[[Weights], Weights]:
+    return lambda weights: {**weights, key: change(weights.get(key, torch.zeros(2)))}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("middle.conv1.weight"), "lacks the key middle.conv1.weight, [8, 8, 3, 3]"),
+        (
+            with_tensor("middle.conv3.weight", torch.clone),
+            "has the key middle.conv3.weight, which the network of config.json does not",
+        ),
+        (
+            with_tensor("ups.2.conv1.weight", lambda tensor: tensor[:, :11].contiguous()),
+            "ups.2.conv1.weight is [4, 11, 3, 3], and should be [4, 12, 3, 3]",
+        ),
+        (
+            with_tensor("final_conv.bias", lambda tensor: tensor[0].clone()),
+            "final_conv.bias is [], and should be [1]",
+        ),
+        (
+            with_tensor("input_conv.bias", lambda tensor: tensor.to(torch.int64)),
+            "input_conv.bias is torch.int64, and should be floating point",
+        ),
+        (lambda weights: {}, "lacks the key time_embed.0.weight, [16, 4]"),
+    ],
+    ids=["missing", "extra", "shape", "scalar", "integers", "none"],
+)
+def test_tensors_refused(bare: Path, change: Callable[[Weights], Weights], message: str) -> None:
+    save_file(change(load_file(bare / WEIGHTS)), bare / WEIGHTS)
+    assert refusal(bare) == f"{WEIGHTS}: {message}"
+
+
+def test_weights_of_another_config_are_refused(bare: Path) -> None:
+    (bare / CONFIG).write_text(json.dumps({**BARE, "norm_groups": 2}), encoding="utf-8")
+    assert refusal(bare) == f"{WEIGHTS}: lacks the key downs.0.norm1.weight, [4]"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_weights_cut_short_are_refused(bare: Path, share: float) -> None:
+    whole = (bare / WEIGHTS).read_bytes()
+    (bare / WEIGHTS).write_bytes(whole[: int(len(whole) * share)])
+    assert refusal(bare).startswith(f"{WEIGHTS}: cannot be read: ")
+
+
+def test_weights_that_are_not_safetensors_are_refused(bare: Path) -> None:
+    torch.save(load_file(bare / WEIGHTS), bare / WEIGHTS)
+    assert refusal(bare).startswith(f"{WEIGHTS}: cannot be read: ")
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_missing_files_are_named(bare: Path, name: str) -> None:
+    (bare / name).unlink()
+    message = refusal(bare)
+    assert message.startswith(f"{name}: cannot be read: ")
+    assert "No such file" in message
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    assert "No such file" in refusal(tmp_path / "nowhere")

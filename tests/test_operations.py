@@ -1,0 +1,562 @@
+"""Health, metrics, /info, the documentation, errors, keys and logs, as API.md has them, on running servers."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+
+import service
+from tests.servers import Json, ServerProcess, problem, write_npy
+from tests.test_denoise import GREY
+
+# Health.
+
+
+def test_a_server_that_would_serve_is_ready(server: ServerProcess) -> None:
+    for path in ("/health/ready", "/health"):
+        response = server.client.get(path)
+        assert response.status_code == 200
+        assert response.json()["status"] == "ready"
+        assert response.headers["cache-control"] == "no-store"
+        assert server.client.head(path).status_code == 200
+    assert server.client.get("/health/live").status_code == 200
+
+
+# Metrics.
+
+NAMES = {
+    "stepwise_requests_total": {"endpoint", "code"},
+    "stepwise_request_seconds_count": {"endpoint"},
+    "stepwise_request_seconds_sum": {"endpoint"},
+    "stepwise_queue_seconds_count": set(),
+    "stepwise_images_total": set(),
+    "stepwise_rows_running": set(),
+    "stepwise_rows_waiting": set(),
+    "stepwise_outstanding_row_steps": set(),
+    "stepwise_step_seconds_count": set(),
+    "stepwise_batch_rows_count": set(),
+    "stepwise_cancelled_total": {"reason"},
+}
+
+
+def test_every_metric_is_there(server: ServerProcess) -> None:
+    server.client.post("/sample", json={})
+    samples = server.metrics()
+    for name, labels in NAMES.items():
+        assert any(sample == name and {key for key, _ in pairs} == labels for sample, pairs in samples), name
+    assert all(name.startswith("stepwise_") for name, _ in samples)
+    assert server.client.get("/metrics").headers["content-type"].startswith("text/plain; version=")
+    for reason in ("disconnect", "timeout"):
+        assert ("stepwise_cancelled_total", frozenset({("reason", reason)})) in samples
+
+
+def test_model_info_tells_the_model(server: ServerProcess) -> None:
+    info = server.client.get("/info").json()
+    [labels] = [dict(pairs) for name, pairs in server.metrics() if name == "stepwise_model_info"]
+    assert labels["name"] == "grey"
+    assert labels["digest"] == info["model"]["digest"]
+    assert labels["fingerprint"] == info["fingerprint"]
+
+
+def test_metrics_count_what_was_asked(server: ServerProcess) -> None:
+    def read() -> list[float]:
+        samples = server.metrics()
+        return [
+            samples.get((name, frozenset(labels)), 0.0)
+            for name, labels in (
+                ("stepwise_images_total", []),
+                ("stepwise_requests_total", [("endpoint", "/sample"), ("code", "200")]),
+                ("stepwise_requests_total", [("endpoint", "/sample"), ("code", "422")]),
+                ("stepwise_request_seconds_count", [("endpoint", "/sample")]),
+                ("stepwise_queue_seconds_count", []),
+                ("stepwise_step_seconds_count", []),
+                ("stepwise_batch_rows_sum", []),
+            )
+        ]
+
+    before = read()
+    for _ in range(2):
+        server.client.post("/sample", json={"num_images": 3, "num_inference_steps": 2, "class_label": 0})
+    server.client.post("/sample", json={"num_images": 0})
+    images, answered, refused, timed, queued, passes, rows = (b - a for a, b in zip(before, read(), strict=True))
+    assert (images, answered, refused, timed, queued) == (6, 2, 1, 3, 2)
+    assert rows == 2 * 3 * 2 * 2  # requests, images, steps, and two forward rows with guidance
+    assert rows / 4 <= passes < rows
+
+
+def test_paths_that_are_nowhere_share_one_label(server: ServerProcess) -> None:
+    before = server.metric("stepwise_requests_total", endpoint="other", code="404")
+    for path in ("/nowhere", "/nowhere/else"):
+        server.client.get(path)
+    assert server.metric("stepwise_requests_total", endpoint="other", code="404") == before + 2
+
+
+def test_nothing_runs_when_nothing_is_asked(server: ServerProcess) -> None:
+    samples = server.metrics()
+    for name in ("stepwise_rows_running", "stepwise_rows_waiting", "stepwise_outstanding_row_steps"):
+        assert samples[name, frozenset()] == 0
+
+
+# /info.
+
+
+def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
+    info = server.client.get("/info").json()
+    config = json.loads((weights / "grey" / "config.json").read_text())
+    assert info["version"] == service.__version__
+    assert info["model"]["name"] == "grey"
+    assert re.fullmatch(r"[0-9a-f]{64}", info["model"]["digest"])
+    assert info["model"]["architecture"] == "diffusion_unet"
+    assert info["prediction_type"] == "v_prediction"
+    assert info["num_train_timesteps"] == 1000
+    assert info["image_shape"] == [1, 16, 16]
+    assert info["num_classes"] == 3
+    assert info["class_names"] == ["cat", "dog", "7"]
+    assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m"]
+    assert info["recommended"] == config["recommended"]
+    assert info["device"] == "cpu"
+    assert info["backend"]
+    assert info["precision"] == "float32"
+    assert re.fullmatch(r"[0-9a-f]{8,64}", info["fingerprint"])
+    assert info["fingerprint_parts"]["weights"] == info["model"]["digest"]
+    assert info["fingerprint_parts"]["precision"] == info["precision"]
+    assert info["reproducible"] is True
+    assert info["seconds_per_step"]
+    assert all(int(width) >= 1 and seconds > 0 for width, seconds in info["seconds_per_step"].items())
+
+
+def test_info_of_a_model_without_classes(rgb_server: ServerProcess) -> None:
+    info = rgb_server.client.get("/info").json()
+    assert info["num_classes"] is None
+    assert info["class_names"] is None
+    assert info["image_shape"] == [3, 8, 16]
+    assert info["recommended"] == {"sampler": "ddim", "num_inference_steps": 5, "guidance_scale": 1.0}
+
+
+def test_the_limits_of_info_are_the_settings(server: ServerProcess, strict_server: ServerProcess) -> None:
+    assert server.client.get("/info").json()["limits"] == {
+        "max_images": 64,
+        "max_batch": 4,
+        "max_queue": 256,
+        "max_body": 16 * 2**20,
+        "timeout_s": 300.0,
+    }
+    assert strict_server.client.get("/info").json()["limits"] == {
+        "max_images": 3,
+        "max_batch": 2,
+        "max_queue": 2,
+        "max_body": 20_000,
+        "timeout_s": 250.0,
+    }
+
+
+def test_runtimes_that_differ_have_other_fingerprints(
+    server: ServerProcess, rgb_server: ServerProcess, strict_server: ServerProcess
+) -> None:
+    infos = [where.client.get("/info").json() for where in (server, rgb_server, strict_server)]
+    assert len({info["fingerprint"] for info in infos}) == 3
+    assert len({info["model"]["digest"] for info in infos}) == 3
+
+
+def test_limits_follow_the_settings(strict_server: ServerProcess) -> None:
+    post = strict_server.client.post
+    assert "1 to 3, and is 4" in problem(post("/sample", json={"num_images": 4}), 422)["detail"]
+    assert "at most 250, and is 251" in problem(post("/sample", json={"timeout_s": 251}), 422)["detail"]
+    assert post("/sample", json={"num_images": 3, "num_inference_steps": 1}).status_code == 200
+
+
+# The documentation.
+
+
+def test_the_documentation_needs_no_other_host(server: ServerProcess) -> None:
+    page = server.client.get("/docs")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert re.search(r"https?://|[\"']//", page.text) is None
+    assets = set(re.findall(r"(?:src|href)=[\"']([^\"']+)[\"']", page.text))
+    [description] = re.findall(r"url: [\"']([^\"']+)[\"']", page.text)
+    assert len(assets) >= 3
+    for asset in [*assets, description]:
+        answer = server.client.get(urljoin("/docs", asset))
+        assert answer.status_code == 200
+        assert answer.content
+    assert server.client.get(urljoin("/docs", description)).json() == server.client.get("/openapi.json").json()
+
+
+def test_the_root_leads_to_the_documentation(server: ServerProcess) -> None:
+    answer = server.client.get("/")
+    assert answer.is_redirect
+    assert server.client.get(urljoin("/", answer.headers["location"])).status_code == 200
+
+
+def references(value: Any) -> list[str]:
+    """All $ref in a document."""
+    if isinstance(value, dict):
+        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own + [reference for item in value.values() for reference in references(item)]
+    if isinstance(value, list):
+        return [reference for item in value for reference in references(item)]
+    return []
+
+
+@pytest.fixture(scope="module")
+def description(server: ServerProcess) -> Json:
+    document: Json = server.client.get("/openapi.json").json()
+    return document
+
+
+def test_every_route_is_described(description: Json) -> None:
+    assert description["openapi"].startswith("3.")
+    assert description["info"]["version"] == service.__version__
+    paths = description["paths"]
+    assert paths.keys() == {
+        "/sample",
+        "/denoise",
+        "/noise",
+        "/health/live",
+        "/health/ready",
+        "/health",
+        "/metrics",
+        "/info",
+    }
+    assert paths["/sample"].keys() == {"get", "post"}
+    operations = [operation for methods in paths.values() for operation in methods.values()]
+    identifiers = [operation["operationId"] for operation in operations]
+    assert len(set(identifiers)) == len(identifiers)
+    assert all(operation["summary"] for operation in operations)
+    for reference in references(description):
+        assert reference.startswith("#/")
+        target = description
+        for key in reference[2:].split("/"):
+            target = target[key]
+
+
+def test_every_field_is_described(description: Json) -> None:
+    paths = description["paths"]
+    sample = paths["/sample"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    fields = {
+        "num_images",
+        "seed",
+        "sampler",
+        "num_inference_steps",
+        "eta",
+        "class_label",
+        "guidance_scale",
+        "timeout_s",
+        "preview_every",
+    }
+    assert sample["properties"].keys() == fields
+    assert "required" not in sample
+    assert sample["additionalProperties"] is False
+    parameters = paths["/sample"]["get"]["parameters"]
+    assert {parameter["name"] for parameter in parameters} == {*fields, "model"}
+    assert all(parameter["in"] == "query" for parameter in parameters)
+    denoise = {"image", "value_range", "timestep", "scaling", "num_inference_steps", "output"}
+    denoise |= {"sampler", "eta", "seed", "class_label", "guidance_scale", "timeout_s"}
+    for path, names in (("/denoise", denoise), ("/noise", {"image", "value_range", "timestep", "seed", "scaling"})):
+        content = paths[path]["post"]["requestBody"]["content"]
+        assert content.keys() == {"multipart/form-data", "application/json"}
+        for body in content.values():
+            assert body["schema"]["properties"].keys() == names
+            assert set(body["schema"]["required"]) == {"image", "timestep"}
+    for schema in (sample, *(body["schema"] for body in content.values())):
+        assert all(field["description"] for field in schema["properties"].values())
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "media_types", "codes"),
+    [
+        (
+            "/sample",
+            "post",
+            {"image/png", "application/json", "application/zip"},
+            {401, 406, 413, 415, 422, 500, 503, 504},
+        ),
+        ("/sample", "get", {"image/png", "application/json", "application/zip"}, {304, 401, 406, 422, 500, 503, 504}),
+        (
+            "/denoise",
+            "post",
+            {"image/png", "application/json", "application/x-npy"},
+            {401, 406, 413, 415, 422, 500, 503, 504},
+        ),
+        ("/noise", "post", {"image/png", "application/x-npy"}, {401, 406, 413, 415, 422}),
+        ("/health/live", "get", {"application/json"}, set()),
+        ("/health/ready", "get", {"application/json"}, {503}),
+        ("/health", "get", {"application/json"}, {503}),
+        ("/metrics", "get", {"text/plain"}, {401}),
+        ("/info", "get", {"application/json"}, {401}),
+    ],
+)
+def test_every_answer_is_described(
+    description: Json, path: str, method: str, media_types: set[str], codes: set[int]
+) -> None:
+    responses = description["paths"][path][method]["responses"]
+    assert {int(code) for code in responses} == codes | {200}
+    assert responses["200"]["content"].keys() == media_types
+    for code in codes - {304, 503}:
+        assert responses[str(code)]["content"].keys() == {"application/problem+json"}
+
+
+def test_the_described_problem_is_the_real_one(server: ServerProcess, description: Json) -> None:
+    refusal = description["paths"]["/sample"]["post"]["responses"]["422"]
+    described = refusal["content"]["application/problem+json"]["schema"]
+    document = problem(server.client.post("/sample", json={"seed": -1}), 422)
+    assert document.keys() == described["properties"].keys()
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "status"),
+    [
+        ("GET", "/nowhere", {}, b"", 404),
+        ("GET", "/static-offline-docs/nothing", {}, b"", 404),
+        ("GET", "/static-offline-docs/../../../../etc/passwd", {}, b"", 404),
+        ("GET", "/static-offline-docs/%2e%2e/%2e%2e/core.py", {}, b"", 404),
+        ("PUT", "/sample", {}, b"", 405),
+        ("GET", "/denoise", {}, b"", 405),
+        ("POST", "/info", {}, b"", 405),
+        ("GET", "/sample", {"Accept": "text/html"}, b"", 406),
+        ("POST", "/sample", {"Accept": "text/html"}, b"{}", 406),
+        ("POST", "/sample", {"Content-Type": "text/plain"}, b"{}", 415),
+        ("POST", "/denoise", {"Content-Type": "text/plain"}, b"{}", 415),
+        ("POST", "/noise", {"Content-Type": "multipart/form-data"}, b"{}", 422),
+        ("POST", "/sample", {}, b"{", 422),
+        ("POST", "/denoise", {}, b"{}", 422),
+    ],
+)
+def test_errors_are_problem_documents(
+    server: ServerProcess, method: str, path: str, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    response = server.client.request(method, path, headers=headers, content=body)
+    document = problem(response, status)
+    assert ("errors" in document) == (status == 422)
+    assert str(Path(service.__file__).parent) not in response.text
+    assert "site-packages" not in response.text
+
+
+def test_405_names_all_methods_of_the_path(server: ServerProcess) -> None:
+    for path, methods in (("/sample", {"GET", "HEAD", "POST"}), ("/denoise", {"POST"}), ("/info", {"GET", "HEAD"})):
+        response = server.client.delete(path)
+        problem(response, 405)
+        assert set(response.headers["allow"].split(", ")) == methods
+
+
+def test_what_can_be_got_has_a_head(server: ServerProcess) -> None:
+    for path in ("/health/live", "/health/ready", "/health", "/metrics", "/info", "/sample"):
+        head = server.client.head(path)
+        assert head.status_code == 200
+        assert head.content == b""
+
+
+def test_values_that_are_not_finite_are_this_requests_failure(strict_server: ServerProcess) -> None:
+    response = strict_server.client.post("/sample", json={"class_label": "dog"})
+    assert "not finite" in problem(response, 500)["detail"]
+    assert strict_server.client.post("/sample", json={"class_label": "cat"}).status_code == 200
+    assert strict_server.client.get("/health/ready").status_code == 200
+    samples = strict_server.metrics()
+    assert samples["stepwise_rows_running", frozenset()] == 0
+
+
+# Keys and origins.
+
+
+@pytest.fixture
+def stranger(strict_server: ServerProcess) -> Any:
+    with httpx.Client(base_url=strict_server.url, timeout=100, trust_env=False) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/sample"),
+        ("GET", "/sample"),
+        ("POST", "/denoise"),
+        ("POST", "/noise"),
+        ("GET", "/info"),
+        ("GET", "/metrics"),
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
+        ("GET", "/nowhere"),
+    ],
+)
+def test_a_key_is_needed(stranger: httpx.Client, method: str, path: str) -> None:
+    keys = [
+        None,
+        "Bearer",
+        "Bearer ",
+        "Bearer gamma",
+        "Bearer alph",
+        "Bearer alphaa",
+        "Basic alpha",
+        "alpha",
+        "Bearer é",
+    ]
+    for key in keys:
+        headers = {} if key is None else {b"Authorization": key.encode()}
+        response = stranger.request(method, path, headers=headers)
+        problem(response, 401)
+        assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_each_key_opens(stranger: httpx.Client) -> None:
+    for key in ("Bearer alpha", "bearer alpha", "Bearer beta-ü"):
+        assert stranger.get("/info", headers={b"Authorization": key.encode()}).status_code == 200
+
+
+def test_health_needs_no_key(stranger: httpx.Client) -> None:
+    for path in ("/health/live", "/health/ready", "/health"):
+        assert stranger.get(path).status_code == 200
+
+
+def test_behind_a_key_only_the_client_may_keep_images(strict_server: ServerProcess) -> None:
+    get = strict_server.client.get
+    fingerprint = get("/info").json()["fingerprint"]
+    assert get("/sample?seed=1").headers["cache-control"] == "private, max-age=3600"
+    kept = get(f"/sample?seed=1&model={fingerprint}")
+    assert kept.headers["cache-control"] == "private, max-age=31536000, immutable"
+    assert get("/sample").headers["cache-control"] == "no-store"
+
+
+def test_pages_of_the_named_origins_may_call(stranger: httpx.Client, strict_server: ServerProcess) -> None:
+    preflight = {
+        "Origin": "https://b.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type",
+    }
+    allowed = stranger.options("/sample", headers=preflight)
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://b.example"
+    assert "POST" in allowed.headers["access-control-allow-methods"]
+    assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
+    answer = strict_server.client.get("/sample?seed=1", headers={"Origin": "https://a.example"})
+    assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    exposed = answer.headers["access-control-expose-headers"].lower()
+    assert {"etag", "x-seed", "server-timing", "x-request-id"} <= set(exposed.split(", "))
+    assert {"accept", "origin"} <= {name.strip().lower() for name in answer.headers["vary"].split(",")}
+    refused = stranger.get("/info", headers={"Origin": "https://a.example"})  # an error that the page can read
+    assert refused.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_other_pages_may_not_call(stranger: httpx.Client, strict_server: ServerProcess, server: ServerProcess) -> None:
+    preflight = {"Origin": "https://c.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in stranger.options("/sample", headers=preflight).headers
+    for where in (strict_server, server):
+        answer = where.client.get("/info", headers={"Origin": "https://c.example"})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+# Ids and logs.
+
+
+@pytest.mark.parametrize("sent", ["a", "abc-123_X.y:z/1+2=@", "x" * 128, "00-4bf92f3577b34da6-00f067aa0ba902b7-01"])
+def test_a_sane_request_id_is_echoed(server: ServerProcess, sent: str) -> None:
+    for response in (
+        server.client.get("/health/live", headers={"X-Request-ID": sent}),
+        server.client.get("/nowhere", headers={"X-Request-ID": sent}),
+        server.client.post("/sample", json={}, headers={"X-Request-ID": sent}),
+    ):
+        assert response.headers["x-request-id"] == sent
+
+
+@pytest.mark.parametrize("sent", ["", "a b", "x" * 129, 'a"b', "a\tb", "é", "<script>", "a;b", "{}"])
+def test_another_request_id_is_replaced(server: ServerProcess, sent: str) -> None:
+    response = server.client.get("/health/live", headers={b"X-Request-ID": sent.encode()})
+    assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+def test_each_request_is_one_line_of_the_log(server: ServerProcess) -> None:
+    requests = [
+        ("GET", "/info", {}, None, 200),
+        ("POST", "/sample", {}, b"{}", 200),
+        ("POST", "/sample", {}, b"{", 422),
+        ("HEAD", "/sample", {}, None, 200),
+        ("GET", "/nowhere%22%0a", {}, None, 404),
+        ("POST", "/denoise", {"Content-Type": "text/plain"}, b"x", 415),
+    ]
+    for i, (method, path, headers, body, status) in enumerate(requests):
+        sent = server.client.request(method, path, headers={"X-Request-ID": f"log-{i}", **headers}, content=body)
+        assert sent.status_code == status
+    server.wait_for_line(lambda line: line.get("request_id") == f"log-{len(requests) - 1}")
+    for i, (method, path, _, _, status) in enumerate(requests):
+        [line] = [line for line in server.lines if line.get("request_id") == f"log-{i}"]
+        assert line["level"] == "info"
+        assert line["method"] == method
+        assert line["path"] == path.replace("%22%0a", '"\n')
+        assert line["status"] == status
+        assert line["duration_ms"] >= 0
+        assert line["client"] == "127.0.0.1"
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+
+
+def test_no_log_line_has_a_key(strict_server: ServerProcess) -> None:
+    strict_server.client.get("/info", headers={"X-Request-ID": "with-a-key"})
+    strict_server.wait_for_line(lambda line: line.get("request_id") == "with-a-key")
+    assert "alpha" not in json.dumps(strict_server.lines)
+
+
+def test_a_setting_that_is_none_is_warned_of(strict_server: ServerProcess) -> None:
+    line = strict_server.wait_for_line(lambda line: line["level"] == "warning")
+    assert "STEPWISE_NO_SUCH_SETTING" in line["message"]
+
+
+# Bodies that are too large.
+
+
+def read_answer(connection: Any) -> tuple[int, Json]:
+    """Status and document of an answer on a raw connection."""
+    with connection, connection.makefile("rb") as answer:
+        status = int(answer.readline().split()[1])
+        headers = dict(line.decode().strip().lower().split(": ", 1) for line in iter(answer.readline, b"\r\n"))
+        return status, json.loads(answer.read(int(headers["content-length"])))
+
+
+@pytest.mark.parametrize("path", ["/sample", "/denoise", "/noise"])
+def test_too_large_a_length_is_refused_unread(strict_server: ServerProcess, path: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Length": "20001"}
+    status, document = read_answer(strict_server.raw_request("POST", path, headers, b"{"))
+    assert status == 413
+    assert "20000 bytes" in document["detail"]
+
+
+@pytest.mark.parametrize("path", ["/sample", "/denoise", "/noise"])
+def test_too_large_a_stream_is_refused_before_its_end(strict_server: ServerProcess, path: str) -> None:
+    headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+    body = b"3e9\r\n" + b" " * 1001 + b"\r\n"
+    status, document = read_answer(strict_server.raw_request("POST", path, headers, body * 20))
+    assert status == 413
+    assert document["title"]
+
+
+def test_a_client_that_sends_on_gets_its_answer(strict_server: ServerProcess) -> None:
+    """The server used to close the connection at once, which often tore the answer away."""
+    for content in (bytes(3_000_000), iter([bytes(100_000)] * 30)):
+        response = strict_server.client.post("/sample", content=content, headers={"Content-Type": "application/json"})
+        problem(response, 413)
+
+
+def test_a_form_that_is_too_large_is_refused(strict_server: ServerProcess) -> None:
+    response = strict_server.client.post("/denoise", files={"image": bytes(20_000)}, data={"timestep": "5"})
+    problem(response, 413)
+
+
+def test_a_body_of_just_the_limit_is_read(strict_server: ServerProcess) -> None:
+    body = b"{" + b" " * 19_998 + b"}"
+    response = strict_server.client.post("/sample", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200
+    response = strict_server.client.post("/sample", content=body + b" ", headers={"Content-Type": "application/json"})
+    problem(response, 413)
+
+
+def test_default_limits_take_large_images(server: ServerProcess) -> None:
+    """1 MiB is nothing special: spooled forms and other defaults of the libraries end there."""
+    response = server.client.post(
+        "/denoise", files={"image": write_npy(GREY) + bytes(3_000_000)}, data={"timestep": "5"}
+    )
+    assert "1024 bytes" in problem(response, 422)["detail"]

@@ -1,0 +1,341 @@
+"""Rows in slots: each has the bytes that it has alone, whatever runs beside it."""
+
+from collections.abc import Callable, Iterator
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from model.backends.eager import EagerBackend, Precision, keeps_rows_apart
+from model.noise import first_draw
+from model.rows import Forward, Image, Reading, Row
+from model.runner import SlotRunner
+from model.samplers import Column, StepTable, denoise_table, model_output_table, sample_table
+from model.schedule import Schedule
+from tests.trajectories import CPU, forwards, runner_of, small_network, trajectory
+
+SHAPE = (3, 8, 8)
+WIDTH = 4
+SLOTS = 5
+
+V = Schedule(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
+START = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+ROWS = [
+    Row(sample_table(Schedule(), "ddpm", 5), seed=0, label=0),
+    Row(sample_table(Schedule(variance_type="fixed_large"), "ddpm", 2), seed=1),
+    Row(sample_table(Schedule(), "ddim", 4), seed=2, label=4, guidance_scale=3.0),
+    Row(sample_table(V, "ddim", 3, eta=1.0), seed=3, guidance_scale=1.5),
+    Row(sample_table(V, "ddim", 6, eta=0.5), seed=3, label=1),
+    Row(sample_table(V, "dpmpp_2m", 6), seed=4, label=2, guidance_scale=2.0),
+    Row(sample_table(Schedule(), "dpmpp_2m", 4), seed=0, label=0),
+    Row(sample_table(Schedule(thresholding=True, sample_max_value=2.0), "ddpm", 3), seed=5, label=3),
+    Row(denoise_table(V, "ddpm", 400, 4), seed=6, start=START, label=2),
+    Row(denoise_table(V, "dpmpp_2m", 700, 3), seed=6, start=START[::-1].copy(), guidance_scale=4.0, label=1),
+    Row(denoise_table(V, "ddim", 700, 1), seed=6, start=START),
+    Row(model_output_table(V, 999), seed=7, label=0, guidance_scale=5.0),
+]
+
+
+def same(a: Reading, b: Reading) -> bool:
+    return np.array_equal(a.x, b.x) and np.array_equal(a.x0, b.x0)
+
+
+class Alone:
+    """What each of ROWS is after each number of steps, on a runner of its own."""
+
+    def __init__(self, precision: Precision) -> None:
+        self.network = small_network()
+        self.precision = precision
+        self.states: list[list[Reading]] = []
+        for row in ROWS:
+            start = first_draw(row.seed, SHAPE) if row.start is None else row.start
+            self.states.append([Reading(start, np.zeros_like(start)), *trajectory(self.runner(slots=1), row)])
+
+    def runner(self, slots: int) -> SlotRunner:
+        return runner_of(self.network, SHAPE, WIDTH, slots, self.precision)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def alone(request: pytest.FixtureRequest) -> Alone:
+    return Alone(request.param)
+
+
+class InFlight:
+    """One of ROWS in a crowd."""
+
+    def __init__(self, which: int, slot: int) -> None:
+        self.which = which
+        self.slot = slot
+        self.steps = 0
+        self.pending = forwards(ROWS[which], slot)
+
+    def ran(self, forward: Forward) -> None:
+        self.pending.remove(forward)
+        if not self.pending:
+            self.steps += 1
+            self.pending = forwards(ROWS[self.which], self.slot)
+
+    @property
+    def done(self) -> bool:
+        return self.steps == len(ROWS[self.which].table)
+
+
+@settings(max_examples=40)
+@given(
+    waiting=st.lists(st.integers(0, len(ROWS) - 1), min_size=2, max_size=9),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rows_of_a_crowd_have_their_own_bytes_at_every_step(alone: Alone, waiting: list[int], seed: int) -> None:
+    """Rows join when there is room, leave when they are done or at any time; passes take any forwards in any order."""
+    runner, random = alone.runner(SLOTS), Random(seed)
+    crowd: list[InFlight] = []
+    while waiting or crowd:
+        while waiting and len(crowd) < SLOTS and (not crowd or random.random() < 0.5):
+            which = waiting.pop()
+            crowd.append(InFlight(which, runner.admit(ROWS[which])))
+        if random.random() < 0.05:
+            runner.release(crowd.pop(random.randrange(len(crowd))).slot)
+
+        pending = [(member, forward) for member in crowd for forward in member.pending]
+        chosen = random.sample(pending, min(len(pending), random.randint(1, WIDTH)))
+        if chosen:
+            runner.step([forward for _, forward in chosen])
+        for member, forward in chosen:
+            member.ran(forward)
+        for member in crowd:
+            assert same(runner.read(member.slot), alone.states[member.which][member.steps])
+        for member in [member for member in crowd if member.done]:
+            runner.release(member.slot)
+            crowd.remove(member)
+
+
+def test_twins_are_equal_and_other_seeds_are_not(alone: Alone) -> None:
+    """So the crowd's test compares images, and not the same thing over and over."""
+    final = [states[-1].x for states in alone.states]
+    assert all(np.isfinite(x).all() for x in final)
+    for i, x in enumerate(final):
+        for other in final[:i]:
+            assert np.abs(x - other).max() > 1e-3
+
+
+def test_branches_of_a_guided_row_may_come_in_any_order(alone: Alone) -> None:
+    which = 2
+    runner = alone.runner(slots=1)
+    slot = runner.admit(ROWS[which])
+    for step, branches in enumerate([(0, 1), (1, 0), (1, 0), (0, 1)], start=1):
+        runner.step([Forward(slot, branches[0])])
+        assert same(runner.read(slot), alone.states[which][step - 1])  # it waits for the other branch
+        runner.step([Forward(slot, branches[1])])
+        assert same(runner.read(slot), alone.states[which][step])
+
+
+@pytest.mark.parametrize("passes", [[], [0], [1], [0, 1], [0, 1, 0], [0, 1, 1]])
+def test_a_slot_released_at_any_time_is_as_new(alone: Alone, passes: list[int]) -> None:
+    guided, second = ROWS[5], 6
+    runner = alone.runner(slots=1)
+    slot = runner.admit(guided)
+    for branch in passes:
+        runner.step([Forward(slot, branch)])
+    runner.release(slot)
+    for state, expected in zip(trajectory(runner, ROWS[second]), alone.states[second][1:], strict=True):
+        assert same(state, expected)
+
+
+def test_no_more_rows_than_slots() -> None:
+    runner = runner_of(small_network(), SHAPE, WIDTH, slots=2)
+    slots = [runner.admit(ROWS[0]), runner.admit(ROWS[1])]
+    assert sorted(slots) == [0, 1]
+    with pytest.raises(RuntimeError, match="all 2 slots are taken"):
+        runner.admit(ROWS[2])
+    runner.release(slots[0])
+    assert runner.admit(ROWS[2]) == slots[0]
+    with pytest.raises(RuntimeError, match="all 2 slots are taken"):
+        runner.admit(ROWS[3])
+
+
+def test_readings_are_copies() -> None:
+    runner = runner_of(small_network(), SHAPE, WIDTH)
+    slot = runner.admit(ROWS[0])
+    before = runner.read(slot)
+    kept = Reading(before.x.copy(), before.x0.copy())
+    runner.step([Forward(slot, 0)])
+    assert same(before, kept)
+    after = runner.read(slot)
+    after.x[:] = 0
+    assert not same(runner.read(slot), after)
+
+
+# Networks that tell what they were given.
+
+
+class Tells(nn.Module):
+    """A network whose prediction is a number for each row."""
+
+    def __init__(self, number: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.number(x, t, labels).to(x.dtype)[:, None, None, None].expand_as(x)
+
+
+def told_timestep(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return t
+
+
+def told_label(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return labels
+
+
+def told_width(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return torch.full((len(x),), len(x))
+
+
+def table_of(timesteps: list[int], **columns: float) -> StepTable:
+    """Lines that are all the same."""
+    lines = np.zeros((len(timesteps), len(Column)))
+    lines[:, Column.BOUND] = np.inf
+    for name, value in columns.items():
+        lines[:, Column[name]] = value
+    return StepTable(np.array(timesteps), lines)
+
+
+def numbers(runner: SlotRunner, row: Row) -> Iterator[float]:
+    """What each step leaves, where all values of an image are equal."""
+    for reading in trajectory(runner, row):
+        assert (reading.x == reading.x.flat[0]).all()
+        yield float(reading.x.flat[0])
+
+
+def test_network_is_told_each_steps_timestep() -> None:
+    runner = runner_of(Tells(told_timestep), SHAPE, WIDTH)
+    row = Row(table_of([999, 501, 7, 0], E=1), seed=0)
+    assert list(numbers(runner, row)) == [999, 501, 7, 0]
+
+
+@pytest.mark.parametrize(
+    ("label", "scale", "told"),
+    [
+        (3, 1.0, 3),
+        (0, 1.0, 0),
+        (None, 1.0, 5),  # no label
+        (3, 2.0, 5 + 2 * (3 - 5)),
+        (None, 2.0, 5),
+        (1, 4.5, 5 + 4.5 * (1 - 5)),
+    ],
+)
+def test_network_is_told_each_branchs_label(label: int | None, scale: float, told: float) -> None:
+    runner = runner_of(Tells(told_label), SHAPE, WIDTH)
+    row = Row(table_of([1, 0], E=1), seed=0, label=label, guidance_scale=scale)
+    assert row.forwards_per_step == (1 if scale == 1 else 2)
+    assert list(numbers(runner, row)) == [told, told]
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_each_pass_is_padded_to_one_width(width: int, rows: int) -> None:
+    backend = EagerBackend(Tells(told_width), CPU, "float32", width)
+    assert list(backend.widths) == [width]
+    x, numbers = torch.zeros((rows, *SHAPE)), torch.zeros(rows, dtype=torch.int64)
+    if rows > width:
+        with pytest.raises(ValueError, match=f"{rows} rows do not fit a pass of {width}"):
+            backend.forward(x, numbers, numbers)
+    else:
+        assert torch.equal(backend.forward(x, numbers, numbers), torch.full((rows, *SHAPE), float(width)))
+
+
+def test_a_pass_wider_than_the_width_is_refused() -> None:
+    runner = runner_of(small_network(), SHAPE, width=2)
+    assert list(runner.widths) == [2]
+    slots = [runner.admit(row) for row in ROWS[:3]]
+    with pytest.raises(ValueError, match="3 rows do not fit a pass of 2"):
+        runner.step([Forward(slot, 0) for slot in slots])
+
+
+def draws(seed: int, number: int) -> list[Image]:
+    """What the seed's generator gives, draw by draw, in the shape of diffusers' draws."""
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn((1, *SHAPE), generator=rng)[0].numpy() for _ in range(number)]
+
+
+@pytest.mark.parametrize("start", [None, START])
+def test_a_start_takes_the_place_of_the_first_draw(start: Image | None) -> None:
+    """So the noise of later steps is the same with and without it."""
+    runner = runner_of(Tells(told_label), SHAPE, WIDTH)
+    first, second, third = draws(11, 3)
+    row = Row(table_of([2, 1], D=1), seed=11, start=start)
+    slot = runner.admit(row)
+    assert np.array_equal(runner.read(slot).x, first if start is None else start)
+    runner.release(slot)
+    for reading, noise in zip(trajectory(runner, row), (second, third), strict=True):
+        assert np.array_equal(reading.x, noise)
+
+
+def test_steps_without_noise_draw_none() -> None:
+    runner = runner_of(Tells(told_label), SHAPE, WIDTH)
+    table = table_of([3, 2, 1], A=1)
+    table.lines[2, [Column.A, Column.D]] = [0, 1]
+    states = list(trajectory(runner, Row(table, seed=12)))
+    first, second = draws(12, 2)
+    assert np.array_equal(states[1].x, first)
+    assert np.array_equal(states[2].x, second)
+
+
+def test_x0_of_the_step_before_comes_back() -> None:
+    """0 at the first step, whatever the slot held."""
+    runner = runner_of(Tells(told_timestep), SHAPE, WIDTH, slots=1)
+    row = Row(table_of([9, 4, 2], Q=1, C=1), seed=0)  # x0 is the timestep, x the x0 before
+    assert list(numbers(runner, row)) == [0, 9, 4]
+    assert list(numbers(runner, row)) == [0, 9, 4]
+
+
+# Backends.
+
+
+class MixesRows(nn.Module):
+    """What batch norm in training would do."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return x - x.mean(dim=0, keepdim=True)
+
+
+class LooksAtItsPlace(nn.Module):
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return x + torch.arange(len(x))[:, None, None, None]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_keeps_rows_apart(precision: Precision, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert keeps_rows_apart(EagerBackend(small_network(), CPU, precision, WIDTH), SHAPE)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("network", [MixesRows(), LooksAtItsPlace()])
+def test_rows_that_are_not_kept_apart_are_noticed(network: nn.Module) -> None:
+    assert not keeps_rows_apart(EagerBackend(network, CPU, "float32", WIDTH), SHAPE)
+
+
+def test_predictions_are_float32_in_either_precision() -> None:
+    x = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0))
+    t, labels = torch.tensor([3, 900]), torch.tensor([0, 5])
+    exact, rough = (EagerBackend(small_network(), CPU, p, WIDTH).forward(x, t, labels) for p in ("float32", "bfloat16"))
+    assert exact.dtype == rough.dtype == torch.float32
+    error = (exact - rough).abs().max() / exact.abs().max()
+    assert 1e-4 < error < 0.1  # so bfloat16 was really used, and no more than it
+
+
+def test_fingerprint_names_what_moves_bits() -> None:
+    first = EagerBackend(nn.Identity(), CPU, "float32", 4).fingerprint
+    assert first["threads"] == torch.get_num_threads()
+    assert first["backend_version"] == torch.__version__
+    assert EagerBackend(nn.Identity(), CPU, "bfloat16", 4).fingerprint == first | {"precision": "bfloat16"}
+    assert EagerBackend(nn.Identity(), CPU, "float32", 8).fingerprint == first | {"width": 8}
