@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import uvicorn
@@ -72,8 +73,8 @@ def main() -> None:
     began = time.monotonic()
     _arguments()
     logs.configure()
-    for early in (signal.SIGINT, signal.SIGTERM):  # until the server listens, and takes them itself
-        signal.signal(early, lambda *_: sys.exit(0))
+    for early in (signal.SIGINT, signal.SIGTERM):  # before the server takes them, and after
+        signal.signal(early, _leave)
     try:
         settings = config.read()
         refuse_workers()
@@ -96,7 +97,12 @@ def main() -> None:
     host, port = listener.getsockname()[:2]
     threading.Thread(target=_announce, args=(engine, served, host, port, began), daemon=True).start()
     Server(uvicorn_config, engine, settings.drain_timeout).run(sockets=[listener])
+    _leave()
+
+
+def _leave(*_: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one changes nothing, however late
+    sys.exit(0)
 
 
 def refuse_workers() -> None:

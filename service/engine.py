@@ -226,7 +226,8 @@ class Engine:
             error = Draining("the server shut down before this was done") if draining else _dead()
             for job in left:
                 self._forget(job)
-                _answer(job, error)
+                if job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(error)
 
     def _warm_up(self) -> None:
         """Run the probe until a pass costs what it will cost."""
@@ -359,17 +360,25 @@ class Engine:
         started = job.submitted if job.started is None else job.started
         images = [job.images[index] for index in range(len(job.rows))]
         finished = Finished(images, started - job.submitted, self._clock() - started)
-        if not _answer(job, finished):
+        if not job.future.set_running_or_notify_cancel():
             self._tell_cancelled(job, "disconnect")
-        elif not job.is_probe:
-            self._observer.job_finished(len(images))
+            return
+        try:
+            if not job.is_probe:
+                self._observer.job_finished(len(images))  # ahead of the answer: whoever has it finds it counted
+        finally:
+            job.future.set_result(finished)
 
     def _fail(self, job: _Job, error: ServiceError, reason: str | None = None) -> None:
         self._leave(job)
-        if not _answer(job, error):
-            reason = "disconnect"
-        if reason is not None:
-            self._tell_cancelled(job, reason)
+        if not job.future.set_running_or_notify_cancel():
+            self._tell_cancelled(job, "disconnect")
+            return
+        try:
+            if reason is not None:
+                self._tell_cancelled(job, reason)
+        finally:
+            job.future.set_exception(error)
 
     def _tell_cancelled(self, job: _Job, reason: str) -> None:
         if not job.is_probe:
@@ -378,14 +387,3 @@ class Engine:
 
 def _dead() -> Failed:
     return Failed("the engine has stopped", retry_after=30)
-
-
-def _answer(job: _Job, answer: Finished | ServiceError) -> bool:
-    """Give a job's Future its result. False where the client has left."""
-    if not job.future.set_running_or_notify_cancel():
-        return False
-    if isinstance(answer, ServiceError):
-        job.future.set_exception(answer)
-    else:
-        job.future.set_result(answer)
-    return True

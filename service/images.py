@@ -181,12 +181,13 @@ def _decode_npy(data: bytes, shape: tuple[int, int, int]) -> Image:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         came, fortran_order, dtype = read_header(file)
+        kind = f"{dtype} {list(came)}"[:100]
     except Exception:  # the header is parsed as Python, which can fail in any way
         raise _invalid("is an .npy file whose header cannot be read") from None
     if dtype.hasobject:
         raise _invalid("must be an .npy of float32, and holds pickled objects, which are never opened")
     if dtype.newbyteorder("=") != np.float32 or came != shape:
-        raise _invalid(f"must be an .npy of float32 {list(shape)}, and is {dtype} {list(came)}")
+        raise _invalid(f"must be an .npy of float32 {list(shape)}, and is {kind}")
     body = data[file.tell() :]
     expected = math.prod(shape) * 4
     if len(body) != expected:

@@ -106,7 +106,7 @@ class Stopwatch:
         ("application/json; charset=utf-8", JSON),
         ("application/json;q=0.1, application/json;charset=utf-8, image/png;q=0.5", JSON),
         ("image/png;Q=0.1, application/json;q=0.2", JSON),
-        ("image/png;q=9, application/json", PNG),
+        ("application/json;q=9, image/png", PNG),
         ("image/png;q=much, application/json;q=0.1", JSON),
         ("image/png;q=, application/json;q=0.1", JSON),
         ("image/png;q=-1, application/json;q=0.1", JSON),

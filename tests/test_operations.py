@@ -390,7 +390,6 @@ def test_a_key_is_needed(stranger: httpx.Client, method: str, path: str) -> None
     keys = [
         None,
         "Bearer",
-        "Bearer ",
         "Bearer gamma",
         "Bearer alph",
         "Bearer alphaa",

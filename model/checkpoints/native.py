@@ -141,7 +141,9 @@ def load(folder: Path) -> tuple[DiffusionUNet, ModelDescription]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(path, f"cannot be read: {error}") from error
     _check_tensors(path, tensors, network.state_dict())
-    network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, strict=True, assign=True)
+    # Copies, for what load_file returns is the file itself, which may be written over while the network is in use.
+    copies = {key: tensor.to(torch.float32, copy=True) for key, tensor in tensors.items()}
+    network.load_state_dict(copies, strict=True, assign=True)
     network.requires_grad_(False).eval()
     return network, ModelDescription(
         name=folder.resolve().name,
