@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.schemas import MAX_IMAGES
+
 PREFIX = "STEPWISE_"
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
@@ -34,7 +36,7 @@ class Settings(BaseSettings):
     max_batch: int | None = Field(
         None, ge=1, le=4096, description="forward rows in one pass; default: 8 on the CPU, 32 on CUDA"
     )
-    max_images: int = Field(64, ge=1, le=4096, description="images in one request")
+    max_images: int = Field(64, ge=1, le=MAX_IMAGES, description="images in one request")
     max_queue: int = Field(256, ge=1, description="requests accepted and not finished")
     max_body: ByteSize = Field(ByteSize(16 * 2**20), ge=1, description="bytes of a request body; 16MiB is understood")
     timeout: float = Field(300.0, gt=0, allow_inf_nan=False, description="the most seconds a request may take")

@@ -24,6 +24,8 @@ from typing import TypedDict
 
 from starlette.responses import JSONResponse
 
+_MAX_TEXT = 1000
+
 
 class FieldError(TypedDict):
     """One invalid field: where it is, and what is wrong with it."""
@@ -56,8 +58,8 @@ class Invalid(ServiceError):
     """Input that cannot be served, field by field."""
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__("; ".join(_sentence(error) for error in errors))
-        self.errors = list(errors)
+        self.errors = [_shortened(error) for error in errors]
+        super().__init__("; ".join(_sentence(error) for error in self.errors))
 
     @classmethod
     def field(cls, name: str, msg: str) -> "Invalid":
@@ -142,6 +144,16 @@ def _title(status: int) -> str:
         return http.HTTPStatus(status).phrase
     except ValueError:
         return "Error"
+
+
+def _shortened(error: FieldError) -> FieldError:
+    """Without most of what a client sent as a name or a value of many thousands of characters."""
+    loc = [_short(part) if isinstance(part, str) else part for part in error["loc"]]
+    return {"loc": loc, "msg": _short(error["msg"])}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."
 
 
 def _sentence(error: FieldError) -> str:

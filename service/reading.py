@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_MAX_FORM_FIELDS = 32
+_MAX_FIELDS = 32
+_MAX_SHOWN = 80  # characters of a value in a message
 
 
 async def read_json(request: Request, model: type[Model]) -> Model:
@@ -57,7 +59,7 @@ async def _read_form(request: Request, model: type[Model]) -> tuple[Model, bytes
     if end not in await request.body():  # the parser takes a form that is cut short, without its last field
         raise Invalid.field("body", f"is not a readable form: it lacks its end, {end.decode('latin-1')}")
     try:
-        async with request.form(max_files=1, max_fields=_MAX_FORM_FIELDS, max_part_size=2**16) as form:
+        async with request.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=2**16) as form:
             image = await _file_part(form)
             fields = [(key, value) for key, value in form.multi_items() if isinstance(value, str)]
     except HTTPException as error:  # starlette's own, of a broken form
@@ -71,6 +73,8 @@ def validated(model: type[Model], values: Mapping[str, object]) -> Model:
     Raises:
         Invalid: naming each field, its value and what it may be.
     """
+    if len(values) > _MAX_FIELDS:
+        raise Invalid.field("body", f"has {len(values)} fields, and may have at most {_MAX_FIELDS}")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -147,8 +151,14 @@ def _field_error(model: type[BaseModel], error: ErrorDetails) -> FieldError:
             expected = _bounds(model.model_fields[str(loc[0])])
         case _:
             expected = error["msg"].replace("Input should be", "must be")
-    value = json.dumps(error["input"], default=str)
-    return {"loc": loc, "msg": f"{expected}, and is {value if len(value) <= 80 else value[:77] + '...'}"}
+    return {"loc": loc, "msg": f"{expected}, and is {_shown(error['input'])}"}
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value as JSON; what follows, however much, is not even looked at."""
+    pieces = json.JSONEncoder(default=str).iterencode(value)
+    text = "".join(itertools.islice(pieces, _MAX_SHOWN + 1))
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
 def _bounds(field: FieldInfo) -> str:

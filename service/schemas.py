@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
+MAX_IMAGES = 4096  # that a setting can allow in one request
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
 
 # What the documentation says of fields whose limits planning.py checks.
@@ -29,7 +30,10 @@ def _check_label(value: object) -> object:
 
 
 def _check_labels(value: object) -> object:
-    if not all(_is_label(label) for label in (value if isinstance(value, list) else [value])):
+    labels = value if isinstance(value, list) else [value]
+    if len(labels) > MAX_IMAGES:
+        raise PydanticCustomError("labels", "must be one label, or a list with one for each image")
+    if not all(_is_label(label) for label in labels):
         raise PydanticCustomError("labels", "must be an integer, a name, null, or a list of these")
     return value
 

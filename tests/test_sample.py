@@ -367,6 +367,17 @@ def test_what_is_no_json_object_is_refused(server: ServerProcess, body: bytes) -
     invalid(server.client.post("/sample", content=body, headers={"Content-Type": JSON}), "body")
 
 
+def test_many_fields_or_long_values_are_refused_in_few_words(server: ServerProcess) -> None:
+    """A body of 16 MiB used to keep the server busy for 20 seconds, and to be answered with 112 MB."""
+    many = {f"field{i}": 1 for i in range(100_000)}
+    assert "100000 fields" in refuse(server, many, "body")
+    assert len(refuse(server, {"class_label": [0] * 1_000_000}, "class_label")) < 300
+    for body in ({"x" * 1_000_000: 1}, {"sampler": "x" * 1_000_000}, {"class_label": "x" * 1_000_000}):
+        response = server.client.post("/sample", json=body)
+        problem(response, 422)
+        assert len(response.content) < 5000
+
+
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 400])
 def test_numbers_are_finite(server: ServerProcess, number: bytes) -> None:
     for field in ("seed", "guidance_scale", "timeout_s", "num_images"):
