@@ -49,23 +49,25 @@ class Server(uvicorn.Server):
         self._engine = engine
         self._drain_timeout = drain_timeout
         self._draining = False
+        self._until = math.inf  # when draining ends
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self._draining:
             self._draining = True
             threading.Thread(target=self._drain, args=(signal.Signals(sig).name,), name="drain", daemon=True).start()
-        elif sig == signal.SIGINT:
-            self.force_exit = self.should_exit = True
+        elif sig == signal.SIGINT:  # Ctrl-C once more: wait for nobody
+            self._until = time.monotonic()
+            threading.Thread(target=self._engine.close, name="hurry", daemon=True).start()
 
     def _drain(self, signal_name: str) -> None:
         self._engine.drain()
-        until = time.monotonic() + self._drain_timeout
+        self._until = time.monotonic() + self._drain_timeout
         log.info("%s: draining", signal_name)
         if not self._engine.wait_idle(self._drain_timeout):
             log.warning("not all requests were done within %g s", self._drain_timeout)
         self._engine.close()
         # What is left is for answers on their way, and for clients that have not sent all of a request.
-        self.config.timeout_graceful_shutdown = max(1, math.ceil(until - time.monotonic()))
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(self._until - time.monotonic()))
         self.should_exit = True
 
 
@@ -90,6 +92,7 @@ def main() -> None:
         access_log=False,
         server_header=False,
         workers=1,  # else uvicorn reads WEB_CONCURRENCY
+        root_path=settings.root_path.rstrip("/"),
         timeout_keep_alive=75,
         proxy_headers=settings.forwarded_allow_ips is not None,
         forwarded_allow_ips=settings.forwarded_allow_ips,

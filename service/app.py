@@ -18,7 +18,7 @@ from service.engine import Engine
 from service.errors import ServiceError, answer, problem
 from service.generation import Generation
 from service.metrics import Metrics
-from service.middleware import CLIENT_LEFT, ApiKeys, BodyLimit, RequestLog
+from service.middleware import CLIENT_LEFT, ApiKeys, BodyLimit, RequestLog, path_of
 from service.operations import Operations
 from service.served import Served
 
@@ -39,7 +39,6 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
         title="Stepwise",
         version=service.__version__,
         description=_DESCRIPTION,
-        root_path=settings.root_path,
         lifespan=lifespan,
         redoc_url=None,
         swagger_ui_parameters={"validatorUrl": None},  # the default asks another host
@@ -84,7 +83,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
         405: f"{request.url.path} does not take {request.method}",
     }.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})
-    methods = request.app.state.methods.get(request.scope["path"])
+    methods = request.app.state.methods.get(path_of(request.scope))
     if error.status_code == 405 and methods is not None:
         headers["Allow"] = ", ".join(sorted(methods))  # starlette's own has the methods of one route alone
     return problem(error.status_code, detail, headers)

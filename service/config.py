@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     cors_origins: CommaSeparated = Field(
         (), description="comma-separated origins of pages that may call this; * for all"
     )
-    root_path: str = Field("", description="path that a proxy serves this under and strips")
+    root_path: str = Field("", pattern=r"^(/.*)?$", description="path that a proxy serves this under and strips")
     forwarded_allow_ips: str | None = Field(
         None, description="comma-separated proxies whose X-Forwarded-* headers are believed"
     )

@@ -97,7 +97,7 @@ class Generation:
         return await run_in_threadpool(self._noise, fields, upload, media_type)
 
     def _noise(self, fields: NoiseRequest, upload: bytes, media_type: str) -> Response:
-        image = decode(upload, self.served.model.image_shape, fields.value_range)
+        image = decode(upload, self.served.model.image_shape, value_range=1.0)  # it is clean
         noisy, seed = noised(fields, image, self.served)
         headers = {"X-Seed": str(seed), "Vary": "Accept", **_NEVER_STORE}
         if media_type == NPY:

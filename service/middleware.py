@@ -24,6 +24,12 @@ _LINGER_S = 5.0  # for a client that sends on after a 413
 CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only logs and metrics see it
 
 
+def path_of(scope: Scope) -> str:
+    """The path of a request, without that which a proxy serves this under."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 class RequestLog:
     """Gives each request an id, and says how it went, once, in the log and in the metrics."""
 
@@ -63,7 +69,7 @@ class RequestLog:
             await problem(500, "the server failed; its log says more")(scope, receive, send_and_note)
         finally:
             seconds = time.perf_counter() - began
-            endpoint = scope["path"] if scope["path"] in self._endpoints else "other"
+            endpoint = path if (path := path_of(scope)) in self._endpoints else "other"
             self._metrics.request_done(endpoint, code, seconds)
             logs.access.info(
                 "%s %s",
@@ -142,7 +148,7 @@ class ApiKeys:
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith("/health"):
+        if scope["type"] != "http" or path_of(scope).startswith("/health"):
             await self._app(scope, receive, send)
         elif error := self._refusal(Headers(scope=scope).get("authorization")):
             await answer(error)(scope, receive, send)

@@ -102,7 +102,9 @@ class NoiseRequest(BaseModel):
     timestep: int = Field(
         json_schema_extra=_FROM_0, description="how noisy the image becomes: below the model's num_train_timesteps"
     )
-    value_range: float = Field(1.0, ge=1, le=16, description="a PNG's values 0…max stand for -r…r, in and out")
+    value_range: float = Field(
+        1.0, ge=1, le=16, description="the answer's values 0…max stand for -r…r; a clean PNG's for -1…1"
+    )
     scaling: Literal["variance_preserving", "additive"] = Field(
         "variance_preserving", description="additive: x_0 + sigma_t·noise"
     )

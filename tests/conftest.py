@@ -78,7 +78,7 @@ def rgb_server(servers: tuple[ServerProcess, ServerProcess]) -> ServerProcess:
 
 @pytest.fixture(scope="session")
 def strict_server(weights: Path) -> Iterator[ServerProcess]:
-    """A server of `poisoned`, with keys and narrow limits."""
+    """A server of `poisoned`, with keys and narrow limits, for a proxy that serves it under /under."""
     with serving(
         key="alpha",
         WEIGHTS=weights / "poisoned",
@@ -88,6 +88,7 @@ def strict_server(weights: Path) -> Iterator[ServerProcess]:
         MAX_BODY=20_000,
         MAX_IMAGES=3,
         MAX_QUEUE=2,
+        ROOT_PATH="/under/",
         TIMEOUT=250,
         NO_SUCH_SETTING=1,
     ) as server:

@@ -1,6 +1,7 @@
 """The process: how it starts, how it shares its time, how it leaves."""
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -182,6 +183,10 @@ def test_sigterm_lets_what_runs_finish(weights: Path) -> None:
                 assert client.get("/health/live").status_code == 200
             assert not running.done()
             assert running.result().status_code == 200
+        while server.process.poll() is None:  # nor does another, at any time
+            server.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                server.process.wait(0.02)
         assert server.wait() == 0
     assert [line for line in server.lines if line["level"] == "error"] == []
 
@@ -202,15 +207,16 @@ def test_sigterm_waits_no_longer_than_the_drain_timeout(weights: Path) -> None:
             assert never_sent.recv(20).startswith(b"HTTP/1.1 503")
 
 
-def test_sigterm_ends_an_idle_server(weights: Path) -> None:
-    """With a connection that a client keeps. And with SIGTERM again and again until it is gone."""
-    with serving(WEIGHTS=weights / "grey", MAX_BATCH=2) as server:
-        assert server.client.get("/health/ready").status_code == 200
-        while server.process.poll() is None:
-            server.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                server.process.wait(0.02)
+def test_ctrl_c_twice_waits_for_nobody(weights: Path) -> None:
+    with serving(WEIGHTS=weights / "grey", MAX_BATCH=2, DRAIN_TIMEOUT=PATIENCE) as server:
+        with in_background(lambda: post(server, {**LONG, "num_images": 64})) as running:
+            wait_until_running(server)
+            server.process.send_signal(signal.SIGINT)
+            server.wait_for_line(lambda line: "draining" in line["message"])
+            server.process.send_signal(signal.SIGINT)
+            problem(running.result(), 503)
         assert server.wait() == 0
+    assert [line for line in server.lines if line["level"] == "error"] == []
 
 
 # Starting.
