@@ -20,30 +20,22 @@ from service.errors import Invalid
 from service.images import decode, encode_npy, encode_png16
 from service.middleware import CLIENT_LEFT
 from service.planning import Plan, noised, plan_denoise, plan_sample
-from service.reading import read_json, read_query, read_upload
+from service.reading import read_json, read_text, read_upload
 from service.schemas import DenoiseRequest, NoiseRequest, SampleRequest
 from service.served import Served
 
-_NEVER_STORE = {"Cache-Control": "no-store"}
 _SAMPLE_MEDIA = (PNG, JSON, ZIP)
-_SAMPLE_VARY = {"Vary": "Accept"}
+_VARY = {"Vary": "Accept"}
+_NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The routes' dependencies.
-
-    Attributes:
-        private: whether answers may only be cached for the one who asked.
-    """
+    """The routes' dependencies."""
 
     engine: Engine
     served: Served
     settings: Settings
-
-    @property
-    def private(self) -> bool:
-        return bool(self.settings.api_keys)
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["images"])
@@ -58,21 +50,21 @@ class Generation:
         media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
         body = await read_json(request, SampleRequest)
         plan = plan_sample(body, self.served, self.settings.max_images, self.settings.timeout)
-        return await self._draw(request, plan, media_type, {**_NEVER_STORE, **_SAMPLE_VARY})
+        return await self._draw(request, plan, media_type, _NEVER_STORE)
 
     async def sample_by_query(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
         query = request.query_params
         wanted = query.getlist("model")
-        fields = read_query(type(query)([(k, v) for k, v in query.multi_items() if k != "model"]), SampleRequest)
+        fields = read_text([item for item in query.multi_items() if item[0] != "model"], SampleRequest)
         if any(fingerprint != self.served.fingerprint for fingerprint in wanted):
             raise Invalid.field("model", f"must be {self.served.fingerprint}, what answers here, and is {wanted[0]}")
         plan = plan_sample(fields, self.served, self.settings.max_images, self.settings.timeout)
 
-        headers = {**_NEVER_STORE, **_SAMPLE_VARY}
+        headers = dict(_NEVER_STORE)
         if fields.seed is not None and media_type != JSON and self.served.reproducible:
             tag = etag(plan, media_type)
-            headers = {"ETag": tag, "Cache-Control": self._cache_control(immutable=bool(wanted)), **_SAMPLE_VARY}
+            headers = {"ETag": tag, "Cache-Control": self._cache_control(immutable=bool(wanted)), **_VARY}
             if matches(", ".join(request.headers.getlist("if-none-match")), tag):
                 return Response(status_code=304, headers=headers)
         if request.method == "HEAD":
@@ -89,7 +81,7 @@ class Generation:
         media_type = negotiate(_accept(request), offers)
         image = await run_in_threadpool(decode, upload, self.served.model.image_shape, fields.value_range)
         plan = plan_denoise(fields, image, self.served, self.settings.timeout)
-        return await self._draw(request, plan, media_type, {**_NEVER_STORE, "Vary": "Accept"})
+        return await self._draw(request, plan, media_type, _NEVER_STORE)
 
     async def noise(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), (PNG, NPY))
@@ -99,7 +91,7 @@ class Generation:
     def _noise(self, fields: NoiseRequest, upload: bytes, media_type: str) -> Response:
         image = decode(upload, self.served.model.image_shape, value_range=1.0)  # it is clean
         noisy, seed = noised(fields, image, self.served)
-        headers = {"X-Seed": str(seed), "Vary": "Accept", **_NEVER_STORE}
+        headers = {"X-Seed": str(seed), **_NEVER_STORE}
         if media_type == NPY:
             return Response(encode_npy(noisy), headers=headers, media_type=NPY)
         png, clipped = encode_png16(noisy, fields.value_range)
@@ -114,7 +106,7 @@ class Generation:
         return respond(plan, finished, encoded, headers)
 
     def _cache_control(self, immutable: bool) -> str:
-        scope = "private, " if self.private else ""
+        scope = "private, " if self.settings.api_keys else ""  # for the one who has the key
         return scope + ("max-age=31536000, immutable" if immutable else "max-age=3600")
 
 

@@ -70,10 +70,11 @@ def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout
 
     labels = _labels(request.class_label, n, model)
     if request.guidance_scale is None:
-        scales = [1.0 if label is None else model.recommended.guidance_scale for label in labels]
+        guidance_scale = model.recommended.guidance_scale
     else:
         _check_guidance(request.guidance_scale, labels)
-        scales = [1.0 if label is None else float(request.guidance_scale) for label in labels]
+        guidance_scale = float(request.guidance_scale)
+    scales = [1.0 if label is None else guidance_scale for label in labels]
     rows = [
         Row(table, seed + i, label=label, guidance_scale=scale)
         for i, (label, scale) in enumerate(zip(labels, scales, strict=True))
@@ -191,8 +192,7 @@ def _model_of(served: Served) -> Parameters:
 def _seed(seed: int | None, num_images: int = 1) -> int:
     if seed is None:
         return secrets.randbelow(2**32)
-    if seed > MAX_SEED + 1 - num_images:
-        raise Invalid.field("seed", f"must be 0 to {MAX_SEED + 1 - num_images} for {num_images} images, and is {seed}")
+    _check_range("seed", seed, 0, MAX_SEED + 1 - num_images, f" for {num_images} images")
     return seed
 
 

@@ -5,7 +5,7 @@ import binascii
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from annotated_types import Ge, Le
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, QueryParams, UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -30,11 +30,6 @@ _MAX_SHOWN = 80  # characters of a value in a message
 async def read_json(request: Request, model: type[Model]) -> Model:
     """Read a JSON body. An empty body is `{}`."""
     return validated(model, await _json_object(request))
-
-
-def read_query(query: QueryParams, model: type[Model]) -> Model:
-    """Read query parameters. One that is given several times is a list."""
-    return _from_text(model, query.multi_items())
 
 
 async def read_upload(request: Request, model: type[Model]) -> tuple[Model, bytes]:
@@ -64,7 +59,7 @@ async def _read_form(request: Request, model: type[Model]) -> tuple[Model, bytes
             fields = [(key, value) for key, value in form.multi_items() if isinstance(value, str)]
     except HTTPException as error:  # starlette's own, of a broken form
         raise Invalid.field("body", f"is not a readable form: {error.detail}") from None
-    return _from_text(model, fields), image
+    return read_text(fields, model), image
 
 
 def validated(model: type[Model], values: Mapping[str, object]) -> Model:
@@ -81,7 +76,8 @@ def validated(model: type[Model], values: Mapping[str, object]) -> Model:
         raise Invalid([_field_error(model, e) for e in error.errors()]) from None
 
 
-def _from_text(model: type[Model], items: list[tuple[str, str]]) -> Model:
+def read_text(items: Iterable[tuple[str, str]], model: type[Model]) -> Model:
+    """Read the fields of a query or a form. A class_label that is given several times is a list."""
     values: dict[str, object] = {}
     for key, text in items:
         field = model.model_fields.get(key)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import PIL
@@ -14,7 +15,7 @@ from model.description import ModelDescription
 from model.rows import Image
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Served:
     """Facts that never change while the server runs.
 
@@ -32,7 +33,7 @@ class Served:
     reproducible: bool
     first_draw: Callable[[int, tuple[int, int, int]], Image]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits. Two runtimes whose bytes differ never share one."""
         parts = json.dumps(dict(self.fingerprint_parts), sort_keys=True)

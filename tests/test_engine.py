@@ -357,21 +357,10 @@ def test_a_job_that_is_cancelled_before_the_engine_saw_it_never_runs() -> None:
     assert s.is_empty()
 
 
-def test_a_job_that_is_cancelled_in_its_last_pass_counts_as_cancelled_and_not_as_finished() -> None:
+@pytest.mark.parametrize("breaking", [set(), {1}], ids=["that works", "that fails"])
+def test_a_job_that_is_cancelled_in_its_last_pass_counts_as_cancelled_and_not_as_finished(breaking: set[int]) -> None:
     with warm(1) as s:
-        s.runner.hold()
-        job = s.engine.submit([a_row(1)], LONG)
-        s.runner.next_pass()
-        job.cancel()
-        s.runner.let_go()
-        s.engine.submit([a_row(2)], LONG).result(PATIENCE)
-    assert s.observer.ended == ["disconnect", 1]
-    assert s.is_empty()
-
-
-def test_a_job_that_is_cancelled_in_a_pass_that_fails_counts_as_cancelled() -> None:
-    with warm(1) as s:
-        s.runner.breaking = {1}
+        s.runner.breaking = breaking
         s.runner.hold()
         job = s.engine.submit([a_row(1)], LONG)
         s.runner.next_pass()
