@@ -19,11 +19,14 @@ class ModelDescription:
     """Loaded weights, without the network.
 
     Attributes:
-        name: of the folder that they came from.
-        digest: SHA-256 over the config and the weights file, in hexadecimal.
+        name: of the model.
+        digest: SHA-256 over the config and the values of the weights, in hexadecimal; the same for every file format.
         architecture: the network's name in the config.
         image_shape: (channels, height, width).
+        out_channels: of what the network predicts: the image's, or twice as many with a learned variance.
+        first_timestep: the least that the network can be asked at.
         num_classes: labels 0 … num_classes − 1; None for a model without classes.
+        no_label: what the network is told of images without a label; None where it was trained with labels only.
         class_names: one for each class, or empty.
         num_parameters: of the network.
     """
@@ -32,8 +35,16 @@ class ModelDescription:
     digest: str
     architecture: str
     image_shape: tuple[int, int, int]
+    out_channels: int
+    first_timestep: int
     num_classes: int | None
+    no_label: int | None
     class_names: tuple[str, ...]
     num_parameters: int
     schedule: Schedule
     recommended: Recommended
+
+    @property
+    def needs_label(self) -> bool:
+        """Whether the network was trained with labels only, so that it has no image without one."""
+        return self.num_classes is not None and self.no_label is None

@@ -4,37 +4,48 @@ Shapes: images are [B, C, H, W], time embeddings [B, D]. All convolutions are 3�
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
-    """Encode timesteps [B] as [sin(t·f), cos(t·f)], [B, dim], with f_k = 10000^(−k/(dim/2)), k = 0 … dim/2 − 1.
+def sinusoidal_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool = False, freq_shift: float = 0.0) -> Tensor:
+    """Encode timesteps [B] as [sin(t·f), cos(t·f)], [B, dim], with f_k = 10000^(−k/(dim/2 − freq_shift)), k = 0 …
 
-    Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, sines ahead of cosines. float32, also under autocast.
+    Vaswani et al. 2017 (arXiv:1706.03762), section 3.5. float32, also under autocast. Published
+    checkpoints have cosines ahead of sines (ADM, latent diffusion), or freq_shift 1 (the first DDPMs). An odd dim ends
+    in a zero.
     """
     half = dim // 2
     k = torch.arange(half, dtype=torch.float32, device=t.device)
-    f = torch.exp(-math.log(10000.0) * k / half)
+    f = torch.exp(-math.log(10000.0) * k / (half - freq_shift))
     angles = t.to(torch.float32)[:, None] * f[None, :]
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    parts = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
+    return F.pad(torch.cat(parts, dim=1), (0, dim % 2))
 
 
-def norm(groups: int | None, channels: int) -> nn.Module:
+def norm(groups: int | None, channels: int, eps: float = 1e-5) -> nn.Module:
     """GroupNorm over `groups` groups, or nothing."""
-    return nn.Identity() if groups is None else nn.GroupNorm(groups, channels)
+    return nn.Identity() if groups is None else nn.GroupNorm(groups, channels, eps)
 
 
 class Downsample(nn.Module):
-    """Halve H and W by a strided convolution, in the place of MaxPool."""
+    """Halve H and W by a strided convolution, in the place of MaxPool.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: in and out.
+        padding: 1 pads on all sides; 0 on the right and below only, as the first DDPMs do.
+    """
+
+    def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.conv.padding == (0, 0):
+            x = F.pad(x, (0, 1, 0, 1))
         out: Tensor = self.conv(x)
         return out
 
@@ -47,43 +58,112 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.conv(doubled(x))
         return out
 
 
-class ResnetBlock(nn.Module):
-    """Two convolutions with the time embedding added between them, and a shortcut around both."""
+def doubled(x: Tensor) -> Tensor:
+    """Double H and W, nearest neighbour."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
-    def __init__(self, in_ch: int, out_ch: int, time_emb_dim: int, norm_groups: int | None = None) -> None:
+
+def halved(x: Tensor) -> Tensor:
+    """Halve H and W, by averages."""
+    return F.avg_pool2d(x, 2)
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions with the time embedding added between them, and a shortcut around both.
+
+    Args:
+        in_ch, out_ch: channels.
+        time_emb_dim: width of the time embedding.
+        norm_groups, eps: of the GroupNorms ahead of the activations; None for no norm.
+        activation: of images and of the time embedding.
+        scale_shift: let the time embedding scale and shift what norm2 gives (Dhariwal & Nichol 2021, arXiv:2105.05233,
+            eq. 1), in the place of adding it ahead of norm2.
+        resample: `doubled` or `halved`: of both branches, after the first activation.
+        residual_scale: divides the sum.
+    """
+
+    def __init__(
+        self,
+        in_ch: int,
+        out_ch: int,
+        time_emb_dim: int,
+        norm_groups: int | None = None,
+        *,
+        eps: float = 1e-5,
+        activation: Callable[[Tensor], Tensor] = F.silu,
+        scale_shift: bool = False,
+        resample: Callable[[Tensor], Tensor] | None = None,
+        residual_scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.norm1 = norm(norm_groups, in_ch)
+        self.activation = activation
+        self.scale_shift = scale_shift
+        self.resample = resample
+        self.residual_scale = residual_scale
+        self.norm1 = norm(norm_groups, in_ch, eps)
         self.conv1 = nn.Conv2d(in_ch, out_ch, 3, padding=1)
-        self.time_mlp = nn.Linear(time_emb_dim, out_ch)
-        self.norm2 = norm(norm_groups, out_ch)
+        self.time_mlp = nn.Linear(time_emb_dim, 2 * out_ch if scale_shift else out_ch)
+        self.norm2 = norm(norm_groups, out_ch, eps)
         self.conv2 = nn.Conv2d(out_ch, out_ch, 3, padding=1)
         self.shortcut = nn.Identity() if in_ch == out_ch else nn.Conv2d(in_ch, out_ch, 1)
 
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_mlp(F.silu(t_emb))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        out: Tensor = h + self.shortcut(x)
-        return out
+        h = self.activation(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
+        t = self.time_mlp(self.activation(t_emb))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = t.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + t)
+        h = self.conv2(self.activation(h))
+        return scaled(h + self.shortcut(x), self.residual_scale)
 
 
 class Attention(nn.Module):
-    """Self-attention with one head over the H·W positions, added to its input."""
+    """Self-attention over the H·W positions, added to its input.
 
-    def __init__(self, channels: int, norm_groups: int | None = None) -> None:
+    Args:
+        channels: in and out.
+        norm_groups, eps: of the GroupNorm ahead of it; None for no norm.
+        heads: how many.
+        head_dim: channels of each; by default they share all channels.
+        residual_scale: divides the sum.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        norm_groups: int | None = None,
+        *,
+        eps: float = 1e-5,
+        heads: int = 1,
+        head_dim: int | None = None,
+        residual_scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.norm = norm(norm_groups, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.heads = heads
+        self.head_dim = channels // heads if head_dim is None else head_dim
+        self.residual_scale = residual_scale
+        inner = heads * self.head_dim
+        self.norm = norm(norm_groups, channels, eps)
+        self.qkv = nn.Conv2d(channels, 3 * inner, 1)
+        self.proj = nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, channels, height * width)
-        q, k, v = qkv.transpose(2, 3).unbind(1)  # each [B, H·W, C]
+        batch, _, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, self.head_dim, height * width)
+        q, k, v = qkv.transpose(3, 4).unbind(1)  # each [B, heads, H·W, head_dim]
         h = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = x + self.proj(h.transpose(1, 2).reshape(batch, channels, height, width))
-        return out
+        h = h.transpose(2, 3).reshape(batch, self.heads * self.head_dim, height, width)
+        return scaled(x + self.proj(h), self.residual_scale)
+
+
+def scaled(x: Tensor, divisor: float) -> Tensor:
+    return x if divisor == 1.0 else x / divisor

@@ -25,6 +25,7 @@ class Row:
         start: what it starts from instead, [C, H, W]; the first draw is then thrown away.
         label: its class; None for no label.
         guidance_scale: of classifier-free guidance; 1 is off.
+        model_output: what is wanted is not the image but the network's prediction at the last step.
     """
 
     table: StepTable
@@ -32,6 +33,7 @@ class Row:
     start: Image | None = None
     label: int | None = None
     guidance_scale: float = 1.0
+    model_output: bool = False
 
     @property
     def forwards_per_step(self) -> int:
@@ -46,7 +48,10 @@ class Forward(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """The state of a row, [C, H, W] each: the image, and the last estimate of x_0."""
+    """The state of a row: the image, and the last estimate of x_0, [C, H, W] each.
+
+    Of a row that wants the network's prediction and is done, that is in the place of the image: [out_channels, H, W].
+    """
 
     x: Image
     x0: Image

@@ -28,7 +28,7 @@ class Backend(Protocol):
         """All that can move a bit of the output, by name."""
 
     def forward(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """Map x float32 [B, C, H, W], timesteps int64 [B] and labels int64 [B] to the prediction, like x.
+        """Map x float32 [B, C, H, W], timesteps int64 [B] and labels int64 [B] to float32 [B, out_channels, H, W].
 
         B is at most the last of `widths`. A row's output does not depend on the others.
         """
@@ -52,11 +52,14 @@ class SlotRunner:
     Args:
         backend: the network.
         image_shape: (C, H, W).
+        out_channels: of what the network predicts: C, or 2·C with a learned variance.
         no_label: the label of rows without one.
         slots: the most rows in flight at once.
     """
 
-    def __init__(self, backend: Backend, image_shape: tuple[int, int, int], no_label: int, slots: int) -> None:
+    def __init__(
+        self, backend: Backend, image_shape: tuple[int, int, int], out_channels: int, no_label: int, slots: int
+    ) -> None:
         self._backend = backend
         self._shape = image_shape
         self._no_label = no_label
@@ -65,7 +68,7 @@ class SlotRunner:
         state = (slots, *image_shape)
         self._x = torch.zeros(state, device=backend.device)
         self._x0 = torch.zeros(state, device=backend.device)
-        self._out = torch.zeros((2, *state), device=backend.device)  # by branch
+        self._out = torch.zeros((2, slots, out_channels, *image_shape[1:]), device=backend.device)  # by branch
 
     @property
     def widths(self) -> Sequence[int]:
@@ -114,7 +117,10 @@ class SlotRunner:
         with_guidance = [i for i, slot in enumerate(slots) if slot.row.forwards_per_step == 2]
         if with_guidance:
             scale = torch.tensor([slots[i].row.guidance_scale for i in with_guidance], device=device)
-            out[with_guidance] = guided(out[with_guidance], self._out[1, index[with_guidance]], scale)
+            channels = self._shape[0]  # a learned variance is that of the row's own label
+            unguided = self._out[1, index[with_guidance], :channels]
+            out[with_guidance, :channels] = guided(out[with_guidance, :channels], unguided, scale)
+            self._out[0, index] = out
 
         lines = torch.stack([slot.lines[slot.step] for slot in slots])
         noise = torch.zeros((len(slots), *self._shape))
@@ -130,7 +136,10 @@ class SlotRunner:
             slot.branches.clear()
 
     def read(self, slot: int) -> Reading:
-        return Reading(self._x[slot].cpu().numpy().copy(), self._x0[slot].cpu().numpy().copy())
+        state = self._slots[slot]
+        done = state.step == len(state.row.table)
+        x = self._out[0, slot] if state.row.model_output and done else self._x[slot]
+        return Reading(x.cpu().numpy().copy(), self._x0[slot].cpu().numpy().copy())
 
     def release(self, slot: int) -> None:
         del self._slots[slot]

@@ -5,8 +5,9 @@ A line is one step of the update (model/update.py), with x the image at this tim
     x0     = bound(p·x + q·out)
     x_next = a·x + b·x0 + c·x0_previous + d·noise + e·out
 
-p and q absorb the prediction type. Tables are built in float64. Each sampler walks the grid of its diffusers scheduler,
-so that the images are those of the diffusers pipeline. A new sampler is a new function here, and no new loop.
+With a learned variance the network also predicts v, and the noise is d·exp(s·v) strong. p and q absorb the prediction
+type. Tables are built in float64. Each sampler walks the grid of its diffusers scheduler, so that the images are those
+of the diffusers pipeline. A new sampler is a new function here, and no new loop.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,8 @@ Int64 = NDArray[np.int64]
 
 # What ᾱ = 0, and no other ᾱ, is raised to where a formula divides by it: diffusers' DPMSolverMultistepScheduler.
 _ALPHA_BAR_FOR_0 = 2.0**-24
+# What the posterior's variance is raised to ahead of its logarithm: diffusers' DDPMScheduler.
+_LEAST_VARIANCE = 1e-20
 
 
 class Column(IntEnum):
@@ -34,9 +37,10 @@ class Column(IntEnum):
     C = 4
     D = 5
     E = 6
-    BOUND = 7  # x0 is clipped to ±BOUND; inf where it is not
-    QUANTILE = 8  # of |x0|, for dynamic thresholding; 0 where there is none
-    MAXIMUM = 9  # of the threshold
+    S = 7
+    BOUND = 8  # x0 is clipped to ±BOUND; inf where it is not
+    QUANTILE = 9  # of |x0|, for dynamic thresholding; 0 where there is none
+    MAXIMUM = 10  # of the threshold
 
 
 class GridError(ValueError):
@@ -115,12 +119,19 @@ def ddpm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     lines = _x0_lines(schedule, alpha_bar, schedule.clip_sample)
     lines[:, Column.A] = np.sqrt(alpha) * (1 - alpha_bar_next) / (1 - alpha_bar)
     lines[:, Column.B] = np.sqrt(alpha_bar_next) * (1 - alpha) / (1 - alpha_bar)
+    small, large = (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha), 1 - alpha
     match schedule.variance_type:
-        case "fixed_small":
-            variance = (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha)
-        case "fixed_large":
-            variance = 1 - alpha
-    lines[:, Column.D] = np.where(steps.timesteps > 0, np.sqrt(variance), 0)
+        case "fixed_small" | "fixed_small_log":
+            deviation = np.sqrt(small)
+        case "fixed_large" | "fixed_large_log":
+            deviation = np.sqrt(large)
+        case (
+            "learned_range"
+        ):  # Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15, with v of −1 … 1 in the place of 0 … 1
+            log_small, log_large = np.log(np.maximum(small, _LEAST_VARIANCE)), np.log(large)
+            deviation = np.exp((log_large + log_small) / 4)
+            lines[:, Column.S] = (log_large - log_small) / 4
+    lines[:, Column.D] = np.where(steps.timesteps > 0, deviation, 0)
     return lines
 
 
@@ -216,7 +227,7 @@ def denoise_table(
     One step is the model's estimate of x_0, whatever the sampler. No noise is added at the clean end.
     """
     if num_inference_steps == 1:
-        return _single_step(schedule, timestep, Column.B)
+        return _single_step(schedule, timestep)
     N = num_inference_steps
     timesteps = (2 * timestep * (N - np.arange(N)) + N) // (2 * N)
     steps = _through(timesteps.astype(np.int64))
@@ -225,15 +236,10 @@ def denoise_table(
     return StepTable(steps.timesteps, lines)
 
 
-def model_output_table(schedule: Schedule, timestep: int) -> StepTable:
-    """One step, whose x_next is what the network predicts at `timestep`."""
-    return _single_step(schedule, timestep, Column.E)
-
-
-def _single_step(schedule: Schedule, timestep: int, result: Column) -> StepTable:
+def _single_step(schedule: Schedule, timestep: int) -> StepTable:
     timesteps = np.array([timestep], dtype=np.int64)
     lines = _x0_lines(schedule, schedule.alphas_cumprod[timesteps], schedule.clip_sample)
-    lines[:, result] = 1
+    lines[:, Column.B] = 1
     return StepTable(timesteps, lines)
 
 

@@ -5,6 +5,7 @@ are those of diffusers' scheduler_config.json.
 """
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import Literal, Self
 
@@ -16,6 +17,8 @@ Float64 = NDArray[np.float64]
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
+VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"]
 
 MAX_TRAIN_TIMESTEPS = 100_000
 
@@ -26,7 +29,7 @@ class Schedule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     num_train_timesteps: int = Field(1000, ge=1, le=MAX_TRAIN_TIMESTEPS)
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
+    beta_schedule: BetaSchedule = "linear"
     beta_start: float = Field(0.0001, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
     trained_betas: tuple[float, ...] | None = Field(None, strict=False)
@@ -36,8 +39,8 @@ class Schedule(BaseModel):
     clip_sample_range: float = Field(1.0, gt=0)
     thresholding: bool = False
     dynamic_thresholding_ratio: float = Field(0.995, gt=0, le=1)
-    sample_max_value: float = Field(1.0, ge=1)
-    variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
+    sample_max_value: float = Field(1.0, gt=0)
+    variance_type: VarianceType = "fixed_small"
     timestep_spacing: TimestepSpacing | None = Field(None, description="None: each sampler's own default")
     steps_offset: int = Field(0, ge=0)
     set_alpha_to_one: bool = True
@@ -87,6 +90,10 @@ def _betas(schedule: Schedule) -> Float64:
             return np.linspace(math.sqrt(schedule.beta_start), math.sqrt(schedule.beta_end), T) ** 2
         case "squaredcos_cap_v2":
             return cosine_betas(T)
+        case "laplace":
+            return betas_of(laplace_alpha_bar, T)
+        case "exp":
+            return betas_of(lambda s: np.exp(-12.0 * s), T)
         case "sigmoid":  # GeoDiff, Xu et al. 2022, arXiv:2203.02923
             sigmoid = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, T)))
             betas: Float64 = sigmoid * (schedule.beta_end - schedule.beta_start) + schedule.beta_start
@@ -98,9 +105,21 @@ def cosine_betas(T: int, max_beta: float = 0.999) -> Float64:
 
     Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. Shape: [T].
     """
-    s = np.arange(T + 1) / T
-    alpha_bar = np.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
-    betas: Float64 = np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+    return betas_of(lambda s: np.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2, T, max_beta)
+
+
+def laplace_alpha_bar(s: Float64) -> Float64:
+    """ᾱ of log-SNRs that are Laplace distributed, as diffusers has it. Hang et al. 2024, arXiv:2407.03297, table 1."""
+    log_snr = -0.5 * np.copysign(1.0, 0.5 - s) * np.log(1.0 - 2.0 * np.abs(0.5 - s) + 1e-6)
+    snr = np.exp(log_snr)
+    alpha_bar: Float64 = np.sqrt(snr / (1.0 + snr))
+    return alpha_bar
+
+
+def betas_of(alpha_bar: Callable[[Float64], Float64], T: int, max_beta: float = 0.999) -> Float64:
+    """β_t = min(1 − ᾱ(t+1)/ᾱ(t), max_beta) of an ᾱ over s = t/T, [T]."""
+    values = alpha_bar(np.arange(T + 1) / T)
+    betas: Float64 = np.minimum(1.0 - values[1:] / values[:-1], max_beta)
     return betas
 
 

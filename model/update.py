@@ -15,14 +15,19 @@ def update(x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Te
     """Take one step of each row.
 
     Args:
-        x, out, x0_previous, noise: float32 [B, C, H, W]: the images, the network's predictions, the estimates of x_0
-            at the step before, and unit noise. Where a coefficient is 0 they must still be finite.
+        x, x0_previous, noise: float32 [B, C, H, W]: the images, the estimates of x_0 at the step before, and unit
+            noise. Where a coefficient is 0 they must still be finite.
+        out: the network's predictions, likewise; or float32 [B, 2·C, H, W] with v of a learned variance behind them.
         lines: each row's line of its step table, float32 [B, len(Column)].
 
     Returns:
         The images at the next timestep, and the estimates of x_0: float32 [B, C, H, W] each.
     """
-    p, q, a, b, c, d, e, bound = (lines[:, column, None, None, None] for column in range(Column.QUANTILE))
+    p, q, a, b, c, d, e, s, bound = (lines[:, column, None, None, None] for column in range(Column.QUANTILE))
+    channels = x.shape[1]
+    if out.shape[1] > channels:
+        out, v = out[:, :channels], out[:, channels:]
+        d = d * torch.exp(s * v)
     x0 = _thresholded(p * x + q * out, lines)
     x0 = x0.clamp(-bound, bound)
     return a * x + b * x0 + c * x0_previous + d * noise + e * out, x0

@@ -20,11 +20,12 @@ import service
 from model.backends.eager import EagerBackend, Precision, keeps_rows_apart
 from model.checkpoints import native
 from model.checkpoints.errors import CheckpointError
+from model.checkpoints.load import convert, load
 from model.description import ModelDescription
 from model.noise import first_draw
 from model.rows import Row
 from model.runner import SlotRunner
-from model.samplers import sample_table
+from model.samplers import denoise_table
 from service import config, logs
 from service.app import create_app
 from service.config import Settings, SettingsError
@@ -73,7 +74,10 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     began = time.monotonic()
-    _arguments()
+    arguments = _arguments()
+    if arguments.command == "convert":
+        _convert(Path(arguments.source), Path(arguments.target).expanduser())
+        return
     logs.configure()
     for early in (signal.SIGINT, signal.SIGTERM):  # before the server takes them, and after
         signal.signal(early, _leave)
@@ -103,6 +107,17 @@ def main() -> None:
     _leave()
 
 
+def _convert(source: Path, target: Path) -> None:
+    try:
+        settings = config.read()
+        converted = convert(find_weights(str(source)), target, settings.allow_pickle).description
+    except (SettingsError, StartError, CheckpointError, OSError) as error:
+        sys.exit(f"stepwise: {error}")
+    shape = "x".join(map(str, converted.image_shape[1:]))
+    print(f"{target}: {converted.name}, {converted.num_parameters:,} parameters, draws images of {shape}")
+    print(f"serve it with STEPWISE_WEIGHTS={target}")
+
+
 def _leave(*_: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one changes nothing, however late
     sys.exit(0)
@@ -126,16 +141,17 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     """
     device = choose_device(settings.device)
     torch.set_num_threads(settings.threads or config.available_cores())
-    network, model = native.load(find_weights(settings.weights))
+    checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
+    model = checkpoint.description
     if model.image_shape[0] not in (1, 3):
         raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
 
     on_cuda = device.type == "cuda"
     auto: Precision = "bfloat16" if on_cuda else "float32"
     precision = auto if settings.precision == "auto" else settings.precision
-    backend = EagerBackend(network, device, precision, settings.max_batch or (32 if on_cuda else 8))
-    no_label = 0 if model.num_classes is None else model.num_classes
-    runner = SlotRunner(backend, model.image_shape, no_label, slots=backend.widths[-1])
+    backend = EagerBackend(checkpoint.network, device, precision, settings.max_batch or (32 if on_cuda else 8))
+    no_label = 0 if model.no_label is None else model.no_label  # 0 where the network has no classes, or only those
+    runner = SlotRunner(backend, model.image_shape, model.out_channels, no_label, slots=backend.widths[-1])
 
     served = Served(
         model=model,
@@ -152,8 +168,8 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
 
 def probe_row(model: ModelDescription) -> Row:
     """A row of few steps that shows that the model works."""
-    steps = min(2, model.schedule.num_train_timesteps)
-    return Row(sample_table(model.schedule, "ddim", steps), seed=0)
+    t = model.schedule.num_train_timesteps // 2
+    return Row(denoise_table(model.schedule, "ddim", t, min(2, max(1, t))), seed=0)
 
 
 def choose_device(name: str) -> torch.device:
@@ -176,20 +192,20 @@ def choose_device(name: str) -> torch.device:
 
 
 def find_weights(name: str) -> Path:
-    """The folder of a WEIGHTS setting: a folder, a weights file in it, or a name in the box.
+    """The path of a WEIGHTS setting: that of a folder or a file, or a name in the box.
 
     Raises:
         StartError: where there is none.
     """
     path = Path(name).expanduser()
-    for folder in (path, path.parent if path.is_file() else path, BOX / name):
-        if native.is_native(folder):
-            return folder
-    in_the_box = sorted(folder.name for folder in BOX.iterdir() if native.is_native(folder)) if BOX.is_dir() else []
-    what = (
-        f"is no folder with {native.CONFIG} and {native.WEIGHTS}" if path.exists() else "is neither a file nor a folder"
+    if path.exists():
+        return path
+    in_the_box = sorted(path.parent.name for path in BOX.glob(f"*/{native.WEIGHTS}"))
+    if name in in_the_box:
+        return BOX / name
+    raise StartError(
+        f"STEPWISE_WEIGHTS={name} is neither a file nor a folder; in the box: {', '.join(in_the_box) or 'nothing'}"
     )
-    raise StartError(f"STEPWISE_WEIGHTS={name} {what}; in the box: {', '.join(in_the_box) or 'nothing'}")
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -231,19 +247,29 @@ _ONE_PROCESS = (
 )
 
 
-def _arguments() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m service",
-        description="Serve a diffusion U-Net over HTTP. All settings come from the environment.",
+        description="Serve a diffusion U-Net over HTTP. Settings come from the environment.",
         epilog=f"settings, and their defaults:\n{config.usage()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"stepwise {service.__version__}")
-    _, unknown = parser.parse_known_args()
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="", prog="python -m service")
+    to_native = commands.add_parser(
+        "convert",
+        help="write a checkpoint as native weights, which are safe to open and draw the same bytes",
+        description="Write a checkpoint as native weights: config.json and model.safetensors, which load alone, "
+        "are safe to open and draw the same bytes. Pickles are opened only with STEPWISE_ALLOW_PICKLE=1.",
+    )
+    to_native.add_argument("source", metavar="SOURCE", help="a folder or a file, as for STEPWISE_WEIGHTS")
+    to_native.add_argument("target", metavar="TARGET", help="the folder to write; it must not exist, or be empty")
+    arguments, unknown = parser.parse_known_args()
     if any(argument.startswith("--workers") for argument in unknown):
         parser.error(_ONE_PROCESS)
     if unknown:
         parser.error(f"unknown argument {unknown[0]}: settings come from the environment, see --help")
+    return arguments
 
 
 if __name__ == "__main__":

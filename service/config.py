@@ -23,7 +23,9 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True)
 
-    weights: str = Field("digits", description="a folder of weights, its model.safetensors, or a name in the box")
+    weights: str = Field(
+        "digits", description="a folder or a file: native weights, or a diffusers checkpoint; or a name in the box"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
@@ -44,7 +46,7 @@ class Settings(BaseSettings):
         30.0, ge=0, allow_inf_nan=False, description="seconds to finish what is accepted, after SIGTERM"
     )
     api_keys: Secrets = Field((), description="comma-separated; requests then need `Authorization: Bearer KEY`")
-    allow_pickle: bool = Field(False, description="open .bin, .pt and .ckpt files (not built yet)")
+    allow_pickle: bool = Field(False, description="open .bin files, which are pickles: 1 if you trust them")
     cache_dir: Path | None = Field(None, description="folder for compiled models (not built yet)")
     cors_origins: CommaSeparated = Field(
         (), description="comma-separated origins of pages that may call this; * for all"

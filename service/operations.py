@@ -90,6 +90,7 @@ class Operations:
                 "prediction_type": model.schedule.prediction_type,
                 "num_train_timesteps": model.schedule.num_train_timesteps,
                 "image_shape": list(model.image_shape),
+                "out_channels": model.out_channels,
                 "num_classes": model.num_classes,
                 "class_names": list(model.class_names) or None,
                 "samplers": list(SAMPLERS),

@@ -13,7 +13,7 @@ import numpy as np
 
 from model.description import ModelDescription
 from model.rows import Image, Row
-from model.samplers import SAMPLERS, GridError, denoise_table, model_output_table, sample_table
+from model.samplers import SAMPLERS, GridError, denoise_table, sample_table
 from model.schedule import Schedule
 from service.errors import Invalid
 from service.schemas import MAX_SEED, DenoiseRequest, Label, Labels, NoiseRequest, SampleRequest
@@ -67,12 +67,20 @@ def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout
         table = sample_table(model.schedule, sampler, steps, request.eta)
     except GridError as error:
         raise Invalid.field("num_inference_steps", str(error)) from None
+    if table.timesteps[-1] < model.first_timestep:
+        raise Invalid.field(
+            "num_inference_steps",
+            f"{steps} steps of {sampler} end at timestep {table.timesteps[-1]}, "
+            f"and this network knows those from {model.first_timestep} on",
+        )
 
     labels = _labels(request.class_label, n, model)
+    if model.needs_label:
+        labels = [_class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]
     if request.guidance_scale is None:
         guidance_scale = model.recommended.guidance_scale
     else:
-        _check_guidance(request.guidance_scale, labels)
+        _check_guidance(request.guidance_scale, labels, model)
         guidance_scale = float(request.guidance_scale)
     scales = [1.0 if label is None else guidance_scale for label in labels]
     rows = [
@@ -81,7 +89,7 @@ def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout
     ]
 
     settings: Parameters = {"sampler": sampler, "num_inference_steps": steps, "eta": abs(float(request.eta))}
-    asked_label = labels if isinstance(request.class_label, list) else labels[0]
+    asked_label = labels if isinstance(request.class_label, list) or len(set(labels)) > 1 else labels[0]
     scale = float(request.guidance_scale or max(scales))
     canonical = {"num_images": n, "seed": seed, **settings, "class_label": labels, "guidance_scale": scale}
     timeout_s = _timeout(request, timeout)
@@ -120,27 +128,26 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     """
     model = served.model
     schedule, t = model.schedule, request.timestep
-    _check_timestep(t, request.scaling, schedule)
+    _check_timestep(t, request.scaling, schedule, model.first_timestep)
     N = request.num_inference_steps
     _check_range("num_inference_steps", N, 1, max(1, t), f" at timestep {t}")
     seed = _seed(request.seed)
     sampler = _sampler(request, model)
     [label] = _labels(request.class_label, 1, model)
+    if label is None and model.needs_label:
+        raise Invalid.field("class_label", "is required: this model was trained with labels only")
     scale = 1.0 if request.guidance_scale is None else float(request.guidance_scale)
-    _check_guidance(scale, [label])
+    _check_guidance(scale, [label], model)
 
     if request.scaling == "additive":
         image = image * np.float32(math.sqrt(schedule.alphas_cumprod[t]))
     if not (np.abs(image) <= _MAX_NOISY_VALUE).all():
         raise Invalid.field("image", f"must have values of at most {_MAX_NOISY_VALUE:g} in the model's own scale")
 
-    match request.output:
-        case "model_output":
-            table = model_output_table(schedule, t)
-        case "previous":
-            table = denoise_table(schedule, sampler, t, N, request.eta).first()
-        case "x0":
-            table = denoise_table(schedule, sampler, t, N, request.eta)
+    wants_output = request.output == "model_output"
+    table = denoise_table(schedule, sampler, t, 1 if wants_output else N, request.eta)
+    if request.output == "previous":
+        table = table.first()
 
     settings: Parameters = {
         "timestep": t,
@@ -157,7 +164,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     recipe = {**settings, "image_sha256": digest, **_model_of(served)}
     timeout_s = _timeout(request, timeout)
     return Plan(
-        rows=[Row(table, seed, start=image, label=label, guidance_scale=scale)],
+        rows=[Row(table, seed, start=image, label=label, guidance_scale=scale, model_output=wants_output)],
         seeds=[seed],
         parameters={**settings, "value_range": float(request.value_range), "timeout_s": timeout_s},
         recipes=[recipe],
@@ -205,8 +212,8 @@ def _sampler(request: AnyRequest, model: ModelDescription) -> str:
     return sampler
 
 
-def _check_timestep(timestep: int, scaling: str, schedule: Schedule) -> None:
-    _check_range("timestep", timestep, 0, schedule.num_train_timesteps - 1)
+def _check_timestep(timestep: int, scaling: str, schedule: Schedule, first: int = 0) -> None:
+    _check_range("timestep", timestep, first, schedule.num_train_timesteps - 1)
     if scaling == "additive" and schedule.alphas_cumprod[timestep] == 0:
         raise Invalid.field("timestep", f"{timestep} is pure noise, which no additive noise level reaches")
 
@@ -241,7 +248,16 @@ def _label(label: Label, model: ModelDescription) -> int | None:
     raise Invalid.field("class_label", f"must be 0 to {model.num_classes - 1}{names}{more}, and is {label!r}")
 
 
-def _check_guidance(scale: float, labels: list[int | None]) -> None:
+def _class_of(seed: int, model: ModelDescription) -> int:
+    """The class of an image that names none, where the network needs one: any, as the seed has it."""
+    assert model.num_classes is not None
+    digest = hashlib.sha256(f"class of {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % model.num_classes
+
+
+def _check_guidance(scale: float, labels: list[int | None], model: ModelDescription) -> None:
+    if scale > 1 and model.needs_label:
+        raise Invalid.field("guidance_scale", f"must be 1: this model was trained with labels only; it is {scale:g}")
     if scale > 1 and all(label is None for label in labels):
         raise Invalid.field("guidance_scale", f"must be 1 without a class_label, and is {scale:g}")
 

@@ -22,7 +22,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import save_file
 
-from model.checkpoints.native import NativeConfig, build
+from model.checkpoints.native import parse
 from tests.networks import fill
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ _READY = re.compile(r"ready at (http://\S+), ")
 def write_weights(folder: Path, **config: object) -> Path:
     """Make a folder of native weights with random values."""
     whole = {"architecture": "diffusion_unet", **config}
-    network = build(NativeConfig.model_validate(whole))
+    network = parse(folder, whole).build()
     fill(network)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(whole))

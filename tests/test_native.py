@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load as parse
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoints.errors import CheckpointError
-from model.checkpoints.native import CONFIG, WEIGHTS, NativeConfig, build, is_native, load
-from model.description import Recommended
+from model.checkpoints.load import load as load_checkpoint
+from model.checkpoints.native import CONFIG, WEIGHTS, find, parse
+from model.description import ModelDescription, Recommended
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
 from tests.networks import fill
@@ -55,7 +56,7 @@ Weights = dict[str, Tensor]
 def write(folder: Path, config: dict[str, Any], weights: Weights | None = None) -> Path:
     """Native weights, random unless given."""
     if weights is None:
-        network = build(NativeConfig.model_validate(config))
+        network = parse(folder, config).build()
         fill(network)
         weights = network.state_dict()
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,13 @@ def write(folder: Path, config: dict[str, Any], weights: Weights | None = None) 
 
 
 def tensors_of(folder: Path) -> Weights:
-    return parse((folder / WEIGHTS).read_bytes())
+    return load_tensors((folder / WEIGHTS).read_bytes())
+
+
+def load(folder: Path) -> tuple[DiffusionUNet, ModelDescription]:
+    checkpoint = load_checkpoint(folder)
+    assert isinstance(checkpoint.network, DiffusionUNet)
+    return checkpoint.network, checkpoint.description
 
 
 @pytest.fixture
@@ -86,7 +93,7 @@ def test_round_trip(tmp_path: Path) -> None:
     )
     fill(written)
     folder = write(tmp_path / "my weights", FULL, written.state_dict())
-    assert is_native(folder)
+    assert find(folder) is not None
     network, description = load(folder)
     assert torch.equal(output(network), output(written))
     assert not network.training
@@ -148,11 +155,12 @@ def test_digest_is_of_config_and_weights(bare: Path, tmp_path: Path) -> None:
     assert load(write(tmp_path / "weights", BARE, weights))[1].digest != digest
 
 
-def test_is_native(bare: Path, tmp_path: Path) -> None:
-    assert is_native(bare)
-    (bare / WEIGHTS).unlink()
-    assert not is_native(bare)
-    assert not is_native(tmp_path / "nowhere")
+def test_find(bare: Path, tmp_path: Path) -> None:
+    assert find(bare) is not None
+    assert find(bare / CONFIG) is not None
+    assert find(bare / WEIGHTS) is not None
+    assert find(tmp_path) is None
+    assert find(tmp_path / "nowhere") is None
 
 
 def refusal(folder: Path) -> str:
@@ -167,7 +175,7 @@ def refusal(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "unet"}, "architecture: must be 'diffusion_unet', and is unet"),
+        ({"architecture": "unet"}, "architecture: must be one of diffusion_unet, unet_2d, and is unet"),
         ({"in_chanels": 1}, "in_chanels: there is no such field"),
         ({"two\nlines": 1}, "two lines: there is no such field"),
         ({"schedule": {"beta": 1}}, "schedule.beta: there is no such field"),
@@ -243,8 +251,8 @@ def test_fields_without_a_default(bare: Path, field: str) -> None:
         (b'{"architecture": "diffusion_unet"', "cannot be read: Expecting ',' delimiter"),
         (b'{"architecture": "\xff"}', "cannot be read: 'utf-8' codec can't decode"),
         (b"[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
-        (b"[]", "must be a valid dictionary"),
-        (b"null", "must be a valid dictionary"),
+        (b"[]", "must be a JSON object"),
+        (b"null", "must be a JSON object"),
         (b" " * (16 * 2**20 + 1), "is larger than 16777216 bytes"),
     ],
     ids=["empty", "quotes", "cut short", "encoding", "deep", "list", "null", "large"],
@@ -280,7 +288,7 @@ def with_tensor(key: str, change: Callable[[Tensor], Tensor]) -> Callable[[Weigh
         ),
         (
             with_tensor("input_conv.bias", lambda tensor: tensor.to(torch.int64)),
-            "input_conv.bias is torch.int64, and should be floating point",
+            "input_conv.bias is I64, and should be floating point",
         ),
         (lambda weights: {}, "lacks the key time_embed.0.weight, [16, 4]"),
     ],
@@ -317,4 +325,5 @@ def test_missing_files_are_named(bare: Path, name: str) -> None:
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    assert "No such file" in refusal(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="nowhere: there is no such file or folder"):
+        load(tmp_path / "nowhere")

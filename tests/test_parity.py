@@ -180,7 +180,7 @@ def test_no_clipping(sampler: str, eta: float, prediction_type: str) -> None:
     assert x0.abs().max() > 1.5
 
 
-@pytest.mark.parametrize("maximum", [1.0, 3.0])
+@pytest.mark.parametrize("maximum", [0.8, 1.0, 3.0])
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 def test_dynamic_thresholding(sampler: str, maximum: float) -> None:
     fields = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": maximum}

@@ -14,7 +14,7 @@ from model.backends.eager import EagerBackend, Precision, keeps_rows_apart
 from model.noise import first_draw
 from model.rows import Forward, Image, Reading, Row
 from model.runner import SlotRunner
-from model.samplers import Column, StepTable, denoise_table, model_output_table, sample_table
+from model.samplers import Column, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
 from tests.trajectories import CPU, forwards, runner_of, small_network, trajectory
 
@@ -36,7 +36,7 @@ ROWS = [
     Row(denoise_table(V, "ddpm", 400, 4), seed=6, start=START, label=2),
     Row(denoise_table(V, "dpmpp_2m", 700, 3), seed=6, start=START[::-1].copy(), guidance_scale=4.0, label=1),
     Row(denoise_table(V, "ddim", 700, 1), seed=6, start=START),
-    Row(model_output_table(V, 999), seed=7, label=0, guidance_scale=5.0),
+    Row(denoise_table(V, "ddim", 999, 1), seed=7, label=0, guidance_scale=5.0, model_output=True),
 ]
 
 

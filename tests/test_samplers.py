@@ -18,7 +18,6 @@ from model.samplers import (
     StepTable,
     ddim_steps,
     denoise_table,
-    model_output_table,
     sample_table,
 )
 from model.schedule import Float64, PredictionType, Schedule, TimestepSpacing
@@ -27,7 +26,7 @@ from tests.reference import DDIMScheduler, DDPMScheduler, DPMSolverMultistepSche
 # What diffusers does to NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
-P, Q, A, B, C, D, E, BOUND, QUANTILE, MAXIMUM = Column
+P, Q, A, B, C, D, E, S, BOUND, QUANTILE, MAXIMUM = Column
 PREDICTION_TYPES: list[PredictionType] = ["epsilon", "v_prediction", "sample"]
 SPACINGS: list[TimestepSpacing] = ["leading", "trailing", "linspace"]
 SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
@@ -220,7 +219,7 @@ def dpmpp_2m_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Fl
 def run(table: StepTable, x: Float64) -> Float64:
     """Take the steps of a table, in double precision."""
     x0_previous = np.zeros_like(x)
-    for i, (t, (p, q, a, b, c, d, e, bound, _, _)) in enumerate(zip(table.timesteps, table.lines, strict=True)):
+    for i, (t, (p, q, a, b, c, d, e, _, bound, _, _)) in enumerate(zip(table.timesteps, table.lines, strict=True)):
         out = prediction(x, int(t))
         x0 = (p * x + q * out).clip(-bound, bound)
         x, x0_previous = a * x + b * x0 + c * x0_previous + d * noise_of(i) + e * out, x0
@@ -493,15 +492,6 @@ def test_denoising_in_one_step_is_x0(t: int, sampler: str, schedule: Schedule) -
     x = np.random.default_rng(0).standard_normal(16) / 2
     expected, _ = x0_and_noise(schedule, x, prediction(x, t), float(schedule.alphas_cumprod[t]))
     np.testing.assert_allclose(run(table, x), expected.clip(-1, 1), rtol=0, atol=1e-9)
-
-
-@given(t=st.integers(0, 6), schedule=schedules)
-def test_model_output_table(t: int, schedule: Schedule) -> None:
-    table = model_output_table(schedule, t)
-    assert table.timesteps.tolist() == [t]
-    x = np.random.default_rng(0).standard_normal(16)
-    assert (run(table, x) == prediction(x, t)).all()
-    assert (table.lines[:, [P, Q, BOUND]] == denoise_table(schedule, "ddim", t, 1).lines[:, [P, Q, BOUND]]).all()
 
 
 def test_first() -> None:

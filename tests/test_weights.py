@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.checkpoints import native
+from model.checkpoints.load import load
 from model.schedule import Schedule
+from model.unet import DiffusionUNet
 from weights import classifier, data, quality, train
 from weights.digits import prepare
 
@@ -219,7 +221,9 @@ def test_training_writes_weights_that_load(recipe: Callable[[str], Path], monkey
     folder = recipe("a")
     monkeypatch.setattr("sys.argv", ["train", str(folder)])
     train.main()
-    network, model = native.load(folder)
+    checkpoint = load(folder)
+    network, model = checkpoint.network, checkpoint.description
+    assert isinstance(network, DiffusionUNet)
     assert (model.name, model.image_shape) == ("a", (1, 32, 32))
     assert all(parameter.isfinite().all() for parameter in network.parameters())
     assert network.final_conv.weight.abs().sum() > 0  # begins at zero
@@ -352,6 +356,6 @@ def test_the_recipe_in_the_box_can_be_read() -> None:
 
 
 def test_the_weights_in_the_box_load_and_are_small() -> None:
-    _, model = native.load(DIGITS)
+    model = load(DIGITS).description
     assert model.num_parameters <= 3_000_000
     assert (DIGITS / native.WEIGHTS).stat().st_size <= 12_000_000

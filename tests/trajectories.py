@@ -37,7 +37,8 @@ def runner_of(
     slots: int = 8,
     precision: Precision = "float32",
 ) -> SlotRunner:
-    return SlotRunner(EagerBackend(network, CPU, precision, width), image_shape, no_label=5, slots=slots)
+    backend = EagerBackend(network, CPU, precision, width)
+    return SlotRunner(backend, image_shape, image_shape[0], no_label=5, slots=slots)
 
 
 def forwards(row: Row, slot: int) -> list[Forward]:

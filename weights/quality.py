@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.backends.eager import EagerBackend
-from model.checkpoints import native
 from model.checkpoints.errors import CheckpointError
+from model.checkpoints.load import load
 from model.description import ModelDescription, Recommended
 from model.rows import Forward, Row
 from model.runner import SlotRunner
@@ -49,7 +49,7 @@ def draw(network: nn.Module, model: ModelDescription, settings: Recommended, see
     """Draw digits as the service does, [CLASSES * PER_CLASS, H, W]; digit i has the label i % 10 and seed + i."""
     table = sample_table(model.schedule, settings.sampler, settings.num_inference_steps)
     backend = EagerBackend(network, torch.device("cpu"), "float32", WIDTH)
-    runner = SlotRunner(backend, model.image_shape, no_label=CLASSES, slots=WIDTH)
+    runner = SlotRunner(backend, model.image_shape, model.out_channels, no_label=CLASSES, slots=WIDTH)
     rows = [
         Row(table, seed + i, label=i % CLASSES, guidance_scale=settings.guidance_scale)
         for i in range(CLASSES * PER_CLASS)
@@ -154,12 +154,13 @@ def main() -> None:
     if not data_file.exists():
         sys.exit(f"{data_file} is missing: run `make data` first")
     try:
-        network, model = native.load(folder)
+        checkpoint = load(folder)
+        model = checkpoint.description
         given = {name: getattr(args, name) for name in ("sampler", "num_inference_steps", "guidance_scale")}
         settings = replace(model.recommended, **{name: value for name, value in given.items() if value is not None})
         split = data.load(data_file)
         judge = trained_judge(folder, data_file, split, args.seed)
-        pixels = draw(network, model, settings, args.seed)
+        pixels = draw(checkpoint.network, model, settings, args.seed)
     except (CheckpointError, GridError) as error:
         sys.exit(f"quality: {error}")
     if args.sheet:

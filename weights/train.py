@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.checkpoints import native
+from model.checkpoints.config import DiffusionUNetConfig
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
 from weights import data
@@ -111,6 +112,8 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 def train(folder: Path) -> None:
     config = native.read_config(folder)
+    if not isinstance(config, DiffusionUNetConfig):
+        raise SystemExit(f"{folder / native.CONFIG}: the recipe trains diffusion_unet, not {config.architecture}")
     training = Training.read(folder / "training.toml")
     split = data.load(folder / training.data)
     no_label = 0 if config.num_classes is None else config.num_classes
@@ -118,7 +121,7 @@ def train(folder: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     torch.manual_seed(training.seed)
-    network = native.build(config)
+    network = config.build()
     initialise(network)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {key: tensor.clone() for key, tensor in network.state_dict().items()}

@@ -1,0 +1,223 @@
+"""config.json of native weights, which is also what a checkpoint of every other family is brought to.
+
+One class for each architecture. Each knows how to build its network, and what the rest of the program asks of it.
+"""
+
+from abc import abstractmethod
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from model.description import ModelDescription, Recommended
+from model.samplers import SAMPLERS, GridError, sample_table
+from model.schedule import Schedule
+from model.unet import DiffusionUNet
+from model.unet2d import UNet2D, UNet2DConfig
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RecommendedConfig(BaseModel):
+    model_config = _STRICT
+
+    sampler: str = "ddim"
+    num_inference_steps: int | None = Field(None, ge=1, description="None: 50, or all where there are fewer")
+    guidance_scale: float = Field(1.0, ge=1, le=20)
+
+
+class ModelConfig(BaseModel):
+    """What holds for every architecture."""
+
+    model_config = _STRICT
+
+    architecture: str
+    name: str | None = Field(None, description="of the model; None: the folder's")
+    num_classes: int | None = Field(None, ge=1, le=1_000_000)
+    class_names: tuple[str, ...] = Field((), strict=False)
+    image_size: tuple[int, int] = Field(strict=False)
+    schedule: Schedule
+    recommended: RecommendedConfig = RecommendedConfig()
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Of the image."""
+
+    @property
+    def out_channels(self) -> int:
+        """Of what the network predicts."""
+        return self.channels
+
+    @property
+    def no_label(self) -> int | None:
+        """What the network is told of images without a label; None where it only knows labels."""
+        return self.num_classes
+
+    @property
+    def first_timestep(self) -> int:
+        """The least timestep that the network can be asked at."""
+        return 0
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Make the network, on torch's default device, with fresh weights.
+
+        Raises:
+            ValueError: for sizes that cannot be built.
+        """
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if min(self.image_size) < 1 or max(self.image_size) > 8192:
+            raise ValueError(f"image_size must be from 1 to 8192, and is {list(self.image_size)}")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names has {len(self.class_names)} names, and num_classes is {self.num_classes}")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError("class_names names a class twice")
+        self._check_variance()
+        recommended = self.recommended_settings
+        if recommended.sampler not in SAMPLERS:
+            raise ValueError(f"recommended.sampler must be one of {', '.join(SAMPLERS)}, and is {recommended.sampler}")
+        if recommended.num_inference_steps > self.schedule.num_train_timesteps:
+            raise ValueError(
+                f"recommended.num_inference_steps is {recommended.num_inference_steps}, "
+                f"and schedule.num_train_timesteps only {self.schedule.num_train_timesteps}"
+            )
+        try:
+            table = sample_table(self.schedule, recommended.sampler, recommended.num_inference_steps)
+        except GridError as error:
+            raise ValueError(f"recommended.num_inference_steps: {error}") from None
+        if table.timesteps[-1] < self.first_timestep:
+            raise ValueError(
+                f"recommended.sampler: {recommended.sampler} ends at timestep {table.timesteps[-1]}, "
+                "whose logarithm the network would take"
+            )
+        return self
+
+    def _check_variance(self) -> None:
+        learned = self.schedule.variance_type == "learned_range"
+        if self.out_channels != self.channels * (2 if learned else 1):
+            raise ValueError(
+                f"out_channels is {self.out_channels}, in_channels {self.channels} and the schedule's variance_type "
+                f"{self.schedule.variance_type}: out_channels must be in_channels, or twice that with learned_range"
+            )
+
+    @property
+    def recommended_settings(self) -> Recommended:
+        steps = self.recommended.num_inference_steps or min(50, self.schedule.num_train_timesteps)
+        return Recommended(self.recommended.sampler, steps, self.recommended.guidance_scale)
+
+    def describe(self, network: nn.Module, digest: str, folder_name: str) -> ModelDescription:
+        """What the rest of the program knows of loaded weights."""
+        return ModelDescription(
+            name=self.name or folder_name,
+            digest=digest,
+            architecture=self.architecture,
+            image_shape=(self.channels, *self.image_size),
+            out_channels=self.out_channels,
+            first_timestep=self.first_timestep,
+            num_classes=self.num_classes,
+            no_label=self.no_label,
+            class_names=self.class_names,
+            num_parameters=sum(p.numel() for p in network.parameters()),
+            schedule=self.schedule,
+            recommended=self.recommended_settings,
+        )
+
+
+class DiffusionUNetConfig(ModelConfig):
+    """model.unet.DiffusionUNet. Every extra is off unless named, which leaves the bare skeleton."""
+
+    architecture: Literal["diffusion_unet"] = "diffusion_unet"
+    in_channels: int = Field(ge=1, le=1024)
+    model_channels: int = Field(ge=2, le=4096)
+    channel_multipliers: tuple[int, ...] = Field(min_length=1, max_length=10, strict=False)
+    norm_groups: int | None = Field(None, ge=1)
+    attention_levels: tuple[int, ...] = Field((), strict=False)
+    middle_attention: bool = False
+    input_skip: bool = False
+
+    @model_validator(mode="after")
+    def _check_multipliers(self) -> Self:
+        if max(self.channel_multipliers) > 64:
+            raise ValueError(f"channel_multipliers must be at most 64, and one is {max(self.channel_multipliers)}")
+        return self
+
+    @property
+    def channels(self) -> int:
+        return self.in_channels
+
+    def build(self) -> DiffusionUNet:
+        network = DiffusionUNet(
+            self.in_channels,
+            self.model_channels,
+            self.channel_multipliers,
+            norm_groups=self.norm_groups,
+            attention_levels=self.attention_levels,
+            middle_attention=self.middle_attention,
+            num_classes=self.num_classes,
+            input_skip=self.input_skip,
+        )
+        network.check_size(*self.image_size)
+        return network
+
+
+class UNet2DModelConfig(ModelConfig):
+    """model.unet2d.UNet2D.
+
+    With one class fewer than network.num_class_embeds, the last of these stands for "no label". With as many, the
+    network only knows labels.
+    """
+
+    architecture: Literal["unet_2d"] = "unet_2d"
+    network: UNet2DConfig
+
+    @model_validator(mode="after")
+    def _check_network(self) -> Self:
+        embeds = self.network.num_class_embeds if self.network.class_embed_type is None else None
+        allowed: tuple[int | None, ...] = (None,) if embeds is None else (embeds, embeds - 1)
+        if self.network.class_embed_type == "timestep":
+            if self.num_classes is None:
+                raise ValueError("num_classes is required where network.class_embed_type is timestep")
+        elif self.num_classes not in allowed:
+            choices = " or ".join(map(str, allowed))
+            raise ValueError(f"num_classes is {self.num_classes}, and must be {choices}, for network.num_class_embeds")
+        learned = self.network.num_train_timesteps if self.network.time_embedding_type == "learned" else None
+        for name, needed in (
+            ("schedule.num_train_timesteps", self.schedule.num_train_timesteps),
+            ("num_classes", self.num_classes if self.network.class_embed_type == "timestep" else None),
+        ):
+            if learned is not None and needed is not None and needed > learned:
+                raise ValueError(f"{name} is {needed}, and the learned time embedding has only {learned} timesteps")
+        if self.first_timestep >= self.schedule.num_train_timesteps:
+            raise ValueError("schedule.num_train_timesteps must be at least 2 where the time embedding is fourier")
+        return self
+
+    @property
+    def channels(self) -> int:
+        return self.network.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.network.out_channels
+
+    @property
+    def no_label(self) -> int | None:
+        embeds = self.network.num_class_embeds
+        return self.num_classes if embeds is not None and self.num_classes == embeds - 1 else None
+
+    @property
+    def first_timestep(self) -> int:
+        return self.network.first_timestep
+
+    def build(self) -> UNet2D:
+        network = UNet2D(self.network)
+        network.check_size(*self.image_size)
+        return network
+
+
+ARCHITECTURES: dict[str, type[ModelConfig]] = {
+    "diffusion_unet": DiffusionUNetConfig,
+    "unet_2d": UNet2DModelConfig,
+}

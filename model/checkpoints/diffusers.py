@@ -1,0 +1,186 @@
+"""Checkpoints of the diffusers library: UNet2DModel and a scheduler, as its pipelines and training scripts write them.
+
+Found are pipelines, nested (unet/, scheduler/) or flat; a U-Net's folder alone; and the checkpoint-N folders of
+train_unconditional.py. Class names in configs choose among what is written here, and import nothing.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from model.checkpoints.diffusers_config import DEFAULT_SCHEDULER, read_scheduler, read_unet
+from model.checkpoints.errors import CheckpointError
+from model.checkpoints.files import read_json
+from model.checkpoints.source import Source
+from model.checkpoints.tensors import Naming, Stored
+
+log = logging.getLogger(__name__)
+
+MODEL_INDEX = "model_index.json"
+CONFIG = "config.json"
+SCHEDULER_CONFIG = "scheduler_config.json"
+
+_TRAINING_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_WEIGHTS = re.compile(
+    r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.(?P<format>safetensors|bin)"
+    r"|diffusion_pytorch_model\.(?P<index_format>safetensors|bin)\.index(\.(?P<index_variant>\w+))?\.json"
+)
+
+
+def find(path: Path) -> Source | None:
+    """The diffusers checkpoint at a path, which is a folder or a file in it; None where there is none.
+
+    Raises:
+        CheckpointError: naming the file, the field and what was expected.
+    """
+    layout = _layout(path)
+    if layout is None:
+        return None
+    root, config_path = layout.root, layout.unet / CONFIG
+    if layout.scheduler is None:
+        log.warning("%s has no %s: DDPMScheduler's defaults are taken", layout.name, SCHEDULER_CONFIG)
+        scheduler = DEFAULT_SCHEDULER
+    else:
+        scheduler = read_scheduler(layout.scheduler, read_json(layout.scheduler, root))
+    return Source(
+        name=layout.name,
+        root=root,
+        config_path=config_path,
+        config=read_unet(config_path, read_json(config_path, root), scheduler),
+        weights=_weights(layout, path if path.is_file() else None),
+        naming=Naming(_stored, _canonical),
+    )
+
+
+class _Layout(NamedTuple):
+    """Where things are: the outermost folder, the U-Net's, and the scheduler's config if there is one."""
+
+    root: Path
+    unet: Path
+    scheduler: Path | None
+
+    @property
+    def name(self) -> str:
+        """The name of the repository in huggingface_hub's cache, else of the folders."""
+        place = (self.unet.parent if self.unet.name in ("unet", "unet_ema") else self.unet).resolve()
+        for folder in (place, *place.parents):
+            if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+                return "/".join(folder.parent.parent.name.split("--")[1:])
+        return f"{place.parent.name}/{place.name}" if _TRAINING_CHECKPOINT.fullmatch(place.name) else place.name
+
+
+def _layout(path: Path) -> _Layout | None:
+    folder = (path if path.is_dir() else path.parent).absolute()
+    pipeline = folder.parent if folder.name in ("unet", "unet_ema") else folder
+    index = pipeline / MODEL_INDEX
+    if folder != pipeline and (folder / CONFIG).is_file():
+        unet = folder
+    elif index.is_file() or _holds_unet(folder):
+        # Beside unet/, a training checkpoint has unet_ema/, the average that its pipeline would be made of.
+        names = ("unet", "unet_ema") if index.is_file() else ("unet_ema", "unet")
+        unet = next((folder / name for name in names if (folder / name / CONFIG).is_file()), folder)
+    elif (folder / CONFIG).is_file():
+        unet = folder
+        if "_class_name" not in read_json(folder / CONFIG, folder):
+            return None
+    else:
+        steps = (
+            sorted(child.name for child in folder.glob("checkpoint-*") if _holds_unet(child)) if path.is_dir() else []
+        )
+        if steps:
+            raise CheckpointError(path, f"holds {', '.join(steps)}, and no pipeline: name one of these folders")
+        return None
+
+    root = pipeline.parent if _TRAINING_CHECKPOINT.fullmatch(pipeline.name) else pipeline
+    if index.is_file():
+        _check_pipeline(index, root)
+    places = [
+        place / part for place in (pipeline, root) for part in (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG)
+    ]
+    return _Layout(root, unet, next((place for place in places if place.is_file()), None))
+
+
+def _holds_unet(folder: Path) -> bool:
+    return any((folder / name / CONFIG).is_file() for name in ("unet", "unet_ema"))
+
+
+def _check_pipeline(index: Path, root: Path) -> None:
+    """Refuse a pipeline of other parts than a U-Net and a scheduler, by the part's name."""
+    for name, component in read_json(index, root).items():
+        if name.startswith("_") or not isinstance(component, list) or component == [None, None]:
+            continue
+        if name not in ("unet", "scheduler"):
+            raise CheckpointError(index, f"{name}: only pipelines of unet and scheduler are supported")
+        if len(component) != 2 or component[0] != "diffusers":
+            raise CheckpointError(index, f"{name}: must be a class of diffusers, for other code is never run")
+
+
+def _weights(layout: _Layout, named: Path | None) -> Sequence[Path]:
+    """The files of tensors: the one that was named, or the best that is there.
+
+    safetensors goes before pickles, and plain names before variants (fp16, non_ema).
+    """
+    if named is None or (named.suffix == ".json" and ".index." not in named.name):
+        named = _best(layout.unet)
+    if named.suffix != ".json":
+        return [named]
+    weight_map = read_json(named, layout.root).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(named, "weight_map: must be an object that names the file of each key")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
+            raise CheckpointError(
+                named, f"weight_map: {str(name)[:80]!r} is no bare name of a .safetensors or .bin file"
+            )
+    return [named.parent / name for name in sorted(set(weight_map.values()))]
+
+
+def _best(folder: Path) -> Path:
+    """The file of weights, or the index of its shards."""
+    there: dict[tuple[str, str], list[Path]] = {}  # by format and variant
+    for child in sorted(folder.iterdir(), key=lambda child: child.suffix == ".json"):
+        if match := _WEIGHTS.fullmatch(child.name):
+            format_ = match["format"] or match["index_format"]
+            variant = match["variant"] or match["index_variant"] or ""
+            there.setdefault((format_, variant), []).append(child)
+    for format_ in ("safetensors", "bin"):
+        if plain := there.get((format_, "")):
+            return plain[0]
+        variants = [children[0] for (form, _), children in sorted(there.items()) if form == format_]
+        if len(variants) == 1:
+            return variants[0]
+        if variants:
+            names = ", ".join(child.name for child in variants)
+            raise CheckpointError(folder, f"holds the variants {names}: name one of these files")
+    raise CheckpointError(folder, "holds no diffusion_pytorch_model.safetensors")
+
+
+_PREFIX = re.compile(r"(module\.|_orig_mod\.)+")
+_OLD_ATTENTION = re.compile(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+_PRESENT = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # since diffusers 0.17
+
+
+def _canonical(key: str) -> str | None:
+    """The present name of a key; None for the second copy of the fourier frequencies in old files."""
+    key = _PREFIX.sub("", key, count=1) if _PREFIX.match(key) else key
+    if match := _OLD_ATTENTION.fullmatch(key):
+        return f"{match[1]}.{_PRESENT[match[2]]}.{match[3]}"
+    return None if key == "time_proj.W" else key
+
+
+_LAYERS = re.compile(r"(.*\.(?:resnets|downsamplers|upsamplers)\.\d+)\.(time_mlp|shortcut)\.(weight|bias)")
+_ATTENTION = re.compile(r"(.*\.attentions\.\d+)\.(norm|qkv|proj)\.(weight|bias)")
+
+
+def _stored(key: str, shape: tuple[int, ...]) -> Sequence[Stored]:
+    """What diffusers keeps a parameter of UNet2D as. It has linear layers where we have 1×1 convolutions."""
+    if match := _LAYERS.fullmatch(key):
+        name = {"time_mlp": "time_emb_proj", "shortcut": "conv_shortcut"}[match[2]]
+        return [Stored(f"{match[1]}.{name}.{match[3]}", shape)]
+    if match := _ATTENTION.fullmatch(key):
+        names = {"norm": ("group_norm",), "qkv": ("to_q", "to_k", "to_v"), "proj": ("to_out.0",)}[match[2]]
+        part = (shape[0] // len(names), *shape[1:2])
+        return [Stored(f"{match[1]}.{name}.{match[3]}", part) for name in names]
+    return [Stored(key, shape)]

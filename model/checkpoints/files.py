@@ -1,0 +1,82 @@
+"""Files of a checkpoint, opened with suspicion: none outside its folder, none that only stands for another, none too
+large to be what it should be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from model.checkpoints.errors import CheckpointError
+
+MAX_JSON_BYTES = 16 * 2**20  # trained_betas, and the index of shards, can be long
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_file(path: Path, root: Path) -> None:
+    """Check that there is such a file, inside `root`, with its own content.
+
+    Raises:
+        CheckpointError: saying what it is instead.
+    """
+    resolved, root = path.resolve(), root.resolve()
+    if not resolved.is_relative_to(root) and not _is_cached(resolved, root):
+        raise CheckpointError(path, f"is a link that leaves the checkpoint's folder, {root}")
+    try:
+        with resolved.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+    if start == _LFS_POINTER:
+        raise CheckpointError(path, "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
+
+
+def _is_cached(resolved: Path, root: Path) -> bool:
+    """Whether a link of huggingface_hub's cache leads into the store of the same repository.
+
+    models--OWNER--NAME/snapshots/REVISION/… are links to models--OWNER--NAME/blobs/….
+    """
+    for snapshot in (root, *root.parents):
+        repository = snapshot.parent.parent
+        if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
+            return resolved.parent == repository / "blobs"
+    return False
+
+
+def read_json(path: Path, root: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: for what is no JSON object, or too large for a config.
+    """
+    check_file(path, root)
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(path, f"is larger than {MAX_JSON_BYTES} bytes")
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(path, "must be a JSON object")
+    return values
+
+
+def invalid(path: Path, error: ValidationError) -> CheckpointError:
+    """The one error for all that is wrong with a config, field by field."""
+    return CheckpointError(path, "; ".join(map(_sentence, error.errors())))
+
+
+def _sentence(error: ErrorDetails) -> str:
+    field = ".".join(map(str, error["loc"]))
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{field}: there is no such field"
+        case "missing":
+            return f"{field}: is required"
+        case "value_error":  # the validators' own sentences
+            message = error["msg"].removeprefix("Value error, ")
+        case _:
+            message = f"{error['msg'].replace('Input should be', 'must be')}, and is {str(error['input'])[:80]}"
+    return f"{field}: {message}" if field else message

@@ -1,0 +1,91 @@
+"""Any checkpoint → network and description: find → config → network on the meta device → names → strict load.
+
+A family is a module with `find(path)`, which reads its configs, and nothing more. The rest is the same for all.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model.checkpoints import diffusers, native
+from model.checkpoints.config import ModelConfig
+from model.checkpoints.errors import CheckpointError
+from model.checkpoints.source import Source
+from model.checkpoints.tensors import load_strictly
+from model.description import ModelDescription
+
+FAMILIES = (native.find, diffusers.find)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Loaded weights: the network on the CPU in float32, what it was built from, and what others may know of it."""
+
+    network: nn.Module
+    config: ModelConfig
+    description: ModelDescription
+
+
+def find(path: Path) -> Source:
+    """The checkpoint at a path.
+
+    Raises:
+        CheckpointError: where there is none, or its configs cannot be used.
+    """
+    if not path.exists():
+        raise CheckpointError(path, "there is no such file or folder")
+    for find_family in FAMILIES:
+        source = find_family(path)
+        if source is not None:
+            return source
+    raise CheckpointError(
+        path,
+        f"is no checkpoint: expected {native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library",
+    )
+
+
+def load(path: Path, allow_pickle: bool = False) -> Checkpoint:
+    """Load a checkpoint strictly.
+
+    Raises:
+        CheckpointError: naming the file, the key or field, and what was expected.
+    """
+    source = find(path)
+    try:
+        with torch.device("meta"):
+            network = source.config.build()
+    except ValueError as error:
+        raise CheckpointError(source.config_path, str(error)) from error
+    load_strictly(network, source.weights, source.root, source.naming, source.config_path.name, allow_pickle)
+    network.requires_grad_(False).eval()
+    description = source.config.describe(network, _digest(source.config, network), source.name)
+    return Checkpoint(network, source.config, description)
+
+
+def convert(source: Path, target: Path, allow_pickle: bool = False) -> Checkpoint:
+    """Write any checkpoint as native weights, which draw the same bytes.
+
+    Raises:
+        CheckpointError: for a source that cannot be loaded.
+        OSError: for a target that cannot be written, or is not empty.
+    """
+    checkpoint = load(source, allow_pickle)
+    named = checkpoint.config.model_copy(update={"name": checkpoint.description.name})
+    native.save(checkpoint.network, named, target)
+    return checkpoint
+
+
+def _digest(config: ModelConfig, network: nn.Module) -> str:
+    """Over all that decides what is drawn, and not over how it is stored."""
+    digest = hashlib.sha256()
+    settings = config.model_dump(mode="json", exclude={"name"})
+    settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields were set
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for key, tensor in network.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()

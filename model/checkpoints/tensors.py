@@ -1,0 +1,199 @@
+"""Files of tensors → a network's parameters: strictly, one tensor at a time, and nothing allocated before its size is
+known to be right."""
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from model.checkpoints.errors import CheckpointError
+from model.checkpoints.files import check_file
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+_MAPPED_BYTES = 64 * 2**20
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # safetensors' names, and bytes
+
+
+class Stored(NamedTuple):
+    """A tensor as files hold it: its key, and its shape."""
+
+    key: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How a family's files name what a network's parameters hold.
+
+    Attributes:
+        stored: of a parameter's key and shape, the tensors that make it up, one above the other along the first
+            dimension.
+        canonical: the present name of a key that may be an old one; None for a key that holds nothing needed.
+    """
+
+    stored: Callable[[str, tuple[int, ...]], Sequence[Stored]] = lambda key, shape: [Stored(key, shape)]
+    canonical: Callable[[str], str | None] = lambda key: key
+
+
+class _TensorFile(Protocol):
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]: ...
+
+
+def load_strictly(
+    network: nn.Module, files: Sequence[Path], root: Path, naming: Naming, config: str, allow_pickle: bool
+) -> None:
+    """Give a network on the meta device its parameters, on the CPU and in float32.
+
+    Args:
+        files: hold the tensors between them.
+        root: the folder that none of them may leave.
+        config: the name of the file that the network was built from, for messages.
+        allow_pickle: whether files may be opened that are not safetensors.
+
+    Raises:
+        CheckpointError: naming the file, the key and what was expected; nothing has been allocated then.
+    """
+    expected = {
+        part.key: (key, index, part.shape)
+        for key, parameter in network.state_dict().items()
+        for index, part in enumerate(naming.stored(key, tuple(parameter.shape)))
+    }
+    opened = {path: _open(path, root, allow_pickle) for path in files}
+    found: dict[str, tuple[Path, str]] = {}
+    for path, file in opened.items():
+        for raw_key, shape in file.shapes.items():
+            key = naming.canonical(raw_key)
+            if key is None:
+                continue
+            if key not in expected:
+                raise CheckpointError(path, f"has the key {raw_key}, which the network of {config} does not")
+            if key in found:
+                raise CheckpointError(path, f"has the key {raw_key}, which {found[key][0].name} has as {found[key][1]}")
+            if shape != expected[key][2]:
+                raise CheckpointError(path, f"{raw_key} is {list(shape)}, and should be {list(expected[key][2])}")
+            found[key] = (path, raw_key)
+    for key, (_, _, shape) in expected.items():
+        if key not in found:
+            where = files[0] if len(files) == 1 else files[0].parent
+            raise CheckpointError(where, f"lacks the key {key}, {list(shape)}")
+
+    network.to_empty(device="cpu")
+    parameters = network.state_dict()
+    with torch.no_grad():
+        for path in files:
+            wanted = {raw_key: key for key, (where, raw_key) in found.items() if where == path}
+            for raw_key, tensor in opened.pop(path).read(list(wanted)):
+                key, index, shape = expected[wanted[raw_key]]
+                parameter = parameters[key]
+                part = parameter.narrow(0, index * shape[0], shape[0])
+                part.copy_(tensor.reshape(part.shape))
+
+
+def _open(path: Path, root: Path, allow_pickle: bool) -> _TensorFile:
+    check_file(path, root)
+    if path.suffix == ".safetensors":
+        return _SafetensorsFile(path)
+    if not allow_pickle:
+        raise CheckpointError(
+            path,
+            "is a pickle, which can run code when it is opened: set STEPWISE_ALLOW_PICKLE=1 if you trust it, "
+            "best for `python -m service convert` alone",
+        )
+    return _PickleFile(path)
+
+
+class _SafetensorsFile:
+    """Its header says all sizes, and is checked against the file by the library."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        try:
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118  (it is no dict)
+                    view = file.get_slice(key)
+                    if view.get_dtype() not in _FLOATS:
+                        raise CheckpointError(path, f"{key} is {view.get_dtype()}, and should be floating point")
+                    self.shapes[key] = tuple(view.get_shape())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(path, f"cannot be read: {error}") from error
+
+    def read(self, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors that are good until the next is read.
+
+        What was read of a file map stays in memory as long as the map, so there is a new one every so often.
+        """
+        left = list(reversed(keys))
+        while left:
+            mapped = 0
+            with safe_open(self._path, "pt") as file:
+                while left and mapped < _MAPPED_BYTES:
+                    key = left.pop()
+                    tensor = file.get_tensor(key)
+                    mapped += tensor.nbytes
+                    yield key, tensor
+                    del tensor
+
+
+class _PickleFile:
+    """A file of torch.save. Only tensors come out of it, and no code runs: weights_only, with no way around."""
+
+    def __init__(self, path: Path) -> None:
+        _check_archive(path)
+        values = _unpickled(path)
+        if not isinstance(values, dict):
+            raise CheckpointError(path, f"must hold a dict of tensors, and holds a {type(values).__name__}")
+        for key, value in values.items():
+            _check_tensor(path, key, value)
+        self._tensors: dict[str, Tensor] = values
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in values.items()}
+
+    def read(self, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor once: it is forgotten here."""
+        for key in keys:
+            yield key, self._tensors.pop(key)
+
+
+def _unpickled(path: Path) -> object:
+    try:
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        values = None if unsafe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a damaged file, torch raises nearly anything
+        raise CheckpointError(path, f"cannot be read: {type(error).__name__}: {error}") from error
+    if unsafe:
+        raise CheckpointError(path, f"would run {', '.join(sorted(unsafe))}, and is not opened")
+    return values
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what is no archive of torch.save, and what grows when it is unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            path, "is no file of torch.save in its format since torch 1.6; save it again, as safetensors"
+        ) from error
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise CheckpointError(path, "is packed, which torch.save never does, and would grow when it is opened")
+
+
+def _check_tensor(path: Path, key: object, value: object) -> None:
+    """Refuse what is no dense tensor of floats: a tensor's strides can claim far more values than it has."""
+    if not isinstance(key, str) or not isinstance(value, Tensor):
+        raise CheckpointError(path, f"must hold a dict of tensors, and {str(key)[:80]} is a {type(value).__name__}")
+    if value.layout != torch.strided or not value.is_floating_point() or value.dtype.itemsize == 1:
+        raise CheckpointError(path, f"{key} is {value.dtype}, {value.layout}, and should be dense floating point")
+    channels_last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    if not value.is_contiguous() and not channels_last:
+        raise CheckpointError(path, f"{key}, {list(value.shape)}, has strides {list(value.stride())}: it is not dense")
