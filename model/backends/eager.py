@@ -26,7 +26,11 @@ class EagerBackend:
     """
 
     def __init__(self, network: nn.Module, device: torch.device, precision: Precision, width: int) -> None:
-        self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        # On the CPU, torch's kernels for channels_last are up to 1.4 times as fast, with errors three times as large,
+        # which DDIM magnifies until one value in fifty of an image differs from diffusers'.
+        exact = device.type == "cpu" and precision == "float32"
+        self._format = torch.contiguous_format if exact else torch.channels_last
+        self._network = network.to(device=device, memory_format=self._format).eval()  # type: ignore[call-overload]
         self._precision = precision
         self._width = width
         self._device = device
@@ -59,7 +63,7 @@ class EagerBackend:
         missing = self._width - rows
         if missing < 0:
             raise ValueError(f"{rows} rows do not fit a pass of {self._width}")
-        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
+        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=self._format)
         timesteps = F.pad(timesteps, (0, missing)).to(self._device)
         labels = F.pad(labels, (0, missing)).to(self._device)
         with self._autocast():
