@@ -75,8 +75,8 @@ class Server(uvicorn.Server):
 def main() -> None:
     began = time.monotonic()
     arguments = _arguments()
-    if arguments.command == "convert":
-        _convert(Path(arguments.source), Path(arguments.target).expanduser())
+    if "target" in arguments:
+        _convert(arguments.source, arguments.target)
         return
     logs.configure()
     for early in (signal.SIGINT, signal.SIGTERM):  # before the server takes them, and after
@@ -248,22 +248,25 @@ _ONE_PROCESS = (
 
 
 def _arguments() -> argparse.Namespace:
+    """Read the command line: `convert` with its two arguments, or nothing at all, which serves."""
+    if sys.argv[1:2] == ["convert"]:
+        converter = argparse.ArgumentParser(
+            prog="python -m service convert",
+            description="Write a checkpoint as native weights, config.json and model.safetensors. They load alone, are "
+            "safe to open and draw the same bytes. Pickles are opened only with STEPWISE_ALLOW_PICKLE=1.",
+        )
+        converter.add_argument("source", metavar="SOURCE", type=Path, help="a folder or a file, as STEPWISE_WEIGHTS")
+        converter.add_argument("target", metavar="TARGET", type=Path, help="the folder to write, new or empty")
+        return converter.parse_args(sys.argv[2:])
     parser = argparse.ArgumentParser(
         prog="python -m service",
-        description="Serve a diffusion U-Net over HTTP. Settings come from the environment.",
+        usage="python -m service [-h] [--version]\n       python -m service convert SOURCE TARGET",
+        description="Serve a diffusion U-Net over HTTP, or convert a checkpoint to native weights. "
+        "Settings come from the environment.",
         epilog=f"settings, and their defaults:\n{config.usage()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"stepwise {service.__version__}")
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="", prog="python -m service")
-    to_native = commands.add_parser(
-        "convert",
-        help="write a checkpoint as native weights, which are safe to open and draw the same bytes",
-        description="Write a checkpoint as native weights: config.json and model.safetensors, which load alone, "
-        "are safe to open and draw the same bytes. Pickles are opened only with STEPWISE_ALLOW_PICKLE=1.",
-    )
-    to_native.add_argument("source", metavar="SOURCE", help="a folder or a file, as for STEPWISE_WEIGHTS")
-    to_native.add_argument("target", metavar="TARGET", help="the folder to write; it must not exist, or be empty")
     arguments, unknown = parser.parse_known_args()
     if any(argument.startswith("--workers") for argument in unknown):
         parser.error(_ONE_PROCESS)
