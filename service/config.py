@@ -36,7 +36,10 @@ class Settings(BaseSettings):
         None, ge=1, le=1024, description="compute threads; default: the cores that this process may use"
     )
     max_batch: int | None = Field(
-        None, ge=1, le=4096, description="forward rows in one pass; default: 8 on the CPU, 32 on CUDA"
+        None,
+        ge=1,
+        le=4096,
+        description="forward rows in one pass; default: 32 on CUDA; on the CPU 8, or 1 for large networks",
     )
     max_images: int = Field(64, ge=1, le=MAX_IMAGES, description="images in one request")
     max_queue: int = Field(256, ge=1, description="requests accepted and not finished")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import httpx
 import pytest
 
 import service
-from service.__main__ import listen, main
+from model.checkpoints.load import load
+from service.__main__ import default_width, listen, main
 from service.config import Settings
 from tests.servers import PATIENCE, ROOT, Json, ServerProcess, environment, problem, serving, write_npy
 from tests.test_denoise import GREY, RGB
@@ -337,7 +339,7 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "DEVICE": "auto",
         "PRECISION": "auto",
         "THREADS": "the cores that this process may use",
-        "MAX_BATCH": "8 on the CPU, 32 on CUDA",
+        "MAX_BATCH": "32 on CUDA; on the CPU 8, or 1 for large networks",
         "MAX_IMAGES": "64",
         "MAX_QUEUE": "256",
         "MAX_BODY": "16 MiB",
@@ -353,6 +355,13 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
     assert described.keys() == {f"STEPWISE_{name}" for name in defaults}
     for name, default in defaults.items():
         assert f"default: {default}" in described[f"STEPWISE_{name}"]
+
+
+def test_passes_of_large_networks_have_one_row_by_default(weights: Path) -> None:
+    model = load(weights / "grey").description
+    assert default_width(model, on_cuda=False) == 8
+    assert default_width(model, on_cuda=True) == 32
+    assert default_width(replace(model, num_parameters=35_746_307, image_shape=(3, 32, 32)), on_cuda=False) == 1
 
 
 def test_the_app_knows_nothing_of_torch() -> None:

@@ -79,6 +79,8 @@ class EagerBackend:
 def keeps_rows_apart(backend: EagerBackend, image_shape: tuple[int, int, int]) -> bool:
     """Whether a row has the same bits alone and among others, at the first and at the last place."""
     width = backend.widths[-1]
+    if width == 1:  # there are no others
+        return True
     rng = torch.Generator().manual_seed(0)
     x = torch.randn((width, *image_shape), generator=rng).to(backend.device)
     timesteps = torch.arange(width) % 2

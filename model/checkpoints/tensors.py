@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.files import check_file
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-_MAPPED_BYTES = 64 * 2**20
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # safetensors' names, and bytes
+_MAPPED_BYTES = 16 * 2**20
+_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
 
 
 class Stored(NamedTuple):

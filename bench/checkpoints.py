@@ -1,0 +1,138 @@
+"""Measure what it takes to load checkpoints of published sizes, and to run a step of them.
+
+    python -m bench.checkpoints [--rounds 5]
+
+Writes pipelines of the diffusers library with random weights into a temporary folder: the network of
+google/ddpm-cifar10-32 and that of google/ddpm-*-256, and a tiny one. Each is then loaded in a fresh process, in turn,
+so that a slow moment of the machine meets all of them. Prints a Markdown table: seconds from file to network, with the
+file in the system's cache; the peak of resident memory above the process with the tiny network; seconds per step.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from model.backends.eager import EagerBackend
+from model.checkpoints.load import load
+
+ROOT = Path(__file__).parent.parent
+GOOGLE = {
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+TINY = "tiny"
+CONFIGS: dict[str, dict[str, Any]] = {
+    TINY: {
+        "sample_size": 8,
+        "block_out_channels": (8,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "norm_num_groups": 4,
+    },
+    "google/ddpm-cifar10-32": {
+        **GOOGLE,
+        "sample_size": 32,
+        "block_out_channels": (128, 256, 256, 256),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    },
+    "google/ddpm-*-256": {
+        **GOOGLE,
+        "sample_size": 256,
+        "block_out_channels": (128, 128, 256, 256, 512, 512),
+        "down_block_types": (*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
+    },
+}
+
+
+def write(folder: Path, config: dict[str, Any]) -> None:
+    """Save a pipeline with diffusers' own random weights."""
+    torch.manual_seed(0)
+    Pipeline: Any = diffusers.DDPMPipeline
+    Pipeline(diffusers.UNet2DModel(**config), diffusers.DDPMScheduler()).save_pretrained(folder)  # type: ignore[no-untyped-call]
+
+
+def measure(folder: Path, with_step: bool) -> None:
+    """Load one checkpoint, and print what it took; in a process of its own."""
+    began = time.perf_counter()
+    checkpoint = load(folder)
+    seconds = time.perf_counter() - began
+    model = checkpoint.description
+    figures: dict[str, float] = {
+        "seconds": seconds,
+        "peak": peak_bytes(),
+        "parameters": model.num_parameters,
+        "file": sum(file.stat().st_size for file in folder.glob("unet/*.safetensors")),
+    }
+    if with_step:
+        backend = EagerBackend(checkpoint.network, torch.device("cpu"), "float32", width=1)
+        x = torch.randn(1, *model.image_shape)
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            backend.forward(x, torch.tensor([500]), torch.tensor([0]))
+            times.append(time.perf_counter() - began)
+        figures["step"] = statistics.median(times[1:])
+    print(json.dumps(figures))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had resident; Linux only."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) * 1024
+
+
+def measured(folder: Path, with_step: bool) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.checkpoints", "--measure", str(folder), *(["--step"] if with_step else [])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.checkpoints", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="fresh processes for each checkpoint")
+    parser.add_argument("--measure", type=Path, metavar="FOLDER", help="measure this one, here and now")
+    parser.add_argument("--step", action="store_true", help="also its seconds per step")
+    args = parser.parse_args()
+    if args.measure:
+        measure(args.measure, args.step)
+        return
+    with tempfile.TemporaryDirectory() as work:
+        folders = {name: Path(work) / str(i) for i, name in enumerate(CONFIGS)}
+        for name, folder in folders.items():
+            write(folder, CONFIGS[name])
+        rounds = [{name: measured(folder, False) for name, folder in folders.items()} for _ in range(args.rounds)]
+        steps = {name: measured(folder, True)["step"] for name, folder in folders.items() if name != TINY}
+
+    print("\n| checkpoint | parameters | file | load | peak memory | of the file | seconds per step, one image |")
+    print("|---|---|---|---|---|---|---|")
+    for name in steps:
+        own = [figures[name] for figures in rounds]
+        above = statistics.median(figures[name]["peak"] - figures[TINY]["peak"] for figures in rounds)
+        file = own[0]["file"]
+        print(
+            f"| {name} | {own[0]['parameters'] / 1e6:.1f} M | {file / 1e6:.0f} MB "
+            f"| {statistics.median(figures['seconds'] for figures in own):.2f} s "
+            f"| {above / 1e6:.0f} MB | {above / file:.2f} | {steps[name]:.3f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
