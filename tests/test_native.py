@@ -327,3 +327,93 @@ def test_missing_files_are_named(bare: Path, name: str) -> None:
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: there is no such file or folder"):
         load(tmp_path / "nowhere")
+
+
+# The other architecture.
+
+UNET_2D: dict[str, Any] = {
+    "architecture": "unet_2d",
+    "network": {
+        "block_out_channels": [8, 8],
+        "down_block_types": ["DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "num_class_embeds": 4,
+    },
+    "num_classes": 4,
+    "image_size": [8, 16],
+    "schedule": {},
+}
+
+
+def changed(**network: object) -> dict[str, Any]:
+    return {**UNET_2D, "network": {**UNET_2D["network"], **network}}
+
+
+def test_unet_2d_round_trip(tmp_path: Path) -> None:
+    folder = write(tmp_path / "it", UNET_2D)
+    checkpoint = load_checkpoint(folder)
+    state = checkpoint.network.state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in tensors_of(folder).items())
+    assert state.keys() == tensors_of(folder).keys()
+    model = checkpoint.description
+    assert (model.architecture, model.image_shape, model.out_channels) == ("unet_2d", (3, 8, 16), 3)
+    assert (model.num_classes, model.no_label, model.needs_label) == (4, None, True)
+
+
+def test_the_last_class_can_stand_for_no_label(tmp_path: Path) -> None:
+    config = {**UNET_2D, "num_classes": 3, "class_names": ["a", "b", "c"], "name": "named"}
+    model = load_checkpoint(write(tmp_path / "it", config)).description
+    assert (model.num_classes, model.no_label, model.needs_label) == (3, 3, False)
+    assert model.name == "named"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**UNET_2D, "num_classes": 2}, "num_classes is 2, and must be 4 or 3, for network.num_class_embeds"),
+        (
+            {**UNET_2D, "num_classes": None},
+            "num_classes is None, and must be 4 or 3, for network.num_class_embeds",
+        ),
+        (changed(num_class_embeds=None), "num_classes is 4, and must be None, for network.num_class_embeds"),
+        (
+            {**changed(num_class_embeds=None, class_embed_type="timestep"), "num_classes": None},
+            "num_classes is required where network.class_embed_type is timestep",
+        ),
+        (
+            changed(time_embedding_type="learned", num_train_timesteps=999),
+            "schedule.num_train_timesteps is 1000, and the learned time embedding has only 999 timesteps",
+        ),
+        (
+            changed(out_channels=6),
+            (
+                "out_channels is 6, in_channels 3 and the schedule's variance_type fixed_small: "
+                "out_channels must be in_channels, or twice that with learned_range"
+            ),
+        ),
+        (
+            {**UNET_2D, "schedule": {"variance_type": "learned_range"}},
+            (
+                "out_channels is 3, in_channels 3 and the schedule's variance_type learned_range: "
+                "out_channels must be in_channels, or twice that with learned_range"
+            ),
+        ),
+        (
+            changed(time_embedding_type="fourier"),
+            "recommended.sampler: ddim ends at timestep 0, whose logarithm the network would take",
+        ),
+        (changed(layers=2), "network.layers: there is no such field"),
+        (changed(norm_num_groups=3), "network: norm_num_groups is 3, which does not divide a width of 8"),
+        (
+            {**UNET_2D, "image_size": [8, 9]},
+            "image size 8x9 cannot be halved 1 times: height and width must be multiples of 2",
+        ),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_unet_2d_configs_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    (tmp_path / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    save_file({}, tmp_path / WEIGHTS)
+    assert refusal(tmp_path) == f"{CONFIG}: {message}"

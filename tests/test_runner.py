@@ -296,6 +296,49 @@ def test_x0_of_the_step_before_comes_back() -> None:
 # Backends.
 
 
+class WithVariance(nn.Module):
+    """A network with a learned variance: of each label its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = small_network()
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        out = self.network(x, t, labels)
+        return torch.cat([out, out.sin() + labels[:, None, None, None] / 10], dim=1)
+
+
+def test_a_learned_variance_is_that_of_the_rows_own_label() -> None:
+    """Guidance moves the prediction alone."""
+    network = WithVariance()
+    table = denoise_table(Schedule(variance_type="learned_range"), "ddpm", 500, 1)
+    row = Row(table, seed=0, start=START, label=2, guidance_scale=3.0, model_output=True)
+    runner = SlotRunner(EagerBackend(network, CPU, "float32", WIDTH), SHAPE, out_channels=6, no_label=5, slots=1)
+    [reading] = trajectory(runner, row)
+    x, t = torch.from_numpy(START)[None].repeat(2, 1, 1, 1), torch.tensor([500, 500])
+    with torch.inference_mode():
+        own, none = network(x, t, torch.tensor([2, 5]))
+    torch.testing.assert_close(torch.from_numpy(reading.x[:3]), none[:3] + 3 * (own[:3] - none[:3]))
+    torch.testing.assert_close(torch.from_numpy(reading.x[3:]), own[3:])
+
+
+def test_rows_with_a_learned_variance_have_their_own_bytes() -> None:
+    rows = [
+        Row(sample_table(Schedule(variance_type="learned_range"), "ddpm", 4), seed, label=seed) for seed in range(3)
+    ]
+
+    def runner() -> SlotRunner:
+        backend = EagerBackend(WithVariance(), CPU, "float32", WIDTH)
+        return SlotRunner(backend, SHAPE, out_channels=6, no_label=5, slots=3)
+
+    crowd = runner()
+    slots = [crowd.admit(row) for row in rows]
+    for _ in range(4):
+        crowd.step([Forward(slot, 0) for slot in slots])
+    for row, slot in zip(rows, slots, strict=True):
+        assert same(crowd.read(slot), list(trajectory(runner(), row))[-1])
+
+
 class MixesRows(nn.Module):
     """What batch norm in training would do."""
 

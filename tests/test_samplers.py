@@ -494,6 +494,21 @@ def test_denoising_in_one_step_is_x0(t: int, sampler: str, schedule: Schedule) -
     np.testing.assert_allclose(run(table, x), expected.clip(-1, 1), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_learned_variance_lies_between_the_fixed_ones(spacing: TimestepSpacing) -> None:
+    """v = −1 is the small variance, v = 1 the large one, and between them the logarithm is linear."""
+    learned, small, large = (
+        sample_table(Schedule(variance_type=kind, timestep_spacing=spacing), "ddpm", 20).lines
+        for kind in ("learned_range", "fixed_small", "fixed_large")
+    )
+    assert (learned[:, [P, Q, A, B, C, E]] == small[:, [P, Q, A, B, C, E]]).all()
+    np.testing.assert_allclose(learned[:, D] * np.exp(-learned[:, S]), small[:, D], atol=1e-12)
+    np.testing.assert_allclose((learned[:, D] * np.exp(learned[:, S]))[:-1], large[:-1, D])
+    np.testing.assert_allclose(learned[:-1, D] ** 2, (small * large)[:-1, D])
+    assert learned[-1, D] == 0  # at timestep 0
+    assert (small[:, S] == 0).all()
+
+
 def test_first() -> None:
     table = sample_table(Schedule(), "ddim", 10)
     first = table.first()

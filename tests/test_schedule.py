@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from model.schedule import Float64, Schedule, cosine_betas
-from tests.reference import DDIMScheduler, DDPMScheduler
+from tests.reference import DDIMScheduler, DDPMScheduler, scheduler_class
 
 SCHEDULES: list[dict[str, Any]] = [
     {"beta_schedule": "linear"},
@@ -18,7 +18,10 @@ SCHEDULES: list[dict[str, Any]] = [
     {"beta_schedule": "squaredcos_cap_v2"},
     {"beta_schedule": "sigmoid"},
     {"beta_schedule": "sigmoid", "beta_start": 1e-5, "beta_end": 0.03},
+    {"beta_schedule": "laplace"},
 ]
+# DDIM refuses these; the others of diffusers have them.
+DDPM_ONLY = ("sigmoid", "laplace")
 LENGTHS = [2, 50, 1000, 4000]
 
 
@@ -32,7 +35,7 @@ def float64(tensor: Any) -> Float64:
 def test_schedule_is_that_of_diffusers(fields: dict[str, Any], T: int) -> None:
     schedule = Schedule(num_train_timesteps=T, **fields)
     theirs = [DDPMScheduler(num_train_timesteps=T, **fields)]
-    if fields["beta_schedule"] != "sigmoid":
+    if fields["beta_schedule"] not in DDPM_ONLY:
         theirs.append(DDIMScheduler(num_train_timesteps=T, **fields))
     for scheduler in theirs:
         np.testing.assert_allclose(schedule.betas, float64(scheduler.betas), rtol=1e-6, atol=3e-8)
@@ -40,6 +43,16 @@ def test_schedule_is_that_of_diffusers(fields: dict[str, Any], T: int) -> None:
         np.testing.assert_allclose(schedule.alphas_cumprod[:-1], expected[:-1], rtol=1e-5)
         # float32 leaves 1 − β few digits where β is near 1, as the last of squaredcos_cap_v2.
         np.testing.assert_allclose(schedule.alphas_cumprod[-1], expected[-1], rtol=3e-5)
+
+
+# What diffusers does to NumPy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("T", LENGTHS)
+def test_exponential_schedule_is_that_of_diffusers(T: int) -> None:
+    theirs = scheduler_class("HeunDiscreteScheduler")(num_train_timesteps=T, beta_schedule="exp")
+    schedule = Schedule(num_train_timesteps=T, beta_schedule="exp")
+    np.testing.assert_allclose(schedule.alphas_cumprod, float64(theirs.alphas_cumprod), rtol=3e-5)
+    assert schedule.alphas_cumprod[-1] == pytest.approx(np.exp(-12))
 
 
 @pytest.mark.parametrize("T", LENGTHS)

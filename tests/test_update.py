@@ -80,6 +80,18 @@ def test_a_line_by_hand(name: str) -> None:
         np.testing.assert_allclose(x_next[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_learned_variance_scales_the_noise_value_by_value() -> None:
+    inputs = images(2, 0)
+    v = images(2, 1).out
+    lines = torch.from_numpy(sample_table(Schedule(variance_type="learned_range"), "ddpm", 20).lines[[3, 7]]).float()
+    x_next, x0 = update(inputs.x, torch.cat([inputs.out, v], dim=1), inputs.x0_previous, inputs.noise, lines)
+    scaled = inputs.noise * torch.exp(lines[:, Column.S, None, None, None] * v)
+    expected, x0_expected = update(inputs.x, inputs.out, inputs.x0_previous, scaled, lines)
+    torch.testing.assert_close(x_next, expected)
+    assert torch.equal(x0, x0_expected)
+    assert (lines[:, Column.S] > 0).all()
+
+
 @given(chosen=st.lists(st.integers(0, len(LINES) - 1), min_size=1, max_size=12), seed=st.integers(0, 100))
 def test_each_row_of_a_mix_equals_that_row_alone(chosen: list[int], seed: int) -> None:
     inputs = images(len(chosen), seed)

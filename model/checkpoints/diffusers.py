@@ -24,9 +24,10 @@ SCHEDULER_CONFIG = "scheduler_config.json"
 
 _TRAINING_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _WEIGHTS = re.compile(
-    r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.(?P<format>safetensors|bin)"
-    r"|diffusion_pytorch_model\.(?P<index_format>safetensors|bin)\.index(\.(?P<index_variant>\w+))?\.json"
+    r"diffusion_pytorch_model(\.(?P<variant>\w+))?(?P<suffix>\.safetensors|\.bin)"
+    r"|diffusion_pytorch_model(?P<index_suffix>\.safetensors|\.bin)\.index(\.(?P<index_variant>\w+))?\.json"
 )
+_FORMATS = (".safetensors", ".bin")  # the better first
 
 
 def find(path: Path) -> Source | None:
@@ -79,8 +80,8 @@ def _layout(path: Path) -> _Layout | None:
         unet = folder
     elif index.is_file() or _holds_unet(folder):
         # Beside unet/, a training checkpoint has unet_ema/, the average that its pipeline would be made of.
-        names = ("unet", "unet_ema") if index.is_file() else ("unet_ema", "unet")
-        unet = next((folder / name for name in names if (folder / name / CONFIG).is_file()), folder)
+        order = ("unet", "unet_ema") if index.is_file() else ("unet_ema", "unet")
+        unet = next((folder / name for name in order if (folder / name / CONFIG).is_file()), folder)
     elif (folder / CONFIG).is_file():
         unet = folder
         if "_class_name" not in read_json(folder / CONFIG, folder):
@@ -96,10 +97,9 @@ def _layout(path: Path) -> _Layout | None:
     root = pipeline.parent if _TRAINING_CHECKPOINT.fullmatch(pipeline.name) else pipeline
     if index.is_file():
         _check_pipeline(index, root)
-    places = [
-        place / part for place in (pipeline, root) for part in (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG)
-    ]
-    return _Layout(root, unet, next((place for place in places if place.is_file()), None))
+    names = (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG)
+    schedulers = [place / name for place in (unet, pipeline, root) for name in names]
+    return _Layout(root, unet, next((file for file in schedulers if file.is_file()), None))
 
 
 def _holds_unet(folder: Path) -> bool:
@@ -122,7 +122,7 @@ def _weights(layout: _Layout, named: Path | None) -> Sequence[Path]:
 
     safetensors goes before pickles, and plain names before variants (fp16, non_ema).
     """
-    if named is None or (named.suffix == ".json" and ".index." not in named.name):
+    if named is None or not (named.suffix in _FORMATS or ".index." in named.name):
         named = _best(layout.unet)
     if named.suffix != ".json":
         return [named]
@@ -130,7 +130,7 @@ def _weights(layout: _Layout, named: Path | None) -> Sequence[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(named, "weight_map: must be an object that names the file of each key")
     for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
+        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in _FORMATS:
             raise CheckpointError(
                 named, f"weight_map: {str(name)[:80]!r} is no bare name of a .safetensors or .bin file"
             )
@@ -139,16 +139,16 @@ def _weights(layout: _Layout, named: Path | None) -> Sequence[Path]:
 
 def _best(folder: Path) -> Path:
     """The file of weights, or the index of its shards."""
-    there: dict[tuple[str, str], list[Path]] = {}  # by format and variant
+    there: dict[tuple[str, str], list[Path]] = {}  # by suffix and variant; whole files go before indexes
     for child in sorted(folder.iterdir(), key=lambda child: child.suffix == ".json"):
         if match := _WEIGHTS.fullmatch(child.name):
-            format_ = match["format"] or match["index_format"]
+            suffix = match["suffix"] or match["index_suffix"]
             variant = match["variant"] or match["index_variant"] or ""
-            there.setdefault((format_, variant), []).append(child)
-    for format_ in ("safetensors", "bin"):
-        if plain := there.get((format_, "")):
+            there.setdefault((suffix, variant), []).append(child)
+    for suffix in _FORMATS:
+        if plain := there.get((suffix, "")):
             return plain[0]
-        variants = [children[0] for (form, _), children in sorted(there.items()) if form == format_]
+        variants = [children[0] for (other, _), children in sorted(there.items()) if other == suffix]
         if len(variants) == 1:
             return variants[0]
         if variants:
@@ -157,14 +157,14 @@ def _best(folder: Path) -> Path:
     raise CheckpointError(folder, "holds no diffusion_pytorch_model.safetensors")
 
 
-_PREFIX = re.compile(r"(module\.|_orig_mod\.)+")
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # of parallel training, and of torch.compile
 _OLD_ATTENTION = re.compile(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 _PRESENT = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # since diffusers 0.17
 
 
 def _canonical(key: str) -> str | None:
     """The present name of a key; None for the second copy of the fourier frequencies in old files."""
-    key = _PREFIX.sub("", key, count=1) if _PREFIX.match(key) else key
+    key = _PREFIXES.sub("", key)
     if match := _OLD_ATTENTION.fullmatch(key):
         return f"{match[1]}.{_PRESENT[match[2]]}.{match[3]}"
     return None if key == "time_proj.W" else key

@@ -61,7 +61,7 @@ _OF_OTHER_SAMPLERS = {
     "flow_shift", "interpolation_type", "lambda_min_clipped", "lower_order_final", "noise_sampler_seed",
     "original_inference_steps", "predict_x0", "predictor_order", "shift_terminal", "sigma_max", "sigma_min",
     "skip_prk_steps", "solver_order", "solver_p", "solver_type", "tau_func", "time_shift_type", "timestep_scaling",
-    "timestep_type", "use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas",
+    "use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas",
     "use_lu_lambdas",
 }  # fmt: skip
 # The samplers of these schedulers are run here. DDPM's own wants all of its steps; DDIM makes do with 50.
@@ -91,7 +91,9 @@ def read_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
         raise CheckpointError(path, f"_class_name: must be one of {', '.join(_SCHEDULERS)}, and is {kind}")
     if values.get("use_flow_sigmas"):
         raise CheckpointError(path, "use_flow_sigmas: must be false: flow matching is not supported")
-    passed_over = _IGNORED | _OF_OTHER_SAMPLERS | {"use_flow_sigmas", "predict_epsilon"}
+    if values.get("timestep_type", "discrete") != "discrete":
+        raise CheckpointError(path, "timestep_type: must be discrete: continuous noise levels are not supported")
+    passed_over = _IGNORED | _OF_OTHER_SAMPLERS | {"use_flow_sigmas", "timestep_type", "predict_epsilon"}
     fields = {**_SCHEDULERS[kind], **{k: v for k, v in values.items() if k[:1] != "_" and k not in passed_over}}
 
     if values.get("predict_epsilon") is False and fields.get("prediction_type") in (None, "epsilon"):
