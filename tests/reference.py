@@ -3,10 +3,19 @@
 from typing import Any
 
 import diffusers
+from diffusers import training_utils
 
 DDIMPipeline: Any = diffusers.DDIMPipeline
 DDIMScheduler: Any = diffusers.DDIMScheduler
 DDPMPipeline: Any = diffusers.DDPMPipeline
 DDPMScheduler: Any = diffusers.DDPMScheduler
 DPMSolverMultistepScheduler: Any = diffusers.DPMSolverMultistepScheduler
+EMAModel: Any = training_utils.EMAModel
+LDMPipeline: Any = diffusers.LDMPipeline
 UNet2DModel: Any = diffusers.UNet2DModel
+VQModel: Any = diffusers.VQModel
+
+
+def scheduler_class(name: str) -> Any:
+    """A scheduler's class by name."""
+    return getattr(diffusers, name)
