@@ -75,26 +75,21 @@ class _Layout(NamedTuple):
 def _layout(path: Path) -> _Layout | None:
     folder = (path if path.is_dir() else path.parent).absolute()
     pipeline = folder.parent if folder.name in ("unet", "unet_ema") else folder
+    root = pipeline.parent if _TRAINING_CHECKPOINT.fullmatch(pipeline.name) else pipeline
     index = pipeline / MODEL_INDEX
-    if folder != pipeline and (folder / CONFIG).is_file():
-        unet = folder
-    elif index.is_file() or _holds_unet(folder):
+    unet = folder
+    if folder == pipeline and (index.is_file() or _holds_unet(folder)):
         # Beside unet/, a training checkpoint has unet_ema/, the average that its pipeline would be made of.
         order = ("unet", "unet_ema") if index.is_file() else ("unet_ema", "unet")
         unet = next((folder / name for name in order if (folder / name / CONFIG).is_file()), folder)
-    elif (folder / CONFIG).is_file():
-        unet = folder
-        if "_class_name" not in read_json(folder / CONFIG, folder):
-            return None
-    else:
-        steps = (
-            sorted(child.name for child in folder.glob("checkpoint-*") if _holds_unet(child)) if path.is_dir() else []
-        )
-        if steps:
+    elif not (folder / CONFIG).is_file():
+        steps = sorted(child.name for child in folder.glob("checkpoint-*") if _holds_unet(child))
+        if steps and path.is_dir():
             raise CheckpointError(path, f"holds {', '.join(steps)}, and no pipeline: name one of these folders")
         return None
+    elif "_class_name" not in read_json(folder / CONFIG, root):
+        return None
 
-    root = pipeline.parent if _TRAINING_CHECKPOINT.fullmatch(pipeline.name) else pipeline
     if index.is_file():
         _check_pipeline(index, root)
     names = (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG)

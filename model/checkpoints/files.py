@@ -21,7 +21,10 @@ def check_file(path: Path, root: Path) -> None:
     Raises:
         CheckpointError: saying what it is instead.
     """
-    resolved, root = path.resolve(), root.resolve()
+    try:
+        resolved, root = path.resolve(), root.resolve()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise CheckpointError(path, "is a link that leads nowhere") from error
     if not resolved.is_relative_to(root) and not _is_cached(resolved, root):
         raise CheckpointError(path, f"is a link that leaves the checkpoint's folder, {root}")
     try:

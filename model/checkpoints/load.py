@@ -18,7 +18,7 @@ from model.checkpoints.source import Source
 from model.checkpoints.tensors import load_strictly
 from model.description import ModelDescription
 
-FAMILIES = (native.find, diffusers.find)
+FAMILIES = (diffusers.find, native.find)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -28,14 +29,11 @@ def find(path: Path) -> Source | None:
     path = folder / CONFIG
     if not path.is_file() and not (folder / WEIGHTS).is_file():
         return None
-    values = read_json(path, folder)
-    if "_class_name" in values:  # of diffusers
-        return None
     return Source(
         name=folder.resolve().name,
         root=folder,
         config_path=path,
-        config=parse(path, values),
+        config=read_config(folder),
         weights=[folder / WEIGHTS],
         naming=Naming(),
     )
@@ -83,5 +81,8 @@ def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
         whole = Path(work) / folder.name
         whole.mkdir()
         (whole / CONFIG).write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True), indent=2) + "\n")
-        save_file(network.state_dict(), whole / WEIGHTS)
+        try:
+            save_file(network.state_dict(), whole / WEIGHTS)
+        except SafetensorError as error:
+            raise OSError(f"{folder / WEIGHTS} cannot be written: {error}") from error
         whole.replace(folder)

@@ -152,6 +152,9 @@ class _PickleFile:
             raise CheckpointError(path, f"must hold a dict of tensors, and holds a {type(values).__name__}")
         for key, value in values.items():
             _check_tensor(path, key, value)
+        claimed, held = sum(tensor.nbytes for tensor in values.values()), path.stat().st_size
+        if claimed > held:
+            raise CheckpointError(path, f"claims {claimed} bytes of values, and has only {held}")
         self._tensors: dict[str, Tensor] = values
         self.shapes = {key: tuple(tensor.shape) for key, tensor in values.items()}
 
@@ -177,7 +180,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a damaged file, zipfile raises nearly anything
         raise CheckpointError(
             path, "is no file of torch.save in its format since torch 1.6; save it again, as safetensors"
         ) from error
@@ -190,7 +193,8 @@ def _check_tensor(path: Path, key: object, value: object) -> None:
     """Refuse what is no dense tensor of floats: a tensor's strides can claim far more values than it has."""
     if not isinstance(key, str) or not isinstance(value, Tensor):
         raise CheckpointError(path, f"must hold a dict of tensors, and {str(key)[:80]} is a {type(value).__name__}")
-    if value.layout != torch.strided or not value.is_floating_point() or value.dtype.itemsize == 1:
+    dense = value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
+    if not dense or not value.is_floating_point() or value.dtype.itemsize == 1:
         raise CheckpointError(path, f"{key} is {value.dtype}, {value.layout}, and should be dense floating point")
     channels_last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
     if not value.is_contiguous() and not channels_last:
