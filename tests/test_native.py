@@ -347,6 +347,9 @@ UNET_2D: dict[str, Any] = {
 }
 
 
+CLASSES = "and network.num_class_embeds 4: num_classes must be the same, or one less where the last stands for no label"
+
+
 def changed(**network: object) -> dict[str, Any]:
     return {**UNET_2D, "network": {**UNET_2D["network"], **network}}
 
@@ -372,12 +375,10 @@ def test_the_last_class_can_stand_for_no_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**UNET_2D, "num_classes": 2}, "num_classes is 2, and must be 4 or 3, for network.num_class_embeds"),
-        (
-            {**UNET_2D, "num_classes": None},
-            "num_classes is None, and must be 4 or 3, for network.num_class_embeds",
-        ),
-        (changed(num_class_embeds=None), "num_classes is 4, and must be None, for network.num_class_embeds"),
+        ({**UNET_2D, "num_classes": 2}, f"num_classes is 2, {CLASSES}"),
+        ({**UNET_2D, "num_classes": None}, f"num_classes is None, {CLASSES}"),
+        (changed(num_class_embeds=None), "num_classes is 4, and the network has no classes"),
+        (changed(class_embed_type="identity"), "num_classes is 4, and the network has no classes"),
         (
             {**changed(num_class_embeds=None, class_embed_type="timestep"), "num_classes": None},
             "num_classes is required where network.class_embed_type is timestep",

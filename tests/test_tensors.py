@@ -381,6 +381,15 @@ def test_packed_archives_are_refused(pickled: Path) -> None:
             assert refusal(pickled, allow_pickle=True) == f"{UNET_BIN}: {PACKED}"
 
 
+def test_archives_are_refused_as_packed_even_where_that_saved_nothing(pickled: Path, weights: Values) -> None:
+    torch.save(weights, pickled / UNET_BIN)
+    stored = (pickled / UNET_BIN).stat().st_size
+    with zipfile.ZipFile(pickled / UNET_BIN, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{STEM}/more", b"x")
+    assert (pickled / UNET_BIN).stat().st_size > stored
+    assert refusal(pickled, allow_pickle=True) == f"{UNET_BIN}: {PACKED}"
+
+
 def test_archives_that_are_only_rewritten_are_not_packed(pickled: Path, weights: Values, whole: Checkpoint) -> None:
     torch.save(weights, pickled / UNET_BIN)
     rewritten(pickled / UNET_BIN, zipfile.ZIP_STORED)

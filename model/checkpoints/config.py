@@ -174,24 +174,33 @@ class UNet2DModelConfig(ModelConfig):
     network: UNet2DConfig
 
     @model_validator(mode="after")
-    def _check_network(self) -> Self:
-        embeds = self.network.num_class_embeds if self.network.class_embed_type is None else None
-        allowed: tuple[int | None, ...] = (None,) if embeds is None else (embeds, embeds - 1)
-        if self.network.class_embed_type == "timestep":
-            if self.num_classes is None:
-                raise ValueError("num_classes is required where network.class_embed_type is timestep")
-        elif self.num_classes not in allowed:
-            choices = " or ".join(map(str, allowed))
-            raise ValueError(f"num_classes is {self.num_classes}, and must be {choices}, for network.num_class_embeds")
-        learned = self.network.num_train_timesteps if self.network.time_embedding_type == "learned" else None
-        for name, needed in (
-            ("schedule.num_train_timesteps", self.schedule.num_train_timesteps),
-            ("num_classes", self.num_classes if self.network.class_embed_type == "timestep" else None),
-        ):
-            if learned is not None and needed is not None and needed > learned:
-                raise ValueError(f"{name} is {needed}, and the learned time embedding has only {learned} timesteps")
-        if self.first_timestep >= self.schedule.num_train_timesteps:
+    def _check_classes(self) -> Self:
+        match self.network.class_embed_type, self.network.num_class_embeds:
+            case ("timestep", _):
+                if self.num_classes is None:
+                    raise ValueError("num_classes is required where network.class_embed_type is timestep")
+            case (None, int(embeds)):
+                if self.num_classes not in (embeds, embeds - 1):
+                    raise ValueError(
+                        f"num_classes is {self.num_classes}, and network.num_class_embeds {embeds}: "
+                        "num_classes must be the same, or one less where the last stands for no label"
+                    )
+            case _:
+                if self.num_classes is not None:
+                    raise ValueError(f"num_classes is {self.num_classes}, and the network has no classes")
+        return self
+
+    @model_validator(mode="after")
+    def _check_timesteps(self) -> Self:
+        timesteps = self.schedule.num_train_timesteps
+        if timesteps <= self.first_timestep:
             raise ValueError("schedule.num_train_timesteps must be at least 2 where the time embedding is fourier")
+        if self.network.time_embedding_type == "learned":
+            most = self.network.num_train_timesteps
+            labels = self.num_classes if self.network.class_embed_type == "timestep" else None
+            for name, count in (("schedule.num_train_timesteps", timesteps), ("num_classes", labels)):
+                if most is not None and count is not None and count > most:
+                    raise ValueError(f"{name} is {count}, and the learned time embedding has only {most} timesteps")
         return self
 
     @property
@@ -204,7 +213,7 @@ class UNet2DModelConfig(ModelConfig):
 
     @property
     def no_label(self) -> int | None:
-        embeds = self.network.num_class_embeds
+        embeds = self.network.num_class_embeds if self.network.class_embed_type is None else None
         return self.num_classes if embeds is not None and self.num_classes == embeds - 1 else None
 
     @property

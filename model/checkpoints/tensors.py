@@ -61,39 +61,59 @@ def load_strictly(
         CheckpointError: naming the file, the key and what was expected; nothing has been allocated then.
     """
     expected = {
-        part.key: (key, index, part.shape)
+        part.key: _Part(key, n, part.shape)
         for key, parameter in network.state_dict().items()
-        for index, part in enumerate(naming.stored(key, tuple(parameter.shape)))
+        for n, part in enumerate(naming.stored(key, tuple(parameter.shape)))
     }
     opened = {path: _open(path, root, allow_pickle) for path in files}
-    found: dict[str, tuple[Path, str]] = {}
-    for path, file in opened.items():
-        for raw_key, shape in file.shapes.items():
-            key = naming.canonical(raw_key)
-            if key is None:
-                continue
-            if key not in expected:
-                raise CheckpointError(path, f"has the key {raw_key}, which the network of {config} does not")
-            if key in found:
-                raise CheckpointError(path, f"has the key {raw_key}, which {found[key][0].name} has as {found[key][1]}")
-            if shape != expected[key][2]:
-                raise CheckpointError(path, f"{raw_key} is {list(shape)}, and should be {list(expected[key][2])}")
-            found[key] = (path, raw_key)
-    for key, (_, _, shape) in expected.items():
-        if key not in found:
-            where = files[0] if len(files) == 1 else files[0].parent
-            raise CheckpointError(where, f"lacks the key {key}, {list(shape)}")
+    found = _matched(opened, expected, naming.canonical, config)
 
     network.to_empty(device="cpu")
     parameters = network.state_dict()
     with torch.no_grad():
         for path in files:
-            wanted = {raw_key: key for key, (where, raw_key) in found.items() if where == path}
-            for raw_key, tensor in opened.pop(path).read(list(wanted)):
-                key, index, shape = expected[wanted[raw_key]]
-                parameter = parameters[key]
-                part = parameter.narrow(0, index * shape[0], shape[0])
-                part.copy_(tensor.reshape(part.shape))
+            for key, tensor in opened.pop(path).read(list(found[path])):
+                part = found[path][key]
+                rows = part.shape[0]
+                place = parameters[part.parameter].narrow(0, part.n * rows, rows)
+                place.copy_(tensor.reshape(place.shape))
+
+
+class _Part(NamedTuple):
+    """What a tensor of a file becomes: a parameter, or the n-th part of one along the first dimension."""
+
+    parameter: str
+    n: int
+    shape: tuple[int, ...]
+
+
+def _matched(
+    opened: Mapping[Path, _TensorFile],
+    expected: Mapping[str, _Part],
+    canonical: Callable[[str], str | None],
+    config: str,
+) -> dict[Path, dict[str, _Part]]:
+    """For each file, what its keys become. Every expected tensor is found once, and nothing else."""
+    found: dict[Path, dict[str, _Part]] = {path: {} for path in opened}
+    seen: dict[str, str] = {}
+    for path, file in opened.items():
+        for raw_key, shape in file.shapes.items():
+            key = canonical(raw_key)
+            if key is None:
+                continue
+            if key not in expected:
+                raise CheckpointError(path, f"has the key {raw_key}, which the network of {config} does not")
+            if key in seen:
+                raise CheckpointError(path, f"has the key {raw_key}, which {seen[key]}")
+            if shape != expected[key].shape:
+                raise CheckpointError(path, f"{raw_key} is {list(shape)}, and should be {list(expected[key].shape)}")
+            seen[key] = f"{path.name} has as {raw_key}"
+            found[path][raw_key] = expected[key]
+    for key, part in expected.items():
+        if key not in seen:
+            [*others, last] = opened
+            raise CheckpointError(last.parent if others else last, f"lacks the key {key}, {list(part.shape)}")
+    return found
 
 
 def _open(path: Path, root: Path, allow_pickle: bool) -> _TensorFile:
