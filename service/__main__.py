@@ -35,9 +35,8 @@ from service.served import Served, fingerprint_parts
 
 log = logging.getLogger("service")
 
-_SMALL = 10**10  # parameters times pixels
-
 BOX = Path(__file__).parent.parent / "weights"  # the weights in the box
+_SMALL = 10**10  # parameters times pixels of a network whose wide passes pay on the CPU
 
 
 class StartError(Exception):
@@ -207,17 +206,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def find_weights(name: str) -> Path:
-    """The path of a WEIGHTS setting: that of a folder or a file, or a name in the box.
+    """The path of a WEIGHTS setting: a name in the box, or that of a folder or a file.
 
     Raises:
         StartError: where there is none.
     """
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
     in_the_box = sorted(path.parent.name for path in BOX.glob(f"*/{native.WEIGHTS}"))
     if name in in_the_box:
         return BOX / name
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
     raise StartError(
         f"STEPWISE_WEIGHTS={name} is neither a file nor a folder; in the box: {', '.join(in_the_box) or 'nothing'}"
     )

@@ -405,6 +405,10 @@ def test_the_last_class_can_stand_for_no_label(tmp_path: Path) -> None:
             changed(time_embedding_type="fourier"),
             "recommended.sampler: ddim ends at timestep 0, whose logarithm the network would take",
         ),
+        (
+            {**UNET_2D, "recommended": {"guidance_scale": 1.5}},
+            "recommended.guidance_scale must be 1 for a network that only knows labels",
+        ),
         (changed(layers=2), "network.layers: there is no such field"),
         (changed(norm_num_groups=3), "network: norm_num_groups is 3, which does not divide a width of 8"),
         (

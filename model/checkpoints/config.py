@@ -76,6 +76,8 @@ class ModelConfig(BaseModel):
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class_names names a class twice")
         self._check_variance()
+        if self.num_classes is not None and self.no_label is None and self.recommended.guidance_scale > 1:
+            raise ValueError("recommended.guidance_scale must be 1 for a network that only knows labels")
         recommended = self.recommended_settings
         if recommended.sampler not in SAMPLERS:
             raise ValueError(f"recommended.sampler must be one of {', '.join(SAMPLERS)}, and is {recommended.sampler}")
