@@ -108,10 +108,10 @@ def main() -> None:
     _leave()
 
 
-def _convert(source: Path, target: Path) -> None:
+def _convert(source: str, target: Path) -> None:
     try:
         settings = config.read()
-        converted = convert(find_weights(str(source)), target, settings.allow_pickle).description
+        converted = convert(find_weights(source), target, settings.allow_pickle).description
     except (SettingsError, StartError, CheckpointError, OSError) as error:
         sys.exit(f"stepwise: {error}")
     shape = "x".join(map(str, converted.image_shape[1:]))
@@ -269,7 +269,7 @@ def _arguments() -> argparse.Namespace:
             description="Write a checkpoint as native weights, config.json and model.safetensors. They load alone, are "
             "safe to open and draw the same bytes. Pickles are opened only with STEPWISE_ALLOW_PICKLE=1.",
         )
-        converter.add_argument("source", metavar="SOURCE", type=Path, help="a folder or a file, as STEPWISE_WEIGHTS")
+        converter.add_argument("source", metavar="SOURCE", help="a folder or a file, as STEPWISE_WEIGHTS")
         converter.add_argument("target", metavar="TARGET", type=Path, help="the folder to write, new or empty")
         return converter.parse_args(sys.argv[2:])
     parser = argparse.ArgumentParser(
