@@ -20,6 +20,8 @@ from model.unet2d import UNet2DConfig
 _IGNORED = {"dropout", "tensor_format", "timestep_values"} | {
     "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
 }  # fmt: skip
+# Fields of UNet2DConfig that UNet2DModel lacks, and so would pass over.
+_OURS = {"num_attention_heads", "time_proj_dim"}
 _OTHER_BLOCKS = {
     "Skip": "belongs to NCSN++ and resamples by FIR filters, which is not supported",
     "AttnSkip": "belongs to NCSN++ and resamples by FIR filters, which is not supported",
@@ -128,10 +130,12 @@ def read_unet(path: Path, values: dict[str, Any], scheduler: Scheduler) -> UNet2
         raise CheckpointError(path, f"_class_name: must be UNet2DModel, and is {values.get('_class_name')}")
     values = {key: value for key, value in values.items() if key[:1] != "_" and key not in _IGNORED}
     size = values.pop("sample_size", None)
-    if isinstance(size, int):
+    if type(size) is int:
         size = [size, size]
-    if not isinstance(size, list):
+    if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
         raise CheckpointError(path, f"sample_size: must be the images' size or [height, width], and is {size}")
+    for name in _OURS & values.keys():
+        raise CheckpointError(path, f"{name}: there is no such field")
     for name in ("down_block_types", "up_block_types"):
         if isinstance(values.get(name), list):
             values[name] = [_block_type(path, name, kind) for kind in values[name]]
