@@ -59,6 +59,10 @@ class Schedule(BaseModel):
             raise ValueError("rescale_betas_zero_snr needs num_train_timesteps of at least 2")
         return self
 
+    def __eq__(self, other: object) -> bool:
+        """By the fields; pydantic's own also compares the arrays below, once they are there."""
+        return isinstance(other, Schedule) and self.model_dump() == other.model_dump()
+
     @property
     def clips_multistep(self) -> bool:
         """Whether DPM-Solver++ bounds x_0 by clip_sample, too.

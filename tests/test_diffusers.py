@@ -375,6 +375,11 @@ def test_fields_of_the_average_change_nothing(training: Path) -> None:
     assert plain.model_dump() == average.model_dump()
 
 
+def test_digests_tell_networks_of_one_config_apart(training: Path) -> None:
+    names = ("", "checkpoint-500/unet", "checkpoint-500/unet_ema")
+    assert len({load(training / name).description.digest for name in names}) == 3
+
+
 def test_training_checkpoint_without_average(training: Path) -> None:
     shutil.rmtree(training / "checkpoint-500" / "unet_ema")
     assert is_network(load(training / "checkpoint-500"), 1)

@@ -18,6 +18,7 @@ from model.checkpoints.native import CONFIG, WEIGHTS, find, parse
 from model.description import ModelDescription, Recommended
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
+from tests.checkpoints import refusal
 from tests.networks import fill
 
 BARE: dict[str, Any] = {
@@ -161,15 +162,6 @@ def test_find(bare: Path, tmp_path: Path) -> None:
     assert find(bare / WEIGHTS) is not None
     assert find(tmp_path) is None
     assert find(tmp_path / "nowhere") is None
-
-
-def refusal(folder: Path) -> str:
-    """The one line that loading is refused with, without the folder."""
-    with pytest.raises(CheckpointError) as error:
-        load(folder)
-    [line] = str(error.value).splitlines()
-    assert line.startswith(f"{folder}/")
-    return line.removeprefix(f"{folder}/")
 
 
 @pytest.mark.parametrize(

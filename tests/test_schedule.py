@@ -171,3 +171,12 @@ def test_refused(fields: dict[str, Any], where: tuple[str | int, ...], message: 
     [error] = refusal.value.errors()
     assert error["loc"] == where
     assert message in error["msg"]
+
+
+def test_schedules_are_equal_by_their_fields() -> None:
+    one, same, other = Schedule(), Schedule(beta_start=0.0001), Schedule(beta_start=0.0002)
+    for schedule in (one, same, other):
+        assert len(schedule.alphas_cumprod) == 1000
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other

@@ -347,6 +347,13 @@ def test_tensors_without_values_are_refused(pickled: Path, weights: Values, clai
     refusal(pickled, allow_pickle=True)
 
 
+def test_one_tensor_without_values_is_refused(pickled: Path, weights: Values) -> None:
+    """Among others with theirs: it would show whatever was in memory."""
+    tensor = weights[KEY]
+    torch.save({**weights, KEY: Call(torch.Tensor, *tensor.shape)}, pickled / UNET_BIN)
+    assert refusal(pickled, allow_pickle=True) == f"{UNET_BIN}: would run torch.Tensor, and is not opened"
+
+
 def test_tensors_that_share_their_values_are_refused(pickled: Path, weights: Values) -> None:
     """A file of one tensor's bytes claims a network of any size."""
     shared = torch.zeros(max(tensor.numel() for tensor in weights.values()))
@@ -737,6 +744,13 @@ def test_folders_in_the_place_of_files_are_refused(pickled: Path, name: str) -> 
 def test_links_to_nothing_are_refused(pickled: Path) -> None:
     (pickled / UNET).symlink_to("nothing")
     assert refusal(pickled) == f"{UNET}: cannot be read: No such file or directory"
+
+
+def test_pipes_are_refused(pipeline: Path) -> None:
+    """Opening one would wait for somebody to write to it."""
+    (pipeline / UNET).unlink()
+    os.mkfifo(pipeline / UNET)
+    assert refusal(pipeline) == f"{UNET}: is no regular file"
 
 
 @pytest.mark.parametrize("name", [UNET, UNET_BIN])

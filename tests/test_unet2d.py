@@ -19,6 +19,7 @@ from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.checkpoints.native import parse
 from model.unet2d import UNet2D, UNet2DConfig
+from tests.checkpoints import refusal
 from tests.networks import fill
 from tests.reference import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -523,15 +524,6 @@ def test_time_proj_dim(fields: Fields, tmp_path: Path) -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole checkpoint. Tests change copies."""
     return save(model_of({}), tmp_path_factory.mktemp("unet2d") / "model")
-
-
-def refusal(folder: Path) -> str:
-    """The one line that loading is refused with, without the folder."""
-    with pytest.raises(CheckpointError) as error:
-        load(folder)
-    [line] = str(error.value).splitlines()
-    assert line.startswith(f"{folder}/")
-    return line.removeprefix(f"{folder}/")
 
 
 FIR = "belongs to NCSN++ and resamples by FIR filters, which is not supported"

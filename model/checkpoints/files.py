@@ -27,6 +27,8 @@ def check_file(path: Path, root: Path) -> None:
         raise CheckpointError(path, "is a link that leads nowhere") from error
     if not resolved.is_relative_to(root) and not _is_cached(resolved, root):
         raise CheckpointError(path, f"is a link that leaves the checkpoint's folder, {root}")
+    if resolved.exists() and not resolved.is_file() and not resolved.is_dir():
+        raise CheckpointError(path, "is no regular file")
     try:
         with resolved.open("rb") as file:
             start = file.read(len(_LFS_POINTER))

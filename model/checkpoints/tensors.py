@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickletools import genops
 from typing import NamedTuple, Protocol
 
 import torch
@@ -186,13 +187,21 @@ class _PickleFile:
 
 def _unpickled(path: Path) -> object:
     try:
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        unsafe = [*torch.serialization.get_unsafe_globals_in_checkpoint(path), *_constructors(path)]
         values = None if unsafe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file, torch raises nearly anything
         raise CheckpointError(path, f"cannot be read: {type(error).__name__}: {error}") from error
     if unsafe:
-        raise CheckpointError(path, f"would run {', '.join(sorted(unsafe))}, and is not opened")
+        raise CheckpointError(path, f"would run {', '.join(sorted(set(unsafe)))}, and is not opened")
     return values
+
+
+def _constructors(path: Path) -> list[str]:
+    """The tensor classes that a pickle would call: torch allows it, and what they make is uninitialised memory."""
+    with zipfile.ZipFile(path) as archive:
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
+    names = (str(argument) for pickle in pickles for op, argument, _ in genops(pickle) if op.name == "GLOBAL")
+    return [name.replace(" ", ".") for name in names if name.startswith("torch") and name.endswith("Tensor")]
 
 
 def _check_archive(path: Path) -> None:
