@@ -125,9 +125,8 @@ def ddpm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
             deviation = np.sqrt(small)
         case "fixed_large" | "fixed_large_log":
             deviation = np.sqrt(large)
-        case (
-            "learned_range"
-        ):  # Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15, with v of −1 … 1 in the place of 0 … 1
+        case "learned_range":
+            # Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15, with v of −1 … 1 in the place of 0 … 1.
             log_small, log_large = np.log(np.maximum(small, _LEAST_VARIANCE)), np.log(large)
             deviation = np.exp((log_large + log_small) / 4)
             lines[:, Column.S] = (log_large - log_small) / 4

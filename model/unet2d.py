@@ -43,7 +43,7 @@ class UNet2DConfig(BaseModel):
     out_channels: int = Field(3, ge=1, le=2048)
     center_input_sample: bool = False  # map 0 … 1 to −1 … 1
     time_embedding_type: Literal["positional", "fourier", "learned"] = "positional"
-    time_embedding_dim: Width | None = None  # None: 4 × the first width
+    time_embedding_dim: Width | None = None  # None: 4 × that of the encoding
     time_proj_dim: Width | None = None  # of the encoding; None: the first width. ADM-512 has another
     freq_shift: float = 0.0
     flip_sin_to_cos: bool = True

@@ -26,13 +26,13 @@ def find(path: Path) -> Source | None:
         CheckpointError: naming the file, the field and what was expected.
     """
     folder = path.parent if path.name in (CONFIG, WEIGHTS) else path
-    path = folder / CONFIG
-    if not path.is_file() and not (folder / WEIGHTS).is_file():
+    config_path = folder / CONFIG
+    if not config_path.is_file() and not (folder / WEIGHTS).is_file():
         return None
     return Source(
         name=folder.resolve().name,
         root=folder,
-        config_path=path,
+        config_path=config_path,
         config=read_config(folder),
         weights=[folder / WEIGHTS],
         naming=Naming(),
