@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 
 def sinusoidal_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool = False, freq_shift: float = 0.0) -> Tensor:
-    """Encode timesteps [B] as [sin(t·f), cos(t·f)], [B, dim], f_k = 10000^(−k/(dim/2 − freq_shift)), k = 0 … dim/2 − 1.
+    """Encode timesteps [B] as [sin(t·f), cos(t·f)], [B, dim].
 
-    Vaswani et al. 2017 (arXiv:1706.03762), section 3.5. float32, also under autocast. Published checkpoints have cosines
-    ahead of sines (ADM, latent diffusion), or freq_shift 1 (the first DDPMs). An odd dim ends in a zero.
+    f_k = 10000^(−k/(dim/2 − freq_shift)), k = 0 … dim/2 − 1. Vaswani et al. 2017 (arXiv:1706.03762), section 3.5.
+    float32, also under autocast. Published checkpoints have cosines ahead of sines (ADM, latent diffusion), or
+    freq_shift 1 (the first DDPMs). An odd dim ends in a zero.
     """
     half = dim // 2
     k = torch.arange(half, dtype=torch.float32, device=t.device)
