@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WEIGHTS := weights/digits
 DATA := $(WEIGHTS)/work/digits32.npz
+CPU := $(if $(shell command -v nvidia-smi),,[cpu])
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test check format data weights quality figures clean
@@ -48,10 +49,10 @@ $(DATA): | .venv/develop
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("stepwise: Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; choose one: make PYTHON=python3.12 …")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv; torch is large, the first time takes minutes"
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.$(CPU)'
 	@touch $@
 
 # What also tests, checks and trains.
 .venv/develop: .venv/serve
-	$(BIN)/python -m pip install --quiet --editable '.[dev,train]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev,train]'
 	@touch $@

@@ -22,8 +22,9 @@ from typing import Any
 import diffusers
 import torch
 
-from model.backends.eager import EagerBackend
+from model.backends.choose import choose
 from model.checkpoints.load import load
+from service.config import available_cores
 
 ROOT = Path(__file__).parent.parent
 GOOGLE = {
@@ -79,12 +80,12 @@ def measure(folder: Path, with_step: bool) -> None:
         "file": sum(file.stat().st_size for file in folder.glob("unet/*.safetensors")),
     }
     if with_step:
-        backend = EagerBackend(checkpoint.network, torch.device("cpu"), "float32", width=1)
+        backend = choose(checkpoint.network, model, torch.device("cpu"), "auto", available_cores(), 1, cache_dir=None)
         x = torch.randn(1, *model.image_shape)
         times = []
         for _ in range(4):
             began = time.perf_counter()
-            backend.forward(x, torch.tensor([500]), torch.tensor([0]))
+            backend.start(x, torch.tensor([500]), torch.tensor([0]))()
             times.append(time.perf_counter() - began)
         figures["step"] = statistics.median(times[1:])
     print(json.dumps(figures))

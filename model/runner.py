@@ -1,37 +1,15 @@
 """The runner: state of the rows in flight, and their steps: gather → forward → update → scatter."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from model.backends.backend import Backend
 from model.noise import draw, generator
 from model.rows import Forward, Reading, Row
 from model.samplers import Column
 from model.update import guided, update
-
-
-class Backend(Protocol):
-    """The network on some device, in some precision."""
-
-    @property
-    def widths(self) -> Sequence[int]:
-        """The batch sizes that passes really run at, rising."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs and outputs live."""
-
-    @property
-    def fingerprint(self) -> dict[str, str | int]:
-        """All that can move a bit of the output, by name."""
-
-    def forward(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """Map x float32 [B, C, H, W], timesteps int64 [B] and labels int64 [B] to float32 [B, out_channels, H, W].
-
-        B is at most the last of `widths`. A row's output does not depend on the others.
-        """
 
 
 class _Slot:
@@ -41,6 +19,7 @@ class _Slot:
         self.row = row
         self.rng = rng
         self.lines = torch.from_numpy(row.table.lines).float()  # [N, len(Column)]
+        self.is_noisy: list[bool] = (self.lines[:, Column.D] != 0).tolist()  # by step
         self.timesteps: list[int] = row.table.timesteps.tolist()
         self.step = 0
         self.branches: set[int] = set()
@@ -48,6 +27,8 @@ class _Slot:
 
 class SlotRunner:
     """Runs rows of any mix through one backend. Implements model.rows.Runner.
+
+    What a pass needs is known on the CPU, and is sent to the device; nothing is read back but images.
 
     Args:
         backend: the network.
@@ -84,51 +65,61 @@ class SlotRunner:
             start = torch.from_numpy(row.start)
         index = self._free.pop()
         self._slots[index] = _Slot(row, rng)
-        self._x[index] = start
+        self._x[index] = self._backend.send(start)
         self._x0[index] = 0
         return index
 
     @torch.inference_mode()
     def step(self, forwards: Sequence[Forward]) -> None:
         slots = [self._slots[f.slot] for f in forwards]
-        index = torch.tensor([f.slot for f in forwards])
-        timesteps = torch.tensor([slot.timesteps[slot.step] for slot in slots])
-        labels = torch.tensor([self._label(slot.row, f.branch) for slot, f in zip(slots, forwards, strict=True)])
-        branches = torch.tensor([f.branch for f in forwards])
+        facts = self._backend.send(
+            torch.tensor(
+                [
+                    [f.slot, f.branch, slot.timesteps[slot.step], self._label(slot.row, f.branch)]
+                    for f, slot in zip(forwards, slots, strict=True)
+                ]
+            ).T.contiguous()
+        )
+        index, branches, timesteps, labels = facts
+        wait = self._backend.start(self._x[index], timesteps, labels)
 
-        out = self._backend.forward(self._x[index], timesteps, labels)
-        self._out[branches, index] = out
-
-        for slot, f in zip(slots, forwards, strict=True):
+        for f, slot in zip(forwards, slots, strict=True):
             slot.branches.add(f.branch)
         complete = [
             i
             for i in dict.fromkeys(f.slot for f in forwards)
             if len(self._slots[i].branches) == self._slots[i].row.forwards_per_step
         ]
-        if complete:
-            self._update(complete)
+        noise = self._noise(complete)  # drawn while the device computes
 
-    def _update(self, complete: list[int]) -> None:
+        self._out[branches, index] = wait()
+        if complete:
+            self._update(complete, noise)
+
+    def _noise(self, complete: list[int]) -> Tensor:
+        """The noise of rows that take their step, [B, C, H, W] on the device; 0 for those that need none."""
+        noise = torch.zeros((len(complete), *self._shape))
+        for i, slot in enumerate(self._slots[i] for i in complete):
+            if slot.is_noisy[slot.step]:
+                noise[i] = draw(slot.rng, self._shape)
+        return self._backend.send(noise)
+
+    def _update(self, complete: list[int], noise: Tensor) -> None:
         slots = [self._slots[i] for i in complete]
-        index = torch.tensor(complete)
-        device = self._backend.device
+        index = self._backend.send(torch.tensor(complete))
         out = self._out[0, index]
         with_guidance = [i for i, slot in enumerate(slots) if slot.row.forwards_per_step == 2]
         if with_guidance:
-            scale = torch.tensor([slots[i].row.guidance_scale for i in with_guidance], device=device)
+            scale = self._backend.send(torch.tensor([slots[i].row.guidance_scale for i in with_guidance]))
+            rows = self._backend.send(torch.tensor(with_guidance))
             channels = self._shape[0]  # a learned variance is that of the row's own label
-            unguided = self._out[1, index[with_guidance], :channels]
-            out[with_guidance, :channels] = guided(out[with_guidance, :channels], unguided, scale)
+            unguided = self._out[1, index[rows], :channels]
+            out[rows, :channels] = guided(out[rows, :channels], unguided, scale)
             self._out[0, index] = out
 
         lines = torch.stack([slot.lines[slot.step] for slot in slots])
-        noise = torch.zeros((len(slots), *self._shape))
-        for i, slot in enumerate(slots):
-            if lines[i, Column.D] != 0:
-                noise[i] = draw(slot.rng, self._shape)
-
-        x, x0 = update(self._x[index], out, self._x0[index], noise.to(device), lines.to(device))
+        thresholded = lines[:, Column.QUANTILE].nonzero()[:, 0].tolist()
+        x, x0 = update(self._x[index], out, self._x0[index], noise, self._backend.send(lines), thresholded)
         self._x[index] = x
         self._x0[index] = x0
         for slot in slots:

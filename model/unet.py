@@ -81,10 +81,20 @@ class DiffusionUNet(nn.Module):
             self.ups.append(Upsample(ch))
         self.final_conv = nn.Conv2d(ch + model_ch if input_skip else ch, in_ch, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Map x [B, C, H, W], t [B] and labels [B] (`num_classes` = no label) to the prediction, [B, C, H, W]."""
-        self.check_size(x.shape[-2], x.shape[-1])
-        t_emb = self.time_embed(sinusoidal_embedding(t, self.model_ch).to(self.input_conv.weight.dtype))
+    def embed_time(self, t: Tensor) -> Tensor:
+        """Map t [B] to the time embedding, [B, 4·model_ch]."""
+        out: Tensor = self.time_embed(sinusoidal_embedding(t, self.model_ch).to(self.input_conv.weight.dtype))
+        return out
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
+        """Map x [B, C, H, W], t [B] and labels [B] (`num_classes` = no label) to the prediction, [B, C, H, W].
+
+        `t_emb` is embed_time(t), where that is known already.
+        """
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            self.check_size(x.shape[-2], x.shape[-1])
+        if t_emb is None:
+            t_emb = self.embed_time(t)
         if self.num_classes is not None:
             if labels is None:
                 labels = torch.full_like(t, self.num_classes, dtype=torch.int64)

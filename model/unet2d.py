@@ -215,16 +215,24 @@ class UNet2D(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, ch, config.norm_eps)
         self.conv_out = nn.Conv2d(ch, config.out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def embed_time(self, t: Tensor) -> Tensor:
+        """Map t [B] to the time embedding, [B, time_embedding_dim]."""
+        out: Tensor = self.time_embedding(self._encoded(t))
+        return out
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
         """Map x [B, C, H, W], t [B] and labels to the prediction, [B, out_channels, H, W].
 
         Labels are [B] integers; with class_embed_type identity, [B, time_embedding_dim] numbers that are added to the
-        time embedding. Without labels, or without classes, nothing is added.
+        time embedding. Without labels, or without classes, nothing is added. `t_emb` is embed_time(t), where that is
+        known already.
         """
-        self.check_size(x.shape[-2], x.shape[-1])
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            self.check_size(x.shape[-2], x.shape[-1])
         if self.config.center_input_sample:
             x = 2 * x - 1
-        t_emb = self.time_embedding(self._encoded(t))
+        if t_emb is None:
+            t_emb = self.embed_time(t)
         if self.class_embedding is not None and labels is not None:
             timestep_like = self.config.class_embed_type == "timestep"
             t_emb = t_emb + self.class_embedding(self._encoded(labels) if timestep_like else labels)

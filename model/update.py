@@ -1,5 +1,7 @@
 """The one update of every sampler, vectorised over rows that may differ in everything."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,9 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
     return unconditional + scale[:, None, None, None] * (conditional - unconditional)
 
 
-def update(x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
+def update(
+    x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Tensor, thresholded: Iterable[int]
+) -> tuple[Tensor, Tensor]:
     """Take one step of each row.
 
     Args:
@@ -19,6 +23,8 @@ def update(x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Te
             noise. Where a coefficient is 0 they must still be finite.
         out: the network's predictions, likewise; or float32 [B, 2·C, H, W] with v of a learned variance behind them.
         lines: each row's line of its step table, float32 [B, len(Column)].
+        thresholded: the rows with dynamic thresholding, those whose QUANTILE is not 0. A device cannot be asked for
+            them without waiting for it.
 
     Returns:
         The images at the next timestep, and the estimates of x_0: float32 [B, C, H, W] each.
@@ -28,19 +34,15 @@ def update(x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Te
     if out.shape[1] > channels:
         out, v = out[:, :channels], out[:, channels:]
         d = d * torch.exp(s * v)
-    x0 = _thresholded(p * x + q * out, lines)
+    x0 = p * x + q * out
+    for row in thresholded:
+        x0[row] = _thresholded(x0[row], lines[row])
     x0 = x0.clamp(-bound, bound)
     return a * x + b * x0 + c * x0_previous + d * noise + e * out, x0
 
 
-def _thresholded(x0: Tensor, lines: Tensor) -> Tensor:
-    """Dynamic thresholding of the rows that ask for it: clip at a quantile of |x0|, and scale that to 1."""
-    rows = lines[:, Column.QUANTILE].nonzero()[:, 0]
-    if not len(rows):
-        return x0
-    x0 = x0.clone()
-    for row in rows:
-        s = torch.quantile(x0[row].abs(), lines[row, Column.QUANTILE])
-        s = torch.minimum(s.clamp(min=1.0), lines[row, Column.MAXIMUM])
-        x0[row] = x0[row].clamp(-s, s) / s
-    return x0
+def _thresholded(x0: Tensor, line: Tensor) -> Tensor:
+    """Dynamic thresholding of one row: clip at a quantile of |x0|, and scale that to 1."""
+    s = torch.quantile(x0.abs(), line[Column.QUANTILE])
+    s = torch.minimum(s.clamp(min=1.0), line[Column.MAXIMUM])
+    return x0.clamp(-s, s) / s

@@ -17,7 +17,7 @@ import torch
 import uvicorn
 
 import service
-from model.backends.eager import EagerBackend, Precision, keeps_rows_apart
+from model.backends.choose import choose
 from model.checkpoints import native
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import convert, load
@@ -36,7 +36,6 @@ from service.served import Served, fingerprint_parts
 log = logging.getLogger("service")
 
 BOX = Path(__file__).parent.parent / "weights"  # the weights in the box
-_SMALL = 10**10  # parameters times pixels of a network whose wide passes pay on the CPU
 
 
 class StartError(Exception):
@@ -141,17 +140,16 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         StartError, CheckpointError: for what cannot be served.
     """
     device = choose_device(settings.device)
-    torch.set_num_threads(settings.threads or config.available_cores())
+    threads = settings.threads or config.available_cores()
+    torch.set_num_threads(threads)
     checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
     model = checkpoint.description
     if model.image_shape[0] not in (1, 3):
         raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
 
-    on_cuda = device.type == "cuda"
-    auto: Precision = "bfloat16" if on_cuda else "float32"
-    precision = auto if settings.precision == "auto" else settings.precision
-    width = settings.max_batch or default_width(model, on_cuda)
-    backend = EagerBackend(checkpoint.network, device, precision, width)
+    backend = choose(
+        checkpoint.network, model, device, settings.precision, threads, settings.max_batch, settings.cache_dir
+    )
     no_label = 0 if model.no_label is None else model.no_label  # 0 where the network has no classes, or only those
     runner = SlotRunner(backend, model.image_shape, model.out_channels, no_label, slots=backend.widths[-1])
 
@@ -159,25 +157,13 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         model=model,
         device=str(device),
         fingerprint_parts=fingerprint_parts(model, backend.fingerprint, torch.__version__),
-        reproducible=keeps_rows_apart(backend, model.image_shape),
+        reproducible=backend.reproducible,
         first_draw=first_draw,
     )
     metrics = Metrics()
     engine = Engine(runner, probe_row(model), settings.max_queue, metrics)
     metrics.watch(engine, served)
     return engine, served, metrics
-
-
-def default_width(model: ModelDescription, on_cuda: bool) -> int:
-    """Rows of a pass where MAX_BATCH is not set.
-
-    On the CPU a pass is always computed at its full width, which pays for small networks only: eight images of the
-    digits take as long as three, of a network of 36 M parameters at 32x32 as six.
-    """
-    if on_cuda:
-        return 32
-    _, height, width = model.image_shape
-    return 8 if model.num_parameters * height * width <= _SMALL else 1
 
 
 def probe_row(model: ModelDescription) -> Row:

@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Annotated, Literal
 
+from platformdirs import user_cache_path
 from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -30,7 +31,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="float32, bfloat16, or auto: bfloat16 on CUDA, float32 on the CPU"
+        "auto", description="float32, bfloat16, or auto: bfloat16 where the hardware has instructions for it"
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="compute threads; default: the cores that this process may use"
@@ -39,7 +40,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=4096,
-        description="forward rows in one pass; default: 32 on CUDA; on the CPU 8, or 1 for large networks",
+        description="forward rows in one pass; default: 32 on CUDA; on the CPU 1 to 8, fewer for larger networks",
     )
     max_images: int = Field(64, ge=1, le=MAX_IMAGES, description="images in one request")
     max_queue: int = Field(256, ge=1, description="requests accepted and not finished")
@@ -50,7 +51,10 @@ class Settings(BaseSettings):
     )
     api_keys: Secrets = Field((), description="comma-separated; requests then need `Authorization: Bearer KEY`")
     allow_pickle: bool = Field(False, description="open .bin files, which are pickles: 1 if you trust them")
-    cache_dir: Path | None = Field(None, description="folder for compiled models (not built yet)")
+    cache_dir: Path = Field(
+        default_factory=lambda: user_cache_path("stepwise"),
+        description="folder for converted models; default: stepwise in the user's cache folder",
+    )
     cors_origins: CommaSeparated = Field(
         (), description="comma-separated origins of pages that may call this; * for all"
     )

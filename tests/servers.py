@@ -26,6 +26,7 @@ from model.checkpoints.native import parse
 from tests.networks import fill
 
 ROOT = Path(__file__).parent.parent
+CACHE = ROOT / ".pytest_cache" / "stepwise"  # converted models
 PATIENCE = 300.0  # seconds; far longer than anything takes, so that what hangs fails
 Json = dict[str, Any]
 Float32 = NDArray[np.float32]
@@ -45,10 +46,13 @@ def write_weights(folder: Path, **config: object) -> Path:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """This process's environment, without its settings and with these; names are those of API.md."""
+    """This process's environment, without its settings and with these; names are those of API.md.
+
+    The precision does not depend on the machine, unless a test asks for that.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STEPWISE_")}
-    given = {f"STEPWISE_{name}": str(value) for name, value in settings.items()}
-    return {**inherited, "STEPWISE_PORT": "0", "STEPWISE_THREADS": "1", **given}
+    ours = {"PORT": 0, "THREADS": 1, "PRECISION": "float32", "CACHE_DIR": CACHE}
+    return inherited | {f"STEPWISE_{name}": str(value) for name, value in (ours | settings).items()}
 
 
 class ServerProcess:

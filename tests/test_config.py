@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from platformdirs import user_cache_path
 from pydantic import SecretStr, ValidationError
 
 from service import config
@@ -26,7 +27,7 @@ TABLE: dict[str, object] = {
     "DRAIN_TIMEOUT": 30.0,
     "API_KEYS": (),
     "ALLOW_PICKLE": False,
-    "CACHE_DIR": None,  # the user's cache folder, once something is cached
+    "CACHE_DIR": user_cache_path("stepwise"),
     "CORS_ORIGINS": (),
     "ROOT_PATH": "",
     "FORWARDED_ALLOW_IPS": None,
@@ -173,7 +174,7 @@ def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -
         ("DEVICE", "auto"),
         ("PRECISION", "auto"),
         ("THREADS", "the cores that this process may use"),
-        ("MAX_BATCH", "32 on CUDA; on the CPU 8, or 1 for large networks"),
+        ("MAX_BATCH", "32 on CUDA; on the CPU 1 to 8, fewer for larger networks"),
         ("MAX_IMAGES", "64"),
         ("MAX_QUEUE", "256"),
         ("MAX_BODY", "16 MiB"),
@@ -181,7 +182,7 @@ def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -
         ("DRAIN_TIMEOUT", "30"),
         ("API_KEYS", "none"),
         ("ALLOW_PICKLE", "0"),
-        ("CACHE_DIR", "none"),
+        ("CACHE_DIR", "stepwise in the user's cache folder"),
         ("CORS_ORIGINS", "none"),
         ("ROOT_PATH", "none"),
         ("FORWARDED_ALLOW_IPS", "none"),

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.backends.eager import EagerBackend
+from model.backends.padded import PaddedBackend
 from model.checkpoints.config import ModelConfig
 from model.checkpoints.load import Checkpoint, find, load
 from model.description import ModelDescription, Recommended
@@ -722,7 +722,7 @@ SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmpp_2m": DPMSolverM
 def our_steps(checkpoint: Checkpoint, sampler: str, labels: bool) -> Tensor:
     """Images and estimates of x_0 after each step, [N, 2, rows, C, H, W]."""
     description = checkpoint.description
-    backend = EagerBackend(checkpoint.network, torch.device("cpu"), "float32", len(SEEDS))
+    backend = PaddedBackend(checkpoint.network, description.image_shape, "float32", len(SEEDS))
     runner = SlotRunner(backend, description.image_shape, description.out_channels, no_label=0, slots=len(SEEDS))
     table = sample_table(description.schedule, sampler, N)
     slots = [

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model.backends.eager import EagerBackend, Precision, keeps_rows_apart
+from model.backends.backend import Precision
+from model.backends.padded import PaddedBackend
 from model.noise import first_draw
 from model.rows import Forward, Image, Reading, Row
 from model.runner import SlotRunner
 from model.samplers import Column, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
-from tests.trajectories import CPU, forwards, runner_of, small_network, trajectory
+from tests.trajectories import forwards, runner_of, small_network, trajectory
 
 SHAPE = (3, 8, 8)
 WIDTH = 4
@@ -238,14 +239,14 @@ def test_network_is_told_each_branchs_label(label: int | None, scale: float, tol
 @pytest.mark.parametrize("width", [1, 3, 8])
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_each_pass_is_padded_to_one_width(width: int, rows: int) -> None:
-    backend = EagerBackend(Tells(told_width), CPU, "float32", width)
+    backend = PaddedBackend(Tells(told_width), SHAPE, "float32", width)
     assert list(backend.widths) == [width]
     x, numbers = torch.zeros((rows, *SHAPE)), torch.zeros(rows, dtype=torch.int64)
     if rows > width:
         with pytest.raises(ValueError, match=f"{rows} rows do not fit a pass of {width}"):
-            backend.forward(x, numbers, numbers)
+            backend.start(x, numbers, numbers)()
     else:
-        assert torch.equal(backend.forward(x, numbers, numbers), torch.full((rows, *SHAPE), float(width)))
+        assert torch.equal(backend.start(x, numbers, numbers)(), torch.full((rows, *SHAPE), float(width)))
 
 
 def test_a_pass_wider_than_the_width_is_refused() -> None:
@@ -313,7 +314,7 @@ def test_a_learned_variance_is_that_of_the_rows_own_label() -> None:
     network = WithVariance()
     table = denoise_table(Schedule(variance_type="learned_range"), "ddpm", 500, 1)
     row = Row(table, seed=0, start=START, label=2, guidance_scale=3.0, model_output=True)
-    runner = SlotRunner(EagerBackend(network, CPU, "float32", WIDTH), SHAPE, out_channels=6, no_label=5, slots=1)
+    runner = SlotRunner(PaddedBackend(network, SHAPE, "float32", WIDTH), SHAPE, out_channels=6, no_label=5, slots=1)
     [reading] = trajectory(runner, row)
     x, t = torch.from_numpy(START)[None].repeat(2, 1, 1, 1), torch.tensor([500, 500])
     with torch.inference_mode():
@@ -328,7 +329,7 @@ def test_rows_with_a_learned_variance_have_their_own_bytes() -> None:
     ]
 
     def runner() -> SlotRunner:
-        backend = EagerBackend(WithVariance(), CPU, "float32", WIDTH)
+        backend = PaddedBackend(WithVariance(), SHAPE, "float32", WIDTH)
         return SlotRunner(backend, SHAPE, out_channels=6, no_label=5, slots=3)
 
     crowd = runner()
@@ -357,28 +358,30 @@ def test_keeps_rows_apart(precision: Precision, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert keeps_rows_apart(EagerBackend(small_network(), CPU, precision, WIDTH), SHAPE)
+        assert PaddedBackend(small_network(), SHAPE, precision, WIDTH).reproducible
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("network", [MixesRows(), LooksAtItsPlace()])
 def test_rows_that_are_not_kept_apart_are_noticed(network: nn.Module) -> None:
-    assert not keeps_rows_apart(EagerBackend(network, CPU, "float32", WIDTH), SHAPE)
+    assert not PaddedBackend(network, SHAPE, "float32", WIDTH).reproducible
 
 
 def test_predictions_are_float32_in_either_precision() -> None:
     x = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0))
     t, labels = torch.tensor([3, 900]), torch.tensor([0, 5])
-    exact, rough = (EagerBackend(small_network(), CPU, p, WIDTH).forward(x, t, labels) for p in ("float32", "bfloat16"))
+    exact, rough = (
+        PaddedBackend(small_network(), SHAPE, p, WIDTH).start(x, t, labels)() for p in ("float32", "bfloat16")
+    )
     assert exact.dtype == rough.dtype == torch.float32
     error = (exact - rough).abs().max() / exact.abs().max()
     assert 1e-4 < error < 0.1  # so bfloat16 was really used, and no more than it
 
 
 def test_fingerprint_names_what_moves_bits() -> None:
-    first = EagerBackend(nn.Identity(), CPU, "float32", 4).fingerprint
+    first = PaddedBackend(LooksAtItsPlace(), SHAPE, "float32", 4).fingerprint
     assert first["threads"] == torch.get_num_threads()
     assert first["backend_version"] == torch.__version__
-    assert EagerBackend(nn.Identity(), CPU, "bfloat16", 4).fingerprint == first | {"precision": "bfloat16"}
-    assert EagerBackend(nn.Identity(), CPU, "float32", 8).fingerprint == first | {"width": 8}
+    assert PaddedBackend(LooksAtItsPlace(), SHAPE, "bfloat16", 4).fingerprint == first | {"precision": "bfloat16"}
+    assert PaddedBackend(LooksAtItsPlace(), SHAPE, "float32", 8).fingerprint == first | {"width": 8}

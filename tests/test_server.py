@@ -16,8 +16,9 @@ import httpx
 import pytest
 
 import service
+from model.backends.choose import default_width
 from model.checkpoints.load import load
-from service.__main__ import default_width, listen, main
+from service.__main__ import listen, main
 from service.config import Settings
 from tests.servers import PATIENCE, ROOT, Json, ServerProcess, environment, problem, serving, write_npy
 from tests.test_denoise import GREY, RGB
@@ -339,7 +340,7 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "DEVICE": "auto",
         "PRECISION": "auto",
         "THREADS": "the cores that this process may use",
-        "MAX_BATCH": "32 on CUDA; on the CPU 8, or 1 for large networks",
+        "MAX_BATCH": "32 on CUDA; on the CPU 1 to 8, fewer for larger networks",
         "MAX_IMAGES": "64",
         "MAX_QUEUE": "256",
         "MAX_BODY": "16 MiB",
@@ -347,7 +348,7 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "DRAIN_TIMEOUT": "30",
         "API_KEYS": "none",
         "ALLOW_PICKLE": "0",
-        "CACHE_DIR": "none",
+        "CACHE_DIR": "stepwise in the user's cache folder",
         "CORS_ORIGINS": "none",
         "ROOT_PATH": "none",
         "FORWARDED_ALLOW_IPS": "none",
@@ -357,11 +358,13 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         assert f"default: {default}" in described[f"STEPWISE_{name}"]
 
 
-def test_passes_of_large_networks_have_one_row_by_default(weights: Path) -> None:
-    model = load(weights / "grey").description
-    assert default_width(model, on_cuda=False) == 8
-    assert default_width(model, on_cuda=True) == 32
-    assert default_width(replace(model, num_parameters=35_746_307, image_shape=(3, 32, 32)), on_cuda=False) == 1
+def test_passes_of_large_networks_are_narrow_by_default(weights: Path) -> None:
+    small = load(weights / "grey").description
+    large = replace(small, num_parameters=35_746_307, image_shape=(3, 32, 32))
+    huge = replace(large, image_shape=(3, 256, 256))
+    assert [default_width(model, "cuda") for model in (small, large, huge)] == [32, 32, 32]
+    assert [default_width(model, "openvino") for model in (small, large, huge)] == [8, 4, 1]
+    assert [default_width(model, "padded") for model in (small, large, huge)] == [8, 1, 1]
 
 
 def test_the_app_knows_nothing_of_torch() -> None:

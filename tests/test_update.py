@@ -11,7 +11,8 @@ from torch import Tensor
 
 from model.samplers import Column, denoise_table, sample_table
 from model.schedule import Schedule
-from model.update import guided, update
+from model.update import guided
+from model.update import update as update_rows
 from tests.reference import DDPMScheduler
 
 SHAPE = (3, 5, 7)
@@ -31,6 +32,11 @@ TABLES = {
     "one step": denoise_table(Schedule(), "ddim", 500, 1),
 }
 LINES = torch.cat([torch.from_numpy(table.lines) for table in TABLES.values()]).float()
+
+
+def update(x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
+    thresholded = lines[:, Column.QUANTILE].nonzero()[:, 0].tolist()
+    return update_rows(x, out, x0_previous, noise, lines, thresholded)
 
 
 class Images(NamedTuple):

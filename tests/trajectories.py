@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from model.backends.eager import EagerBackend, Precision
+from model.backends.backend import Precision
+from model.backends.padded import PaddedBackend
 from model.rows import Forward, Reading, Row
 from model.runner import SlotRunner
 from model.unet import DiffusionUNet
@@ -37,7 +38,7 @@ def runner_of(
     slots: int = 8,
     precision: Precision = "float32",
 ) -> SlotRunner:
-    backend = EagerBackend(network, CPU, precision, width)
+    backend = PaddedBackend(network, image_shape, precision, width)
     return SlotRunner(backend, image_shape, image_shape[0], no_label=5, slots=slots)
 
 

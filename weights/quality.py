@@ -24,7 +24,7 @@ from PIL import Image as PillowImage
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.backends.eager import EagerBackend
+from model.backends.padded import PaddedBackend
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.description import ModelDescription, Recommended
@@ -48,7 +48,7 @@ WIDTH = 64  # rows of one forward pass
 def draw(network: nn.Module, model: ModelDescription, settings: Recommended, seed: int) -> UInt8:
     """Draw digits as the service does, [CLASSES * PER_CLASS, H, W]; digit i has the label i % 10 and seed + i."""
     table = sample_table(model.schedule, settings.sampler, settings.num_inference_steps)
-    backend = EagerBackend(network, torch.device("cpu"), "float32", WIDTH)
+    backend = PaddedBackend(network, model.image_shape, "float32", WIDTH)
     runner = SlotRunner(backend, model.image_shape, model.out_channels, no_label=CLASSES, slots=WIDTH)
     rows = [
         Row(table, seed + i, label=i % CLASSES, guidance_scale=settings.guidance_scale)

@@ -1,0 +1,73 @@
+"""What computes: the network on some device, in some precision."""
+
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class Backend(Protocol):
+    """The network on some device. All calls come from one thread."""
+
+    @property
+    def widths(self) -> Sequence[int]:
+        """The batch sizes that passes really run at, rising."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and outputs live."""
+
+    @property
+    def fingerprint(self) -> dict[str, str | int]:
+        """All that can move a bit of the output, by name."""
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether a row was seen to have the same bits alone and among others."""
+
+    def send(self, values: Tensor) -> Tensor:
+        """Bring values from the CPU to the device, without waiting."""
+
+    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+        """Start a pass over inputs on the device. What is returned waits for its end.
+
+        It maps x float32 [B, C, H, W], timesteps int64 [B] and labels int64 [B] to float32 [B, out_channels, H, W],
+        which holds until the next pass is started. B is at most the last of `widths`.
+        """
+
+
+Pass = Callable[[Tensor, Tensor, Tensor], Tensor]  # x, timesteps, labels → predictions
+
+
+def keeps_rows_apart(
+    together: Pass, alone: Pass, rows: int, image_shape: tuple[int, int, int], device: torch.device
+) -> bool:
+    """Whether a row has the same bits in a pass of `rows` and in a pass of its own, at the first and the last place."""
+    if rows == 1:  # there are no others
+        return True
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn((rows, *image_shape), generator=rng).to(device)
+    timesteps = (torch.arange(rows) % 2).to(device)
+    labels = torch.zeros(rows, dtype=torch.int64, device=device)
+    crowd = together(x, timesteps, labels).clone()
+    return all(torch.equal(crowd[i], alone(x[i, None], timesteps[i, None], labels[i, None])[0]) for i in (0, rows - 1))
+
+
+def processor(device: torch.device) -> str:
+    """The GPU's model, or the CPU's with the instruction sets that kernels choose by."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
+    cpuinfo = Path("/proc/cpuinfo")
+    facts = dict(
+        line.split(":", 1) for line in (cpuinfo.read_text() if cpuinfo.exists() else "").splitlines() if ":" in line
+    )
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    vector = sorted(flag for flag in facts.get("flags", "").split() if flag.startswith(("avx", "amx", "fma")))
+    name = facts.get("model name", platform.processor())
+    return " ".join([platform.machine(), name, torch.backends.cpu.get_cpu_capability(), *vector])

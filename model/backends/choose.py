@@ -1,0 +1,82 @@
+"""Which backend computes: CUDA where there is a GPU, OpenVINO on the CPU, torch where that is not installed."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from model.backends.backend import Backend, Precision
+from model.backends.cuda import CudaBackend
+from model.backends.memory import available
+from model.backends.padded import PaddedBackend
+from model.description import ModelDescription
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["cuda", "openvino", "padded"]
+
+
+def choose(
+    network: nn.Module,
+    model: ModelDescription,
+    device: torch.device,
+    precision: Precision | Literal["auto"],
+    threads: int,
+    max_batch: int | None,
+    cache_dir: Path | None,
+) -> Backend:
+    """The best backend for a network.
+
+    Args:
+        network: in float32 on the CPU. It is the backend's from now on.
+        model: what the network is.
+        device: cpu or cuda.
+        precision: auto is bfloat16 where the device has instructions for it.
+        threads: compute threads, on the CPU.
+        max_batch: the most rows of a pass; None: by the device and the network.
+        cache_dir: the folder for converted models; None for none.
+    """
+    if device.type == "cuda":
+        chosen: Precision = "bfloat16" if precision == "auto" else precision
+        return CudaBackend(network, model.image_shape, device, chosen, max_batch or default_width(model, "cuda"))
+    if find_spec("openvino") is None:
+        log.warning("OpenVINO is not installed, so torch computes, several times slower: pip install 'stepwise[cpu]'")
+        chosen = "float32" if precision == "auto" else precision
+        return PaddedBackend(network, model.image_shape, chosen, max_batch or default_width(model, "padded"))
+
+    from model.backends.conversion import converted
+    from model.backends.openvino import OpenVINOBackend, computes_bfloat16
+
+    native = computes_bfloat16()
+    if precision == "bfloat16" and not native:
+        log.warning("this processor has no instructions for bfloat16, so torch computes it, slowly")
+        return PaddedBackend(network, model.image_shape, precision, max_batch or default_width(model, "padded"))
+    chosen = ("bfloat16" if native else "float32") if precision == "auto" else precision
+    torch.set_num_threads(1)  # what is left for torch is small, and its threads would keep OpenVINO's from running
+    return OpenVINOBackend(
+        converted(network, model, cache_dir),
+        model.image_shape,
+        chosen,
+        threads,
+        max_batch or default_width(model, "openvino"),
+        ThreadPoolExecutor(1, "compile"),
+        available,
+    )
+
+
+def default_width(model: ModelDescription, kind: Kind) -> int:
+    """Rows of a pass where MAX_BATCH is not set.
+
+    On the CPU a row of a large network costs the same in any company, and a long pass keeps others waiting. Padded,
+    a lone row costs a whole pass: eight digits as much as three, of a network of 36 M parameters at 32x32 as six.
+    """
+    if kind == "cuda":
+        return 32
+    work = model.num_parameters * model.image_shape[1] * model.image_shape[2]  # of a row, in some unit
+    if kind == "padded":
+        return 8 if work <= 1e10 else 1
+    return max(1, min(8, int(1.5e11 / work)))

@@ -1,0 +1,158 @@
+"""A network of torch's → OpenVINO's model, once, and then from a folder that servers share."""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset13 as ops
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from torch import Tensor, nn
+
+from model import layers, unet, unet2d
+from model.description import ModelDescription
+from model.unet import DiffusionUNet
+from model.unet2d import UNet2D
+
+log = logging.getLogger(__name__)
+
+MODEL, WEIGHTS, SUMS = "model.xml", "model.bin", "sums.json"
+_SOURCES = (layers.__file__, unet.__file__, unet2d.__file__, __file__)  # what decides the conversion
+
+
+def convert(network: nn.Module, description: ModelDescription) -> ov.Model:
+    """Convert a network, with any number of rows, float32.
+
+    Its inputs are x [B, C, H, W], t [B] and, where there are classes, labels [B].
+    """
+    assert isinstance(network, DiffusionUNet | UNet2D)
+    shape = description.image_shape
+    tabulated = _Tabulated(network, description.schedule.num_train_timesteps).eval()
+    example = (torch.zeros(2, *shape), torch.ones(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+    # What ov.convert_model does too, which besides sends usage statistics to its makers.
+    with torch.inference_mode():
+        decoder = TorchScriptPythonDecoder(tabulated, example_input=example)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        model = frontend.convert(frontend.load(decoder))
+    model.reshape({port: [-1, *shape] if i == 0 else [-1] for i, port in enumerate(model.inputs)})
+    _rewrite_group_norms(model)
+    return model
+
+
+class _Tabulated(nn.Module):
+    """The network with the time embeddings of all timesteps in a table.
+
+    In bfloat16 OpenVINO would compute them so too, and 999 is no bfloat16: timesteps would be told apart by fours.
+    """
+
+    table: Tensor
+
+    def __init__(self, network: DiffusionUNet | UNet2D, num_train_timesteps: int) -> None:
+        super().__init__()
+        self.network = network
+        with torch.inference_mode():
+            self.register_buffer("table", network.embed_time(torch.arange(num_train_timesteps)))
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        out: Tensor = self.network(x, t, labels, t_emb=self.table[t])
+        return out
+
+
+def _rewrite_group_norms(model: ov.Model) -> None:
+    """Say each GroupNorm as a mean and variance normalization of [B, groups, values].
+
+    OpenVINO makes it one of [B·groups, channels, H, W], whose sums are split over threads: slower by 5 to 10 % of a
+    pass, and with bits that depend on how many threads there are.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "GroupNormalization":
+            continue
+        x, weight, bias = node.input_values()
+        _, channels, height, width = (d.get_max_length() for d in x.get_partial_shape())
+        groups, eps = node.get_attributes()["num_groups"], node.get_attributes()["epsilon"]
+
+        rows = ops.reshape(x, np.array([0, groups, -1]), special_zero=True)
+        normal = ops.mvn(rows, np.array([2]), normalize_variance=True, eps=eps, eps_mode="inside_sqrt")
+        normal = ops.reshape(normal, np.array([0, channels, height, width]), special_zero=True)
+        each = np.array([1, channels, 1, 1])
+        weight, bias = (ops.reshape(p, each, special_zero=False) for p in (weight, bias))
+        out = ops.add(ops.multiply(normal, weight), bias)
+        for consumer in node.output(0).get_target_inputs():
+            consumer.replace_source_output(out.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def converted(network: nn.Module, description: ModelDescription, cache_dir: Path | None) -> ov.Model:
+    """The converted network, from the cache where it is there; else it is put there.
+
+    A cache that cannot be used costs a warning, and the time to convert again.
+    """
+    if cache_dir is None:
+        return convert(network, description)
+    entry = cache_dir / "openvino" / _key(description)
+    try:
+        cached = _read(entry)
+    except OSError as error:
+        log.warning("a converted model in the cache cannot be read: %s", error)
+        cached = None
+    if cached is not None:
+        return cached
+    model = convert(network, description)
+    try:
+        _write(model, entry)
+        return _read(entry) or model  # mapped from the file, which servers share, and not held in memory
+    except OSError as error:
+        log.warning("the converted model is not kept, and every start converts it again: %s", error)
+        return model
+
+
+def _key(description: ModelDescription) -> str:
+    """Of all that decides the converted model."""
+    code = hashlib.sha256(b"".join(Path(source).read_bytes() for source in _SOURCES)).hexdigest()
+    facts = [description.digest, description.image_shape, torch.__version__, ov.__version__, code]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _read(entry: Path) -> ov.Model | None:
+    """The model of a cache entry, or None where there is none, or a damaged one, which is removed."""
+    if not entry.exists():
+        return None
+    try:
+        sums = json.loads((entry / SUMS).read_text())
+        intact = sums == {name: _sum(entry / name) for name in (MODEL, WEIGHTS)}
+    except (OSError, ValueError):
+        intact = False
+    if intact:
+        return ov.Core().read_model(entry / MODEL)
+    log.warning("a converted model in the cache is damaged, and is made again")
+    shutil.rmtree(entry)
+    return None
+
+
+def _write(model: ov.Model, entry: Path) -> None:
+    """Put a model into the cache, whole or not at all, whoever else does so at the same time."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".new-", ignore_cleanup_errors=True) as folder:
+        ready = Path(folder) / "entry"
+        ready.mkdir()
+        try:
+            ov.save_model(model, ready / MODEL, compress_to_fp16=False)
+        except RuntimeError as error:  # a full disk
+            raise OSError(str(error).strip()) from error
+        (ready / SUMS).write_text(json.dumps({name: _sum(ready / name) for name in (MODEL, WEIGHTS)}))
+        try:
+            ready.rename(entry)
+        except OSError:
+            if not entry.exists():
+                raise
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,145 @@
+"""The network on CUDA: one graph for each width."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from model.backends.backend import Precision, keeps_rows_apart, processor
+
+log = logging.getLogger(__name__)
+
+
+class CudaBackend:
+    """Runs a pass at the narrowest width that holds it, padded, as a captured graph.
+
+    Implements model.backends.backend.Backend. Widths are powers of two up to the widest, and the widest. Kernels may
+    differ from width to width, so only those are used whose rows have the bits of the widest; at worst that is one.
+    A width that does not fit into memory is halved.
+
+    Args:
+        network: called with (x, timesteps, labels); its parameters are moved to the device.
+        image_shape: (C, H, W).
+        device: of CUDA.
+        precision: bfloat16 by autocast, or float32, then without TF32.
+        max_batch: the widest pass.
+
+    Raises:
+        torch.OutOfMemoryError: where not even one row fits.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        image_shape: tuple[int, int, int],
+        device: torch.device,
+        precision: Precision,
+        max_batch: int,
+    ) -> None:
+        self._device = device
+        self._precision = precision
+        self._image_shape = image_shape
+        if precision == "float32":
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        widest = self._widest(max_batch)
+        self._graphs = {len(widest.x): widest}
+        self.reproducible = keeps_rows_apart(widest.run, widest.run, len(widest.x), image_shape, device)
+        for width in (1 << i for i in range((len(widest.x) - 1).bit_length())):
+            graph = self._capture(width)
+            alone_too = keeps_rows_apart(graph.run, graph.run, width, image_shape, device)
+            if alone_too and keeps_rows_apart(graph.run, widest.run, width, image_shape, device):
+                self._graphs[width] = graph
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def widths(self) -> Sequence[int]:
+        return sorted(self._graphs)
+
+    @property
+    def fingerprint(self) -> dict[str, str | int]:
+        return {
+            "backend": "torch-cuda",
+            "backend_version": f"{torch.__version__}, cuDNN {torch.backends.cudnn.version()}",  # type: ignore[no-untyped-call]
+            "precision": self._precision,
+            "processor": processor(self._device),
+            "width": max(self._graphs),
+        }
+
+    def send(self, values: Tensor) -> Tensor:
+        return values.pin_memory().to(self._device, non_blocking=True)
+
+    @torch.inference_mode()
+    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+        width = next((width for width in self.widths if width >= len(x)), None)
+        if width is None:
+            raise ValueError(f"{len(x)} rows do not fit a pass of {self.widths[-1]}")
+        out = self._graphs[width].run(x, timesteps, labels)
+
+        def finish() -> Tensor:
+            torch.cuda.current_stream(self._device).synchronize()
+            return out
+
+        return finish
+
+    def _widest(self, width: int) -> "_Graph":
+        while True:
+            try:
+                return self._capture(width)
+            except torch.OutOfMemoryError:
+                if width == 1:
+                    raise
+                log.warning("passes of %d rows do not fit into the memory of %s", width, self._device)
+                width //= 2
+                torch.cuda.empty_cache()
+
+    def _capture(self, width: int) -> "_Graph":
+        return _Graph(self._network, self._image_shape, self._device, self._precision, width)
+
+
+class _Graph:
+    """A forward pass of one width, with its inputs and its output in place."""
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        network: nn.Module,
+        image_shape: tuple[int, int, int],
+        device: torch.device,
+        precision: Precision,
+        width: int,
+    ) -> None:
+        self._device = device
+        self.x = torch.zeros((width, *image_shape), device=device).contiguous(memory_format=torch.channels_last)
+        self.timesteps = torch.ones(width, dtype=torch.int64, device=device)  # some networks do not know 0
+        self.labels = torch.zeros(width, dtype=torch.int64, device=device)
+        autocast: AbstractContextManager[None] = (
+            nullcontext() if precision == "float32" else torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+        )
+        with torch.cuda.device(device), autocast:
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # libraries allocate what they need before anything is captured
+                for _ in range(3):
+                    network(self.x, self.timesteps, self.labels)
+            torch.cuda.current_stream().wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._out: Tensor = network(self.x, self.timesteps, self.labels).float()
+
+    def run(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        """Queue a pass of at most `width` rows. Its output holds until the next one."""
+        rows = len(x)
+        self.x[:rows].copy_(x)
+        self.timesteps[:rows].copy_(timesteps)
+        self.labels[:rows].copy_(labels)
+        with torch.cuda.device(self._device):
+            self._graph.replay()
+        return self._out[:rows]

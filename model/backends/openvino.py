@@ -1,0 +1,178 @@
+"""The network on OpenVINO, on the CPU: much faster than torch there, and no row's bits depend on another."""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+import openvino as ov
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.backends.backend import Precision, keeps_rows_apart, processor
+from model.backends.memory import resident
+
+log = logging.getLogger(__name__)
+
+
+class OpenVINOBackend:
+    """Runs a pass of any number of rows as a sum of powers of two, each compiled for its own size.
+
+    Implements model.backends.backend.Backend. Nothing is padded. Size 1 is compiled at once; a larger one by
+    `compiler`, when a pass first has so many rows. Until it is there, such a pass takes more pieces, and waits for
+    nothing. A size is used only if its rows have the bits of size 1, and compiled only where there is memory for it.
+
+    Args:
+        model: the converted network.
+        image_shape: (C, H, W).
+        precision: float32; or bfloat16, where `computes_bfloat16()`.
+        threads: compute threads.
+        max_batch: the most rows of a pass.
+        compiler: runs compilations, one at a time.
+        free_memory: tells how many bytes are free.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        model: ov.Model,
+        image_shape: tuple[int, int, int],
+        precision: Precision,
+        threads: int,
+        max_batch: int,
+        compiler: Executor,
+        free_memory: Callable[[], float],
+    ) -> None:
+        self._model = model
+        self._image_shape = image_shape
+        self._precision = precision
+        self._threads = threads
+        self._max_batch = max_batch
+        self._compiler = compiler
+        self._free_memory = free_memory
+        self._core = ov.Core()
+        before = resident()
+        self._size_1 = self._compile(1)
+        self._requests = {1: _Request(self._size_1)}  # by size; the compiler adds to them
+        self._size_1_bytes = resident() - before
+        self._asked_for = {1}
+        run = self._requests[1].run
+        self.reproducible = keeps_rows_apart(run, run, 1, image_shape, self.device)
+
+    @property
+    def widths(self) -> Sequence[int]:
+        return range(1, self._max_batch + 1)
+
+    @property
+    def fingerprint(self) -> dict[str, str | int]:
+        return {
+            "backend": "openvino",
+            "backend_version": ov.__version__,
+            "precision": self._precision,
+            "processor": processor(self.device),
+            "threads": self._threads,
+        }
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes that are compiled and in use, rising."""
+        return sorted(self._requests)
+
+    def send(self, values: Tensor) -> Tensor:
+        return values
+
+    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+        rows = len(x)
+        if rows > self._max_batch:
+            raise ValueError(f"{rows} rows do not fit a pass of {self._max_batch}")
+        for size in _pieces(rows, [1 << i for i in range(rows.bit_length())]):
+            if size not in self._asked_for:
+                self._asked_for.add(size)
+                self._compiler.submit(self._add, size)
+
+        sizes = _pieces(rows, self.sizes)
+        inputs = [part.numpy() for part in (x, timesteps, labels)]
+        self._requests[sizes[0]].start([part[: sizes[0]] for part in inputs])
+
+        def finish() -> Tensor:
+            outputs = [self._requests[sizes[0]].wait()]
+            done = sizes[0]
+            for size in sizes[1:]:
+                outputs[-1] = outputs[-1].copy()  # pieces of one size share a request
+                self._requests[size].start([part[done : done + size] for part in inputs])
+                outputs.append(self._requests[size].wait())
+                done += size
+            return torch.from_numpy(outputs[0] if len(outputs) == 1 else np.concatenate(outputs))
+
+        return finish
+
+    def _compile(self, size: int) -> ov.CompiledModel:
+        model = self._model.clone()
+        model.reshape({port: [size, *list(port.get_partial_shape())[1:]] for port in model.inputs})
+        return self._core.compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": "f32" if self._precision == "float32" else "bf16",
+                "INFERENCE_NUM_THREADS": self._threads,
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,  # several servers would be pinned to the same cores
+            },
+        )
+
+    def _add(self, size: int) -> None:
+        """Compile a size and take it into use. Runs beside the passes."""
+        # What a size takes beyond the weights grows with it, and half of what is free is for others.
+        if size * self._size_1_bytes > self._free_memory() / 2:
+            log.warning("there is no memory to compile passes of %d rows; they run in smaller pieces", size)
+            return
+        try:
+            compiled = self._compile(size)
+            together, alone = _Request(compiled), _Request(self._size_1)
+            if keeps_rows_apart(together.run, alone.run, size, self._image_shape, self.device):
+                self._requests[size] = together
+            else:
+                log.warning("passes of %d rows have other bits than those of one; they run in smaller pieces", size)
+        except Exception:
+            log.exception("passes of %d rows could not be compiled; they run in smaller pieces", size)
+
+
+class _Request:
+    """A compiled model, with its inputs and its output in place."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._request = compiled.create_infer_request()
+        self._inputs = [np.zeros(tuple(port.shape), port.get_element_type().to_dtype()) for port in compiled.inputs]
+        for i, array in enumerate(self._inputs):
+            self._request.set_input_tensor(i, ov.Tensor(array, shared_memory=True))
+
+    def start(self, inputs: Sequence[NDArray[np.generic]]) -> None:
+        for place, array in zip(self._inputs, inputs, strict=False):  # labels are no input where there are no classes
+            np.copyto(place, array)
+        self._request.start_async()
+
+    def wait(self) -> NDArray[np.float32]:
+        """The output, which the next start overwrites."""
+        self._request.wait()
+        output: NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return output
+
+    def run(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        self.start([x.numpy(), timesteps.numpy(), labels.numpy()])
+        return torch.from_numpy(self.wait())
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16. Without them OpenVINO would compute in float32."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _pieces(rows: int, sizes: Sequence[int]) -> list[int]:
+    """Divide rows into sizes, largest first. 1 is among the sizes, which rise."""
+    pieces = []
+    for size in reversed(sizes):
+        pieces += [size] * (rows // size)
+        rows %= size
+    return pieces
