@@ -7,7 +7,7 @@ DATA := $(WEIGHTS)/work/digits32.npz
 CPU := $(if $(shell command -v nvidia-smi),,[cpu])
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format data weights quality figures clean
+.PHONY: help serve test check format data weights quality figures bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ quality: .venv/develop $(DATA) ## draw 1,000 digits and judge them
 figures: .venv/develop ## measure the U-Nets' work and draw docs/unet.png
 	$(BIN)/python -m bench.unet_macs --figure docs/unet.png
 
+bench: .venv/bench ## compare with what people use now, a quarter of an hour: bench/RESULTS.md, and figures of docs/
+	$(BIN)/python -m bench.serving
+	$(BIN)/python -m bench.cost
+
 clean: ## remove the environment and all caches, but no data or checkpoints
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -50,6 +54,11 @@ $(DATA): | .venv/develop
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv; torch is large, the first time takes minutes"
 	$(BIN)/python -m pip install --quiet --editable '.$(CPU)'
+	@touch $@
+
+# What also has the peers.
+.venv/bench: .venv/develop
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev,train,bench]'
 	@touch $@
 
 # What also tests, checks and trains.

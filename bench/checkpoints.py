@@ -17,54 +17,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import torch
 
+from bench.architectures import CELEBAHQ, CIFAR10, TINY, write
 from model.backends.choose import choose
 from model.checkpoints.load import load
 from service.config import available_cores
 
 ROOT = Path(__file__).parent.parent
-GOOGLE = {
-    "attention_head_dim": None,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-}
-TINY = "tiny"
-CONFIGS: dict[str, dict[str, Any]] = {
-    TINY: {
-        "sample_size": 8,
-        "block_out_channels": (8,),
-        "down_block_types": ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
-        "norm_num_groups": 4,
-    },
-    "google/ddpm-cifar10-32": {
-        **GOOGLE,
-        "sample_size": 32,
-        "block_out_channels": (128, 256, 256, 256),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    },
-    "google/ddpm-*-256": {
-        **GOOGLE,
-        "sample_size": 256,
-        "block_out_channels": (128, 128, 256, 256, 512, 512),
-        "down_block_types": (*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
-    },
-}
-
-
-def write(folder: Path, config: dict[str, Any]) -> None:
-    """Save a pipeline with diffusers' own random weights."""
-    torch.manual_seed(0)
-    Pipeline: Any = diffusers.DDPMPipeline
-    Pipeline(diffusers.UNet2DModel(**config), diffusers.DDPMScheduler()).save_pretrained(folder)  # type: ignore[no-untyped-call]
+NAMES = {"tiny": TINY, "google/ddpm-cifar10-32": CIFAR10, "google/ddpm-*-256": CELEBAHQ}
 
 
 def measure(folder: Path, with_step: bool) -> None:
@@ -116,17 +78,17 @@ def main() -> None:
         measure(args.measure, args.step)
         return
     with tempfile.TemporaryDirectory() as work:
-        folders = {name: Path(work) / str(i) for i, name in enumerate(CONFIGS)}
+        folders = {name: Path(work) / str(i) for i, name in enumerate(NAMES)}
         for name, folder in folders.items():
-            write(folder, CONFIGS[name])
+            write(folder, NAMES[name])
         rounds = [{name: measured(folder, False) for name, folder in folders.items()} for _ in range(args.rounds)]
-        steps = {name: measured(folder, True)["step"] for name, folder in folders.items() if name != TINY}
+        steps = {name: measured(folder, True)["step"] for name, folder in folders.items() if name != "tiny"}
 
     print("\n| checkpoint | parameters | file | load | peak memory | of the file | seconds per step, one image |")
     print("|---|---|---|---|---|---|---|")
     for name in steps:
         own = [figures[name] for figures in rounds]
-        above = statistics.median(figures[name]["peak"] - figures[TINY]["peak"] for figures in rounds)
+        above = statistics.median(figures[name]["peak"] - figures["tiny"]["peak"] for figures in rounds)
         file = own[0]["file"]
         print(
             f"| {name} | {own[0]['parameters'] / 1e6:.1f} M | {file / 1e6:.0f} MB "

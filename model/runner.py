@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,10 @@ class _Slot:
     def __init__(self, row: Row, rng: torch.Generator) -> None:
         self.row = row
         self.rng = rng
-        self.lines = torch.from_numpy(row.table.lines).float()  # [N, len(Column)]
-        self.is_noisy: list[bool] = (self.lines[:, Column.D] != 0).tolist()  # by step
+        lines = row.table.lines.astype(np.float32)
+        self.lines = torch.from_numpy(lines)  # [N, len(Column)]
+        self.is_noisy: list[bool] = (lines[:, Column.D] != 0).tolist()  # by step
+        self.is_thresholded: list[bool] = (lines[:, Column.QUANTILE] != 0).tolist()
         self.timesteps: list[int] = row.table.timesteps.tolist()
         self.step = 0
         self.branches: set[int] = set()
@@ -46,10 +49,11 @@ class SlotRunner:
         self._no_label = no_label
         self._slots: dict[int, _Slot] = {}
         self._free = list(reversed(range(slots)))
-        state = (slots, *image_shape)
-        self._x = torch.zeros(state, device=backend.device)
-        self._x0 = torch.zeros(state, device=backend.device)
-        self._out = torch.zeros((2, slots, out_channels, *image_shape[1:]), device=backend.device)  # by branch
+        self._x = torch.zeros((slots, *image_shape), device=backend.device)
+        self._x0 = torch.zeros((slots, *image_shape), device=backend.device)
+        # First the predictions of all slots with their own label, then those without.
+        self._out = torch.zeros((2 * slots, out_channels, *image_shape[1:]), device=backend.device)
+        self._branch = slots  # from a slot's first prediction to its second
 
     @property
     def widths(self) -> Sequence[int]:
@@ -63,25 +67,22 @@ class SlotRunner:
         start = draw(rng, self._shape)
         if row.start is not None:
             start = torch.from_numpy(row.start)
-        index = self._free.pop()
-        self._slots[index] = _Slot(row, rng)
-        self._x[index] = self._backend.send(start)
-        self._x0[index] = 0
-        return index
+        slot = self._free.pop()
+        self._slots[slot] = _Slot(row, rng)
+        self._x.index_copy_(0, self._send([slot]), self._backend.send(start[None]))
+        self._x0.select(0, slot).zero_()
+        return slot
 
     @torch.inference_mode()
     def step(self, forwards: Sequence[Forward]) -> None:
         slots = [self._slots[f.slot] for f in forwards]
-        facts = self._backend.send(
-            torch.tensor(
-                [
-                    [f.slot, f.branch, slot.timesteps[slot.step], self._label(slot.row, f.branch)]
-                    for f, slot in zip(forwards, slots, strict=True)
-                ]
-            ).T.contiguous()
+        index, places, timesteps, labels = self._send(
+            [f.slot for f in forwards],
+            [f.slot + f.branch * self._branch for f in forwards],
+            [slot.timesteps[slot.step] for slot in slots],
+            [self._label(slot.row, f.branch) for f, slot in zip(forwards, slots, strict=True)],
         )
-        index, branches, timesteps, labels = facts
-        wait = self._backend.start(self._x[index], timesteps, labels)
+        wait = self._backend.start(self._x.index_select(0, index), timesteps, labels)
 
         for f, slot in zip(forwards, slots, strict=True):
             slot.branches.add(f.branch)
@@ -92,7 +93,7 @@ class SlotRunner:
         ]
         noise = self._noise(complete)  # drawn while the device computes
 
-        self._out[branches, index] = wait()
+        self._out.index_copy_(0, places, wait())
         if complete:
             self._update(complete, noise)
 
@@ -106,30 +107,36 @@ class SlotRunner:
 
     def _update(self, complete: list[int], noise: Tensor) -> None:
         slots = [self._slots[i] for i in complete]
-        index = self._backend.send(torch.tensor(complete))
-        out = self._out[0, index]
+        index = self._send(complete)
+        out = self._out.index_select(0, index)
         with_guidance = [i for i, slot in enumerate(slots) if slot.row.forwards_per_step == 2]
         if with_guidance:
+            rows, places = self._send(with_guidance, [complete[i] + self._branch for i in with_guidance])
             scale = self._backend.send(torch.tensor([slots[i].row.guidance_scale for i in with_guidance]))
-            rows = self._backend.send(torch.tensor(with_guidance))
-            channels = self._shape[0]  # a learned variance is that of the row's own label
-            unguided = self._out[1, index[rows], :channels]
-            out[rows, :channels] = guided(out[rows, :channels], unguided, scale)
-            self._out[0, index] = out
+            # A learned variance, behind the image's channels, is that of the row's own label.
+            own, *variance = torch.split(out.index_select(0, rows), self._shape[0], dim=1)
+            unconditional = self._out.index_select(0, places).narrow(1, 0, self._shape[0])
+            out = out.index_copy(0, rows, torch.cat([guided(own, unconditional, scale), *variance], dim=1))
+            self._out.index_copy_(0, index, out)
 
-        lines = torch.stack([slot.lines[slot.step] for slot in slots])
-        thresholded = lines[:, Column.QUANTILE].nonzero()[:, 0].tolist()
-        x, x0 = update(self._x[index], out, self._x0[index], noise, self._backend.send(lines), thresholded)
-        self._x[index] = x
-        self._x0[index] = x0
+        lines = self._backend.send(torch.stack([slot.lines[slot.step] for slot in slots]))
+        thresholded = [i for i, slot in enumerate(slots) if slot.is_thresholded[slot.step]]
+        x, x0 = self._x.index_select(0, index), self._x0.index_select(0, index)
+        x, x0 = update(x, out, x0, noise, lines, thresholded)
+        self._x.index_copy_(0, index, x)
+        self._x0.index_copy_(0, index, x0)
         for slot in slots:
             slot.step += 1
             slot.branches.clear()
 
+    def _send(self, *numbers: list[int]) -> Tensor:
+        """Bring lists of one length to the device, int64; one list as [N], several as [lists, N]."""
+        return self._backend.send(torch.tensor(numbers[0] if len(numbers) == 1 else numbers))
+
     def read(self, slot: int) -> Reading:
         state = self._slots[slot]
         done = state.step == len(state.row.table)
-        x = self._out[0, slot] if state.row.model_output and done else self._x[slot]
+        x = self._out[slot] if state.row.model_output and done else self._x[slot]
         return Reading(x.cpu().numpy().copy(), self._x0[slot].cpu().numpy().copy())
 
     def release(self, slot: int) -> None:

@@ -1,6 +1,6 @@
 """The one update of every sampler, vectorised over rows that may differ in everything."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ from model.samplers import Column
 
 def guided(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
     """Classifier-free guidance, Ho & Salimans 2022, arXiv:2207.12598, eq. 6 with w + 1 = `scale` [B]."""
-    return unconditional + scale[:, None, None, None] * (conditional - unconditional)
+    return unconditional + scale.view(-1, 1, 1, 1) * (conditional - unconditional)
 
 
 def update(
-    x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Tensor, thresholded: Iterable[int]
+    x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Tensor, thresholded: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Take one step of each row.
 
@@ -29,20 +29,22 @@ def update(
     Returns:
         The images at the next timestep, and the estimates of x_0: float32 [B, C, H, W] each.
     """
-    p, q, a, b, c, d, e, s, bound = (lines[:, column, None, None, None] for column in range(Column.QUANTILE))
-    channels = x.shape[1]
-    if out.shape[1] > channels:
-        out, v = out[:, :channels], out[:, channels:]
-        d = d * torch.exp(s * v)
+    p, q, a, b, c, d, e, s, bound, *_ = lines.view(len(lines), len(Column), 1, 1, 1).unbind(1)
+    out, *v = torch.split(out, x.shape[1], dim=1)
+    if v:
+        d = d * torch.exp(s * v[0])
     x0 = p * x + q * out
-    for row in thresholded:
-        x0[row] = _thresholded(x0[row], lines[row])
+    if thresholded:
+        rows = list(x0.unbind())
+        for row in thresholded:
+            rows[row] = _thresholded(rows[row], lines.select(0, row))
+        x0 = torch.stack(rows)
     x0 = x0.clamp(-bound, bound)
     return a * x + b * x0 + c * x0_previous + d * noise + e * out, x0
 
 
 def _thresholded(x0: Tensor, line: Tensor) -> Tensor:
     """Dynamic thresholding of one row: clip at a quantile of |x0|, and scale that to 1."""
-    s = torch.quantile(x0.abs(), line[Column.QUANTILE])
-    s = torch.minimum(s.clamp(min=1.0), line[Column.MAXIMUM])
+    s = torch.quantile(x0.abs(), line.select(0, Column.QUANTILE))
+    s = torch.minimum(s.clamp(min=1.0), line.select(0, Column.MAXIMUM))
     return x0.clamp(-s, s) / s

@@ -3,9 +3,13 @@
 import hashlib
 import json
 import logging
-import shutil
+import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+if "openvino_telemetry" not in sys.modules:  # to import OpenVINO sends usage statistics, unless this cannot be imported
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import numpy as np
 import openvino as ov
@@ -16,6 +20,7 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
 from model import layers, unet, unet2d
+from model.backends.backend import processor
 from model.description import ModelDescription
 from model.unet import DiffusionUNet
 from model.unet2d import UNet2D
@@ -97,12 +102,15 @@ def converted(network: nn.Module, description: ModelDescription, cache_dir: Path
         return convert(network, description)
     entry = cache_dir / "openvino" / _key(description)
     try:
-        cached = _read(entry)
+        if entry.exists():
+            cached = _read(entry)
+            if cached is not None:
+                return cached
+            _remove(entry)
+            log.warning("a converted model in the cache is damaged, and is made again")
     except OSError as error:
-        log.warning("a converted model in the cache cannot be read: %s", error)
-        cached = None
-    if cached is not None:
-        return cached
+        log.warning("a converted model in the cache is of no use, and every start converts it again: %s", error)
+        return convert(network, description)
     model = convert(network, description)
     try:
         _write(model, entry)
@@ -115,24 +123,30 @@ def converted(network: nn.Module, description: ModelDescription, cache_dir: Path
 def _key(description: ModelDescription) -> str:
     """Of all that decides the converted model."""
     code = hashlib.sha256(b"".join(Path(source).read_bytes() for source in _SOURCES)).hexdigest()
-    facts = [description.digest, description.image_shape, torch.__version__, ov.__version__, code]
+    # The table of time embeddings has the bits of the processor that computed it, and machines may share the folder.
+    computed = processor(torch.device("cpu"))
+    facts = [description.digest, description.image_shape, torch.__version__, ov.__version__, computed, code]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 def _read(entry: Path) -> ov.Model | None:
-    """The model of a cache entry, or None where there is none, or a damaged one, which is removed."""
-    if not entry.exists():
-        return None
+    """The model of a cache entry, or None where it is damaged."""
     try:
         sums = json.loads((entry / SUMS).read_text())
-        intact = sums == {name: _sum(entry / name) for name in (MODEL, WEIGHTS)}
-    except (OSError, ValueError):
-        intact = False
-    if intact:
-        return ov.Core().read_model(entry / MODEL)
-    log.warning("a converted model in the cache is damaged, and is made again")
-    shutil.rmtree(entry)
+        if sums == {name: _sum(entry / name) for name in (MODEL, WEIGHTS)}:
+            return ov.Core().read_model(entry / MODEL)
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: OpenVINO's, and that of JSON nested too deep
+        pass
     return None
+
+
+def _remove(entry: Path) -> None:
+    """Take an entry out of the cache, at once, so that no server sees it half removed."""
+    with (
+        tempfile.TemporaryDirectory(dir=entry.parent, prefix=".old-", ignore_cleanup_errors=True) as folder,
+        suppress(FileNotFoundError),  # another server was faster
+    ):
+        entry.rename(Path(folder) / "entry")
 
 
 def _write(model: ov.Model, entry: Path) -> None:

@@ -50,9 +50,14 @@ class CudaBackend:
         self._graphs = {len(widest.x): widest}
         self.reproducible = keeps_rows_apart(widest.run, widest.run, len(widest.x), image_shape, device)
         for width in (1 << i for i in range((len(widest.x) - 1).bit_length())):
-            graph = self._capture(width)
-            alone_too = keeps_rows_apart(graph.run, graph.run, width, image_shape, device)
-            if alone_too and keeps_rows_apart(graph.run, widest.run, width, image_shape, device):
+            try:
+                graph = self._capture(width)
+            except torch.OutOfMemoryError:
+                log.warning("beside the others, passes of %d rows do not fit into the memory of %s", width, device)
+                continue
+            # A row alone in this width is compared with one in a crowd of the widest, so that width 1 is judged too.
+            as_widest = keeps_rows_apart(widest.run, graph.run, len(widest.x), image_shape, device)
+            if as_widest and keeps_rows_apart(graph.run, graph.run, width, image_shape, device):
                 self._graphs[width] = graph
 
     @property
@@ -67,7 +72,9 @@ class CudaBackend:
     def fingerprint(self) -> dict[str, str | int]:
         return {
             "backend": "torch-cuda",
-            "backend_version": f"{torch.__version__}, cuDNN {torch.backends.cudnn.version()}",  # type: ignore[no-untyped-call]
+            "backend_version": (
+                f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
+            ),
             "precision": self._precision,
             "processor": processor(self._device),
             "width": max(self._graphs),
@@ -97,8 +104,8 @@ class CudaBackend:
                 if width == 1:
                     raise
                 log.warning("passes of %d rows do not fit into the memory of %s", width, self._device)
-                width //= 2
-                torch.cuda.empty_cache()
+            width //= 2
+            torch.cuda.empty_cache()  # now that the error, whose traceback holds the failed pass, is gone
 
     def _capture(self, width: int) -> "_Graph":
         return _Graph(self._network, self._image_shape, self._device, self._precision, width)
@@ -126,14 +133,15 @@ class _Graph:
         with torch.cuda.device(device), autocast:
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # libraries allocate what they need before anything is captured
-                for _ in range(3):
+            with torch.cuda.stream(side):
+                for _ in range(3):  # libraries allocate what they need before anything is captured
                     network(self.x, self.timesteps, self.labels)
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph, stream=side):  # first waits for the device
+                    self._out: Tensor = network(self.x, self.timesteps, self.labels).float()
             torch.cuda.current_stream().wait_stream(side)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._out: Tensor = network(self.x, self.timesteps, self.labels).float()
 
+    @torch.inference_mode()  # the inputs were made in it, and may not be written outside it
     def run(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         """Queue a pass of at most `width` rows. Its output holds until the next one."""
         rows = len(x)

@@ -1,8 +1,12 @@
 """The network on OpenVINO, on the CPU: much faster than torch there, and no row's bits depend on another."""
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+
+if "openvino_telemetry" not in sys.modules:  # to import OpenVINO sends usage statistics, unless this cannot be imported
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import numpy as np
 import openvino as ov
@@ -34,6 +38,7 @@ class OpenVINOBackend:
     """
 
     device = torch.device("cpu")
+    reproducible = True  # a size that does not keep rows apart is not used
 
     def __init__(
         self,
@@ -58,8 +63,6 @@ class OpenVINOBackend:
         self._requests = {1: _Request(self._size_1)}  # by size; the compiler adds to them
         self._size_1_bytes = resident() - before
         self._asked_for = {1}
-        run = self._requests[1].run
-        self.reproducible = keeps_rows_apart(run, run, 1, image_shape, self.device)
 
     @property
     def widths(self) -> Sequence[int]:
@@ -124,11 +127,11 @@ class OpenVINOBackend:
 
     def _add(self, size: int) -> None:
         """Compile a size and take it into use. Runs beside the passes."""
-        # What a size takes beyond the weights grows with it, and half of what is free is for others.
-        if size * self._size_1_bytes > self._free_memory() / 2:
-            log.warning("there is no memory to compile passes of %d rows; they run in smaller pieces", size)
-            return
         try:
+            # What a size takes beyond the weights grows with it, and half of what is free is for others.
+            if size * self._size_1_bytes > self._free_memory() / 2:
+                log.warning("there is no memory to compile passes of %d rows; they run in smaller pieces", size)
+                return
             compiled = self._compile(size)
             together, alone = _Request(compiled), _Request(self._size_1)
             if keeps_rows_apart(together.run, alone.run, size, self._image_shape, self.device):

@@ -1,0 +1,53 @@
+"""Pipelines of the diffusers library with random weights: they draw nothing, and cost what trained ones cost."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+Architecture = dict[str, Any]  # arguments of diffusers' UNet2DModel
+
+_GOOGLE: Architecture = {
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+TINY: Architecture = {
+    "sample_size": 8,
+    "block_out_channels": (8,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "norm_num_groups": 4,
+}
+SMALL: Architecture = {  # 4.4 M parameters, 2.0 GFLOP
+    "sample_size": 32,
+    "layers_per_block": 1,
+    "block_out_channels": (64, 128, 128),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 64,
+}
+CIFAR10: Architecture = {  # google/ddpm-cifar10-32: 35.7 M parameters, 12.1 GFLOP
+    **_GOOGLE,
+    "sample_size": 32,
+    "block_out_channels": (128, 256, 256, 256),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+CELEBAHQ: Architecture = {  # google/ddpm-*-256: 113.7 M parameters
+    **_GOOGLE,
+    "sample_size": 256,
+    "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "down_block_types": (*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
+}
+
+
+def write(folder: Path, architecture: Architecture) -> None:
+    """Save a pipeline that draws by DDIM."""
+    torch.manual_seed(0)
+    Pipeline: Any = diffusers.DDIMPipeline
+    Pipeline(diffusers.UNet2DModel(**architecture), diffusers.DDIMScheduler()).save_pretrained(folder)  # type: ignore[no-untyped-call]

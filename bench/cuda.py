@@ -1,0 +1,264 @@
+"""Check and time the CUDA backend on this machine's GPU.
+
+    python -m bench.cuda [--device cuda:0] [--max-batch 32] [--rounds 50]
+
+For the digits in the box and for a network of the size of google/ddpm-cifar10-32 with random weights, in float32 and in
+bfloat16. Prints two Markdown tables. The first has what is promised: the widths that are used, whether a row has the
+same bits alone and in a crowd, the error against the CPU. The second has times by width: medians of a pass and of a
+whole step, what the step adds on the host and in the update, and how many times as long as a step takes a plain loop of
+the same network, as the diffusers library runs it: eager, in float32, all rows at the same step; with torch's default,
+which is TF32 in convolutions, and without it.
+"""
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.backends.backend import Backend, Precision
+from model.backends.cuda import CudaBackend
+from model.checkpoints.load import load
+from model.rows import Forward, Reading, Row
+from model.runner import SlotRunner
+from model.samplers import Column, sample_table
+from model.schedule import Schedule
+from model.unet2d import UNet2D, UNet2DConfig
+
+DIGITS = Path(__file__).parent.parent / "weights" / "digits"
+CIFAR10 = UNet2DConfig(
+    block_out_channels=(128, 256, 256, 256),
+    down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    attention_head_dim=None,
+    downsample_padding=0,
+    flip_sin_to_cos=False,
+    freq_shift=1.0,
+    norm_eps=1e-6,
+)
+WARM_UP = 5  # rounds that are not counted
+STEPS = 50  # of an image
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network on the CPU in float32, and what its rows need."""
+
+    name: str
+    network: nn.Module
+    image_shape: tuple[int, int, int]
+    no_label: int
+    schedule: Schedule
+
+
+def models() -> list[Model]:
+    digits = load(DIGITS)
+    described = digits.description
+    assert described.no_label is not None
+    torch.manual_seed(0)
+    return [
+        Model("digits", digits.network, described.image_shape, described.no_label, described.schedule),
+        Model("cifar10", UNet2D(CIFAR10).requires_grad_(False).eval(), (3, 32, 32), 0, Schedule()),
+    ]
+
+
+def runner_of(model: Model, backend: Backend, slots: int) -> SlotRunner:
+    return SlotRunner(backend, model.image_shape, model.image_shape[0], model.no_label, slots)
+
+
+def forwards(row: Row, slot: int) -> list[Forward]:
+    return [Forward(slot, branch) for branch in range(row.forwards_per_step)]
+
+
+# What is promised.
+
+
+def error_against_cpu(model: Model, backend: Backend) -> float:
+    """The largest difference of a prediction, in parts of the largest value."""
+    rows = min(4, backend.widths[-1])
+    x = torch.randn((rows, *model.image_shape), generator=torch.Generator().manual_seed(0))
+    timesteps, labels = torch.arange(rows) * 333, torch.full((rows,), model.no_label)
+    with torch.inference_mode():
+        exact = model.network(x, timesteps, labels)
+    out = backend.start(*(backend.send(values) for values in (x, timesteps, labels)))().cpu()
+    return float((out - exact).abs().max() / exact.abs().max())
+
+
+def mixed_rows(model: Model) -> list[Row]:
+    """Rows that differ in sampler, number of steps, noise and guidance."""
+    schedule = model.schedule
+    return [
+        Row(sample_table(schedule, "ddpm", 10), seed=0),
+        Row(sample_table(schedule, "ddim", 7), seed=1, guidance_scale=3.0),
+        Row(sample_table(schedule, "dpmpp_2m", 12), seed=2),
+        Row(sample_table(schedule, "ddim", 9, eta=1.0), seed=3, guidance_scale=1.5),
+        Row(sample_table(schedule, "ddim", 5), seed=4),
+        Row(sample_table(schedule, "dpmpp_2m", 4), seed=5, guidance_scale=2.0),
+    ]
+
+
+def drawn(runner: SlotRunner, rows: list[Row]) -> list[Reading]:
+    """Run rows side by side, as many at a time as a pass holds."""
+    slots = [runner.admit(row) for row in rows]
+    for step in range(max(len(row.table) for row in rows)):
+        going = [(row, slot) for row, slot in zip(rows, slots, strict=True) if step < len(row.table)]
+        pending = [forward for row, slot in going for forward in forwards(row, slot)]
+        for i in range(0, len(pending), runner.widths[-1]):
+            runner.step(pending[i : i + runner.widths[-1]])
+    return [runner.read(slot) for slot in slots]
+
+
+def same_as_alone(model: Model, backend: Backend) -> str:
+    """How many rows of a crowd have the bits that they have alone."""
+    rows = mixed_rows(model)
+    crowd = drawn(runner_of(model, backend, len(rows)), rows)
+    alone = [drawn(runner_of(model, backend, 1), [row])[0] for row in rows]
+    same = sum(np.array_equal(a.x, b.x) and np.array_equal(a.x0, b.x0) for a, b in zip(crowd, alone, strict=True))
+    return f"{same} of {len(rows)}"
+
+
+# Times.
+
+
+def median_ms(run: Callable[[], object], rounds: int, device: torch.device) -> float:
+    """Of a call, from an idle device to an idle device."""
+    times = []
+    for _ in range(WARM_UP + rounds):
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        run()
+        torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times[WARM_UP:])
+
+
+def pass_ms(model: Model, backend: Backend, width: int, rounds: int) -> float:
+    x = torch.randn(width, *model.image_shape)
+    inputs = [backend.send(v) for v in (x, torch.full((width,), 500), torch.full((width,), model.no_label))]
+    return median_ms(lambda: backend.start(*inputs)(), rounds, backend.device)
+
+
+def step_ms(model: Model, backend: Backend, width: int, rounds: int) -> float:
+    runner = runner_of(model, backend, width)
+    table = sample_table(model.schedule, "ddim", WARM_UP + rounds)
+    pending = [Forward(runner.admit(Row(table, seed)), 0) for seed in range(width)]
+    return median_ms(lambda: runner.step(pending), rounds, backend.device)
+
+
+def eager_ms(model: Model, network: nn.Module, width: int, rounds: int, device: torch.device, tf32: bool) -> float:
+    """A step of a plain loop: the network on a batch, and the update of DDIM with one step's numbers for all."""
+    lines = iter(sample_table(model.schedule, "ddim", WARM_UP + rounds).lines.tolist())
+    x = torch.randn((width, *model.image_shape), device=device)
+    timesteps, labels = (torch.full((width,), value, device=device) for value in (500, model.no_label))
+
+    def step() -> Tensor:
+        line: list[float] = next(lines)
+        out: Tensor = network(x, timesteps, labels)
+        x0: Tensor = (line[Column.P] * x + line[Column.Q] * out).clamp(-line[Column.BOUND], line[Column.BOUND])
+        return line[Column.A] * x + line[Column.B] * x0 + line[Column.E] * out
+
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=tf32)
+    with torch.inference_mode(), flags:
+        return median_ms(step, rounds, device)
+
+
+# The tables.
+
+
+def promises(model: Model, backend: CudaBackend, precision: Precision, seconds: float) -> str:
+    peak = torch.cuda.max_memory_reserved(backend.device)  # what graphs hold is reserved, and not allocated
+    return (
+        f"| {model.name}, {precision} | {', '.join(map(str, backend.widths))} "
+        f"| {'yes' if backend.reproducible else 'no'} | {same_as_alone(model, backend)} "
+        f"| {error_against_cpu(model, backend):.1e} | {seconds:.1f} s | {peak / 1e6:.0f} MB |"
+    )
+
+
+def times(
+    model: Model, backend: CudaBackend, precision: Precision, eager: dict[int, tuple[float, float]], rounds: int
+) -> list[str]:
+    lines = []
+    for width in backend.widths:
+        forward, step = (ms(model, backend, width, rounds) for ms in (pass_ms, step_ms))
+        with_tf32, without = (f"{plain / step:.2f}" if width in eager else "–" for plain in eager.get(width, (0, 0)))
+        lines.append(
+            f"| {model.name}, {precision} | {width} | {forward:.2f} | {step:.2f} | {step - forward:.2f} "
+            f"| {1000 * width / (STEPS * step):.1f} | {with_tf32} | {without} |"
+        )
+    return lines
+
+
+def figures(
+    model: Model,
+    device: torch.device,
+    precision: Precision,
+    max_batch: int,
+    eager: dict[int, tuple[float, float]],
+    rounds: int,
+) -> tuple[str, list[str]]:
+    """The lines of a network in one precision, in both tables; its memory is free again afterwards."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
+    backend = CudaBackend(copy.deepcopy(model.network), model.image_shape, device, precision, max_batch)
+    seconds = time.perf_counter() - began
+    return promises(model, backend, precision, seconds), times(model, backend, precision, eager, rounds)
+
+
+def powers_up_to(most: int) -> list[int]:
+    """The widths that a backend tries."""
+    return sorted({most, *(1 << i for i in range(most.bit_length()))})
+
+
+def eager_times(model: Model, device: torch.device, max_batch: int, rounds: int) -> dict[int, tuple[float, float]]:
+    """By width: with TF32 and without; as far as memory allows."""
+    network = copy.deepcopy(model.network).to(device)
+    found: dict[int, tuple[float, float]] = {}
+    for width in powers_up_to(max_batch):
+        try:
+            with_tf32, without = (eager_ms(model, network, width, rounds, device, tf32) for tf32 in (True, False))
+        except torch.OutOfMemoryError:
+            break
+        found[width] = with_tf32, without
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.cuda", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda", 0), help="default: %(default)s")
+    parser.add_argument("--max-batch", type=int, default=32, help="the widest pass; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=50, help="of which each time is the median; default: %(default)s")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("There is no GPU here: torch.cuda.is_available() is false.")
+
+    checked, timed = [], []
+    for model in models():
+        eager = eager_times(model, args.device, args.max_batch, args.rounds)
+        for precision in get_args(Precision):
+            line, lines = figures(model, args.device, precision, args.max_batch, eager, args.rounds)
+            checked.append(line)
+            timed += lines
+
+    print(f"\n{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}\n")
+    print("| network | widths | reproducible | rows as alone | error against the CPU | to start | peak memory |")
+    print("|---|---|---|---|---|---|---|")
+    print("\n".join(checked))
+    print(
+        f"\n| network | width | ms a pass | ms a step | ms around the pass | images/s, {STEPS} steps "
+        "| eager TF32 ÷ step | eager float32 ÷ step |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    print("\n".join(timed))
+
+
+if __name__ == "__main__":
+    main()
