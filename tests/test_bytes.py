@@ -1,0 +1,361 @@
+"""The same seed, the same bytes: alone, in any crowd, at any batch width, in any process with the same fingerprint.
+
+PNGs have eight bits a value. The answers of /denoise that are compared are .npy, so that no bit of float32 hides.
+"""
+
+import base64
+import hashlib
+import io
+import itertools
+import operator
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from model.backends.openvino import computes_bfloat16
+from model.backends.padded import PaddedBackend
+from model.noise import first_draw
+from model.runner import SlotRunner
+from service.__main__ import probe_row
+from service.app import create_app
+from service.config import Settings
+from service.engine import Engine
+from service.metrics import Metrics
+from service.served import Served, fingerprint_parts
+from tests.servers import Json, ServerProcess, read_parameters, read_png, serving, write_npy
+from tests.test_answers import MODEL
+from tests.test_runner import MixesRows
+
+PNG, ZIP, NPY = "image/png", "application/zip", "application/x-npy"
+SAMPLERS = ("ddim", "ddpm", "dpmpp_2m")
+CLIENTS = 24
+
+# The servers take seconds to start.
+pytestmark = pytest.mark.slow
+
+needs_bfloat16 = pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bfloat16")
+
+
+class Asked(NamedTuple):
+    """A request."""
+
+    path: str
+    accept: str
+    body: Json
+
+
+def a_sample(i: int) -> Asked:
+    """One image, of 1 to 20 steps. No two of the first 60 are alike."""
+    sampler, label = SAMPLERS[i % 3], None if i % 4 == 0 else i % 10
+    body: Json = {
+        "seed": i * 2**47,
+        "sampler": sampler,
+        "num_inference_steps": 1 + 7 * i % 20,
+        "eta": i % 5 / 4 if sampler == "ddim" else 0,
+        "class_label": label,
+        "guidance_scale": 1 if label is None else [None, 1, 4.5][i % 7 % 3],
+    }
+    return Asked("/sample", PNG, body)
+
+
+def a_noisy_image(seed: int) -> str:
+    """An .npy in base64."""
+    image = np.random.default_rng(seed).normal(0, 0.7, (1, 32, 32)).astype(np.float32)
+    return base64.b64encode(write_npy(image)).decode()
+
+
+def a_denoise(i: int) -> Asked:
+    """An estimate in one step, a walk of several, its first step, or what the network predicts."""
+    label = None if i % 3 == 0 else i % 10
+    body: Json = {
+        "image": a_noisy_image(i),
+        "timestep": 150 + 97 * i % 800,
+        "seed": i,
+        "sampler": SAMPLERS[i % 3],
+        "num_inference_steps": [1, 6, 5, 1][i % 4],
+        "output": ["x0", "x0", "previous", "model_output"][i % 4],
+        "class_label": label,
+        "guidance_scale": 1 if label is None else 1 + i % 2 * 2.5,
+    }
+    return Asked("/denoise", NPY, body)
+
+
+def another(rng: Random) -> Asked:
+    """A short request of some other kind."""
+    if rng.random() < 0.3:
+        timestep, label = rng.randrange(10, 1000), rng.randrange(10)
+        steps = {"timestep": timestep, "num_inference_steps": rng.randint(1, 3), "seed": rng.randrange(2**40)}
+        kind = {"sampler": rng.choice(SAMPLERS), "output": rng.choice(["x0", "previous", "model_output"])}
+        guidance = {"class_label": label, "guidance_scale": rng.choice([1, 2])}
+        return Asked("/denoise", NPY, {"image": a_noisy_image(timestep), **steps, **kind, **guidance})
+    sampler, n = rng.choice(SAMPLERS), rng.choice([1, 1, 1, 1, 2, 3, 6])
+    labels = [rng.choice([None, rng.randrange(10)]) for _ in range(n)]
+    body: Json = {
+        "num_images": n,
+        "seed": rng.choice([i * 2**47 for i in range(40)]),  # those of the watched
+        "sampler": sampler,
+        "num_inference_steps": rng.randint(1, 3),
+        "eta": rng.choice([0, 0.5]) if sampler == "ddim" else 0,
+        "class_label": labels,
+        "guidance_scale": None if labels.count(None) == n else rng.choice([1, 2]),
+    }
+    return Asked("/sample", rng.choice([PNG, ZIP]), body)
+
+
+SAMPLES = [a_sample(i) for i in range(40)]
+WATCHED = SAMPLES + [a_denoise(i) for i in range(12)]
+OTHERS = [another(rng) for rng in [Random(0)] for _ in range(200)]
+
+
+def answer(server: ServerProcess, asked: Asked) -> bytes:
+    response = server.client.post(asked.path, json=asked.body, headers={"Accept": asked.accept})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == asked.accept
+    return response.content
+
+
+def sha256(server: ServerProcess, asked: Asked) -> str:
+    return hashlib.sha256(answer(server, asked)).hexdigest()
+
+
+def alone(server: ServerProcess, requests: Sequence[Asked]) -> list[str]:
+    """The sums of the answers to requests that nothing runs beside."""
+    before = server.metrics()
+    sums = [sha256(server, asked) for asked in requests]
+    assert len(set(sums)) == len(sums)
+    passes, no_more_than_one_image = (
+        server.metric(name, **labels) - before[name, frozenset(labels.items())]
+        for name, labels in (("stepwise_batch_rows_count", {}), ("stepwise_batch_rows_bucket", {"le": "2.0"}))
+    )
+    assert passes == no_more_than_one_image > 0
+    return sums
+
+
+def crowded(server: ServerProcess, requests: Sequence[Asked], order: int) -> list[str]:
+    """The sums of the answers to requests that run all at once, mixed, while a restless client comes and goes."""
+    places = list(range(len(requests)))
+    Random(order).shuffle(places)
+    names = ("stepwise_batch_rows_sum", "stepwise_batch_rows_count")
+    width = server.client.get("/info").json()["limits"]["max_batch"]
+    before = server.metrics()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        restless = pool.submit(come_and_go, server, times=5, running=width > 1)
+        by_place = dict(zip(places, pool.map(lambda i: sha256(server, requests[i]), places), strict=True))
+        restless.result()
+    rows, passes = (server.metric(name) - before[name, frozenset()] for name in names)
+    assert rows / passes > width / 2  # it was a crowd
+    return [by_place[i] for i in range(len(requests))]
+
+
+def come_and_go(server: ServerProcess, times: int, running: bool) -> None:
+    """Ask for something long and leave before it is done; where `running`, in the middle of it."""
+    left = server.metric("stepwise_cancelled_total", reason="disconnect")
+    body = b'{"sampler": "ddpm", "num_inference_steps": 1000, "class_label": 3, "guidance_scale": 2}'
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    for seed in range(times):
+        with server.raw_request("POST", "/sample", headers, body):
+            # Fewer are those of all the others: CLIENTS requests of at most 40.
+            server.wait_for_metric("stepwise_outstanding_row_steps", lambda rows: rows > 1500)
+            if running:  # what comes after it is done, so it has begun
+                answer(server, Asked("/sample", PNG, {"seed": seed, "num_inference_steps": 2}))
+        gone = partial(operator.eq, left + seed + 1)
+        server.wait_for_metric("stepwise_cancelled_total", gone, reason="disconnect")
+
+
+def info(server: ServerProcess) -> Json:
+    facts: Json = server.client.get("/info").json()
+    assert facts["reproducible"] is True
+    return facts
+
+
+def differing(requests: Sequence[Asked], sums: Sequence[str], others: Sequence[str]) -> list[Asked]:
+    return [asked for asked, a, b in zip(requests, sums, others, strict=True) if a != b]
+
+
+def serving_digits(**settings: object) -> AbstractContextManager[ServerProcess]:
+    """A server of the weights in the box, eight rows wide in float32 on two threads, unless told otherwise."""
+    ours = {"DEVICE": "cpu", "THREADS": 2, "MAX_BATCH": 8}
+    return serving(None, WEIGHTS="digits", **(ours | settings))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerProcess]]:
+    """Servers of the weights in the box by what computes them, started side by side."""
+    hiding = tmp_path_factory.mktemp("hiding")
+    (hiding / "sitecustomize.py").write_text('import sys\nsys.modules["openvino"] = None  # as if not installed\n')
+    path = os.pathsep.join([str(hiding), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with ExitStack() as stack:
+
+        def start(**settings: object) -> ServerProcess:
+            return stack.enter_context(serving_digits(**settings))
+
+        servers = {"float32": start(), "one thread": start(THREADS=1)}
+        if computes_bfloat16():
+            servers["bfloat16"] = start(PRECISION="bfloat16")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", path)
+            servers |= {"torch": start(MAX_BATCH=4), "torch again": start(MAX_BATCH=4)}
+        yield servers
+    for server in servers.values():
+        assert [line for line in server.lines if line["level"] == "error"] == []
+
+
+# The promise.
+
+
+@pytest.mark.parametrize(
+    ("precision", "widths"), [("float32", [3]), pytest.param("bfloat16", [5], marks=needs_bfloat16)]
+)
+def test_the_same_seed_gives_the_same_bytes(
+    running: dict[str, ServerProcess], precision: str, widths: list[int]
+) -> None:
+    requests = WATCHED + OTHERS
+    first = running[precision]
+    expected = alone(first, WATCHED)
+    crowds = [crowded(first, requests, order=0)]
+    prints = [info(first)["fingerprint"]]
+    with ExitStack() as stack:
+        others = [stack.enter_context(serving_digits(PRECISION=precision, MAX_BATCH=width)) for width in widths]
+        for order, server in enumerate(others, 1):
+            assert (info(server)["backend"], info(server)["precision"]) == ("openvino", precision)
+            prints.append(info(server)["fingerprint"])
+            crowds.append(crowded(server, requests, order))
+    assert len(set(prints)) == 1
+    for crowd in crowds:
+        assert differing(WATCHED, crowd[: len(WATCHED)], expected) == []
+        assert differing(requests, crowd, crowds[0]) == []
+    for server in others:
+        assert [line for line in server.lines if line["level"] == "error"] == []
+
+
+def test_an_image_of_a_larger_request_has_the_bytes_of_its_own(running: dict[str, ServerProcess]) -> None:
+    common: Json = {"sampler": "ddpm", "num_inference_steps": 3, "guidance_scale": 2}
+    labels = [i % 10 for i in range(16)]
+    archive = answer(
+        running["float32"], Asked("/sample", ZIP, {"seed": 100, "num_images": 16, "class_label": labels, **common})
+    )
+    pngs = {
+        f"{100 + i}.png": answer(
+            running["float32"], Asked("/sample", PNG, {"seed": 100 + i, "class_label": i % 10, **common})
+        )
+        for i in range(16)
+    }
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        assert {name: file.read(name) for name in file.namelist()} == pngs
+    assert len(set(pngs.values())) == 16
+
+
+def test_previews_move_no_bit(running: dict[str, ServerProcess]) -> None:
+    server = running["float32"]
+    for asked in SAMPLES[:6]:
+        steps = asked.body["num_inference_steps"]
+        without = answer(server, asked)
+        for preview_every in {1, steps}:
+            body = {**asked.body, "preview_every": preview_every}
+            assert answer(server, asked._replace(body=body)) == without
+    query = "/sample?seed=3&num_inference_steps=2"
+    plain, with_previews = (server.client.get(query + more) for more in ("", "&preview_every=1"))
+    assert plain.headers["etag"] == with_previews.headers["etag"]
+    assert plain.content == with_previews.content
+
+
+# Fingerprints.
+
+
+def test_another_runtime_has_another_fingerprint(running: dict[str, ServerProcess]) -> None:
+    facts = {name: info(server) for name, server in running.items()}
+    prints = {name: one["fingerprint"] for name, one in facts.items()}
+    assert prints.pop("torch again") == prints["torch"]
+    assert len(set(prints.values())) == len(prints)
+    for server in running.values():
+        png = answer(server, SAMPLES[1])
+        assert read_parameters(png)["fingerprint"] == info(server)["fingerprint"]
+    for name in prints.keys() & {"one thread", "bfloat16"}:
+        changed = {"one thread": "threads", "bfloat16": "precision"}[name]
+        ours, its = facts["float32"]["fingerprint_parts"], facts[name]["fingerprint_parts"]
+        assert {part for part in ours if ours[part] != its[part]} == {changed}
+
+
+def test_where_bytes_differ_fingerprints_do(running: dict[str, ServerProcess]) -> None:
+    """Not quantised: PNGs would hide most of it."""
+    requests = [asked for asked in WATCHED if asked.path == "/denoise"]
+    answers = {name: [answer(server, asked) for asked in requests] for name, server in running.items()}
+    prints = {name: info(server)["fingerprint"] for name, server in running.items()}
+    for one, other in itertools.combinations(running, 2):
+        assert answers[one] == answers[other] or prints[one] != prints[other], (one, other)
+    assert answers["torch"] == answers["torch again"]
+    assert answers["torch"] != answers["float32"]  # so there was something to find
+
+
+@needs_bfloat16
+def test_bfloat16_draws_other_pixels(running: dict[str, ServerProcess]) -> None:
+    ours, its = (read_png(answer(running[name], SAMPLES[1])) for name in ("float32", "bfloat16"))
+    assert (ours != its).any()
+
+
+# Without OpenVINO.
+
+
+def test_without_openvino_torch_computes_and_one_warning_says_so(running: dict[str, ServerProcess]) -> None:
+    assert info(running["torch"])["backend"] == "torch"
+    assert info(running["float32"])["backend"] == "openvino"
+    for name, warnings in (("torch", 1), ("float32", 0)):
+        said = [line for line in running[name].lines if "OpenVINO is not installed" in line["message"]]
+        assert [line["level"] for line in said] == ["warning"] * warnings
+
+
+def test_torch_keeps_the_promise_too(running: dict[str, ServerProcess]) -> None:
+    watched = [*SAMPLES[:10], *WATCHED[-4:]]
+    requests = watched + OTHERS[:20]
+    expected = alone(running["torch"], watched)
+    crowds = [crowded(running[name], requests, order) for order, name in enumerate(("torch", "torch again"))]
+    for crowd in crowds:
+        assert differing(watched, crowd[: len(watched)], expected) == []
+        assert differing(requests, crowd, crowds[0]) == []
+
+
+# What cannot keep it.
+
+
+@pytest.fixture
+def broken_promise() -> Iterator[TestClient]:
+    """A client of an app whose network mixes rows, so that an image depends on those beside it."""
+    backend = PaddedBackend(MixesRows(), MODEL.image_shape, "float32", 4)
+    served = Served(
+        model=MODEL,
+        device="cpu",
+        fingerprint_parts=fingerprint_parts(MODEL, backend.fingerprint, "test"),
+        reproducible=backend.reproducible,
+        first_draw=first_draw,
+    )
+    runner = SlotRunner(backend, MODEL.image_shape, MODEL.out_channels, no_label=3, slots=4)
+    metrics = Metrics()
+    engine = Engine(runner, probe_row(MODEL), 4, metrics)
+    metrics.watch(engine, served)
+    with TestClient(create_app(engine, served, Settings(), metrics)) as client:
+        for _ in range(20_000):
+            if client.get("/health/ready").status_code == 200:
+                break
+        yield client
+
+
+def test_where_bytes_depend_on_others_info_says_so_and_nothing_is_kept(broken_promise: TestClient) -> None:
+    client = broken_promise
+    assert client.get("/info").json()["reproducible"] is False
+    wanted = client.get("/info").json()["fingerprint"]
+    for query in ("seed=1", f"seed=1&model={wanted}"):
+        for method in ("GET", "HEAD"):
+            response = client.request(method, f"/sample?{query}", headers={"If-None-Match": "*"})
+            assert response.status_code == 200
+            assert "etag" not in response.headers
+            assert response.headers["cache-control"] == "no-store"
+    assert read_png(client.get("/sample?seed=1").content).shape == (4, 4)
