@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model.backends.backend import Precision
+from model.backends.backend import Backend, Precision
 from model.backends.padded import PaddedBackend
 from model.noise import first_draw
 from model.rows import Forward, Image, Reading, Row
 from model.runner import SlotRunner
 from model.samplers import Column, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
-from tests.trajectories import forwards, runner_of, small_network, trajectory
+from tests.trajectories import forwards, runner_of, runner_on, small_network, trajectory
 
 SHAPE = (3, 8, 8)
 WIDTH = 4
@@ -46,23 +46,28 @@ def same(a: Reading, b: Reading) -> bool:
 
 
 class Alone:
-    """What each of ROWS is after each number of steps, on a runner of its own."""
+    """What each of ROWS is after each number of steps, on a runner of its own.
 
-    def __init__(self, precision: Precision) -> None:
-        self.network = small_network()
-        self.precision = precision
+    Args:
+        backend: of small_network(), for passes of up to WIDTH rows.
+        crowds: the backend of other runners; by default the same.
+    """
+
+    def __init__(self, backend: Backend, crowds: Backend | None = None) -> None:
+        self.backend = crowds or backend
         self.states: list[list[Reading]] = []
         for row in ROWS:
             start = first_draw(row.seed, SHAPE) if row.start is None else row.start
-            self.states.append([Reading(start, np.zeros_like(start)), *trajectory(self.runner(slots=1), row)])
+            states = trajectory(runner_on(backend, SHAPE, slots=1), row)
+            self.states.append([Reading(start, np.zeros_like(start)), *states])
 
     def runner(self, slots: int) -> SlotRunner:
-        return runner_of(self.network, SHAPE, WIDTH, slots, self.precision)
+        return runner_on(self.backend, SHAPE, slots)
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def alone(request: pytest.FixtureRequest) -> Alone:
-    return Alone(request.param)
+    return Alone(PaddedBackend(small_network(), SHAPE, request.param, WIDTH))
 
 
 class InFlight:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ import httpx
 import pytest
 
 import service
-from model.backends.choose import default_width
-from model.checkpoints.load import load
 from service.__main__ import listen, main
 from service.config import Settings
 from tests.servers import PATIENCE, ROOT, Json, ServerProcess, environment, problem, serving, write_npy
@@ -356,15 +353,6 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
     assert described.keys() == {f"STEPWISE_{name}" for name in defaults}
     for name, default in defaults.items():
         assert f"default: {default}" in described[f"STEPWISE_{name}"]
-
-
-def test_passes_of_large_networks_are_narrow_by_default(weights: Path) -> None:
-    small = load(weights / "grey").description
-    large = replace(small, num_parameters=35_746_307, image_shape=(3, 32, 32))
-    huge = replace(large, image_shape=(3, 256, 256))
-    assert [default_width(model, "cuda") for model in (small, large, huge)] == [32, 32, 32]
-    assert [default_width(model, "openvino") for model in (small, large, huge)] == [8, 4, 1]
-    assert [default_width(model, "padded") for model in (small, large, huge)] == [8, 1, 1]
 
 
 def test_the_app_knows_nothing_of_torch() -> None:

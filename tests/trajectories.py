@@ -5,11 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from model.backends.backend import Precision
+from model.backends.backend import Backend, Precision
 from model.backends.padded import PaddedBackend
+from model.description import ModelDescription, Recommended
 from model.rows import Forward, Reading, Row
 from model.runner import SlotRunner
+from model.schedule import Schedule
 from model.unet import DiffusionUNet
+from model.unet2d import UNet2D
 from tests.networks import fill
 
 CPU = torch.device("cpu")
@@ -38,8 +41,34 @@ def runner_of(
     slots: int = 8,
     precision: Precision = "float32",
 ) -> SlotRunner:
-    backend = PaddedBackend(network, image_shape, precision, width)
+    return runner_on(PaddedBackend(network, image_shape, precision, width), image_shape, slots)
+
+
+def runner_on(backend: Backend, image_shape: tuple[int, int, int], slots: int) -> SlotRunner:
     return SlotRunner(backend, image_shape, image_shape[0], no_label=5, slots=slots)
+
+
+def description_of(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    num_train_timesteps: int = 1000,
+    digest: str = "0" * 64,
+) -> ModelDescription:
+    """What a backend is told of a network."""
+    return ModelDescription(
+        name="small",
+        digest=digest,
+        architecture="unet_2d" if isinstance(network, UNet2D) else "diffusion_unet",
+        image_shape=image_shape,
+        out_channels=image_shape[0],
+        first_timestep=0,
+        num_classes=None,
+        no_label=None,
+        class_names=(),
+        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+        schedule=Schedule(num_train_timesteps=num_train_timesteps),
+        recommended=Recommended(),
+    )
 
 
 def forwards(row: Row, slot: int) -> list[Forward]:

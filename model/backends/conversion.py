@@ -3,13 +3,10 @@
 import hashlib
 import json
 import logging
-import sys
 import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
-
-if "openvino_telemetry" not in sys.modules:  # to import OpenVINO sends usage statistics, unless this cannot be imported
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import numpy as np
 import openvino as ov
@@ -18,6 +15,7 @@ from openvino import opset13 as ops
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from model import layers, unet, unet2d
 from model.backends.backend import processor
@@ -41,7 +39,9 @@ def convert(network: nn.Module, description: ModelDescription) -> ov.Model:
     tabulated = _Tabulated(network, description.schedule.num_train_timesteps).eval()
     example = (torch.zeros(2, *shape), torch.ones(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
     # What ov.convert_model does too, which besides sends usage statistics to its makers.
-    with torch.inference_mode():
+    # It traces, which torch calls deprecated, and warns of in code of its own.
+    with torch.inference_mode(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        warnings.filterwarnings("ignore", category=TracerWarning, module="torch")
         decoder = TorchScriptPythonDecoder(tabulated, example_input=example)
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))

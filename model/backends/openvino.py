@@ -1,12 +1,8 @@
 """The network on OpenVINO, on the CPU: much faster than torch there, and no row's bits depend on another."""
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-
-if "openvino_telemetry" not in sys.modules:  # to import OpenVINO sends usage statistics, unless this cannot be imported
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import numpy as np
 import openvino as ov
@@ -58,10 +54,13 @@ class OpenVINOBackend:
         self._compiler = compiler
         self._free_memory = free_memory
         self._core = ov.Core()
+        self._core.get_property("CPU", "FULL_DEVICE_NAME")  # loads what every model needs
         before = resident()
         self._size_1 = self._compile(1)
         self._requests = {1: _Request(self._size_1)}  # by size; the compiler adds to them
-        self._size_1_bytes = resident() - before
+        constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+        weights = sum(node.get_byte_size() for node in constants) // (1 if precision == "float32" else 2)
+        self._bytes = weights, max(0, resident() - before - weights)  # of every size, and of each row
         self._asked_for = {1}
 
     @property
@@ -128,8 +127,8 @@ class OpenVINOBackend:
     def _add(self, size: int) -> None:
         """Compile a size and take it into use. Runs beside the passes."""
         try:
-            # What a size takes beyond the weights grows with it, and half of what is free is for others.
-            if size * self._size_1_bytes > self._free_memory() / 2:
+            fixed, of_a_row = self._bytes
+            if fixed + size * of_a_row > self._free_memory() / 2:  # the other half is for others
                 log.warning("there is no memory to compile passes of %d rows; they run in smaller pieces", size)
                 return
             compiled = self._compile(size)

@@ -1,0 +1,506 @@
+"""The network on OpenVINO: what torch computes, and no row's bits depend on another."""
+
+import logging
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from importlib.util import find_spec
+from random import Random
+from typing import Any, TypeVar, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.backends import openvino
+from model.backends.backend import Precision
+from model.backends.conversion import convert
+from model.backends.openvino import OpenVINOBackend, computes_bfloat16
+from model.unet import DiffusionUNet
+from model.unet2d import UNet2D, UNet2DConfig
+from tests.networks import fill
+from tests.servers import PATIENCE, ROOT
+
+# These tests run here on OpenVINO: pytest gives them this module's `alone`.
+from tests.test_runner import (  # noqa: F401
+    SHAPE,
+    WIDTH,
+    Alone,
+    test_a_slot_released_at_any_time_is_as_new,
+    test_branches_of_a_guided_row_may_come_in_any_order,
+    test_rows_of_a_crowd_have_their_own_bytes_at_every_step,
+    test_twins_are_equal_and_other_seeds_are_not,
+)
+from tests.trajectories import description_of, small_network
+
+MAX_BATCH = 8
+T = TypeVar("T")
+
+
+class Now(Executor):
+    """Runs each task before `submit` returns."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+class Later(Executor):
+    """Holds its tasks until it is told."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Callable[[], object]] = []
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        self.tasks.append(lambda: fn(*args, **kwargs))
+        return Future()
+
+    def run_all(self) -> None:
+        for task in self.tasks:
+            task()
+        self.tasks.clear()
+
+
+def backend_of(
+    model: Any,
+    image_shape: tuple[int, int, int] = SHAPE,
+    precision: Precision = "float32",
+    threads: int = 1,
+    max_batch: int = MAX_BATCH,
+    compiler: Executor | None = None,
+    free_memory: Callable[[], float] = lambda: math.inf,
+) -> OpenVINOBackend:
+    return OpenVINOBackend(model, image_shape, precision, threads, max_batch, compiler or Now(), free_memory)
+
+
+def inputs(rows: int, image_shape: tuple[int, int, int] = SHAPE, last: int = 999) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, each with its own timestep and label; timesteps and labels of small_network()."""
+    rng = torch.Generator().manual_seed(3)
+    timesteps = torch.linspace(0, last, rows).long()
+    return torch.randn((rows, *image_shape), generator=rng), timesteps, torch.arange(rows) % 6
+
+
+def run(backend: OpenVINOBackend, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+    """A pass's output, to keep."""
+    return backend.start(x, timesteps, labels)().clone()
+
+
+def rows_alone(backend: OpenVINOBackend, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+    return torch.cat([run(backend, x[i, None], timesteps[i, None], labels[i, None]) for i in range(len(x))])
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    """small_network(), converted."""
+    return convert(small_network(), description_of(small_network(), SHAPE))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "float32",
+        pytest.param(
+            "bfloat16", marks=pytest.mark.skipif(not computes_bfloat16(), reason="no instructions for bfloat16")
+        ),
+    ],
+)
+def precision(request: pytest.FixtureRequest) -> Precision:
+    return cast(Precision, request.param)
+
+
+# What is computed.
+
+
+def unet(
+    image_channels: int, model_channels: int, multipliers: tuple[int, ...], **extras: Any
+) -> Callable[[], nn.Module]:
+    return lambda: DiffusionUNet(image_channels, model_channels, multipliers, **extras)
+
+
+def unet_2d(**fields: Any) -> Callable[[], nn.Module]:
+    """Small, with each kind of layer at another width; fields are changed here."""
+    base: dict[str, Any] = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    return lambda: UNet2D(UNet2DConfig(**{**base, **fields}))
+
+
+FOURIER = unet_2d(
+    time_embedding_type="fourier",
+    time_embedding_dim=11,
+    num_class_embeds=4,
+    block_out_channels=(8,),
+    down_block_types=("AttnDownBlock2D",),
+    up_block_types=("UpBlock2D",),
+)
+
+# Of each: the network, its images' shape, the first and last timestep, and how many labels there are.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, int, int]] = {
+    "bare": (unet(1, 4, (1, 2)), (1, 8, 12), 0, 999, 1),
+    "every extra": (small_network, (3, 12, 8), 0, 999, 6),
+    "attention at two of three levels": (
+        unet(2, 6, (2, 1, 3), norm_groups=3, attention_levels=(0, 2), input_skip=True),
+        (2, 8, 16),
+        0,
+        999,
+        1,
+    ),
+    "2d: first DDPMs": (
+        unet_2d(
+            in_channels=1,
+            out_channels=1,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            downsample_padding=0,
+            attention_head_dim=None,
+            norm_eps=1e-2,
+            num_class_embeds=4,
+        ),
+        (1, 4, 10),
+        0,
+        999,
+        4,
+    ),
+    "2d: fourier, one level": (FOURIER, (3, 5, 7), 1, 999, 4),
+    "2d: learned, odd widths, no middle, labels as timesteps": (
+        unet_2d(
+            time_embedding_type="learned",
+            num_train_timesteps=40,
+            block_out_channels=(9, 15),
+            norm_num_groups=3,
+            mid_block_type=None,
+            act_fn="relu",
+            class_embed_type="timestep",
+        ),
+        (3, 8, 8),
+        0,
+        39,
+        40,
+    ),
+    "2d: ADM": (
+        unet_2d(
+            out_channels=6,
+            resnet_time_scale_shift="scale_shift",
+            down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            downsample_type="resnet",
+            upsample_type="resnet",
+            attention_head_dim=8,
+            attn_norm_num_groups=4,
+            num_class_embeds=10,
+        ),
+        (3, 8, 8),
+        0,
+        999,
+        10,
+    ),
+    "2d: label vectors, centred, scaled middle without attention": (
+        unet_2d(
+            class_embed_type="identity",
+            center_input_sample=True,
+            mid_block_scale_factor=2.5,
+            add_attention=False,
+            act_fn="mish",
+            time_embedding_dim=13,
+        ),
+        (3, 8, 8),
+        0,
+        999,
+        1,
+    ),
+    "2d: heads by count, labels as timesteps": (
+        unet_2d(
+            num_attention_heads=2,
+            resnet_time_scale_shift="scale_shift",
+            time_proj_dim=7,
+            act_fn="gelu",
+            class_embed_type="timestep",
+            attention_head_dim=3,
+        ),
+        (3, 8, 8),
+        0,
+        999,
+        200,
+    ),
+    "2d: heads that leave channels over, three levels": (
+        unet_2d(
+            block_out_channels=(8, 4, 12),
+            attention_head_dim=3,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+            up_block_types=("UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D"),
+        ),
+        (3, 8, 8),
+        0,
+        999,
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "image_shape", "first", "last", "labels"), NETWORKS.values(), ids=NETWORKS)
+def test_computes_what_torch_computes(
+    build: Callable[[], nn.Module], image_shape: tuple[int, int, int], first: int, last: int, labels: int
+) -> None:
+    """Alone and in a pass of several pieces, at both ends of the schedule; no norm is left that threads would share."""
+    network = build()
+    fill(network)
+    model = convert(network, description_of(network, image_shape, last + 1))
+    kinds = [node.get_type_name() for node in model.get_ops()]
+    assert "GroupNormalization" not in kinds
+    assert kinds.count("MVN") == sum(isinstance(module, nn.GroupNorm) for module in network.modules())
+
+    x, _, _ = inputs(3, image_shape)
+    timesteps = torch.tensor([first, last, (first + last) // 2])
+    given = torch.tensor([labels - 1, 0, min(1, labels - 1)])
+    with torch.inference_mode():
+        expected = network(x, timesteps, given)
+    backend = backend_of(model, image_shape)
+    for out in (run(backend, x, timesteps, given), rows_alone(backend, x, timesteps, given)):
+        assert out.dtype == torch.float32
+        assert out.shape == expected.shape
+        assert expected.isfinite().all()
+        for image, image_expected in zip(out, expected, strict=True):
+            assert (image - image_expected).abs().max() <= 1e-5 * image_expected.abs().max()
+
+
+@pytest.mark.skipif(not computes_bfloat16(), reason="no instructions for bfloat16")
+def test_bfloat16_tells_neighbouring_timesteps_apart() -> None:
+    """999 is no bfloat16. Computed in it, time embeddings of late timesteps were those of other timesteps."""
+    network = DiffusionUNet(3, 16, (1, 2), norm_groups=4, middle_attention=True)
+    fill(network)
+    model = convert(network, description_of(network, SHAPE))
+    exact, rough = backend_of(model), backend_of(model, precision="bfloat16")
+    x, _, labels = inputs(1)
+
+    def error(timestep: int) -> float:
+        t = torch.tensor([timestep])
+        expected = run(exact, x, t, labels)
+        return float((run(rough, x, t, labels) - expected).abs().max() / expected.abs().max())
+
+    early = [error(t) for t in (0, 1, 100, 200, 255)]
+    assert 1e-4 < max(early) < 0.02  # so bfloat16 was really used, and no more than it
+    for t in (501, 997, 998, 999):
+        assert error(t) < 2 * max(early)
+
+
+# Bits of rows.
+
+
+def test_a_row_has_the_same_bits_in_every_pass(small: Any, precision: Precision) -> None:
+    """Any number of rows, any place, any neighbours; before and after sizes are compiled."""
+    later, random = Later(), Random(0)
+    backend = backend_of(small, precision=precision, compiler=later)
+    assert list(backend.widths) == list(range(1, MAX_BATCH + 1))
+    assert backend.reproducible
+    x, timesteps, labels = inputs(2 * MAX_BATCH)
+    alone = rows_alone(backend, x, timesteps, labels)
+    for sizes in ([1], [1, 2, 4, 8]):
+        assert backend.sizes == sizes
+        for rows in range(1, MAX_BATCH + 1):
+            for _ in range(3):
+                chosen = random.sample(range(2 * MAX_BATCH), rows)
+                assert torch.equal(run(backend, x[chosen], timesteps[chosen], labels[chosen]), alone[chosen])
+        later.run_all()
+    assert all((alone[i] - alone[k]).abs().max() > 1e-3 for i in range(len(x)) for k in range(i))  # no row is another
+
+
+def test_no_bit_depends_on_the_number_of_threads(precision: Precision) -> None:
+    """Of a norm over so many values, OpenVINO would split the sums over threads, as its fewest rows have it."""
+    shape = (3, 32, 32)
+    network = DiffusionUNet(3, 16, (1,), norm_groups=1)
+    fill(network)
+    model = convert(network, description_of(network, shape))
+    x, timesteps, labels = inputs(3, shape)
+    one, two = (backend_of(model, shape, precision, threads) for threads in (1, 2))
+    assert torch.equal(rows_alone(one, x, timesteps, labels), rows_alone(two, x, timesteps, labels))
+    assert torch.equal(run(one, x, timesteps, labels), run(two, x, timesteps, labels))
+    assert one.sizes == two.sizes == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def alone(small: Any, precision: Precision) -> Alone:
+    """Rows by themselves in pieces of one; crowds in pieces of all sizes."""
+    ones = backend_of(small, precision=precision, max_batch=WIDTH, compiler=Later())
+    return Alone(ones, crowds=backend_of(small, precision=precision, max_batch=WIDTH))
+
+
+def test_a_network_that_cannot_be_asked_at_timestep_0_gets_its_sizes() -> None:
+    """It takes the timestep's logarithm; there a row would be NaN, which is not equal to itself."""
+    network, shape = FOURIER(), (3, 5, 7)
+    fill(network)
+    backend = backend_of(convert(network, description_of(network, shape)), shape)
+    run(backend, *inputs(2, shape))
+    assert backend.sizes == [1, 2]
+
+
+# Sizes.
+
+
+def test_no_pass_waits_for_a_compilation(small: Any) -> None:
+    later = Later()
+    backend = backend_of(small, compiler=later)
+    x, timesteps, labels = inputs(6)
+    before = run(backend, x, timesteps, labels)
+    assert len(later.tasks) == 2
+    assert backend.sizes == [1]
+    later.run_all()
+    assert backend.sizes == [1, 2, 4]
+    assert torch.equal(run(backend, x, timesteps, labels), before)
+
+
+def test_each_size_is_asked_for_once(small: Any) -> None:
+    later = Later()
+    backend = backend_of(small, compiler=later)
+    for rows, asked_for in ((1, 0), (2, 1), (3, 1), (4, 2), (4, 2), (6, 2), (7, 2), (8, 3), (8, 3)):
+        run(backend, *inputs(rows))
+        assert len(later.tasks) == asked_for
+    later.run_all()
+    for rows in range(1, MAX_BATCH + 1):
+        run(backend, *inputs(rows))
+    assert later.tasks == []
+
+
+def test_a_pass_between_start_and_finish_takes_a_new_size_as_well(small: Any) -> None:
+    """Sizes are compiled beside the passes, and may come at any time."""
+    later = Later()
+    backend = backend_of(small, compiler=later)
+    x, timesteps, labels = inputs(4)
+    expected = rows_alone(backend, x, timesteps, labels)
+    finish = backend.start(x, timesteps, labels)
+    later.run_all()
+    assert torch.equal(finish(), expected)
+    assert backend.sizes == [1, 4]
+
+
+def test_inputs_are_taken_as_they_are_laid_out(small: Any) -> None:
+    backend = backend_of(small)
+    x, timesteps, labels = inputs(3)
+    expected = rows_alone(backend, x, timesteps, labels)
+    odd = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert not odd.is_contiguous()
+    assert torch.equal(run(backend, odd, timesteps.repeat_interleave(2)[::2], labels), expected)
+
+
+def test_where_memory_is_short_pieces_are_smaller(
+    small: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A size of n rows may take n times what size 1 did beyond the weights, and leaves half of what is free to others."""
+    held: Iterator[int] = iter([0, 10**9])  # beside which the weights are nothing
+    monkeypatch.setattr(openvino, "resident", lambda: next(held))
+    free = {2: 4.01e9, 4: 7.9e9}
+    sizes = iter(free)
+    backend = backend_of(small, free_memory=lambda: free[next(sizes)])
+    x, timesteps, labels = inputs(6)
+    expected = rows_alone(backend, x, timesteps, labels)
+    run(backend, x[:2], timesteps[:2], labels[:2])
+    for _ in range(2):
+        assert torch.equal(run(backend, x, timesteps, labels), expected)
+    assert backend.sizes == [1, 2]
+    assert warnings(caplog) == ["there is no memory to compile passes of 4 rows; they run in smaller pieces"]
+
+
+class MixesRows(DiffusionUNet):
+    """What batch norm in training would do."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
+        out = super().forward(x, t, labels, t_emb=t_emb)
+        return out + out.mean(dim=0, keepdim=True)
+
+
+class AtMostTwo(DiffusionUNet):
+    """There is no broadcasting 4 rows with 2."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
+        out = super().forward(x, t, labels, t_emb=t_emb)
+        return (out * torch.ones(2, 1, 1, 1))[: x.shape[0]]
+
+
+def check_falls_back(kind: type[DiffusionUNet], sizes: list[int]) -> None:
+    network = kind(3, 4, (1,))
+    fill(network)
+    backend = backend_of(convert(network, description_of(network, SHAPE)))
+    x, timesteps, labels = inputs(4)
+    expected = rows_alone(backend, x, timesteps, labels)
+    run(backend, x[:2], timesteps[:2], labels[:2])
+    for _ in range(2):
+        assert torch.equal(run(backend, x, timesteps, labels), expected)
+    assert backend.sizes == sizes
+
+
+def test_a_size_with_other_bits_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    check_falls_back(MixesRows, [1])
+    assert warnings(caplog) == [
+        f"passes of {size} rows have other bits than those of one; they run in smaller pieces" for size in (2, 4)
+    ]
+
+
+def test_a_size_that_cannot_be_compiled_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    check_falls_back(AtMostTwo, [1, 2])
+    assert warnings(caplog) == ["passes of 4 rows could not be compiled; they run in smaller pieces"]
+    assert caplog.records[-1].exc_info
+
+
+def test_memory_that_cannot_be_told_is_logged(small: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> float:
+        raise ValueError("no number")
+
+    backend = backend_of(small, free_memory=broken)
+    x, timesteps, labels = inputs(2)
+    assert torch.equal(run(backend, x, timesteps, labels), rows_alone(backend, x, timesteps, labels))
+    assert len(warnings(caplog)) == 1
+    assert backend.sizes == [1]
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 6])
+def test_more_rows_than_a_pass_may_have_are_refused(small: Any, max_batch: int) -> None:
+    backend = backend_of(small, max_batch=max_batch)
+    assert list(backend.widths) == list(range(1, max_batch + 1))
+    with pytest.raises(ValueError, match=f"{max_batch + 1} rows do not fit a pass of {max_batch}"):
+        backend.start(*inputs(max_batch + 1))
+    assert run(backend, *inputs(max_batch)).shape == (max_batch, *SHAPE)
+
+
+# What is told.
+
+
+def test_fingerprint_names_what_moves_bits(small: Any) -> None:
+    first = backend_of(small).fingerprint
+    assert first.keys() == {"backend", "backend_version", "precision", "processor", "threads"}
+    assert first["backend"] == "openvino"
+    assert first["precision"] == "float32"
+    assert backend_of(small, max_batch=2).fingerprint == first  # no bit depends on it
+    assert backend_of(small, precision="bfloat16").fingerprint == first | {"precision": "bfloat16"}
+
+
+def test_no_usage_statistics_are_sent() -> None:
+    """OpenVINO's import sends some, and its convert_model: by this package, which must not even be imported."""
+    assert find_spec("openvino.tools.ovc"), "there is nothing to be kept from sending"
+    code = """
+import sys, torch
+from model.backends.conversion import convert
+from model.backends.openvino import OpenVINOBackend
+from tests.trajectories import description_of, small_network
+network = small_network()
+model = convert(network, description_of(network, (3, 8, 8)))
+OpenVINOBackend(model, (3, 8, 8), "float32", 1, 1, None, lambda: 0)
+assert "openvino.tools.ovc" in sys.modules, "it is no longer by this module; look for where it is"
+sys.exit(any(module and name.startswith("openvino_telemetry") for name, module in sys.modules.items()))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE, check=True)
+
+
+def test_no_usage_statistics_are_sent_where_the_backend_is_imported_first() -> None:
+    code = "import model.backends.openvino, sys; sys.exit(sys.modules['openvino_telemetry'] is not None)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE, check=True)
