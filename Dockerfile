@@ -14,7 +14,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY service/__init__.py service/
 RUN mkdir model weights \
     && python3 -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir . \
+    && /opt/venv/bin/pip install --no-cache-dir '.[cpu]' \
     && /opt/venv/bin/pip uninstall --yes stepwise
 
 COPY service service

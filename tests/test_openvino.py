@@ -396,7 +396,7 @@ def test_inputs_are_taken_as_they_are_laid_out(small: Any) -> None:
 def test_where_memory_is_short_pieces_are_smaller(
     small: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A size of n rows may take n times what size 1 did beyond the weights, and leaves half of what is free to others."""
+    """A size may take what size 1 did beyond the weights, for each row, and leaves half of what is free to others."""
     held: Iterator[int] = iter([0, 10**9])  # beside which the weights are nothing
     monkeypatch.setattr(openvino, "resident", lambda: next(held))
     free = {2: 4.01e9, 4: 7.9e9}

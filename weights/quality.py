@@ -1,6 +1,6 @@
 """Judge the digits that the weights in the box draw.
 
-    python -m weights.quality weights/digits
+    python -m weights.quality weights/digits [--precision bfloat16]
 
 Draws 1,000 digits, 100 a class, at the recommended settings or at others, and shows a classifier the 8-bit pixels that
 a client would get. Two figures come out: how often it sees the digit that was asked for, and the Fréchet distance
@@ -15,22 +15,24 @@ import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from model.backends.padded import PaddedBackend
+from model.backends.backend import Backend, Precision
+from model.backends.choose import choose
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.description import ModelDescription, Recommended
 from model.rows import Forward, Row
 from model.runner import SlotRunner
 from model.samplers import SAMPLERS, GridError, sample_table
+from service.config import available_cores
 from service.images import UInt8, to_uint8
 from weights import classifier, data
 from weights.classifier import Classifier
@@ -45,10 +47,9 @@ SHEET_COLUMNS = 16
 WIDTH = 64  # rows of one forward pass
 
 
-def draw(network: nn.Module, model: ModelDescription, settings: Recommended, seed: int) -> UInt8:
+def draw(backend: Backend, model: ModelDescription, settings: Recommended, seed: int) -> UInt8:
     """Draw digits as the service does, [CLASSES * PER_CLASS, H, W]; digit i has the label i % 10 and seed + i."""
     table = sample_table(model.schedule, settings.sampler, settings.num_inference_steps)
-    backend = PaddedBackend(network, model.image_shape, "float32", WIDTH)
     runner = SlotRunner(backend, model.image_shape, model.out_channels, no_label=CLASSES, slots=WIDTH)
     rows = [
         Row(table, seed + i, label=i % CLASSES, guidance_scale=settings.guidance_scale)
@@ -160,7 +161,9 @@ def main() -> None:
         settings = replace(model.recommended, **{name: value for name, value in given.items() if value is not None})
         split = data.load(data_file)
         judge = trained_judge(folder, data_file, split, args.seed)
-        pixels = draw(checkpoint.network, model, settings, args.seed)
+        cpu = torch.device("cpu")
+        backend = choose(checkpoint.network, model, cpu, args.precision, available_cores(), WIDTH, cache_dir=None)
+        pixels = draw(backend, model, settings, args.seed)
     except (CheckpointError, GridError) as error:
         sys.exit(f"quality: {error}")
     if args.sheet:
@@ -169,7 +172,8 @@ def main() -> None:
     figures = compare(judge, split, pixels)
     in_halves = figures.drawn_to_held_out / figures.halves
     print(
-        f"\n{settings.sampler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, "
+        f"\n{backend.fingerprint['backend']}, {backend.fingerprint['precision']}, "
+        f"{settings.sampler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, "
         f"{len(pixels):,} digits with the seeds {args.seed} to {args.seed + len(pixels) - 1}"
     )
     for name, figure, limit in (
@@ -191,6 +195,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sampler", choices=SAMPLERS, help="instead of the recommended one")
     parser.add_argument("--steps", type=int, metavar="N", dest="num_inference_steps", help="instead of the recommended")
     parser.add_argument("--guidance", type=float, metavar="SCALE", dest="guidance_scale", help="likewise; 1 is off")
+    parser.add_argument("--precision", choices=("auto", *get_args(Precision)), default="auto", help="as the server's")
     parser.add_argument("--sheet", type=Path, metavar="PATH.png", help="save 16 drawn digits of each class, unselected")
     args = parser.parse_args()
     for option, value in (("--steps", args.num_inference_steps), ("--guidance", args.guidance_scale)):

@@ -1,0 +1,131 @@
+"""What each layer around the network costs, at saturation.
+
+    python -m bench.layers [--rounds 5]
+
+For the networks `small` and of the digits: milliseconds of a row's step through the network alone; with the update;
+through the runner's slots; through the engine and its scheduler; through HTTP, with PNGs and the load generator. Each
+contains the one before, all run at the server's default width, in turn; medians. Prints a Markdown table.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, wait
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from bench.architectures import SMALL, write
+from bench.bare import BareLoop
+from bench.load import at_once
+from bench.servers import Server, running
+from model.backends.backend import Backend
+from model.backends.choose import choose
+from model.checkpoints.load import load
+from model.description import ModelDescription
+from model.rows import Forward, Row
+from model.runner import SlotRunner
+from model.samplers import sample_table
+from service.__main__ import BOX, probe_row
+from service.config import available_cores
+from service.engine import Engine
+from service.metrics import Metrics
+
+STEPS = 20
+JOBS = 64
+
+
+def through_network(backend: Backend, model: ModelDescription) -> float:
+    width = backend.widths[-1]
+    x = torch.randn(width, *model.image_shape)
+    timesteps, labels = torch.full((width,), 500), torch.zeros(width, dtype=torch.int64)
+    began = perf_counter()
+    for _ in range(STEPS):
+        backend.start(x, timesteps, labels)()
+    return (perf_counter() - began) / STEPS / width
+
+
+def row_of(model: ModelDescription, seed: int) -> Row:
+    return Row(sample_table(model.schedule, "ddim", STEPS), seed)
+
+
+def through_slots(backend: Backend, model: ModelDescription) -> float:
+    width = backend.widths[-1]
+    runner = SlotRunner(backend, model.image_shape, model.out_channels, model.no_label or 0, slots=width)
+    slots = [runner.admit(row_of(model, seed)) for seed in range(width)]
+    began = perf_counter()
+    for _ in range(STEPS):
+        runner.step([Forward(slot, 0) for slot in slots])
+    return (perf_counter() - began) / STEPS / width
+
+
+def through_engine(engine: Engine, model: ModelDescription) -> float:
+    """With twice as many jobs in flight as there are rows in a pass."""
+    began = perf_counter()
+    pending = {engine.submit([row_of(model, seed)], 600) for seed in range(2 * engine.widths[-1])}
+    to_come = JOBS - len(pending)
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for _ in range(min(len(done), to_come)):
+            pending.add(engine.submit([row_of(model, to_come)], 600))
+            to_come -= 1
+    return (perf_counter() - began) / STEPS / JOBS
+
+
+def through_http(server: Server) -> float:
+    with server.awake():
+        return 1 / at_once(server.url, JOBS, [STEPS], seed=0, sampler="ddim").images_per_s / STEPS
+
+
+def layers(folder: Path, rounds: int) -> dict[str, float]:
+    """Milliseconds of a row's step, by the outermost layer."""
+    checkpoint = load(folder)
+    model = checkpoint.description
+    backend = choose(checkpoint.network, model, torch.device("cpu"), "auto", available_cores(), None, cache_dir=None)
+    width = backend.widths[-1]
+    loop = BareLoop(backend, model, [width])
+    runner = SlotRunner(backend, model.image_shape, model.out_channels, model.no_label or 0, slots=width)
+    engine = Engine(runner, probe_row(model), JOBS, Metrics())
+    engine.start()
+    while engine.status == "loading":
+        time.sleep(0.01)
+    with running(("Stepwise", "service", {"STEPWISE_WEIGHTS": str(folder)})) as [server]:
+        cases: dict[str, Callable[[], float]] = {
+            "the network": lambda: through_network(backend, model),
+            "+ the update": lambda: loop.seconds_per_row(width, STEPS),
+            "+ slots: gather, scatter, noise": lambda: through_slots(backend, model),
+            "+ engine and scheduler": lambda: through_engine(engine, model),
+            "+ HTTP, PNG, load generator": lambda: through_http(server),
+        }
+        found: dict[str, list[float]] = {name: [] for name in cases}
+        for _ in range(rounds):
+            for name, measure in cases.items():
+                found[name].append(measure())
+    engine.close()
+    return {name: 1000 * statistics.median(seconds) for name, seconds in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.layers", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="times that each layer is measured")
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as work:
+        small = Path(work) / "small"
+        write(small, SMALL)
+        found = {"small": layers(small, rounds), "digits": layers(BOX / "digits", rounds)}
+    names = list(found["small"])
+    print(f"| ms of a row's step | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
+    for i, name in enumerate(names):
+        cells = []
+        for column in found.values():
+            whole = column[names[-1]]
+            added = column[name] - (column[names[i - 1]] if i else 0)
+            cells.append(f"{column[name]:.3f} ({added / whole:+.1%})" if i else f"{column[name]:.3f}")
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
