@@ -15,7 +15,7 @@ from model.samplers import sample_table
 from model.update import update
 from service.config import available_cores
 
-STEPS = 30
+STEPS = 10
 
 
 class BareLoop:

@@ -35,6 +35,10 @@ class Server:
             start_new_session=True,
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait(self) -> None:
         """Until it answers."""
         for _ in range(600):

@@ -204,8 +204,8 @@ class Engine:
     @property
     def backlog_s(self) -> float:
         """The seconds that all accepted work will take, as measured so far."""
-        width = self._runner.widths[-1]
-        return self._scheduler.outstanding / width * self._seconds.get(width, 0.0)
+        width, seconds = max(self.seconds_per_step.items(), default=(1, 0.0))
+        return self._scheduler.outstanding / width * seconds
 
     # What the engine's thread does.
 

@@ -41,7 +41,8 @@ def choose(
         cache_dir: the folder for converted models; None for none.
     """
     if device.type == "cuda":
-        chosen: Precision = "bfloat16" if precision == "auto" else precision
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen: Precision = ("bfloat16" if native else "float32") if precision == "auto" else precision
         return CudaBackend(network, model.image_shape, device, chosen, max_batch or default_width(model, "cuda"))
     if find_spec("openvino") is None:
         log.warning("OpenVINO is not installed, so torch computes, several times slower: pip install 'stepwise[cpu]'")
@@ -56,7 +57,9 @@ def choose(
         log.warning("this processor has no instructions for bfloat16, so torch computes it, slowly")
         return PaddedBackend(network, model.image_shape, precision, max_batch or default_width(model, "padded"))
     chosen = ("bfloat16" if native else "float32") if precision == "auto" else precision
-    torch.set_num_threads(1)  # what is left for torch is small, and its threads would keep OpenVINO's from running
+    # What is left for torch is small, its threads would keep OpenVINO's from running, and the table of time embeddings
+    # that a conversion makes may not depend on how many there are.
+    torch.set_num_threads(1)
     return OpenVINOBackend(
         converted(network, model, cache_dir),
         model.image_shape,
