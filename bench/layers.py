@@ -4,7 +4,8 @@
 
 For the networks `small` and of the digits: milliseconds of a row's step through the network alone; with the update;
 through the runner's slots; through the engine and its scheduler; through HTTP, with PNGs and the load generator. Each
-contains the one before, all run at the server's default width, in turn; medians. Prints a Markdown table.
+contains the one before, all run at the server's default width, in turn; medians. Then the same without a network, where
+no noise of the machine hides what is small. Prints two Markdown tables.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from bench.architectures import SMALL, write
 from bench.bare import BareLoop
@@ -36,6 +38,24 @@ from service.metrics import Metrics
 
 STEPS = 20
 JOBS = 64
+
+
+class NoNetwork:
+    """Predicts nothing, in no time. Implements model.backends.backend.Backend."""
+
+    device = torch.device("cpu")
+    fingerprint: dict[str, str | int] = {}  # noqa: RUF012
+    reproducible = True
+
+    def __init__(self, model: ModelDescription, width: int) -> None:
+        self.widths = range(1, width + 1)
+        self._out = torch.zeros(width, model.out_channels, *model.image_shape[1:])
+
+    def send(self, values: Tensor) -> Tensor:
+        return values
+
+    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+        return lambda: self._out[: len(x)]
 
 
 def through_network(backend: Backend, model: ModelDescription) -> float:
@@ -80,6 +100,26 @@ def through_http(server: Server) -> float:
         return 1 / at_once(server.url, JOBS, [STEPS], seed=0, sampler="ddim").images_per_s / STEPS
 
 
+def without_network(folder: Path, rounds: int) -> dict[str, float]:
+    """Microseconds of a row's step on the host, by the outermost layer, eight rows wide."""
+    model = load(folder).description
+    nothing = NoNetwork(model, 8)
+    loop = BareLoop(nothing, model, [8])
+    runner = SlotRunner(nothing, model.image_shape, model.out_channels, model.no_label or 0, slots=8)
+    engine = Engine(runner, probe_row(model), JOBS, Metrics())
+    engine.start()
+    while engine.status == "loading":
+        time.sleep(0.01)
+    cases: dict[str, Callable[[], float]] = {
+        "the update": lambda: loop.seconds_per_row(8, STEPS),
+        "+ slots: gather, scatter, noise": lambda: through_slots(nothing, model),
+        "+ engine and scheduler": lambda: through_engine(engine, model),
+    }
+    found = {name: statistics.median(measure() for _ in range(10 * rounds)) for name, measure in cases.items()}
+    engine.close()
+    return {name: 1e6 * seconds for name, seconds in found.items()}
+
+
 def layers(folder: Path, rounds: int) -> dict[str, float]:
     """Milliseconds of a row's step, by the outermost layer."""
     checkpoint = load(folder)
@@ -116,6 +156,7 @@ def main() -> None:
         small = Path(work) / "small"
         write(small, SMALL)
         found = {"small": layers(small, rounds), "digits": layers(BOX / "digits", rounds)}
+        host = {"small": without_network(small, rounds), "digits": without_network(BOX / "digits", rounds)}
     names = list(found["small"])
     print(f"| ms of a row's step | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
     for i, name in enumerate(names):
@@ -125,6 +166,9 @@ def main() -> None:
             added = column[name] - (column[names[i - 1]] if i else 0)
             cells.append(f"{column[name]:.3f} ({added / whole:+.1%})" if i else f"{column[name]:.3f}")
         print(f"| {name} | {' | '.join(cells)} |")
+    print(f"\n| µs of a row's step without a network | {' | '.join(host)} |\n|---|{'---|' * len(host)}")
+    for name in host["small"]:
+        print(f"| {name} | {' | '.join(f'{column[name]:.0f}' for column in host.values())} |")
 
 
 if __name__ == "__main__":
