@@ -61,9 +61,10 @@ def draw(axes: Axes, title: str, head: str, curves: Mapping[str, Curve]) -> None
     axes.set_ylabel("ms")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.margins(y=0.3 if len(curves) > 1 else 0.05)  # room for the legend
     axes.set_xticks(list(next(iter(curves.values()))), labels=map(str, next(iter(curves.values()))))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
 
 
 def main() -> None:
