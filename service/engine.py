@@ -9,6 +9,7 @@ import itertools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -243,8 +244,15 @@ class Engine:
             self._warm = True
 
     def _send(self, job: _Job) -> None:
-        # A cancelled job is sent a second time, which takes it out; this also wakes an engine that is idle.
-        job.future.add_done_callback(lambda future: self._inbox.put(job) if future.cancelled() else None)
+        # A cancelled job is sent a second time, which takes it out; this also wakes an engine that is idle. The Future,
+        # which holds the images, must not hold its job too: such circles wait long for the garbage collector.
+        known = weakref.ref(job)
+
+        def send_again(future: Future[Finished]) -> None:
+            if future.cancelled() and (cancelled := known()) is not None:
+                self._inbox.put(cancelled)
+
+        job.future.add_done_callback(send_again)
         self._inbox.put(job)
 
     def _receive(self) -> bool:
@@ -279,6 +287,7 @@ class Engine:
             if task.slot is not None:
                 self._runner.release(task.slot)
                 task.slot = None
+        job.tasks = []
         return self._forget(job)
 
     def _forget(self, job: _Job) -> bool:
@@ -358,7 +367,7 @@ class Engine:
     def _finish(self, job: _Job) -> None:
         self._leave(job)
         started = job.submitted if job.started is None else job.started
-        images = [job.images[index] for index in range(len(job.rows))]
+        images = [job.images.pop(index) for index in range(len(job.rows))]
         finished = Finished(images, started - job.submitted, self._clock() - started)
         if not job.future.set_running_or_notify_cancel():
             self._tell_cancelled(job, "disconnect")

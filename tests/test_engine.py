@@ -868,3 +868,21 @@ def test_nothing_is_left_behind_by_any_mix_of_jobs(max_batch: int, script: list[
             assert fates_of_rows != {"good"} or s.runner.breaking
     told = Counter(end if isinstance(end, str) else "finished" for end in s.observer.ended)
     assert told == ends
+
+
+def test_what_a_finished_job_held_goes_without_the_garbage_collector() -> None:
+    """Circles of jobs, rows and Futures, with images in them, once waited for it: 130 bytes of memory a digit."""
+    gc.collect()
+    gc.disable()
+    try:
+        with warm(4) as s:
+            future = s.engine.submit([a_row(1), a_row(2)], 100)
+            images = [weakref.ref(image) for image in future.result(PATIENCE).images]
+            assert s.engine.wait_idle(PATIENCE)
+            waiting = weakref.ref(future)
+            del future
+            s.engine.submit([a_row(3)], 100).result(PATIENCE)  # the engine's thread has let go of the first
+            assert waiting() is None
+            assert [image() for image in images] == [None, None]
+    finally:
+        gc.enable()
