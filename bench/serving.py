@@ -4,7 +4,7 @@
 
 Writes bench/RESULTS.md, docs/throughput.png and docs/latency.png. Servers are started together and frozen while
 another is measured; rounds go through all of them, so that a slow moment of the machine meets each. It takes about
-a quarter of an hour on two cores.
+25 minutes on two cores.
 """
 
 import argparse
