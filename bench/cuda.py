@@ -17,13 +17,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.architectures import CIFAR10
 from model.backends.backend import Backend, Precision
 from model.backends.cuda import CudaBackend
 from model.checkpoints.load import load
@@ -32,18 +32,8 @@ from model.runner import SlotRunner
 from model.samplers import Column, sample_table
 from model.schedule import Schedule
 from model.unet2d import UNet2D, UNet2DConfig
+from service.__main__ import BOX
 
-DIGITS = Path(__file__).parent.parent / "weights" / "digits"
-CIFAR10 = UNet2DConfig(
-    block_out_channels=(128, 256, 256, 256),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    attention_head_dim=None,
-    downsample_padding=0,
-    flip_sin_to_cos=False,
-    freq_shift=1.0,
-    norm_eps=1e-6,
-)
 WARM_UP = 5  # rounds that are not counted
 STEPS = 50  # of an image
 
@@ -60,13 +50,15 @@ class Model:
 
 
 def models() -> list[Model]:
-    digits = load(DIGITS)
+    digits = load(BOX / "digits")
     described = digits.description
     assert described.no_label is not None
     torch.manual_seed(0)
+    fields = {name: value for name, value in CIFAR10.items() if name != "sample_size"}
+    cifar10 = UNet2D(UNet2DConfig(**fields)).requires_grad_(False).eval()
     return [
         Model("digits", digits.network, described.image_shape, described.no_label, described.schedule),
-        Model("cifar10", UNet2D(CIFAR10).requires_grad_(False).eval(), (3, 32, 32), 0, Schedule()),
+        Model("cifar10", cifar10, (3, 32, 32), 0, Schedule()),
     ]
 
 

@@ -9,7 +9,6 @@ no noise of the machine hides what is small. Prints two Markdown tables.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from bench.architectures import SMALL, write
 from bench.bare import BareLoop
+from bench.cost import medians
 from bench.load import at_once
 from bench.servers import Server, running
 from model.backends.backend import Backend
@@ -72,9 +72,21 @@ def row_of(model: ModelDescription, seed: int) -> Row:
     return Row(sample_table(model.schedule, "ddim", STEPS), seed)
 
 
+def runner_of(backend: Backend, model: ModelDescription) -> SlotRunner:
+    return SlotRunner(backend, model.image_shape, model.out_channels, model.no_label or 0, slots=backend.widths[-1])
+
+
+def warm_engine(backend: Backend, model: ModelDescription) -> Engine:
+    engine = Engine(runner_of(backend, model), probe_row(model), JOBS, Metrics())
+    engine.start()
+    while engine.status == "loading":
+        time.sleep(0.01)
+    return engine
+
+
 def through_slots(backend: Backend, model: ModelDescription) -> float:
     width = backend.widths[-1]
-    runner = SlotRunner(backend, model.image_shape, model.out_channels, model.no_label or 0, slots=width)
+    runner = runner_of(backend, model)
     slots = [runner.admit(row_of(model, seed)) for seed in range(width)]
     began = perf_counter()
     for _ in range(STEPS):
@@ -105,19 +117,15 @@ def without_network(folder: Path, rounds: int) -> dict[str, float]:
     model = load(folder).description
     nothing = NoNetwork(model, 8)
     loop = BareLoop(nothing, model, [8])
-    runner = SlotRunner(nothing, model.image_shape, model.out_channels, model.no_label or 0, slots=8)
-    engine = Engine(runner, probe_row(model), JOBS, Metrics())
-    engine.start()
-    while engine.status == "loading":
-        time.sleep(0.01)
+    engine = warm_engine(nothing, model)
     cases: dict[str, Callable[[], float]] = {
         "the update": lambda: loop.seconds_per_row(8, STEPS),
         "+ slots: gather, scatter, noise": lambda: through_slots(nothing, model),
         "+ engine and scheduler": lambda: through_engine(engine, model),
     }
-    found = {name: statistics.median(measure() for _ in range(10 * rounds)) for name, measure in cases.items()}
+    found = medians(cases, 10 * rounds)
     engine.close()
-    return {name: 1e6 * seconds for name, seconds in found.items()}
+    return {name: 1000 * milliseconds for name, milliseconds in found.items()}
 
 
 def layers(folder: Path, rounds: int) -> dict[str, float]:
@@ -127,11 +135,7 @@ def layers(folder: Path, rounds: int) -> dict[str, float]:
     backend = choose(checkpoint.network, model, torch.device("cpu"), "auto", available_cores(), None, cache_dir=None)
     width = backend.widths[-1]
     loop = BareLoop(backend, model, [width])
-    runner = SlotRunner(backend, model.image_shape, model.out_channels, model.no_label or 0, slots=width)
-    engine = Engine(runner, probe_row(model), JOBS, Metrics())
-    engine.start()
-    while engine.status == "loading":
-        time.sleep(0.01)
+    engine = warm_engine(backend, model)
     with running(("Stepwise", "service", {"STEPWISE_WEIGHTS": str(folder)})) as [server]:
         cases: dict[str, Callable[[], float]] = {
             "the network": lambda: through_network(backend, model),
@@ -140,12 +144,9 @@ def layers(folder: Path, rounds: int) -> dict[str, float]:
             "+ engine and scheduler": lambda: through_engine(engine, model),
             "+ HTTP, PNG, load generator": lambda: through_http(server),
         }
-        found: dict[str, list[float]] = {name: [] for name in cases}
-        for _ in range(rounds):
-            for name, measure in cases.items():
-                found[name].append(measure())
+        found = medians(cases, rounds)
     engine.close()
-    return {name: 1000 * statistics.median(seconds) for name, seconds in found.items()}
+    return found
 
 
 def main() -> None:

@@ -24,11 +24,10 @@ from matplotlib import pyplot as plt
 from bench.architectures import CIFAR10, SMALL, write
 from bench.bare import BareLoop, openvino_loop
 from bench.load import Load, Outcome, alone, at_once, percentile, poisson
-from bench.servers import Server, Start, running
+from bench.servers import ROOT, Server, Start, running
 from service.__main__ import BOX
 from service.config import available_cores
 
-ROOT = Path(__file__).parent.parent
 STEPS = (10, 20, 50)
 SOLO_STEPS = 50
 WIDTHS = (1, 2, 4, 8)

@@ -33,6 +33,7 @@ from tests.test_runner import (  # noqa: F401
     test_rows_of_a_crowd_have_their_own_bytes_at_every_step,
     test_twins_are_equal_and_other_seeds_are_not,
 )
+from tests.test_unet2d import NETWORK
 from tests.trajectories import description_of, small_network
 
 MAX_BATCH = 8
@@ -126,15 +127,7 @@ def unet(
 
 def unet_2d(**fields: Any) -> Callable[[], nn.Module]:
     """Small, with each kind of layer at another width; fields are changed here."""
-    base: dict[str, Any] = {
-        "block_out_channels": (8, 16),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "attention_head_dim": 4,
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    }
-    return lambda: UNet2D(UNet2DConfig(**{**base, **fields}))
+    return lambda: UNet2D(UNet2DConfig(**{**NETWORK, **fields}))
 
 
 FOURIER = unet_2d(
