@@ -109,19 +109,10 @@ def ddpm_cifar10(widths: Sequence[int] = (128, 256, 256, 256), size: int = SIZE)
     """The network of Ho et al. 2020 for CIFAR-10 (diffusers' google/ddpm-cifar10-32)."""
     import diffusers
 
+    from bench.architectures import CIFAR10
+
     build: Any = diffusers.UNet2DModel
-    network: nn.Module = build(
-        sample_size=size,
-        block_out_channels=tuple(widths),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=None,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        norm_eps=1e-6,
-    )
+    network: nn.Module = build(**{**CIFAR10, "sample_size": size, "block_out_channels": tuple(widths)})
     return network
 
 
