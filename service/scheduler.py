@@ -1,109 +1,218 @@
-"""Which rows run at the next tick. Pure Python: no torch, no asyncio, no clock.
+"""Which rows run at the next pass. Pure Python: no torch, no asyncio, no clock.
 
-First come, first served: each tick takes the forward rows that are due from the front of the line, up to the widest
-pass. Rows join as soon as there is room and leave when they are done, between any two steps. A guided row takes two
-forward rows a step, which may fall into different ticks.
+The jobs with the least work left go first, so that short requests overtake long ones. That spends the time which the
+plans of promises.py have to spare; when it is spent, a plan is followed, and the earliest promise goes first.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from math import inf
+
+from service.costs import Costs
+from service.jobs import Batch, Job, Task
+from service.promises import MARGIN, earliest, patient, spare
+
+_MUCH_LONGER = 4.0  # times the work left
+_KEEPS_PACE = 1.25  # times the seconds of a pass
+_FEW = 8  # jobs; with more in line, full passes are worth more than a short job's pace
 
 
-class Task:
-    """One image in line, as the scheduler sees it.
-
-    Attributes:
-        steps_left: sampler steps still to take.
-        forwards_per_step: forward rows of each step, 1 or 2.
-    """
-
-    __slots__ = ("_due", "forwards_per_step", "started", "steps_left")
-
-    def __init__(self, steps: int, forwards_per_step: int) -> None:
-        self.steps_left = steps
-        self.forwards_per_step = forwards_per_step
-        self.started = False
-        self._due = forwards_per_step  # forward rows of the present step that have not run
-
-    @property
-    def forwards_left(self) -> int:
-        return (self.steps_left - 1) * self.forwards_per_step + self._due
-
-
-T = TypeVar("T", bound=Task)
-
-
-class Scheduler(Generic[T]):
-    """The line of tasks.
+class Scheduler:
+    """The line of jobs.
 
     Args:
-        max_batch: the most forward rows of one tick. No more tasks than that are ever started and not finished.
+        costs: of passes.
+        max_started: while so many tasks hold a slot, no other starts, but for a promise.
+
+    Attributes:
+        running: tasks that have started and are not done.
+        waiting: tasks that have not started.
+        outstanding: forward rows still to run, without those of the present pass.
+        preemptions: tasks that ran in a pass and, with steps left, not in the next; so far.
+        busy_until: when the present pass will have ended, with the margin.
     """
 
-    def __init__(self, max_batch: int) -> None:
-        if max_batch < 1:
-            raise ValueError(f"max_batch must be at least 1, and is {max_batch}")
-        self.max_batch = max_batch
-        self._line: dict[T, None] = {}  # in order of arrival
-        self._running = 0
-        self._outstanding = 0
+    def __init__(self, costs: Costs, max_started: int) -> None:
+        self.costs = costs
+        self.running = self.waiting = self.outstanding = self.preemptions = 0
+        self.busy_until = -inf
+        self._max_started = max_started
+        self._version = costs.version
+        self._arrived = 0
+        self._present: set[Job] = set()
+        # Those with something left to run:
+        self._by_work: list[Job] = []
+        self._by_promise: list[Job] = []
+        self._ran: set[Task] = set()  # in the last pass
+
+    def seconds_alone(self, job: Job) -> float:
+        """The earliest promise, in seconds, on an idle server."""
+        return earliest(job, [], self.costs, 0.0, 0.0)
+
+    def earliest_promise(self, job: Job, now: float, latest: float) -> float:
+        """The earliest time that can be promised: a patient one, if `latest` allows; if it must be, a later one.
+
+        Of jobs of one size none is promised to be done before those that are here already.
+        """
+        self._follow_costs()
+        equals = (other.promise for other in self._by_promise if other.size == job.size)
+        wanted = min(latest, max([now + patient(job, self.outstanding, self.costs), *equals]))
+        return earliest(job, self._by_promise, self.costs, max(now, self.busy_until), wanted)
+
+    def add(self, job: Job, promise: float) -> None:
+        """Put a job in line."""
+        self._arrived += 1
+        job.number, job.promise = self._arrived, promise
+        self._present.add(job)
+        insort(self._by_work, job, key=_work)
+        insort(self._by_promise, job, key=_promise)
+        self.waiting += len(job.tasks)
+        self.outstanding += job.left
+
+    def remove(self, job: Job) -> None:
+        """Take a job out of the line, whatever of it has run. One that is not in it is ignored."""
+        if job not in self._present:
+            return
+        self._present.remove(job)
+        if job.left:
+            _take_out(self._by_work, job, _work)
+            _take_out(self._by_promise, job, _promise)
+        started = sum(task.started for task in job.tasks)
+        self.running -= started
+        self.waiting -= len(job.tasks) - started
+        self.outstanding -= job.left
+
+    def ahead_of(self, job: Job) -> int:
+        """How many jobs have less work left, or as much and came before."""
+        return bisect_left(self._by_work, _work(job), key=_work)
 
     @property
-    def running(self) -> int:
-        """Tasks that have started."""
-        return self._running
+    def backlog_s(self) -> float:
+        """The seconds that all work in line will take."""
+        return self.outstanding * self.costs.seconds_per_row
 
     @property
-    def waiting(self) -> int:
-        """Tasks that have not."""
-        return len(self._line) - self._running
+    def by_work(self) -> Sequence[Job]:
+        """The jobs with something left to run, those with the least first."""
+        return self._by_work
 
-    @property
-    def outstanding(self) -> int:
-        """Forward rows still to run, over all tasks."""
-        return self._outstanding
-
-    def add(self, tasks: Iterable[T]) -> None:
-        """Put tasks at the end of the line."""
-        for task in tasks:
-            self._line[task] = None
-            self._outstanding += task.forwards_left
-
-    def remove(self, tasks: Iterable[T]) -> None:
-        """Take tasks out of the line, wherever they are; those that are not in it are ignored."""
-        for task in tasks:
-            if task in self._line:
-                del self._line[task]
-                self._running -= task.started
-                self._outstanding -= task.forwards_left
-
-    def next_batch(self) -> list[tuple[T, int]]:
-        """Choose the forward rows of the next tick, as (task, branch), and start their tasks."""
-        batch: list[tuple[T, int]] = []
-        for task in self._line:
-            first = task.forwards_per_step - task._due
-            batch.extend((task, branch) for branch in range(first, task.forwards_per_step))
-            if len(batch) >= self.max_batch:
-                break
-        del batch[self.max_batch :]
-        for task, _ in batch:
-            self._running += not task.started
-            task.started = True
+    def next_batch(self, now: float) -> Batch:
+        """Choose the forward rows of the pass that begins now, and count them as run."""
+        self._follow_costs()
+        batch = self.choose(now)
+        if batch:
+            self.busy_until = now + self._at_most(batch)
+        self._count(batch)
         return batch
 
-    def advance(self, batch: Sequence[tuple[T, int]]) -> list[T]:
-        """Count a tick's forward rows as done. Return the tasks that are finished, which have left the line."""
-        finished = []
-        for task, _ in batch:
-            task._due -= 1
-            self._outstanding -= 1
-            if task._due == 0:
-                task.steps_left -= 1
-                task._due = task.forwards_per_step
-                if task.steps_left == 0:
-                    task._due = 0
-                    finished.append(task)
+    def advance(self, batch: Batch) -> list[Task]:
+        """After a pass: the tasks that it finished and whose jobs are still here. They leave."""
+        finished = [task for task in dict.fromkeys(task for task, _ in batch) if not task.steps_left]
+        finished = [task for task in finished if task.job in self._present]
         for task in finished:
-            del self._line[task]
-            self._running -= 1
+            task.job.tasks.remove(task)
+            self.running -= 1
+            if not task.job.tasks:
+                self._present.remove(task.job)
         return finished
+
+    def choose(self, now: float) -> Batch:
+        """The forward rows of the pass that begins now."""
+        batch = self._shortest_first()
+        if not batch:
+            return batch
+        left = spare(self._by_promise, self.costs, now)
+        if max(left) >= self._at_most(batch):
+            return batch
+        return self._filled() if left.together >= left.alone else self._first_alone()
+
+    def _shortest_first(self) -> Batch:
+        """The least work left first, up to the width that pays; or less, where that would hold up much shorter jobs."""
+        batch: Batch = []
+        limit = self.costs.width
+        may_start = max(0, self._max_started - self.running)
+        for job in self._by_work:
+            if batch:
+                limit = self.limit(limit, len(batch), batch[0][0].job.left, job.left)
+            may_start -= fill(batch, job, limit, may_start)
+            if len(batch) >= limit:
+                break
+        return batch
+
+    def limit(self, limit: int, rows: int, least: float, left: float) -> int:
+        """How wide a pass with `rows` may become, if the next to join has `left` to do, and the first the `least`."""
+        if left > _MUCH_LONGER * least and len(self._by_work) <= _FEW:
+            ceilings = self.costs.ceilings
+            while limit > rows and ceilings[limit] > _KEEPS_PACE * ceilings[rows]:
+                limit -= 1
+        return limit
+
+    def _filled(self) -> Batch:
+        """The plan `together`."""
+        batch: Batch = []
+        for job in self._by_promise:
+            fill(batch, job, self.costs.width, len(job.tasks))
+            if len(batch) >= self.costs.width:
+                break
+        return batch
+
+    def _first_alone(self) -> Batch:
+        """The plan `alone`."""
+        tasks = self._by_promise[0].furthest_behind()
+        return [(task, branch) for task in tasks for branch in task.branches][: self.costs.width]
+
+    def _count(self, batch: Batch) -> None:
+        tasks = dict.fromkeys(task for task, _ in batch)
+        stopped = (task for task in self._ran if task not in tasks)
+        self.preemptions += sum(task.steps_left > 0 and task.job in self._present for task in stopped)
+        self._ran = set(tasks)
+        starting = sum(not task.started for task in tasks)
+        self.running += starting
+        self.waiting -= starting
+        self.outstanding -= len(batch)
+        for task in tasks:
+            task.started = True
+        for job in dict.fromkeys(task.job for task in tasks):
+            _take_out(self._by_work, job, _work)
+            if job.left == sum(task.job is job for task, _ in batch):
+                _take_out(self._by_promise, job, _promise)
+            job.count([task for task, _ in batch if task.job is job], self.costs)
+            if job.left:
+                insort(self._by_work, job, key=_work)
+
+    def _at_most(self, batch: Batch) -> float:
+        return self.costs.ceilings[len(batch)] * self.costs.speed * (1 + MARGIN)
+
+    def _follow_costs(self) -> None:
+        if self._version != self.costs.version:
+            self._version = self.costs.version
+            for job in self._present:
+                job.weigh(self.costs)
+
+
+def _work(job: Job) -> tuple[int, int]:
+    return job.left, job.number
+
+
+def _promise(job: Job) -> tuple[float, int]:
+    return job.promise, job.number
+
+
+def _take_out(line: list[Job], job: Job, key: Callable[[Job], tuple[float, int]]) -> None:
+    place = bisect_left(line, key(job), key=key)
+    assert line[place] is job
+    del line[place]
+
+
+def fill(batch: Batch, job: Job, limit: int, may_start: int) -> int:
+    """Put forward rows of a job into a batch that has room for them. Returns how many tasks start."""
+    starting = 0
+    for task in job.behind_first():
+        if len(batch) >= limit:
+            break
+        if not task.started:
+            if starting == may_start:
+                continue
+            starting += 1
+        batch += [(task, branch) for branch in task.branches[: limit - len(batch)]]
+    return starting

@@ -1,292 +1,570 @@
-"""Rows in flight advance together, one forward pass a tick; rows join and leave between steps."""
+"""Short jobs go first, all promises are kept, and no pass is emptier than it must be."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.scheduler import Scheduler, Task
+from service.costs import Costs
+from service.jobs import Job
+from service.promises import MARGIN
+from service.scheduler import Scheduler
+from tests.lines import Arrival, Images, Line, Ticket, alike, any_arrivals, any_images, any_times, cost_tables, played
+
+SOON = 1e-6  # seconds, of rounding
+MANY = 1000
+FEW = 8  # jobs among which a pass may be narrow, so that a short one keeps its pace
+
+EQUAL = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}  # a pass takes as long, whatever its rows: the width is 4
+LINEAR = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}  # rows gain nothing together: the width is 1
+BETWEEN = {1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}  # they gain something, and slow each other down
+ONE_ROW = {1: 1.0}
+
+shapes = st.sampled_from((alike(1, 6), alike(3, 2), alike(5, 4, 2), ((1, 2), (7, 1), (3, 2))))
 
 
-class Ticket(Task):
-    """A task that remembers what it asked for and when it ran."""
-
-    __slots__ = ("forwards", "present", "steps")
-
-    def __init__(self, steps: int, forwards_per_step: int) -> None:
-        super().__init__(steps, forwards_per_step)
-        self.steps = steps
-        self.forwards: list[tuple[int, int]] = []  # (tick, branch)
-        self.present = True  # neither finished nor removed
-
-    @property
-    def work(self) -> tuple[int, int]:
-        return self.steps, self.forwards_per_step
-
-    @property
-    def left(self) -> int:
-        """Forward rows still to run, counted from scratch."""
-        return self.steps * self.forwards_per_step - len(self.forwards)
-
-    @property
-    def due(self) -> list[int]:
-        """Branches of the present step that have not run, counted from scratch."""
-        return list(range(len(self.forwards) % self.forwards_per_step, self.forwards_per_step))
+def done_in_order(line: Line) -> list[int]:
+    """The numbers of the jobs, the first that came being 0, in the order in which they were done."""
+    numbers = {ticket: number for number, ticket in enumerate(line.tickets)}
+    done = [ticket for ticket in line.tickets if ticket.done is not None]
+    return [numbers[ticket] for ticket in sorted(done, key=lambda ticket: ticket.done or 0)]
 
 
-@dataclass
-class Line:
-    """A scheduler, all tickets that it was ever given, in their order, and how many ticks there were."""
-
-    scheduler: Scheduler[Ticket]
-    tickets: list[Ticket] = field(default_factory=list)
-    ticks: int = 0
-
-    @property
-    def present(self) -> list[Ticket]:
-        return [ticket for ticket in self.tickets if ticket.present]
-
-    def add(self, kinds: Sequence[tuple[int, int]]) -> list[Ticket]:
-        tickets = [Ticket(*kind) for kind in kinds]
-        self.tickets += tickets
-        self.scheduler.add(tickets)
-        return tickets
-
-    def remove(self, tickets: Sequence[Ticket]) -> None:
-        self.scheduler.remove(tickets)
-        for ticket in tickets:
-            ticket.present = False
-
-    def tick(self, removed_during: Sequence[Ticket] = ()) -> list[tuple[Ticket, int]]:
-        """One tick. `removed_during` leave after their batch was chosen, as jobs do that cannot be started."""
-        batch = self.scheduler.next_batch()
-        chosen = list(batch)
-        self.remove(removed_during)
-        batch = [(ticket, branch) for ticket, branch in batch if ticket not in removed_during]
-        for ticket, branch in batch:
-            ticket.forwards.append((self.ticks, branch))
-        finished = self.scheduler.advance(batch)
-        assert finished == [ticket for ticket in self.tickets if ticket.present and ticket.left == 0]
-        for ticket in finished:
-            ticket.present = False
-        self.ticks += 1
-        return chosen
-
-    def run_out(self) -> None:
-        """Tick until nothing is left, which takes at most one tick for each forward row."""
-        for _ in range(sum(ticket.left for ticket in self.present)):
-            if self.scheduler.outstanding:
-                self.tick()
-        assert not self.present
+def counters(scheduler: Scheduler) -> tuple[int, int, int]:
+    return scheduler.running, scheduler.waiting, scheduler.outstanding
 
 
-@dataclass(frozen=True)
-class Add:
-    kinds: tuple[tuple[int, int], ...]
+def singles(*steps: int) -> list[Arrival]:
+    """Jobs of one image that come at once."""
+    return [Arrival(0.0, alike(1, n)) for n in steps]
 
 
-@dataclass(frozen=True)
-class Remove:
-    picks: tuple[int, ...]  # places in the list of all tickets, modulo its length
+# Promises
 
 
-@dataclass(frozen=True)
-class Tick:
-    pass
-
-
-@dataclass(frozen=True)
-class TickWithout:
-    """A tick in which a ticket leaves after it was chosen."""
-
-    pick: int
-
-
-Action = Add | Remove | Tick | TickWithout
-
-widths = st.integers(1, 6)
-kinds = st.tuples(st.integers(1, 5), st.sampled_from((1, 2)))
-adds = st.lists(kinds, min_size=1, max_size=4).map(lambda some: Add(tuple(some)))
-removals = st.lists(st.integers(0, 99), min_size=1, max_size=3).map(lambda some: Remove(tuple(some)))
-ticks = st.just(Tick())
-scripts: st.SearchStrategy[list[Action]] = st.lists(
-    st.one_of(adds, ticks, ticks, removals, st.integers(0, 99).map(TickWithout)), max_size=30
-)
-scripts_without_removals: st.SearchStrategy[list[Action]] = st.lists(st.one_of(adds, ticks, ticks), max_size=30)
-
-
-def act(line: Line, action: Action) -> list[tuple[Ticket, int]] | None:
-    """Do what the script says. Returns the batch of a tick."""
-    match action:
-        case Add(some):
-            line.add(some)
-        case Remove(picks):
-            line.remove([line.tickets[pick % len(line.tickets)] for pick in picks if line.tickets])
-        case Tick():
-            return line.tick()
-        case TickWithout(pick):
-            batch_tickets = line.present[: line.scheduler.max_batch]
-            return line.tick(removed_during=[batch_tickets[pick % len(batch_tickets)]] if batch_tickets else [])
-    return None
-
-
-def expected_forwards(ticket: Ticket) -> list[int]:
-    """The branches of a ticket in the order in which they must run."""
-    return [branch for _ in range(ticket.steps) for branch in range(ticket.forwards_per_step)]
-
-
-@given(widths, scripts)
-def test_each_task_runs_exactly_its_forward_rows_branch_after_branch(max_batch: int, script: list[Action]) -> None:
-    line = Line(Scheduler(max_batch))
-    removed: set[Ticket] = set()
-    for action in script:
-        before = line.present
-        act(line, action)
-        removed.update(ticket for ticket in before if not ticket.present and ticket.left)
-    line.run_out()
-    for ticket in line.tickets:
-        branches = [branch for _, branch in ticket.forwards]
-        if ticket in removed:
-            assert branches == expected_forwards(ticket)[: len(branches)]
-            assert len(branches) < len(expected_forwards(ticket))
-        else:
-            assert branches == expected_forwards(ticket)
-
-
-@given(widths, scripts)
-def test_a_tick_has_at_most_max_batch_rows_each_once_and_none_of_who_has_left(
-    max_batch: int, script: list[Action]
+@settings(max_examples=150)
+@given(cost_tables, any_arrivals(), any_times, st.sampled_from((1, 4, MANY)))
+def test_every_promise_is_kept_while_passes_stay_within_the_margin(
+    table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
 ) -> None:
-    line = Line(Scheduler(max_batch))
-    for action in script:
-        present = line.present
-        batch = act(line, action)
-        if batch is not None:
-            assert len(batch) <= max_batch
-            assert len(set(batch)) == len(batch)
-            assert {ticket for ticket, _ in batch} <= set(present)
+    line = Line(Costs(table), max_started, times)
+    for ticket in line.play(arrivals):
+        assert (ticket.done is not None) + ticket.refused + ticket.cancelled == 1
+        if ticket.done is not None:
+            assert ticket.done <= ticket.promise + SOON
+            assert ticket.promise <= ticket.latest
 
 
-@given(widths, scripts)
-def test_a_tick_is_full_wherever_enough_is_due(max_batch: int, script: list[Action]) -> None:
-    line = Line(Scheduler(max_batch))
-    for action in script:
-        due = sum(len(ticket.due) for ticket in line.present)
-        batch = act(line, action)
-        if batch is not None:
-            assert len(batch) == min(max_batch, due)
+def test_two_roundings_do_not_add_up_to_a_broken_promise() -> None:
+    """A plan that kept all promises but for 4e-16 s was taken for one that kept none, and the other for as good."""
+    costs = Costs({1: 0.5, 2: 0.9563551190854621, 4: 1.0, 8: 1.0, 16: 1.0})
+    forwards = (2, 1, 2, 1)
+    arrivals = [Arrival(0.0, alike(1, 1, 2)), *(Arrival(0.25, alike(1, 1, n)) for n in forwards)]
+    for ticket in played(costs, arrivals, times=[1 + MARGIN]).tickets:
+        assert ticket.done is not None
+        assert ticket.done <= ticket.promise + SOON
 
 
-@given(widths, scripts)
-def test_a_tick_takes_what_is_due_from_the_front_of_the_line(max_batch: int, script: list[Action]) -> None:
-    line = Line(Scheduler(max_batch))
-    for action in script:
-        due = [(ticket, branch) for ticket in line.present for branch in ticket.due]
-        batch = act(line, action)
-        if batch is not None:
-            assert batch == due[:max_batch]
-
-
-@given(widths, scripts_without_removals, kinds)
-def test_of_equal_work_the_first_to_come_is_the_first_to_be_done(
-    max_batch: int, script: list[Action], kind: tuple[int, int]
+@given(cost_tables, any_images, st.floats(0.0, 1e6))
+def test_on_an_idle_server_the_shortest_promise_is_the_same_at_any_time(
+    table: dict[int, float], images: Images, now: float
 ) -> None:
-    line = Line(Scheduler(max_batch))
-    for action in script:
-        act(line, Add((kind,)) if isinstance(action, Add) and len(action.kinds) == 1 else action)
-    line.run_out()
-    last_done: dict[tuple[int, int], int] = {}
+    scheduler = Scheduler(Costs(table), MANY)
+    job = Job(images, scheduler.costs)
+    alone_s = scheduler.seconds_alone(job)
+    assert scheduler.earliest_promise(job, now, now) == pytest.approx(now + alone_s, abs=1e-9)
+    assert scheduler.earliest_promise(job, now, now + 0.99 * alone_s) > now + 0.99 * alone_s  # so it is refused
+    assert scheduler.earliest_promise(job, now, now + 1.01 * alone_s) <= now + 1.01 * alone_s
+
+
+def test_an_idle_server_promises_twice_what_full_passes_would_take() -> None:
+    scheduler = Scheduler(Costs(EQUAL), MANY)
+    job = Job(alike(2, 10), scheduler.costs)  # at most 20/4 passes, and 3/4 of its 10 steps: 12.5
+    assert scheduler.earliest_promise(job, 100.0, inf) == pytest.approx(100.0 + 2 * 12.5)
+    assert scheduler.seconds_alone(job) == pytest.approx(10 * (1 + MARGIN))
+
+
+def test_no_promise_is_shorter_than_a_quarter_of_a_second_unless_it_must_be() -> None:
+    scheduler = Scheduler(Costs({1: 0.001}), MANY)
+    job = Job(alike(1, 10), scheduler.costs)
+    assert scheduler.earliest_promise(job, 100.0, inf) == 100.25
+    assert scheduler.earliest_promise(job, 100.0, 100.125) == 100.125
+
+
+def test_the_shortest_promise_is_that_of_the_plan_which_is_sooner_done() -> None:
+    """Images of two rows leave a third of each pass of three empty, where one runs after the other."""
+    scheduler = Scheduler(Costs({3: 1.0}), MANY)
+    job = Job(alike(4, 10, 2), scheduler.costs)
+    assert scheduler.seconds_alone(job) == pytest.approx((80 / 3 + 10 * 2 / 3) * (1 + MARGIN))
+
+
+def test_a_promise_counts_from_the_end_of_the_present_pass() -> None:
+    line = Line(Costs(ONE_ROW))
+    line.came(Arrival(0.0, alike(1, 1)))
+    line.begin()
+    line.now = 0.5
+    assert line.came(Arrival(0.5, alike(1, 1), hurry=1.0)).promise == pytest.approx(2 * (1 + MARGIN))
+
+
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(max_size=8), any_images, st.integers(0, 20))
+def test_asking_changes_nothing(table: dict[int, float], arrivals: list[Arrival], images: Images, passes: int) -> None:
+    def play(asks: bool) -> list[object]:
+        line = Line(Costs(table))
+        for _ in line.moments(arrivals):
+            if asks:
+                job = Job(images, line.costs)
+                line.scheduler.seconds_alone(job)
+                for latest in (line.now, line.now + passes, inf):
+                    line.scheduler.earliest_promise(job, line.now, latest)
+                line.scheduler.ahead_of(job)
+        return [(ticket.promise, ticket.done, ticket.ran) for ticket in line.tickets]
+
+    assert play(asks=True) == play(asks=False)
+
+
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(images=shapes), any_times)
+def test_no_job_is_promised_to_be_done_before_another_of_its_size_that_came_before(
+    table: dict[int, float], arrivals: list[Arrival], times: list[float]
+) -> None:
+    line = Line(Costs(table), times=times)
+    for _ in line.moments(arrivals):
+        if line.tickets:
+            newest = line.tickets[-1]
+            peers = [ticket for ticket in line.present if ticket.size == newest.size and ticket.left]
+            if newest.latest == inf:
+                assert all(peer.promise <= newest.promise for peer in peers)
+
+
+def test_a_crowd_that_has_left_does_not_let_equal_jobs_overtake_each_other() -> None:
+    line = Line(Costs(ONE_ROW))
+    crowd, first = line.came(Arrival(0.0, alike(1, 100))), line.came(Arrival(0.0, alike(1, 10)))
+    line.left(crowd)
+    second, shorter = line.came(Arrival(0.0, alike(1, 10))), line.came(Arrival(0.0, alike(1, 9)))
+    assert first.promise == second.promise == pytest.approx(2 * 110)
+    assert shorter.promise == pytest.approx(2 * 29)
+
+
+def test_the_earliest_promise_goes_first_when_there_is_no_time_to_spare() -> None:
+    """The short job would go first, and must not: so much as one pass of it would break the promise of the long one."""
+    line = Line(Costs(ONE_ROW), times=[1 + MARGIN])
+    long = line.came(Arrival(0.0, alike(1, 10), hurry=1.0))
+    short = line.came(Arrival(0.0, alike(1, 1)))
+    line.play([])
+    assert long.promise == pytest.approx(10 * (1 + MARGIN))
+    assert done_in_order(line) == [0, 1]
+    assert long.done == pytest.approx(long.promise)
+    assert short.seconds == pytest.approx(11 * (1 + MARGIN))
+
+
+def test_time_to_spare_is_spent_on_short_jobs_and_no_more() -> None:
+    """The long job could lose 5 s. Three short ones take 3.75 s of them; the next would take what is not there."""
+    line = Line(Costs(ONE_ROW), times=[1 + MARGIN])
+    long = line.came(Arrival(0.0, alike(1, 8), within=15.0))
+    for _ in range(6):
+        line.came(Arrival(0.0, alike(1, 1)))
+    line.play([])
+    order = done_in_order(line)
+    assert order.index(0) == 4
+    assert order[:4] == [1, 2, 3, 4]
+    assert long.done == pytest.approx(15.0)
+
+
+def test_passes_that_are_quicker_than_the_margin_leave_more_time_to_spare() -> None:
+    line = Line(Costs(ONE_ROW), times=[1.0])
+    long = line.came(Arrival(0.0, alike(1, 8), within=15.0))
+    for _ in range(6):
+        line.came(Arrival(0.0, alike(1, 1)))
+    line.play([])
+    assert done_in_order(line) == [1, 2, 3, 4, 5, 6, 0]
+    assert long.done == pytest.approx(14.0)
+
+
+def test_what_cannot_be_done_in_time_is_refused_and_what_can_is_not() -> None:
+    line = Line(Costs(ONE_ROW))
+    assert not line.came(Arrival(0.0, alike(1, 8), within=10.0)).refused  # 8 passes, with the margin
+    assert line.came(Arrival(0.0, alike(1, 8), within=19.9)).refused
+    assert line.came(Arrival(0.0, alike(1, 1), within=1.25)).refused  # nobody who is here may lose by it
+    assert not line.came(Arrival(0.0, alike(1, 8), within=20.0)).refused
+    line.play([])
+    assert [ticket.done for ticket in line.tickets if not ticket.refused] == [8.0, 16.0]
+
+
+@pytest.mark.parametrize("table", [EQUAL, LINEAR, BETWEEN, ONE_ROW])
+@pytest.mark.parametrize("parts", [1, 3, 12])
+def test_a_job_in_many_parts_breaks_nobodys_promise(table: dict[int, float], parts: int) -> None:
+    long = Arrival(0.0, alike(3, 40))
+    crowd = [Arrival(float(i), alike(12 // parts, 5)) for i in range(12) for _ in range(parts)]
+    line = played(Costs(table), [long, *crowd], times=[1 + MARGIN])
     for ticket in line.tickets:
-        done = ticket.forwards[-1][0]
-        assert done >= last_done.get(ticket.work, 0)
-        last_done[ticket.work] = done
+        assert ticket.done is not None
+        assert ticket.done <= ticket.promise + SOON
+    assert line.tickets[0].promise == played(Costs(table), [long]).tickets[0].promise
 
 
-@given(widths, scripts)
-def test_no_more_tasks_than_max_batch_are_started_and_not_finished(max_batch: int, script: list[Action]) -> None:
-    line = Line(Scheduler(max_batch))
-    holding: set[Ticket] = set()  # what has a slot: given when the batch is chosen, given back when it leaves
-    for action in script:
-        batch = act(line, action)
-        holding.update(ticket for ticket, _ in batch or ())
-        assert len(holding) <= max_batch
-        holding = {ticket for ticket in holding if ticket.present}
-        assert line.scheduler.running == len(holding)
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(max_size=6), any_times)
+def test_parts_of_jobs_keep_their_promises_like_whole_ones(
+    table: dict[int, float], arrivals: list[Arrival], times: list[float]
+) -> None:
+    parts = [
+        Arrival(arrival.at, (image,), hurry=arrival.hurry, leaves=arrival.leaves)
+        for arrival in arrivals
+        for image in arrival.images
+    ]
+    for ticket in played(Costs(table), parts, times).tickets:
+        if ticket.done is not None:
+            assert ticket.done <= ticket.promise + SOON
 
 
-@given(widths, scripts)
-def test_counters_agree_with_a_recount_at_any_time(max_batch: int, script: list[Action]) -> None:
-    line = Line(Scheduler(max_batch))
+# What runs
 
-    def recount() -> tuple[int, int, int]:
-        started = sum(ticket in chosen for ticket in line.present)
+
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(), any_times, st.sampled_from((1, 4, MANY)))
+def test_each_image_runs_exactly_its_forward_rows_branch_after_branch(
+    table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
+) -> None:
+    line = Line(Costs(table), max_started, times)
+    for ticket in line.play(arrivals):
+        for (steps, forwards), ran in zip(ticket.arrival.images, ticket.ran, strict=True):
+            expected = list(range(forwards)) * steps
+            branches = [branch for _, branch in ran]
+            assert branches == expected[: len(branches)]
+            if not ticket.cancelled:
+                assert len(branches) == (0 if ticket.refused else len(expected))
+            assert all(b == 1 for (a, _), (n, b) in pairwise(ran) if a == n)  # no two steps in one pass
+
+
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(), any_times)
+def test_a_removed_job_never_runs_again(table: dict[int, float], arrivals: list[Arrival], times: list[float]) -> None:
+    line = Line(Costs(table), times=times)
+    ran_until: dict[Ticket, int] = {}
+    for _ in line.moments(arrivals):
+        for ticket in line.tickets:
+            if not ticket.present:
+                assert ran_until.setdefault(ticket, sum(map(len, ticket.ran))) == sum(map(len, ticket.ran))
+
+
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(), any_times, st.sampled_from((1, 4, MANY)))
+def test_no_pass_is_empty_while_work_is_due_and_none_is_wider_than_it_pays(
+    table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
+) -> None:
+    line = Line(Costs(table), max_started, times)
+    for _ in line.moments(arrivals):
+        if line.passes:
+            rows = line.passes[-1].rows
+            assert 1 <= len(rows) <= line.costs.width
+            assert len(set(rows)) == len(rows)
+    assert line.scheduler.next_batch(line.now) == []
+    assert not line.present
+
+
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(max_size=25, images=st.builds(alike, st.integers(1, 12), st.integers(1, 6))))
+def test_passes_are_full_with_more_than_a_few_jobs_in_line(table: dict[int, float], arrivals: list[Arrival]) -> None:
+    line = Line(Costs(table), promises=False)
+    line.play(arrivals)
+    for ran in line.passes:
+        if ran.jobs > FEW:
+            assert len(ran.rows) == min(line.costs.width, ran.due)
+
+
+@given(cost_tables, st.lists(st.integers(9, 11), min_size=1, max_size=6), st.sampled_from((1, 2)))
+def test_passes_are_full_while_no_job_is_much_longer_than_another(
+    table: dict[int, float], steps: list[int], forwards: int
+) -> None:
+    line = Line(Costs(table), promises=False)
+    tickets = [line.came(Arrival(0.0, alike(1, n, forwards))) for n in steps]
+    while line.present:
+        left = [ticket.left for ticket in tickets if ticket.left]
+        line.begin()
+        if max(left) <= 4 * min(left):
+            assert len(line.passes[-1].rows) == min(line.costs.width, line.passes[-1].due)
+        line.end()
+
+
+@given(cost_tables, any_images, any_times)
+def test_a_lone_job_runs_in_full_passes(table: dict[int, float], images: Images, times: list[float]) -> None:
+    line = Line(Costs(table), times=times)
+    line.play([Arrival(0.0, images)])
+    for ran in line.passes:
+        assert len(ran.rows) == min(line.costs.width, ran.due)
+
+
+# Order
+
+
+@settings(max_examples=100)
+@given(cost_tables, any_arrivals(max_size=16, images=shapes), any_times, st.sampled_from((1, 4, MANY)))
+def test_of_equal_jobs_the_first_to_come_is_the_first_to_be_done(
+    table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
+) -> None:
+    line = Line(Costs(table), max_started, times)
+    line.play(arrivals)
+    last: dict[Images, float] = {}
+    for ticket in line.tickets:
+        if ticket.done is not None and ticket.latest == inf:
+            assert ticket.done >= last.get(ticket.arrival.images, 0.0)
+            last[ticket.arrival.images] = ticket.done
+
+
+def test_short_jobs_overtake_long_ones() -> None:
+    line = Line(Costs(ONE_ROW))
+    long = line.came(Arrival(0.0, alike(1, 20)))
+    line.begin()
+    line.came(Arrival(0.0, alike(1, 3)))
+    line.came(Arrival(0.0, alike(1, 2)))
+    line.end()
+    line.play([])
+    assert done_in_order(line) == [2, 1, 0]
+    assert [ticket.done for ticket in line.tickets] == [25.0, 6.0, 3.0]
+    assert long.promise == pytest.approx(40.0)
+
+
+def test_what_counts_is_the_work_that_is_left() -> None:
+    line = Line(Costs(ONE_ROW))
+    line.play([Arrival(0.0, alike(1, 10)), Arrival(7.5, alike(1, 5)), Arrival(7.5, alike(1, 1))])
+    assert [ticket.done for ticket in line.tickets] == [11.0, 16.0, 9.0]
+
+
+def test_a_short_job_among_long_ones_keeps_its_pace() -> None:
+    """A pass of four takes 2.5 times as long as one alone: the long jobs wait."""
+    line = Line(Costs(BETWEEN))
+    line.play(singles(100, 100, 100, 5))
+    assert [len(ran.rows) for ran in line.passes[:5]] == [1] * 5
+    assert line.tickets[3].done == 5.0
+    assert len(line.passes[5].rows) == 3
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.25])
+def test_long_jobs_join_a_short_one_where_that_takes_hardly_longer(seconds: float) -> None:
+    line = Line(Costs({1: 1.0, 2: seconds, 4: 2.0}))
+    line.play(singles(100, 100, 100, 5))
+    assert [len(ran.rows) for ran in line.passes[:5]] == [2] * 5
+    assert line.tickets[3].done == 5 * seconds
+
+
+def test_jobs_that_are_not_much_longer_fill_the_pass_of_a_short_one() -> None:
+    line = Line(Costs(BETWEEN))
+    line.play(singles(20, 20, 20, 6))
+    assert len(line.passes[0].rows) == 4
+
+
+def test_with_many_jobs_in_line_a_short_one_must_share_its_passes() -> None:
+    line = Line(Costs(BETWEEN))
+    line.play(singles(*[100] * FEW, 5))
+    assert len(line.passes[0].rows) == 4
+
+
+def test_branches_of_a_guided_image_may_fall_into_different_passes() -> None:
+    line = Line(Costs({3: 1.0}))
+    line.play([Arrival(0.0, alike(1, 2, 2)), Arrival(0.0, alike(1, 2, 2))])
+    [a, b] = line.tickets
+    assert [ran.rows for ran in line.passes] == [
+        [(a, 0, 0), (a, 0, 1), (b, 0, 0)],
+        [(a, 0, 0), (a, 0, 1), (b, 0, 1)],
+        [(b, 0, 0), (b, 0, 1)],
+    ]
+
+
+def test_a_guided_image_runs_where_only_one_row_fits_a_pass() -> None:
+    line = Line(Costs(ONE_ROW))
+    line.play([Arrival(0.0, alike(1, 2, 2)), Arrival(0.0, alike(1, 8))])
+    [a, b] = line.tickets
+    rows = [row for ran in line.passes for row in ran.rows]
+    assert rows == [(a, 0, 0), (a, 0, 1), (a, 0, 0), (a, 0, 1), *[(b, 0, 0)] * 8]
+
+
+# Slots
+
+
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(deadlines=False), st.integers(1, 6))
+def test_no_more_tasks_start_than_may_hold_a_slot(
+    table: dict[int, float], arrivals: list[Arrival], max_started: int
+) -> None:
+    line = Line(Costs(table), max_started, promises=False)
+    for _ in line.moments(arrivals):
+        assert line.scheduler.running <= max_started
+
+
+def test_a_task_starts_when_another_is_done_where_slots_are_few() -> None:
+    line = Line(Costs(EQUAL), max_started=2)
+    line.play(singles(2, 3, 3))
+    assert [[ticket.size for ticket in ran.tickets] for ran in line.passes] == [[2, 3], [2, 3], [3, 3], [3], [3]]
+    assert [ticket.done for ticket in line.tickets] == [2.0, 3.0, 5.0]
+
+
+def test_a_promise_that_needs_it_starts_a_task_beyond_the_slots() -> None:
+    line = Line(Costs(ONE_ROW), max_started=1)
+    line.came(Arrival(0.0, alike(1, 10)))
+    line.begin()
+    assert line.scheduler.running == 1
+    urgent = line.came(Arrival(0.0, alike(1, 2), hurry=1.0))
+    line.end()
+    line.begin()
+    assert line.passes[-1].tickets == [urgent]
+    assert line.scheduler.running == 2
+    line.end()
+    line.play([])
+    assert urgent.done == 3.0
+
+
+def test_a_short_job_waits_for_a_slot_where_no_promise_needs_it() -> None:
+    line = Line(Costs(ONE_ROW), max_started=1)
+    line.play([Arrival(0.0, alike(1, 4)), Arrival(0.5, alike(1, 1))])
+    assert done_in_order(line) == [0, 1]
+
+
+# Books
+
+
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(), any_times, st.sampled_from((1, 4, MANY)))
+def test_counters_agree_with_a_recount_at_any_time(
+    table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
+) -> None:
+    line = Line(Costs(table), max_started, times)
+    for _ in line.moments(arrivals):
+        images = line.images
+        running = sum(bool(ticket.ran[index]) for ticket, index in images)
         left = sum(ticket.left for ticket in line.present)
-        return started, len(line.present) - started, left
-
-    chosen: set[Ticket] = set()
-    for action in script:
-        batch = act(line, action)
-        chosen.update(ticket for ticket, _ in batch or ())
-        counters = line.scheduler.running, line.scheduler.waiting, line.scheduler.outstanding
-        assert counters == recount()
-        assert all(ticket.forwards_left == ticket.left for ticket in line.present)
-    line.run_out()
-    assert (line.scheduler.running, line.scheduler.waiting, line.scheduler.outstanding) == (0, 0, 0)
+        assert counters(line.scheduler) == (running, len(images) - running, left)
+        with_work = [ticket.job for ticket in line.present if ticket.left]
+        assert sorted(line.scheduler.by_work, key=id) == sorted(with_work, key=id)
+        assert all(ticket.job.left == ticket.left for ticket in line.present)
+        tasks = [(ticket, task.index) for ticket in line.present for task in ticket.job.tasks]
+        assert tasks == images
+    assert counters(line.scheduler) == (0, 0, 0)
 
 
-def test_rows_join_and_leave_between_steps() -> None:
-    line = Line(Scheduler(2))
-    [a, b, c] = line.add([(3, 1), (1, 1), (2, 1)])
-    assert line.tick() == [(a, 0), (b, 0)]
-    assert line.tick() == [(a, 0), (c, 0)]  # b has left, c has joined
-    [d] = line.add([(1, 1)])
-    assert line.tick() == [(a, 0), (c, 0)]
-    assert line.tick() == [(d, 0)]
-    assert line.tick() == []
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(), any_times)
+def test_finished_tasks_are_told_once_and_leave(
+    table: dict[int, float], arrivals: list[Arrival], times: list[float]
+) -> None:
+    line = Line(Costs(table), times=times)
+    line.play(arrivals)
+    for ticket in line.tickets:
+        told = [index for of, index in line.finished if of is ticket]
+        assert len(set(told)) == len(told)
+        if ticket.done is not None:
+            assert sorted(told) == list(range(len(ticket.arrival.images)))
+            assert ticket.job.tasks == []
 
 
-def test_branches_of_a_guided_row_may_fall_into_different_ticks() -> None:
-    line = Line(Scheduler(3))
-    [a, b] = line.add([(2, 2), (2, 2)])
-    assert line.tick() == [(a, 0), (a, 1), (b, 0)]
-    assert line.tick() == [(a, 0), (a, 1), (b, 1)]
-    assert line.tick() == [(b, 0), (b, 1)]
-    assert line.tick() == []
+def test_jobs_are_counted_by_the_work_that_is_ahead() -> None:
+    scheduler = Scheduler(Costs(ONE_ROW), MANY)
+    jobs = [Job(alike(1, n), scheduler.costs) for n in (5, 3, 5, 9)]
+    for job in jobs:
+        scheduler.add(job, inf)
+    assert [scheduler.ahead_of(job) for job in jobs] == [1, 0, 2, 3]
+    assert list(scheduler.by_work) == [jobs[1], jobs[0], jobs[2], jobs[3]]
 
 
-def test_a_guided_row_runs_where_only_one_row_fits_a_pass() -> None:
-    line = Line(Scheduler(1))
-    [a, b] = line.add([(2, 2), (1, 1)])
-    assert [line.tick() for _ in range(6)] == [[(a, 0)], [(a, 1)], [(a, 0)], [(a, 1)], [(b, 0)], []]
+@pytest.mark.parametrize("passes", [0, 1, 2, 3, 4])
+def test_a_job_can_be_removed_at_any_time_and_twice(passes: int) -> None:
+    """Waiting, in the middle of a guided step, between steps, or done: removal is the same call."""
+    line = Line(Costs(ONE_ROW))
+    guided = line.came(Arrival(0.0, alike(1, 2, 2)))
+    other = line.came(Arrival(0.0, alike(1, 9)))
+    for _ in range(passes):
+        line.begin()
+        line.end()
+    line.left(guided)
+    line.left(guided)
+    assert counters(line.scheduler) == (0, 1, 9)
+    assert [task.job for task, _ in line.begin()] == [other.job]
 
 
-@pytest.mark.parametrize("ticks_before", [0, 1, 2, 3, 4])
-def test_a_removed_task_never_runs_again(ticks_before: int) -> None:
-    """Waiting, in the middle of a guided step, between steps, or finished: removal is the same call."""
-    line = Line(Scheduler(1))
-    [a, b] = line.add([(2, 2), (1, 1)])
-    for _ in range(ticks_before):
-        line.tick()
-    line.remove([a])
-    line.remove([a])  # a second time does nothing
-    assert len(a.forwards) == ticks_before
-    assert line.scheduler.running == 0
-    assert line.scheduler.waiting == 1
-    assert line.scheduler.outstanding == 1
-    assert line.tick() == [(b, 0)]
-    assert line.tick() == []
+def test_a_job_removed_during_its_pass_is_not_finished_by_it() -> None:
+    line = Line(Costs(EQUAL), promises=False)
+    gone, stays = line.came(Arrival(0.0, alike(2, 1))), line.came(Arrival(0.0, alike(2, 1)))
+    line.begin()
+    assert counters(line.scheduler) == (4, 0, 0)
+    line.left(gone)
+    assert counters(line.scheduler) == (2, 0, 0)
+    assert [task.job for task in line.end()] == [stays.job] * 2
+    assert counters(line.scheduler) == (0, 0, 0)
 
 
 def test_removing_what_was_never_added_changes_nothing() -> None:
-    line = Line(Scheduler(2))
-    [a] = line.add([(1, 1)])
-    line.scheduler.remove([Ticket(5, 2)])
-    assert (line.scheduler.running, line.scheduler.waiting, line.scheduler.outstanding) == (0, 1, 1)
-    assert line.tick() == [(a, 0)]
+    line = Line(Costs(ONE_ROW))
+    line.came(Arrival(0.0, alike(1, 1)))
+    line.scheduler.remove(Job(alike(5, 5), line.costs))
+    assert counters(line.scheduler) == (0, 1, 1)
 
 
-def test_a_scheduler_without_room_for_a_row_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1, and is 0"):
-        Scheduler(0)
+def test_jobs_are_preempted_when_others_go_first_and_only_then() -> None:
+    line = Line(Costs(ONE_ROW))
+    line.play([Arrival(0.0, alike(1, 5)), Arrival(0.5, alike(1, 2)), Arrival(3.5, alike(1, 9))])
+    assert line.scheduler.preemptions == 1
+
+
+def test_a_removed_job_was_not_preempted() -> None:
+    line = Line(Costs(ONE_ROW))
+    line.play([Arrival(0.0, alike(1, 5), leaves=0.5), Arrival(0.5, alike(1, 2))])
+    assert line.scheduler.preemptions == 0
+
+
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(), any_times)
+def test_preemptions_agree_with_a_recount(table: dict[int, float], arrivals: list[Arrival], times: list[float]) -> None:
+    line = Line(Costs(table), times=times)
+    expected, ran = 0, set[tuple[Ticket, int]]()
+    passes = 0
+    for _ in line.moments(arrivals):
+        if len(line.passes) > passes:
+            passes = len(line.passes)
+            runs = {(ticket, index) for ticket, index, _ in line.passes[-1].rows}
+            expected += sum(ticket.present and index in ticket.unfinished for ticket, index in ran - runs)
+            ran = runs
+        assert line.scheduler.preemptions == expected
+
+
+# Costs that change
+
+
+def drift(line: Line, rows: int, times: float) -> None:
+    """Let the costs see passes of so many rows, until their shape has changed."""
+    version = line.costs.version
+    while line.costs.version == version:
+        line.costs.follow(rows, times * line.costs.seconds(rows))
+
+
+@settings(max_examples=50)
+@given(cost_tables, any_arrivals(max_size=8), st.lists(st.tuples(st.integers(1, 16), st.floats(0.3, 3.0)), max_size=20))
+def test_costs_may_change_at_any_time(
+    table: dict[int, float], arrivals: list[Arrival], changes: Sequence[tuple[int, float]]
+) -> None:
+    """Then jobs are weighed again, and all run to their ends."""
+    line = Line(Costs(table), follows=True)
+    pending = list(changes)
+    for _ in line.moments(arrivals):
+        if pending:
+            rows, times = pending.pop()
+            for _ in range(10):
+                line.costs.follow(min(rows, max(table)), times * line.costs.seconds(min(rows, max(table))))
+        assert line.scheduler.outstanding == sum(ticket.left for ticket in line.present)
+    for ticket in line.tickets:
+        assert (ticket.done is not None) + ticket.refused + ticket.cancelled == 1
+    assert counters(line.scheduler) == (0, 0, 0)
+
+
+def test_jobs_are_weighed_again_when_the_costs_have_changed() -> None:
+    line = Line(Costs({1: 1.0, 2: 2.0}))
+    ticket = line.came(Arrival(0.0, alike(1, 10)))
+    drift(line, rows=1, times=3.0)
+    assert ticket.job.seconds == pytest.approx(10.0)
+    line.scheduler.earliest_promise(Job(alike(1, 1), line.costs), 0.0, inf)
+    assert ticket.job.seconds == pytest.approx(10.0 * line.costs.ceilings[1])
+    drift(line, rows=1, times=3.0)
+    line.begin()
+    assert ticket.job.seconds == pytest.approx(9.0 * line.costs.ceilings[1])

@@ -1,0 +1,39 @@
+"""How much work arrives, as seen lately, by the size of its jobs. Pure Python."""
+
+import math
+
+_MEMORY = 60.0  # seconds after which an arrival counts for 1/e
+_AT_LEAST = 10.0  # seconds of observation; from fewer a rate would be a guess
+_DIGITS = 4  # binary digits of a size; sizes that agree in these are one
+
+
+class Arrivals:
+    """Remembers what came, and forgets it slowly.
+
+    Args:
+        now: when observation begins.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._began = now
+        self._seen: dict[int, tuple[float, float]] = {}  # by size: forward rows, as of when
+
+    def note(self, forwards: int, now: float) -> None:
+        """A job of so many forward rows has arrived."""
+        size = _rounded(forwards)
+        self._seen[size] = self._rows(size, now) + forwards, now
+
+    def rate(self, below: float, now: float) -> float:
+        """Forward rows a second that come in jobs smaller than this."""
+        window = _MEMORY * (1 - math.exp(-max(now - self._began, _AT_LEAST) / _MEMORY))
+        limit = _rounded(math.ceil(below))
+        return sum(self._rows(size, now) for size in self._seen if size < limit) / window
+
+    def _rows(self, size: int, now: float) -> float:
+        rows, then = self._seen.get(size, (0.0, now))
+        return rows * math.exp((then - now) / _MEMORY)
+
+
+def _rounded(forwards: int) -> int:
+    dropped = max(0, forwards.bit_length() - _DIGITS)
+    return forwards >> dropped << dropped

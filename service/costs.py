@@ -1,0 +1,71 @@
+"""What a forward pass costs, by its rows: measured at the start, followed in operation. Pure Python.
+
+Costs have a shape, what a pass of so many rows costs beside others, and a speed, which is the machine's at present. A
+machine that slows down shows it at every width at once, whichever was run. The shape moves slowly.
+"""
+
+from collections.abc import Mapping
+from itertools import accumulate
+
+_SPEED_FOLLOWS = 0.1  # share of a new measurement
+_SHAPE_FOLLOWS = 0.02
+_OUTLIER = 4.0  # times the expected; a pass that took longer says no more of the next than this
+_MOVED = 0.03  # a shape that moved less is still the same
+_WORTH = 1.02  # times the best cost of a row
+
+
+class Costs:
+    """Seconds of a pass.
+
+    Args:
+        measured: seconds of a pass by its width, for each width at which passes really run.
+
+    Attributes:
+        width: the narrowest whose cost of a row is within 2 % of the best. Wider passes gain nothing.
+        ceilings: by the rows of a pass, from 0 on: no less than its cost at speed 1, and never falling.
+        speed: what to multiply that with.
+        version: rises when `width` and `ceilings` change.
+    """
+
+    def __init__(self, measured: Mapping[int, float]) -> None:
+        self._widths = sorted(measured)
+        self._measured = dict(measured)
+        self._width_of = [0, *(min(w for w in self._widths if w >= n) for n in range(1, self._widths[-1] + 1))]
+        self.speed = 1.0
+        self.version = 0
+        self._settle()
+
+    @property
+    def seconds_per_row(self) -> float:
+        """Of passes of `width` rows: what work costs where there is plenty."""
+        return self.seconds(self.width) / self.width
+
+    @property
+    def by_width(self) -> dict[int, float]:
+        """The expected seconds of a pass at each width."""
+        return {width: seconds * self.speed for width, seconds in self._measured.items()}
+
+    def seconds(self, rows: int) -> float:
+        """The expected seconds of a pass of so many rows."""
+        return self._measured[self._width_of[rows]] * self.speed
+
+    def rounds(self, forwards: int) -> float:
+        """At least what so many forward rows cost, at speed 1, where all of them may run at once."""
+        full, rest = divmod(forwards, self.width)
+        return full * self.ceilings[self.width] + self.ceilings[rest]
+
+    def follow(self, rows: int, seconds: float) -> None:
+        """Take in what a pass of so many rows took."""
+        width = self._width_of[rows]
+        found = min(seconds / self._measured[width], _OUTLIER * self.speed)
+        self._measured[width] *= 1 + _SHAPE_FOLLOWS * (found / self.speed - 1)
+        self.speed += _SPEED_FOLLOWS * (found - self.speed)
+        if abs(self._measured[width] / self._settled[width] - 1) > _MOVED:
+            self._settle()
+            self.version += 1
+
+    def _settle(self) -> None:
+        self._settled = dict(self._measured)
+        best = min(self._measured[width] / width for width in self._widths)
+        self.width = next(width for width in self._widths if self._measured[width] / width <= _WORTH * best)
+        self.ceilings = list(accumulate((self._measured[w] if w else 0.0 for w in self._width_of), max))

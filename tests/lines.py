@@ -1,0 +1,306 @@
+"""A line of jobs on a clock of its own: jobs come and leave, and passes take as long as a test says.
+
+The line keeps its own books of what has run, so that the scheduler's can be checked against them.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from itertools import count, cycle
+from math import inf
+
+from hypothesis import strategies as st
+
+from service.costs import Costs
+from service.jobs import Batch, Job, Task
+from service.promises import MARGIN
+from service.scheduler import Scheduler
+
+Images = tuple[tuple[int, int], ...]  # of each the steps, and the forward rows of a step
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A job to come.
+
+    Attributes:
+        at: when.
+        images: the steps of each, and the forward rows of a step.
+        within: seconds that it may take; more are refused.
+        hurry: the same, in times the shortest that can be promised as it comes.
+        leaves: seconds after which it is cancelled, unless it is done.
+    """
+
+    at: float
+    images: Images
+    within: float = inf
+    hurry: float = inf
+    leaves: float = inf
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A job that came, and what happened to it.
+
+    Attributes:
+        ran: by image, the number of the pass and the branch of each of its forward rows.
+        present: it is in line: neither refused, nor cancelled, nor done.
+    """
+
+    arrival: Arrival
+    job: Job
+    came: float
+    latest: float
+    promise: float
+    present: bool
+    done: float | None = None
+    ran: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    @property
+    def refused(self) -> bool:
+        return self.promise > self.latest
+
+    @property
+    def cancelled(self) -> bool:
+        return not self.present and not self.refused and self.done is None
+
+    @property
+    def seconds(self) -> float:
+        """From its arrival until it was done."""
+        assert self.done is not None, "it is not done"
+        return self.done - self.came
+
+    @property
+    def size(self) -> int:
+        return sum(steps * forwards for steps, forwards in self.arrival.images)
+
+    @property
+    def left(self) -> int:
+        """Forward rows still to run."""
+        return self.size - sum(map(len, self.ran))
+
+    @property
+    def due(self) -> int:
+        """Forward rows that could run now."""
+        images = zip(self.arrival.images, self.ran, strict=True)
+        return sum(forwards - len(ran) % forwards for (steps, forwards), ran in images if len(ran) < steps * forwards)
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The images that have something left to run."""
+        images = enumerate(zip(self.arrival.images, self.ran, strict=True))
+        return [i for i, ((steps, forwards), ran) in images if len(ran) < steps * forwards]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What ran together: the ticket, the image and the branch of each forward row.
+
+    Attributes:
+        due: forward rows that could have run.
+        jobs: those in line that had something left to run.
+    """
+
+    began: float
+    ended: float
+    rows: list[tuple[Ticket, int, int]]
+    due: int
+    jobs: int
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        return list(dict.fromkeys(ticket for ticket, _, _ in self.rows))
+
+
+class Line:
+    """A scheduler, its clock, and all that came and ran.
+
+    Args:
+        costs: of passes.
+        max_started: as of the scheduler.
+        times: how long passes really take, one after the other and over again, in times what is now expected at most.
+        promises: whether jobs get any.
+        follows: whether costs follow what passes take.
+    """
+
+    def __init__(
+        self,
+        costs: Costs,
+        max_started: int = 1000,
+        times: Iterable[float] = (1.0,),
+        promises: bool = True,
+        follows: bool = False,
+    ) -> None:
+        self.costs = costs
+        self.scheduler = Scheduler(costs, max_started)
+        self.now = 0.0
+        self.tickets: list[Ticket] = []
+        self.passes: list[Pass] = []
+        self.finished: list[tuple[Ticket, int]] = []  # images
+        self._times = cycle(times)
+        self._promises = promises
+        self._follows = follows
+        self._at_most = [seconds * costs.speed for seconds in costs.ceilings]
+        self._of: dict[Job, Ticket] = {}
+        self._began: tuple[Batch, float] | None = None
+
+    @property
+    def present(self) -> list[Ticket]:
+        return [ticket for ticket in self.tickets if ticket.present]
+
+    @property
+    def images(self) -> list[tuple[Ticket, int]]:
+        """Those of jobs in line that are not done, or will be only when the present pass ends."""
+        last = len(self.passes) if self._began is not None else inf
+        return [
+            (ticket, index)
+            for ticket in self.present
+            for index, ran in enumerate(ticket.ran)
+            if index in ticket.unfinished or ran[-1][0] == last
+        ]
+
+    def came(self, arrival: Arrival) -> Ticket:
+        """A job comes now."""
+        job, latest = Job(arrival.images, self.costs), self.now + arrival.within
+        if arrival.hurry < inf:
+            earliest = self.scheduler.earliest_promise(job, self.now, self.now)
+            late = (arrival.hurry - 1) * (earliest - self.now)
+            latest = min(latest, earliest + late)
+        promise = self.scheduler.earliest_promise(job, self.now, latest) if self._promises else inf
+        ticket = Ticket(arrival, job, self.now, latest, promise, promise <= latest, ran=[[] for _ in arrival.images])
+        self.tickets.append(ticket)
+        self._of[job] = ticket
+        if ticket.present:
+            self.scheduler.add(job, promise)
+        return ticket
+
+    def left(self, ticket: Ticket) -> None:
+        """A job is cancelled now, if it is still there."""
+        ticket.present = False
+        self.scheduler.remove(ticket.job)
+
+    def begin(self) -> Batch:
+        """The next pass begins now."""
+        tickets = self.present
+        batch = self.scheduler.next_batch(self.now)
+        self._began = batch, self.now
+        if batch:
+            seconds = next(self._times) * self._at_most[len(batch)]
+            rows = [(self._of[task.job], task.index, branch) for task, branch in batch]
+            jobs = sum(ticket.left > 0 for ticket in tickets)
+            due = sum(ticket.due for ticket in tickets)
+            self.passes.append(Pass(self.now, self.now + seconds, rows, due, jobs))
+            for ticket, index, branch in rows:
+                ticket.ran[index].append((len(self.passes), branch))
+        return batch
+
+    def end(self) -> list[Task]:
+        """The pass has ended."""
+        assert self._began is not None, "no pass has begun"
+        (batch, began), self._began = self._began, None
+        if batch:
+            self.now = self.passes[-1].ended
+        finished = self.scheduler.advance(batch)
+        if batch and self._follows:
+            self.costs.follow(len(batch), self.now - began)
+        for task in finished:
+            ticket = self._of[task.job]
+            self.finished.append((ticket, task.index))
+            if not ticket.left:
+                ticket.done, ticket.present = self.now, False
+        return finished
+
+    def moments(self, arrivals: Iterable[Arrival]) -> Iterator[None]:
+        """Play what is to come, until nothing is left; stops after each thing that happens."""
+        number = count()
+        events: list[tuple[float, int, Arrival | Ticket]] = [(a.at, next(number), a) for a in arrivals]
+        heapify(events)
+
+        def happen(until: float) -> Iterator[None]:
+            while events and events[0][0] <= until:
+                at, _, event = heappop(events)
+                self.now = max(self.now, at)
+                if isinstance(event, Ticket):
+                    self.left(event)
+                else:
+                    ticket = self.came(event)
+                    if ticket.present and event.leaves < inf:
+                        heappush(events, (self.now + event.leaves, next(number), ticket))
+                yield
+
+        while True:
+            yield from happen(self.now)
+            batch = self.begin()
+            yield
+            if batch:
+                yield from happen(self.passes[-1].ended)
+            self.end()
+            yield
+            if not batch:
+                if not events:
+                    return
+                yield from happen(events[0][0])
+
+    def play(self, arrivals: Iterable[Arrival]) -> list[Ticket]:
+        """Play what is to come, until nothing is left. Returns what came, in the order of arrival."""
+        for _ in self.moments(arrivals):
+            pass
+        return self.tickets
+
+
+def alike(images: int, steps: int, forwards: int = 1) -> Images:
+    """Images that take the same."""
+    return ((steps, forwards),) * images
+
+
+def played(costs: Costs, arrivals: Sequence[Arrival], times: Sequence[float] = (1.0,)) -> Line:
+    """A line after all of it has happened."""
+    line = Line(costs, times=times)
+    line.play(arrivals)
+    return line
+
+
+# What may come.
+
+_pass_seconds = st.one_of(st.floats(0.01, 1.0), st.sampled_from((0.125, 0.25, 0.5, 1.0)))
+
+
+def _rising(seconds: list[float]) -> dict[int, float]:
+    return dict(enumerate(sorted(seconds), 1))
+
+
+cost_tables: st.SearchStrategy[dict[int, float]] = st.one_of(
+    st.lists(_pass_seconds, min_size=1, max_size=9).map(lambda some: dict(enumerate(some, 1))),  # in any order
+    st.lists(_pass_seconds, min_size=1, max_size=9).map(_rising),
+    st.lists(_pass_seconds, min_size=5, max_size=5).map(lambda some: dict(zip((1, 2, 4, 8, 16), some, strict=True))),
+    st.lists(_pass_seconds, min_size=5, max_size=5).map(
+        lambda some: dict(zip((1, 2, 4, 8, 16), sorted(some), strict=True))
+    ),
+    st.tuples(st.integers(1, 9), _pass_seconds).map(lambda one: {one[0]: one[1]}),
+    st.tuples(st.integers(1, 9), _pass_seconds).map(lambda one: {n: n * one[1] for n in range(1, one[0] + 1)}),
+    st.just({1: 2.0, 2: 3.0, 3: 4.0, 4: 4.5, 5: 6.0, 6: 7.0, 7: 8.75, 8: 7.5}),  # 8 are cheaper than 7
+)
+
+any_images: st.SearchStrategy[Images] = st.one_of(
+    st.lists(st.tuples(st.integers(1, 12), st.sampled_from((1, 2))), min_size=1, max_size=12).map(tuple),
+    st.builds(alike, st.integers(1, 12), st.integers(1, 12), st.sampled_from((1, 2))),
+    st.just(((1, 1),)),
+)
+
+any_times = st.lists(
+    st.one_of(st.sampled_from((1 + MARGIN, 1 + MARGIN, 1.0, 0.01)), st.floats(0.01, 1 + MARGIN)), min_size=1, max_size=6
+)
+
+
+@st.composite
+def any_arrivals(
+    draw: st.DrawFn, max_size: int = 12, deadlines: bool = True, images: st.SearchStrategy[Images] = any_images
+) -> list[Arrival]:
+    """Jobs that come in crowds and alone; some are in a hurry, some leave."""
+    at, arrivals = 0.0, []
+    for _ in range(draw(st.integers(1, max_size))):
+        at += draw(st.one_of(st.just(0.0), st.floats(0.0, 1.0), st.floats(0.0, 20.0)))
+        hurry = draw(st.sampled_from((inf, inf, 1.0, 1.0, 1.0, 1.1, 1.5, 3.0, 0.9))) if deadlines else inf
+        leaves = draw(st.one_of(st.just(inf), st.just(inf), st.floats(0.0, 20.0)))
+        arrivals.append(Arrival(at, draw(images), hurry=hurry, leaves=leaves))
+    return arrivals

@@ -1,0 +1,172 @@
+"""What is left of a job, and how long that takes at most."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice, takewhile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.costs import Costs
+from service.jobs import Job, Task
+from tests.lines import Images, alike, any_images, cost_tables
+
+ROUNDING = 1e-9
+
+# Of each of a few passes, which of the rows that are due run: row i where bit i is set.
+any_passes = st.lists(st.integers(0, 2**24 - 1), max_size=12)
+
+
+def due(job: Job) -> list[Task]:
+    """A task for each forward row that could run."""
+    return [task for task in job.behind_first() for _ in range(task.due)]
+
+
+def run(job: Job, costs: Costs, rows: int) -> None:
+    """A pass of some of the rows that are due."""
+    chosen = [task for i, task in enumerate(due(job)) if rows >> i & 1]
+    if chosen:
+        job.count(chosen, costs)
+
+
+def plan(job: Job, costs: Costs) -> list[Task]:
+    """The next pass of the plan that `seconds` is about."""
+    tasks = (task for task in job.furthest_behind() for _ in range(task.due))
+    return list(islice(tasks, costs.width))
+
+
+def partly_run(table: dict[int, float], images: Images, passes: Sequence[int]) -> tuple[Job, Costs]:
+    costs = Costs(table)
+    job = Job(images, costs)
+    for rows in passes:
+        run(job, costs, rows)
+    return job, costs
+
+
+def to_the_end(job: Job, costs: Costs) -> Iterator[int]:
+    """Run the plan to its end: the rows of each pass."""
+    while job.left:
+        tasks = plan(job, costs)
+        job.count(tasks, costs)
+        yield len(tasks)
+
+
+@given(cost_tables, any_images, any_passes)
+def test_no_pass_makes_the_seconds_longer(table: dict[int, float], images: Images, passes: list[int]) -> None:
+    costs = Costs(table)
+    job = Job(images, costs)
+    for rows in passes:
+        before = job.seconds
+        run(job, costs, rows)
+        assert job.seconds <= before + ROUNDING
+
+
+@given(cost_tables, any_images, any_passes)
+def test_a_pass_of_the_plan_makes_the_seconds_shorter_by_all_that_it_takes(
+    table: dict[int, float], images: Images, passes: list[int]
+) -> None:
+    job, costs = partly_run(table, images, passes)
+    while job.left:
+        before, tasks = job.seconds, plan(job, costs)
+        job.count(tasks, costs)
+        assert job.seconds <= before - costs.ceilings[len(tasks)] + ROUNDING
+    assert job.seconds == 0
+
+
+@given(cost_tables, any_images, any_passes)
+def test_the_seconds_are_those_of_the_plan(table: dict[int, float], images: Images, passes: list[int]) -> None:
+    job, costs = partly_run(table, images, passes)
+    seconds = job.seconds
+    assert sum(costs.ceilings[rows] for rows in to_the_end(job, costs)) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("images", "seconds"),
+    [
+        (alike(1, 5), 5 * 1.0),
+        (alike(4, 5), 5 * 2.5),
+        (alike(9, 5), 5 * (2.5 + 2.5 + 1.0)),  # four, four and one
+        (alike(2, 5, 2), 5 * 2.5),
+        (alike(3, 5, 2), 5 * (2.5 + 1.5)),  # two rows of each image: two images, and one
+        (((5, 1), (2, 1)), 3 * 1.0 + 2 * 1.5),  # first that which is behind, then both
+        (((5, 2), (5, 1), (5, 1)), 5 * (2.0 + 1.0)),  # as if all took two rows
+    ],
+)
+def test_images_run_in_groups_that_fill_a_pass(images: Images, seconds: float) -> None:
+    assert Job(images, Costs({1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5})).seconds == pytest.approx(seconds)
+
+
+def test_an_image_of_two_rows_takes_two_passes_where_only_one_row_fits() -> None:
+    assert Job(alike(1, 5, 2), Costs({1: 1.0})).seconds == pytest.approx(10.0)
+
+
+@given(cost_tables, any_images, any_passes)
+def test_what_is_left_agrees_with_a_recount(table: dict[int, float], images: Images, passes: list[int]) -> None:
+    costs = Costs(table)
+    job = Job(images, costs)
+    ran = [0] * len(images)
+    tasks = list(job.tasks)
+    for rows in passes:
+        for task in (task for i, task in enumerate(due(job)) if rows >> i & 1):
+            ran[task.index] += 1
+        run(job, costs, rows)
+        for task, (steps, forwards), n in zip(tasks, images, ran, strict=True):
+            assert task.steps_left == steps - n // forwards
+            assert list(task.branches) == list(range(n % forwards, forwards))
+        assert job.left == job.size - sum(ran) == sum(left for _, left in job.groups)
+        assert job.steps == max(task.steps_left for task in tasks)
+    assert job.size == sum(steps * forwards for steps, forwards in images)
+
+
+@given(cost_tables, any_images)
+def test_a_group_steps_in_one_pass_and_leaves_no_room_for_another_image(
+    table: dict[int, float], images: Images
+) -> None:
+    costs = Costs(table)
+    job = Job(images, costs)
+    most = max(forwards for _, forwards in images)
+    for at_once, _ in job.groups:
+        assert at_once <= max(costs.width, most)
+    if len(set(images)) == 1:
+        assert all(at_once + most > costs.width for at_once, _ in job.groups[:-1])
+
+
+@given(cost_tables, any_images, any_passes)
+def test_images_come_group_after_group_and_those_behind_first(
+    table: dict[int, float], images: Images, passes: list[int]
+) -> None:
+    job, _ = partly_run(table, images, passes)
+    tasks = list(job.behind_first())
+    assert sorted(task.index for task in tasks) == [task.index for task in job.tasks if task.steps_left]
+    rest = iter(tasks)
+    for _, left in job.groups:
+        group: list[Task] = []
+        while left:
+            group.append(next(rest))
+            left -= (group[-1].steps_left - 1) * group[-1].forwards_per_step + group[-1].due
+        steps = [task.steps_left for task in group]
+        assert steps == sorted(steps, reverse=True)
+    if tasks:
+        behind = list(takewhile(lambda task: task.steps_left == tasks[0].steps_left, tasks))
+        first = job.furthest_behind()
+        assert first
+        assert set(first) <= set(behind)
+
+
+def test_both_branches_of_a_task_may_be_counted_at_once() -> None:
+    costs = Costs({4: 1.0})
+    job = Job(alike(2, 2, 2), costs)
+    [a, b] = job.tasks
+    job.count([a, a, b], costs)
+    assert (a.steps_left, list(a.branches), b.steps_left, list(b.branches)) == (1, [0, 1], 2, [1])
+    assert (job.left, job.steps) == (5, 2)
+
+
+@given(any_images, any_passes, st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4))
+def test_other_costs_weigh_a_job_anew(images: Images, passes: list[int], seconds: list[float]) -> None:
+    """Widths may change too; the plan stays one that the seconds are enough for."""
+    job, _ = partly_run({1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}, images, passes)
+    costs = Costs(dict(enumerate(seconds, 1)))
+    job.weigh(costs)
+    weighed = job.seconds
+    assert sum(costs.ceilings[rows] for rows in to_the_end(job, costs)) == pytest.approx(weighed)

@@ -1,0 +1,261 @@
+"""Promises are as early as they can be, and what makes them safe: each plan keeps what it has to spare."""
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import inf
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from service.costs import Costs
+from service.jobs import Job, Task
+from service.promises import MARGIN, PATIENCE, SHORTEST, Bounds, earliest, patient, spare
+from tests.lines import Images, alike, any_images, cost_tables
+
+ROUNDING = 1e-7
+START = 100.0
+
+BETWEEN = {1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}
+EQUAL = {4: 1.0}
+
+
+@dataclass
+class Crowd:
+    """Jobs in line, and the promises that they have."""
+
+    costs: Costs
+    line: list[Job]
+    arrived: int = 0
+
+    def add(self, job: Job, promise: float) -> None:
+        self.arrived += 1
+        job.promise, job.number = promise, self.arrived
+        insort(self.line, job, key=lambda one: (one.promise, one.number))
+
+
+@st.composite
+def crowds(draw: st.DrawFn, max_size: int = 6) -> Crowd:
+    """Each job has the earliest promise that it could get, or a later one that somebody wanted."""
+    crowd = Crowd(Costs(draw(cost_tables)), [])
+    for images in draw(st.lists(any_images, max_size=max_size)):
+        job = Job(images, crowd.costs)
+        wanted = draw(st.sampled_from((0.0, 0.0, START))) + draw(st.floats(0.0, 100.0))
+        crowd.add(job, earliest(job, crowd.line, crowd.costs, START, wanted))
+    return crowd
+
+
+@st.composite
+def late_crowds(draw: st.DrawFn) -> Crowd:
+    """Promises of any kind, such as a machine that has become slower cannot keep."""
+    crowd = Crowd(Costs(draw(cost_tables)), [])
+    for images in draw(st.lists(any_images, max_size=6)):
+        crowd.add(Job(images, crowd.costs), START + draw(st.floats(-10.0, 100.0)))
+    return crowd
+
+
+def with_promise(crowd: Crowd, job: Job, promise: float) -> list[Job]:
+    job.promise, job.number = promise, crowd.arrived + 1
+    return sorted([*crowd.line, job], key=lambda one: (one.promise, one.number))
+
+
+def run(job: Job, tasks: Sequence[Task], costs: Costs, line: list[Job]) -> None:
+    job.count(tasks, costs)
+    if not job.left:
+        line.remove(job)
+
+
+def fill(line: Sequence[Job], width: int) -> list[Task]:
+    """The rows of a pass, those of the earliest promises first."""
+    return list(islice((task for job in line for task in job.behind_first() for _ in range(task.due)), width))
+
+
+def counted(tasks: Sequence[Task], crowd: Crowd) -> None:
+    for job in dict.fromkeys(task.job for task in tasks):
+        run(job, [task for task in tasks if task.job is job], crowd.costs, crowd.line)
+
+
+# Why promises are kept
+
+
+@given(crowds())
+def test_whoever_is_promised_something_can_have_it(crowd: Crowd) -> None:
+    assert max(spare(crowd.line, crowd.costs, START)) >= -ROUNDING
+
+
+@given(crowds(), any_images, st.floats(0.0, 300.0))
+def test_a_promise_leaves_all_others_as_they_were(crowd: Crowd, images: Images, wanted: float) -> None:
+    job = Job(images, crowd.costs)
+    before = [(one.promise, one.left, one.seconds) for one in crowd.line]
+    promise = earliest(job, crowd.line, crowd.costs, START, wanted)
+    assert promise >= wanted
+    assert [(one.promise, one.left, one.seconds) for one in crowd.line] == before
+    assert max(spare(with_promise(crowd, job, promise), crowd.costs, START)) >= -ROUNDING
+
+
+@given(crowds(), st.integers(0, 2**24 - 1))
+def test_nothing_that_runs_leaves_a_plan_less_to_spare_than_the_time_it_takes(crowd: Crowd, rows: int) -> None:
+    before = spare(crowd.line, crowd.costs, START)
+    due = fill(crowd.line, 24)
+    counted([task for i, task in enumerate(due) if rows >> i & 1], crowd)
+    after = spare(crowd.line, crowd.costs, START)
+    assert after.alone >= before.alone - ROUNDING
+    assert after.together >= before.together - ROUNDING
+
+
+@given(crowds(), st.integers(0, 5))
+def test_a_job_that_leaves_takes_nothing_from_others(crowd: Crowd, place: int) -> None:
+    assume(place < len(crowd.line))
+    before = spare(crowd.line, crowd.costs, START)
+    del crowd.line[place]
+    after = spare(crowd.line, crowd.costs, START)
+    assert after.alone >= before.alone
+    assert after.together >= before.together
+
+
+@given(crowds(), st.integers(0, 2**24 - 1))
+def test_the_plan_alone_keeps_what_it_has_to_spare(crowd: Crowd, rows: int) -> None:
+    due = fill(crowd.line, 24)
+    counted([task for i, task in enumerate(due) if rows >> i & 1], crowd)
+    now = START
+    while crowd.line:
+        before = spare(crowd.line, crowd.costs, now).alone
+        tasks = crowd.line[0].furthest_behind()
+        tasks = list(islice((task for task in tasks for _ in range(task.due)), crowd.costs.width))
+        now += crowd.costs.ceilings[len(tasks)] * (1 + MARGIN)
+        counted(tasks, crowd)
+        assert spare(crowd.line, crowd.costs, now).alone >= before - ROUNDING
+
+
+@given(crowds(), st.integers(0, 2**24 - 1))
+def test_the_plan_together_keeps_what_it_has_to_spare(crowd: Crowd, rows: int) -> None:
+    due = fill(crowd.line, 24)
+    counted([task for i, task in enumerate(due) if rows >> i & 1], crowd)
+    now = START
+    while crowd.line:
+        before = spare(crowd.line, crowd.costs, now).together
+        tasks = fill(crowd.line, crowd.costs.width)
+        now += crowd.costs.ceilings[len(tasks)] * (1 + MARGIN)
+        counted(tasks, crowd)
+        assert spare(crowd.line, crowd.costs, now).together >= before - ROUNDING
+
+
+# How early they are
+
+
+@settings(max_examples=200)
+@given(crowds(), any_images, st.floats(0.0, 300.0))
+def test_no_earlier_promise_could_be_kept(crowd: Crowd, images: Images, wanted: float) -> None:
+    """By a search over all places in line, for both plans."""
+    costs, bounds = crowd.costs, Bounds(crowd.costs)
+    job = Job(images, costs)
+    found = earliest(job, crowd.line, costs, START, wanted)
+    candidates = {wanted, *(other.promise for other in crowd.line)}
+    for place in range(len(crowd.line) + 1):
+        ahead = crowd.line[:place]
+        candidates.add(START + bounds.alone(job.seconds + sum(other.seconds for other in ahead)))
+        candidates.add(START + bounds.together(job.left + sum(other.left for other in ahead), job.steps))
+    possible = [
+        promise
+        for promise in candidates
+        if promise >= wanted and max(spare(with_promise(crowd, job, promise), costs, START)) >= -1e-10
+    ]
+    assert found == pytest.approx(min(possible), abs=ROUNDING)
+
+
+@given(late_crowds(), any_images, st.floats(0.0, 300.0))
+def test_where_promises_are_late_already_a_new_one_is_what_the_better_plan_could_keep(
+    crowd: Crowd, images: Images, wanted: float
+) -> None:
+    costs = crowd.costs
+    before = spare(crowd.line, costs, START)
+    job = Job(images, costs)
+    promise = earliest(job, crowd.line, costs, START, wanted)
+    assert wanted <= promise < inf
+    line = with_promise(crowd, job, promise)
+    after = spare(line, costs, START)
+    assert max(after) >= min(max(before), 0) - ROUNDING  # nobody becomes later
+    upto = line[: line.index(job) + 1]
+    alone = promise - START - Bounds(costs).alone(sum(one.seconds for one in upto))
+    together = promise - START - Bounds(costs).together(sum(one.left for one in upto), job.steps)
+    better = alone if before.alone > before.together else together
+    assert better >= -ROUNDING or max(alone, together) >= -ROUNDING
+
+
+@given(cost_tables, any_images)
+def test_an_idle_server_promises_the_sooner_of_both_plans(table: dict[int, float], images: Images) -> None:
+    costs = Costs(table)
+    job = Job(images, costs)
+    bounds = Bounds(costs)
+    shortest = min(bounds.alone(job.seconds), bounds.together(job.left, job.steps))
+    assert earliest(job, [], costs, START, 0.0) == pytest.approx(START + shortest)
+    assert earliest(job, [], costs, START, START + shortest + 1) == START + shortest + 1
+
+
+def test_a_new_job_goes_ahead_of_those_that_can_wait_and_of_no_other() -> None:
+    costs = Costs({1: 0.8})  # a second, with the margin
+    crowd = Crowd(costs, [])
+    for steps, promise in ((5, 106.0), (5, 120.0), (5, 140.0)):
+        crowd.add(Job(alike(1, steps), costs), promise)
+    for steps, promise in ((1, 101.0), (2, 107.0), (10, 115.0), (11, 121.0), (25, 135.0), (26, 141.0)):
+        assert earliest(Job(alike(1, steps), costs), crowd.line, costs, START, 0.0) == pytest.approx(promise)
+
+
+def test_of_equal_promises_the_first_given_is_the_first_kept() -> None:
+    costs = Costs({1: 0.8})
+    crowd = Crowd(costs, [])
+    crowd.add(Job(alike(1, 5), costs), 105.0)
+    assert earliest(Job(alike(1, 1), costs), crowd.line, costs, START, 105.0) == pytest.approx(106.0)
+
+
+def test_the_start_is_when_the_next_pass_can_begin() -> None:
+    costs = Costs({1: 0.8})
+    job = Job(alike(1, 3), costs)
+    assert earliest(job, [], costs, 50.0, 0.0) == pytest.approx(53.0)
+    assert earliest(job, [], costs, 51.5, 0.0) == pytest.approx(54.5)
+
+
+# The bounds in numbers
+
+
+def test_bounds_are_seconds_with_the_margin() -> None:
+    bounds = Bounds(Costs(BETWEEN))
+    assert bounds.alone(8.0) == pytest.approx(8.0 * (1 + MARGIN))
+    assert bounds.together(40, 5) == pytest.approx((40 / 4 + 5 * 3 / 4) * 2.5 * (1 + MARGIN))
+
+
+def test_a_slower_machine_has_longer_bounds() -> None:
+    costs = Costs(BETWEEN)
+    before = Bounds(costs)
+    for _ in range(50):
+        costs.follow(4, 5.0)
+    after = Bounds(costs)
+    assert after.unit == pytest.approx(costs.speed * (1 + MARGIN))
+    assert after.alone(1.0) > 1.5 * before.alone(1.0)
+    assert after.together(10, 1) > 1.5 * before.together(10, 1)
+
+
+def test_what_is_to_spare_is_what_the_tightest_promise_leaves() -> None:
+    costs = Costs(EQUAL)
+    jobs = [Job(alike(4, 4), costs), Job(alike(1, 8), costs)]
+    jobs[0].promise, jobs[1].promise = START + 10.0, START + 20.0
+    left = spare(jobs, costs, START)
+    assert left.alone == pytest.approx(min(10 - 4 * 1.25, 20 - 12 * 1.25))
+    assert left.together == pytest.approx(min(10 - (16 / 4 + 4 * 3 / 4) * 1.25, 20 - (24 / 4 + 8 * 3 / 4) * 1.25))
+    assert spare(jobs, costs, START + 1.0) == pytest.approx([left.alone - 1, left.together - 1])
+
+
+def test_nobody_in_line_leaves_all_the_time_to_spare() -> None:
+    costs = Costs(EQUAL)
+    assert spare([], costs, START) == (inf, inf)
+    assert spare([Job(alike(1, 1), costs)], costs, START) == (inf, inf)  # without a promise
+
+
+@given(cost_tables, any_images, st.integers(0, 10_000))
+def test_a_patient_promise_is_a_multiple_of_the_work_ahead(table: dict[int, float], images: Images, ahead: int) -> None:
+    costs = Costs(table)
+    job = Job(images, costs)
+    in_full_passes = Bounds(costs).together(ahead + job.left, job.steps) / (1 + MARGIN)
+    assert patient(job, ahead, costs) == pytest.approx(max(SHORTEST, PATIENCE * in_full_passes))
