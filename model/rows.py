@@ -65,10 +65,13 @@ class Runner(Protocol):
         """The batch sizes that forward passes really run at, rising. The last is the most rows of one pass."""
 
     def admit(self, row: Row) -> int:
-        """Give a row a slot, and return it. Raises RuntimeError where none is free."""
+        """Give a row a slot, and return it. A row holds its slot also while others go first."""
 
     def step(self, forwards: Sequence[Forward]) -> None:
-        """Run one forward pass. A row whose branches have all run takes its step; they may come in several passes."""
+        """Run one forward pass. A row whose branches have all run takes its step; they may come in several passes.
+
+        If the network raises, no row has changed, and the same rows can be run again.
+        """
 
     def read(self, slot: int) -> Reading:
         """Copy out the state of a row."""

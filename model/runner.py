@@ -26,6 +26,7 @@ class _Slot:
         self.timesteps: list[int] = row.table.timesteps.tolist()
         self.step = 0
         self.branches: set[int] = set()
+        self.noise: Tensor | None = None  # of the present step, once it is drawn
 
 
 class SlotRunner:
@@ -38,7 +39,7 @@ class SlotRunner:
         image_shape: (C, H, W).
         out_channels: of what the network predicts: C, or 2·C with a learned variance.
         no_label: the label of rows without one.
-        slots: the most rows in flight at once.
+        slots: for rows in flight. When all are taken, there will be twice as many.
     """
 
     def __init__(
@@ -62,16 +63,25 @@ class SlotRunner:
     @torch.inference_mode()
     def admit(self, row: Row) -> int:
         if not self._free:
-            raise RuntimeError(f"all {len(self._slots)} slots are taken")
+            self._double()
         rng = generator(row.seed)
         start = draw(rng, self._shape)
         if row.start is not None:
             start = torch.from_numpy(row.start)
-        slot = self._free.pop()
-        self._slots[slot] = _Slot(row, rng)
+        slot, state = self._free[-1], _Slot(row, rng)
         self._x.index_copy_(0, self._send([slot]), self._backend.send(start[None]))
         self._x0.select(0, slot).zero_()
+        self._slots[slot] = state  # a row that cannot be admitted has taken nothing
+        self._free.pop()
         return slot
+
+    def _double(self) -> None:
+        slots = len(self._x)
+        own, without_label = self._out.chunk(2)
+        x, x0 = (torch.cat([state, torch.zeros_like(state)]) for state in (self._x, self._x0))
+        out = torch.cat([own, torch.zeros_like(own), without_label, torch.zeros_like(own)])
+        self._x, self._x0, self._out, self._branch = x, x0, out, 2 * slots  # all, or for want of memory none
+        self._free = list(reversed(range(slots, 2 * slots)))
 
     @torch.inference_mode()
     def step(self, forwards: Sequence[Forward]) -> None:
@@ -84,25 +94,30 @@ class SlotRunner:
         )
         wait = self._backend.start(self._x.index_select(0, index), timesteps, labels)
 
-        for f, slot in zip(forwards, slots, strict=True):
-            slot.branches.add(f.branch)
-        complete = [
-            i
-            for i in dict.fromkeys(f.slot for f in forwards)
-            if len(self._slots[i].branches) == self._slots[i].row.forwards_per_step
-        ]
+        complete = self._complete(forwards)
         noise = self._noise(complete)  # drawn while the device computes
 
         self._out.index_copy_(0, places, wait())
+        for f, slot in zip(forwards, slots, strict=True):
+            slot.branches.add(f.branch)
         if complete:
             self._update(complete, noise)
+
+    def _complete(self, forwards: Sequence[Forward]) -> list[int]:
+        """The slots of rows that take their step with these forward rows."""
+        branches: dict[int, set[int]] = {}
+        for slot, branch in forwards:
+            branches.setdefault(slot, set(self._slots[slot].branches)).add(branch)
+        return [slot for slot, run in branches.items() if len(run) == self._slots[slot].row.forwards_per_step]
 
     def _noise(self, complete: list[int]) -> Tensor:
         """The noise of rows that take their step, [B, C, H, W] on the device; 0 for those that need none."""
         noise = torch.zeros((len(complete), *self._shape))
         for i, slot in enumerate(self._slots[i] for i in complete):
             if slot.is_noisy[slot.step]:
-                noise[i] = draw(slot.rng, self._shape)
+                if slot.noise is None:
+                    slot.noise = draw(slot.rng, self._shape)
+                noise[i] = slot.noise
         return self._backend.send(noise)
 
     def _update(self, complete: list[int], noise: Tensor) -> None:
@@ -117,17 +132,20 @@ class SlotRunner:
             own, *variance = torch.split(out.index_select(0, rows), self._shape[0], dim=1)
             unconditional = self._out.index_select(0, places).narrow(1, 0, self._shape[0])
             out = out.index_copy(0, rows, torch.cat([guided(own, unconditional, scale), *variance], dim=1))
-            self._out.index_copy_(0, index, out)
 
         lines = self._backend.send(torch.stack([slot.lines[slot.step] for slot in slots]))
         thresholded = [i for i, slot in enumerate(slots) if slot.is_thresholded[slot.step]]
         x, x0 = self._x.index_select(0, index), self._x0.index_select(0, index)
         x, x0 = update(x, out, x0, noise, lines, thresholded)
+        # Until here a pass that raises has changed no row, and can be run again.
         self._x.index_copy_(0, index, x)
         self._x0.index_copy_(0, index, x0)
+        if with_guidance:
+            self._out.index_copy_(0, index, out)  # for rows that want it
         for slot in slots:
             slot.step += 1
             slot.branches.clear()
+            slot.noise = None
 
     def _send(self, *numbers: list[int]) -> Tensor:
         """Bring lists of one length to the device, int64; one list as [N], several as [lists, N]."""

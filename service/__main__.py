@@ -31,6 +31,7 @@ from service.app import create_app
 from service.config import Settings, SettingsError
 from service.engine import Engine
 from service.metrics import Metrics
+from service.places import Places
 from service.served import Served, fingerprint_parts
 
 log = logging.getLogger("service")
@@ -161,7 +162,8 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         first_draw=first_draw,
     )
     metrics = Metrics()
-    engine = Engine(runner, probe_row(model), settings.max_queue, metrics)
+    places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))
+    engine = Engine(runner, probe_row(model), places, metrics)
     metrics.watch(engine, served)
     return engine, served, metrics
 
@@ -227,8 +229,7 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def _announce(engine: Engine, served: Served, host: str, port: int, began: float) -> None:
-    while engine.status == "loading":
-        time.sleep(0.02)
+    engine.wait_loaded()
     if engine.status == "ready":
         shown = f"[{host}]" if ":" in host else host
         log.info(

@@ -43,7 +43,9 @@ class Settings(BaseSettings):
         description="forward rows in one pass; default: 32 on CUDA; on the CPU 1 to 8, fewer for larger networks",
     )
     max_images: int = Field(64, ge=1, le=MAX_IMAGES, description="images in one request")
-    max_queue: int = Field(256, ge=1, description="requests accepted and not finished")
+    max_queue: int = Field(
+        256, ge=1, description="requests accepted and not finished; clients below their share get up to an eighth more"
+    )
     max_body: ByteSize = Field(ByteSize(16 * 2**20), ge=1, description="bytes of a request body; 16MiB is understood")
     timeout: float = Field(300.0, gt=0, allow_inf_nan=False, description="the most seconds a request may take")
     drain_timeout: float = Field(

@@ -1,183 +1,175 @@
 """The engine: one thread that owns the model. Schedule, run, advance; then again.
 
-A request is a job of one or more rows. `submit` returns a Future; cancelling it takes the job's rows out of the batch
-before the next step. The engine knows nothing of HTTP or asyncio, and sees the model as a model.rows.Runner.
+`submit` says by when a request will be done, and gives a Future; cancelling that takes its rows out of the batch before
+the next step. The engine knows nothing of HTTP or asyncio, and sees the model as a model.rows.Runner.
 """
 
-import heapq
-import itertools
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from itertools import groupby
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from model.rows import Forward, Image, Row, Runner
-from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, Loading, QueueFull, ServiceError
-from service.scheduler import Scheduler, Task
+from service.costs import Costs
+from service.errors import ComputationFailed, DeadlinePassed
+from service.forecast import eta
+from service.jobs import Batch, Task
+from service.places import Places
+from service.pulse import Pulse
+from service.requests import Accepted, Clock, Finished, Request, Requests, Watcher, dead, draining, stuck
+from service.requests import Observer as RequestObserver
+from service.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
 Status = Literal["loading", "ready", "draining", "failed"]
-Clock = Callable[[], float]
+Phase = Literal["idle", "schedule", "admit", "pass", "advance"]
 
-_IN_DOUBT_AFTER = 10.0  # seconds without a forward pass that worked
-_SMOOTHING = 0.1  # of measured seconds per pass
-
-
-class Finished(NamedTuple):
-    """What a job's Future gives: its images, [C, H, W] each, and the seconds it waited and ran."""
-
-    images: list[Image]
-    queue_s: float
-    denoise_s: float
+_STARTED_PER_ROW = 4  # tasks with slots, for each row of the widest pass
+_MEASURED = 3  # passes of each width, at warm-up
 
 
-class Observer(Protocol):
-    """Is told what happens, from the engine's thread."""
+class Observer(RequestObserver, Protocol):
+    """Is told of passes too."""
 
+    def phase_done(self, phase: Phase, seconds: float) -> None: ...
     def pass_done(self, rows: int, seconds: float) -> None: ...
-    def job_started(self, queue_s: float) -> None: ...
-    def job_finished(self, images: int) -> None: ...
-    def job_cancelled(self, reason: str) -> None: ...
+    def pass_failed(self) -> None: ...
 
 
-@dataclass(eq=False)
-class _Job:
-    rows: Sequence[Row]
-    submitted: float
-    deadline: float
-    is_probe: bool = False
-    future: Future[Finished] = field(default_factory=Future)
-    started: float | None = None
-    images: dict[int, Image] = field(default_factory=dict)  # by index of the row
-    tasks: list["_RowTask"] = field(default_factory=list)
+class _Placed(NamedTuple):
+    """A forward row of a pass, with what the runner knows of it."""
 
-
-class _RowTask(Task):
-    """A row in line: which of its job's rows it is, and its slot once it runs."""
-
-    __slots__ = ("index", "job", "slot")
-
-    def __init__(self, job: _Job, index: int) -> None:
-        row = job.rows[index]
-        super().__init__(len(row.table), row.forwards_per_step)
-        self.job = job
-        self.index = index
-        self.slot: int | None = None
+    task: Task
+    forward: Forward
 
 
 class Engine:
-    """Runs jobs on a runner.
+    """Runs requests on a runner.
 
     Args:
         runner: the model. Only the engine's thread calls it.
         probe: a row that shows that the model works, for the warm-up and for readiness.
-        max_queue: jobs accepted and not finished.
-        observer: is told of passes and jobs.
+        places: for requests accepted and not finished.
+        observer: is told of passes and requests.
         clock: seconds, never falling.
+        scheduler: makes the line of jobs.
     """
 
     def __init__(
-        self, runner: Runner, probe: Row, max_queue: int, observer: Observer, clock: Clock = time.monotonic
+        self,
+        runner: Runner,
+        probe: Row,
+        places: Places,
+        observer: Observer,
+        clock: Clock = time.monotonic,
+        scheduler: Callable[[Costs, int], Scheduler] = Scheduler,
     ) -> None:
         self._runner = runner
         self._probe = probe
-        self._max_queue = max_queue
         self._observer = observer
         self._clock = clock
-        self._scheduler: Scheduler[_RowTask] = Scheduler(runner.widths[-1])
-        self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
-        self._deadlines: list[tuple[float, int, _Job]] = []
-        self._count = itertools.count()
+        self._new_scheduler = scheduler
+        self._requests = Requests(places, observer, clock)
+        self._changed = self._requests.changed  # guards the line, and what follows
+        self._draining = self._stopping = self._stopped = self._is_stuck = False
+        self._pulse = Pulse(clock)
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
-        self._seconds: dict[int, float] = {}  # of a pass, by width
-
-        self._state = threading.Condition()  # guards what follows
-        self._jobs: set[_Job] = set()
-        self._warm = False
-        self._draining = False
-        self._stopped = False
-        self._last_pass_worked = True
-        self._last_success = clock()
+        self._free_since = clock()  # the end of the last pass, or of idleness
 
     # What other threads call.
 
     def start(self) -> None:
-        """Start the thread, which warms the model up and then takes jobs."""
+        """Start the thread, which warms the model up and then takes requests."""
         self._thread.start()
 
-    def submit(self, rows: Sequence[Row], timeout_s: float) -> Future[Finished]:
-        """Accept a job.
+    def submit(self, rows: Sequence[Row], timeout_s: float, client: str, watcher: Watcher | None = None) -> Accepted:
+        """Accept a request.
 
-        The Future's exception, if it has one, is a ServiceError.
+        Args:
+            rows: its images.
+            timeout_s: the seconds that it may take, waiting included.
+            client: who asks.
+            watcher: is told how it goes.
 
         Raises:
-            Unavailable: where the queue is full, or the engine is loading, draining or dead.
+            Invalid: where it would take longer than `timeout_s` even if there were no others.
+            Unavailable: where it would now, where the queue is full, or the engine is loading, draining or dead.
         """
-        now = self._clock()
-        job = _Job(rows, submitted=now, deadline=now + timeout_s)
-        with self._state:
-            if self._draining:
-                raise Draining("the server is shutting down", retry_after=1)
-            if self._stopped:
-                raise _dead()
-            if not self._warm:
-                raise Loading("the model is being loaded", retry_after=2)
-            if sum(not job.is_probe for job in self._jobs) >= self._max_queue:
-                raise QueueFull(f"all {self._max_queue} places of the queue are taken", retry_after=self.backlog_s)
-            self._jobs.add(job)
-        self._send(job)
-        return job.future
+        return self._requests.accept(rows, timeout_s, client, watcher)
 
     def probe(self) -> Future[Finished]:
-        """Run the probe as a job of its own, which needs no place in the queue."""
-        now = self._clock()
-        job = _Job([self._probe], submitted=now, deadline=float("inf"), is_probe=True)
-        with self._state:
-            if self._stopped:
-                raise _dead()
-            self._jobs.add(job)
-        self._send(job)
-        return job.future
+        """Run the probe as a request of its own, which needs no place in the queue.
+
+        Raises:
+            Unavailable: where the engine is loading or dead.
+        """
+        with self._changed:
+            if not self.alive:
+                raise dead() if self._stopped else stuck()
+            return self._requests.accept_probe(self._probe)
 
     def drain(self) -> None:
-        """Refuse new jobs from now on."""
-        with self._state:
+        """Refuse new requests from now on."""
+        with self._changed:
             self._draining = True
+            self._requests.close(draining)
+
+    def wait_loaded(self, timeout_s: float | None = None) -> bool:
+        """Wait until the model is warm, or never will be. False where that takes longer than `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._requests.scheduler is not None or self._stopped, timeout_s)
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no job is left. False where that takes longer than `timeout_s`."""
-        with self._state:
-            return self._state.wait_for(lambda: not self._jobs, timeout_s)
+        """Wait until no request is left. False where that takes longer than `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._requests) == 0, timeout_s)
 
     def close(self) -> None:
-        """Stop the thread after its present pass. Jobs that are not finished fail as Draining."""
+        """Stop the thread after its present pass. Requests that are not finished fail as Draining."""
         self.drain()
-        self._inbox.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        while self._thread.is_alive():
+            if self._pulse.stuck_s:  # it may never end
+                self._requests.fail_all(draining, "draining")
+                return
+            self._thread.join(1.0)
+
+    def check_pulse(self) -> None:
+        """Notice a pass that does not return, and fail all requests, for who knows when it will. To be called often."""
+        with self._changed:
+            stuck_s = self._pulse.stuck_s
+            if self._is_stuck or not stuck_s:
+                return
+            self._is_stuck = True
+            self._requests.close(stuck)
+        log.error("a forward pass has not returned for %.0f s", stuck_s)
+        self._requests.fail_all(stuck)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread goes on: it has not died, and no pass is stuck."""
+        return not self._stopped and not self._pulse.stuck_s
 
     @property
     def status(self) -> Status:
-        with self._state:
-            if self._draining:
-                return "draining"
-            if self._stopped or not self._last_pass_worked:
-                return "failed"
-            return "ready" if self._warm else "loading"
+        if self._draining:
+            return "draining"
+        if not self.alive or self._pulse.failing:
+            return "failed"
+        return "loading" if self._requests.scheduler is None else "ready"
 
     @property
     def in_doubt(self) -> bool:
         """Whether no recent forward pass is known to have worked: the last failed, or was long ago."""
-        with self._state:
-            return not self._last_pass_worked or self._clock() - self._last_success > _IN_DOUBT_AFTER
+        return self._pulse.in_doubt
 
     @property
     def widths(self) -> Sequence[int]:
@@ -185,214 +177,195 @@ class Engine:
         return self._runner.widths
 
     @property
-    def rows_running(self) -> int:
-        return self._scheduler.running
-
-    @property
-    def rows_waiting(self) -> int:
-        return self._scheduler.waiting
-
-    @property
-    def outstanding_row_steps(self) -> int:
-        """Forward rows still to run."""
-        return self._scheduler.outstanding
-
-    @property
-    def seconds_per_step(self) -> dict[int, float]:
-        """Measured seconds of a forward pass, by its width."""
-        return dict(self._seconds)
-
-    @property
-    def backlog_s(self) -> float:
-        """The seconds that all accepted work will take, as measured so far."""
-        width, seconds = max(self.seconds_per_step.items(), default=(1, 0.0))
-        return self._scheduler.outstanding / width * seconds
+    def scheduler(self) -> Scheduler | None:
+        """The line, for its counters and costs; None until the model is warm."""
+        return self._requests.scheduler
 
     # What the engine's thread does.
 
     def _main(self) -> None:
         try:
-            self._warm_up()
-            while self._receive():
-                batch = self._schedule()
-                if batch and self._run(batch):
-                    self._advance(batch)
+            scheduler = self._warm_up()
+            while (batch := self._schedule(scheduler)) is not None:
+                self._advance(scheduler, self._run(scheduler, self._admit(batch)))
         except Exception:
             log.exception("the engine died")
         finally:
-            with self._state:
+            with self._changed:
                 self._stopped = True
-                left = list(self._jobs)
-                draining = self._draining
-            error = Draining("the server shut down before this was done") if draining else _dead()
-            for job in left:
-                self._forget(job)
-                if job.future.set_running_or_notify_cancel():
-                    job.future.set_exception(error)
+                self._requests.close(dead)
+            if self._draining:
+                self._requests.fail_all(draining, "draining")
+            else:
+                self._requests.fail_all(dead)
 
-    def _warm_up(self) -> None:
-        """Run the probe until a pass costs what it will cost."""
-        for _ in range(2):
-            slot = self._runner.admit(self._probe)
-            for _ in range(len(self._probe.table)):
-                self._pass([Forward(slot, 0)])
+    def _warm_up(self) -> Scheduler:
+        """Run the probe until it is known what passes cost."""
+        slot = self._runner.admit(self._probe)
+        for _ in range(len(self._probe.table)):
+            self._runner.step([Forward(slot, 0)])
+        image = self._runner.read(slot).x
+        self._runner.release(slot)
+        if not np.isfinite(image).all():
+            raise ComputationFailed("the probe's image is not finite")
+        costs = Costs({width: self._measure(width) for width in self._runner.widths})
+        scheduler = self._new_scheduler(costs, _STARTED_PER_ROW * self._runner.widths[-1])
+        self._pulse.pass_ended(worked=True)
+        self._requests.open(scheduler)
+        return scheduler
+
+    def _measure(self, rows: int) -> float:
+        """The fewest seconds of a pass; the first one also builds what it needs, and does not count."""
+        seconds = []
+        for _ in range(1 + _MEASURED):
+            slots = [self._runner.admit(self._probe) for _ in range(rows)]
+            began = self._clock()
+            self._runner.step([Forward(slot, 0) for slot in slots])
+            seconds.append(self._clock() - began)
+            for slot in slots:
+                self._runner.release(slot)
+        return min(seconds[1:])
+
+    def _schedule(self, scheduler: Scheduler) -> Batch | None:
+        """Wait for work, and choose the next pass. None when it is time to stop."""
+        now = self._clock()
+        with self._changed:
+            while not (scheduler.outstanding or self._requests.abandoned or self._stopping):
+                self._changed.wait()
+                self._observer.phase_done("idle", self._clock() - now)
+                now = self._free_since = self._clock()
+            if self._stopping:
+                return None
+            late = self._requests.take_out_late(now)
+            abandoned, self._requests.abandoned = self._requests.abandoned, []
+            batch = scheduler.next_batch(now)
+        for slot in abandoned:
+            self._runner.release(slot)
+        for request in late:
+            message = f"not done within {request.deadline - request.submitted:g} s"
+            self._requests.answer(request, DeadlinePassed(message), "timeout")
+        self._observer.phase_done("schedule", self._clock() - now)
+        return batch
+
+    def _admit(self, batch: Batch) -> list[_Placed]:
+        """Give rows that start a slot. Rows that left meanwhile, or that cannot start, are left out."""
+        began = self._clock()
+        placed = []
+        for task, branch in batch:
+            request = self._requests.of(task.job)
+            slot = None if request is None else request.slots.get(task)
+            if request is not None and slot is None:
+                slot = self._start(request, task, began)
+            if slot is not None:
+                placed.append(_Placed(task, Forward(slot, branch)))
+        self._observer.phase_done("admit", self._clock() - began)
+        return placed
+
+    def _start(self, request: Request, task: Task, now: float) -> int | None:
+        try:
+            slot = self._runner.admit(request.rows[task.index])
+        except Exception:
+            log.exception("a row could not be admitted")
+            self._requests.fail(request, ComputationFailed("this request could not be started"))
+            return None
+        return slot if self._requests.start(request, task, slot, now) else None
+
+    def _run(self, scheduler: Scheduler, batch: Sequence[_Placed]) -> Sequence[_Placed]:
+        """Run the pass. Where it raises, each row is tried again alone. Returns what has run."""
+        if not batch:
+            return batch
+        try:
+            self._pass(scheduler, [forward for _, forward in batch])
+        except Exception:
+            log.exception("a forward pass of %d rows failed; each is tried alone", len(batch))
+        else:
+            return batch
+        ran: list[_Placed] = []
+        for _, rows in groupby(batch, lambda placed: placed.task):
+            ran += self._run_alone(scheduler, list(rows))
+        return ran
+
+    def _run_alone(self, scheduler: Scheduler, rows: list[_Placed]) -> list[_Placed]:
+        """Run the forward rows of one task. Where they raise again, its request fails."""
+        request = self._requests.of(rows[0].task.job)
+        if request is None:
+            return []
+        try:
+            self._pass(scheduler, [forward for _, forward in rows])
+        except Exception:
+            log.exception("and alone")
+            self._requests.fail(request, ComputationFailed("a forward pass of this request failed"))
+            return []
+        return rows
+
+    def _pass(self, scheduler: Scheduler, forwards: Sequence[Forward]) -> None:
+        began = self._clock()
+        self._pulse.pass_begins(scheduler.costs.seconds(len(forwards)))
+        worked = False
+        try:
+            self._runner.step(forwards)
+            worked = True
+        finally:
+            now = self._clock()
+            free_since, self._free_since = self._free_since, now
+            with self._changed:  # so that check_pulse sees either all of this or nothing
+                self._pulse.pass_ended(worked)
+                if self._is_stuck:
+                    log.warning("the forward pass returned after %.0f s", now - began)
+                    self._is_stuck = False
+                    self._requests.open(scheduler)
+            if not worked:
+                self._observer.pass_failed()
+        with self._changed:
+            scheduler.costs.follow(len(forwards), now - free_since)
+        self._observer.pass_done(len(forwards), now - began)
+        self._observer.phase_done("pass", now - began)
+
+    def _advance(self, scheduler: Scheduler, ran: Sequence[_Placed]) -> None:
+        """Collect finished images, answer finished requests, and tell those who watch."""
+        began = self._clock()
+        with self._changed:
+            ended = []
+            for task in scheduler.advance([(task, forward.branch) for task, forward in ran]):
+                request = self._requests.of(task.job)
+                assert request is not None
+                ended.append((request, task.index, request.slots.pop(task)))
+            watched: dict[Request, float] = {}
+            for job in dict.fromkeys(task.job for task, _ in ran):
+                watching = self._requests.of(job)
+                if watching is not None and watching.watcher is not None:
+                    watched[watching] = eta(job, scheduler, self._requests.arrivals, began) if job.left else 0.0
+        for request, eta_s in watched.items():
+            self._show(request, eta_s, [placed for placed in ran if placed.task.job is request.job])
+        for request, index, slot in ended:
             image = self._runner.read(slot).x
             self._runner.release(slot)
-            if not np.isfinite(image).all():
-                raise ComputationFailed("the probe's image is not finite")
-        with self._state:
-            self._warm = True
+            self._take(request, index, image)
+        self._observer.phase_done("advance", self._clock() - began)
 
-    def _send(self, job: _Job) -> None:
-        # A cancelled job is sent a second time, which takes it out; this also wakes an engine that is idle. The Future,
-        # which holds the images, must not hold its job too: such circles wait long for the garbage collector.
-        known = weakref.ref(job)
+    def _show(self, request: Request, eta_s: float, ran: Sequence[_Placed]) -> None:
+        """Tell a watcher of its rows that ran."""
+        assert request.watcher is not None
+        steps = len(request.rows[0].table)
+        request.watcher.progress(steps - request.job.steps, steps, eta_s)
+        every = request.watcher.preview_every
+        for task, forward in ran if every else ():
+            step = steps - task.steps_left
+            has_stepped = task.due == task.forwards_per_step and forward.branch == task.forwards_per_step - 1
+            if has_stepped and step % every == 0:
+                request.watcher.preview(task.index, step, self._runner.read(forward.slot).x0)
 
-        def send_again(future: Future[Finished]) -> None:
-            if future.cancelled() and (cancelled := known()) is not None:
-                self._inbox.put(cancelled)
-
-        job.future.add_done_callback(send_again)
-        self._inbox.put(job)
-
-    def _receive(self) -> bool:
-        """Take in what was sent; wait for it where nothing else is to be done. False when it is time to stop."""
-        while True:
-            idle = not self._scheduler.outstanding
-            if not idle and self._inbox.empty():
-                break
-            job = self._inbox.get()
-            if job is None:
-                return False
-            if job.future.cancelled():
-                if self._leave(job):
-                    self._tell_cancelled(job, "disconnect")
-            else:
-                self._enter(job)
-        while self._deadlines and self._deadlines[0][0] <= self._clock():
-            _, _, job = heapq.heappop(self._deadlines)
-            if not job.future.done():
-                self._fail(job, DeadlinePassed(f"not done within {job.deadline - job.submitted:g} s"), "timeout")
-        return True
-
-    def _enter(self, job: _Job) -> None:
-        job.tasks = [_RowTask(job, index) for index in range(len(job.rows))]
-        self._scheduler.add(job.tasks)
-        heapq.heappush(self._deadlines, (job.deadline, next(self._count), job))
-
-    def _leave(self, job: _Job) -> bool:
-        """Forget a job, wherever its rows are. False where that has been done."""
-        self._scheduler.remove(job.tasks)
-        for task in job.tasks:
-            if task.slot is not None:
-                self._runner.release(task.slot)
-                task.slot = None
-        job.tasks = []
-        return self._forget(job)
-
-    def _forget(self, job: _Job) -> bool:
-        """Give back a job's place in the queue. False where that has been done."""
-        with self._state:
-            if job not in self._jobs:
-                return False
-            self._jobs.remove(job)
-            if len(self._deadlines) > 2 * len(self._jobs):  # of jobs that are gone, with their images
-                self._deadlines = [entry for entry in self._deadlines if entry[2] in self._jobs]
-                heapq.heapify(self._deadlines)
-            self._state.notify_all()
-            return True
-
-    def _schedule(self) -> list[tuple[_RowTask, int]]:
-        """Choose the next pass's rows, and give those that start a slot."""
-        batch = self._scheduler.next_batch()
-        now = self._clock()
-        for task, _ in batch:
-            job = task.job
-            if task.slot is None and not job.future.done():
-                try:
-                    task.slot = self._runner.admit(job.rows[task.index])
-                except Exception:
-                    log.exception("a row could not be admitted")
-                    self._fail(job, ComputationFailed("this request could not be started"))
-                    continue
-            if task.slot is not None and job.started is None:
-                job.started = now
-                if not job.is_probe:
-                    self._observer.job_started(now - job.submitted)
-        return [(task, branch) for task, branch in batch if task.slot is not None]
-
-    def _run(self, batch: Sequence[tuple[_RowTask, int]]) -> bool:
-        """Run the pass. Where it raises, the jobs in it fail, and the others go on."""
-        try:
-            self._pass([Forward(task.slot, branch) for task, branch in batch if task.slot is not None])
-        except Exception:
-            log.exception("a forward pass failed")
-            with self._state:
-                self._last_pass_worked = False
-            for job in dict.fromkeys(task.job for task, _ in batch):
-                self._fail(job, ComputationFailed("a forward pass of this request failed"))
-            return False
-        return True
-
-    def _advance(self, batch: Sequence[tuple[_RowTask, int]]) -> None:
-        """Count the steps, collect finished images, and answer finished jobs."""
-        for task in self._scheduler.advance(batch):
-            job = task.job
-            if task.slot is None:  # another row of its job failed in this pass
-                continue
-            image = self._runner.read(task.slot).x
-            self._runner.release(task.slot)
-            task.slot = None
-            if not np.isfinite(image).all():
-                self._fail(job, ComputationFailed("the image has values that are not finite"))
-                continue
-            job.images[task.index] = image
-            if len(job.images) == len(job.rows):
-                self._finish(job)
-
-    def _pass(self, forwards: Sequence[Forward]) -> None:
-        began = self._clock()
-        self._runner.step(forwards)
-        now = self._clock()
-        seconds = now - began
-        width = next(width for width in self._runner.widths if width >= len(forwards))
-        known = self._seconds.get(width)
-        # The first passes of a width also build kernels: only what follows them is smoothed.
-        self._seconds[width] = seconds if known is None or not self._warm else known + _SMOOTHING * (seconds - known)
-        self._observer.pass_done(len(forwards), seconds)
-        with self._state:
-            self._last_pass_worked = True
-            self._last_success = now
-
-    def _finish(self, job: _Job) -> None:
-        self._leave(job)
-        started = job.submitted if job.started is None else job.started
-        images = [job.images.pop(index) for index in range(len(job.rows))]
-        finished = Finished(images, started - job.submitted, self._clock() - started)
-        if not job.future.set_running_or_notify_cancel():
-            self._tell_cancelled(job, "disconnect")
+    def _take(self, request: Request, index: int, image: Image) -> None:
+        """Put a finished image to the others of its request."""
+        if self._requests.of(request.job) is None:  # another of them failed in this pass
             return
-        try:
-            if not job.is_probe:
-                self._observer.job_finished(len(images))  # ahead of the answer: whoever has it finds it counted
-        finally:
-            job.future.set_result(finished)
-
-    def _fail(self, job: _Job, error: ServiceError, reason: str | None = None) -> None:
-        self._leave(job)
-        if not job.future.set_running_or_notify_cancel():
-            self._tell_cancelled(job, "disconnect")
+        finite = bool(np.isfinite(image).all())
+        self._pulse.image_ended(finite)
+        if not finite:
+            self._requests.fail(request, ComputationFailed("the image has values that are not finite"))
             return
-        try:
-            if reason is not None:
-                self._tell_cancelled(job, reason)
-        finally:
-            job.future.set_exception(error)
-
-    def _tell_cancelled(self, job: _Job, reason: str) -> None:
-        if not job.is_probe:
-            self._observer.job_cancelled(reason)
-
-
-def _dead() -> Failed:
-    return Failed("the engine has stopped", retry_after=30)
+        request.images[index] = image
+        if request.watcher is not None:
+            request.watcher.image(index, image)
+        if len(request.images) == len(request.rows):
+            self._requests.finish(request)

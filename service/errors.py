@@ -11,7 +11,9 @@
     │   ├── Loading
     │   ├── Draining
     │   ├── Failed
-    │   └── QueueFull
+    │   ├── QueueFull
+    │   ├── TooLate
+    │   └── ShareTaken        429
     └── DeadlinePassed        504
 
 Answers are problem documents, RFC 9457. Messages are written for the client, and name nothing of the server.
@@ -20,7 +22,7 @@ Answers are problem documents, RFC 9457. Messages are written for the client, an
 import http
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from starlette.responses import JSONResponse
 
@@ -32,6 +34,16 @@ class FieldError(TypedDict):
 
     loc: list[str | int]
     msg: str
+
+
+class Document(TypedDict):
+    """A problem document. RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: NotRequired[list[FieldError]]
 
 
 class ServiceError(Exception):
@@ -98,6 +110,14 @@ class QueueFull(Unavailable):
     pass
 
 
+class TooLate(Unavailable):
+    """Its deadline cannot be met, or not without breaking promises."""
+
+
+class ShareTaken(Unavailable):
+    """The client holds its share of a full queue."""
+
+
 class DeadlinePassed(ServiceError):
     pass
 
@@ -109,6 +129,7 @@ STATUS: dict[type[ServiceError], int] = {
     UnsupportedMedia: 415,
     Invalid: 422,
     ComputationFailed: 500,
+    ShareTaken: 429,
     Unavailable: 503,
     DeadlinePassed: 504,
 }
@@ -116,7 +137,6 @@ STATUS: dict[type[ServiceError], int] = {
 
 def answer(error: ServiceError) -> JSONResponse:
     """The problem document of an error."""
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     headers: dict[str, str] = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -124,19 +144,26 @@ def answer(error: ServiceError) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BodyTooLarge):
         headers["Connection"] = "close"  # the rest of the body is not read
-    return problem(status, str(error), headers, error.errors if isinstance(error, Invalid) else None)
+    return _respond(document(error), headers)
 
 
-def problem(
-    status: int, detail: str, headers: Mapping[str, str] | None = None, errors: Sequence[FieldError] | None = None
-) -> JSONResponse:
-    """A problem document."""
-    document = {"type": "about:blank", "title": _title(status), "status": status, "detail": detail}
-    if errors is not None:
-        document["errors"] = list(errors)
-    return JSONResponse(
-        document, status, {"Cache-Control": "no-store", **(headers or {})}, media_type="application/problem+json"
-    )
+def document(error: ServiceError) -> Document:
+    """What the problem document of an error says."""
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    said: Document = {"type": "about:blank", "title": _title(status), "status": status, "detail": str(error)}
+    if isinstance(error, Invalid):
+        said["errors"] = error.errors
+    return said
+
+
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The problem document of what is no ServiceError."""
+    return _respond({"type": "about:blank", "title": _title(status), "status": status, "detail": detail}, headers or {})
+
+
+def _respond(said: Document, headers: Mapping[str, str]) -> JSONResponse:
+    headers = {"Cache-Control": "no-store", **headers}
+    return JSONResponse(said, said["status"], headers, media_type="application/problem+json")
 
 
 def _title(status: int) -> str:

@@ -45,8 +45,10 @@ class Operations:
         return router
 
     async def live(self) -> Response:
-        """200 while the process can serve at all."""
-        return JSONResponse({"status": "live"}, headers={"Cache-Control": "no-store"})
+        """200 while the process can serve at all: its engine has not died, and is not stuck in a pass."""
+        alive = self.engine.alive or self.engine.status == "draining"
+        status, code = ("live", 200) if alive else ("failed", 503)
+        return JSONResponse({"status": status}, code, {"Cache-Control": "no-store"})
 
     async def ready(self) -> Response:
         """200 only while a request would be served: warmed up, and a recent forward pass known to have worked."""
@@ -78,6 +80,7 @@ class Operations:
         """The model, what computes it, and what a request may ask for."""
         served, model, settings = self.served, self.served.model, self.settings
         parts = served.fingerprint_parts
+        costs = self.engine.scheduler.costs.by_width if self.engine.scheduler else {}
         return JSONResponse(
             {
                 "version": service.__version__,
@@ -112,7 +115,7 @@ class Operations:
                 "fingerprint": served.fingerprint,
                 "fingerprint_parts": dict(parts),
                 "reproducible": served.reproducible,
-                "seconds_per_step": {str(width): s for width, s in sorted(self.engine.seconds_per_step.items())},
+                "seconds_per_step": {str(width): s for width, s in costs.items()},
             },
             headers={"Cache-Control": "no-store"},
         )

@@ -24,7 +24,6 @@ from model.description import ModelDescription
 from model.unet import DiffusionUNet
 from tests.networks import fill
 from tests.servers import PATIENCE, ROOT
-from tests.test_openvino import Later
 from tests.trajectories import description_of
 
 SHAPE = (1, 4, 4)
@@ -49,7 +48,7 @@ def described(digest: str = "0" * 64) -> ModelDescription:
 
 
 def output(model: Any) -> Tensor:
-    backend = OpenVINOBackend(model, SHAPE, "float32", 1, 1, Later(), lambda: 0)
+    backend = OpenVINOBackend(model, SHAPE, "float32", 1, 1, lambda: 0)
     x = torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(0))
     return backend.start(x, torch.tensor([7]), torch.tensor([0]))().clone()
 

@@ -102,7 +102,7 @@ class MetaBackend:
 
 def meta_runner(out_channels: int) -> tuple[SlotRunner, MetaBackend]:
     backend = MetaBackend(out_channels)
-    return SlotRunner(backend, SHAPE, out_channels, no_label=5, slots=8), backend
+    return SlotRunner(backend, SHAPE, out_channels, no_label=5, slots=2), backend
 
 
 # What the meta device shows.
@@ -157,6 +157,7 @@ def test_other_work_moves_nothing() -> None:
 @with_variance
 @pytest.mark.parametrize("names", [*([name] for name in ROWS), list(ROWS)], ids=lambda names: " + ".join(names))
 def test_a_step_brings_the_device_what_is_sent_and_asks_it_nothing(names: list[str], out_channels: int) -> None:
+    """Also where rows need more slots than there are."""
     runner, backend = meta_runner(out_channels)
     rows = [row_of(name, out_channels) for name in names]
     with Moves() as moves:
@@ -183,7 +184,7 @@ def test_a_runner_on_cuda_0(out_channels: int) -> None:
     rows = [row_of(name, out_channels) for name in ROWS]
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         backend = FakeBackend(out_channels)
-        runner = SlotRunner(backend, SHAPE, out_channels, no_label=5, slots=8)
+        runner = SlotRunner(backend, SHAPE, out_channels, no_label=5, slots=2)
         slots = [runner.admit(row) for row in rows]
         for step in range(max(len(row.table) for row in rows)):
             going = [(row, slot) for row, slot in zip(rows, slots, strict=True) if step < len(row.table)]

@@ -5,10 +5,9 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
 from importlib.util import find_spec
 from random import Random
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -33,36 +32,9 @@ from tests.test_runner import (  # noqa: F401
     test_rows_of_a_crowd_have_their_own_bytes_at_every_step,
     test_twins_are_equal_and_other_seeds_are_not,
 )
-from tests.test_unet2d import NETWORK
 from tests.trajectories import description_of, small_network
 
-MAX_BATCH = 8
-T = TypeVar("T")
-
-
-class Now(Executor):
-    """Runs each task before `submit` returns."""
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-class Later(Executor):
-    """Holds its tasks until it is told."""
-
-    def __init__(self) -> None:
-        self.tasks: list[Callable[[], object]] = []
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        self.tasks.append(lambda: fn(*args, **kwargs))
-        return Future()
-
-    def run_all(self) -> None:
-        for task in self.tasks:
-            task()
-        self.tasks.clear()
+MAX_BATCH = 6
 
 
 def backend_of(
@@ -71,10 +43,14 @@ def backend_of(
     precision: Precision = "float32",
     threads: int = 1,
     max_batch: int = MAX_BATCH,
-    compiler: Executor | None = None,
     free_memory: Callable[[], float] = lambda: math.inf,
 ) -> OpenVINOBackend:
-    return OpenVINOBackend(model, image_shape, precision, threads, max_batch, compiler or Now(), free_memory)
+    return OpenVINOBackend(model, image_shape, precision, threads, max_batch, free_memory)
+
+
+def no_memory() -> float:
+    """For no size but 1."""
+    return 0.0
 
 
 def inputs(rows: int, image_shape: tuple[int, int, int] = SHAPE, last: int = 999) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,6 +79,14 @@ def small() -> Any:
     return convert(small_network(), description_of(small_network(), SHAPE))
 
 
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    """What is compiled soonest, converted; for what is not about bits."""
+    network = DiffusionUNet(3, 4, (1,), num_classes=5)
+    fill(network)
+    return convert(network, description_of(network, SHAPE))
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -127,7 +111,15 @@ def unet(
 
 def unet_2d(**fields: Any) -> Callable[[], nn.Module]:
     """Small, with each kind of layer at another width; fields are changed here."""
-    return lambda: UNet2D(UNet2DConfig(**{**NETWORK, **fields}))
+    small = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    return lambda: UNet2D(UNet2DConfig(**{**small, **fields}))
 
 
 FOURIER = unet_2d(
@@ -199,20 +191,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, in
         999,
         10,
     ),
-    "2d: label vectors, centred, scaled middle without attention": (
-        unet_2d(
-            class_embed_type="identity",
-            center_input_sample=True,
-            mid_block_scale_factor=2.5,
-            add_attention=False,
-            act_fn="mish",
-            time_embedding_dim=13,
-        ),
-        (3, 8, 8),
-        0,
-        999,
-        1,
-    ),
     "2d: heads by count, labels as timesteps": (
         unet_2d(
             num_attention_heads=2,
@@ -227,8 +205,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, in
         999,
         200,
     ),
-    "2d: heads that leave channels over, three levels": (
+    "2d: label vectors, centred, three levels, heads that leave channels over, scaled middle without attention": (
         unet_2d(
+            class_embed_type="identity",
+            center_input_sample=True,
+            mid_block_scale_factor=2.5,
+            add_attention=False,
+            act_fn="mish",
+            time_embedding_dim=13,
             block_out_channels=(8, 4, 12),
             attention_head_dim=3,
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
@@ -266,12 +250,13 @@ def test_computes_what_torch_computes(
         assert expected.isfinite().all()
         for image, image_expected in zip(out, expected, strict=True):
             assert (image - image_expected).abs().max() <= 1e-5 * image_expected.abs().max()
+    assert backend.sizes == [1, 2]  # also of a network that takes the timestep's logarithm, and is NaN at timestep 0
 
 
 @pytest.mark.skipif(not computes_bfloat16(), reason="no instructions for bfloat16")
 def test_bfloat16_tells_neighbouring_timesteps_apart() -> None:
     """999 is no bfloat16. Computed in it, time embeddings of late timesteps were those of other timesteps."""
-    network = DiffusionUNet(3, 16, (1, 2), norm_groups=4, middle_attention=True)
+    network = DiffusionUNet(3, 16, (1,), norm_groups=4)
     fill(network)
     model = convert(network, description_of(network, SHAPE))
     exact, rough = backend_of(model), backend_of(model, precision="bfloat16")
@@ -292,21 +277,20 @@ def test_bfloat16_tells_neighbouring_timesteps_apart() -> None:
 
 
 def test_a_row_has_the_same_bits_in_every_pass(small: Any, precision: Precision) -> None:
-    """Any number of rows, any place, any neighbours; before and after sizes are compiled."""
-    later, random = Later(), Random(0)
-    backend = backend_of(small, precision=precision, compiler=later)
-    assert list(backend.widths) == list(range(1, MAX_BATCH + 1))
-    assert backend.reproducible
+    """Any number of rows, any place, any neighbours; with and without memory for sizes."""
     x, timesteps, labels = inputs(2 * MAX_BATCH)
-    alone = rows_alone(backend, x, timesteps, labels)
-    for sizes in ([1], [1, 2, 4, 8]):
-        assert backend.sizes == sizes
+    random = Random(0)
+    ones = backend_of(small, precision=precision, free_memory=no_memory)
+    alone = rows_alone(ones, x, timesteps, labels)
+    assert all((alone[i] - alone[k]).abs().max() > 1e-3 for i in range(len(x)) for k in range(i))  # no row is another
+    for backend, sizes in ((ones, [1]), (backend_of(small, precision=precision), [1, 2, 4])):
+        assert list(backend.widths) == list(range(1, MAX_BATCH + 1))
+        assert backend.reproducible
         for rows in range(1, MAX_BATCH + 1):
             for _ in range(3):
                 chosen = random.sample(range(2 * MAX_BATCH), rows)
                 assert torch.equal(run(backend, x[chosen], timesteps[chosen], labels[chosen]), alone[chosen])
-        later.run_all()
-    assert all((alone[i] - alone[k]).abs().max() > 1e-3 for i in range(len(x)) for k in range(i))  # no row is another
+        assert backend.sizes == sizes
 
 
 def test_no_bit_depends_on_the_number_of_threads(precision: Precision) -> None:
@@ -325,60 +309,30 @@ def test_no_bit_depends_on_the_number_of_threads(precision: Precision) -> None:
 @pytest.fixture(scope="module")
 def alone(small: Any, precision: Precision) -> Alone:
     """Rows by themselves in pieces of one; crowds in pieces of all sizes."""
-    ones = backend_of(small, precision=precision, max_batch=WIDTH, compiler=Later())
+    ones = backend_of(small, precision=precision, max_batch=WIDTH, free_memory=no_memory)
     return Alone(ones, crowds=backend_of(small, precision=precision, max_batch=WIDTH))
-
-
-def test_a_network_that_cannot_be_asked_at_timestep_0_gets_its_sizes() -> None:
-    """It takes the timestep's logarithm; there a row would be NaN, which is not equal to itself."""
-    network, shape = FOURIER(), (3, 5, 7)
-    fill(network)
-    backend = backend_of(convert(network, description_of(network, shape)), shape)
-    run(backend, *inputs(2, shape))
-    assert backend.sizes == [1, 2]
 
 
 # Sizes.
 
 
-def test_no_pass_waits_for_a_compilation(small: Any) -> None:
-    later = Later()
-    backend = backend_of(small, compiler=later)
-    x, timesteps, labels = inputs(6)
-    before = run(backend, x, timesteps, labels)
-    assert len(later.tasks) == 2
+def test_each_size_is_compiled_once_when_a_pass_first_has_so_many_rows(tiny: Any) -> None:
+    compiled: list[None] = []
+
+    def asked() -> float:  # before each compilation but that of size 1
+        compiled.append(None)
+        return math.inf
+
+    backend = backend_of(tiny, free_memory=asked)
     assert backend.sizes == [1]
-    later.run_all()
-    assert backend.sizes == [1, 2, 4]
-    assert torch.equal(run(backend, x, timesteps, labels), before)
-
-
-def test_each_size_is_asked_for_once(small: Any) -> None:
-    later = Later()
-    backend = backend_of(small, compiler=later)
-    for rows, asked_for in ((1, 0), (2, 1), (3, 1), (4, 2), (4, 2), (6, 2), (7, 2), (8, 3), (8, 3)):
+    for rows, sizes in ((1, [1]), (3, [1, 2]), (2, [1, 2]), (5, [1, 2, 4]), (4, [1, 2, 4]), (6, [1, 2, 4])):
         run(backend, *inputs(rows))
-        assert len(later.tasks) == asked_for
-    later.run_all()
-    for rows in range(1, MAX_BATCH + 1):
-        run(backend, *inputs(rows))
-    assert later.tasks == []
+        assert backend.sizes == sizes
+        assert len(compiled) == len(sizes) - 1
 
 
-def test_a_pass_between_start_and_finish_takes_a_new_size_as_well(small: Any) -> None:
-    """Sizes are compiled beside the passes, and may come at any time."""
-    later = Later()
-    backend = backend_of(small, compiler=later)
-    x, timesteps, labels = inputs(4)
-    expected = rows_alone(backend, x, timesteps, labels)
-    finish = backend.start(x, timesteps, labels)
-    later.run_all()
-    assert torch.equal(finish(), expected)
-    assert backend.sizes == [1, 4]
-
-
-def test_inputs_are_taken_as_they_are_laid_out(small: Any) -> None:
-    backend = backend_of(small)
+def test_inputs_are_taken_as_they_are_laid_out(tiny: Any) -> None:
+    backend = backend_of(tiny)
     x, timesteps, labels = inputs(3)
     expected = rows_alone(backend, x, timesteps, labels)
     odd = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
@@ -387,14 +341,14 @@ def test_inputs_are_taken_as_they_are_laid_out(small: Any) -> None:
 
 
 def test_where_memory_is_short_pieces_are_smaller(
-    small: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A size may take what size 1 did beyond the weights, for each row, and leaves half of what is free to others."""
     held: Iterator[int] = iter([0, 10**9])  # beside which the weights are nothing
     monkeypatch.setattr(openvino, "resident", lambda: next(held))
     free = {2: 4.01e9, 4: 7.9e9}
     sizes = iter(free)
-    backend = backend_of(small, free_memory=lambda: free[next(sizes)])
+    backend = backend_of(tiny, free_memory=lambda: free[next(sizes)])
     x, timesteps, labels = inputs(6)
     expected = rows_alone(backend, x, timesteps, labels)
     run(backend, x[:2], timesteps[:2], labels[:2])
@@ -445,11 +399,11 @@ def test_a_size_that_cannot_be_compiled_is_not_used(caplog: pytest.LogCaptureFix
     assert caplog.records[-1].exc_info
 
 
-def test_memory_that_cannot_be_told_is_logged(small: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_that_cannot_be_told_is_logged(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> float:
         raise ValueError("no number")
 
-    backend = backend_of(small, free_memory=broken)
+    backend = backend_of(tiny, free_memory=broken)
     x, timesteps, labels = inputs(2)
     assert torch.equal(run(backend, x, timesteps, labels), rows_alone(backend, x, timesteps, labels))
     assert len(warnings(caplog)) == 1
@@ -457,8 +411,8 @@ def test_memory_that_cannot_be_told_is_logged(small: Any, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 6])
-def test_more_rows_than_a_pass_may_have_are_refused(small: Any, max_batch: int) -> None:
-    backend = backend_of(small, max_batch=max_batch)
+def test_more_rows_than_a_pass_may_have_are_refused(tiny: Any, max_batch: int) -> None:
+    backend = backend_of(tiny, max_batch=max_batch)
     assert list(backend.widths) == list(range(1, max_batch + 1))
     with pytest.raises(ValueError, match=f"{max_batch + 1} rows do not fit a pass of {max_batch}"):
         backend.start(*inputs(max_batch + 1))
@@ -468,32 +422,33 @@ def test_more_rows_than_a_pass_may_have_are_refused(small: Any, max_batch: int) 
 # What is told.
 
 
-def test_fingerprint_names_what_moves_bits(small: Any) -> None:
-    first = backend_of(small).fingerprint
+def test_fingerprint_names_what_moves_bits(tiny: Any) -> None:
+    first = backend_of(tiny).fingerprint
     assert first.keys() == {"backend", "backend_version", "precision", "processor", "threads"}
     assert first["backend"] == "openvino"
     assert first["precision"] == "float32"
-    assert backend_of(small, max_batch=2).fingerprint == first  # no bit depends on it
-    assert backend_of(small, precision="bfloat16").fingerprint == first | {"precision": "bfloat16"}
+    assert backend_of(tiny, max_batch=2).fingerprint == first  # no bit depends on it
+    assert backend_of(tiny, precision="bfloat16").fingerprint == first | {"precision": "bfloat16"}
 
 
 def test_no_usage_statistics_are_sent() -> None:
-    """OpenVINO's import sends some, and its convert_model: by this package, which must not even be imported."""
+    """OpenVINO's import sends some, and its convert_model: by this package, which must not even be imported.
+
+    Whichever of our own modules is imported first.
+    """
     assert find_spec("openvino.tools.ovc"), "there is nothing to be kept from sending"
-    code = """
+    conversion = """
 import sys, torch
 from model.backends.conversion import convert
 from model.backends.openvino import OpenVINOBackend
-from tests.trajectories import description_of, small_network
-network = small_network()
+from model.unet import DiffusionUNet
+from tests.trajectories import description_of
+network = DiffusionUNet(3, 4, (1,))
 model = convert(network, description_of(network, (3, 8, 8)))
-OpenVINOBackend(model, (3, 8, 8), "float32", 1, 1, None, lambda: 0)
+OpenVINOBackend(model, (3, 8, 8), "float32", 1, 1, lambda: 0)
 assert "openvino.tools.ovc" in sys.modules, "it is no longer by this module; look for where it is"
 sys.exit(any(module and name.startswith("openvino_telemetry") for name, module in sys.modules.items()))
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE, check=True)
-
-
-def test_no_usage_statistics_are_sent_where_the_backend_is_imported_first() -> None:
-    code = "import model.backends.openvino, sys; sys.exit(sys.modules['openvino_telemetry'] is not None)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE, check=True)
+    backend = "import model.backends.openvino, sys; sys.exit(sys.modules['openvino_telemetry'] is not None)"
+    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for code in (conversion, backend)]
+    assert [process.wait(PATIENCE) for process in processes] == [0, 0]

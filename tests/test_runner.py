@@ -1,7 +1,9 @@
 """Rows in slots: each has the bytes that it has alone, whatever runs beside it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.backends.backend import Backend, Precision
 from model.backends.padded import PaddedBackend
@@ -93,11 +96,18 @@ class InFlight:
 @settings(max_examples=40)
 @given(
     waiting=st.lists(st.integers(0, len(ROWS) - 1), min_size=2, max_size=9),
+    slots=st.sampled_from((1, 2, SLOTS)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_rows_of_a_crowd_have_their_own_bytes_at_every_step(alone: Alone, waiting: list[int], seed: int) -> None:
-    """Rows join when there is room, leave when they are done or at any time; passes take any forwards in any order."""
-    runner, random = alone.runner(SLOTS), Random(seed)
+def test_rows_of_a_crowd_have_their_own_bytes_at_every_step(
+    alone: Alone, waiting: list[int], slots: int, seed: int
+) -> None:
+    """Rows join in small groups, leave when they are done or at any time; passes take any forwards in any order.
+
+    Some passes raise. There are as many slots as rows in flight, or become so.
+    """
+    backend, random = Faulty(alone.backend), Random(seed)
+    runner = runner_on(backend, SHAPE, slots)
     crowd: list[InFlight] = []
     while waiting or crowd:
         while waiting and len(crowd) < SLOTS and (not crowd or random.random() < 0.5):
@@ -108,10 +118,14 @@ def test_rows_of_a_crowd_have_their_own_bytes_at_every_step(alone: Alone, waitin
 
         pending = [(member, forward) for member in crowd for forward in member.pending]
         chosen = random.sample(pending, min(len(pending), random.randint(1, WIDTH)))
-        if chosen:
+        if chosen and random.random() < 0.2:
+            setattr(backend, random.choice(("in_start", "in_wait")), 1)
+            with pytest.raises(RuntimeError, match="a fault of the device"):
+                runner.step([forward for _, forward in chosen])
+        elif chosen:
             runner.step([forward for _, forward in chosen])
-        for member, forward in chosen:
-            member.ran(forward)
+            for member, forward in chosen:
+                member.ran(forward)
         for member in crowd:
             assert same(runner.read(member.slot), alone.states[member.which][member.steps])
         for member in [member for member in crowd if member.done]:
@@ -151,16 +165,181 @@ def test_a_slot_released_at_any_time_is_as_new(alone: Alone, passes: list[int]) 
         assert same(state, expected)
 
 
-def test_no_more_rows_than_slots() -> None:
-    runner = runner_of(small_network(), SHAPE, WIDTH, slots=2)
-    slots = [runner.admit(ROWS[0]), runner.admit(ROWS[1])]
-    assert sorted(slots) == [0, 1]
-    with pytest.raises(RuntimeError, match="all 2 slots are taken"):
-        runner.admit(ROWS[2])
-    runner.release(slots[0])
-    assert runner.admit(ROWS[2]) == slots[0]
-    with pytest.raises(RuntimeError, match="all 2 slots are taken"):
-        runner.admit(ROWS[3])
+# More rows than slots.
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+def test_where_all_slots_are_taken_there_will_be_twice_as_many(alone: Alone, slots: int) -> None:
+    """Whatever the rows in them have reached: the first branch of a step, or the end."""
+    runner = alone.runner(slots)
+    crowd: list[InFlight] = []
+    for which, row in enumerate(ROWS):
+        member = InFlight(which, runner.admit(row))
+        crowd.append(member)
+        for forward in list(member.pending[:1] if which % 2 else member.pending * len(row.table)):
+            runner.step([forward])
+            member.ran(forward)
+        for other in crowd:
+            assert same(runner.read(other.slot), alone.states[other.which][other.steps])
+    assert sorted(member.slot for member in crowd) == list(range(len(ROWS)))
+    assert any(len(member.pending) == 1 < ROWS[member.which].forwards_per_step for member in crowd)
+    while pending := [(member, forward) for member in crowd for forward in member.pending if not member.done]:
+        runner.step([forward for _, forward in pending[:WIDTH]])
+        for member, forward in pending[:WIDTH]:
+            member.ran(forward)
+    for member in crowd:
+        assert same(runner.read(member.slot), alone.states[member.which][-1])
+        runner.release(member.slot)
+    assert {runner.admit(row) for row in ROWS} == set(range(len(ROWS)))  # slots that were released come first
+
+
+class NoMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """One operation finds no memory. Those that look at, or write to, what is there need none.
+
+    Args:
+        left: operations before it.
+    """
+
+    def __init__(self, left: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.left = left
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not func.is_view and not func.name().split(".")[0].endswith("_"):
+            self.left -= 1
+            if self.left == -1:
+                raise torch.OutOfMemoryError("no memory")
+        return func(*args, **(kwargs or {}))
+
+
+def times_without_memory(act: Callable[[], object]) -> int:
+    """Do this without memory for its first operation, then without memory for its second, and so on until it works."""
+    for number in count():
+        try:
+            with NoMemory(number):
+                act()
+        except torch.OutOfMemoryError:
+            continue
+        return number
+    raise AssertionError
+
+
+def test_a_row_that_finds_no_memory_has_taken_nothing(alone: Alone) -> None:
+    runner = alone.runner(slots=1)
+    guided = InFlight(2, runner.admit(ROWS[2]))
+    runner.step([guided.pending[0]])
+    slots: list[int] = []
+    assert times_without_memory(lambda: slots.append(runner.admit(ROWS[8]))) > 3
+    assert slots == [1]
+    runner.step([guided.pending[1], *forwards(ROWS[8], slots[0])])
+    assert same(runner.read(guided.slot), alone.states[2][1])
+    assert same(runner.read(slots[0]), alone.states[8][1])
+    assert runner.admit(ROWS[0]) == 2
+
+
+def test_a_row_that_cannot_be_admitted_has_taken_nothing(alone: Alone) -> None:
+    runner = alone.runner(slots=1)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            runner.admit(Row(ROWS[0].table, seed=0, start=np.zeros((3, 8, 9), np.float32)))
+    assert [runner.admit(row) for row in ROWS[:2]] == [0, 1]
+
+
+# Passes that raise.
+
+
+class Faulty:
+    """A backend that raises when it is told to. Implements model.backends.backend.Backend.
+
+    Attributes:
+        in_start, in_wait: so many passes to come raise there.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.in_start = self.in_wait = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+        if self.in_start:
+            self.in_start -= 1
+            raise RuntimeError("a fault of the device")
+        finish = self._backend.start(x, timesteps, labels)
+
+        def wait() -> Tensor:
+            out = finish()
+            if self.in_wait:
+                self.in_wait -= 1
+                out.fill_(torch.nan)
+                raise RuntimeError("a fault of the device")
+            return out
+
+        return wait
+
+
+@pytest.mark.parametrize(("in_start", "in_wait"), [(1, 0), (0, 1), (0, 2), (2, 1)])
+def test_a_pass_that_raises_changes_no_row_and_can_be_run_again(alone: Alone, in_start: int, in_wait: int) -> None:
+    """Also of rows with noise, which draw no other when they try again."""
+    backend = Faulty(alone.backend)
+    runner = runner_on(backend, SHAPE, slots=len(ROWS))
+    for which, row in enumerate(ROWS):
+        slot = runner.admit(row)
+        for step in range(len(row.table)):
+            for batch in ([forward] for forward in forwards(row, slot)) if step % 2 else [forwards(row, slot)]:
+                backend.in_start, backend.in_wait = in_start, in_wait
+                for _ in range(in_start + in_wait):
+                    with pytest.raises(RuntimeError, match="a fault of the device"):
+                        runner.step(batch)
+                    assert same(runner.read(slot), alone.states[which][step])
+                runner.step(batch)
+            assert same(runner.read(slot), alone.states[which][step + 1])
+
+
+class Cheap(nn.Module):
+    """A network of few operations, for which all that it is given matters."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return x.sin() + (t / 1000 + labels)[:, None, None, None]
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["branches together", "branches apart"])
+@pytest.mark.parametrize("which", range(len(ROWS)))
+def test_whatever_operation_of_a_pass_raises_it_can_be_run_again(which: int, together: bool) -> None:
+    row = ROWS[which]
+    expected = list(trajectory(runner_of(Cheap(), SHAPE, WIDTH), row))
+    runner = runner_of(Cheap(), SHAPE, WIDTH)
+    slot = runner.admit(row)
+    batches = [forwards(row, slot)] if together else [[forward] for forward in forwards(row, slot)]
+    before = runner.read(slot)
+    for after in expected:
+        for batch in batches:
+            assert same(runner.read(slot), before)
+            assert times_without_memory(lambda batch=batch: runner.step(batch)) > 5  # type: ignore[misc]
+        before = runner.read(slot)
+        assert same(before, after)
+
+
+def test_who_is_in_a_pass_that_raises_may_be_overtaken_or_leave(alone: Alone) -> None:
+    """Before it is run again, beside others."""
+    backend = Faulty(alone.backend)
+    runner = runner_on(backend, SHAPE, slots=3)
+    noisy, guided, leaver = (InFlight(which, runner.admit(ROWS[which])) for which in (0, 3, 1))
+    runner.step([guided.pending[0]])
+    backend.in_wait = 1
+    with pytest.raises(RuntimeError):
+        runner.step([noisy.pending[0], guided.pending[1], leaver.pending[0]])
+    runner.release(leaver.slot)
+    other = InFlight(7, runner.admit(ROWS[7]))
+    for batch in ([other], [noisy, other], [guided], [noisy]):
+        runner.step([Forward(member.slot, int(member is guided)) for member in batch])
+        for member in batch:
+            member.steps += 1
+        for member in (noisy, guided, other):
+            assert same(runner.read(member.slot), alone.states[member.which][member.steps])
 
 
 def test_readings_are_copies() -> None:

@@ -1,7 +1,6 @@
 """Which backend computes: CUDA where there is a GPU, OpenVINO on the CPU, torch where that is not installed."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -66,7 +65,6 @@ def choose(
         chosen,
         threads,
         max_batch or default_width(model, "openvino"),
-        ThreadPoolExecutor(1, "compile"),
         available,
     )
 

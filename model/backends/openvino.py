@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 
 import numpy as np
 import openvino as ov
@@ -19,9 +18,9 @@ log = logging.getLogger(__name__)
 class OpenVINOBackend:
     """Runs a pass of any number of rows as a sum of powers of two, each compiled for its own size.
 
-    Implements model.backends.backend.Backend. Nothing is padded. Size 1 is compiled at once; a larger one by
-    `compiler`, when a pass first has so many rows. Until it is there, such a pass takes more pieces, and waits for
-    nothing. A size is used only if its rows have the bits of size 1, and compiled only where there is memory for it.
+    Implements model.backends.backend.Backend. Nothing is padded. Size 1 is compiled at once; a larger one when a pass
+    first has so many rows, which the engine's warm-up sees to. A size is used only if its rows have the bits of size 1,
+    and compiled only where there is memory for it; without it, passes take more pieces.
 
     Args:
         model: the converted network.
@@ -29,7 +28,6 @@ class OpenVINOBackend:
         precision: float32; or bfloat16, where `computes_bfloat16()`.
         threads: compute threads.
         max_batch: the most rows of a pass.
-        compiler: runs compilations, one at a time.
         free_memory: tells how many bytes are free.
     """
 
@@ -43,7 +41,6 @@ class OpenVINOBackend:
         precision: Precision,
         threads: int,
         max_batch: int,
-        compiler: Executor,
         free_memory: Callable[[], float],
     ) -> None:
         self._model = model
@@ -51,13 +48,12 @@ class OpenVINOBackend:
         self._precision = precision
         self._threads = threads
         self._max_batch = max_batch
-        self._compiler = compiler
         self._free_memory = free_memory
         self._core = ov.Core()
         self._core.get_property("CPU", "FULL_DEVICE_NAME")  # loads what every model needs
         before = resident()
         self._size_1 = self._compile(1)
-        self._requests = {1: _Request(self._size_1)}  # by size; the compiler adds to them
+        self._requests = {1: _Request(self._size_1)}  # by size
         constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
         weights = sum(node.get_byte_size() for node in constants) // (1 if precision == "float32" else 2)
         self._bytes = weights, max(0, resident() - before - weights)  # of every size, and of each row
@@ -92,7 +88,7 @@ class OpenVINOBackend:
         for size in _pieces(rows, [1 << i for i in range(rows.bit_length())]):
             if size not in self._asked_for:
                 self._asked_for.add(size)
-                self._compiler.submit(self._add, size)
+                self._add(size)
 
         sizes = _pieces(rows, self.sizes)
         inputs = [part.numpy() for part in (x, timesteps, labels)]
@@ -125,7 +121,7 @@ class OpenVINOBackend:
         )
 
     def _add(self, size: int) -> None:
-        """Compile a size and take it into use. Runs beside the passes."""
+        """Compile a size and take it into use."""
         try:
             fixed, of_a_row = self._bytes
             if fixed + size * of_a_row > self._free_memory() / 2:  # the other half is for others

@@ -7,9 +7,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from model.checkpoints import diffusers, native
 from model.checkpoints.config import ModelConfig
@@ -56,7 +58,7 @@ def load(path: Path, allow_pickle: bool = False) -> Checkpoint:
     """
     source = find(path)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NothingDrawn():
             network = source.config.build()
     except ValueError as error:
         raise CheckpointError(source.config_path, str(error)) from error
@@ -77,6 +79,14 @@ def convert(source: Path, target: Path, allow_pickle: bool = False) -> Checkpoin
     named = checkpoint.config.model_copy(update={"name": checkpoint.description.name})
     native.save(checkpoint.network, named, target)
     return checkpoint
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Tensors on the meta device have no values to draw; for an embedding's, torch would import its compiler: 1.5 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
 
 
 def _digest(config: ModelConfig, network: nn.Module) -> str:
