@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from starlette.responses import JSONResponse, Response
 
-from service.engine import Clock, Finished
 from service.errors import NotAcceptable
 from service.images import contact_sheet, encode_npy, encode_png
 from service.planning import Plan
+from service.requests import Clock, Finished
 from service.served import Served
 
 PNG, JSON, ZIP, NPY = "image/png", "application/json", "application/zip", "application/x-npy"
+EVENTS = "text/event-stream"
 
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same bytes at any time
 
@@ -112,13 +113,15 @@ def _json(plan: Plan, pngs: Sequence[bytes], finished: Finished, served: Served,
         "images": images,
         "parameters": plan.parameters,
         "model": {"name": served.model.name, "digest": served.model.digest, "fingerprint": served.fingerprint},
-        "timings": {
-            "queue_s": round(finished.queue_s, 6),
-            "denoise_s": round(finished.denoise_s, 6),
-            "encode_s": round(encode_s, 6),
-        },
+        "timings": timings(finished, encode_s),
     }
     return bytes(JSONResponse(document).body)
+
+
+def timings(finished: Finished, encode_s: float) -> dict[str, float]:
+    """Where the time of a request went."""
+    seconds = {"queue_s": finished.queue_s, "denoise_s": finished.denoise_s, "encode_s": encode_s}
+    return {name: round(s, 6) for name, s in seconds.items()}
 
 
 def etag(plan: Plan, media_type: str) -> str:

@@ -32,7 +32,9 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        watch = asyncio.create_task(_watch(engine))
         yield
+        watch.cancel()
         await asyncio.to_thread(engine.close)
 
     app = FastAPIOffline(
@@ -44,7 +46,10 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
         swagger_ui_parameters={"validatorUrl": None},  # the default asks another host
     )
     methods: dict[str, set[str]] = {}  # of each path
-    routers = (Generation(engine, served, settings).router(), Operations(engine, served, settings, metrics).router())
+    routers = (
+        Generation(engine, served, settings, metrics).router(),
+        Operations(engine, served, settings, metrics).router(),
+    )
     for router in routers:
         app.include_router(router)
         for route in router.routes:
@@ -69,6 +74,12 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
         )
     app.add_middleware(RequestLog, metrics=metrics, endpoints=methods.keys())
     return app
+
+
+async def _watch(engine: Engine) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        engine.check_pulse()
 
 
 async def _service_error(_: Request, error: Exception) -> Response:

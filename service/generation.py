@@ -13,18 +13,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import openapi
-from service.answers import JSON, NPY, PNG, ZIP, encode, etag, matches, negotiate, respond
+from service.answers import EVENTS, JSON, NPY, PNG, ZIP, encode, etag, matches, negotiate, respond
 from service.config import Settings
-from service.engine import Engine, Finished
+from service.engine import Engine
 from service.errors import Invalid
+from service.events import EventStream, Mailbox, disconnected
 from service.images import decode, encode_npy, encode_png16
+from service.metrics import Metrics
 from service.middleware import CLIENT_LEFT
 from service.planning import Plan, noised, plan_denoise, plan_sample
 from service.reading import read_json, read_text, read_upload
+from service.requests import Finished
 from service.schemas import DenoiseRequest, NoiseRequest, SampleRequest
 from service.served import Served
 
-_SAMPLE_MEDIA = (PNG, JSON, ZIP)
+_SAMPLE_MEDIA = (PNG, JSON, ZIP, EVENTS)
+_KEPT_MEDIA = (PNG, ZIP)  # the same bytes each time
 _VARY = {"Vary": "Accept"}
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 
@@ -36,6 +40,7 @@ class Generation:
     engine: Engine
     served: Served
     settings: Settings
+    metrics: Metrics
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["images"])
@@ -54,6 +59,7 @@ class Generation:
 
     async def sample_by_query(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
+        await request.body()  # there should be none; one that is too large is refused here, and not amid the answer
         query = request.query_params
         wanted = query.getlist("model")
         fields = read_text([item for item in query.multi_items() if item[0] != "model"], SampleRequest)
@@ -62,7 +68,7 @@ class Generation:
         plan = plan_sample(fields, self.served, self.settings.max_images, self.settings.timeout)
 
         headers = dict(_NEVER_STORE)
-        if fields.seed is not None and media_type != JSON and self.served.reproducible:
+        if fields.seed is not None and media_type in _KEPT_MEDIA and self.served.reproducible:
             tag = etag(plan, media_type)
             headers = {"ETag": tag, "Cache-Control": self._cache_control(immutable=bool(wanted)), **_VARY}
             if matches(", ".join(request.headers.getlist("if-none-match")), tag):
@@ -77,7 +83,7 @@ class Generation:
 
     async def denoise(self, request: Request) -> Response:
         fields, upload = await read_upload(request, DenoiseRequest)
-        offers = (PNG, JSON, NPY) if fields.output == "x0" else (NPY,)
+        offers = (PNG, JSON, NPY, EVENTS) if fields.output == "x0" else (NPY,)
         media_type = negotiate(_accept(request), offers)
         image = await run_in_threadpool(decode, upload, self.served.model.image_shape, fields.value_range)
         plan = plan_denoise(fields, image, self.served, self.settings.timeout)
@@ -98,12 +104,24 @@ class Generation:
         return Response(png, headers={**headers, "X-Clipped": f"{clipped:.6g}"}, media_type=PNG)
 
     async def _draw(self, request: Request, plan: Plan, media_type: str, headers: Mapping[str, str]) -> Response:
-        future = self.engine.submit(plan.rows, plan.timeout_s)
-        finished = await _unless_client_leaves(request, future)
+        client = self._client(request)
+        if media_type == EVENTS:
+            mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
+            accepted = self.engine.submit(plan.rows, plan.timeout_s, client, mailbox)
+            return EventStream(accepted, mailbox, plan, {"X-Seed": str(plan.seeds[0]), **headers}, self.metrics)
+        accepted = self.engine.submit(plan.rows, plan.timeout_s, client)
+        finished = await _unless_client_leaves(request, accepted.future)
         if finished is None:
             return Response(status_code=CLIENT_LEFT)
         encoded = await run_in_threadpool(encode, plan, finished, media_type, self.served, perf_counter)
+        self.metrics.encoded(encoded.encode_s)
         return respond(plan, finished, encoded, headers)
+
+    def _client(self, request: Request) -> str:
+        """Who shares the queue: a key, or an address where there are no keys."""
+        if self.settings.api_keys:
+            return request.headers["authorization"].partition(" ")[2].strip()  # "bearer KEY" is no other client
+        return request.client.host if request.client else "unknown"
 
     def _cache_control(self, immutable: bool) -> str:
         scope = "private, " if self.settings.api_keys else ""  # for the one who has the key
@@ -113,7 +131,7 @@ class Generation:
 async def _unless_client_leaves(request: Request, future: Future[Finished]) -> Finished | None:
     """Wait for a job; None where the client closes the connection first, which cancels the job."""
     job = asyncio.wrap_future(future)
-    left = asyncio.ensure_future(_disconnect(request))
+    left = asyncio.ensure_future(disconnected(request.receive))
     try:
         either: set[asyncio.Future[Any]] = {job, left}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -121,11 +139,6 @@ async def _unless_client_leaves(request: Request, future: Future[Finished]) -> F
     finally:
         left.cancel()
         job.cancel()  # no effect on a job that is done
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _accept(request: Request) -> str:

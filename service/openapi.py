@@ -61,6 +61,7 @@ _PROBLEMS = {
     413: "The body is too large",
     415: "The body's media type is not read",
     422: "Invalid input; the document names each field",
+    429: "The client holds its share of a full queue; Retry-After says when to ask again",
     500: "This request's own computation failed",
     503: "Not now; Retry-After says when",
     504: "Not done within timeout_s",
@@ -112,6 +113,7 @@ _SAMPLE_CONTENT = {
     "image/png": _BINARY,
     "application/json": {"schema": _IMAGES_SCHEMA},
     "application/zip": _BINARY,
+    "text/event-stream": {"schema": _STRING},
 }
 
 SAMPLE: dict[str, Any] = {
@@ -146,7 +148,12 @@ DENOISE: dict[str, Any] = {
     "response_class": Response,
     "summary": "Denoise an image from a timestep",
     "responses": _responses(
-        {"image/png": _BINARY, "application/json": {"schema": _IMAGES_SCHEMA}, "application/x-npy": _BINARY}
+        {
+            "image/png": _BINARY,
+            "application/json": {"schema": _IMAGES_SCHEMA},
+            "application/x-npy": _BINARY,
+            "text/event-stream": {"schema": _STRING},
+        }
     ),
     "openapi_extra": {"requestBody": _upload(DenoiseRequest)},
 }
@@ -154,7 +161,7 @@ NOISE: dict[str, Any] = {
     "operation_id": "noise",
     "response_class": Response,
     "summary": "Add noise to a clean image: the forward process",
-    "responses": _responses({"image/png": _BINARY, "application/x-npy": _BINARY}, 500, 503, 504),
+    "responses": _responses({"image/png": _BINARY, "application/x-npy": _BINARY}, 429, 500, 503, 504),
     "openapi_extra": {"requestBody": _upload(NoiseRequest)},
 }
 
@@ -174,7 +181,7 @@ def _facts(operation_id: str, summary: str, content: dict[str, Any]) -> dict[str
 
 
 _NOT_READY = "No: status is loading, draining or failed"
-LIVE = _health("live", "Whether the process can serve at all", None)
+LIVE = _health("live", "Whether the process can serve at all", "No: only a new process can")
 READY = _health("ready", "Whether a request would be served", _NOT_READY)
 HEALTH = _health("health", "The same as /health/ready", _NOT_READY)
 METRICS = _facts("metrics", "Prometheus text", {"text/plain": {"schema": _STRING}})

@@ -37,6 +37,7 @@ class Plan:
         recipes: for each image, all that is needed to make it again.
         canonical: what decides the bytes of the whole answer.
         timeout_s: seconds from now.
+        preview_every: steps; 0 for no previews.
     """
 
     rows: list[Row]
@@ -45,6 +46,7 @@ class Plan:
     recipes: list[Parameters]
     canonical: Parameters
     timeout_s: float
+    preview_every: int = 0
 
 
 def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout: float) -> Plan:
@@ -117,6 +119,7 @@ def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout
         ],
         canonical={**canonical, **_model_of(served)},
         timeout_s=timeout_s,
+        preview_every=request.preview_every,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from safetensors.torch import load_file, save_file
 
-from tests.servers import ServerProcess, serving, write_weights
+from tests.servers import ServerProcess, serving, side_by_side, write_weights
 
 # On networks as small as these, threads mostly wait for each other; on a busy machine, for very long.
 torch.set_num_threads(1)
@@ -53,25 +53,22 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def servers(weights: Path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
-    """Servers of both models, started side by side. No request of any test may make them fail."""
-    with (
-        serving(WEIGHTS=weights / "grey", MAX_BATCH=4) as grey,
-        serving(WEIGHTS=weights / "rgb", MAX_BATCH=2) as rgb,
-    ):
-        yield grey, rgb
-    for server in (grey, rgb):
-        assert [line for line in server.lines if line["level"] == "error"] == []
+def servers(weights: Path) -> Iterator[list[ServerProcess]]:
+    """Servers of both models. No request of any test may make them fail."""
+    with side_by_side(
+        serving(WEIGHTS=weights / "grey", MAX_BATCH=4), serving(WEIGHTS=weights / "rgb", MAX_BATCH=2)
+    ) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
-def server(servers: tuple[ServerProcess, ServerProcess]) -> ServerProcess:
+def server(servers: list[ServerProcess]) -> ServerProcess:
     """A server of `grey`, with default settings but for a narrow batch."""
     return servers[0]
 
 
 @pytest.fixture(scope="session")
-def rgb_server(servers: tuple[ServerProcess, ServerProcess]) -> ServerProcess:
+def rgb_server(servers: list[ServerProcess]) -> ServerProcess:
     """A server of `rgb`, with default settings but for a narrow batch."""
     return servers[1]
 
@@ -79,18 +76,19 @@ def rgb_server(servers: tuple[ServerProcess, ServerProcess]) -> ServerProcess:
 @pytest.fixture(scope="session")
 def strict_server(weights: Path) -> Iterator[ServerProcess]:
     """A server of `poisoned`, with keys and narrow limits, for a proxy that serves it under /under."""
-    with serving(
-        key="alpha",
-        WEIGHTS=weights / "poisoned",
-        API_KEYS="alpha, beta-ü",
-        CORS_ORIGINS="https://a.example, https://b.example",
-        MAX_BATCH=2,
-        MAX_BODY=20_000,
-        MAX_IMAGES=3,
-        MAX_QUEUE=2,
-        ROOT_PATH="/under/",
-        TIMEOUT=250,
-        NO_SUCH_SETTING=1,
-    ) as server:
+    with side_by_side(
+        serving(
+            key="alpha",
+            WEIGHTS=weights / "poisoned",
+            API_KEYS="alpha, beta-ü",
+            CORS_ORIGINS="https://a.example, https://b.example",
+            MAX_BATCH=2,
+            MAX_BODY=20_000,
+            MAX_IMAGES=3,
+            MAX_QUEUE=4,
+            ROOT_PATH="/under/",
+            TIMEOUT=250,
+            NO_SUCH_SETTING=1,
+        )
+    ) as [server]:
         yield server
-    assert [line for line in server.lines if line["level"] == "error"] == []

@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,69 @@ def environment(**settings: object) -> dict[str, str]:
     return inherited | {f"STEPWISE_{name}": str(value) for name, value in (ours | settings).items()}
 
 
-class ServerProcess:
+class Reachable(ABC):
+    """Something that serves."""
+
+    def __init__(self, key: str | None = None) -> None:
+        self._key = key
+
+    @property
+    @abstractmethod
+    def url(self) -> str: ...
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """For a raw socket."""
+        url = httpx.URL(self.url)
+        assert url.port
+        return url.host, url.port
+
+    @cached_property
+    def client(self) -> httpx.Client:
+        return self.new_client()
+
+    def new_client(self, key: str | None = None, source: str | None = None) -> httpx.Client:
+        """A client with a key, where the server wants one, and with an address of its own, where one is given."""
+        key = key or self._key
+        headers = {} if key is None else {b"Authorization": f"Bearer {key}".encode()}
+        transport = httpx.HTTPTransport(local_address=source)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False, transport=transport)
+
+    def raw_request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> socket.socket:
+        """A connection on which this, and no more, was sent."""
+        if self._key is not None:
+            headers = {"Authorization": f"Bearer {self._key}", **headers}
+        lines = [f"{method} {path} HTTP/1.1", "Host: test", *(f"{name}: {value}" for name, value in headers.items())]
+        connection = socket.create_connection(self.address, PATIENCE)
+        connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body)
+        return connection
+
+    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """The samples of /metrics, by name and labels."""
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.client.get("/metrics").text)
+            for sample in family.samples
+        }
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample of /metrics; 0 where there is none yet."""
+        return self.metrics().get((name, frozenset(labels.items())), 0.0)
+
+    def wait_for_metric(self, name: str, wanted: Callable[[float], bool], **labels: str) -> None:
+        """Read /metrics, a bounded number of times, until a sample is as wanted."""
+        for _ in range(20_000):
+            if wanted(value := self.metric(name, **labels)):
+                return
+        raise AssertionError(f"{name} stays {value}")
+
+    def hang_up(self) -> None:
+        """Close the client, if there is one."""
+        if "client" in vars(self):
+            self.client.close()
+
+
+class ServerProcess(Reachable):
     """A server on its way up, or up.
 
     Attributes:
@@ -64,9 +127,9 @@ class ServerProcess:
     """
 
     def __init__(self, key: str | None, settings: dict[str, object]) -> None:
+        super().__init__(key)
         self.lines: list[Json] = []
         self.errors = ""
-        self._key = key
         self._more = threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "service"],
@@ -87,31 +150,6 @@ class ServerProcess:
         assert ready
         return ready[1]
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """For a raw socket."""
-        url = httpx.URL(self.url)
-        assert url.port
-        return url.host, url.port
-
-    @cached_property
-    def client(self) -> httpx.Client:
-        return self.new_client()
-
-    def new_client(self) -> httpx.Client:
-        """A client with a key, where the server wants one."""
-        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
-
-    def raw_request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> socket.socket:
-        """A connection on which this, and no more, was sent."""
-        if self._key is not None:
-            headers = {**headers, "Authorization": f"Bearer {self._key}"}
-        lines = [f"{method} {path} HTTP/1.1", "Host: test", *(f"{name}: {value}" for name, value in headers.items())]
-        connection = socket.create_connection(self.address, PATIENCE)
-        connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body)
-        return connection
-
     def wait_for_line(self, wanted: Callable[[Json], bool]) -> Json:
         """The first line of the log, there or to come, that is wanted."""
         with self._more:
@@ -119,25 +157,6 @@ class ServerProcess:
             found = next(filter(wanted, self.lines), None)
         assert found, f"not in the log: {self.lines[-3:]}; {self.errors}"
         return found
-
-    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        """The samples of /metrics, by name and labels."""
-        return {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(self.client.get("/metrics").text)
-            for sample in family.samples
-        }
-
-    def metric(self, name: str, **labels: str) -> float:
-        """A sample of /metrics; 0 where there is none yet."""
-        return self.metrics().get((name, frozenset(labels.items())), 0.0)
-
-    def wait_for_metric(self, name: str, wanted: Callable[[float], bool], **labels: str) -> None:
-        """Read /metrics, a bounded number of times, until a sample is as wanted."""
-        for _ in range(20_000):
-            if wanted(value := self.metric(name, **labels)):
-                return
-        raise AssertionError(f"{name} stays {value}")
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -183,8 +202,20 @@ def serving(key: str | None = None, **settings: object) -> Iterator[ServerProces
         if server.process.poll() is None:
             server.process.kill()
             server.wait()
-        if "client" in vars(server):
-            server.client.close()
+        server.hang_up()
+
+
+@contextmanager
+def side_by_side(*servers: AbstractContextManager[ServerProcess]) -> Iterator[list[ServerProcess]]:
+    """Servers that start together and end together. None may log an error."""
+    with ExitStack() as stack:
+        running = [stack.enter_context(server) for server in servers]
+        yield running
+        for server in running:
+            if server.process.poll() is None:
+                server.terminate()
+    for server in running:
+        assert [line for line in server.lines if line["level"] == "error"] == []
 
 
 def problem(response: httpx.Response, status: int) -> Json:

@@ -16,10 +16,10 @@ from model.description import ModelDescription, Recommended
 from model.rows import Image
 from model.schedule import Schedule
 from service.answers import JSON, NPY, PNG, ZIP, encode, etag, matches, negotiate, respond
-from service.engine import Finished
 from service.errors import NotAcceptable
 from service.images import contact_sheet, encode_png, to_uint8
 from service.planning import Plan, plan_sample
+from service.requests import Finished
 from service.schemas import SampleRequest
 from service.served import Served
 

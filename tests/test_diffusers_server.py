@@ -2,38 +2,30 @@
 
 import base64
 import contextlib
+import io
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from model.checkpoints.errors import CheckpointError
+from service.__main__ import build, main
+from service.config import Settings
+from tests.local import serving_here
 from tests.networks import fill
 from tests.reference import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
-from tests.servers import (
-    PATIENCE,
-    ROOT,
-    Json,
-    ServerProcess,
-    environment,
-    invalid,
-    read_npy,
-    read_parameters,
-    read_png,
-    serving,
-    write_npy,
-)
+from tests.servers import ROOT, Json, Reachable, invalid, read_npy, read_parameters, read_png, write_npy
 
 # What diffusers does to NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
-SEEDS = range(7, 39)
+SEEDS = range(7, 23)
 SMALL = {
     "block_out_channels": (16, 32),
     "layers_per_block": 1,
@@ -41,13 +33,6 @@ SMALL = {
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     "norm_num_groups": 8,
 }
-
-
-class Served(NamedTuple):
-    """A server, and the folder that it serves."""
-
-    server: ServerProcess
-    folder: Path
 
 
 def write(folder: Path, scheduler: Any, **config: object) -> Path:
@@ -90,30 +75,31 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def native(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`classes`, converted."""
     target = tmp_path_factory.mktemp("converted") / "other name"
-    command = [sys.executable, "-m", "service", "convert", str(checkpoints / "classes"), str(target)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=True
-    )
-    assert f"serve it with STEPWISE_WEIGHTS={target}" in done.stdout
-    assert done.stderr == ""
+    assert f"serve it with STEPWISE_WEIGHTS={target}" in run_convert(checkpoints / "classes", target)
     return target
 
 
+def run_convert(source: Path, target: Path) -> str:
+    """What `python -m service convert` prints, run in this process."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", ["service", "convert", str(source), str(target)])
+        main()
+    return printed.getvalue()
+
+
 @pytest.fixture(scope="module")
-def running(checkpoints: Path, native: Path) -> Iterator[dict[str, ServerProcess]]:
-    """Servers of all of them, started side by side."""
+def running(checkpoints: Path, native: Path) -> Iterator[dict[str, Reachable]]:
+    """Servers of all of them."""
     with (
-        serving(WEIGHTS=checkpoints / "rgb", MAX_BATCH=4) as rgb,
-        serving(WEIGHTS=checkpoints / "classes", MAX_BATCH=4) as classes,
-        serving(WEIGHTS=checkpoints / "fourier", MAX_BATCH=2) as fourier,
-        serving(WEIGHTS=native, MAX_BATCH=4) as converted,
+        serving_here(weights=str(checkpoints / "rgb"), max_batch=4) as rgb,
+        serving_here(weights=str(checkpoints / "classes"), max_batch=4) as classes,
+        serving_here(weights=str(checkpoints / "fourier"), max_batch=2) as fourier,
+        serving_here(weights=str(native), max_batch=4) as converted,
     ):
         yield {"rgb": rgb, "classes": classes, "fourier": fourier, "converted": converted}
-    for server in (rgb, classes, fourier, converted):
-        assert [line for line in server.lines if line["level"] == "error"] == []
 
 
-def images(server: ServerProcess, **body: object) -> NDArray[np.uint8]:
+def images(server: Reachable, **body: object) -> NDArray[np.uint8]:
     """The images of a request, [N, H, W] or [N, H, W, 3]."""
     answer = server.client.post("/sample", json=body, headers={"accept": "application/json"})
     assert answer.status_code == 200, answer.text
@@ -147,7 +133,7 @@ def assert_same(drawn: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize("num_inference_steps", [10, 25])
 @pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.7)])
 def test_the_pipelines_images(
-    running: dict[str, ServerProcess], checkpoints: Path, sampler: str, eta: float, num_inference_steps: int
+    running: dict[str, Reachable], checkpoints: Path, sampler: str, eta: float, num_inference_steps: int
 ) -> None:
     unet = UNet2DModel.from_pretrained(checkpoints / "rgb" / "unet", low_cpu_mem_usage=False)
     kind, scheduler = (DDIMPipeline, DDIMScheduler) if sampler == "ddim" else (DDPMPipeline, DDPMScheduler)
@@ -174,7 +160,7 @@ def test_the_pipelines_images(
 @torch.inference_mode()
 @pytest.mark.parametrize("num_inference_steps", [10, 25])
 def test_class_conditional_images_with_a_learned_variance(
-    running: dict[str, ServerProcess], checkpoints: Path, num_inference_steps: int
+    running: dict[str, Reachable], checkpoints: Path, num_inference_steps: int
 ) -> None:
     """diffusers' pipelines pass no labels, so their loop is written out."""
     unet = UNet2DModel.from_pretrained(checkpoints / "classes" / "unet", low_cpu_mem_usage=False)
@@ -198,7 +184,7 @@ def test_class_conditional_images_with_a_learned_variance(
 
 
 @pytest.fixture(scope="module")
-def shown(running: dict[str, ServerProcess], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def shown(running: dict[str, Reachable], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the lines of docs/checkpoints.md make, run as they stand, against the server of `rgb`."""
     [code] = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8"), re.DOTALL
@@ -217,7 +203,7 @@ def test_docs_draw_an_image_by_a_local_pipeline(shown: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("pipeline", "scheduler"), [(DDPMPipeline, DDPMScheduler), (DDIMPipeline, DDIMScheduler)])
 def test_a_local_pipeline_with_the_service_as_its_unet(
-    running: dict[str, ServerProcess], shown: dict[str, Any], checkpoints: Path, pipeline: Any, scheduler: Any
+    running: dict[str, Reachable], shown: dict[str, Any], checkpoints: Path, pipeline: Any, scheduler: Any
 ) -> None:
     local = UNet2DModel.from_pretrained(checkpoints / "rgb" / "unet", low_cpu_mem_usage=False)
     remote, expected = (
@@ -229,7 +215,7 @@ def test_a_local_pipeline_with_the_service_as_its_unet(
     assert_same(to_uint8(remote), to_uint8(expected))
 
 
-def test_model_output_has_the_learned_variance(running: dict[str, ServerProcess], checkpoints: Path) -> None:
+def test_model_output_has_the_learned_variance(running: dict[str, Reachable], checkpoints: Path) -> None:
     unet = UNet2DModel.from_pretrained(checkpoints / "classes" / "unet", low_cpu_mem_usage=False)
     x = np.random.default_rng(0).standard_normal((1, 8, 16)).astype(np.float32)
     fields = {"timestep": 700, "output": "model_output", "class_label": 3}
@@ -242,7 +228,7 @@ def test_model_output_has_the_learned_variance(running: dict[str, ServerProcess]
     assert running["classes"].client.get("/info").json()["out_channels"] == 2
 
 
-def test_a_converted_checkpoint_draws_the_same_bytes(running: dict[str, ServerProcess]) -> None:
+def test_a_converted_checkpoint_draws_the_same_bytes(running: dict[str, Reachable]) -> None:
     requests: list[Json] = [
         {"seed": 1},
         {"seed": 2, "sampler": "ddpm", "num_inference_steps": 7, "class_label": 4},
@@ -262,7 +248,7 @@ def test_a_converted_checkpoint_draws_the_same_bytes(running: dict[str, ServerPr
 # A network that was trained with labels only.
 
 
-def test_an_image_without_a_label_is_of_some_class(running: dict[str, ServerProcess]) -> None:
+def test_an_image_without_a_label_is_of_some_class(running: dict[str, Reachable]) -> None:
     client = running["classes"].client
     labels = set()
     for seed in range(30):
@@ -275,7 +261,7 @@ def test_an_image_without_a_label_is_of_some_class(running: dict[str, ServerProc
     assert labels == {0, 1, 2, 3, 4}
 
 
-def test_classes_that_are_drawn_are_told(running: dict[str, ServerProcess]) -> None:
+def test_classes_that_are_drawn_are_told(running: dict[str, Reachable]) -> None:
     client = running["classes"].client
     body = {"seed": 0, "num_images": 8, "num_inference_steps": 1}
     answer = client.post("/sample", json=body, headers={"accept": "application/json"}).json()
@@ -284,12 +270,12 @@ def test_classes_that_are_drawn_are_told(running: dict[str, ServerProcess]) -> N
     assert client.post("/sample", json={}).status_code == 200
 
 
-def test_guidance_needs_images_without_a_label(running: dict[str, ServerProcess]) -> None:
+def test_guidance_needs_images_without_a_label(running: dict[str, Reachable]) -> None:
     answer = running["classes"].client.post("/sample", json={"class_label": 1, "guidance_scale": 2})
     assert invalid(answer, "guidance_scale") == "must be 1: this model was trained with labels only; it is 2"
 
 
-def test_denoising_needs_a_label(running: dict[str, ServerProcess]) -> None:
+def test_denoising_needs_a_label(running: dict[str, Reachable]) -> None:
     image = write_npy(np.zeros((1, 8, 16), np.float32))
     client = running["classes"].client
     answer = client.post("/denoise", data={"timestep": 9}, files={"image": image})
@@ -301,7 +287,7 @@ def test_denoising_needs_a_label(running: dict[str, ServerProcess]) -> None:
 # A network that takes the logarithm of the timestep.
 
 
-def test_timestep_0_is_refused_where_it_has_no_logarithm(running: dict[str, ServerProcess]) -> None:
+def test_timestep_0_is_refused_where_it_has_no_logarithm(running: dict[str, Reachable]) -> None:
     client = running["fourier"].client
     assert client.post("/sample", json={}).status_code == 200
     answer = client.post("/sample", json={"sampler": "ddim", "num_inference_steps": 10})
@@ -318,32 +304,23 @@ def test_timestep_0_is_refused_where_it_has_no_logarithm(running: dict[str, Serv
 # What cannot be opened.
 
 
-def start_and_fail(*arguments: str, **settings: object) -> str:
-    """The one line that a start ends with."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=ROOT,
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert ended.returncode == 1
-    [line] = ended.stderr.splitlines()
-    return line
-
-
 def test_an_unreadable_checkpoint_ends_the_start_with_one_line(checkpoints: Path, tmp_path: Path) -> None:
     unet = UNet2DModel(**SMALL, sample_size=8)
     unet.save_pretrained(tmp_path, safe_serialization=False)
     pickle = tmp_path / "diffusion_pytorch_model.bin"
-    assert start_and_fail(WEIGHTS=tmp_path) == (
-        f"stepwise: {pickle}: is a pickle, which can run code when it is opened: "
+    with pytest.raises(CheckpointError) as refusal:
+        build(Settings(weights=str(tmp_path)))
+    assert str(refusal.value) == (
+        f"{pickle}: is a pickle, which can run code when it is opened: "
         "set STEPWISE_ALLOW_PICKLE=1 if you trust it, best for `python -m service convert` alone"
     )
     (tmp_path / "config.json").write_text("{")
-    assert start_and_fail(WEIGHTS=tmp_path).startswith(f"stepwise: {tmp_path}/config.json: cannot be read: ")
-    assert start_and_fail("convert", str(checkpoints / "rgb"), str(checkpoints)) == (
-        f"stepwise: {checkpoints} is there, and is not an empty folder"
-    )
+    with pytest.raises(CheckpointError) as refusal:
+        build(Settings(weights=str(tmp_path)))
+    assert str(refusal.value).startswith(f"{tmp_path}/config.json: cannot be read: ")
+
+
+def test_what_cannot_be_converted_ends_with_one_line(checkpoints: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_convert(checkpoints / "rgb", checkpoints)
+    assert ended.value.code == f"stepwise: {checkpoints} is there, and is not an empty folder"

@@ -23,6 +23,8 @@ from service.errors import (
     NotAcceptable,
     QueueFull,
     ServiceError,
+    ShareTaken,
+    TooLate,
     Unauthorized,
     Unavailable,
     UnsupportedMedia,
@@ -54,7 +56,7 @@ def document(response: Response) -> dict[str, object]:
 
 
 def test_all_errors_are_found() -> None:
-    assert len(KINDS) >= 12
+    assert len(KINDS) >= 14
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,6 +86,8 @@ def test_every_error_has_an_answer(kind: type[ServiceError]) -> None:
         (Draining, 503, "Service Unavailable"),
         (Failed, 503, "Service Unavailable"),
         (QueueFull, 503, "Service Unavailable"),
+        (TooLate, 503, "Service Unavailable"),
+        (ShareTaken, 429, "Too Many Requests"),
         (DeadlinePassed, 504, "Gateway Timeout"),
     ],
 )

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -10,7 +12,10 @@ import httpx
 import pytest
 
 import service
-from tests.servers import Json, ServerProcess, problem, write_npy
+from model.rows import Reading
+from tests.engines import PROBE_SEED, FakeRunner
+from tests.local import FakeServer, locally, no_complaints, serving_fake
+from tests.servers import PATIENCE, Json, Reachable, ServerProcess, problem, write_npy
 from tests.test_denoise import GREY
 
 # Health.
@@ -26,20 +31,131 @@ def test_a_server_that_would_serve_is_ready(server: ServerProcess) -> None:
     assert server.client.get("/health/live").status_code == 200
 
 
+def health(server: Reachable) -> tuple[int, int, str]:
+    """The codes of /health/live and /health/ready, and what the latter says."""
+    live, ready = (server.client.get(f"/health/{path}") for path in ("live", "ready"))
+    assert live.json() == {"status": "live" if live.status_code == 200 else "failed"}
+    assert ready.json().keys() == {"status", "model", "version"}
+    assert ("retry-after" in ready.headers) is (ready.status_code == 503)
+    return live.status_code, ready.status_code, ready.json()["status"]
+
+
+def refused(response: httpx.Response) -> str:
+    """The detail of a 503 that says when to ask again."""
+    assert re.fullmatch(r"[1-9]\d*", response.headers["retry-after"])
+    detail: str = problem(response, 503)["detail"]
+    return detail
+
+
+def test_while_the_model_is_loaded_the_server_is_alive_and_unready() -> None:
+    runner = FakeRunner({1: 1.0, 2: 1.0})
+    runner.hold()
+    server = FakeServer(runner)
+    with no_complaints(), locally(server):
+        runner.next_pass()
+        assert health(server) == (200, 503, "loading")
+        for path, headers in (("/sample", {}), ("/sample", {"Accept": "text/event-stream"})):
+            assert "being loaded" in refused(server.client.post(path, json={}, headers=headers))
+        assert server.client.get("/sample?seed=1", headers={"If-None-Match": "*"}).status_code == 304
+        assert server.client.get("/info").json()["seconds_per_step"] == {}
+        assert server.metric("stepwise_refused_total", reason="loading") == 2
+        assert server.metric("stepwise_rows_running") == 0
+        runner.let_go()
+        assert server.engine.wait_loaded(PATIENCE)
+        assert health(server) == (200, 200, "ready")
+        assert server.client.post("/sample", json={}).status_code == 200
+
+
+def test_a_pass_that_does_not_return_fails_all_that_waits_and_the_server() -> None:
+    with serving_fake() as server, ThreadPoolExecutor(2) as pool:
+        server.runner.hold()
+        running = pool.submit(server.client.post, "/sample", json={})
+        server.runner.next_pass()
+        waiting = pool.submit(server.client.get, "/sample?seed=1")
+        server.wait_for_metric("stepwise_rows_waiting", lambda rows: rows == 1)
+        server.runner.clock.now += 31
+        for answer in (running, waiting):
+            assert "does not return" in refused(answer.result())
+        assert health(server) == (503, 503, "failed")
+        assert "does not return" in refused(server.client.post("/sample", json={}))
+        assert server.metric("stepwise_refused_total", reason="failed") == 1
+        assert server.metric("stepwise_cancelled_total", reason="failed") == 2
+        server.runner.let_go()  # and yet it does
+        server.wait_for_metric("stepwise_step_seconds_count", lambda passes: passes == 1)
+        assert health(server) == (200, 200, "ready")
+        assert server.client.post("/sample", json={}).status_code == 200
+
+
+class Deadly(FakeRunner):
+    """Raises what no runner may."""
+
+    def read(self, slot: int) -> Reading:
+        if self.rows[slot].row.seed == 13:
+            raise RuntimeError("out of memory")
+        return super().read(slot)
+
+
+def test_an_engine_that_died_fails_the_server_for_good() -> None:
+    with serving_fake(Deadly({1: 1.0, 2: 1.0})) as server:
+        assert "has stopped" in refused(server.client.post("/sample", json={"seed": 13}))
+        assert health(server) == (503, 503, "failed")
+        assert "has stopped" in refused(server.client.post("/sample", json={}))
+        assert server.metric("stepwise_cancelled_total", reason="failed") == 1
+        assert server.metric("stepwise_refused_total", reason="failed") == 1
+
+
+def test_after_a_failure_a_probe_tells_whether_the_model_works() -> None:
+    with serving_fake() as server:
+        server.runner.breaking = {7, PROBE_SEED}
+        problem(server.client.post("/sample", json={"seed": 7}), 500)
+        assert server.metric("stepwise_pass_failures_total") == 2  # together with others, then alone
+        assert health(server) == (200, 503, "failed")
+        assert server.client.post("/sample", json={"seed": 1}).status_code == 200  # and yet what works is served
+        server.runner.breaking = {7}
+        assert health(server) == (200, 200, "ready")
+        server.runner.poisoned = {8}
+        problem(server.client.post("/sample", json={"seed": 8}), 500)
+        assert health(server) == (200, 200, "ready")
+
+
+def test_a_server_that_was_idle_runs_a_probe() -> None:
+    with serving_fake() as server:
+        passes = len(server.runner.passes)
+        assert health(server) == (200, 200, "ready")
+        assert len(server.runner.passes) == passes
+        server.runner.clock.now += 11
+        assert health(server) == (200, 200, "ready")
+        assert len(server.runner.passes) == passes + 1
+        assert server.metric("stepwise_images_total") == 0  # the probe's does not count
+        assert server.metric("stepwise_promises_total", outcome="kept") == 0
+
+
 # Metrics.
 
+LABELS: dict[str, dict[str, set[str]]] = {
+    "stepwise_cancelled_total": {"reason": {"disconnect", "timeout", "failed", "draining"}},
+    "stepwise_refused_total": {"reason": {"impossible", "late", "share", "full", "loading", "draining", "failed"}},
+    "stepwise_promises_total": {"outcome": {"kept", "missed"}},
+    "stepwise_engine_seconds_total": {"phase": {"idle", "schedule", "admit", "pass", "advance"}},
+}
 NAMES = {
+    **{name: set(labels) for name, labels in LABELS.items()},
     "stepwise_requests_total": {"endpoint", "code"},
     "stepwise_request_seconds_count": {"endpoint"},
     "stepwise_request_seconds_sum": {"endpoint"},
     "stepwise_queue_seconds_count": set(),
+    "stepwise_denoise_seconds_count": set(),
+    "stepwise_encode_seconds_count": set(),
     "stepwise_images_total": set(),
     "stepwise_rows_running": set(),
     "stepwise_rows_waiting": set(),
     "stepwise_outstanding_row_steps": set(),
     "stepwise_step_seconds_count": set(),
+    "stepwise_step_cost_seconds": {"rows"},
     "stepwise_batch_rows_count": set(),
-    "stepwise_cancelled_total": {"reason"},
+    "stepwise_preemptions_total": set(),
+    "stepwise_pass_failures_total": set(),
+    "stepwise_eta_error_ratio_count": set(),
 }
 
 
@@ -50,8 +166,15 @@ def test_every_metric_is_there(server: ServerProcess) -> None:
         assert any(sample == name and {key for key, _ in pairs} == labels for sample, pairs in samples), name
     assert all(name.startswith("stepwise_") for name, _ in samples)
     assert server.client.get("/metrics").headers["content-type"].startswith("text/plain; version=")
-    for reason in ("disconnect", "timeout"):
-        assert ("stepwise_cancelled_total", frozenset({("reason", reason)})) in samples
+
+
+def test_every_label_is_there_from_the_start() -> None:
+    with serving_fake() as server:
+        samples = server.metrics()
+    for name, labels in LABELS.items():
+        for label, values in labels.items():
+            assert {dict(pairs)[label] for sample, pairs in samples if sample == name} == values
+    assert not any(value for (name, _), value in samples.items() if name in LABELS and "engine" not in name)
 
 
 def test_model_info_tells_the_model(server: ServerProcess) -> None:
@@ -86,6 +209,95 @@ def test_metrics_count_what_was_asked(server: ServerProcess) -> None:
     assert (images, answered, refused, timed, queued) == (6, 2, 1, 3, 2)
     assert rows == 2 * 3 * 2 * 2  # requests, images, steps, and two forward rows with guidance
     assert rows / 4 <= passes < rows
+
+
+def changes(server: Reachable, act: Callable[[], object]) -> dict[str, float]:
+    """By how much samples change while this is done; those that do, by name, with the values of their labels."""
+    before = server.metrics()
+    act()
+    return {
+        " ".join([name.removeprefix("stepwise_"), *(value for _, value in sorted(labels))]): value
+        - before[name, labels]
+        for (name, labels), value in server.metrics().items()
+        if (name, labels) in before and value != before[name, labels] and not name.endswith(("_bucket", "_created"))
+    }
+
+
+def test_a_request_moves_its_metrics() -> None:
+    """Of three images of four steps each, four of whose rows fit into a pass of a second."""
+    with serving_fake() as server:
+        moved = changes(server, lambda: server.client.post("/sample", json={"num_images": 3, "class_label": 1}))
+        assert moved.pop("encode_seconds_sum") > 0
+        assert moved.pop("promises_total kept") == 1
+        assert {name: count for name, count in moved.items() if "request" not in name} == {
+            "images_total": 3,
+            "queue_seconds_count": 1,
+            "denoise_seconds_count": 1,
+            "denoise_seconds_sum": 4,
+            "encode_seconds_count": 1,
+            "step_seconds_count": 4,
+            "step_seconds_sum": 4,
+            "batch_rows_count": 4,
+            "batch_rows_sum": 12,
+            "engine_seconds_total pass": 4,
+            "eta_error_ratio_count": 1,  # and the sum is 0: it took as long as expected
+        }
+        costs = {dict(pairs)["rows"]: value for (name, pairs), value in server.metrics().items() if "step_cost" in name}
+        assert costs == {"1": 1.0, "2": 1.0, "4": 1.0}
+        assert server.client.get("/info").json()["seconds_per_step"] == costs
+
+
+def test_a_stream_moves_the_same_metrics() -> None:
+    with serving_fake() as server:
+        events = {"Accept": "text/event-stream"}
+        moved = changes(server, lambda: server.client.post("/sample", json={}, headers=events))
+        assert (moved["images_total"], moved["encode_seconds_count"], moved["promises_total kept"]) == (1, 1, 1)
+        server.runner.poisoned = {7}
+        moved = changes(server, lambda: server.client.post("/sample", json={"seed": 7}, headers=events))
+        assert moved["cancelled_total failed"] == 1
+        assert not moved.keys() & {"images_total", "encode_seconds_count", "promises_total kept"}
+
+
+def test_a_promise_that_is_missed_and_a_bad_estimate_are_counted() -> None:
+    with serving_fake() as server, ThreadPoolExecutor(1) as pool:
+
+        def act() -> None:
+            server.runner.hold()
+            answer = pool.submit(server.client.post, "/sample", json={})
+            server.runner.next_pass()
+            server.runner.clock.now += 16  # 20 s in the place of 4
+            server.runner.let_go()
+            assert answer.result().status_code == 200
+
+        moved = changes(server, act)
+        assert moved["promises_total missed"] == 1
+        assert moved["eta_error_ratio_sum"] == pytest.approx(16 / 20)
+        assert moved["engine_seconds_total pass"] == 20
+        assert "promises_total kept" not in moved
+
+
+def test_an_image_that_has_to_wait_for_shorter_ones_is_counted() -> None:
+    with serving_fake() as server, ThreadPoolExecutor(2) as pool:
+
+        def act() -> None:
+            server.runner.hold()
+            answers = [pool.submit(server.client.post, "/sample", json={"seed": 1, "num_inference_steps": 50})]
+            assert server.runner.next_pass() == [(1, 0)]
+            answers.append(pool.submit(server.client.post, "/sample", json={"num_images": 4, "num_inference_steps": 1}))
+            server.wait_for_metric("stepwise_rows_waiting", lambda rows: rows == 4)
+            assert len(server.runner.next_pass()) == 4
+            server.runner.let_go()
+            assert [answer.result().status_code for answer in answers] == [200, 200]
+
+        assert changes(server, act)["preemptions_total"] == 1
+
+
+def test_the_engines_time_is_told_by_what_it_does(server: ServerProcess) -> None:
+    moved = changes(server, lambda: server.client.post("/sample", json={"num_images": 8}))
+    phases = {name.split()[1]: seconds for name, seconds in moved.items() if name.startswith("engine_seconds_total")}
+    assert phases.keys() == LABELS["stepwise_engine_seconds_total"]["phase"]
+    assert min(phases.values()) > 0
+    assert phases["pass"] == max(phases[phase] for phase in phases if phase != "idle")
 
 
 def test_paths_that_are_nowhere_share_one_label(server: ServerProcess) -> None:
@@ -148,7 +360,7 @@ def test_the_limits_of_info_are_the_settings(server: ServerProcess, strict_serve
     assert strict_server.client.get("/info").json()["limits"] == {
         "max_images": 3,
         "max_batch": 2,
-        "max_queue": 2,
+        "max_queue": 4,
         "max_body": 20_000,
         "timeout_s": 250.0,
     }
@@ -287,18 +499,23 @@ def test_every_field_is_described(description: Json) -> None:
         (
             "/sample",
             "post",
-            {"image/png", "application/json", "application/zip"},
-            {401, 406, 413, 415, 422, 500, 503, 504},
+            {"image/png", "application/json", "application/zip", "text/event-stream"},
+            {401, 406, 413, 415, 422, 429, 500, 503, 504},
         ),
-        ("/sample", "get", {"image/png", "application/json", "application/zip"}, {304, 401, 406, 422, 500, 503, 504}),
+        (
+            "/sample",
+            "get",
+            {"image/png", "application/json", "application/zip", "text/event-stream"},
+            {304, 401, 406, 422, 429, 500, 503, 504},
+        ),
         (
             "/denoise",
             "post",
-            {"image/png", "application/json", "application/x-npy"},
-            {401, 406, 413, 415, 422, 500, 503, 504},
+            {"image/png", "application/json", "application/x-npy", "text/event-stream"},
+            {401, 406, 413, 415, 422, 429, 500, 503, 504},
         ),
         ("/noise", "post", {"image/png", "application/x-npy"}, {401, 406, 413, 415, 422}),
-        ("/health/live", "get", {"application/json"}, set()),
+        ("/health/live", "get", {"application/json"}, {503}),
         ("/health/ready", "get", {"application/json"}, {503}),
         ("/health", "get", {"application/json"}, {503}),
         ("/metrics", "get", {"text/plain"}, {401}),
@@ -538,12 +755,15 @@ def test_too_large_a_length_is_refused_unread(strict_server: ServerProcess, path
     assert "20000 bytes" in document["detail"]
 
 
-@pytest.mark.parametrize("path", ["/sample", "/denoise", "/noise"])
-def test_too_large_a_stream_is_refused_before_its_end(strict_server: ServerProcess, path: str) -> None:
-    headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+@pytest.mark.parametrize("endpoint", ["POST /sample", "GET /sample", "POST /denoise", "POST /noise"])
+@pytest.mark.parametrize("accept", ["*/*", "text/event-stream"])
+def test_too_large_a_stream_is_refused_before_its_end(strict_server: ServerProcess, endpoint: str, accept: str) -> None:
+    """A GET's body used to be no end of the request, and now and then an error in mid-answer."""
+    method, path = endpoint.split()
+    headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked", "Accept": accept}
     body = b"3e9\r\n" + b" " * 1001 + b"\r\n"
-    status, document = read_answer(strict_server.raw_request("POST", path, headers, body * 20))
-    assert status == 413
+    status, document = read_answer(strict_server.raw_request(method, path, headers, body * 20))
+    assert status == (406 if path == "/noise" and accept != "*/*" else 413)
     assert document["title"]
 
 

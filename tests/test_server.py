@@ -5,9 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,28 @@ import httpx
 import pytest
 
 import service
-from service.__main__ import listen, main
+from service.__main__ import StartError, build, listen, main, refuse_workers
 from service.config import Settings
-from tests.servers import PATIENCE, ROOT, Json, ServerProcess, environment, problem, serving, write_npy
+from tests.local import FakeServer, serving_fake
+from tests.servers import (
+    PATIENCE,
+    ROOT,
+    Json,
+    Reachable,
+    ServerProcess,
+    environment,
+    invalid,
+    problem,
+    serving,
+    side_by_side,
+    write_npy,
+)
 from tests.test_denoise import GREY, RGB
+from tests.test_events import EVENTS, failed, told, watching
 
 # Requests that are long by the number of their steps.
-LONG = {"sampler": "ddpm", "num_inference_steps": 1000}
+LONG: Json = {"sampler": "ddpm", "num_inference_steps": 1000}
+ENDLESS: Json = {**LONG, "num_images": 64}
 
 
 @contextmanager
@@ -30,7 +46,7 @@ def in_background(call: Callable[[], httpx.Response]) -> Iterator[Future[httpx.R
         yield pool.submit(call)
 
 
-def post(server: ServerProcess, body: Json) -> httpx.Response:
+def post(server: Reachable, body: Json) -> httpx.Response:
     """POST /sample on a connection of its own."""
     with server.new_client() as client:
         return client.post("/sample", json=body)
@@ -45,10 +61,10 @@ def wait_until_idle(server: ServerProcess) -> None:
     server.wait_for_metric("stepwise_rows_waiting", lambda rows: rows == 0)
 
 
-def send_long(server: ServerProcess, num_images: int = 3) -> socket.socket:
+def send_long(server: ServerProcess, num_images: int = 3, **headers: str) -> socket.socket:
     """A connection whose request runs for long."""
     body = b'{"sampler": "ddpm", "num_inference_steps": 1000, "num_images": %d}' % num_images
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
     return server.raw_request("POST", "/sample", headers, body)
 
 
@@ -93,28 +109,66 @@ def test_forty_requests_at_once_draw_what_they_draw_alone(server: ServerProcess,
     assert len(set(alone)) == len(alone)
 
 
-def test_a_failing_request_leaves_its_neighbours_alone(strict_server: ServerProcess) -> None:
-    neighbour = {"seed": 1, "sampler": "ddpm", "num_inference_steps": 150}
-    alone = post(strict_server, neighbour).content
-    with in_background(lambda: post(strict_server, neighbour)) as answer:
+def test_failing_requests_leave_their_neighbours_alone(strict_server: ServerProcess) -> None:
+    neighbours: list[Json] = [
+        {"seed": 1, "sampler": "ddpm", "num_inference_steps": 150},
+        {"seed": 2, "num_images": 2, "class_label": ["cat", "7"], "num_inference_steps": 60},
+    ]
+    alone = [post(strict_server, body).content for body in neighbours]
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(post, strict_server, body) for body in neighbours]
         wait_until_running(strict_server)
-        problem(post(strict_server, {"class_label": "dog", "num_inference_steps": 1}), 500)
-    assert answer.result().content == alone
+        for steps in (1, 2, 5):
+            poisoned = {"seed": 3, "class_label": "dog", "num_inference_steps": steps}
+            assert "not finite" in problem(post(strict_server, poisoned), 500)["detail"]
+            assert strict_server.client.get("/health/ready").status_code == 200
+        assert [answer.result().content for answer in answers] == alone
 
 
-def test_a_full_queue_is_refused(strict_server: ServerProcess) -> None:
-    with send_long(strict_server), send_long(strict_server):
-        strict_server.wait_for_metric("stepwise_outstanding_row_steps", lambda steps: steps > 3000)
-        refused = post(strict_server, {})
-        assert "queue" in problem(refused, 503)["detail"]
-        assert re.fullmatch(r"[1-9]\d*", refused.headers["retry-after"])
+def test_who_fills_the_queue_is_refused_and_others_are_served(strict_server: ServerProcess) -> None:
+    refused = strict_server.metric("stepwise_refused_total", reason="share")
+    with ExitStack() as stack, strict_server.new_client(key="beta-ü") as other:
+        for scheme in ("Bearer", "bearer", "BEARER", "Bearer "):  # it is one key all the same
+            stack.enter_context(send_long(strict_server, Authorization=f"{scheme} alpha"))
+        strict_server.wait_for_metric("stepwise_outstanding_row_steps", lambda steps: steps > 9000)
+        answer = post(strict_server, {})
+        assert "your share" in problem(answer, 429)["detail"]
+        assert re.fullmatch(r"[1-9]\d*", answer.headers["retry-after"])
+        problem(strict_server.client.get("/sample?seed=1"), 429)
+        assert other.post("/sample", json={"num_images": 2}).status_code == 200
         assert strict_server.client.get("/health/ready").status_code == 200  # overload is not unreadiness
-        assert (
-            strict_server.client.get("/sample", headers={"If-None-Match": "*"}, params={"seed": 1}).status_code == 304
-        )
+        assert strict_server.client.get("/sample?seed=1", headers={"If-None-Match": "*"}).status_code == 304
         assert strict_server.client.head("/sample?seed=1").status_code == 200
     wait_until_idle(strict_server)
     assert post(strict_server, {}).status_code == 200
+    assert strict_server.metric("stepwise_refused_total", reason="share") == refused + 2
+
+
+def test_without_keys_the_queue_is_shared_by_addresses() -> None:
+    with serving_fake(max_queue=2) as server, ExitStack() as stack:
+        server.runner.hold()
+        clients = [stack.enter_context(server.new_client(source=f"127.0.0.{i}")) for i in (1, 2, 3)]
+        pool = stack.enter_context(ThreadPoolExecutor(3))
+
+        def begin(client: httpx.Client) -> Future[httpx.Response]:
+            before = server.metric("stepwise_outstanding_row_steps")
+            answer = pool.submit(client.post, "/sample", json={})
+            server.wait_for_metric("stepwise_outstanding_row_steps", lambda steps: steps > before)
+            return answer
+
+        begun = [begin(clients[0]), begin(clients[0])]
+        full = clients[0].post("/sample", json={})  # with one client there is nobody to share with
+        assert "all 2 places" in problem(full, 503)["detail"]
+        begun.append(begin(clients[1]))  # let in all the same
+        share = clients[0].post("/sample", json={})
+        assert "your share" in problem(share, 429)["detail"]
+        crowded = clients[2].post("/sample", json={})
+        assert "all 3 places" in problem(crowded, 503)["detail"]
+        for refused in (full, share, crowded):
+            assert re.fullmatch(r"[1-9]\d*", refused.headers["retry-after"])
+        server.runner.let_go()
+        assert [answer.result().status_code for answer in begun] == [200] * 3
+        assert clients[0].post("/sample", json={}).status_code == 200
 
 
 def test_a_client_that_leaves_costs_nothing_more(server: ServerProcess) -> None:
@@ -144,79 +198,135 @@ def test_a_client_that_leaves_in_mid_request_is_no_error(server: ServerProcess) 
     assert server.wait_for_line(lambda line: line.get("request_id") == "left-json")["status"] == 499
 
 
-@pytest.mark.parametrize("timeout_s", [1e-6, 0.01])
-def test_a_deadline_that_passes_is_a_504(server: ServerProcess, timeout_s: float) -> None:
-    cancelled = server.metric("stepwise_cancelled_total", reason="timeout")
-    response = post(server, {**LONG, "num_images": 64, "timeout_s": timeout_s})
-    assert f"{timeout_s:g} s" in problem(response, 504)["detail"]
-    samples = server.metrics()
-    assert samples["stepwise_cancelled_total", frozenset({("reason", "timeout")})] == cancelled + 1
-    assert samples["stepwise_rows_running", frozenset()] == 0
-    assert samples["stepwise_outstanding_row_steps", frozenset()] == 0
-    assert post(server, {}).status_code == 200
+def test_what_could_not_be_done_in_time_is_refused_at_once(server: ServerProcess) -> None:
+    """Whatever else there is to do."""
+    refused = server.metric("stepwise_refused_total", reason="impossible")
+    for timeout_s in (1e-6, 0.01):
+        answer = post(server, {**LONG, "timeout_s": timeout_s})
+        assert invalid(answer, "timeout_s").endswith(f"even on an idle server, and is {timeout_s:g}")
+    assert server.metric("stepwise_refused_total", reason="impossible") == refused + 2
+
+
+def test_what_cannot_be_done_in_time_now_is_refused_and_may_come_again() -> None:
+    """A job of four steps takes four seconds of the fake clock, and is promised within five."""
+    with serving_fake() as server:
+        server.runner.hold()
+        with in_background(lambda: server.client.post("/sample", json={"timeout_s": 5})) as first:
+            server.runner.next_pass()
+            late = server.client.post("/sample", json={"timeout_s": 5})
+            assert "within 5 s now, but within " in problem(late, 503)["detail"]
+            assert re.fullmatch(r"[1-9]\d*", late.headers["retry-after"])
+            server.runner.let_go()
+        assert first.result().status_code == 200
+        server.runner.clock.now += 1
+        assert server.client.post("/sample", json={"timeout_s": 5}).status_code == 200
+
+
+def test_a_deadline_that_passes_is_a_504() -> None:
+    with serving_fake() as server:
+        server.runner.hold()
+        with in_background(lambda: server.client.post("/sample", json={"num_images": 2, "timeout_s": 6})) as answer:
+            server.runner.next_pass()
+            server.runner.clock.now += 10  # this pass is much slower than any before
+            server.runner.let_go()
+        assert problem(answer.result(), 504)["detail"] == "not done within 6 s"
+        samples = server.metrics()
+        assert samples["stepwise_cancelled_total", frozenset({("reason", "timeout")})] == 1
+        assert samples["stepwise_promises_total", frozenset({("outcome", "missed")})] == 1
+        assert samples["stepwise_rows_running", frozenset()] == 0
+        assert samples["stepwise_outstanding_row_steps", frozenset()] == 0
+        assert server.client.post("/sample", json={}).status_code == 200
 
 
 # Leaving.
 
 
 def test_sigterm_lets_what_runs_finish(weights: Path) -> None:
-    body = {**LONG, "seed": 1, "num_images": 2}
-    with serving(WEIGHTS=weights / "grey", MAX_BATCH=2, DRAIN_TIMEOUT=PATIENCE) as server:
-        with in_background(lambda: post(server, body)) as running:
-            wait_until_running(server)
-            server.terminate()
-            server.wait_for_line(lambda line: "draining" in line["message"])
-            with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:  # it still listens
-                unready = client.get("/health/ready")
-                assert unready.status_code == 503
-                assert unready.json()["status"] == "draining"
-                assert client.get("/health").json()["status"] == "draining"
-                assert client.get("/health/live").status_code == 200
-                for refused in (
-                    client.post("/sample", json={}),
-                    client.get("/sample"),
-                    client.post("/denoise", files={"image": write_npy(GREY)}, data={"timestep": "5"}),
-                ):
-                    problem(refused, 503)
-                    assert re.fullmatch(r"[1-9]\d*", refused.headers["retry-after"])
-                server.terminate()  # changes nothing
-                assert client.get("/health/live").status_code == 200
-            assert not running.done()
-            assert running.result().status_code == 200
+    body = {**LONG, "seed": 1}
+    with (
+        side_by_side(serving(WEIGHTS=weights / "grey", MAX_BATCH=2, DRAIN_TIMEOUT=PATIENCE)) as [server],
+        watching(server, body) as events,
+        in_background(lambda: post(server, body)) as running,
+    ):
+        come = [next(events)]
+        server.wait_for_metric("stepwise_outstanding_row_steps", lambda steps: steps > 1000)  # both are there
+        server.terminate()
+        server.wait_for_line(lambda line: "draining" in line["message"])
+        with server.new_client() as client:  # it still listens
+            unready = client.get("/health/ready")
+            assert unready.status_code == 503
+            assert unready.json()["status"] == "draining"
+            assert client.get("/health").json()["status"] == "draining"
+            assert client.get("/health/live").status_code == 200
+            for refused in (
+                client.post("/sample", json={}),
+                client.get("/sample"),
+                client.get("/sample", headers=EVENTS),
+                client.post("/denoise", files={"image": write_npy(GREY)}, data={"timestep": "5"}),
+            ):
+                problem(refused, 503)
+                assert re.fullmatch(r"[1-9]\d*", refused.headers["retry-after"])
+            server.terminate()  # changes nothing
+            assert client.get("/health/live").status_code == 200
+            assert 'stepwise_refused_total{reason="draining"} 4.0' in client.get("/metrics").text
+        assert not running.done()
+        told([*come, *events], steps=1000)
+        assert running.result().status_code == 200
         while server.process.poll() is None:  # nor does another, at any time
             server.terminate()
             with suppress(subprocess.TimeoutExpired):
                 server.process.wait(0.02)
         assert server.wait() == 0
-    assert [line for line in server.lines if line["level"] == "error"] == []
 
 
-def test_sigterm_waits_no_longer_than_the_drain_timeout(weights: Path) -> None:
-    with serving(WEIGHTS=weights / "grey", MAX_BATCH=2, DRAIN_TIMEOUT=0.1) as server:
-        half = {"Content-Type": "application/json", "Content-Length": "100"}
-        with (
-            server.raw_request("POST", "/sample", half, b"{") as never_sent,
-            in_background(lambda: post(server, {**LONG, "num_images": 64})) as running,
-        ):
-            wait_until_running(server)
-            server.terminate()
-            refused = running.result()
-            assert "shut down" in problem(refused, 503)["detail"]
-            assert refused.headers["retry-after"]
-            assert server.wait() == 0
-            assert never_sent.recv(20).startswith(b"HTTP/1.1 503")
+@contextmanager
+def held(drain_timeout: float) -> Iterator[tuple[FakeServer, threading.Event]]:
+    """A server whose passes wait, and an event that says that its engine is being closed."""
+    closing = threading.Event()
+    with serving_fake(timeout=1e6, drain_timeout=drain_timeout) as server, pytest.MonkeyPatch.context() as patch:
+        close = server.engine.close
+
+        def close_and_say() -> None:
+            closing.set()
+            close()
+
+        patch.setattr(server.engine, "close", close_and_say)
+        server.runner.hold()
+        yield server, closing
 
 
-def test_ctrl_c_twice_waits_for_nobody(weights: Path) -> None:
-    with serving(WEIGHTS=weights / "grey", MAX_BATCH=2, DRAIN_TIMEOUT=PATIENCE) as server:
-        with in_background(lambda: post(server, {**LONG, "num_images": 64})) as running:
-            wait_until_running(server)
-            server.process.send_signal(signal.SIGINT)
-            server.wait_for_line(lambda line: "draining" in line["message"])
-            server.process.send_signal(signal.SIGINT)
-            problem(running.result(), 503)
-        assert server.wait() == 0
-    assert [line for line in server.lines if line["level"] == "error"] == []
+def test_sigterm_waits_no_longer_than_the_drain_timeout() -> None:
+    half = {"Content-Type": "application/json", "Content-Length": "100"}
+    with (
+        held(drain_timeout=0.1) as (server, closing),
+        server.raw_request("POST", "/sample", half, b"{") as never_sent,
+        watching(server, ENDLESS) as events,
+        in_background(lambda: post(server, ENDLESS)) as running,
+    ):
+        come = [next(events)]
+        server.wait_for_metric("stepwise_outstanding_row_steps", lambda steps: steps > 64_000)  # both are there
+        server.signal(signal.SIGTERM)
+        assert closing.wait(PATIENCE)
+        server.runner.let_go()
+        refused = running.result()
+        assert "shutting down" in problem(refused, 503)["detail"]
+        assert refused.headers["retry-after"]
+        assert "shutting down" in failed([*come, *events], 503)
+        server.wait()
+        assert never_sent.recv(20).startswith(b"HTTP/1.1 503")
+
+
+def test_ctrl_c_twice_waits_for_nobody() -> None:
+    with held(drain_timeout=PATIENCE) as (server, closing), in_background(lambda: post(server, ENDLESS)) as running:
+        server.runner.next_pass()
+        server.signal(signal.SIGINT)
+        problem(server.client.post("/sample", json={}), 503)
+        assert not closing.is_set()
+        server.signal(signal.SIGINT)
+        assert closing.wait(PATIENCE)
+        server.runner.let_go()
+        problem(running.result(), 503)
+        server.wait()
 
 
 # Starting.
@@ -224,75 +334,52 @@ def test_ctrl_c_twice_waits_for_nobody(weights: Path) -> None:
 Ended = subprocess.CompletedProcess[str]
 
 
-@pytest.fixture(scope="module")
-def taken_port() -> Iterator[int]:
+def test_what_cannot_start_says_why_in_one_line(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((weights / "grey" / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((weights / "grey" / "model.safetensors").read_bytes()[:-1000])
+    command = [sys.executable, "-m", "service"]
+    env = environment(WEIGHTS=tmp_path)
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"stepwise: {tmp_path}/model.safetensors: cannot be read")
+    assert ended.stdout == ""
+
+
+def test_weights_that_are_nowhere_are_named() -> None:
+    with pytest.raises(StartError, match=r"^STEPWISE_WEIGHTS=nowhere/at all is neither .*; in the box: digits$"):
+        build(Settings(weights="nowhere/at all"))
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(StartError, match=r"^STEPWISE_DEVICE=cuda: .* no CUDA device$"):
+        build(Settings(device="cuda"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(StartError, match=r"^STEPWISE_DEVICE=cuda:2: the CUDA devices are cuda:0 to cuda:1$"):
+        build(Settings(device="cuda:2"))
+
+
+def test_several_workers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "2")
+    with pytest.raises(StartError, match=r"^WEB_CONCURRENCY=2: one process "):
+        refuse_workers()
+    for one in ("1", ""):
+        monkeypatch.setenv("WEB_CONCURRENCY", one)
+        refuse_workers()
+
+
+def test_a_taken_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def starts(weights: Path, taken_port: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """How starts that cannot succeed end, by name. They run side by side."""
-    grey = weights / "grey"
-    broken = tmp_path_factory.mktemp("broken")
-    (broken / "config.json").write_bytes((grey / "config.json").read_bytes())
-    (broken / "model.safetensors").write_bytes((grey / "model.safetensors").read_bytes()[:-1000])
-    settings: dict[str, dict[str, object]] = {
-        "bad settings": {"WEIGHTS": grey, "PORT": "http", "TIMEOUT": -1, "PRECISION": "int8", "DEVICE": "tpu"},
-        "no weights": {"WEIGHTS": weights / "nothing"},
-        "broken weights": {"WEIGHTS": broken},
-        "a taken port": {"WEIGHTS": grey, "PORT": taken_port},
-        "no cuda": {"WEIGHTS": grey, "DEVICE": "cuda"},
-    }
-    environments = {name: environment(**values) for name, values in settings.items()}
-    environments["workers"] = {**environment(WEIGHTS=grey), "WEB_CONCURRENCY": "2"}
-
-    def run(env: dict[str, str]) -> Ended:
-        return subprocess.run(
-            [sys.executable, "-m", "service"],
-            cwd=ROOT,
-            env={**env, "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(environments, pool.map(run, environments.values()), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("name", "named"),
-    [
-        (
-            "bad settings",
-            ["STEPWISE_PORT=http", "STEPWISE_TIMEOUT=-1", "STEPWISE_PRECISION=int8", "STEPWISE_DEVICE=tpu"],
-        ),
-        ("no weights", ["STEPWISE_WEIGHTS=", "nothing", "in the box"]),
-        ("broken weights", ["model.safetensors", "cannot be read"]),
-        ("a taken port", ["127.0.0.1", "in use"]),
-        ("no cuda", ["STEPWISE_DEVICE=cuda", "no CUDA device"]),
-        ("workers", ["WEB_CONCURRENCY=2", "one process"]),
-    ],
-)
-def test_what_cannot_start_says_why_in_one_line(starts: dict[str, Ended], name: str, named: list[str]) -> None:
-    ended = starts[name]
-    assert ended.returncode not in (0, -15)
-    assert len(ended.stderr.strip().splitlines()) == 1
-    assert ended.stderr.startswith("stepwise: ")
-    assert all(words in ended.stderr for words in named)
-    assert "Traceback" not in ended.stdout + ended.stderr
+        port = listener.getsockname()[1]
+        with pytest.raises(StartError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*in use$"):
+            listen(Settings(port=port))
 
 
 def test_answers_are_not_held_back() -> None:
     """asyncio sets TCP_NODELAY only where a socket names its protocol; without, each answer took 40 ms longer."""
     with listen(Settings(port=0)) as listener:
         assert listener.proto == socket.IPPROTO_TCP
-
-
-def test_a_taken_port_is_named(starts: dict[str, Ended], taken_port: int) -> None:
-    assert f"127.0.0.1:{taken_port}" in starts["a taken port"].stderr
 
 
 @pytest.fixture

@@ -1,0 +1,196 @@
+"""text/event-stream: how a job goes, while it goes.
+
+The format is that of https://html.spec.whatwg.org/multipage/server-sent-events.html. The engine's thread never waits
+for a reader: it leaves what happened in a Mailbox, where newer progress takes the place of older. Images stay until
+they are sent.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+import threading
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from model.rows import Image
+from service.answers import EVENTS, timings
+from service.errors import ServiceError, document
+from service.images import encode_png
+from service.metrics import Metrics
+from service.planning import Parameters, Plan
+from service.requests import Accepted, Finished
+
+HEARTBEAT_S = 10.0
+
+
+class Mailbox:
+    """What happened to a job and is not yet sent. Implements service.requests.Watcher.
+
+    Args:
+        preview_every: steps.
+        loop: the one whose `wait` is told.
+    """
+
+    def __init__(self, preview_every: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.preview_every = preview_every
+        self._loop = loop
+        self._arrived = asyncio.Event()
+        self._lock = threading.Lock()
+        self._progress: tuple[int, int, float] | None = None
+        self._previews: dict[int, tuple[int, Image]] = {}  # by index of the image, the newest
+        self._images: dict[int, Image] = {}
+
+    def progress(self, step: int, steps: int, eta_s: float) -> None:
+        with self._lock:
+            self._progress = step, steps, eta_s
+        self._tell()
+
+    def preview(self, index: int, step: int, x0: Image) -> None:
+        with self._lock:
+            self._previews[index] = step, x0
+        self._tell()
+
+    def image(self, index: int, image: Image) -> None:
+        with self._lock:
+            self._images[index] = image
+        self._tell()
+
+    def _tell(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            self._loop.call_soon_threadsafe(self.wake)
+
+    def wake(self) -> None:
+        """Have `wait` return."""
+        self._arrived.set()
+
+    async def wait(self) -> None:
+        """Until something was put in since the last `take`."""
+        await self._arrived.wait()
+
+    def take(self) -> tuple[tuple[int, int, float] | None, dict[int, tuple[int, Image]], dict[int, Image]]:
+        """Take out what is there: progress, previews and images."""
+        self._arrived.clear()
+        with self._lock:
+            taken = self._progress, self._previews, self._images
+            self._progress, self._previews, self._images = None, {}, {}
+        return taken
+
+
+class EventStream(Response):
+    """Sends a job's events until it is done. A client that leaves cancels it.
+
+    Args:
+        accepted: the job.
+        mailbox: its watcher.
+        plan: what was asked for.
+        headers: of the response.
+        metrics: are told of the time that encoding took.
+        heartbeat_s: seconds from one comment to the next, which keep balancers from closing a quiet connection.
+    """
+
+    def __init__(
+        self,
+        accepted: Accepted,
+        mailbox: Mailbox,
+        plan: Plan,
+        headers: Mapping[str, str],
+        metrics: Metrics,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        super().__init__(headers={"X-Accel-Buffering": "no", **headers}, media_type=EVENTS)
+        del self.headers["content-length"]
+        self._accepted = accepted
+        self._mailbox = mailbox
+        self._plan = plan
+        self._metrics = metrics
+        self._heartbeat_s = heartbeat_s
+        self._encode_s = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        events = asyncio.ensure_future(self._send_events(send))
+        left = asyncio.ensure_future(disconnected(receive))
+        try:
+            either: set[asyncio.Future[Any]] = {events, left}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if events.done():
+                events.result()
+        finally:
+            events.cancel()
+            left.cancel()
+            self._accepted.future.cancel()  # no effect on a job that is done
+
+    async def _send_events(self, send: Send) -> None:
+        accepted = self._accepted
+        job = asyncio.wrap_future(accepted.future)
+        job.add_done_callback(self._ended)
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        promise = {"eta_s": _rounded(accepted.eta_s), "promise_s": _rounded(accepted.promise_s)}
+        await send(_event("queued", {"position": accepted.position, **promise}))
+        now = asyncio.get_running_loop().time
+        beat = now() + self._heartbeat_s
+        while not job.done():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(beat):
+                    await self._mailbox.wait()
+            if now() >= beat:
+                await send(_body(": heartbeat\n\n"))
+                beat = now() + self._heartbeat_s
+            await self._send_news(send)
+        await self._send_news(send)  # what came last
+        try:
+            finished = job.result()
+        except ServiceError as error:
+            await send(_event("error", document(error)))
+        else:
+            self._metrics.encoded(self._encode_s)
+            done = {"parameters": self._plan.parameters, "timings": timings(finished, self._encode_s)}
+            await send(_event("done", done))
+        await send({"type": "http.response.body"})
+
+    def _ended(self, job: asyncio.Future[Finished]) -> None:
+        if not job.cancelled():
+            job.exception()  # seen, also where nobody is left to be told
+        self._mailbox.wake()
+
+    async def _send_news(self, send: Send) -> None:
+        progress, previews, images = self._mailbox.take()
+        if progress is not None:
+            step, steps, eta_s = progress
+            await send(_event("progress", {"step": step, "steps": steps, "eta_s": _rounded(eta_s)}))
+        for index, (step, x0) in previews.items():
+            if np.isfinite(x0).all():  # else the job is about to fail
+                await send(_event("preview", {"index": index, "step": step, "b64_json": await self._encoded(x0, {})}))
+        for index, image in images.items():
+            encoded = await self._encoded(image, self._plan.recipes[index])
+            await send(_event("image", {"index": index, "seed": self._plan.seeds[index], "b64_json": encoded}))
+
+    async def _encoded(self, image: Image, parameters: Parameters) -> str:
+        began = perf_counter()
+        png = await run_in_threadpool(encode_png, image, parameters)
+        self._encode_s += perf_counter() - began
+        return base64.b64encode(png).decode()
+
+
+async def disconnected(receive: Receive) -> None:
+    """Until the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _event(name: str, data: Mapping[str, object]) -> Message:
+    return _body(f"event: {name}\ndata: {json.dumps(data)}\n\n")
+
+
+def _body(text: str) -> Message:
+    return {"type": "http.response.body", "body": text.encode(), "more_body": True}
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 6)

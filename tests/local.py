@@ -1,0 +1,161 @@
+"""Servers in this process: of a model, or on the runner and the clock of tests.engines, where a test holds passes."""
+
+import gc
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from model.description import ModelDescription, Recommended
+from model.rows import Image
+from model.schedule import Schedule
+from service.__main__ import Server, build, listen
+from service.app import create_app
+from service.config import Settings
+from service.engine import Engine
+from service.metrics import Metrics
+from service.places import Places
+from service.served import Served
+from tests.engines import PROBE_SEED, FakeRunner, a_row
+from tests.servers import CACHE, PATIENCE, Reachable
+
+MODEL = ModelDescription(
+    name="fake",
+    digest="d" * 64,
+    architecture="none",
+    image_shape=(1, 1, 2),  # FakeRunner's
+    out_channels=1,
+    first_timestep=0,
+    num_classes=3,
+    no_label=3,
+    class_names=("zero", "one", "two"),
+    num_parameters=1,
+    schedule=Schedule(),
+    recommended=Recommended(num_inference_steps=4),
+)
+
+
+def first_draw(seed: int, shape: tuple[int, int, int]) -> Image:
+    return np.full(shape, seed, np.float32)
+
+
+SERVED = Served(MODEL, "cpu", {"weights": MODEL.digest, "backend": "fake", "precision": "float32"}, True, first_draw)
+
+
+class LocalServer(Reachable):
+    """uvicorn on a thread of this process."""
+
+    def __init__(self, engine: Engine, served: Served, settings: Settings, metrics: Metrics) -> None:
+        super().__init__()
+        self.engine = engine
+        self._listener = listen(settings)
+        self._listener.listen()  # from now on clients wait
+        self._port = self._listener.getsockname()[1]
+        app = create_app(engine, served, settings, metrics)
+        self._server = Server(uvicorn.Config(app, log_config=None, access_log=False), engine, settings.drain_timeout)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def signal(self, number: signal.Signals) -> None:
+        """What the process does on a signal."""
+        self._server.handle_exit(number, None)
+
+    def wait(self) -> None:
+        """Wait for the end."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+    def stop(self) -> None:
+        self.hang_up()
+        self._server.should_exit = True
+        self.wait()
+        self._listener.close()
+
+
+class FakeServer(LocalServer):
+    """A server of no model: each pass takes a second of the runner's clock, and as long as the test holds it."""
+
+    def __init__(self, runner: FakeRunner | None = None, **settings: Any) -> None:
+        self.runner = runner or FakeRunner({1: 1.0, 2: 1.0, 4: 1.0})
+        read = Settings(port=0, **settings)
+        metrics = Metrics()
+        places = Places(read.max_queue, max(1, len(read.api_keys)))
+        engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock)
+        metrics.watch(engine, SERVED)
+        super().__init__(engine, SERVED, read, metrics)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of its connections: for slow readers
+
+    def stop(self) -> None:
+        self.runner.let_go()
+        super().stop()
+        assert self.runner.complaints == []
+
+
+class _Complaints(logging.Handler):
+    """Keeps what is logged as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "timeout graceful shutdown exceeded" not in record.getMessage():  # that is the client's fault
+            self.texts.append(logging.Formatter().format(record))
+
+
+@contextmanager
+def no_complaints() -> Iterator[None]:
+    """Neither asyncio nor uvicorn may complain: of a task that nobody awaits, of an error that is lost."""
+    complaints = _Complaints()
+    loggers = [logging.getLogger(name) for name in ("asyncio", "uvicorn.error")]
+    for logger in loggers:
+        logger.addHandler(complaints)
+    try:
+        yield
+        gc.collect()  # they complain when what was lost is collected
+    finally:
+        for logger in loggers:
+            logger.removeHandler(complaints)
+    assert complaints.texts == []
+
+
+@contextmanager
+def locally(server: LocalServer) -> Iterator[None]:
+    """Have a server serve."""
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@contextmanager
+def serving_fake(runner: FakeRunner | None = None, **settings: Any) -> Iterator[FakeServer]:
+    """Serve no model with these settings."""
+    server = FakeServer(runner, **settings)
+    with no_complaints(), locally(server):
+        assert server.engine.wait_loaded(PATIENCE)
+        yield server
+
+
+@contextmanager
+def serving_here(**settings: Any) -> Iterator[LocalServer]:
+    """Serve a model from this process, which spares a new one's start."""
+    read = Settings(port=0, threads=1, precision="float32", cache_dir=CACHE, **settings)
+    engine, served, metrics = build(read)
+    server = LocalServer(engine, served, read, metrics)
+    with locally(server):
+        assert engine.wait_loaded(PATIENCE)
+        yield server
