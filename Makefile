@@ -38,8 +38,10 @@ quality: .venv/develop $(DATA) ## draw 1,000 digits and judge them
 figures: .venv/develop ## measure the U-Nets' work and draw docs/unet.png
 	$(BIN)/python -m bench.unet_macs --figure docs/unet.png
 
-bench: .venv/bench ## compare with what people use now, half an hour: bench/RESULTS.md, and figures of docs/
+bench: .venv/bench ## compare with what people use now, three quarters of an hour: bench/*.md, and figures of docs/
 	$(BIN)/python -m bench.serving
+	$(BIN)/python -m bench.promises
+	$(BIN)/python -m bench.soak
 	$(BIN)/python -m bench.cost
 
 clean: ## remove the environment and all caches, but no data or checkpoints

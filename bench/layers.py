@@ -10,9 +10,8 @@ no noise of the machine hides what is small. Prints two Markdown tables.
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from time import perf_counter
 
@@ -35,6 +34,8 @@ from service.__main__ import BOX, probe_row
 from service.config import available_cores
 from service.engine import Engine
 from service.metrics import Metrics
+from service.places import Places
+from service.requests import Finished
 
 STEPS = 20
 JOBS = 64
@@ -77,10 +78,9 @@ def runner_of(backend: Backend, model: ModelDescription) -> SlotRunner:
 
 
 def warm_engine(backend: Backend, model: ModelDescription) -> Engine:
-    engine = Engine(runner_of(backend, model), probe_row(model), JOBS, Metrics())
+    engine = Engine(runner_of(backend, model), probe_row(model), Places(JOBS), Metrics())
     engine.start()
-    while engine.status == "loading":
-        time.sleep(0.01)
+    engine.wait_loaded()
     return engine
 
 
@@ -97,12 +97,16 @@ def through_slots(backend: Backend, model: ModelDescription) -> float:
 def through_engine(engine: Engine, model: ModelDescription) -> float:
     """With twice as many jobs in flight as there are rows in a pass."""
     began = perf_counter()
-    pending = {engine.submit([row_of(model, seed)], 600) for seed in range(2 * engine.widths[-1])}
+
+    def submit(seed: int) -> Future[Finished]:
+        return engine.submit([row_of(model, seed)], 600, "bench").future
+
+    pending = {submit(seed) for seed in range(2 * engine.widths[-1])}
     to_come = JOBS - len(pending)
     while pending:
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
         for _ in range(min(len(done), to_come)):
-            pending.add(engine.submit([row_of(model, to_come)], 600))
+            pending.add(submit(to_come))
             to_come -= 1
     return (perf_counter() - began) / STEPS / JOBS
 

@@ -1,0 +1,39 @@
+"""A peer that differs in nothing but its scheduler: Stepwise, with a common one in the place of its own.
+
+    SCHEDULER=one STEPWISE_WEIGHTS=FOLDER STEPWISE_PORT=9101 python -m bench.peers.schedulers_server
+
+`one` runs a request to its end, then the next. `batches` makes a batch of all that waits, up to the widest pass, and
+runs it to its end, but is kinder than what is common: rows with different numbers of steps share a batch, and those
+that are done leave it.
+"""
+
+import os
+from functools import partial
+
+import service.__main__ as stepwise
+from service.engine import Engine
+from service.jobs import Batch
+from service.scheduler import Scheduler, fill
+
+
+class OneAtATime(Scheduler):
+    def choose(self, now: float) -> Batch:
+        batch: Batch = []
+        for job in sorted(self.by_work, key=lambda job: job.number)[:1]:
+            fill(batch, job, self.costs.width, may_start=self.costs.width)
+        return batch
+
+
+class Batches(Scheduler):
+    def choose(self, now: float) -> Batch:
+        batch: Batch = []
+        begun = self.running > 0
+        for job in sorted(self.by_work, key=lambda job: job.number):
+            fill(batch, job, self.costs.width, may_start=0 if begun else self.costs.width)
+        return batch
+
+
+if __name__ == "__main__":
+    chosen = {"one": OneAtATime, "batches": Batches}[os.environ["SCHEDULER"]]
+    setattr(stepwise, "Engine", partial(Engine, scheduler=chosen))  # noqa: B010
+    stepwise.main()
