@@ -55,7 +55,8 @@ class Scheduler:
         Of jobs of one size none is promised to be done before those that are here already.
         """
         self._follow_costs()
-        equals = (other.promise for other in self._by_promise if other.size == job.size)
+        promised = (other for other in self._by_promise if other.promise < inf)  # the engine's probe is not
+        equals = (other.promise for other in promised if other.size == job.size)
         wanted = min(latest, max([now + patient(job, self.outstanding, self.costs), *equals]))
         return earliest(job, self._by_promise, self.costs, max(now, self.busy_until), wanted)
 

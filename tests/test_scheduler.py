@@ -568,3 +568,11 @@ def test_jobs_are_weighed_again_when_the_costs_have_changed() -> None:
     drift(line, rows=1, times=3.0)
     line.begin()
     assert ticket.job.seconds == pytest.approx(9.0 * line.costs.ceilings[1])
+
+
+def test_a_job_without_a_promise_delays_nobodys() -> None:
+    """The engine's probe has none. A job of its size was once promised no earlier than its whole timeout."""
+    scheduler = Scheduler(Costs({1: 1.0}), MANY)
+    scheduler.add(Job(alike(1, 2), scheduler.costs), inf)
+    job = Job(alike(1, 2), scheduler.costs)
+    assert scheduler.earliest_promise(job, 0.0, 1000.0) == pytest.approx(2 * 4.0)
