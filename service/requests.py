@@ -336,8 +336,9 @@ def _promise(job: Job, scheduler: Scheduler, now: float, timeout_s: float) -> fl
     if alone_s > timeout_s:
         needed = f"must be at least {alone_s:.3g} for this, even on an idle server, and is {timeout_s:g}"
         raise Invalid.field("timeout_s", needed)
-    promise = scheduler.earliest_promise(job, now, now + timeout_s)
-    late_s = promise - now - timeout_s
-    if late_s > 0:
-        raise TooLate(f"this cannot be done within {timeout_s:g} s now, but within {promise - now:.3g} s", late_s)
+    latest = now + timeout_s
+    promise = scheduler.earliest_promise(job, now, latest)
+    if promise > latest:
+        message = f"this cannot be done within {timeout_s:g} s now, but within {promise - now:.3g} s"
+        raise TooLate(message, promise - latest)
     return promise

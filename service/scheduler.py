@@ -108,6 +108,7 @@ class Scheduler:
 
     def advance(self, batch: Batch) -> list[Task]:
         """After a pass: the tasks that it finished and whose jobs are still here. They leave."""
+        self.busy_until = -inf
         finished = [task for task in dict.fromkeys(task for task, _ in batch) if not task.steps_left]
         finished = [task for task in finished if task.job in self._present]
         for task in finished:

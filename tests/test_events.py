@@ -600,6 +600,16 @@ async def test_what_happens_while_the_reader_holds_back_the_server_is_told_in_fe
 
 
 @on_a_loop
+async def test_a_job_that_fails_before_anything_else_happens_is_told_of_at_once() -> None:
+    s = Streaming.begin()
+    await s.connection.sends("queued")
+    s.future.set_exception(ComputationFailed("a pass failed"))
+    await s.response
+    assert failed(s.connection.events, 500) == "a pass failed"
+    assert s.connection.is_complete
+
+
+@on_a_loop
 async def test_a_quiet_connection_is_kept_by_comments() -> None:
     s = Streaming.begin(heartbeat_s=0.001)
     await s.connection.sends(": heartbeat\n\n: heartbeat\n\n")

@@ -210,6 +210,25 @@ def test_of_equal_promises_the_first_given_is_the_first_kept() -> None:
     assert earliest(Job(alike(1, 1), costs), crowd.line, costs, START, 105.0) == pytest.approx(106.0)
 
 
+def test_a_job_that_must_wait_for_another_to_its_own_promise_gets_a_later_one() -> None:
+    """Ahead of the other it would take 8 s. But that is the promise of the other, and the first given goes first."""
+    costs = Costs({4: 0.8})
+    crowd = Crowd(costs, [])
+    crowd.add(Job(alike(4, 1), costs), 108.0)
+    assert earliest(Job(alike(1, 8), costs), crowd.line, costs, START, 0.0) == pytest.approx(109.0)
+
+
+def test_a_plan_that_has_less_to_spare_may_promise_more() -> None:
+    """Alone, images of two rows leave a third of each pass empty."""
+    costs = Costs({1: 0.4, 3: 0.8})
+    crowd = Crowd(costs, [])
+    crowd.add(Job(alike(1, 10), costs), 1000.0)
+    left = spare(crowd.line, costs, START)
+    assert left.alone > left.together > 500
+    promise = earliest(Job(alike(4, 10, 2), costs), crowd.line, costs, START, 0.0)
+    assert promise == pytest.approx(START + 80 / 3 + 10 * 2 / 3)
+
+
 def test_the_start_is_when_the_next_pass_can_begin() -> None:
     costs = Costs({1: 0.8})
     job = Job(alike(1, 3), costs)

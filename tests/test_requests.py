@@ -203,6 +203,15 @@ def test_what_cannot_be_done_in_time_even_alone_is_refused_for_good() -> None:
     assert s.observer.ended == [1]
 
 
+@pytest.mark.parametrize("now", [1000 + i / 7 for i in range(50)])
+def test_a_promise_at_the_very_end_of_the_time_is_no_refusal_whatever_the_clock_says(now: float) -> None:
+    """Rounding once made such promises late by 1e-13 s."""
+    with warm(1) as s:
+        s.clock.now = now
+        timeout_s = 1.6  # more than it takes, and less than would be patient
+        s.accept(a_row(1), timeout_s=timeout_s).future.result(PATIENCE)
+
+
 def test_what_cannot_be_done_in_time_now_is_refused_with_the_time_that_is_missing() -> None:
     with warm(1) as s:
         s.runner.hold()

@@ -80,6 +80,13 @@ def test_on_an_idle_server_the_shortest_promise_is_the_same_at_any_time(
     assert scheduler.earliest_promise(job, now, now + 1.01 * alone_s) <= now + 1.01 * alone_s
 
 
+def test_what_a_job_takes_alone_does_not_depend_on_others() -> None:
+    line = Line(Costs(ONE_ROW))
+    line.came(Arrival(0.0, alike(1, 20), hurry=1.0))
+    line.begin()
+    assert line.scheduler.seconds_alone(Job(alike(1, 10), line.costs)) == pytest.approx(10 * (1 + MARGIN))
+
+
 def test_an_idle_server_promises_twice_what_full_passes_would_take() -> None:
     scheduler = Scheduler(Costs(EQUAL), MANY)
     job = Job(alike(2, 10), scheduler.costs)  # at most 20/4 passes, and 3/4 of its 10 steps: 12.5
@@ -576,3 +583,12 @@ def test_a_job_without_a_promise_delays_nobodys() -> None:
     scheduler.add(Job(alike(1, 2), scheduler.costs), inf)
     job = Job(alike(1, 2), scheduler.costs)
     assert scheduler.earliest_promise(job, 0.0, 1000.0) == pytest.approx(2 * 4.0)
+
+
+def test_a_pass_that_has_ended_takes_nothing_from_those_who_come_after_it() -> None:
+    """Its margin, which it had not used, was still counted: an idle server refused what it could do."""
+    scheduler = Scheduler(Costs({1: 1.0}), MANY)
+    scheduler.add(Job(alike(1, 1), scheduler.costs), inf)
+    scheduler.advance(scheduler.next_batch(0.0))
+    latest = 1.0 + 4 * (1 + MARGIN)  # it took 1 s
+    assert scheduler.earliest_promise(Job(alike(1, 4), scheduler.costs), 1.0, latest) == pytest.approx(latest)

@@ -134,7 +134,7 @@ def test_who_fills_the_queue_is_refused_and_others_are_served(strict_server: Ser
         answer = post(strict_server, {})
         assert "your share" in problem(answer, 429)["detail"]
         assert re.fullmatch(r"[1-9]\d*", answer.headers["retry-after"])
-        problem(strict_server.client.get("/sample?seed=1"), 429)
+        problem(strict_server.client.get("/sample?seed=1", headers={"Authorization": "bEaReR alpha"}), 429)
         assert other.post("/sample", json={"num_images": 2}).status_code == 200
         assert strict_server.client.get("/health/ready").status_code == 200  # overload is not unreadiness
         assert strict_server.client.get("/sample?seed=1", headers={"If-None-Match": "*"}).status_code == 304
