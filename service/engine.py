@@ -310,14 +310,14 @@ class Engine:
             free_since, self._free_since = self._free_since, now
             with self._changed:  # so that check_pulse sees either all of this or nothing
                 self._pulse.pass_ended(worked)
+                if worked:
+                    scheduler.costs.follow(len(forwards), now - free_since)
                 if self._is_stuck:
                     log.warning("the forward pass returned after %.0f s", now - began)
                     self._is_stuck = False
                     self._requests.open(scheduler)
             if not worked:
                 self._observer.pass_failed()
-        with self._changed:
-            scheduler.costs.follow(len(forwards), now - free_since)
         self._observer.pass_done(len(forwards), now - began)
         self._observer.phase_done("pass", now - began)
 
@@ -351,7 +351,7 @@ class Engine:
         every = request.watcher.preview_every
         for task, forward in ran if every else ():
             step = steps - task.steps_left
-            has_stepped = task.due == task.forwards_per_step and forward.branch == task.forwards_per_step - 1
+            has_stepped = forward.branch == task.forwards_per_step - 1  # the last of its branches
             if has_stepped and step % every == 0:
                 request.watcher.preview(task.index, step, self._runner.read(forward.slot).x0)
 

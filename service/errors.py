@@ -150,7 +150,7 @@ def answer(error: ServiceError) -> JSONResponse:
 def document(error: ServiceError) -> Document:
     """What the problem document of an error says."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    said: Document = {"type": "about:blank", "title": _title(status), "status": status, "detail": str(error)}
+    said = _document(status, str(error))
     if isinstance(error, Invalid):
         said["errors"] = error.errors
     return said
@@ -158,7 +158,11 @@ def document(error: ServiceError) -> Document:
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The problem document of what is no ServiceError."""
-    return _respond({"type": "about:blank", "title": _title(status), "status": status, "detail": detail}, headers or {})
+    return _respond(_document(status, detail), headers or {})
+
+
+def _document(status: int, detail: str) -> Document:
+    return {"type": "about:blank", "title": _title(status), "status": status, "detail": detail}
 
 
 def _respond(said: Document, headers: Mapping[str, str]) -> JSONResponse:

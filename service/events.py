@@ -12,7 +12,6 @@ import json
 import threading
 from collections.abc import Mapping
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
@@ -23,6 +22,7 @@ from model.rows import Image
 from service.answers import EVENTS, timings
 from service.errors import ServiceError, document
 from service.images import encode_png
+from service.leaving import unless_client_leaves
 from service.metrics import Metrics
 from service.planning import Parameters, Plan
 from service.requests import Accepted, Finished
@@ -114,16 +114,9 @@ class EventStream(Response):
         self._encode_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        events = asyncio.ensure_future(self._send_events(send))
-        left = asyncio.ensure_future(disconnected(receive))
         try:
-            either: set[asyncio.Future[Any]] = {events, left}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if events.done():
-                events.result()
+            await unless_client_leaves(receive, asyncio.ensure_future(self._send_events(send)))
         finally:
-            events.cancel()
-            left.cancel()
             self._accepted.future.cancel()  # no effect on a job that is done
 
     async def _send_events(self, send: Send) -> None:
@@ -176,12 +169,6 @@ class EventStream(Response):
         png = await run_in_threadpool(encode_png, image, parameters)
         self._encode_s += perf_counter() - began
         return base64.b64encode(png).decode()
-
-
-async def disconnected(receive: Receive) -> None:
-    """Until the client has closed the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _event(name: str, data: Mapping[str, object]) -> Message:

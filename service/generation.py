@@ -2,10 +2,8 @@
 
 import asyncio
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -17,13 +15,13 @@ from service.answers import EVENTS, JSON, NPY, PNG, ZIP, encode, etag, matches, 
 from service.config import Settings
 from service.engine import Engine
 from service.errors import Invalid
-from service.events import EventStream, Mailbox, disconnected
+from service.events import EventStream, Mailbox
 from service.images import decode, encode_npy, encode_png16
+from service.leaving import unless_client_leaves
 from service.metrics import Metrics
 from service.middleware import CLIENT_LEFT
 from service.planning import Plan, noised, plan_denoise, plan_sample
 from service.reading import read_json, read_text, read_upload
-from service.requests import Finished
 from service.schemas import DenoiseRequest, NoiseRequest, SampleRequest
 from service.served import Served
 
@@ -110,7 +108,7 @@ class Generation:
             accepted = self.engine.submit(plan.rows, plan.timeout_s, client, mailbox)
             return EventStream(accepted, mailbox, plan, {"X-Seed": str(plan.seeds[0]), **headers}, self.metrics)
         accepted = self.engine.submit(plan.rows, plan.timeout_s, client)
-        finished = await _unless_client_leaves(request, accepted.future)
+        finished = await unless_client_leaves(request.receive, asyncio.wrap_future(accepted.future))
         if finished is None:
             return Response(status_code=CLIENT_LEFT)
         encoded = await run_in_threadpool(encode, plan, finished, media_type, self.served, perf_counter)
@@ -126,19 +124,6 @@ class Generation:
     def _cache_control(self, immutable: bool) -> str:
         scope = "private, " if self.settings.api_keys else ""  # for the one who has the key
         return scope + ("max-age=31536000, immutable" if immutable else "max-age=3600")
-
-
-async def _unless_client_leaves(request: Request, future: Future[Finished]) -> Finished | None:
-    """Wait for a job; None where the client closes the connection first, which cancels the job."""
-    job = asyncio.wrap_future(future)
-    left = asyncio.ensure_future(disconnected(request.receive))
-    try:
-        either: set[asyncio.Future[Any]] = {job, left}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return await job if job.done() else None
-    finally:
-        left.cancel()
-        job.cancel()  # no effect on a job that is done
 
 
 def _accept(request: Request) -> str:

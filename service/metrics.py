@@ -1,6 +1,7 @@
 """What Prometheus sees. Base units, prefix stepwise_."""
 
 from collections.abc import Iterable
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -9,7 +10,7 @@ from prometheus_client.registry import Collector
 
 import service
 from service.engine import Engine, Phase
-from service.requests import Finished
+from service.requests import REFUSALS, Finished
 from service.served import Served
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -48,10 +49,10 @@ class Metrics:
         )
         self._engine_seconds = self._counter("engine_seconds", "Seconds of the engine's thread", "phase")
         for counter, values in (
-            (self._refused, ("impossible", "late", "share", "full", "loading", "draining", "failed")),
+            (self._refused, REFUSALS.values()),
             (self._cancelled, ("disconnect", "timeout", "failed", "draining")),
             (self._promises, ("kept", "missed")),
-            (self._engine_seconds, ("idle", "schedule", "admit", "pass", "advance")),
+            (self._engine_seconds, get_args(Phase)),
         ):
             for value in values:
                 counter.labels(value)

@@ -35,7 +35,7 @@ from service.scheduler import Scheduler
 
 Clock = Callable[[], float]
 
-_REASONS: dict[type[ServiceError], str] = {
+REFUSALS: dict[type[ServiceError], str] = {
     Invalid: "impossible",
     TooLate: "late",
     ShareTaken: "share",
@@ -181,7 +181,7 @@ class Requests:
                 job = _job_of(rows, scheduler.costs)
                 promise = _promise(job, scheduler, now, timeout_s)
             except ServiceError as error:
-                self._observer.request_refused(_REASONS[type(error)])
+                self._observer.request_refused(REFUSALS[type(error)])
                 raise
             request = Request(rows, job, now, now + timeout_s, client, watcher)
             self._places.take(client)
@@ -191,9 +191,9 @@ class Requests:
             return Accepted(request.future, scheduler.ahead_of(job), request.eta_s, promise - now)
 
     def accept_probe(self, row: Row) -> Future[Finished]:
-        """Put the engine's own probe in line, also while the server is leaving. Raises as Engine.probe says."""
+        """Put the engine's own probe in line, also while nothing else is accepted. Raises where it is still loading."""
         with self.changed:
-            if self.scheduler is None or self._closed not in (None, draining):
+            if self.scheduler is None:
                 raise (self._closed or loading)()
             request = Request([row], _job_of([row], self.scheduler.costs), self._clock(), inf)
             self._enter(request, self.scheduler, inf)

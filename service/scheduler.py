@@ -10,7 +10,7 @@ from math import inf
 
 from service.costs import Costs
 from service.jobs import Batch, Job, Task
-from service.promises import MARGIN, earliest, patient, spare
+from service.promises import Bounds, earliest, patient, spare
 
 _MUCH_LONGER = 4.0  # times the work left
 _KEEPS_PACE = 1.25  # times the seconds of a pass
@@ -183,7 +183,7 @@ class Scheduler:
                 insort(self._by_work, job, key=_work)
 
     def _at_most(self, batch: Batch) -> float:
-        return self.costs.ceilings[len(batch)] * self.costs.speed * (1 + MARGIN)
+        return Bounds(self.costs).alone(self.costs.ceilings[len(batch)])
 
     def _follow_costs(self) -> None:
         if self._version != self.costs.version:
