@@ -2,13 +2,18 @@
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TypeVar
 
 import httpx
 
 PATIENCE = 600.0  # seconds
+
+
+Fields = Mapping[str, object]  # of a request
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +21,7 @@ class Arrival:
     """A request to come: seconds from the start, and what it asks for."""
 
     at: float
-    num_inference_steps: int
-    seed: int
+    fields: Fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,48 +44,59 @@ class Load:
         return len(self.outcomes) / self.seconds
 
 
-def arrivals(number: int, rate: float, steps: Sequence[int], seed: int) -> list[Arrival]:
-    """So many arrivals at `rate` a second. Each number of steps comes equally often, in random order."""
+def arrivals(number: int, rate: float, kinds: Sequence[Fields], seed: int) -> list[Arrival]:
+    """So many arrivals at `rate` a second, each with a seed. Each kind comes equally often, in random order."""
     draw = random.Random(seed)
-    mixed = [steps[i % len(steps)] for i in range(number)]
+    mixed = [kinds[i % len(kinds)] for i in range(number)]
     draw.shuffle(mixed)
     at, made = 0.0, []
-    for num_inference_steps in mixed:
+    for fields in mixed:
         at += draw.expovariate(rate)
-        made.append(Arrival(at, num_inference_steps, draw.randrange(2**31)))
+        made.append(Arrival(at, {**fields, "seed": draw.randrange(2**31)}))
     return made
 
 
-async def ask(url: str, requests: Sequence[Arrival], fields: Mapping[str, object]) -> Load:
-    """Send requests to POST {url}/sample at their times, each with these fields too.
-
-    Raises:
-        RuntimeError: where one is not answered 200.
-    """
+async def at_their_times(
+    url: str, requests: Sequence[Arrival], send: Callable[[httpx.AsyncClient, Arrival, float], Awaitable[T]]
+) -> list[T]:
+    """Send each request at its time, whatever became of the others. `send` is also told when that was."""
     limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits, trust_env=False) as client:
         start = perf_counter()
 
-        async def one(request: Arrival) -> Outcome:
+        async def one(request: Arrival) -> T:
             await asyncio.sleep(max(0.0, start + request.at - perf_counter()))
-            body = {"num_inference_steps": request.num_inference_steps, "seed": request.seed, **fields}
-            response = await client.post("/sample", json=body)
-            seconds = perf_counter() - start - request.at
-            if response.status_code != 200:
-                raise RuntimeError(f"{url} answered {response.status_code}: {response.text[:200]}")
-            return Outcome(request.num_inference_steps, seconds)
+            return await send(client, request, start + request.at)
 
-        outcomes = await asyncio.gather(*map(one, requests))
-        return Load(outcomes, perf_counter() - start)
+        return await asyncio.gather(*map(one, requests))
+
+
+async def _answered(client: httpx.AsyncClient, request: Arrival, arrived: float) -> Outcome:
+    response = await client.post("/sample", json=request.fields)
+    seconds = perf_counter() - arrived
+    if response.status_code != 200:
+        raise RuntimeError(f"{client.base_url} answered {response.status_code}: {response.text[:200]}")
+    return Outcome(int(str(request.fields["num_inference_steps"])), seconds)
+
+
+def _load(url: str, requests: Sequence[Arrival]) -> Load:
+    """Send requests to POST {url}/sample at their times.
+
+    Raises:
+        RuntimeError: where one is not answered 200.
+    """
+    began = perf_counter()
+    outcomes = asyncio.run(at_their_times(url, requests, _answered))
+    return Load(outcomes, perf_counter() - began)
 
 
 def at_once(url: str, number: int, steps: Sequence[int], seed: int, **fields: object) -> Load:
     """A burst: the server has all the work that it could wish for, so this is its capacity."""
-    return asyncio.run(ask(url, arrivals(number, 1e6, steps, seed), fields))
+    return _load(url, arrivals(number, 1e6, [{"num_inference_steps": n, **fields} for n in steps], seed))
 
 
 def poisson(url: str, number: int, rate: float, steps: Sequence[int], seed: int) -> Load:
-    return asyncio.run(ask(url, arrivals(number, rate, steps, seed), {}))
+    return _load(url, arrivals(number, rate, [{"num_inference_steps": n} for n in steps], seed))
 
 
 def alone(url: str, number: int, num_inference_steps: int, **fields: object) -> list[float]:

@@ -22,7 +22,7 @@ import httpx
 
 from bench.architectures import SMALL, write
 from bench.bare import BareLoop, openvino_loop
-from bench.load import PATIENCE, alone
+from bench.load import PATIENCE, Arrival, Fields, alone, arrivals, at_their_times
 from bench.servers import ROOT, Server, running
 from bench.serving import machine
 from service.__main__ import BOX
@@ -31,9 +31,7 @@ from service.jobs import Job
 from service.scheduler import Scheduler
 
 LONG_ENOUGH = 0.5  # seconds; estimates are judged of requests that take longer
-Kind = dict[str, object]  # fields of a request
-
-MIXES: dict[str, list[Kind]] = {
+MIXES: dict[str, list[Fields]] = {
     "small": [{"num_inference_steps": n, "num_images": k} for n, k in ((10, 1), (20, 1), (50, 1), (20, 4))],
     "digits": [
         {"num_inference_steps": n, "num_images": k, "class_label": 3} for n, k in ((15, 1), (50, 1), (15, 8), (50, 16))
@@ -50,10 +48,10 @@ class Told:
     seconds: float
 
 
-async def told(client: httpx.AsyncClient, fields: Kind) -> Told | None:
+async def told(client: httpx.AsyncClient, request: Arrival, _: float) -> Told | None:
     """Ask for an event stream and read it to its end; None where the request is refused."""
     headers = {"Accept": "text/event-stream"}
-    async with client.stream("POST", "/sample", json=fields, headers=headers) as response:
+    async with client.stream("POST", "/sample", json=request.fields, headers=headers) as response:
         if response.status_code != 200:
             return None
         name, queued, began = "", {}, 0.0
@@ -64,38 +62,17 @@ async def told(client: httpx.AsyncClient, fields: Kind) -> Told | None:
                 queued, began = json.loads(line.removeprefix("data: ")), perf_counter()
             elif line.startswith("data: ") and name == "done":
                 return Told(queued["eta_s"], queued["promise_s"], perf_counter() - began)
-    raise RuntimeError(f"the stream of {fields} ended before it was done")
+    raise RuntimeError(f"the stream of {request.fields} ended before it was done")
 
 
-async def ask(url: str, requests: Sequence[tuple[float, Kind]]) -> list[Told | None]:
-    """Requests at their times."""
-    limits = httpx.Limits(max_connections=1000)
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits, trust_env=False) as client:
-        start = perf_counter()
-
-        async def one(at: float, fields: Kind) -> Told | None:
-            await asyncio.sleep(max(0.0, start + at - perf_counter()))
-            return await told(client, fields)
-
-        return await asyncio.gather(*(one(*request) for request in requests))
+def ask(server: Server, number: int, rate: float, kinds: Sequence[Fields], seed: int) -> list[Told | None]:
+    return asyncio.run(at_their_times(server.url, arrivals(number, rate, kinds, seed), told))
 
 
-def mixed(kinds: Sequence[Kind], number: int, rate: float, seed: int) -> list[tuple[float, Kind]]:
-    """So many arrivals at `rate` a second, each kind equally often, in random order."""
-    draw = random.Random(seed)
-    fields = [{**kinds[i % len(kinds)], "seed": draw.randrange(2**31)} for i in range(number)]
-    draw.shuffle(fields)
-    at, made = 0.0, []
-    for one in fields:
-        at += draw.expovariate(rate)
-        made.append((at, one))
-    return made
-
-
-def capacity(server: Server, kinds: Sequence[Kind]) -> float:
+def capacity(server: Server, kinds: Sequence[Fields]) -> float:
     """Requests a second, of which a burst makes the server do all that it can."""
     began = perf_counter()
-    asyncio.run(ask(server.url, mixed(kinds, 48, 1e6, seed=0)))
+    ask(server, 48, 1e6, kinds, seed=0)
     return 48 / (perf_counter() - began)
 
 
@@ -105,7 +82,7 @@ def promises(server: Server, name: str) -> list[str]:
         lines = []
         for share in (0.7, 0.95):
             number = max(100, round(45 * share * most))  # for 45 seconds
-            outcomes = asyncio.run(ask(server.url, mixed(MIXES[name], number, share * most, seed=1)))
+            outcomes = ask(server, number, share * most, MIXES[name], seed=1)
             kept = [outcome for outcome in outcomes if outcome is not None]
             on_time = sum(outcome.seconds <= outcome.promise_s for outcome in kept)
             judged = [outcome for outcome in kept if outcome.seconds > LONG_ENOUGH]
@@ -118,7 +95,7 @@ def promises(server: Server, name: str) -> list[str]:
 
 def beside_long_ones(server: Server, label: int | None) -> tuple[float, float]:
     """Median seconds of a 10-step request, alone, and beside three of 8 images and 1,000 steps."""
-    fields: Kind = {} if label is None else {"class_label": label}
+    fields: Fields = {} if label is None else {"class_label": label}
     with server.awake():
         solo = statistics.median(alone(server.url, 15, 10, **fields))
         with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
