@@ -7,14 +7,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import uvicorn
 
-from model.description import ModelDescription, Recommended
+from model.description import Recommended
 from model.rows import Image
-from model.schedule import Schedule
 from service.__main__ import Server, build, listen
 from service.app import create_app
 from service.config import Settings
@@ -22,21 +22,15 @@ from service.engine import Engine
 from service.metrics import Metrics
 from service.places import Places
 from service.served import Served
+from tests import test_answers
 from tests.engines import PROBE_SEED, FakeRunner, a_row
 from tests.servers import CACHE, PATIENCE, Reachable
 
-MODEL = ModelDescription(
+MODEL = replace(
+    test_answers.MODEL,
     name="fake",
-    digest="d" * 64,
     architecture="none",
     image_shape=(1, 1, 2),  # FakeRunner's
-    out_channels=1,
-    first_timestep=0,
-    num_classes=3,
-    no_label=3,
-    class_names=("zero", "one", "two"),
-    num_parameters=1,
-    schedule=Schedule(),
     recommended=Recommended(num_inference_steps=4),
 )
 
