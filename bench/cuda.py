@@ -63,7 +63,7 @@ def models() -> list[Model]:
 
 
 def runner_of(model: Model, backend: Backend, slots: int) -> SlotRunner:
-    return SlotRunner(backend, model.image_shape, model.image_shape[0], model.no_label, slots)
+    return SlotRunner(backend, model.image_shape, model.no_label, slots)
 
 
 def forwards(row: Row, slot: int) -> list[Forward]:

@@ -74,7 +74,7 @@ def row_of(model: ModelDescription, seed: int) -> Row:
 
 
 def runner_of(backend: Backend, model: ModelDescription) -> SlotRunner:
-    return SlotRunner(backend, model.image_shape, model.out_channels, model.no_label or 0, slots=backend.widths[-1])
+    return SlotRunner(backend, model.image_shape, model.no_label or 0, slots=backend.widths[-1])
 
 
 def warm_engine(backend: Backend, model: ModelDescription) -> Engine:

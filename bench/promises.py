@@ -113,10 +113,10 @@ def beside_long_ones(server: Server, label: int | None) -> tuple[float, float]:
 def beside_the_loop(server: Server, loop: BareLoop, steps: int, rounds: int = 9) -> tuple[float, float]:
     """Median seconds of a lone request of DDIM, and of the bare loop for it, in turn."""
     served, bare = [], []
-    for _ in range(rounds):
-        with server.awake():
+    with server.awake():
+        for _ in range(rounds):
             served += alone(server.url, 1, steps, sampler="ddim")
-        bare.append(loop.seconds_per_row(1, steps) * steps)
+            bare.append(loop.seconds_per_row(1, steps) * steps)
     return statistics.median(served), statistics.median(bare)
 
 

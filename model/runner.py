@@ -1,6 +1,7 @@
 """The runner: state of the rows in flight, and their steps: gather → forward → update → scatter."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from model.backends.backend import Backend
 from model.noise import draw, generator
 from model.rows import Forward, Reading, Row
-from model.samplers import Column
+from model.samplers import Step
 from model.update import guided, update
 
 
@@ -19,14 +20,33 @@ class _Slot:
     def __init__(self, row: Row, rng: torch.Generator) -> None:
         self.row = row
         self.rng = rng
-        lines = row.table.lines.astype(np.float32)
-        self.lines = torch.from_numpy(lines)  # [N, len(Column)]
-        self.is_noisy: list[bool] = (lines[:, Column.D] != 0).tolist()  # by step
-        self.is_thresholded: list[bool] = (lines[:, Column.QUANTILE] != 0).tolist()
-        self.timesteps: list[int] = row.table.timesteps.tolist()
-        self.step = 0
-        self.branches: set[int] = set()
+        self.taken = 0  # steps
+        self.waiting: dict[int, Tensor] = {}  # predictions of the present step, by branch, until all are there
         self.noise: Tensor | None = None  # of the present step, once it is drawn
+        self.prediction: Tensor | None = None  # of the last step, where the row wants it
+
+    @property
+    def step(self) -> Step:
+        """The present one."""
+        return self.row.table.steps[self.taken]
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What an update of rows needs, on the device, but for what the network predicts.
+
+    Attributes:
+        slots, index: of the rows, on the CPU and on the device.
+        x, x0, noise, lines, thresholded: as model.update.update takes them.
+    """
+
+    slots: list[int]
+    index: Tensor
+    x: Tensor
+    x0: Tensor
+    noise: Tensor
+    lines: Tensor
+    thresholded: list[int]
 
 
 class SlotRunner:
@@ -37,24 +57,19 @@ class SlotRunner:
     Args:
         backend: the network.
         image_shape: (C, H, W).
-        out_channels: of what the network predicts: C, or 2·C with a learned variance.
         no_label: the label of rows without one.
         slots: for rows in flight. When all are taken, there will be twice as many.
     """
 
-    def __init__(
-        self, backend: Backend, image_shape: tuple[int, int, int], out_channels: int, no_label: int, slots: int
-    ) -> None:
+    def __init__(self, backend: Backend, image_shape: tuple[int, int, int], no_label: int, slots: int) -> None:
         self._backend = backend
         self._shape = image_shape
         self._no_label = no_label
         self._slots: dict[int, _Slot] = {}
         self._free = list(reversed(range(slots)))
         self._x = torch.zeros((slots, *image_shape), device=backend.device)
-        self._x0 = torch.zeros((slots, *image_shape), device=backend.device)
-        # First the predictions of all slots with their own label, then those without.
-        self._out = torch.zeros((2 * slots, out_channels, *image_shape[1:]), device=backend.device)
-        self._branch = slots  # from a slot's first prediction to its second
+        self._x0 = torch.zeros_like(self._x)
+        self._no_noise = torch.zeros((1, *image_shape), device=backend.device)
 
     @property
     def widths(self) -> Sequence[int]:
@@ -77,84 +92,108 @@ class SlotRunner:
 
     def _double(self) -> None:
         slots = len(self._x)
-        own, without_label = self._out.chunk(2)
         x, x0 = (torch.cat([state, torch.zeros_like(state)]) for state in (self._x, self._x0))
-        out = torch.cat([own, torch.zeros_like(own), without_label, torch.zeros_like(own)])
-        self._x, self._x0, self._out, self._branch = x, x0, out, 2 * slots  # all, or for want of memory none
+        self._x, self._x0 = x, x0  # both, or for want of memory none
         self._free = list(reversed(range(slots, 2 * slots)))
 
     @torch.inference_mode()
     def step(self, forwards: Sequence[Forward]) -> None:
         slots = [self._slots[f.slot] for f in forwards]
-        index, places, timesteps, labels = self._send(
+        index, timesteps, labels = self._send(
             [f.slot for f in forwards],
-            [f.slot + f.branch * self._branch for f in forwards],
-            [slot.timesteps[slot.step] for slot in slots],
+            [slot.step.timestep for slot in slots],
             [self._label(slot.row, f.branch) for f, slot in zip(forwards, slots, strict=True)],
-        )
-        wait = self._backend.start(self._x.index_select(0, index), timesteps, labels)
+        ).unbind()
+        x = self._x.index_select(0, index)
+        wait = self._backend.start(x, timesteps, labels)
 
         complete = self._complete(forwards)
-        noise = self._noise(complete)  # drawn while the device computes
+        inputs = self._gathered(complete, index, x, forwards) if complete else None  # while the device computes
 
-        self._out.index_copy_(0, places, wait())
-        for f, slot in zip(forwards, slots, strict=True):
-            slot.branches.add(f.branch)
-        if complete:
-            self._update(complete, noise)
+        predictions = wait()
+        kept = [(f, predictions.select(0, i).clone()) for i, f in enumerate(forwards) if f.slot not in complete]
+        if inputs is not None:
+            self._take(inputs, forwards, predictions)
+        for f, prediction in kept:
+            self._slots[f.slot].waiting[f.branch] = prediction
 
     def _complete(self, forwards: Sequence[Forward]) -> list[int]:
         """The slots of rows that take their step with these forward rows."""
-        branches: dict[int, set[int]] = {}
-        for slot, branch in forwards:
-            branches.setdefault(slot, set(self._slots[slot].branches)).add(branch)
-        return [slot for slot, run in branches.items() if len(run) == self._slots[slot].row.forwards_per_step]
+        branches: dict[int, int] = {}
+        for slot, _ in forwards:
+            branches[slot] = branches.get(slot, len(self._slots[slot].waiting)) + 1
+        return [slot for slot, run in branches.items() if run == self._slots[slot].row.forwards_per_step]
 
-    def _noise(self, complete: list[int]) -> Tensor:
+    def _gathered(self, complete: list[int], index: Tensor, x: Tensor, forwards: Sequence[Forward]) -> _Inputs:
+        """What rows need to take their step. `index` and `x` are those of the pass, which may be the same."""
+        if complete != [f.slot for f in forwards]:
+            index = self._send(complete)
+            x = self._x.index_select(0, index)
+        slots = [self._slots[i] for i in complete]
+        return _Inputs(
+            complete,
+            index,
+            x,
+            self._x0.index_select(0, index),
+            self._noise(slots),
+            self._backend.send(torch.from_numpy(np.array([slot.step.line for slot in slots]))),
+            [i for i, slot in enumerate(slots) if slot.step.is_thresholded],
+        )
+
+    def _noise(self, slots: Sequence[_Slot]) -> Tensor:
         """The noise of rows that take their step, [B, C, H, W] on the device; 0 for those that need none."""
-        noise = torch.zeros((len(complete), *self._shape))
-        for i, slot in enumerate(self._slots[i] for i in complete):
-            if slot.is_noisy[slot.step]:
+        if not any(slot.step.is_noisy for slot in slots):
+            return self._no_noise.expand(len(slots), *self._shape)
+        noise = torch.zeros((len(slots), *self._shape))
+        for i, slot in enumerate(slots):
+            if slot.step.is_noisy:
                 if slot.noise is None:
                     slot.noise = draw(slot.rng, self._shape)
                 noise[i] = slot.noise
         return self._backend.send(noise)
 
-    def _update(self, complete: list[int], noise: Tensor) -> None:
-        slots = [self._slots[i] for i in complete]
-        index = self._send(complete)
-        out = self._out.index_select(0, index)
-        with_guidance = [i for i, slot in enumerate(slots) if slot.row.forwards_per_step == 2]
-        if with_guidance:
-            rows, places = self._send(with_guidance, [complete[i] + self._branch for i in with_guidance])
-            scale = self._backend.send(torch.tensor([slots[i].row.guidance_scale for i in with_guidance]))
-            # A learned variance, behind the image's channels, is that of the row's own label.
-            own, *variance = torch.split(out.index_select(0, rows), self._shape[0], dim=1)
-            unconditional = self._out.index_select(0, places).narrow(1, 0, self._shape[0])
-            out = out.index_copy(0, rows, torch.cat([guided(own, unconditional, scale), *variance], dim=1))
-
-        lines = self._backend.send(torch.stack([slot.lines[slot.step] for slot in slots]))
-        thresholded = [i for i, slot in enumerate(slots) if slot.is_thresholded[slot.step]]
-        x, x0 = self._x.index_select(0, index), self._x0.index_select(0, index)
-        x, x0 = update(x, out, x0, noise, lines, thresholded)
+    def _take(self, inputs: _Inputs, forwards: Sequence[Forward], predictions: Tensor) -> None:
+        slots = [self._slots[i] for i in inputs.slots]
+        out = self._guided(inputs.slots, forwards, predictions)
+        wanted = {i: out.select(0, i).clone() for i, slot in enumerate(slots) if slot.row.model_output}
+        x, x0 = update(inputs.x, out, inputs.x0, inputs.noise, inputs.lines, inputs.thresholded)
         # Until here a pass that raises has changed no row, and can be run again.
-        self._x.index_copy_(0, index, x)
-        self._x0.index_copy_(0, index, x0)
-        if with_guidance:
-            self._out.index_copy_(0, index, out)  # for rows that want it
+        self._x.index_copy_(0, inputs.index, x)
+        self._x0.index_copy_(0, inputs.index, x0)
+        for i, prediction in wanted.items():
+            slots[i].prediction = prediction
         for slot in slots:
-            slot.step += 1
-            slot.branches.clear()
+            slot.taken += 1
+            slot.waiting.clear()
             slot.noise = None
+
+    def _guided(self, complete: list[int], forwards: Sequence[Forward], predictions: Tensor) -> Tensor:
+        """The predictions for rows that take their step, one each: of a pass, and of those that waited for it."""
+        if len(complete) == len(forwards) and not any(self._slots[i].waiting for i in complete):
+            return predictions
+        waiting = {Forward(i, branch): out for i in complete for branch, out in self._slots[i].waiting.items()}
+        if waiting:
+            predictions = torch.cat([predictions, torch.stack(list(waiting.values()))])
+        place = {f: i for i, f in enumerate([*forwards, *waiting])}
+        out = predictions.index_select(0, self._send([place[Forward(i, 0)] for i in complete]))
+        with_guidance = [i for i, slot in enumerate(complete) if self._slots[slot].row.forwards_per_step == 2]
+        if not with_guidance:
+            return out
+        rows, places = self._send(with_guidance, [place[Forward(complete[i], 1)] for i in with_guidance]).unbind()
+        scale = self._backend.send(torch.tensor([self._slots[complete[i]].row.guidance_scale for i in with_guidance]))
+        # A learned variance, behind the image's channels, is that of the row's own label.
+        own, *variance = torch.split(out.index_select(0, rows), self._shape[0], dim=1)
+        unconditional = predictions.index_select(0, places).narrow(1, 0, self._shape[0])
+        return out.index_copy(0, rows, torch.cat([guided(own, unconditional, scale), *variance], dim=1))
 
     def _send(self, *numbers: list[int]) -> Tensor:
         """Bring lists of one length to the device, int64; one list as [N], several as [lists, N]."""
-        return self._backend.send(torch.tensor(numbers[0] if len(numbers) == 1 else numbers))
+        return self._backend.send(torch.from_numpy(np.array(numbers[0] if len(numbers) == 1 else numbers)))
 
     def read(self, slot: int) -> Reading:
         state = self._slots[slot]
-        done = state.step == len(state.row.table)
-        x = self._out[slot] if state.row.model_output and done else self._x[slot]
+        done = state.taken == len(state.row.table)
+        x = state.prediction if done and state.prediction is not None else self._x[slot]
         return Reading(x.cpu().numpy().copy(), self._x0[slot].cpu().numpy().copy())
 
     def release(self, slot: int) -> None:

@@ -13,6 +13,8 @@ of the diffusers pipeline. A new sampler is a new function here, and no new loop
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +49,25 @@ class GridError(ValueError):
     """A number of steps that has no grid of so many different timesteps. The message says which numbers do."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class Step(NamedTuple):
+    """A step of a trajectory.
+
+    Attributes:
+        timestep: what the network is told.
+        line: its coefficients, float32 [len(Column)].
+        is_noisy: whether noise is added.
+        is_thresholded: whether x0 is bounded by a quantile.
+    """
+
+    timestep: int
+    line: NDArray[np.float32]
+    is_noisy: bool
+    is_thresholded: bool
+
+
+@dataclass(frozen=True, eq=False)
 class StepTable:
-    """One trajectory's steps.
+    """One trajectory's steps. Rows share them, so they are never written to.
 
     Attributes:
         timesteps: what the network is told at each step, int64 [N], each below the one before.
@@ -61,6 +79,13 @@ class StepTable:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @cached_property
+    def steps(self) -> list["Step"]:
+        """The same, as a runner reads it."""
+        lines = self.lines.astype(np.float32)
+        noisy, thresholded = (lines[:, column] != 0 for column in (Column.D, Column.QUANTILE))
+        return list(map(Step, self.timesteps.tolist(), lines, noisy.tolist(), thresholded.tolist()))
 
     def first(self) -> "StepTable":
         """The first step alone."""
@@ -205,6 +230,7 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
+@lru_cache(maxsize=32)
 def sample_table(schedule: Schedule, sampler: str, num_inference_steps: int, eta: float = 0.0) -> StepTable:
     """The table from pure noise to an image.
 

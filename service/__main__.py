@@ -37,6 +37,7 @@ from service.served import Served, fingerprint_parts
 log = logging.getLogger("service")
 
 BOX = Path(__file__).parent.parent / "weights"  # the weights in the box
+CLIENT_PATIENCE_S = 60.0  # a client that takes in nothing for so long has left
 
 
 class StartError(Exception):
@@ -152,7 +153,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         checkpoint.network, model, device, settings.precision, threads, settings.max_batch, settings.cache_dir
     )
     no_label = 0 if model.no_label is None else model.no_label  # 0 where the network has no classes, or only those
-    runner = SlotRunner(backend, model.image_shape, model.out_channels, no_label, slots=backend.widths[-1])
+    runner = SlotRunner(backend, model.image_shape, no_label, slots=backend.widths[-1])
 
     served = Served(
         model=model,
@@ -220,6 +221,8 @@ def listen(settings: Settings) -> socket.socket:
     # Only where the protocol is named does asyncio switch Nagle's algorithm off, which costs each answer 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # of all its connections; Linux has it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * CLIENT_PATIENCE_S))
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:

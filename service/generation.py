@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 from fastapi import APIRouter
@@ -28,6 +29,7 @@ from service.served import Served
 _SAMPLE_MEDIA = (PNG, JSON, ZIP, EVENTS)
 _KEPT_MEDIA = (PNG, ZIP)  # the same bytes each time
 _VARY = {"Vary": "Accept"}
+_SMALL = 2**12  # values; encoding so few takes no longer than handing them to another thread
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 
 
@@ -111,7 +113,9 @@ class Generation:
         finished = await unless_client_leaves(request.receive, asyncio.wrap_future(accepted.future))
         if finished is None:
             return Response(status_code=CLIENT_LEFT)
-        encoded = await run_in_threadpool(encode, plan, finished, media_type, self.served, perf_counter)
+        encode_it = partial(encode, plan, finished, media_type, self.served, perf_counter)
+        small = sum(image.size for image in finished.images) <= _SMALL
+        encoded = encode_it() if small else await run_in_threadpool(encode_it)
         self.metrics.encoded(encoded.encode_s)
         return respond(plan, finished, encoded, headers)
 

@@ -67,6 +67,10 @@ class _Group:
 
     def weigh(self, costs: Costs) -> None:
         """Add up what the steps cost that the tasks have left, those that are furthest behind first."""
+        if len(self.tasks) == 1:  # the same sum, for the most common group
+            [task] = self.tasks
+            self.seconds = costs.rounds(task.due) + (task.steps_left - 1) * costs.rounds(task.forwards_per_step)
+            return
         self.seconds, rows = 0.0, 0
         levels = sorted({task.steps_left for task in self.tasks}, reverse=True)
         for level, below in pairwise([*levels, 0]):
@@ -108,7 +112,7 @@ class Job:
             self.tasks.append(Task(self, index, self._groups[-1], steps, forwards_per_step))
             self._groups[-1].tasks.append(self.tasks[-1])
         self.size = self.left = sum(task.steps_left * task.forwards_per_step for task in self.tasks)
-        self._update(self._groups, costs)
+        self.weigh(costs)
 
     @property
     def groups(self) -> list[tuple[int, int]]:
@@ -128,22 +132,28 @@ class Job:
 
     def count(self, tasks: Sequence[Task], costs: Costs) -> None:
         """Count a forward row of each of these tasks; of a task that is here twice, two."""
+        self.left -= len(tasks)
+        groups: dict[_Group, None] = {}
         for task in tasks:
             task.due -= 1
             if task.due == 0:
                 task.steps_left -= 1
                 task.due = task.forwards_per_step
-        self.left -= len(tasks)
-        self._update({task.group: None for task in tasks}, costs)
+                if task.steps_left == 0:
+                    task.group.tasks.remove(task)
+            groups[task.group] = None
+        for group in groups:
+            group.weigh(costs)
+        self._add_up()
 
     def weigh(self, costs: Costs) -> None:
         """Compute `seconds` again, after costs have changed."""
-        self._update(self._groups, costs)
-
-    def _update(self, groups: Iterable[_Group], costs: Costs) -> None:
-        for group in groups:
-            group.tasks = [task for task in group.tasks if task.steps_left]
+        for group in self._groups:
             group.weigh(costs)
-        self._groups = [group for group in self._groups if group.tasks]
+        self._add_up()
+
+    def _add_up(self) -> None:
+        if not all(group.tasks for group in self._groups):
+            self._groups = [group for group in self._groups if group.tasks]
         self.seconds = sum(group.seconds for group in self._groups)
         self.steps = max((task.steps_left for group in self._groups for task in group.tasks), default=0)

@@ -47,12 +47,12 @@ class Metrics:
         self._eta_error = self._histogram(
             "eta_error_ratio", "How far the time expected at arrival was from the time taken, over that", _ERROR_BUCKETS
         )
-        self._engine_seconds = self._counter("engine_seconds", "Seconds of the engine's thread", "phase")
+        engine_seconds = self._counter("engine_seconds", "Seconds of the engine's thread", "phase")
+        self._phase_seconds = {phase: engine_seconds.labels(phase) for phase in get_args(Phase)}  # at every pass
         for counter, values in (
             (self._refused, REFUSALS.values()),
             (self._cancelled, ("disconnect", "timeout", "failed", "draining")),
             (self._promises, ("kept", "missed")),
-            (self._engine_seconds, get_args(Phase)),
         ):
             for value in values:
                 counter.labels(value)
@@ -89,7 +89,7 @@ class Metrics:
         self._encode_seconds.observe(seconds)
 
     def phase_done(self, phase: Phase, seconds: float) -> None:
-        self._engine_seconds.labels(phase).inc(seconds)
+        self._phase_seconds[phase].inc(seconds)
 
     def pass_done(self, rows: int, seconds: float) -> None:
         self._batch_rows.observe(rows)

@@ -164,22 +164,28 @@ class Scheduler:
         return [(task, branch) for task in tasks for branch in task.branches][: self.costs.width]
 
     def _count(self, batch: Batch) -> None:
-        tasks = dict.fromkeys(task for task, _ in batch)
-        stopped = (task for task in self._ran if task not in tasks)
+        ran: dict[Task, None] = {}
+        by_job: dict[Job, list[Task]] = {}
+        for task, _ in batch:
+            ran[task] = None
+            by_job.setdefault(task.job, []).append(task)
+            if not task.started:
+                task.started = True
+                self.running += 1
+                self.waiting -= 1
+        stopped = self._ran.difference(ran)
         self.preemptions += sum(task.steps_left > 0 and task.job in self._present for task in stopped)
-        self._ran = set(tasks)
-        starting = sum(not task.started for task in tasks)
-        self.running += starting
-        self.waiting -= starting
+        self._ran = set(ran)
         self.outstanding -= len(batch)
-        for task in tasks:
-            task.started = True
-        for job in dict.fromkeys(task.job for task in tasks):
-            _take_out(self._by_work, job, _work)
-            if job.left == sum(task.job is job for task, _ in batch):
+        for job, tasks in by_job.items():
+            place = bisect_left(self._by_work, _work(job), key=_work)
+            if job.left == len(tasks):
                 _take_out(self._by_promise, job, _promise)
-            job.count([task for task, _ in batch if task.job is job], self.costs)
-            if job.left:
+            job.count(tasks, self.costs)
+            if not job.left:
+                del self._by_work[place]
+            elif place and _work(self._by_work[place - 1]) > _work(job):  # it has overtaken others
+                del self._by_work[place]
                 insort(self._by_work, job, key=_work)
 
     def _at_most(self, batch: Batch) -> float:

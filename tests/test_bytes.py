@@ -345,7 +345,7 @@ def broken_promise() -> Iterator[TestClient]:
         reproducible=backend.reproducible,
         first_draw=first_draw,
     )
-    runner = SlotRunner(backend, MODEL.image_shape, MODEL.out_channels, no_label=3, slots=4)
+    runner = SlotRunner(backend, MODEL.image_shape, no_label=3, slots=4)
     metrics = Metrics()
     engine = Engine(runner, probe_row(MODEL), Places(4), metrics)
     metrics.watch(engine, served)

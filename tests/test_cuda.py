@@ -102,7 +102,7 @@ class MetaBackend:
 
 def meta_runner(out_channels: int) -> tuple[SlotRunner, MetaBackend]:
     backend = MetaBackend(out_channels)
-    return SlotRunner(backend, SHAPE, out_channels, no_label=5, slots=2), backend
+    return SlotRunner(backend, SHAPE, no_label=5, slots=2), backend
 
 
 # What the meta device shows.
@@ -184,7 +184,7 @@ def test_a_runner_on_cuda_0(out_channels: int) -> None:
     rows = [row_of(name, out_channels) for name in ROWS]
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         backend = FakeBackend(out_channels)
-        runner = SlotRunner(backend, SHAPE, out_channels, no_label=5, slots=2)
+        runner = SlotRunner(backend, SHAPE, no_label=5, slots=2)
         slots = [runner.admit(row) for row in rows]
         for step in range(max(len(row.table) for row in rows)):
             going = [(row, slot) for row, slot in zip(rows, slots, strict=True) if step < len(row.table)]
@@ -483,7 +483,7 @@ def test_rows_have_the_same_bits_alone_and_in_a_crowd_at_every_width(backend: Cu
 @pytest.mark.cuda
 def test_a_crowd_of_mixed_rows_has_the_bits_of_each_alone(backend: CudaBackend) -> None:
     def runner(slots: int) -> SlotRunner:
-        return SlotRunner(backend, SHAPE, SHAPE[0], no_label=5, slots=slots)
+        return SlotRunner(backend, SHAPE, no_label=5, slots=slots)
 
     alone = {name: list(trajectory(runner(1), row)) for name, row in ROWS.items()}
     crowd = runner(len(ROWS))

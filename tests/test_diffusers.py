@@ -723,7 +723,7 @@ def our_steps(checkpoint: Checkpoint, sampler: str, labels: bool) -> Tensor:
     """Images and estimates of x_0 after each step, [N, 2, rows, C, H, W]."""
     description = checkpoint.description
     backend = PaddedBackend(checkpoint.network, description.image_shape, "float32", len(SEEDS))
-    runner = SlotRunner(backend, description.image_shape, description.out_channels, no_label=0, slots=len(SEEDS))
+    runner = SlotRunner(backend, description.image_shape, no_label=0, slots=len(SEEDS))
     table = sample_table(description.schedule, sampler, N)
     slots = [
         runner.admit(Row(table, seed, label=label if labels else None))

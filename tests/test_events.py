@@ -432,6 +432,18 @@ def test_a_reader_that_leaves_while_it_holds_back_the_server_costs_nothing_more(
     assert local.metric("stepwise_cancelled_total", reason="disconnect") == left + 1
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system cannot tell")
+def test_a_reader_that_never_reads_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.__main__.CLIENT_PATIENCE_S", 0.5)
+    with serving_fake(max_images=MANY) as server:
+        server.runner.hold()
+        with slow_reader(server, {"num_images": MANY, "num_inference_steps": 1}):
+            for _ in range(MANY // 5):
+                server.runner.next_pass()
+            server.wait_for_metric("stepwise_cancelled_total", lambda count: count == 1, reason="disconnect")
+            assert server.engine.wait_idle(PATIENCE)
+
+
 def test_a_reader_that_leaves_midway_costs_nothing_more(server: ServerProcess) -> None:
     left = server.metric("stepwise_cancelled_total", reason="disconnect")
     drawn = server.metric("stepwise_images_total")

@@ -498,7 +498,7 @@ def test_a_learned_variance_is_that_of_the_rows_own_label() -> None:
     network = WithVariance()
     table = denoise_table(Schedule(variance_type="learned_range"), "ddpm", 500, 1)
     row = Row(table, seed=0, start=START, label=2, guidance_scale=3.0, model_output=True)
-    runner = SlotRunner(PaddedBackend(network, SHAPE, "float32", WIDTH), SHAPE, out_channels=6, no_label=5, slots=1)
+    runner = SlotRunner(PaddedBackend(network, SHAPE, "float32", WIDTH), SHAPE, no_label=5, slots=1)
     [reading] = trajectory(runner, row)
     x, t = torch.from_numpy(START)[None].repeat(2, 1, 1, 1), torch.tensor([500, 500])
     with torch.inference_mode():
@@ -514,7 +514,7 @@ def test_rows_with_a_learned_variance_have_their_own_bytes() -> None:
 
     def runner() -> SlotRunner:
         backend = PaddedBackend(WithVariance(), SHAPE, "float32", WIDTH)
-        return SlotRunner(backend, SHAPE, out_channels=6, no_label=5, slots=3)
+        return SlotRunner(backend, SHAPE, no_label=5, slots=3)
 
     crowd = runner()
     slots = [crowd.admit(row) for row in rows]

@@ -45,7 +45,7 @@ def runner_of(
 
 
 def runner_on(backend: Backend, image_shape: tuple[int, int, int], slots: int) -> SlotRunner:
-    return SlotRunner(backend, image_shape, image_shape[0], no_label=5, slots=slots)
+    return SlotRunner(backend, image_shape, no_label=5, slots=slots)
 
 
 def description_of(

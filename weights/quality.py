@@ -50,7 +50,7 @@ WIDTH = 64  # rows of one forward pass
 def draw(backend: Backend, model: ModelDescription, settings: Recommended, seed: int) -> UInt8:
     """Draw digits as the service does, [CLASSES * PER_CLASS, H, W]; digit i has the label i % 10 and seed + i."""
     table = sample_table(model.schedule, settings.sampler, settings.num_inference_steps)
-    runner = SlotRunner(backend, model.image_shape, model.out_channels, no_label=CLASSES, slots=WIDTH)
+    runner = SlotRunner(backend, model.image_shape, no_label=CLASSES, slots=WIDTH)
     rows = [
         Row(table, seed + i, label=i % CLASSES, guidance_scale=settings.guidance_scale)
         for i in range(CLASSES * PER_CLASS)
