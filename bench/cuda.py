@@ -3,11 +3,11 @@
     python -m bench.cuda [--device cuda:0] [--max-batch 32] [--rounds 50]
 
 For the digits in the box and for a network of the size of google/ddpm-cifar10-32 with random weights, in float32 and in
-bfloat16. Prints two Markdown tables. The first has what is promised: the widths that are used, whether a row has the
-same bits alone and in a crowd, the error against the CPU. The second has times by width: medians of a pass and of a
-whole step, what the step adds on the host and in the update, and how many times as long as a step takes a plain loop of
-the same network, as the diffusers library runs it: eager, in float32, all rows at the same step; with torch's default,
-which is TF32 in convolutions, and without it.
+bfloat16. Prints two Markdown tables. The first has what is promised: the width of all passes, whether a row has the
+same bits alone and in a crowd, the error against the CPU. The second has times by the rows of a pass: medians of the
+network and of a whole step, what the step adds on the host and in the update, and how many times as long as a step
+takes a plain loop of the same network, as the diffusers library runs it: eager, in float32, all rows at the same step;
+with torch's default, which is TF32 in convolutions, and without it.
 """
 
 import argparse
@@ -168,7 +168,7 @@ def eager_ms(model: Model, network: nn.Module, width: int, rounds: int, device: 
 def promises(model: Model, backend: CudaBackend, precision: Precision, seconds: float) -> str:
     peak = torch.cuda.max_memory_reserved(backend.device)  # what graphs hold is reserved, and not allocated
     return (
-        f"| {model.name}, {precision} | {', '.join(map(str, backend.widths))} "
+        f"| {model.name}, {precision} | {backend.widths[-1]} "
         f"| {'yes' if backend.reproducible else 'no'} | {same_as_alone(model, backend)} "
         f"| {error_against_cpu(model, backend):.1e} | {seconds:.1f} s | {peak / 1e6:.0f} MB |"
     )
@@ -178,12 +178,12 @@ def times(
     model: Model, backend: CudaBackend, precision: Precision, eager: dict[int, tuple[float, float]], rounds: int
 ) -> list[str]:
     lines = []
-    for width in backend.widths:
-        forward, step = (ms(model, backend, width, rounds) for ms in (pass_ms, step_ms))
-        with_tf32, without = (f"{plain / step:.2f}" if width in eager else "–" for plain in eager.get(width, (0, 0)))
+    for rows in powers_up_to(backend.widths[-1]):
+        forward, step = (ms(model, backend, rows, rounds) for ms in (pass_ms, step_ms))
+        with_tf32, without = (f"{plain / step:.2f}" if rows in eager else "–" for plain in eager.get(rows, (0, 0)))
         lines.append(
-            f"| {model.name}, {precision} | {width} | {forward:.2f} | {step:.2f} | {step - forward:.2f} "
-            f"| {1000 * width / (STEPS * step):.1f} | {with_tf32} | {without} |"
+            f"| {model.name}, {precision} | {rows} | {forward:.2f} | {step:.2f} | {step - forward:.2f} "
+            f"| {1000 * rows / (STEPS * step):.1f} | {with_tf32} | {without} |"
         )
     return lines
 
@@ -206,12 +206,12 @@ def figures(
 
 
 def powers_up_to(most: int) -> list[int]:
-    """The widths that a backend tries."""
+    """Powers of two, and `most`."""
     return sorted({most, *(1 << i for i in range(most.bit_length()))})
 
 
 def eager_times(model: Model, device: torch.device, max_batch: int, rounds: int) -> dict[int, tuple[float, float]]:
-    """By width: with TF32 and without; as far as memory allows."""
+    """By the rows of a batch: with TF32 and without; as far as memory allows."""
     network = copy.deepcopy(model.network).to(device)
     found: dict[int, tuple[float, float]] = {}
     for width in powers_up_to(max_batch):
@@ -241,11 +241,11 @@ def main() -> None:
             timed += lines
 
     print(f"\n{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}\n")
-    print("| network | widths | reproducible | rows as alone | error against the CPU | to start | peak memory |")
+    print("| network | width | reproducible | rows as alone | error against the CPU | to start | peak memory |")
     print("|---|---|---|---|---|---|---|")
     print("\n".join(checked))
     print(
-        f"\n| network | width | ms a pass | ms a step | ms around the pass | images/s, {STEPS} steps "
+        f"\n| network | rows | ms a pass | ms a step | ms around the pass | images/s, {STEPS} steps "
         "| eager TF32 ÷ step | eager float32 ÷ step |"
     )
     print("|---|---|---|---|---|---|---|---|")

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from model.backends.openvino import computes_bfloat16
@@ -328,6 +329,27 @@ def test_torch_keeps_the_promise_too(running: dict[str, ServerProcess]) -> None:
     crowds = [crowded(running[name], requests, order) for order, name in enumerate(("torch", "torch again"))]
     for crowd in crowds:
         assert differing(watched, crowd[: len(watched)], expected) == []
+        assert differing(requests, crowd, crowds[0]) == []
+
+
+# On a GPU.
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is false: there is no GPU here")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_cuda_keeps_the_promise_too(precision: str) -> None:
+    requests = WATCHED + OTHERS
+    with ExitStack() as stack:
+        one, another = (
+            stack.enter_context(serving_digits(DEVICE="cuda", PRECISION=precision, MAX_BATCH=32)) for _ in range(2)
+        )
+        assert (info(one)["backend"], info(one)["precision"]) == ("torch-cuda", precision)
+        assert info(one)["fingerprint"] == info(another)["fingerprint"]
+        expected = alone(one, WATCHED)
+        crowds = [crowded(server, requests, order) for order, server in enumerate((one, another))]
+    for crowd in crowds:
+        assert differing(WATCHED, crowd[: len(WATCHED)], expected) == []
         assert differing(requests, crowd, crowds[0]) == []
 
 

@@ -318,7 +318,7 @@ def test_a_networks_pass_stays_on_the_device(name: str, dtype: torch.dtype) -> N
     assert out.dtype == dtype
 
 
-# The choice of widths, by passes that are no graphs.
+# The width, by passes that are no graphs.
 
 
 class EagerGraph(cuda._Graph):
@@ -347,12 +347,11 @@ class EagerBackend(CudaBackend):
 
 
 class ByWidth(nn.Module):
-    """A network that does not fit at some widths, has other bits at others, and remembers at which it ran."""
+    """A network that does not fit at some widths, and remembers at which it ran."""
 
-    def __init__(self, too_large: Sequence[int] = (), other_bits: Sequence[int] = ()) -> None:
+    def __init__(self, too_large: Sequence[int] = ()) -> None:
         super().__init__()
         self.too_large = too_large
-        self.other_bits = other_bits
         self.ran: list[int] = []
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -360,33 +359,12 @@ class ByWidth(nn.Module):
         self.ran.append(width)
         if width in self.too_large:
             raise torch.OutOfMemoryError(f"no memory for {width} rows")
-        return x * (1.5 if width in self.other_bits else 1.25)
+        return x * 1.25
 
 
 class MixesRows(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return x - x.mean(dim=0, keepdim=True)
-
-
-@pytest.mark.parametrize(
-    ("max_batch", "widths"),
-    [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 4]), (5, [1, 2, 4, 5]), (24, [1, 2, 4, 8, 16, 24])],
-)
-def test_widths_are_powers_of_two_and_the_widest(max_batch: int, widths: list[int]) -> None:
-    backend = EagerBackend(ByWidth(), max_batch)
-    assert backend.widths == widths
-    assert backend.reproducible
-
-
-@pytest.mark.parametrize(
-    ("other_bits", "widths"),
-    [([1], [2, 4, 8]), ([2], [1, 4, 8]), ([1, 4], [2, 8]), ([8], [8]), ([1, 2, 4, 8], [1, 2, 4, 8])],
-)
-def test_widths_with_other_bits_than_the_widest_are_not_used(other_bits: list[int], widths: list[int]) -> None:
-    """Width 1 included, where no row has others beside it: cuDNN likes to choose another kernel for it."""
-    backend = EagerBackend(ByWidth(other_bits=other_bits), 8)
-    assert backend.widths == widths
-    assert backend.reproducible
 
 
 def test_rows_that_are_not_kept_apart_are_noticed() -> None:
@@ -396,24 +374,19 @@ def test_rows_that_are_not_kept_apart_are_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("too_large", "widths"),
-    [(range(9, 99), [1, 2, 4, 6]), (range(6, 99), [1, 2, 3]), (range(2, 99), [1]), ([24], [1, 2, 4, 8, 12])],
+    ("max_batch", "too_large", "width"),
+    [(1, [], 1), (12, [], 12), (24, range(9, 99), 6), (24, range(6, 99), 3), (24, range(2, 99), 1), (24, [24], 12)],
 )
-def test_a_width_that_does_not_fit_is_halved(
-    too_large: Sequence[int], widths: list[int], caplog: pytest.LogCaptureFixture
+def test_the_width_is_halved_until_it_fits(
+    max_batch: int, too_large: Sequence[int], width: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        backend = EagerBackend(ByWidth(too_large), 24)
-    assert backend.widths == widths
-    tried = [width for width in (24, 12, 6, 3) if width > widths[-1]]
-    assert caplog.messages == [f"passes of {width} rows do not fit into the memory of cpu" for width in tried]
-    assert backend.fingerprint["width"] == widths[-1]
-
-
-def test_a_narrower_width_that_does_not_fit_beside_the_others_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert EagerBackend(ByWidth(too_large=[2]), 8).widths == [1, 4, 8]
-    assert caplog.messages == ["beside the others, passes of 2 rows do not fit into the memory of cpu"]
+        backend = EagerBackend(ByWidth(too_large), max_batch)
+    assert backend.widths == [width]
+    assert backend.fingerprint["width"] == width
+    assert backend.reproducible
+    tried = [w for w in (24, 12, 6, 3) if width < w <= max_batch]
+    assert caplog.messages == [f"passes of {w} rows do not fit into the memory of cpu" for w in tried]
 
 
 def test_where_not_one_row_fits_that_is_said() -> None:
@@ -421,16 +394,15 @@ def test_where_not_one_row_fits_that_is_said() -> None:
         EagerBackend(ByWidth(too_large=range(99)), 8)
 
 
-def test_a_pass_runs_at_the_narrowest_width_that_holds_it() -> None:
-    network = ByWidth(other_bits=[4])
+def test_all_passes_run_at_one_width() -> None:
+    """Another would have other kernels, and with them, once in a while, other bits."""
+    network = ByWidth()
     backend = EagerBackend(network, 12)
-    assert backend.widths == [1, 2, 8, 12]
+    numbers = torch.ones(13, dtype=torch.int64)
     network.ran.clear()
     for rows in range(1, 13):
-        numbers = torch.ones(rows, dtype=torch.int64)
-        backend.start(torch.zeros((rows, *SHAPE)), numbers, numbers)
-    assert network.ran == [1, 2, 8, 8, 8, 8, 8, 8, 12, 12, 12, 12]
-    numbers = torch.ones(13, dtype=torch.int64)
+        backend.start(torch.zeros((rows, *SHAPE)), numbers[:rows], numbers[:rows])
+    assert network.ran == 12 * [12]
     with pytest.raises(ValueError, match="13 rows do not fit a pass of 12"):
         backend.start(torch.zeros((13, *SHAPE)), numbers, numbers)
 
@@ -469,12 +441,12 @@ def predicted(backend: CudaBackend, rows: Inputs) -> Tensor:
 
 
 @pytest.mark.cuda
-def test_rows_have_the_same_bits_alone_and_in_a_crowd_at_every_width(backend: CudaBackend) -> None:
+def test_rows_have_the_same_bits_alone_and_in_a_crowd_at_every_place(backend: CudaBackend) -> None:
     assert backend.reproducible
     x, timesteps, labels = inputs(WIDTH)
     order = torch.arange(WIDTH)
     alone = torch.cat([predicted(backend, (x[i, None], timesteps[i, None], labels[i, None])) for i in order])
-    for width in backend.widths:
+    for width in range(1, WIDTH + 1):
         for turn in range(WIDTH):
             which = order.roll(turn)[:width]
             assert torch.equal(predicted(backend, (x[which], timesteps[which], labels[which])), alone[which])
@@ -559,12 +531,11 @@ class HungryInCapture(nn.Module):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize(("network", "widths"), [(Hungry(), [1, 4]), (HungryInCapture(), [1, 2])])
-def test_what_does_not_fit_the_gpu_is_left_out(gpu: torch.device, network: nn.Module, widths: list[int]) -> None:
-    """Of Hungry, 8 rows do not fit, nor do 2 beside 4 and 1."""
+@pytest.mark.parametrize(("network", "width"), [(Hungry(), 4), (HungryInCapture(), 2)])
+def test_what_does_not_fit_the_gpu_is_halved(gpu: torch.device, network: nn.Module, width: int) -> None:
     backend = CudaBackend(network, SHAPE, gpu, "float32", WIDTH)
-    assert backend.widths == widths
-    rows = inputs(widths[-1])
+    assert backend.widths == [width]
+    rows = inputs(width)
     assert torch.equal(predicted(backend, rows), 2 * rows[0])
 
 

@@ -1,4 +1,4 @@
-"""The network on CUDA: one graph for each width."""
+"""The network on CUDA: one graph, for passes of all widths."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ log = logging.getLogger(__name__)
 
 
 class CudaBackend:
-    """Runs a pass at the narrowest width that holds it, padded, as a captured graph.
+    """Runs a pass of any number of rows as a captured graph of one width, padded.
 
-    Implements model.backends.backend.Backend. Widths are powers of two up to the widest, and the widest. Kernels may
-    differ from width to width, so only those are used whose rows have the bits of the widest; at worst that is one.
-    A width that does not fit into memory is halved.
+    Implements model.backends.backend.Backend. Kernels may differ from width to width, and with them a row's bits: in
+    bfloat16 so rarely that no check at the start finds it, and often enough that a third of all images showed it. So
+    there is one width. The widest that fits into memory is found by halving.
 
     Args:
         network: called with (x, timesteps, labels); its parameters are moved to the device.
@@ -46,27 +46,20 @@ class CudaBackend:
             torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        widest = self._widest(max_batch)
-        self._graphs = {len(widest.x): widest}
-        self.reproducible = keeps_rows_apart(widest.run, widest.run, len(widest.x), image_shape, device)
-        for width in (1 << i for i in range((len(widest.x) - 1).bit_length())):
-            try:
-                graph = self._capture(width)
-            except torch.OutOfMemoryError:
-                log.warning("beside the others, passes of %d rows do not fit into the memory of %s", width, device)
-                continue
-            # A row alone in this width is compared with one in a crowd of the widest, so that width 1 is judged too.
-            as_widest = keeps_rows_apart(widest.run, graph.run, len(widest.x), image_shape, device)
-            if as_widest and keeps_rows_apart(graph.run, graph.run, width, image_shape, device):
-                self._graphs[width] = graph
+        self._graph = self._widest(max_batch)
+        self.reproducible = keeps_rows_apart(self._graph.run, self._graph.run, self._width, image_shape, device)
 
     @property
     def device(self) -> torch.device:
         return self._device
 
     @property
+    def _width(self) -> int:
+        return len(self._graph.x)
+
+    @property
     def widths(self) -> Sequence[int]:
-        return sorted(self._graphs)
+        return [self._width]
 
     @property
     def fingerprint(self) -> dict[str, str | int]:
@@ -77,7 +70,7 @@ class CudaBackend:
             ),
             "precision": self._precision,
             "processor": processor(self._device),
-            "width": max(self._graphs),
+            "width": self._width,
         }
 
     def send(self, values: Tensor) -> Tensor:
@@ -85,10 +78,9 @@ class CudaBackend:
 
     @torch.inference_mode()
     def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        width = next((width for width in self.widths if width >= len(x)), None)
-        if width is None:
-            raise ValueError(f"{len(x)} rows do not fit a pass of {self.widths[-1]}")
-        out = self._graphs[width].run(x, timesteps, labels)
+        if len(x) > self._width:
+            raise ValueError(f"{len(x)} rows do not fit a pass of {self._width}")
+        out = self._graph.run(x, timesteps, labels)
 
         def finish() -> Tensor:
             torch.cuda.current_stream(self._device).synchronize()
