@@ -4,7 +4,7 @@
 
 Writes bench/PROMISES.md. On `small` and on the digits: promises and estimates at shares of the capacity, read from
 event streams; a short request beside three very long ones; a lone request beside the bare loop; and what choosing a
-pass costs. It takes about six minutes on two cores.
+pass costs. It takes about seven minutes on two cores.
 """
 
 import asyncio
@@ -110,7 +110,7 @@ def beside_long_ones(server: Server, label: int | None) -> tuple[float, float]:
     return solo, beside
 
 
-def beside_the_loop(server: Server, loop: BareLoop, steps: int, rounds: int = 9) -> tuple[float, float]:
+def beside_the_loop(server: Server, loop: BareLoop, steps: int, rounds: int = 31) -> tuple[float, float]:
     """Median seconds of a lone request of DDIM, and of the bare loop for it, in turn."""
     served, bare = [], []
     with server.awake():

@@ -3,7 +3,7 @@
     python -m bench.soak [--clients 2000] [--minutes 5]
 
 They ask the digits' server for images or streams, and read all of it, leave midway, leave while they wait, or never
-read what they asked for. Prints what the server holds when all are gone, before and after.
+read what they asked for. Prints what the server holds when a part of them, and all of it, is gone.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from bench.memory import resident_mb
 from bench.servers import Server, running
 from service.__main__ import BOX
 
+PARTS = 5
 GAUGES = ("stepwise_rows_running", "stepwise_rows_waiting", "stepwise_outstanding_row_steps")
 
 
@@ -28,7 +29,7 @@ async def visit(url: str, draw: random.Random) -> None:
     """One client: all of an answer, or a part of it."""
     stays = draw.choice(("reads", "reads", "leaves", "leaves at once", "never reads"))
     fields = {
-        "num_inference_steps": draw.choice((1, 5, 15, 50, 250)),
+        "num_inference_steps": draw.choice((1, 5, 15, 50, 100)),
         "num_images": draw.choice((1, 1, 2, 8)),
         "class_label": draw.randrange(10),
         "preview_every": draw.choice((0, 1)),
@@ -75,17 +76,16 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=2000, help="how many come and leave")
     parser.add_argument("--minutes", type=float, default=5.0, help="in how long")
     arguments = parser.parse_args()
-    seconds = 60 * arguments.minutes
+    part, seconds = arguments.clients // PARTS, 60 * arguments.minutes / PARTS
     settings = {"STEPWISE_WEIGHTS": str(BOX / "digits")}
+    found = []
     with running(("Stepwise", "service", settings)) as [server], server.awake():
-        first = arguments.clients // 4  # what is built once is built by then
-        asyncio.run(come_and_go(server.url, first, seconds / 4, seed=0))
-        before = holds(server)
-        asyncio.run(come_and_go(server.url, arguments.clients - first, 0.75 * seconds, seed=1))
-        after = holds(server)
-    print(f"| | after {first:,} clients | after {arguments.clients:,} |\n|---|---|---|")
-    for name, value in before.items():
-        print(f"| {name} | {value:g} | {after[name]:g} |")
+        for seed in range(PARTS):
+            asyncio.run(come_and_go(server.url, part, seconds, seed))
+            found.append(holds(server))
+    print(f"| clients so far | {' | '.join(f'{part * (i + 1):,}' for i in range(PARTS))} |\n|---|{'---|' * PARTS}")
+    for name in found[0]:
+        print(f"| {name} | {' | '.join(f'{held[name]:g}' for held in found)} |")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""Schedulers on a virtual clock: what they do to latency, without a machine's noise and without waiting for it."""
+
+from collections.abc import Mapping, Sequence
+
+from bench.load import Load, Outcome, arrivals
+from service.costs import Costs
+from service.jobs import Job
+from service.scheduler import Scheduler
+
+PATIENCE = 300.0  # seconds; the timeout_s of all
+SLOTS = 4  # for each row of the widest pass, as the engine has them
+
+
+def simulated(
+    scheduler: type[Scheduler], costs: Mapping[int, float], rate: float, steps: Sequence[int], number: int
+) -> Load:
+    """Poisson arrivals of single images, with passes that take exactly what they cost.
+
+    Args:
+        scheduler: what chooses the passes.
+        costs: seconds of a pass by its width.
+        rate: arrivals a second.
+        steps: of the images, in equal parts.
+        number: of arrivals.
+    """
+    line = scheduler(Costs(costs), SLOTS * max(costs))
+    coming = arrivals(number, rate, [{"num_inference_steps": n} for n in steps], seed=0)
+    waiting = list(reversed(coming))
+    here: dict[Job, tuple[float, int]] = {}
+    outcomes: list[Outcome] = []
+    now = 0.0
+    while waiting or here:
+        while waiting and waiting[-1].at <= now:
+            request = waiting.pop()
+            n = int(str(request.fields["num_inference_steps"]))
+            job = Job([(n, 1)], line.costs)
+            line.add(job, line.earliest_promise(job, request.at, request.at + PATIENCE))
+            here[job] = request.at, n
+        batch = line.next_batch(now)
+        if not batch:
+            now = waiting[-1].at
+            continue
+        now += line.costs.seconds(len(batch))
+        for task in line.advance(batch):
+            at, n = here.pop(task.job)
+            outcomes.append(Outcome(n, now - at))
+    return Load(outcomes, now)
