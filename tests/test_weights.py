@@ -19,7 +19,7 @@ from model.checkpoints import native
 from model.checkpoints.load import load
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
-from weights import classifier, data, quality, train
+from weights import classifier, data, descent, measures, quality, train
 from weights.digits import prepare
 
 DIGITS = Path(prepare.__file__).parent
@@ -47,6 +47,7 @@ warmup_steps = 3
 weight_decay = 0.01
 label_dropout = 0.1
 max_shift = 1
+min_snr_gamma = 5.0
 ema_decay = 0.9
 """
 STEPS = 11
@@ -156,6 +157,7 @@ def training(**changes: float) -> train.Training:
         "weight_decay": 0.0,
         "label_dropout": 0.1,
         "max_shift": 1,
+        "min_snr_gamma": 0.0,
         "ema_decay": 0.9,
     }
     return train.Training(data="", **(fields | changes))  # type: ignore[arg-type]
@@ -210,7 +212,9 @@ def test_noised_images_and_targets_fit_together(prediction_type: str) -> None:
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
-    rates = [train.learning_rate_at(step, 1000, training()) for step in range(1001)]
+    pace = training(images=1_000_000)
+    assert pace.steps == 1000
+    rates = [descent.learning_rate_at(step, pace) for step in range(1001)]
     assert rates[0] == pytest.approx(1e-4, rel=1e-3)
     assert np.argmax(rates) == 9
     assert (np.diff(rates[9:]) < 0).all()
@@ -230,7 +234,7 @@ def test_training_writes_weights_that_load(recipe: Callable[[str], Path], monkey
 
 
 def test_a_resumed_run_gives_the_same_bytes(recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr(descent, "CHECKPOINT_EVERY", 4)
     whole, broken = recipe("whole"), recipe("broken")
     train.train(whole)
 
@@ -248,7 +252,8 @@ def test_a_resumed_run_gives_the_same_bytes(recipe: Callable[[str], Path], monke
         train.train(broken)
     assert not (broken / native.WEIGHTS).exists()
     train.train(broken)
-    assert seen == [*range(7), *range(4, STEPS)]  # from the checkpoint after step 3
+    assert seen[:7] == [*range(7)]
+    assert seen[4 - STEPS :] == [*range(4, STEPS)]  # from the checkpoint after step 3
     assert (broken / native.WEIGHTS).read_bytes() == (whole / native.WEIGHTS).read_bytes()
 
 
@@ -257,6 +262,25 @@ def test_training_names_wrong_settings(tmp_path: Path) -> None:
     path.write_text(TRAINING.replace("seed =", "sede ="))
     with pytest.raises(SystemExit, match="sede, seed"):
         train.Training.read(path)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 5.0])
+def test_loss_weights_are_those_of_min_snr(gamma: float) -> None:
+    schedule = Schedule(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
+    t = torch.arange(0, 1000, 7)
+    weights = train.loss_weights(t, schedule, gamma)
+    alpha_bar = schedule.alphas_cumprod[t.numpy()]
+    signal_to_noise = alpha_bar / (1 - alpha_bar)
+    expected = np.minimum(signal_to_noise, gamma) / (signal_to_noise + 1) if gamma else np.ones(len(t))
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-5)
+
+
+def test_weights_of_the_loss_are_for_v(recipe: Callable[[str], Path]) -> None:
+    folder = recipe("a")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "schedule": {"prediction_type": "epsilon"}}))
+    with pytest.raises(SystemExit, match="min_snr_gamma is for v_prediction"):
+        train.train(folder)
 
 
 # The judge.
@@ -274,20 +298,35 @@ def test_frechet_distance_is_the_closed_form_of_gaussians() -> None:
     mean_b, std_b = np.array([3.0, 1.0, -2.0]), np.array([2.0, 0.5, 0.25])
     a, b = gaussian_sample(mean_a, std_a), gaussian_sample(mean_b, std_b)
     expected = ((mean_a - mean_b) ** 2 + (std_a - std_b) ** 2).sum()
-    assert quality.frechet_distance(a, b) == pytest.approx(expected)
+    assert measures.frechet_distance(a, b) == pytest.approx(expected)
 
     # It does not depend on the axes, though the covariances are no longer diagonal.
     rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
-    assert quality.frechet_distance(a @ rotation, b @ rotation) == pytest.approx(expected)
+    assert measures.frechet_distance(a @ rotation, b @ rotation) == pytest.approx(expected)
 
 
 def test_frechet_distance_is_symmetric_and_zero_between_equals() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(100, 8)), rng.normal(size=(50, 8)) @ rng.normal(size=(8, 8))
-    assert quality.frechet_distance(a, b) == pytest.approx(quality.frechet_distance(b, a))
-    assert quality.frechet_distance(a, b) > 1
-    assert quality.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    assert quality.frechet_distance(a, rng.permutation(a)) == pytest.approx(0, abs=1e-6)
+    assert measures.frechet_distance(a, b) == pytest.approx(measures.frechet_distance(b, a))
+    assert measures.frechet_distance(a, b) > 1
+    assert measures.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert measures.frechet_distance(a, rng.permutation(a)) == pytest.approx(0, abs=1e-6)
+
+
+def test_coverage_is_the_share_of_real_points_with_a_drawn_one_near() -> None:
+    real = np.arange(20.0)[:, None]  # the fifth neighbour is 3 away, and 5 at an end
+    assert measures.coverage(real, real) == 1
+    assert measures.coverage(real, np.array([[100.0]])) == 0
+    assert measures.coverage(real, np.array([[10.0]])) == 7 / 20  # 7 to 13
+    assert measures.coverage(real, np.array([[10.0], [10.0], [-5.0]])) == 8 / 20
+    assert measures.coverage(real[:, [0, 0]], np.array([[10.0, 10.0]])) == 7 / 20
+
+
+def test_nearest_is_the_distance_to_the_nearest() -> None:
+    known = np.array([[0.0, 0.0], [3.0, 4.0]])
+    near = measures.nearest(np.array([[0.0, 1.0], [3.0, 4.0], [6.0, 8.0]]), known)
+    np.testing.assert_allclose(near, [1, 0, 5], atol=1e-6)
 
 
 def test_the_classifier_learns_and_its_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,12 +359,12 @@ def test_quality_judges_and_keeps_its_classifier(
     capsys.readouterr()
 
     with pytest.raises(
-        SystemExit, match="worse than they should be"
+        SystemExit, match="worse than it should be: seen as asked for"
     ):  # hardly trained, and at its recommended settings
         run_quality(folder, monkeypatch, "--sheet", str(sheet))
     said = capsys.readouterr().out
     assert "trained with seed 0" in said
-    assert "ddim, 1 steps, guidance 1, 160 digits with the seeds 0 to 159" in said
+    assert "ddim, 1 steps, guidance 1, 3 times 160 digits, with the seeds from 0, 160, 320 on" in said
     assert sheet.exists()
 
     run_quality(folder, monkeypatch, "--steps", "2", "--guidance", "1.5")  # at others it only tells

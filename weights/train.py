@@ -8,55 +8,44 @@ draws the same random numbers as if it had not been interrupted. bf16 autocast w
 """
 
 import argparse
-import hashlib
-import math
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from model.checkpoints import native
 from model.checkpoints.config import DiffusionUNetConfig
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
-from weights import data
-
-CHECKPOINT_EVERY = 200  # steps
+from weights import data, descent
+from weights.descent import Descent, Pace, random_numbers
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Pace):
     """training.toml, which explains each field."""
 
     data: str
-    seed: int
-    images: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int
-    weight_decay: float
     label_dropout: float
     max_shift: int
-    ema_decay: float
+    min_snr_gamma: float
 
     @classmethod
     def read(cls, path: Path) -> "Training":
-        values = tomllib.loads(path.read_text())
-        wrong = values.keys() ^ {field.name for field in fields(cls)}
-        if wrong:
-            raise SystemExit(f"{path}: missing or unknown: {', '.join(sorted(wrong))}")
-        return cls(**values)
+        return descent.read(cls, path)
 
 
-def random_numbers(seed: int, step: int) -> torch.Generator:
-    """A generator of its own for each step, so that a resumed run draws the same numbers."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+class Examples(NamedTuple):
+    """What a step learns from: noisy images, their timesteps and labels, what to predict, and what each counts."""
+
+    x_t: Tensor
+    t: Tensor
+    labels: Tensor
+    target: Tensor
+    weight: Tensor
 
 
 def batch_at(step: int, split: data.Split, training: Training, no_label: int) -> tuple[Tensor, Tensor]:
@@ -97,96 +86,50 @@ def initialise(network: DiffusionUNet) -> None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
-def learning_rate_at(step: int, steps: int, training: Training) -> float:
-    """Linear warm-up, then a cosine down to 0."""
-    warmup = min(1.0, (step + 1) / training.warmup_steps)
-    return training.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+def loss_weights(t: Tensor, schedule: Schedule, gamma: float) -> Tensor:
+    """What a prediction of v at timesteps t [B] counts: min(SNR, γ)/(SNR + 1), or 1 where γ is 0.
 
-
-def computes_in_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+    Hang et al. 2023, arXiv:2303.09556, section 3.4: noisy timesteps, where v is little more than x_0, count in full.
+    """
+    if gamma == 0:
+        return torch.ones(len(t))
+    alpha_bar = torch.from_numpy(schedule.alphas_cumprod[t.numpy()])
+    snr = alpha_bar / (1 - alpha_bar)
+    return (snr.clamp(max=gamma) / (snr + 1)).float()
 
 
 def train(folder: Path) -> None:
     config = native.read_config(folder)
     if not isinstance(config, DiffusionUNetConfig):
         raise SystemExit(f"{folder / native.CONFIG}: the recipe trains diffusion_unet, not {config.architecture}")
-    training = Training.read(folder / "training.toml")
+    recipe = folder / "training.toml"
+    training = Training.read(recipe)
+    if training.min_snr_gamma and config.schedule.prediction_type != "v_prediction":
+        raise SystemExit(f"{recipe}: min_snr_gamma is for v_prediction, and must be 0 here")
     split = data.load(folder / training.data)
     no_label = 0 if config.num_classes is None else config.num_classes
-    steps = training.images // training.batch_size
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = descent.available_device()
 
     torch.manual_seed(training.seed)
     network = config.build()
     initialise(network)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, betas=(0.9, 0.99)
-    )
-    checkpoint = folder / "work" / "training.pt"
-    first_step = 0
-    recipe = recipe_digest(folder)
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        if saved["recipe"] != recipe:
-            raise SystemExit(f"{checkpoint} was made by another recipe: move it away to start again")
-        network.load_state_dict(saved["network"])
-        optimiser.load_state_dict(saved["optimiser"])
-        average, first_step = saved["average"], saved["step"]
 
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(device))
-    bar = tqdm(range(first_step, steps), initial=first_step, total=steps, unit="step", mininterval=2)
-    smooth_loss = 1.0
-    for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(step, steps, training)
+    def examples_at(step: int) -> Examples:
         x_0, labels = batch_at(step, split, training, no_label)
         x_t, t, target = noised(x_0, config.schedule, random_numbers(training.seed + 1, step))
-        with autocast:
-            out = network(x_t.to(device), t.to(device), labels.to(device))
-            loss = (out - target.to(device)).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
+        return Examples(x_t, t, labels, target, loss_weights(t, config.schedule, training.min_snr_gamma))
 
-        decay = min(training.ema_decay, (1 + step) / (10 + step))
-        for key, tensor in network.state_dict().items():
-            average[key].lerp_(tensor, 1 - decay)
-        smooth_loss += 0.01 * (loss.item() - smooth_loss)
-        bar.set_postfix(loss=f"{smooth_loss:.4f}", refresh=False)
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
-            progress = {
-                "recipe": recipe,
-                "step": step + 1,
-                "network": network.state_dict(),
-                "average": average,
-                "optimiser": optimiser.state_dict(),
-            }
-            save_checkpoint(checkpoint, progress)
+    def loss_of(examples: Examples) -> Tensor:
+        x_t, t, labels, target, weight = (part.to(device) for part in examples)
+        with descent.autocast(device):
+            out = network(x_t, t, labels)
+        loss: Tensor = ((out.float() - target).square().mean((1, 2, 3)) * weight).mean()
+        return loss
 
-    target_path = folder / native.WEIGHTS
-    save_file({key: tensor.contiguous().cpu() for key, tensor in average.items()}, target_path)
-    target_path.chmod(0o644)  # safetensors writes for the owner alone
-    print(f"{target_path}: {target_path.stat().st_size / 2**20:.1f} MiB")
-
-
-def recipe_digest(folder: Path) -> str:
-    """A hash over what a checkpoint depends on: the network, its schedule and the training."""
-    return hashlib.sha256((folder / native.CONFIG).read_bytes() + (folder / "training.toml").read_bytes()).hexdigest()
-
-
-def save_checkpoint(path: Path, progress: Mapping[str, object]) -> None:
-    """Write the checkpoint beside its place first, so that a break never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(progress, partial)
-    partial.replace(path)
+    work = Descent(network, training, folder / "work" / "training.pt", descent.digest(folder / native.CONFIG, recipe))
+    work.run(examples_at, loss_of)
+    work.write(folder)
 
 
 def main() -> None:

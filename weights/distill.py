@@ -1,0 +1,246 @@
+"""Distil weights: a student whose few steps lead where many guided steps of its teacher do.
+
+    python -m weights.distill weights/digits-4step
+
+Reads config.json (network, schedule, and the steps that are recommended) and distillation.toml from the folder, and
+writes model.safetensors there. The teacher's trajectories are drawn first and kept in FOLDER/work. Their timesteps are
+the student's and, between them, finer ones. At each of its timesteps the student learns the one prediction that leads
+to the teacher's image at the next: progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, section 3) in one
+stage, with the guidance of the teacher in it (Meng et al. 2023, arXiv:2210.03142). A share of the examples begins not
+where the teacher was, but where the student itself gets from the same noise, so that it learns to mend its errors.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model.checkpoints import native
+from model.checkpoints.config import DiffusionUNetConfig
+from model.checkpoints.load import load
+from model.noise import draw, generator
+from model.samplers import StepTable, sample_table
+from model.update import guided, update
+from weights import descent
+from weights.descent import Descent, Pace, random_numbers
+
+AT_ONCE = 500  # trajectories
+
+
+@dataclass(frozen=True)
+class Distillation(Pace):
+    """distillation.toml, which explains each field."""
+
+    teacher: str
+    teacher_sampler: str
+    teacher_steps: int
+    guidance_scale: float
+    trajectories: int
+    unlabelled: float
+    own_states: float
+
+    @classmethod
+    def read(cls, path: Path) -> "Distillation":
+        return descent.read(cls, path)
+
+
+class Trajectories(NamedTuple):
+    """What a teacher drew.
+
+    Attributes:
+        images: at each of the student's timesteps, and at the end, float16 [K, N + 1, C, H, W].
+        labels: [K]; the last is "no label".
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+def walk(
+    network: nn.Module, table: StepTable, x: Tensor, labels: Tensor, no_label: int, guidance_scale: float, every: int
+) -> list[Tensor]:
+    """Walk a table from pure noise x [B, C, H, W]; the images after each `every` steps, the noise itself included.
+
+    Images with a label [B] are guided.
+    """
+    device = x.device
+    scale = torch.where(labels == no_label, 1.0, guidance_scale)
+    lines = torch.from_numpy(table.lines.astype(np.float32)).to(device)
+    x0 = noise = torch.zeros_like(x)
+    images = [x]
+    for i, timestep in enumerate(table.timesteps.tolist()):
+        t = torch.full((2 * len(x),), timestep, device=device)
+        with descent.autocast(device):
+            both = network(torch.cat([x, x]), t, torch.cat([labels, torch.full_like(labels, no_label)])).float()
+        own, without_label = both.chunk(2)
+        x, x0 = update(x, guided(own, without_label, scale), x0, noise, lines[i].expand(len(x), -1), ())
+        if (i + 1) % every == 0:
+            images.append(x)
+    return images
+
+
+@torch.inference_mode()
+def drawn_by(
+    teacher: nn.Module,
+    config: DiffusionUNetConfig,
+    recipe: Distillation,
+    device: torch.device,
+) -> Trajectories:
+    steps = config.recommended_settings.num_inference_steps
+    table = sample_table(config.schedule, recipe.teacher_sampler, recipe.teacher_steps)
+    no_label = _no_label(config)
+    every = recipe.teacher_steps // steps
+    shape = (config.in_channels, *config.image_size)
+    images, all_labels = [], []
+    for first in tqdm(range(0, recipe.trajectories, AT_ONCE), desc="drawing", unit_scale=AT_ONCE, unit="trajectory"):
+        seeds = range(first, min(first + AT_ONCE, recipe.trajectories))
+        labels = torch.arange(seeds.start, seeds.stop) % no_label
+        labels[torch.rand(len(labels), generator=random_numbers(recipe.seed, first)) < recipe.unlabelled] = no_label
+        # Not the seeds that quality.py and users begin with.
+        noise = torch.stack([draw(generator(2**40 + seed), shape) for seed in seeds])
+        walked = walk(teacher, table, noise.to(device), labels.to(device), no_label, recipe.guidance_scale, every)
+        images.append(torch.stack([x.half().cpu() for x in walked], dim=1))
+        all_labels.append(labels)
+    return Trajectories(torch.cat(images), torch.cat(all_labels))
+
+
+class Example(NamedTuple):
+    """What a step learns from: images, the step that each takes, labels, and where each is to get.
+
+    Attributes:
+        noise: what the images' trajectories began with.
+        x: the teacher's images ahead of the step.
+        steps: by number.
+        own: whether the student is to begin from its own image instead.
+    """
+
+    noise: Tensor
+    x: Tensor
+    steps: Tensor
+    labels: Tensor
+    target: Tensor
+    own: Tensor
+
+
+def examples_at(step: int, trajectories: Trajectories, recipe: Distillation) -> Example:
+    images, labels = trajectories
+    rng = random_numbers(recipe.seed + 1, step)
+    chosen = torch.randint(len(images), (recipe.batch_size,), generator=rng)
+    steps = torch.arange(recipe.batch_size) % (images.shape[1] - 1)
+    own = torch.rand(recipe.batch_size, generator=rng) < recipe.own_states
+    return Example(
+        images[chosen, 0].float(),
+        images[chosen, steps].float(),
+        steps,
+        labels[chosen],
+        images[chosen, steps + 1].float(),
+        own,
+    )
+
+
+class Student:
+    """The network that learns, and the steps that it takes."""
+
+    def __init__(self, network: nn.Module, table: StepTable, device: torch.device) -> None:
+        self._network = network
+        self._lines = torch.from_numpy(table.lines.astype(np.float32)).to(device)
+        self._timesteps = torch.from_numpy(table.timesteps).to(device)
+        self._device = device
+
+    def predict(self, x: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
+        with descent.autocast(self._device):
+            out: Tensor = self._network(x, self._timesteps[steps], labels)
+        return out.float()
+
+    def next(self, x: Tensor, out: Tensor, steps: Tensor) -> Tensor:
+        """The images [B, C, H, W] after a step each, with what was predicted."""
+        nothing = torch.zeros_like(x)
+        return update(x, out, nothing, nothing, self._lines[steps], ())[0]
+
+    def wanted(self, x: Tensor, target: Tensor, steps: Tensor) -> Tensor:
+        """The prediction with which a step leads from x to `target`. A step is linear in what is predicted."""
+        nothing = torch.zeros_like(x)
+        base = self.next(x, nothing, steps)
+        slope = self.next(x, torch.ones_like(x), steps) - base
+        return (target - base) / slope
+
+    @torch.no_grad()
+    def own_states(self, noise: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
+        """Where the student itself is ahead of step number `steps` [B], from pure noise."""
+        x = noise.clone()
+        for number in range(int(steps.max())):
+            on = steps > number
+            step = torch.full_like(steps[on], number)
+            x[on] = self.next(x[on], self.predict(x[on], step, labels[on]), step)
+        return x
+
+
+def distil(folder: Path) -> None:
+    config = native.read_config(folder)
+    if not isinstance(config, DiffusionUNetConfig):
+        raise SystemExit(f"{folder / native.CONFIG}: the recipe distils diffusion_unet, not {config.architecture}")
+    if config.schedule.prediction_type == "epsilon":
+        raise SystemExit(
+            f"{folder / native.CONFIG}: prediction_type must not be epsilon, which tells nothing of pure noise"
+        )
+    path = folder / "distillation.toml"
+    recipe = Distillation.read(path)
+    settings = config.recommended_settings
+    if recipe.teacher_steps % settings.num_inference_steps:
+        raise SystemExit(f"{path}: teacher_steps must be a multiple of {settings.num_inference_steps}")
+    teacher_folder = folder / recipe.teacher
+    teacher = load(teacher_folder).network
+    device = descent.available_device()
+    torch.manual_seed(recipe.seed)
+
+    key = descent.digest(folder / native.CONFIG, path, teacher_folder / native.WEIGHTS)
+    network = config.build()
+    network.load_state_dict(teacher.state_dict())
+    for one in (teacher, network):
+        one.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    trajectories = _kept(folder / "work" / "trajectories.pt", key)
+    if trajectories is None:
+        trajectories = drawn_by(teacher, config, recipe, device)
+        descent.save_whole({"key": key, **trajectories._asdict()}, folder / "work" / "trajectories.pt")
+    student = Student(network, sample_table(config.schedule, settings.sampler, settings.num_inference_steps), device)
+
+    def loss_of(example: Example) -> Tensor:
+        noise, x, steps, labels, target, own = (part.to(device) for part in example)
+        if own.any():
+            x[own] = student.own_states(noise[own], steps[own], labels[own])
+        wanted = student.wanted(x, target, steps)
+        return (student.predict(x, steps, labels) - wanted).square().mean()
+
+    work = Descent(network, recipe, folder / "work" / "training.pt", key)
+    work.run(lambda step: examples_at(step, trajectories, recipe), loss_of)
+    work.write(folder)
+
+
+def _kept(path: Path, key: str) -> Trajectories | None:
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        if saved["key"] == key:
+            return Trajectories(saved["images"], saved["labels"])
+    return None
+
+
+def _no_label(config: DiffusionUNetConfig) -> int:
+    if config.num_classes is None:
+        raise SystemExit("the recipe distils networks with classes")
+    return config.num_classes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m weights.distill", description="Distil weights into few steps.")
+    parser.add_argument("folder", type=Path, help="a folder with config.json and distillation.toml")
+    distil(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
