@@ -38,7 +38,7 @@ class BareLoop:
     def seconds_per_row(self, width: int, steps: int = STEPS) -> float:
         """Of a row's step, over a trajectory at one width."""
         table = sample_table(self._model.schedule, "ddim", steps)
-        lines = torch.from_numpy(table.lines).float()
+        lines = torch.tensor(table.lines).float()
         x = torch.randn((width, *self._model.image_shape), generator=torch.Generator().manual_seed(0))
         x0 = noise = torch.zeros_like(x)
         labels = torch.zeros(width, dtype=torch.int64)

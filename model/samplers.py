@@ -241,7 +241,10 @@ def sample_table(schedule: Schedule, sampler: str, num_inference_steps: int, eta
         steps = SAMPLERS[sampler].steps(schedule, num_inference_steps)
     except GridError as error:
         raise GridError(f"{error}; {_allowed(schedule, sampler, num_inference_steps)}") from None
-    return StepTable(steps.timesteps, SAMPLERS[sampler].lines(schedule, steps, eta))
+    table = StepTable(steps.timesteps, SAMPLERS[sampler].lines(schedule, steps, eta))
+    for array in (table.timesteps, table.lines):
+        array.flags.writeable = False  # whoever asks for the same gets the same
+    return table
 
 
 def denoise_table(

@@ -60,8 +60,15 @@ class Schedule(BaseModel):
         return self
 
     def __eq__(self, other: object) -> bool:
-        """By the fields; pydantic's own also compares the arrays below, once they are there."""
-        return isinstance(other, Schedule) and self.model_dump() == other.model_dump()
+        """By the fields, and what follows of how they were set; pydantic's own also compares the arrays below."""
+        return (
+            isinstance(other, Schedule)
+            and self.clips_multistep == other.clips_multistep
+            and self.model_dump() == other.model_dump()
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.beta_schedule, self.num_train_timesteps, self.prediction_type, self.clips_multistep))
 
     @property
     def clips_multistep(self) -> bool:

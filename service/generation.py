@@ -21,6 +21,7 @@ from service.images import decode, encode_npy, encode_png16
 from service.leaving import unless_client_leaves
 from service.metrics import Metrics
 from service.middleware import CLIENT_LEFT
+from service.places import household
 from service.planning import Plan, noised, plan_denoise, plan_sample
 from service.reading import read_json, read_text, read_upload
 from service.schemas import DenoiseRequest, NoiseRequest, SampleRequest
@@ -123,7 +124,7 @@ class Generation:
         """Who shares the queue: a key, or an address where there are no keys."""
         if self.settings.api_keys:
             return request.headers["authorization"].partition(" ")[2].strip()  # "bearer KEY" is no other client
-        return request.client.host if request.client else "unknown"
+        return household(request.client.host) if request.client else "unknown"
 
     def _cache_control(self, immutable: bool) -> str:
         scope = "private, " if self.settings.api_keys else ""  # for the one who has the key

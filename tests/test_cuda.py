@@ -501,7 +501,7 @@ def test_another_thread_gets_the_same_bits(backend: CudaBackend) -> None:
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_only_the_end_of_a_pass_waits_for_the_device(backend: CudaBackend, gpu: torch.device) -> None:
     predicted(backend, inputs(WIDTH))  # what is done once is done
-    lines = torch.from_numpy(sample_table(THRESHOLDED, "ddpm", WIDTH).lines).float()
+    lines = torch.tensor(sample_table(THRESHOLDED, "ddpm", WIDTH).lines).float()
     torch.cuda.set_sync_debug_mode("error")
     try:
         x, timesteps, labels = (backend.send(values) for values in inputs(WIDTH))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.places import Places
+from service.places import Places, household
 
 clients = st.sampled_from(("a", "b", "c", "d"))
 
@@ -115,3 +115,21 @@ def test_asking_takes_nothing() -> None:
     assert places.taken == 0
     assert fill(places, "a") == 2
     assert places.refusal("a") == "full"
+
+
+@pytest.mark.parametrize(
+    ("host", "client"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
+def test_who_owns_a_network_of_addresses_is_one_client(host: str, client: str) -> None:
+    assert household(host) == client

@@ -280,7 +280,21 @@ def test_eta_means_something_to_ddim_alone() -> None:
         assert (none != some).any() == sampler.takes_eta == (name == "ddim")
 
 
+def test_tables_are_shared_and_cannot_be_written_to() -> None:
+    table = sample_table(Schedule(), "ddim", 10)
+    assert sample_table(Schedule(), "ddim", 10) is table
+    for array in (table.lines, table.timesteps):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
 # Bounds.
+
+
+def test_schedules_alike_but_for_what_was_named_have_their_own_tables() -> None:
+    """DPM-Solver++ bounds x_0 only where clip_sample is named."""
+    for schedule, bound in 2 * [(Schedule(), np.inf), (Schedule(clip_sample=True), 1.0)]:
+        assert (sample_table(schedule, "dpmpp_2m", 10).lines[:, BOUND] == bound).all()
 
 
 def test_bounds() -> None:

@@ -31,7 +31,7 @@ TABLES = {
     ),
     "one step": denoise_table(Schedule(), "ddim", 500, 1),
 }
-LINES = torch.cat([torch.from_numpy(table.lines) for table in TABLES.values()]).float()
+LINES = torch.cat([torch.tensor(table.lines) for table in TABLES.values()]).float()
 
 
 def update(x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ def test_a_line_by_hand(name: str) -> None:
             x0 = x0.clip(-s, s) / s
         x0 = x0.clip(-bound, bound)
         expected = a * x + b * x0 + c * x0_previous + d * noise + e * out
-        x_next, x0_now = update(*inputs, torch.from_numpy(line)[None].float())
+        x_next, x0_now = update(*inputs, torch.tensor(line)[None].float())
         np.testing.assert_allclose(x0_now[0], x0, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(x_next[0], expected, rtol=1e-4, atol=1e-5)
 
@@ -113,7 +113,7 @@ def test_each_row_of_a_mix_equals_that_row_alone(chosen: list[int], seed: int) -
 
 @given(st.permutations(range(len(TABLES))))
 def test_order_of_rows_does_not_matter(order: list[int]) -> None:
-    lines = torch.stack([torch.from_numpy(table.lines[0]) for table in TABLES.values()]).float()
+    lines = torch.stack([torch.tensor(table.lines[0]) for table in TABLES.values()]).float()
     inputs = images(len(lines), 1)
     x_next, x0 = update(*inputs, lines)
     moved, x0_moved = update(*inputs.rows(order), lines[order])

@@ -149,7 +149,7 @@ class Student:
     def __init__(self, network: nn.Module, table: StepTable, device: torch.device) -> None:
         self._network = network
         self._lines = torch.from_numpy(table.lines.astype(np.float32)).to(device)
-        self._timesteps = torch.from_numpy(table.timesteps).to(device)
+        self._timesteps = torch.tensor(table.timesteps).to(device)
         self._device = device
 
     def predict(self, x: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
