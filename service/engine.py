@@ -316,10 +316,10 @@ class Engine:
                     log.warning("the forward pass returned after %.0f s", now - began)
                     self._is_stuck = False
                     self._requests.open(scheduler)
+            self._observer.phase_done("pass", now - began)
             if not worked:
                 self._observer.pass_failed()
         self._observer.pass_done(len(forwards), now - began)
-        self._observer.phase_done("pass", now - began)
 
     def _advance(self, scheduler: Scheduler, ran: Sequence[_Placed]) -> None:
         """Collect finished images, answer finished requests, and tell those who watch."""

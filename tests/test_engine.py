@@ -645,6 +645,14 @@ def test_phases_add_up_to_all_the_time_since_the_warm_up() -> None:
     assert first == ["idle", "schedule", "admit", "pass", "advance", "schedule"]
 
 
+def test_passes_that_raise_take_their_time_too() -> None:
+    with warm(2) as s:
+        began = s.clock.now
+        s.runner.faults = 1
+        s.submit(a_row(1), a_row(2)).result(PATIENCE)
+    assert sum(seconds for phase, seconds in s.observer.phases if phase == "pass") == s.clock.now - began == 3.0
+
+
 # Costs
 
 
