@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from bench.load import Load, Outcome, arrivals
 from service.costs import Costs
+from service.engine import STARTED_PER_ROW
 from service.jobs import Job
 from service.scheduler import Scheduler
 
 PATIENCE = 300.0  # seconds; the timeout_s of all
-SLOTS = 4  # for each row of the widest pass, as the engine has them
 
 
 def simulated(
@@ -23,9 +23,8 @@ def simulated(
         steps: of the images, in equal parts.
         number: of arrivals.
     """
-    line = scheduler(Costs(costs), SLOTS * max(costs))
-    coming = arrivals(number, rate, [{"num_inference_steps": n} for n in steps], seed=0)
-    waiting = list(reversed(coming))
+    line = scheduler(Costs(costs), STARTED_PER_ROW * max(costs))
+    waiting = arrivals(number, rate, [{"num_inference_steps": n} for n in steps], seed=0)[::-1]
     here: dict[Job, tuple[float, int]] = {}
     outcomes: list[Outcome] = []
     now = 0.0

@@ -3,7 +3,7 @@
     python -m bench.soak [--clients 2000] [--minutes 5]
 
 They ask the digits' server for images or streams, and read all of it, leave midway, leave while they wait, or never
-read what they asked for. Prints what the server holds when a part of them, and all of it, is gone.
+read what they asked for. Prints what the server holds each time that a fifth of them is gone.
 """
 
 import argparse

@@ -111,7 +111,8 @@ class SlotRunner:
         inputs = self._gathered(complete, index, x, forwards) if complete else None  # while the device computes
 
         predictions = wait()
-        kept = [(f, predictions.select(0, i).clone()) for i, f in enumerate(forwards) if f.slot not in complete]
+        stepping = set(complete)
+        kept = [(f, predictions.select(0, i).clone()) for i, f in enumerate(forwards) if f.slot not in stepping]
         if inputs is not None:
             self._take(inputs, forwards, predictions)
         for f, prediction in kept:

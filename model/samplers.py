@@ -81,7 +81,7 @@ class StepTable:
         return len(self.timesteps)
 
     @cached_property
-    def steps(self) -> list["Step"]:
+    def steps(self) -> list[Step]:
         """The same, as a runner reads it."""
         lines = self.lines.astype(np.float32)
         noisy, thresholded = (lines[:, column] != 0 for column in (Column.D, Column.QUANTILE))

@@ -67,9 +67,6 @@ class Schedule(BaseModel):
             and self.model_dump() == other.model_dump()
         )
 
-    def __hash__(self) -> int:
-        return hash((self.beta_schedule, self.num_train_timesteps, self.prediction_type, self.clips_multistep))
-
     @property
     def clips_multistep(self) -> bool:
         """Whether DPM-Solver++ bounds x_0 by clip_sample, too.

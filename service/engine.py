@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Status = Literal["loading", "ready", "draining", "failed"]
 Phase = Literal["idle", "schedule", "admit", "pass", "advance"]
 
-_STARTED_PER_ROW = 4  # tasks with slots, for each row of the widest pass
+STARTED_PER_ROW = 4  # tasks with slots, for each row of the widest pass
 _MEASURED = 3  # passes of each width, at warm-up
 
 
@@ -209,7 +209,7 @@ class Engine:
         if not np.isfinite(image).all():
             raise ComputationFailed("the probe's image is not finite")
         costs = Costs({width: self._measure(width) for width in self._runner.widths})
-        scheduler = self._new_scheduler(costs, _STARTED_PER_ROW * self._runner.widths[-1])
+        scheduler = self._new_scheduler(costs, STARTED_PER_ROW * self._runner.widths[-1])
         self._pulse.pass_ended(worked=True)
         self._requests.open(scheduler)
         return scheduler

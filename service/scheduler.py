@@ -164,18 +164,18 @@ class Scheduler:
         return [(task, branch) for task in tasks for branch in task.branches][: self.costs.width]
 
     def _count(self, batch: Batch) -> None:
-        ran: dict[Task, None] = {}
+        ran: set[Task] = set()
         by_job: dict[Job, list[Task]] = {}
         for task, _ in batch:
-            ran[task] = None
+            ran.add(task)
             by_job.setdefault(task.job, []).append(task)
             if not task.started:
                 task.started = True
                 self.running += 1
                 self.waiting -= 1
-        stopped = self._ran.difference(ran)
+        stopped = self._ran - ran
         self.preemptions += sum(task.steps_left > 0 and task.job in self._present for task in stopped)
-        self._ran = set(ran)
+        self._ran = ran
         self.outstanding -= len(batch)
         for job, tasks in by_job.items():
             place = bisect_left(self._by_work, _work(job), key=_work)

@@ -6,8 +6,10 @@ import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -19,7 +21,6 @@ from model.checkpoints import native
 CHECKPOINT_EVERY = 200  # steps
 SHOWN_EVERY = 20
 
-Recipe = TypeVar("Recipe")
 Batch = TypeVar("Batch")
 
 
@@ -35,18 +36,18 @@ class Pace:
     weight_decay: float
     ema_decay: float
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a recipe, which must have all fields and no others."""
+        values = tomllib.loads(path.read_text())
+        wrong = values.keys() ^ {field.name for field in fields(cls)}
+        if wrong:
+            raise SystemExit(f"{path}: missing or unknown: {', '.join(sorted(wrong))}")
+        return cls(**values)
+
     @property
     def steps(self) -> int:
         return self.images // self.batch_size
-
-
-def read(kind: type[Recipe], path: Path) -> Recipe:
-    """Read a recipe, which must have all fields and no others."""
-    values = tomllib.loads(path.read_text())
-    wrong = values.keys() ^ {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if wrong:
-        raise SystemExit(f"{path}: missing or unknown: {', '.join(sorted(wrong))}")
-    return kind(**values)
 
 
 def digest(*paths: Path) -> str:
@@ -71,12 +72,15 @@ def available_device() -> torch.device:
 
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16, where the device computes in it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_computes_in_bfloat16(device))
+
+
+@cache  # autocast is asked for at every step
+def _computes_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        native_bfloat16 = torch.cuda.is_bf16_supported()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        native_bfloat16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
-    return torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16)
+        return bool(torch.cuda.is_bf16_supported())
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 
 class Descent:
@@ -158,12 +162,13 @@ class Descent:
 
 def made_ahead(make: Callable[[int], Batch], first: int, end: int) -> Iterator[Batch]:
     """make(first) … make(end - 1); the next is being made while one is in use."""
+    numbers = iter(range(first, end))
     with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(make, first) if first < end else None
-        for i in range(first + 1, end + 1):
-            assert upcoming is not None
-            present, upcoming = upcoming, pool.submit(make, i) if i < end else None
-            yield present.result()
+        upcoming = [pool.submit(make, i) for i in islice(numbers, 1)]
+        while upcoming:
+            present = upcoming.pop().result()
+            upcoming = [pool.submit(make, i) for i in islice(numbers, 1)]
+            yield present
 
 
 def save_whole(content: object, path: Path) -> None:

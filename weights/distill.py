@@ -1,6 +1,6 @@
 """Distil weights: a student whose few steps lead where many guided steps of its teacher do.
 
-    python -m weights.distill weights/digits-4step
+    python -m weights.distill FOLDER
 
 Reads config.json (network, schedule, and the steps that are recommended) and distillation.toml from the folder, and
 writes model.safetensors there. The teacher's trajectories are drawn first and kept in FOLDER/work. Their timesteps are
@@ -43,10 +43,6 @@ class Distillation(Pace):
     trajectories: int
     unlabelled: float
     own_states: float
-
-    @classmethod
-    def read(cls, path: Path) -> "Distillation":
-        return descent.read(cls, path)
 
 
 class Trajectories(NamedTuple):

@@ -33,10 +33,6 @@ class Training(Pace):
     max_shift: int
     min_snr_gamma: float
 
-    @classmethod
-    def read(cls, path: Path) -> "Training":
-        return descent.read(cls, path)
-
 
 class Examples(NamedTuple):
     """What a step learns from: noisy images, their timesteps and labels, what to predict, and what each counts."""
