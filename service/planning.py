@@ -246,7 +246,8 @@ def _label(label: Label, model: ModelDescription) -> int | None:
         label = int(label)
     if isinstance(label, int) and 0 <= label < model.num_classes:
         return label
-    names = f", or one of {', '.join(model.class_names[:20])}" if model.class_names else ""
+    named = model.class_names != tuple(map(str, range(model.num_classes)))  # else the numbers say it all
+    names = f", or one of {', '.join(model.class_names[:20])}" if model.class_names and named else ""
     more = ", …" if len(model.class_names) > 20 else ""
     raise Invalid.field("class_label", f"must be 0 to {model.num_classes - 1}{names}{more}, and is {label!r}")
 
