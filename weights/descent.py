@@ -3,11 +3,9 @@
 import hashlib
 import math
 import tomllib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -119,13 +117,15 @@ class Descent:
         """Take all steps that are left.
 
         Args:
-            batch_at: makes what a step learns from, in another thread, while the step before is taken.
+            batch_at: makes what a step learns from. Not in a thread beside it, which would bring threads of its own to
+                the cores that compute: a step then took half as long again.
             loss_of: computes the loss.
         """
         steps = self._pace.steps
         shown: Tensor | None = None
         bar = tqdm(range(self._first_step, steps), initial=self._first_step, total=steps, unit="step", mininterval=2)
-        for step, batch in zip(bar, made_ahead(batch_at, self._first_step, steps), strict=True):
+        for step in bar:
+            batch = batch_at(step)
             for group in self._optimiser.param_groups:
                 group["lr"] = learning_rate_at(step, self._pace)
             loss = loss_of(batch)
@@ -158,17 +158,6 @@ class Descent:
         save_file({key: tensor.contiguous().cpu() for key, tensor in self._average.items()}, path)
         path.chmod(0o644)  # safetensors writes for the owner alone
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
-
-
-def made_ahead(make: Callable[[int], Batch], first: int, end: int) -> Iterator[Batch]:
-    """make(first) … make(end - 1); the next is being made while one is in use."""
-    numbers = iter(range(first, end))
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = [pool.submit(make, i) for i in islice(numbers, 1)]
-        while upcoming:
-            present = upcoming.pop().result()
-            upcoming = [pool.submit(make, i) for i in islice(numbers, 1)]
-            yield present
 
 
 def save_whole(content: object, path: Path) -> None:
