@@ -120,7 +120,8 @@ def test_passes_of_large_networks_are_narrow_by_default() -> None:
     large = replace(small, num_parameters=35_746_307, image_shape=(3, 32, 32))
     huge = replace(large, image_shape=(3, 256, 256))
     assert [default_width(model, "cuda") for model in (small, large, huge)] == [32, 32, 32]
-    assert [default_width(model, "openvino") for model in (small, large, huge)] == [8, 4, 1]
+    middling = replace(large, num_parameters=4_000_000)
+    assert [default_width(model, "openvino") for model in (small, middling, large, huge)] == [16, 8, 4, 1]
     assert [default_width(model, "padded") for model in (small, large, huge)] == [8, 1, 1]
 
 
@@ -130,4 +131,4 @@ def test_the_default_width_is_that_of_the_backend_without_openvino() -> None:
 
 
 def test_the_default_width_is_that_of_the_backend() -> None:
-    assert list(chosen("float32", max_batch=None).widths) == list(range(1, 9))
+    assert list(chosen("float32", max_batch=None).widths) == list(range(1, 17))

@@ -17,13 +17,14 @@ from model.description import ModelDescription
 log = logging.getLogger(__name__)
 
 Kind = Literal["cuda", "openvino", "padded"]
+Choice = Precision | Literal["auto"]
 
 
 def choose(
     network: nn.Module,
     model: ModelDescription,
     device: torch.device,
-    precision: Precision | Literal["auto"],
+    precision: Choice,
     threads: int,
     max_batch: int | None,
     cache_dir: Path | None,
@@ -72,12 +73,13 @@ def choose(
 def default_width(model: ModelDescription, kind: Kind) -> int:
     """Rows of a pass where MAX_BATCH is not set.
 
-    On the CPU a row of a large network costs the same in any company, and a long pass keeps others waiting. Padded,
-    a lone row costs a whole pass: eight digits as much as three, of a network of 36 M parameters at 32x32 as six.
+    On the CPU a row of a large network costs the same in any company, and a long pass keeps others waiting. Rows like
+    the digits', of less than a millisecond, are worth what surrounds a pass. Padded, a lone row costs a whole pass:
+    eight digits as much as three, of a network of 36 M parameters at 32x32 as six.
     """
     if kind == "cuda":
         return 32
     work = model.num_parameters * model.image_shape[1] * model.image_shape[2]  # of a row, in some unit
     if kind == "padded":
         return 8 if work <= 1e10 else 1
-    return max(1, min(8, int(1.5e11 / work)))
+    return 16 if work <= 2e9 else max(1, min(8, int(1.5e11 / work)))
