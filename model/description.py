@@ -15,6 +15,14 @@ class Recommended:
 
 
 @dataclass(frozen=True, slots=True)
+class Distilled:
+    """All that distilled weights can be asked for: one sampler, and these numbers of steps."""
+
+    sampler: str
+    num_inference_steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDescription:
     """Loaded weights, without the network.
 
@@ -29,6 +37,7 @@ class ModelDescription:
         no_label: what the network is told of images without a label; None where it was trained with labels only.
         class_names: one for each class, or empty.
         num_parameters: of the network.
+        distilled: what the weights were distilled for; None where any sampler and number of steps will do.
     """
 
     name: str
@@ -43,6 +52,7 @@ class ModelDescription:
     num_parameters: int
     schedule: Schedule
     recommended: Recommended
+    distilled: Distilled | None = None
 
     @property
     def needs_label(self) -> bool:

@@ -79,7 +79,7 @@ class Operations:
     async def info(self) -> Response:
         """The model, what computes it, and what a request may ask for."""
         served, model, settings = self.served, self.served.model, self.settings
-        parts = served.fingerprint_parts
+        distilled, parts = model.distilled, served.fingerprint_parts
         costs = self.engine.scheduler.costs.by_width if self.engine.scheduler else {}
         return JSONResponse(
             {
@@ -96,7 +96,8 @@ class Operations:
                 "out_channels": model.out_channels,
                 "num_classes": model.num_classes,
                 "class_names": list(model.class_names) or None,
-                "samplers": list(SAMPLERS),
+                "samplers": [distilled.sampler] if distilled else list(SAMPLERS),
+                "num_inference_steps": list(distilled.num_inference_steps) if distilled else None,
                 "recommended": {
                     "sampler": model.recommended.sampler,
                     "num_inference_steps": model.recommended.num_inference_steps,

@@ -25,6 +25,8 @@ Parameters = dict[str, object]
 # Beyond this a noisy image is no image of any timestep; it keeps the network's arithmetic finite.
 _MAX_NOISY_VALUE = 1e4
 
+_DISTILLED = "which these weights were distilled for"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
@@ -63,7 +65,7 @@ def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout
     steps = request.num_inference_steps
     if steps is None:
         steps = model.recommended.num_inference_steps
-    _check_range("num_inference_steps", steps, 1, model.schedule.num_train_timesteps)
+    _check_steps(steps, model.schedule.num_train_timesteps, "", model)
     _check_range("preview_every", request.preview_every, 0, steps, ", the steps")
     try:
         table = sample_table(model.schedule, sampler, steps, request.eta)
@@ -133,7 +135,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     schedule, t = model.schedule, request.timestep
     _check_timestep(t, request.scaling, schedule, model.first_timestep)
     N = request.num_inference_steps
-    _check_range("num_inference_steps", N, 1, max(1, t), f" at timestep {t}")
+    _check_steps(N, max(1, t), f" at timestep {t}", model)
     seed = _seed(request.seed)
     sampler = _sampler(request, model)
     [label] = _labels(request.class_label, 1, model)
@@ -210,9 +212,19 @@ def _sampler(request: AnyRequest, model: ModelDescription) -> str:
     sampler = request.sampler or model.recommended.sampler
     if request.sampler == "" or sampler not in SAMPLERS:
         raise Invalid.field("sampler", f"must be one of {', '.join(SAMPLERS)}, and is {request.sampler!r}")
+    if model.distilled is not None and sampler != model.distilled.sampler:
+        raise Invalid.field("sampler", f"must be {model.distilled.sampler}, {_DISTILLED}, and is {sampler}")
     if request.eta and not SAMPLERS[sampler].takes_eta:
         raise Invalid.field("eta", f"must be 0 with {sampler}, and is {request.eta:g}; it is for ddim")
     return sampler
+
+
+def _check_steps(steps: int, most: int, why: str, model: ModelDescription) -> None:
+    if model.distilled is not None and steps not in model.distilled.num_inference_steps:
+        *others, last = map(str, model.distilled.num_inference_steps)
+        counts = f"{', '.join(others)} or {last}" if others else last
+        raise Invalid.field("num_inference_steps", f"must be {counts}, {_DISTILLED}, and is {steps}")
+    _check_range("num_inference_steps", steps, 1, most, why)
 
 
 def _check_timestep(timestep: int, scaling: str, schedule: Schedule, first: int = 0) -> None:

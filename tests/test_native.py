@@ -216,6 +216,22 @@ def test_find(bare: Path, tmp_path: Path) -> None:
             f"recommended.num_inference_steps: {NO_GRID}",
         ),
         (
+            {"distilled": {"sampler": "euler", "num_inference_steps": [4]}},
+            "distilled.sampler must be one of ddim, ddpm, dpmpp_2m, and is euler",
+        ),
+        (
+            {"distilled": {"sampler": "ddim", "num_inference_steps": [4, 2000]}},
+            "distilled.num_inference_steps is 2000, and schedule.num_train_timesteps only 1000",
+        ),
+        (
+            {"distilled": {"sampler": "ddim", "num_inference_steps": [0]}},
+            "distilled.num_inference_steps.0: must be greater than 0, and is 0",
+        ),
+        (
+            {"distilled": {"sampler": "ddim", "num_inference_steps": [4]}},
+            "recommended must be among what distilled allows",
+        ),
+        (
             {"recommended": {"guidance_scale": 0.5}},
             "recommended.guidance_scale: must be greater than or equal to 1, and is 0.5",
         ),

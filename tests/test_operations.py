@@ -329,6 +329,7 @@ def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
     assert info["num_classes"] == 3
     assert info["class_names"] == ["cat", "dog", "7"]
     assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m"]
+    assert info["num_inference_steps"] is None
     assert info["recommended"] == config["recommended"]
     assert info["device"] == "cpu"
     assert info["backend"]

@@ -2,9 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from model.description import Distilled, Recommended
 from service.errors import Invalid
+from service.planning import plan_denoise
+from service.schemas import DenoiseRequest
 from tests.test_answers import MODEL, SERVED, planned
 
 
@@ -21,3 +25,53 @@ def test_class_names_are_told_where_they_are_more_than_the_numbers(class_names: 
     with pytest.raises(Invalid) as refused:
         planned(replace(SERVED, model=replace(MODEL, class_names=class_names)), class_label=12)
     assert str(refused.value) == f"class_label: {said}"
+
+
+STUDENT = replace(
+    SERVED,
+    model=replace(MODEL, recommended=Recommended("ddim", 4), distilled=Distilled("ddim", (1, 2, 4))),
+)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_distilled_weights_take_the_steps_that_they_were_distilled_for(steps: int) -> None:
+    assert len(planned(STUDENT, num_inference_steps=steps).rows[0].table) == steps
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"num_inference_steps": 50},
+            "num_inference_steps: must be 1, 2 or 4, which these weights were distilled for, and is 50",
+        ),
+        (
+            {"num_inference_steps": 3},
+            "num_inference_steps: must be 1, 2 or 4, which these weights were distilled for, and is 3",
+        ),
+        ({"sampler": "ddpm"}, "sampler: must be ddim, which these weights were distilled for, and is ddpm"),
+        ({"sampler": "euler"}, "sampler: must be one of ddim, ddpm, dpmpp_2m, and is 'euler'"),
+    ],
+)
+def test_distilled_weights_refuse_all_else(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        planned(STUDENT, **fields)
+    assert str(refused.value) == said
+
+
+def test_distilled_weights_denoise_in_few_steps() -> None:
+    image = np.zeros((1, 4, 4), np.float32)
+
+    def denoised(steps: int) -> int:
+        request = DenoiseRequest.model_validate({"timestep": 500, "num_inference_steps": steps})
+        return len(plan_denoise(request, image, STUDENT, 300).rows[0].table)
+
+    assert denoised(4) == 4
+    with pytest.raises(Invalid, match="must be 1, 2 or 4, which these weights were distilled for, and is 20"):
+        denoised(20)
+
+
+def test_of_one_number_of_steps_one_is_named() -> None:
+    model = replace(STUDENT.model, distilled=Distilled("ddim", (4,)))
+    with pytest.raises(Invalid, match="must be 4, which these weights were distilled for, and is 2"):
+        planned(replace(STUDENT, model=model), num_inference_steps=2)

@@ -6,10 +6,10 @@ One class for each architecture. Each knows how to build its network, and what t
 from abc import abstractmethod
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
 
-from model.description import ModelDescription, Recommended
+from model.description import Distilled, ModelDescription, Recommended
 from model.samplers import SAMPLERS, GridError, sample_table
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
@@ -26,6 +26,13 @@ class RecommendedConfig(BaseModel):
     guidance_scale: float = Field(1.0, ge=1, le=20)
 
 
+class DistilledConfig(BaseModel):
+    model_config = _STRICT
+
+    sampler: str
+    num_inference_steps: tuple[PositiveInt, ...] = Field(strict=False)
+
+
 class ModelConfig(BaseModel):
     """What holds for every architecture."""
 
@@ -38,6 +45,7 @@ class ModelConfig(BaseModel):
     image_size: tuple[int, int] = Field(strict=False)
     schedule: Schedule
     recommended: RecommendedConfig = RecommendedConfig()
+    distilled: DistilledConfig | None = Field(None, description="all that the weights can do; None: not distilled")
 
     @property
     @abstractmethod
@@ -79,23 +87,33 @@ class ModelConfig(BaseModel):
         if self.num_classes is not None and self.no_label is None and self.recommended.guidance_scale > 1:
             raise ValueError("recommended.guidance_scale must be 1 for a network that only knows labels")
         recommended = self.recommended_settings
-        if recommended.sampler not in SAMPLERS:
-            raise ValueError(f"recommended.sampler must be one of {', '.join(SAMPLERS)}, and is {recommended.sampler}")
-        if recommended.num_inference_steps > self.schedule.num_train_timesteps:
+        self._check_steps("recommended", recommended.sampler, recommended.num_inference_steps)
+        if self.distilled is not None:
+            for steps in self.distilled.num_inference_steps:
+                self._check_steps("distilled", self.distilled.sampler, steps)
+            if recommended.sampler != self.distilled.sampler or (
+                recommended.num_inference_steps not in self.distilled.num_inference_steps
+            ):
+                raise ValueError("recommended must be among what distilled allows")
+        return self
+
+    def _check_steps(self, field: str, sampler: str, steps: int) -> None:
+        if sampler not in SAMPLERS:
+            raise ValueError(f"{field}.sampler must be one of {', '.join(SAMPLERS)}, and is {sampler}")
+        if steps > self.schedule.num_train_timesteps:
             raise ValueError(
-                f"recommended.num_inference_steps is {recommended.num_inference_steps}, "
+                f"{field}.num_inference_steps is {steps}, "
                 f"and schedule.num_train_timesteps only {self.schedule.num_train_timesteps}"
             )
         try:
-            table = sample_table(self.schedule, recommended.sampler, recommended.num_inference_steps)
+            table = sample_table(self.schedule, sampler, steps)
         except GridError as error:
-            raise ValueError(f"recommended.num_inference_steps: {error}") from None
+            raise ValueError(f"{field}.num_inference_steps: {error}") from None
         if table.timesteps[-1] < self.first_timestep:
             raise ValueError(
-                f"recommended.sampler: {recommended.sampler} ends at timestep {table.timesteps[-1]}, "
+                f"{field}.sampler: {sampler} ends at timestep {table.timesteps[-1]}, "
                 "whose logarithm the network would take"
             )
-        return self
 
     def _check_variance(self) -> None:
         learned = self.schedule.variance_type == "learned_range"
@@ -125,6 +143,7 @@ class ModelConfig(BaseModel):
             num_parameters=sum(p.numel() for p in network.parameters()),
             schedule=self.schedule,
             recommended=self.recommended_settings,
+            distilled=self.distilled and Distilled(self.distilled.sampler, self.distilled.num_inference_steps),
         )
 
 

@@ -92,7 +92,7 @@ class _NothingDrawn(TorchFunctionMode):
 def _digest(config: ModelConfig, network: nn.Module) -> str:
     """Over all that decides what is drawn, and not over how it is stored."""
     digest = hashlib.sha256()
-    settings = config.model_dump(mode="json", exclude={"name"})
+    settings = config.model_dump(mode="json", exclude={"name", "distilled"})
     settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields were set
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for key, tensor in network.state_dict().items():
