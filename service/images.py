@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from PIL.PngImagePlugin import PngInfo
 
 from model.rows import Image
 from service.errors import Invalid
@@ -23,6 +22,7 @@ from service.errors import Invalid
 UInt8 = NDArray[np.uint8]
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_HEADER_ENDS = 33  # bytes of the magic and of the chunk IHDR
 _NPY_MAGIC = b"\x93NUMPY"
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3, 4: 2, 6: 4}  # grey, RGB, and both with alpha; 3 is a palette
 
@@ -47,12 +47,16 @@ def contact_sheet(images: Sequence[Image]) -> Image:
 
 def encode_png(x: Image, parameters: Mapping[str, object]) -> bytes:
     """An 8-bit PNG, grey or RGB, with its recipe in the text chunk `parameters`."""
-    pixels = to_uint8(x)
-    text = PngInfo()
-    text.add_text("parameters", json.dumps(parameters, sort_keys=True))
-    file = io.BytesIO()
-    PillowImage.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG", pnginfo=text)
-    return file.getvalue()
+    bare = _png_of(to_uint8(x))
+    text = b"tEXtparameters\0" + json.dumps(parameters, sort_keys=True).encode()
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return bare[:_HEADER_ENDS] + chunk + bare[_HEADER_ENDS:]
+
+
+def _png_of(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """A PNG of [H, W, C], by OpenCV, which takes a fifth of Pillow's time."""
+    _, png = cv2.imencode(".png", np.ascontiguousarray(pixels[:, :, ::-1]))  # its order is BGR
+    return png.tobytes()
 
 
 class DeepPng(NamedTuple):
@@ -66,9 +70,7 @@ def encode_png16(x: Image, value_range: float) -> DeepPng:
     """A 16-bit PNG, grey or RGB, whose values 0 … 65535 stand for −value_range … value_range."""
     clipped = float(np.mean(np.abs(x) > value_range))
     scaled = (x.astype(np.float64) / (2 * value_range) + 0.5).clip(0, 1).transpose(1, 2, 0) * 65535
-    pixels = scaled.round().astype(np.uint16)[:, :, ::-1]  # OpenCV's order is BGR
-    _, png = cv2.imencode(".png", np.ascontiguousarray(pixels))
-    return DeepPng(png.tobytes(), clipped)
+    return DeepPng(_png_of(scaled.round().astype(np.uint16)), clipped)
 
 
 def encode_npy(x: Image) -> bytes:
@@ -96,7 +98,7 @@ def decode(data: bytes, shape: tuple[int, int, int], value_range: float) -> Imag
 
 def _decode_png(data: bytes, shape: tuple[int, int, int], value_range: float) -> Image:
     channels, height, width = shape
-    if len(data) < 33 or data[8:16] != b"\0\0\0\x0dIHDR":
+    if len(data) < _HEADER_ENDS or data[8:16] != b"\0\0\0\x0dIHDR":
         raise _invalid("is a PNG without a header")
     came_width, came_height, depth, colour_type = struct.unpack(">IIBB", data[16:26])
     if (came_width, came_height) != (width, height):

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import cv2
 import numpy as np
-import PIL
-from PIL import features
 
 import service
 from model.description import ModelDescription
@@ -44,12 +43,11 @@ def fingerprint_parts(
     model: ModelDescription, backend: Mapping[str, str | int], noise_version: str
 ) -> dict[str, str | int]:
     """All that can move a bit: the weights, the backend's own parts, and what draws noise, tables and images."""
-    zlib = features.version("zlib_ng") or features.version("zlib")
     return {
         "stepwise": service.__version__,
         "weights": model.digest,
         **backend,
         "torch": noise_version,
         "numpy": np.__version__,
-        "image_encoder": f"Pillow {PIL.__version__}, zlib {zlib}",
+        "image_encoder": f"OpenCV {cv2.__version__}",
     }
