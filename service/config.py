@@ -40,7 +40,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=4096,
-        description="forward rows in one pass; default: 32 on CUDA; on the CPU 1 to 8, fewer for larger networks",
+        description="forward rows in one pass; default: 32 on CUDA; on the CPU 1 to 16, fewer for larger networks",
     )
     max_images: int = Field(64, ge=1, le=MAX_IMAGES, description="images in one request")
     max_queue: int = Field(

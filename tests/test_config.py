@@ -174,7 +174,7 @@ def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -
         ("DEVICE", "auto"),
         ("PRECISION", "auto"),
         ("THREADS", "the cores that this process may use"),
-        ("MAX_BATCH", "32 on CUDA; on the CPU 1 to 8, fewer for larger networks"),
+        ("MAX_BATCH", "32 on CUDA; on the CPU 1 to 16, fewer for larger networks"),
         ("MAX_IMAGES", "64"),
         ("MAX_QUEUE", "256"),
         ("MAX_BODY", "16 MiB"),

@@ -143,7 +143,7 @@ class ModelConfig(BaseModel):
             num_parameters=sum(p.numel() for p in network.parameters()),
             schedule=self.schedule,
             recommended=self.recommended_settings,
-            distilled=self.distilled and Distilled(self.distilled.sampler, self.distilled.num_inference_steps),
+            distilled=Distilled(**self.distilled.model_dump()) if self.distilled else None,
         )
 
 
