@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from model.checkpoints import native
 from model.checkpoints.load import load
+from model.description import Distilled, Recommended
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
-from weights import classifier, data, descent, measures, quality, train
+from weights import classifier, data, descent, distill, drawing, measures, pictures, quality, train
 from weights.digits import prepare
 
 DIGITS = Path(prepare.__file__).parent
+STUDENT = DIGITS.parent / "digits-4step"
 
 CONFIG = {
     "architecture": "diffusion_unet",
@@ -381,6 +384,90 @@ def test_quality_says_what_is_missing(recipe: Callable[[str], Path], monkeypatch
         run_quality(folder, monkeypatch)
 
 
+def pixels_of(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def student_of(teacher: Path, name: str) -> Path:
+    """A folder beside its teacher's, with as many steps, and with the teacher's weights: nothing is learnt."""
+    folder = teacher.parent / name
+    folder.mkdir()
+    distilled = {"sampler": "ddim", "num_inference_steps": [1]}
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "distilled": distilled}))
+    recipe = {"teacher": f"../{teacher.name}", "teacher_sampler": "ddim", "teacher_steps": 2, "guidance_scale": 1.5}
+    recipe |= {"trajectories": 8, "unlabelled": 0.1, "own_states": 0.5, "seed": 0, "images": 8, "batch_size": 8}
+    recipe |= {"learning_rate": 1e-3, "warmup_steps": 1, "weight_decay": 0.0, "ema_decay": 0.9}
+    (folder / distill.RECIPE).write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in recipe.items()))
+    (folder / native.WEIGHTS).write_bytes((teacher / native.WEIGHTS).read_bytes())
+    return folder
+
+
+@pytest.fixture
+def trained(recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(classifier, "EPOCHS", 1)
+    monkeypatch.setattr(quality, "PER_CLASS", 16)
+    folder = recipe("a")
+    train.train(folder)
+    return folder
+
+
+def test_quality_judges_a_student_by_its_teachers_data_and_by_its_own_limits(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = student_of(trained, "student")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="worse than it should be"):
+        run_quality(student, monkeypatch)
+    said = capsys.readouterr().out
+    assert f"kept in {student / '../a/work/classifier.pt'}" in said
+    assert "| at most 1 |" in said
+    run_quality(trained, monkeypatch, "--steps", "2")
+    said = capsys.readouterr().out
+    assert "trained before with seed 0" in said
+    assert "| at most 0.8 |" in said
+
+
+def test_pictures_are_drawn_and_their_figures_told(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = student_of(trained, "student")
+    monkeypatch.setattr(pictures, "STEPS", (1, 2))
+    monkeypatch.setattr(pictures, "DIGITS", 40)
+    monkeypatch.setattr("sys.argv", ["pictures", str(trained), str(student), str(trained.parent)])
+    capsys.readouterr()
+    pictures.main()
+    header, _, *rows = capsys.readouterr().out.strip().splitlines()[-6:]
+    assert header == "| | 1 step | 2 steps |"
+    assert [row.split(" | ")[0] for row in rows] == ["| ddim", "| ddpm", "| dpmpp_2m", "| ddim, student"]
+    assert rows[-1].endswith("|  |")  # distilled for one step
+    for name, size in (
+        ("a-along.png", (2 * 2 * 32, 2 * 10 * 32)),
+        ("student-along.png", (2 * 2 * 32, 2 * 10 * 32)),
+        ("teacher-student.png", (2 * 8 * 32, 2 * 20 * 32)),
+    ):
+        assert pixels_of(trained.parent / name).shape == size[::-1]
+    assert (trained.parent / "steps.png").stat().st_size > 5_000
+
+    # Of the same weights, the student's digits are the teacher's.
+    pairs = pixels_of(trained.parent / "teacher-student.png").reshape(10, 2, 64, -1)
+    np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])
+
+
+def test_digits_along_their_steps_end_as_they_are_drawn(trained: Path) -> None:
+    by = drawing.pen(trained, "float32")
+    settings = Recommended("ddim", 3, 1.5)
+    images = drawing.draw_along(by, settings, 5, 70)  # more than fit into a pass
+    assert images.shape == (4, 70, 32, 32)
+    np.testing.assert_array_equal(images[-1], drawing.draw(by, settings, 5, 70))
+    assert (images[0] != images[-1]).any()
+
+
+def test_a_sheet_has_a_class_a_row() -> None:
+    digits = np.arange(30, dtype=np.uint8).reshape(30, 1, 1)
+    assert drawing.by_class(digits, 2).tolist() == [[label, 10 + label] for label in range(10)]
+
+
 # The weights in the box.
 
 
@@ -393,7 +480,18 @@ def test_the_recipe_in_the_box_can_be_read() -> None:
     assert DIGITS / settings.data == prepare.TARGET
 
 
-def test_the_weights_in_the_box_load_and_are_small() -> None:
-    model = load(DIGITS).description
+@pytest.mark.parametrize("folder", [DIGITS, STUDENT], ids=lambda folder: folder.name)
+def test_the_weights_in_the_box_load_and_are_small(folder: Path) -> None:
+    model = load(folder).description
     assert model.num_parameters <= 3_000_000
-    assert (DIGITS / native.WEIGHTS).stat().st_size <= 12_000_000
+    assert (folder / native.WEIGHTS).stat().st_size <= 12_000_000
+
+
+def test_the_student_in_the_box_takes_four_steps_of_the_teacher_in_the_box() -> None:
+    recipe = distill.Distillation.read(STUDENT / distill.RECIPE)
+    assert (STUDENT / recipe.teacher).resolve() == DIGITS
+    teacher, student = load(DIGITS).description, load(STUDENT).description
+    assert student.recommended == Recommended("ddim", 4)
+    assert student.distilled == Distilled("ddim", (1, 2, 4))
+    assert student.class_names == teacher.class_names
+    assert teacher.distilled is None

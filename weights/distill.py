@@ -29,6 +29,7 @@ from model.update import guided, update
 from weights import descent
 from weights.descent import Descent, Pace, random_numbers
 
+RECIPE = "distillation.toml"
 AT_ONCE = 500  # trajectories
 
 
@@ -184,7 +185,7 @@ def distil(folder: Path) -> None:
         raise SystemExit(
             f"{folder / native.CONFIG}: prediction_type must not be epsilon, which tells nothing of pure noise"
         )
-    path = folder / "distillation.toml"
+    path = folder / RECIPE
     recipe = Distillation.read(path)
     settings = config.recommended_settings
     if recipe.teacher_steps % settings.num_inference_steps:
