@@ -347,7 +347,7 @@ def test_what_cannot_start_says_why_in_one_line(weights: Path, tmp_path: Path) -
 
 
 def test_weights_that_are_nowhere_are_named() -> None:
-    with pytest.raises(StartError, match=r"^STEPWISE_WEIGHTS=nowhere/at all is neither .*; in the box: digits, digits-4step$"):
+    with pytest.raises(StartError, match=r"^STEPWISE_WEIGHTS=nowhere/at all is .*; in the box: digits, digits-4step$"):
         build(Settings(weights="nowhere/at all"))
 
 
