@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,16 +43,28 @@ def pen(folder: Path, precision: Choice) -> Pen:
 
 def draw(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
     """Draw digits, [number, H, W]; digit i has the label i % 10 and seed + i. Raises GridError."""
-    return np.concatenate([images[-1] for images in _drawn(by, settings, seed, number)])
+    last = settings.num_inference_steps
+    return np.concatenate([_pixels(at) for at in _walk(by, settings, seed, number) if at.step == last])
 
 
 def draw_along(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
     """The same digits after each step, the noise first: [steps + 1, number, H, W]."""
-    return np.concatenate([np.stack(images) for images in _drawn(by, settings, seed, number)], axis=1)
+    images: list[list[UInt8]] = [[] for _ in range(settings.num_inference_steps + 1)]
+    for at in _walk(by, settings, seed, number):
+        images[at.step].append(_pixels(at))
+    return np.stack([np.concatenate(parts) for parts in images])
 
 
-def _drawn(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[list[UInt8]]:
-    """As many as fit into a pass at a time: their pixels [B, H, W] ahead of the first step, and after each."""
+class _At(NamedTuple):
+    """Where some digits are: after so many steps, in these slots."""
+
+    step: int
+    runner: SlotRunner
+    slots: list[int]
+
+
+def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_At]:
+    """As many digits as fit into a pass at a time: ahead of the first step, and after each."""
     table = sample_table(by.model.schedule, settings.sampler, settings.num_inference_steps)
     runner = SlotRunner(by.backend, by.model.image_shape, no_label=CLASSES, slots=WIDTH)
     rows = [Row(table, seed + i, label=i % CLASSES, guidance_scale=settings.guidance_scale) for i in range(number)]
@@ -61,18 +74,17 @@ def _drawn(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[l
     with tqdm(desc="drawing", total=len(rows), unit="digit") as bar:
         for first in range(0, len(rows), at_once):
             slots = [runner.admit(row) for row in rows[first : first + at_once]]
-            images = [_pixels(runner, slots)]
-            for _ in range(len(table)):
+            yield _At(0, runner, slots)
+            for step in range(1, len(table) + 1):
                 runner.step([Forward(slot, branch) for slot in slots for branch in branches])
-                images.append(_pixels(runner, slots))
+                yield _At(step, runner, slots)
             for slot in slots:
                 runner.release(slot)
             bar.update(len(slots))
-            yield images
 
 
-def _pixels(runner: SlotRunner, slots: list[int]) -> UInt8:
-    return np.stack([to_uint8(runner.read(slot).x)[:, :, 0] for slot in slots])
+def _pixels(at: _At) -> UInt8:
+    return np.stack([to_uint8(at.runner.read(slot).x)[:, :, 0] for slot in at.slots])
 
 
 def by_class(pixels: UInt8, columns: int) -> UInt8:
