@@ -1,6 +1,7 @@
 """How much work arrives, as seen lately, by the size of its jobs. Pure Python."""
 
 import math
+from collections.abc import Callable
 
 _MEMORY = 60.0  # seconds after which an arrival counts for 1/e
 _AT_LEAST = 10.0  # seconds of observation; from fewer a rate would be a guess
@@ -23,11 +24,16 @@ class Arrivals:
         size = _rounded(forwards)
         self._seen[size] = self._rows(size, now) + forwards, now
 
-    def rate(self, below: float, now: float) -> float:
-        """Forward rows a second that come in jobs smaller than this."""
+    def rates(self, now: float) -> Callable[[float], float]:
+        """A function that tells the forward rows a second that come in jobs smaller than a size."""
         window = _MEMORY * (1 - math.exp(-max(now - self._began, _AT_LEAST) / _MEMORY))
-        limit = _rounded(math.ceil(below))
-        return sum(self._rows(size, now) for size in self._seen if size < limit) / window
+        seen = [(size, self._rows(size, now) / window) for size in self._seen]
+
+        def below(size: float) -> float:
+            limit = _rounded(math.ceil(size))
+            return sum(rate for smaller, rate in seen if smaller < limit)
+
+        return below
 
     def _rows(self, size: int, now: float) -> float:
         rows, then = self._seen.get(size, (0.0, now))

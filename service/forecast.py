@@ -1,6 +1,6 @@
 """When a job is expected to be done: what is ahead of it, and what is likely to overtake it. Pure Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from service.arrivals import Arrivals
@@ -19,53 +19,76 @@ def eta(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float) -> float
     by what arrives meanwhile and goes ahead: with a load r of jobs that have less work, it takes 1/(1 - r) of the time
     (L. E. Schrage and L. W. Miller, "The queue M/G/1 with the shortest remaining processing time discipline", 1966).
     """
-    costs = scheduler.costs
-    line = scheduler.by_work
+    costs, line = scheduler.costs, scheduler.by_work
+    rate = arrivals.rates(now)
+
+    def lengthened(seconds: float, work: float) -> float:
+        """By what is expected to go ahead of a job with so much work."""
+        return seconds / (1 - min(_MOST, rate(work) * costs.seconds_per_row))
+
     seconds = max(0.0, scheduler.busy_until - now)
     place = scheduler.ahead_of(job)
     if place > _LOOKED_AT:
-        work = sum(other.left for other in line[: place - _LOOKED_AT]) * costs.seconds_per_row
-        seconds += work / (1 - _overtaking(job.left, scheduler, arrivals, now))
-    line = line[max(0, place - _LOOKED_AT) : place + 1 + _LOOKED_AT]
-    left = {other: float(other.left) for other in line}
-    groups = [_Group(other, at_once, float(rows)) for other in line for at_once, rows in other.groups]
-    while any(group.job is job for group in groups):
-        rows = _pass(groups, left, scheduler)
-        passes = min(group.left / n for group, n in rows.items())
-        halfway = left[job] - passes * sum(n for group, n in rows.items() if group.job is job) / 2
-        stage = passes * costs.seconds(sum(rows.values()))
-        seconds += stage / (1 - _overtaking(halfway, scheduler, arrivals, now))
-        for group, n in rows.items():
+        work = sum(other.left for other in line[: place - _LOOKED_AT])
+        seconds += lengthened(work * costs.seconds_per_row, job.left)
+    groups: list[_Group] = []  # those that may run in the next pass, in the order of the line
+    behind = _groups(line[max(0, place - _LOOKED_AT) : place + 1 + _LOOKED_AT])
+    its_groups = len(job.groups) if job in line[place : place + 1] else 0  # of one that has left, the work does not count
+    its_work = float(job.left)
+    while its_groups:
+        rows = _pass(groups, behind, scheduler)
+        passes = min(group.left / n for group, n in zip(groups, rows, strict=False))
+        of_it = sum(n for group, n in zip(groups, rows, strict=False) if group.job.job is job)
+        seconds += lengthened(passes * costs.seconds(sum(rows)), its_work - passes * of_it / 2)
+        its_work -= passes * of_it
+        for group, n in zip(groups, rows, strict=False):
             group.left -= passes * n
-            left[group.job] -= passes * n
-        groups = [group for group in rows if group.left > _NOTHING] + groups[len(rows) :]
+            group.job.left -= passes * n
+        ended = [group for group in groups if group.left <= _NOTHING]
+        its_groups -= sum(group.job.job is job for group in ended)
+        groups = [group for group in groups if group.left > _NOTHING]
     return max(0.0, min(seconds, job.promise - now))
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(slots=True)
+class _Ahead:
+    """A job, and the forward rows that it has left."""
+
+    job: Job
+    left: float
+
+
+@dataclass(slots=True)
 class _Group:
     """Images of a job that step together, and how many of their forward rows are left."""
 
-    job: Job
+    job: _Ahead
     at_once: int
     left: float
 
 
-def _pass(groups: Sequence[_Group], left: Mapping[Job, float], scheduler: Scheduler) -> dict[_Group, int]:
-    """The forward rows of a pass, of groups in the order of the line, whose jobs have so much work left."""
-    rows: dict[_Group, int] = {}
+def _groups(line: Iterable[Job]) -> Iterator[_Group]:
+    """Those of the jobs in line, each made when it is asked for: most forecasts end before the last."""
+    for job in line:
+        ahead = _Ahead(job, float(job.left))
+        for at_once, left in job.groups:
+            yield _Group(ahead, at_once, float(left))
+
+
+def _pass(groups: list[_Group], behind: Iterator[_Group], scheduler: Scheduler) -> list[int]:
+    """The forward rows of a pass: of the first groups in the order of the line. More come from behind as there is room."""
+    rows: list[int] = []
     total, limit = 0, scheduler.costs.width
-    least = left[groups[0].job]
-    for group in groups:
+    while True:
+        if len(rows) == len(groups):
+            if (following := next(behind, None)) is None:
+                break
+            groups.append(following)
+        group = groups[len(rows)]
         if total:
-            limit = scheduler.limit(limit, total, least, left[group.job])
+            limit = scheduler.limit(limit, total, groups[0].job.left, group.job.left)
         if total >= limit:
             break
-        rows[group] = min(limit - total, group.at_once)
-        total += rows[group]
+        rows.append(min(limit - total, group.at_once))
+        total += rows[-1]
     return rows
-
-
-def _overtaking(work: float, scheduler: Scheduler, arrivals: Arrivals, now: float) -> float:
-    """The share of the time that jobs which are yet to come, with less work, are expected to take."""
-    return min(_MOST, arrivals.rate(work, now) * scheduler.costs.seconds_per_row)

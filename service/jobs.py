@@ -46,24 +46,33 @@ class _Group:
 
     Attributes:
         tasks: those that are not done.
+        at_once: the forward rows of a step of all of them.
+        left: their forward rows still to run.
         seconds: at least what they take alone, at speed 1.
     """
 
-    __slots__ = ("seconds", "tasks")
+    __slots__ = ("at_once", "left", "seconds", "tasks")
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []
+        self.at_once = self.left = 0
         self.seconds = 0.0
 
-    @property
-    def at_once(self) -> int:
-        """The forward rows of a step of all of them."""
-        return sum(task.forwards_per_step for task in self.tasks)
+    def add(self, task: Task) -> None:
+        self.tasks.append(task)
+        self.at_once += task.forwards_per_step
+        self.left += task.steps_left * task.forwards_per_step
 
-    @property
-    def left(self) -> int:
-        """Their forward rows still to run."""
-        return sum((task.steps_left - 1) * task.forwards_per_step + task.due for task in self.tasks)
+    def count(self, task: Task) -> None:
+        """Count a forward row of a task."""
+        self.left -= 1
+        task.due -= 1
+        if task.due == 0:
+            task.steps_left -= 1
+            task.due = task.forwards_per_step
+            if task.steps_left == 0:
+                self.tasks.remove(task)
+                self.at_once -= task.forwards_per_step
 
     def weigh(self, costs: Costs) -> None:
         """Add up what the steps cost that the tasks have left, those that are furthest behind first."""
@@ -110,7 +119,7 @@ class Job:
             if index % together == 0:
                 self._groups.append(_Group())
             self.tasks.append(Task(self, index, self._groups[-1], steps, forwards_per_step))
-            self._groups[-1].tasks.append(self.tasks[-1])
+            self._groups[-1].add(self.tasks[-1])
         self.size = self.left = sum(task.steps_left * task.forwards_per_step for task in self.tasks)
         self.weigh(costs)
 
@@ -135,12 +144,7 @@ class Job:
         self.left -= len(tasks)
         groups: dict[_Group, None] = {}
         for task in tasks:
-            task.due -= 1
-            if task.due == 0:
-                task.steps_left -= 1
-                task.due = task.forwards_per_step
-                if task.steps_left == 0:
-                    task.group.tasks.remove(task)
+            task.group.count(task)
             groups[task.group] = None
         for group in groups:
             group.weigh(costs)

@@ -25,24 +25,24 @@ def after(seconds: float, size: int, every: float = 0.5) -> Arrivals:
 @pytest.mark.parametrize("seconds", [10.0, 30.0, 60.0, 600.0])
 @pytest.mark.parametrize("size", [1, 10, 1000])
 def test_a_steady_stream_has_its_rate_from_early_on(seconds: float, size: int) -> None:
-    assert after(seconds, size).rate(ANY, seconds) == pytest.approx(2 * size, rel=0.02)
+    assert after(seconds, size).rates(seconds)(ANY) == pytest.approx(2 * size, rel=0.02)
 
 
 @given(sizes, st.floats(0.0, 10.0))
 def test_a_first_job_is_not_yet_a_stream(size: int, now: float) -> None:
     arrivals = Arrivals(0.0)
     arrivals.note(size, now)
-    assert arrivals.rate(ANY, now) <= size / 9
+    assert arrivals.rates(now)(ANY) <= size / 9
 
 
 def test_nothing_seen_is_no_rate() -> None:
-    assert Arrivals(5.0).rate(ANY, 5.0) == 0
-    assert Arrivals(5.0).rate(ANY, 1000.0) == 0
+    assert Arrivals(5.0).rates(5.0)(ANY) == 0
+    assert Arrivals(5.0).rates(1000.0)(ANY) == 0
 
 
 def test_a_stream_that_has_ended_is_forgotten_slowly() -> None:
     arrivals = after(600.0, 10)
-    rates = [arrivals.rate(ANY, 600.0 + minutes * MINUTE) for minutes in range(10)]
+    rates = [arrivals.rates(600.0 + minutes * MINUTE)(ANY) for minutes in range(10)]
     assert rates == pytest.approx([20 * math.exp(-minutes) for minutes in range(10)], rel=0.02)
 
 
@@ -50,7 +50,7 @@ def test_a_stream_that_becomes_another_has_the_new_rate_after_a_while() -> None:
     arrivals = after(600.0, 10)
     for i in range(600):
         arrivals.note(10, 600.0 + 0.5 * (i + 0.5) * 2)
-    assert arrivals.rate(ANY, 1200.0) == pytest.approx(10, rel=0.02)
+    assert arrivals.rates(1200.0)(ANY) == pytest.approx(10, rel=0.02)
 
 
 @given(st.lists(sizes, max_size=20), sizes)
@@ -59,7 +59,7 @@ def test_only_smaller_jobs_count(jobs: list[int], below: int) -> None:
     for size in jobs:
         arrivals.note(size, 100.0)
     window = MINUTE * (1 - math.exp(-100 / MINUTE))
-    smaller = arrivals.rate(below, 100.0) * window
+    smaller = arrivals.rates(100.0)(below) * window
     assert smaller <= sum(size for size in jobs if size < below) + 1e-6
     assert smaller >= sum(size for size in jobs if size < below * 8 / 9) - 1e-6  # sizes so near to it are one with it
 
@@ -67,7 +67,7 @@ def test_only_smaller_jobs_count(jobs: list[int], below: int) -> None:
 @pytest.mark.parametrize(("size", "below"), [(1, 1.5), (15, 15.25), (16, 18.0), (64, 72.0), (1024, 1152.0)])
 def test_a_job_that_is_hardly_smaller_counts(size: int, below: float) -> None:
     arrivals = after(60.0, size)
-    assert arrivals.rate(below, 60.0) == arrivals.rate(ANY, 60.0) > 0
+    assert arrivals.rates(60.0)(below) == arrivals.rates(60.0)(ANY) > 0
 
 
 @given(st.lists(sizes, max_size=20), st.floats(1.0, 5000.0), st.floats(1.0, 5000.0))
@@ -76,7 +76,7 @@ def test_the_rate_never_falls_with_the_size(jobs: list[int], a: float, b: float)
     for i, size in enumerate(jobs):
         arrivals.note(size, float(i))
     low, high = sorted((a, b))
-    assert arrivals.rate(low, 30.0) <= arrivals.rate(high, 30.0)
+    assert arrivals.rates(30.0)(low) <= arrivals.rates(30.0)(high)
 
 
 @given(st.lists(st.tuples(sizes, st.floats(0.0, 100.0)), max_size=20), st.floats(100.0, 200.0))
@@ -86,14 +86,14 @@ def test_streams_add_up(jobs: list[tuple[int, float]], now: float) -> None:
     for i, (size, at) in enumerate(jobs):
         together.note(size, at)
         apart[i % 2].note(size, at)
-    assert together.rate(ANY, now) == pytest.approx(sum(arrivals.rate(ANY, now) for arrivals in apart))
+    assert together.rates(now)(ANY) == pytest.approx(sum(arrivals.rates(now)(ANY) for arrivals in apart))
 
 
 def test_asking_changes_nothing() -> None:
     asked, other = after(30.0, 7), after(30.0, 7)
     for now in (30.0, 40.0, 300.0):
-        asked.rate(5, now)
-        asked.rate(ANY, now)
+        asked.rates(now)(5)
+        asked.rates(now)(ANY)
     asked.note(3, 300.0)
     other.note(3, 300.0)
-    assert asked.rate(ANY, 310.0) == other.rate(ANY, 310.0)
+    assert asked.rates(310.0)(ANY) == other.rates(310.0)(ANY)

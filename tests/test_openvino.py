@@ -277,13 +277,14 @@ def test_bfloat16_tells_neighbouring_timesteps_apart() -> None:
 
 
 def test_a_row_has_the_same_bits_in_every_pass(small: Any, precision: Precision) -> None:
-    """Any number of rows, any place, any neighbours; with and without memory for sizes."""
+    """Any number of rows, any place, any neighbours; with and without memory for sizes; whole and in halves."""
     x, timesteps, labels = inputs(2 * MAX_BATCH)
     random = Random(0)
     ones = backend_of(small, precision=precision, free_memory=no_memory)
     alone = rows_alone(ones, x, timesteps, labels)
     assert all((alone[i] - alone[k]).abs().max() > 1e-3 for i in range(len(x)) for k in range(i))  # no row is another
-    for backend, sizes in ((ones, [1]), (backend_of(small, precision=precision), [1, 2, 4])):
+    halved = backend_of(small, precision=precision, threads=2)
+    for backend, sizes in ((ones, [1]), (backend_of(small, precision=precision), [1, 2, 4]), (halved, [1, 2, 4])):
         assert list(backend.widths) == list(range(1, MAX_BATCH + 1))
         assert backend.reproducible
         for rows in range(1, MAX_BATCH + 1):
@@ -308,9 +309,9 @@ def test_no_bit_depends_on_the_number_of_threads(precision: Precision) -> None:
 
 @pytest.fixture(scope="module")
 def alone(small: Any, precision: Precision) -> Alone:
-    """Rows by themselves in pieces of one; crowds in pieces of all sizes."""
+    """Rows by themselves in pieces of one; crowds in pieces of all sizes, each in halves."""
     ones = backend_of(small, precision=precision, max_batch=WIDTH, free_memory=no_memory)
-    return Alone(ones, crowds=backend_of(small, precision=precision, max_batch=WIDTH))
+    return Alone(ones, crowds=backend_of(small, precision=precision, threads=2, max_batch=WIDTH))
 
 
 # Sizes.

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -18,9 +19,11 @@ log = logging.getLogger(__name__)
 class OpenVINOBackend:
     """Runs a pass of any number of rows as a sum of powers of two, each compiled for its own size.
 
-    Implements model.backends.backend.Backend. Nothing is padded. Size 1 is compiled at once; a larger one when a pass
-    first has so many rows, which the engine's warm-up sees to. A size is used only if its rows have the bits of size 1,
-    and compiled only where there is memory for it; without it, passes take more pieces.
+    Implements model.backends.backend.Backend. Nothing is padded. A single row has all threads. More rows run in two
+    halves at once, each with half of the threads: these seldom wait for each other, where all threads of one piece do at
+    each layer. Size 1 is compiled at once; a larger one when a pass first has so many rows, which the engine's warm-up
+    sees to. A size is used only if its rows have the bits of size 1, and compiled only where there is memory for it;
+    without it, passes take more pieces.
 
     Args:
         model: the converted network.
@@ -52,8 +55,8 @@ class OpenVINOBackend:
         self._core = ov.Core()
         self._core.get_property("CPU", "FULL_DEVICE_NAME")  # loads what every model needs
         before = resident()
-        self._size_1 = self._compile(1)
-        self._requests = {1: _Request(self._size_1)}  # by size
+        self._size_1 = self._compile(1, streams=1)
+        self._requests = {1: _Request(self._size_1, parts=1)}  # by size
         constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
         weights = sum(node.get_byte_size() for node in constants) // (1 if precision == "float32" else 2)
         self._bytes = weights, max(0, resident() - before - weights)  # of every size, and of each row
@@ -106,16 +109,17 @@ class OpenVINOBackend:
 
         return finish
 
-    def _compile(self, size: int) -> ov.CompiledModel:
+    def _compile(self, rows: int, streams: int) -> ov.CompiledModel:
+        """For so many rows at once in each of the streams, which share the threads."""
         model = self._model.clone()
-        model.reshape({port: [size, *list(port.get_partial_shape())[1:]] for port in model.inputs})
+        model.reshape({port: [rows, *list(port.get_partial_shape())[1:]] for port in model.inputs})
         return self._core.compile_model(
             model,
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": "f32" if self._precision == "float32" else "bf16",
                 "INFERENCE_NUM_THREADS": self._threads,
-                "NUM_STREAMS": 1,
+                "NUM_STREAMS": streams,
                 "ENABLE_CPU_PINNING": False,  # several servers would be pinned to the same cores
             },
         )
@@ -127,8 +131,8 @@ class OpenVINOBackend:
             if fixed + size * of_a_row > self._free_memory() / 2:  # the other half is for others
                 log.warning("there is no memory to compile passes of %d rows; they run in smaller pieces", size)
                 return
-            compiled = self._compile(size)
-            together, alone = _Request(compiled), _Request(self._size_1)
+            parts = 2 if self._threads % 2 == 0 else 1
+            together, alone = _Request(self._compile(size // parts, parts), parts), _Request(self._size_1, parts=1)
             if keeps_rows_apart(together.run, alone.run, size, self._image_shape, self.device):
                 self._requests[size] = together
             else:
@@ -138,28 +142,40 @@ class OpenVINOBackend:
 
 
 class _Request:
-    """A compiled model, with its inputs and its output in place."""
+    """A compiled model, with its inputs and its output in place; as often at once as there are parts."""
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
-        self._request = compiled.create_infer_request()
-        self._inputs = [np.zeros(tuple(port.shape), port.get_element_type().to_dtype()) for port in compiled.inputs]
-        for i, array in enumerate(self._inputs):
-            self._request.set_input_tensor(i, ov.Tensor(array, shared_memory=True))
+    def __init__(self, compiled: ov.CompiledModel, parts: int) -> None:
+        self._inputs = [_zeros(port, parts) for port in compiled.inputs]
+        self._output: NDArray[np.float32] = _zeros(compiled.output(0), parts)
+        self._parts = [compiled.create_infer_request() for _ in range(parts)]
+        rows = len(self._output) // parts
+        for k, part in enumerate(self._parts):
+            its_rows = slice(k * rows, (k + 1) * rows)
+            for i, array in enumerate(self._inputs):
+                part.set_input_tensor(i, ov.Tensor(array[its_rows], shared_memory=True))
+            part.set_output_tensor(ov.Tensor(self._output[its_rows], shared_memory=True))
 
     def start(self, inputs: Sequence[NDArray[np.generic]]) -> None:
         for place, array in zip(self._inputs, inputs, strict=False):  # labels are no input where there are no classes
             np.copyto(place, array)
-        self._request.start_async()
+        for part in self._parts:
+            part.start_async()
 
     def wait(self) -> NDArray[np.float32]:
         """The output, which the next start overwrites."""
-        self._request.wait()
-        output: NDArray[np.float32] = self._request.get_output_tensor(0).data
-        return output
+        for part in self._parts:
+            part.wait()
+        return self._output
 
     def run(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         self.start([x.numpy(), timesteps.numpy(), labels.numpy()])
         return torch.from_numpy(self.wait())
+
+
+def _zeros(port: ov.ConstOutput, parts: int) -> NDArray[Any]:
+    """What the port takes or gives, for all parts in a row."""
+    rows, *shape = port.shape
+    return np.zeros((parts * rows, *shape), port.get_element_type().to_dtype())
 
 
 def computes_bfloat16() -> bool:
