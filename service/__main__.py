@@ -29,6 +29,7 @@ from model.samplers import denoise_table
 from service import config, logs
 from service.app import create_app
 from service.config import Settings, SettingsError
+from service.connections import Connection
 from service.engine import Engine
 from service.metrics import Metrics
 from service.places import Places
@@ -94,6 +95,7 @@ def main() -> None:
         sys.exit(f"stepwise: {error}")
     uvicorn_config = uvicorn.Config(
         create_app(engine, served, settings, metrics),
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -63,7 +63,8 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, max_body=int(settings.max_body))
     if settings.api_keys:
-        app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_keys])
+        open_paths = {"/health", "/health/live", "/health/ready"} | ({"/metrics"} if settings.public_metrics else set())
+        app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_keys], open_paths=open_paths)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

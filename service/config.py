@@ -52,6 +52,7 @@ class Settings(BaseSettings):
         30.0, ge=0, allow_inf_nan=False, description="seconds to finish what is accepted, after SIGTERM"
     )
     api_keys: Secrets = Field((), description="comma-separated; requests then need `Authorization: Bearer KEY`")
+    public_metrics: bool = Field(False, description="where keys are set: 1 answers /metrics without one")
     allow_pickle: bool = Field(False, description="open .bin files, which are pickles: 1 if you trust them")
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("stepwise"),

@@ -1,11 +1,14 @@
 """Every error that a client can be told of, and the one map from errors to answers.
 
     ServiceError
+    ├── NotHTTP               400
     ├── Unauthorized          401
     ├── NotAcceptable         406
+    ├── TooSlow               408
     ├── BodyTooLarge          413
     ├── UnsupportedMedia      415
     ├── Invalid               422
+    ├── HeadTooLarge          431
     ├── ComputationFailed     500
     ├── Unavailable           503, Retry-After
     │   ├── Loading
@@ -50,12 +53,20 @@ class ServiceError(Exception):
     """The root. The message is one sentence or more for the client."""
 
 
+class NotHTTP(ServiceError):
+    pass
+
+
 class Unauthorized(ServiceError):
     pass
 
 
 class NotAcceptable(ServiceError):
     pass
+
+
+class TooSlow(ServiceError):
+    """The whole request was not here in time."""
 
 
 class BodyTooLarge(ServiceError):
@@ -76,6 +87,10 @@ class Invalid(ServiceError):
     @classmethod
     def field(cls, name: str, msg: str) -> "Invalid":
         return cls([{"loc": [name], "msg": msg}])
+
+
+class HeadTooLarge(ServiceError):
+    """The address and the headers."""
 
 
 class ComputationFailed(ServiceError):
@@ -123,11 +138,14 @@ class DeadlinePassed(ServiceError):
 
 
 STATUS: dict[type[ServiceError], int] = {
+    NotHTTP: 400,
     Unauthorized: 401,
     NotAcceptable: 406,
+    TooSlow: 408,
     BodyTooLarge: 413,
     UnsupportedMedia: 415,
     Invalid: 422,
+    HeadTooLarge: 431,
     ComputationFailed: 500,
     ShareTaken: 429,
     Unavailable: 503,
@@ -142,8 +160,8 @@ def answer(error: ServiceError) -> JSONResponse:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, BodyTooLarge):
-        headers["Connection"] = "close"  # the rest of the body is not read
+    if isinstance(error, NotHTTP | TooSlow | BodyTooLarge | HeadTooLarge):
+        headers["Connection"] = "close"  # the rest of the request is not read
     return _respond(document(error), headers)
 
 

@@ -33,7 +33,7 @@ def eta(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float) -> float
         seconds += lengthened(work * costs.seconds_per_row, job.left)
     groups: list[_Group] = []  # those that may run in the next pass, in the order of the line
     behind = _groups(line[max(0, place - _LOOKED_AT) : place + 1 + _LOOKED_AT])
-    its_groups = len(job.groups) if job in line[place : place + 1] else 0  # of one that has left, the work does not count
+    its_groups = len(job.groups) if job in line[place : place + 1] else 0  # one that has left waits for no pass
     its_work = float(job.left)
     while its_groups:
         rows = _pass(groups, behind, scheduler)
@@ -76,7 +76,7 @@ def _groups(line: Iterable[Job]) -> Iterator[_Group]:
 
 
 def _pass(groups: list[_Group], behind: Iterator[_Group], scheduler: Scheduler) -> list[int]:
-    """The forward rows of a pass: of the first groups in the order of the line. More come from behind as there is room."""
+    """The forward rows of a pass, of the first groups in line. More groups come from behind as there is room."""
     rows: list[int] = []
     total, limit = 0, scheduler.costs.width
     while True:

@@ -1,4 +1,4 @@
-"""What happens to every request: an id, one line in the log, metrics, limits, keys."""
+"""What happens to every request: an id, one line in the log, metrics, security headers, limits, keys."""
 
 import asyncio
 import contextlib
@@ -13,13 +13,25 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.errors import BodyTooLarge, Draining, ServiceError, Unauthorized, answer, problem
+from service.errors import BodyTooLarge, Draining, ServiceError, TooSlow, Unauthorized, answer, problem
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _LINGER_S = 5.0  # for a client that sends on after a 413
+BODY_PATIENCE_S = 60.0  # for all of a body
+# Nothing that is answered here is a page that loads anything, or that belongs into a frame; but for /docs.
+_SECURITY = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_POLICY_OF_DOCS = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'none'"
+)
 
 CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only logs and metrics see it
 
@@ -52,7 +64,10 @@ class RequestLog:
             nonlocal code, answered
             if message["type"] == "http.response.start":
                 code, answered = message["status"], True
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers.update(_SECURITY)
+                headers["Content-Security-Policy"] = _POLICY_OF_DOCS if path_of(scope) == "/docs" else _POLICY
             await send(message)
 
         try:
@@ -89,7 +104,7 @@ class RequestLog:
 
 
 class BodyLimit:
-    """Answers 413 as soon as a body is known to be too large, before it is read to its end.
+    """Answers 413 as soon as a body is known to be too large, before it is read to its end; 408 where it does not come.
 
     Closing the connection at once would reset it, and a client that is still sending would lose the answer. So what
     it sends on is thrown away, for a short while.
@@ -109,9 +124,18 @@ class BodyLimit:
         received = 0
         more = True
 
+        deadline = asyncio.get_running_loop().time() + BODY_PATIENCE_S
+
+        async def receive_in_time() -> Message:
+            try:
+                async with asyncio.timeout_at(deadline if more else None):
+                    return await receive()
+            except TimeoutError:
+                raise TooSlow(f"the whole body was not here within {BODY_PATIENCE_S:g} s") from None
+
         async def receive_and_count() -> Message:
             nonlocal received, more, too_large
-            message = await receive()
+            message = await receive_in_time()
             received += len(message.get("body", b""))
             more = message.get("more_body", False)
             if received > self._max_body:
@@ -141,14 +165,15 @@ async def _discard(receive: Receive) -> None:
 
 
 class ApiKeys:
-    """Lets in requests with `Authorization: Bearer KEY`. Health checks need no key."""
+    """Lets in requests with `Authorization: Bearer KEY`, and all to paths that are open."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str]) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or path_of(scope).startswith("/health"):
+        if scope["type"] != "http" or path_of(scope) in self._open_paths:
             await self._app(scope, receive, send)
         elif error := self._refusal(Headers(scope=scope).get("authorization")):
             await answer(error)(scope, receive, send)

@@ -18,6 +18,7 @@ from model.rows import Image
 from service.__main__ import Server, build, listen
 from service.app import create_app
 from service.config import Settings
+from service.connections import Connection
 from service.engine import Engine
 from service.metrics import Metrics
 from service.places import Places
@@ -52,7 +53,8 @@ class LocalServer(Reachable):
         self._listener.listen()  # from now on clients wait
         self._port = self._listener.getsockname()[1]
         app = create_app(engine, served, settings, metrics)
-        self._server = Server(uvicorn.Config(app, log_config=None, access_log=False), engine, settings.drain_timeout)
+        config = uvicorn.Config(app, http=Connection, log_config=None, access_log=False)
+        self._server = Server(config, engine, settings.drain_timeout)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
 
     @property

@@ -11,7 +11,7 @@ from pydantic import SecretStr, ValidationError
 from service import config
 from service.config import PREFIX, Settings, SettingsError, available_cores, cgroup_cores
 
-# The table of the HTTP contract: name, default.
+# The table of the HTTP contract, and what came after it: name, default.
 TABLE: dict[str, object] = {
     "WEIGHTS": "digits",  # the weights in the box
     "HOST": "127.0.0.1",
@@ -26,6 +26,7 @@ TABLE: dict[str, object] = {
     "TIMEOUT": 300.0,
     "DRAIN_TIMEOUT": 30.0,
     "API_KEYS": (),
+    "PUBLIC_METRICS": False,
     "ALLOW_PICKLE": False,
     "CACHE_DIR": user_cache_path("stepwise"),
     "CORS_ORIGINS": (),
@@ -181,6 +182,7 @@ def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -
         ("TIMEOUT", "300"),
         ("DRAIN_TIMEOUT", "30"),
         ("API_KEYS", "none"),
+        ("PUBLIC_METRICS", "0"),
         ("ALLOW_PICKLE", "0"),
         ("CACHE_DIR", "stepwise in the user's cache folder"),
         ("CORS_ORIGINS", "none"),

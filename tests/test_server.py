@@ -61,7 +61,7 @@ def wait_until_idle(server: ServerProcess) -> None:
     server.wait_for_metric("stepwise_rows_waiting", lambda rows: rows == 0)
 
 
-def send_long(server: ServerProcess, num_images: int = 3, **headers: str) -> socket.socket:
+def send_long(server: Reachable, num_images: int = 3, **headers: str) -> socket.socket:
     """A connection whose request runs for long."""
     body = b'{"sampler": "ddpm", "num_inference_steps": 1000, "num_images": %d}' % num_images
     headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
@@ -431,6 +431,7 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "TIMEOUT": "300",
         "DRAIN_TIMEOUT": "30",
         "API_KEYS": "none",
+        "PUBLIC_METRICS": "0",
         "ALLOW_PICKLE": "0",
         "CACHE_DIR": "stepwise in the user's cache folder",
         "CORS_ORIGINS": "none",

@@ -1,0 +1,157 @@
+"""Connections: what comes too slowly, or is too large, or is no HTTP, ends; and costs others nothing."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from service import connections, middleware
+from service.connections import MAX_HEAD
+from tests.local import FakeServer, serving_fake
+from tests.servers import PATIENCE, Json
+
+HEAD = b"POST /sample HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with serving_fake() as running:
+        yield running
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, server: FakeServer) -> FakeServer:
+    """As soon as it may."""
+    monkeypatch.setattr(connections, "HEAD_PATIENCE_S", 0.05)
+    monkeypatch.setattr(middleware, "BODY_PATIENCE_S", 0.05)
+    return server
+
+
+def everything(connection: socket.socket) -> bytes:
+    """All that comes until the connection is closed."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def refusal(answer: bytes, status: int) -> str:
+    """The detail of a problem document, after which nothing came."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d" % status), answer
+    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"connection"] == b"close"
+    assert int(headers[b"content-length"]) == len(body)
+    document: Json = json.loads(body)
+    assert document["status"] == status
+    detail: str = document["detail"]
+    return detail
+
+
+def says(server: FakeServer, sent: bytes) -> bytes:
+    with socket.create_connection(server.address, PATIENCE) as connection:
+        connection.sendall(sent)
+        return everything(connection)
+
+
+def is_well(server: FakeServer) -> bool:
+    """Whether it serves those who are fast enough, which on a busy machine takes patience."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connections, "HEAD_PATIENCE_S", PATIENCE)
+        patch.setattr(middleware, "BODY_PATIENCE_S", PATIENCE)
+        return server.client.post("/sample", json={}).status_code == 200
+
+
+def test_a_connection_on_which_nothing_comes_is_closed(impatient: FakeServer) -> None:
+    assert says(impatient, b"") == b""
+    assert is_well(impatient)
+
+
+@pytest.mark.parametrize("begun", [b"P", b"POST /sample HT", HEAD, HEAD + b"X-A"])
+def test_a_head_that_does_not_come_is_refused(impatient: FakeServer, begun: bytes) -> None:
+    answer = says(impatient, begun)
+    if begun == b"P":  # is it a request?
+        assert answer == b"" or "within 0.05 s" in refusal(answer, 408)
+    else:
+        assert "headers were not all here within 0.05 s" in refusal(answer, 408)
+    assert is_well(impatient)
+
+
+def test_nor_does_the_next_head_of_a_connection(impatient: FakeServer) -> None:
+    answer = says(impatient, b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\nGET /info HTTP/1.1\r\n")
+    live, _, late = answer.partition(b'{"status":"live"}')
+    assert live.startswith(b"HTTP/1.1 200")
+    assert "headers" in refusal(late, 408)
+
+
+def test_a_head_that_is_slow_waits_for_the_answer_before_it(impatient: FakeServer) -> None:
+    """An answer is not broken off by what the client says after its request."""
+    impatient.runner.hold()
+    with socket.create_connection(impatient.address, PATIENCE) as connection:
+        connection.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}GET /info HT")
+        impatient.wait_for_metric("stepwise_rows_running", lambda rows: rows > 0)
+        impatient.runner.let_go()
+        answer = everything(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"\x89PNG" in answer
+    assert b"HTTP/1.1 408" in answer.partition(b"IEND")[2]
+
+
+@pytest.mark.parametrize("body", [b"", b'{"seed": '])
+def test_a_body_that_does_not_come_is_refused(impatient: FakeServer, body: bytes) -> None:
+    answer = says(impatient, HEAD + b"Content-Length: 100\r\n\r\n" + body)
+    assert refusal(answer, 408) == "the whole body was not here within 0.05 s"
+    assert is_well(impatient)
+
+
+def test_a_request_that_is_all_here_may_wait(impatient: FakeServer) -> None:
+    """However long its answer takes."""
+    impatient.runner.hold()
+    with ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(impatient.address, PATIENCE))
+        connection.sendall(HEAD + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}")
+        impatient.wait_for_metric("stepwise_rows_running", lambda rows: rows > 0)
+        assert says(impatient, b"") == b""  # so that the time is over
+        impatient.runner.let_go()
+        assert everything(connection).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"GET /" + b"a" * (5 * MAX_HEAD),
+        b"GET /info HTTP/1.1\r\nX-A: " + b"a" * (5 * MAX_HEAD),
+        b"GET /info HTTP/1.1\r\n" + b"X-A: a\r\n" * MAX_HEAD,
+    ],
+)
+def test_a_head_without_end_is_refused(server: FakeServer, endless: bytes) -> None:
+    with socket.create_connection(server.address, PATIENCE) as connection:
+        try:
+            connection.sendall(endless)
+            answer = everything(connection)
+        except ConnectionError:  # it is closed while more was on its way
+            answer = b""
+    if answer:
+        assert refusal(answer, 431) == f"the address and the headers must be at most {MAX_HEAD} bytes"
+    assert is_well(server)
+
+
+def test_a_head_that_is_just_too_large_is_told_so(server: FakeServer) -> None:
+    with socket.create_connection(server.address, PATIENCE) as connection:
+        connection.sendall(b"GET /info HTTP/1.1\r\nX-A: ")
+        connection.sendall(b"a" * MAX_HEAD)
+        assert "at most 65536 bytes" in refusal(everything(connection), 431)
+
+
+def test_a_large_body_is_no_large_head(server: FakeServer) -> None:
+    body = b"{}".ljust(10 * MAX_HEAD)
+    assert server.client.post("/sample", content=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9.9\r\n\r\n", b"hello\r\n\r\n", HEAD + b"A\r\n\r\n"],
+)
+def test_what_is_no_http_is_told_so(server: FakeServer, sent: bytes) -> None:
+    assert refusal(says(server, sent), 400) == "this is no HTTP request"
+    assert is_well(server)

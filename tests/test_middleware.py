@@ -1,0 +1,48 @@
+"""What every answer carries, and what is open where keys are set."""
+
+import pytest
+
+from tests.local import serving_fake
+from tests.servers import Reachable, problem
+
+LOCKED = "default-src 'none'; frame-ancestors 'none'"
+
+
+def security(server: Reachable, path: str) -> dict[str, str]:
+    headers = server.client.get(path).headers
+    names = ("content-security-policy", "x-content-type-options", "referrer-policy", "x-frame-options")
+    return {name: headers[name] for name in names}
+
+
+def test_no_answer_is_a_page_that_loads_or_is_framed(server: Reachable) -> None:
+    for path in ("/sample?seed=1", "/sample?seed=one", "/info", "/health/ready", "/metrics", "/nowhere", "/"):
+        assert security(server, path) == {
+            "content-security-policy": LOCKED,
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+            "x-frame-options": "DENY",
+        }
+
+
+def test_the_documentation_may_load_what_it_needs_from_here_alone(server: Reachable) -> None:
+    policy = security(server, "/docs")["content-security-policy"]
+    sources = dict(part.split(" ", 1) for part in policy.split("; "))
+    assert sources["default-src"] == "'none'"
+    assert sources["script-src"].startswith("'self'")
+    assert sources["frame-ancestors"] == "'none'"
+    assert "http" not in policy
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_metrics_need_a_key_unless_they_are_public(public: bool) -> None:
+    with serving_fake(api_keys="alpha", public_metrics=public) as server:
+        answer = server.client.get("/metrics")
+        if public:
+            assert answer.status_code == 200
+            assert "stepwise_requests_total" in answer.text
+        else:
+            problem(answer, 401)
+        problem(server.client.post("/sample", json={}), 401)
+        problem(server.client.get("/metrics/more"), 401)
+        assert server.client.get("/health/ready").status_code == 200
+        problem(server.client.get("/healthy"), 401)
