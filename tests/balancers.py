@@ -1,0 +1,184 @@
+"""The real HAProxy before real servers, as deploy/haproxy.cfg.template has it."""
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.servers import PATIENCE, ROOT, Reachable, ServerProcess
+
+TEMPLATE = ROOT / "deploy" / "haproxy.cfg.template"
+RETRIED_BODY = 262_144  # STEPWISE_RETRIED_BODY here
+MAX_BODY = RETRIED_BODY - 65_536  # of the replicas, as the template asks
+QUEUE = 20  # places of a replica
+
+
+class Replica:
+    """A server at an address of its own, where it can be started again after whatever happened to it."""
+
+    def __init__(self, weights: Path, host: str, port: int) -> None:
+        self.host = host
+        self._settings: dict[str, object] = {
+            "WEIGHTS": weights,
+            "HOST": host,
+            "PORT": port,
+            "MAX_BODY": MAX_BODY,
+            "MAX_QUEUE": QUEUE,
+            "FORWARDED_ALLOW_IPS": "127.0.0.1",
+            "DRAIN_TIMEOUT": PATIENCE,
+        }
+        self.server = ServerProcess(None, self._settings)
+
+    def start_again(self) -> None:
+        """After its end."""
+        self.server.wait()
+        self.server.hang_up()
+        self.server = ServerProcess(None, self._settings)
+
+    def kill(self) -> None:
+        self.server.process.kill()
+
+    def hang(self) -> None:
+        self.server.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.server.process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        if self.server.process.poll() is None:
+            self.go_on()
+            self.kill()
+        self.server.wait()
+        self.server.hang_up()
+
+
+class Balancer(Reachable):
+    """HAProxy. It asks `names` for the replicas' addresses."""
+
+    def __init__(self, names: "Names", port: int) -> None:
+        super().__init__()
+        self._clients, self._metrics = (socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2))
+        environment = {
+            "STEPWISE_BIND": f"fd@{self._clients.fileno()}",
+            "STEPWISE_METRICS_BIND": f"fd@{self._metrics.fileno()}",
+            "STEPWISE_REPLICAS": f"replicas:{port}",
+            "STEPWISE_DNS": "{}:{}".format(*names.address),
+            "STEPWISE_RETRIED_BODY": str(RETRIED_BODY),
+        }
+        self.process = subprocess.Popen(
+            ["haproxy", "-db", "-f", TEMPLATE],
+            env={**os.environ, **environment},
+            pass_fds=(self._clients.fileno(), self._metrics.fileno()),
+            stdout=subprocess.DEVNULL,  # a line a request
+        )
+
+    @cached_property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._clients.getsockname()[1]}"
+
+    @cached_property
+    def _monitor(self) -> httpx.Client:
+        return httpx.Client(base_url=f"http://127.0.0.1:{self._metrics.getsockname()[1]}", trust_env=False)
+
+    def wait_until(self, **wanted: int) -> None:
+        """Until so many replicas are `up`, `down` or, not ready, get nothing new: `nolb`."""
+        for _ in range(3000):
+            states = self._states()
+            if all(states.count(state.upper()) == count for state, count in wanted.items()):
+                return
+        raise AssertionError(f"the replicas stay {states}")
+
+    def _states(self) -> list[str]:
+        text = self._monitor.get("/metrics?scope=server&no-maint").text
+        return [
+            sample.labels["state"]
+            for family in text_string_to_metric_families(text)
+            if family.name == "haproxy_server_status"
+            for sample in family.samples
+            if sample.value
+        ]
+
+    def end(self) -> None:
+        self.hang_up()
+        if "_monitor" in vars(self):
+            self._monitor.close()
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        self._clients.close()
+        self._metrics.close()
+
+
+class Names:
+    """A name server that gives every name the same addresses, as Docker's does with those of a service's replicas."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._addresses = addresses
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._answer_all)
+        self._thread.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._socket.getsockname()
+        return host, port
+
+    def _answer_all(self) -> None:
+        while True:
+            query, client = self._socket.recvfrom(8192)
+            if not query:  # the end
+                return
+            self._socket.sendto(self._answer(query), client)
+
+    def _answer(self, query: bytes) -> bytes:
+        """RFC 1035, section 4.1: the question again, and each address as an A record of the name at byte 12."""
+        end = query.index(0, 12) + 5
+        [kind] = struct.unpack(">H", query[end - 4 : end - 2])
+        addresses = self._addresses if kind == 1 else ()
+        header = query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(addresses), 0, 0)
+        records = (struct.pack(">HHHIH", 0xC00C, 1, 1, 1, 4) + socket.inet_aton(address) for address in addresses)
+        return header + query[12:end] + b"".join(records)
+
+    def end(self) -> None:
+        self._socket.sendto(b"", self.address)
+        self._thread.join(PATIENCE)
+        self._socket.close()
+
+
+@contextmanager
+def balanced(weights: Path, replicas: int) -> Iterator[tuple[Balancer, list[Replica]]]:
+    """HAProxy before so many replicas, all of them ready."""
+    hosts = [f"127.0.0.{2 + i}" for i in range(replicas)]
+    port = _free_port(hosts)
+    with ExitStack() as stack:
+        fleet = [Replica(weights, host, port) for host in hosts]
+        for replica in fleet:
+            stack.callback(replica.end)
+        names = Names(hosts)
+        stack.callback(names.end)
+        balancer = Balancer(names, port)
+        stack.callback(balancer.end)
+        for replica in fleet:
+            assert replica.server.url
+        balancer.wait_until(up=replicas)
+        yield balancer, fleet
+
+
+def _free_port(hosts: Sequence[str]) -> int:
+    """A port that is free at all of these, and that the system gives to nobody who asks for any."""
+    [lowest, _] = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    for port in range(lowest - 1, 1024, -1):
+        with ExitStack() as stack, suppress(OSError):
+            for host in hosts:
+                stack.enter_context(socket.create_server((host, port)))
+            return port
+    raise AssertionError("no port is free")
