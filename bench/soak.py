@@ -1,16 +1,23 @@
-"""Clients that come and leave, for minutes: nothing of them may stay.
+"""Minutes of all that clients do, and of what they should not: nothing of it may stay, and nothing may be lost.
 
-    python -m bench.soak [--clients 2000] [--minutes 5]
+    python -m bench.soak [--minutes 10]
 
-They ask the digits' server for images or streams, and read all of it, leave midway, leave while they wait, or never
-read what they asked for. Prints what the server holds each time that a fifth of them is gone.
+Clients ask the digits' server for images or streams, and read all of it, leave midway, leave while they wait, or never
+read what they asked for. Others send what is no request, or half of one. At times a burst fills the queue. Prints what
+became of all of them, and what the server holds each time that a fifth of the time has passed. Fails where an answer is
+none that the contract has; where requests were accepted that did not end, or promises not counted; or where memory,
+threads or descriptors grow.
 """
 
 import argparse
 import asyncio
+import base64
 import contextlib
+import json
 import random
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -22,10 +29,49 @@ from bench.servers import Server, running
 from service.__main__ import BOX
 
 PARTS = 5
-GAUGES = ("stepwise_rows_running", "stepwise_rows_waiting", "stepwise_outstanding_row_steps")
+CLIENTS_A_MINUTE = 400
+BURST, BURSTS_A_PART = 150, 4  # requests; more than there are places
+SETTINGS = {"STEPWISE_WEIGHTS": str(BOX / "digits"), "STEPWISE_MAX_QUEUE": "64", "STEPWISE_MAX_BODY": "1MiB"}
+GAUGES = ("rows_running", "rows_waiting", "outstanding_row_steps")
+MAY_GROW_MB = 8.0  # from the first fifth to the last
+MAY_GROW = 3  # threads, descriptors: those of pools and of idle connections
+
+JSON = "application/json"
+SENSELESS = (  # method, path, content type, body, status
+    ("POST", "/sample", JSON, b'{"num_images": 0}', 422),
+    ("POST", "/sample", JSON, b'{"class_label": "eleven"}', 422),
+    ("POST", "/sample", JSON, b"{" * 5000, 422),
+    ("POST", "/sample", JSON, b" " * (2**20 + 1), 413),
+    ("POST", "/sample", "text/plain", b"a seven, please", 415),
+    ("POST", "/denoise", JSON, json.dumps({"timestep": 5, "image": "no"}).encode(), 422),
+    (
+        "POST",
+        "/denoise",
+        JSON,
+        json.dumps({"timestep": 5, "image": base64.b64encode(bytes(9999)).decode()}).encode(),
+        422,
+    ),
+    ("POST", "/noise", "multipart/form-data; boundary=B", b"--B\r\n\r\n" * 99, 422),
+    ("GET", "/sample?seed=-1", "", b"", 422),
+    ("GET", "/nowhere", "", b"", 404),
+    ("DELETE", "/sample", "", b"", 405),
+)
+HALVES = (b"", b"GET", b"\x16\x03\x01\0", b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
 
 
-async def visit(url: str, draw: random.Random) -> None:
+class Outcomes(Counter[str]):
+    """How often what became of a client; and what should not have, in words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrong: list[str] = []
+
+    def check(self, right: bool, what: object) -> None:
+        if not right:
+            self.wrong.append(str(what)[:300])
+
+
+async def visit(url: str, draw: random.Random, outcomes: Outcomes) -> None:
     """One client: all of an answer, or a part of it."""
     stays = draw.choice(("reads", "reads", "leaves", "leaves at once", "never reads"))
     fields = {
@@ -34,58 +80,132 @@ async def visit(url: str, draw: random.Random) -> None:
         "class_label": draw.randrange(10),
         "preview_every": draw.choice((0, 1)),
     }
-    media_type = draw.choice(("image/png", "application/json", "text/event-stream"))
+    media_type = draw.choice(("image/png", JSON, "text/event-stream"))
+    if media_type != "text/event-stream":
+        fields["preview_every"] = 0
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
-        headers = {"Accept": media_type}
-        asking = client.stream("POST", "/sample", json=fields, headers=headers)
+        asking = client.stream("POST", "/sample", json=fields, headers={"Accept": media_type})
         patience = {"reads": PATIENCE, "leaves": 0.3, "leaves at once": 0.01, "never reads": 0.3}[stays]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience), asking as response:
                 if stays == "never reads":
                     await asyncio.sleep(patience)
-                async for _ in response.aiter_raw():
-                    pass
+                body = b"".join([part async for part in response.aiter_raw()])
+                outcomes["answered" if response.status_code == 200 else f"refused with {response.status_code}"] += 1
+                outcomes.check(is_answer(response, body), (response.status_code, body))
+                return
+    outcomes[stays.replace("leaves", "left").replace("reads", "read")] += 1
 
 
-async def come_and_go(url: str, clients: int, seconds: float, seed: int) -> None:
+def is_answer(response: httpx.Response, body: bytes) -> bool:
+    """Whether it is all of an image or of images, or a refusal that says when to come again."""
+    if response.status_code in (429, 503):
+        return int(response.headers["retry-after"]) > 0 and json.loads(body)["status"] == response.status_code
+    media_type = response.headers["content-type"].partition(";")[0]
+    ends = {"image/png": b"IEND\xaeB`\x82", JSON: b"}", "text/event-stream": b"\n\n"}[media_type]
+    if media_type == "text/event-stream":
+        return b"event: done\n" in body and body.endswith(ends)
+    return response.status_code == 200 and body.endswith(ends)
+
+
+async def talk_nonsense(url: str, draw: random.Random, outcomes: Outcomes) -> None:
+    """One client that sends what is refused, or does not send all, and leaves."""
+    if draw.random() < 0.3:
+        host, port = url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(draw.choice(HALVES))
+        await writer.drain()
+        await asyncio.sleep(draw.random())
+        writer.close()
+        outcomes["no request, or half of one"] += 1
+        return
+    method, path, media_type, body, status = draw.choice(SENSELESS)
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
+        response = await client.request(method, path, content=body, headers={"Content-Type": media_type})
+        outcomes[f"senseless: {status}"] += 1
+        outcomes.check(response.status_code == status and response.json()["status"] == status, (path, response.text))
+
+
+async def burst(url: str, draw: random.Random, outcomes: Outcomes) -> None:
+    """More requests at once than there are places."""
+    limits = httpx.Limits(max_connections=BURST)
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False, limits=limits) as client:
+        asked = [{"seed": draw.randrange(2**31), "num_inference_steps": draw.choice((1, 10))} for _ in range(BURST)]
+        for response in await asyncio.gather(*(client.post("/sample", json=fields) for fields in asked)):
+            outcomes[f"in a burst: {response.status_code}"] += 1
+            outcomes.check(is_answer(response, response.content), (response.status_code, response.text))
+
+
+async def come_and_go(url: str, seconds: float, seed: int, outcomes: Outcomes) -> None:
+    """A part of the time."""
     draw = random.Random(seed)
+    loop = asyncio.get_running_loop()
+    end, next_burst = loop.time() + seconds, loop.time()
     async with asyncio.TaskGroup() as group:
-        for _ in range(clients):
-            group.create_task(visit(url, random.Random(draw.random())))
-            await asyncio.sleep(draw.expovariate(clients / seconds))
+        while loop.time() < end:
+            what = draw.choice((visit, visit, visit, talk_nonsense))
+            if loop.time() >= next_burst:
+                what, next_burst = burst, next_burst + seconds / BURSTS_A_PART
+            group.create_task(what(url, random.Random(draw.random()), outcomes))
+            await asyncio.sleep(draw.expovariate(CLIENTS_A_MINUTE / 60))
 
 
-def holds(server: Server) -> dict[str, float]:
-    """What the server holds once it is idle."""
+def holds(server: Server, outcomes: Outcomes) -> dict[str, float]:
+    """What the server holds once it is idle, whose counts are checked."""
     with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
         for _ in range(600):
-            text = client.get("/metrics").text
-            samples = {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
-            if not any(samples[name] for name in GAUGES):
+            totals: Counter[str] = Counter()
+            for family in text_string_to_metric_families(client.get("/metrics").text):
+                for sample in family.samples:
+                    name = sample.name.removeprefix("stepwise_")
+                    totals[f"{name} {sample.labels.get('outcome') or sample.labels.get('reason') or ''}".strip()] += (
+                        sample.value
+                    )
+            idle = not any(totals[name] for name in GAUGES)
+            ended = sum(totals[f"promises_total {outcome}"] for outcome in ("kept", "missed"))
+            ended += sum(totals[f"cancelled_total {reason}"] for reason in ("disconnect", "failed", "draining"))
+            if idle and totals["accepted_total"] == ended:
                 break
             time.sleep(0.1)
-    found = {name.removeprefix("stepwise_"): samples[name] for name in GAUGES}
-    found["descriptors"] = len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
-    found["threads"] = len(list(Path(f"/proc/{server.pid}/task").iterdir()))
-    found["resident, MB"] = resident_mb(server.pid)
-    return found
+    outcomes.check(idle, {name: totals[name] for name in GAUGES})
+    outcomes.check(totals["accepted_total"] == ended, f"accepted {totals['accepted_total']}, ended {ended}")
+    return {
+        "accepted": totals["accepted_total"],
+        "promises kept": totals["promises_total kept"],
+        "promises missed": totals["promises_total missed"],
+        "left before their end": totals["cancelled_total disconnect"],
+        "failed": totals["cancelled_total failed"],
+        "rows running, waiting, still to run": sum(totals[name] for name in GAUGES),
+        "descriptors": len(list(Path(f"/proc/{server.pid}/fd").iterdir())),
+        "threads": len(list(Path(f"/proc/{server.pid}/task").iterdir())),
+        "resident, MB": resident_mb(server.pid),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clients", type=int, default=2000, help="how many come and leave")
-    parser.add_argument("--minutes", type=float, default=5.0, help="in how long")
-    arguments = parser.parse_args()
-    part, seconds = arguments.clients // PARTS, 60 * arguments.minutes / PARTS
-    settings = {"STEPWISE_WEIGHTS": str(BOX / "digits")}
-    found = []
-    with running(("Stepwise", "service", settings)) as [server], server.awake():
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long")
+    minutes = parser.parse_args().minutes
+    outcomes, found = Outcomes(), []
+    with running(("Stepwise", "service", SETTINGS)) as [server], server.awake():
         for seed in range(PARTS):
-            asyncio.run(come_and_go(server.url, part, seconds, seed))
-            found.append(holds(server))
-    print(f"| clients so far | {' | '.join(f'{part * (i + 1):,}' for i in range(PARTS))} |\n|---|{'---|' * PARTS}")
+            asyncio.run(come_and_go(server.url, 60 * minutes / PARTS, seed, outcomes))
+            found.append(holds(server, outcomes))
+    print("| what became of clients | |\n|---|---|")
+    for outcome, count in sorted(outcomes.items()):
+        print(f"| {outcome} | {count:,} |")
+    print(
+        f"\n| minutes | {' | '.join(f'{minutes / PARTS * (i + 1):g}' for i in range(PARTS))} |\n|---|{'---|' * PARTS}"
+    )
     for name in found[0]:
         print(f"| {name} | {' | '.join(f'{held[name]:g}' for held in found)} |")
+
+    first, last = found[0], found[-1]
+    outcomes.check(last["resident, MB"] <= first["resident, MB"] + MAY_GROW_MB, "memory grows")
+    for name in ("threads", "descriptors"):
+        outcomes.check(last[name] <= first[name] + MAY_GROW, f"{name} grow")
+    if outcomes.wrong:
+        sys.exit("\n".join(["", "not as it should be:", *outcomes.wrong[:20]]))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What Prometheus sees. Base units, prefix stepwise_."""
+"""What Prometheus sees. Base units, prefix stepwise_; and what it knows of every process, process_*."""
 
 from collections.abc import Iterable
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
@@ -26,6 +26,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, descriptors, CPU time
         self._requests = self._counter("requests", "Requests answered", "endpoint", "code")
         self._request_seconds = self._histogram(
             "request_seconds", "Seconds from a request to the end of its answer", _REQUEST_BUCKETS, "endpoint"
@@ -41,6 +42,7 @@ class Metrics:
         self._step_seconds = self._histogram("step_seconds", "Seconds of a forward pass", _STEP_BUCKETS)
         self._batch_rows = self._histogram("batch_rows", "Forward rows of a pass", _BATCH_BUCKETS)
         self._pass_failures = self._counter("pass_failures", "Forward passes that raised an error")
+        self._accepted = self._counter("accepted", "Requests for images that were accepted, and given a promise")
         self._refused = self._counter("refused", "Requests for images that were not accepted", "reason")
         self._cancelled = self._counter("cancelled", "Requests for images that ended before they were done", "reason")
         self._promises = self._counter("promises", "Promised times that were kept, or missed", "outcome")
@@ -97,6 +99,9 @@ class Metrics:
 
     def pass_failed(self) -> None:
         self._pass_failures.inc()
+
+    def request_accepted(self) -> None:
+        self._accepted.inc()
 
     def request_refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()

@@ -90,6 +90,7 @@ class Watcher(Protocol):
 class Observer(Protocol):
     """Is told what becomes of requests."""
 
+    def request_accepted(self) -> None: ...
     def request_refused(self, reason: str) -> None: ...
     def request_started(self, queue_s: float) -> None: ...
     def request_finished(self, finished: Finished, kept: bool, eta_s: float, taken_s: float) -> None: ...
@@ -188,6 +189,7 @@ class Requests:
             self._enter(request, scheduler, promise)
             request.eta_s = eta(job, scheduler, self.arrivals, now)
             self.arrivals.note(job.size, now)
+            self._observer.request_accepted()
             return Accepted(request.future, scheduler.ahead_of(job), request.eta_s, promise - now)
 
     def accept_probe(self, row: Row) -> Future[Finished]:

@@ -172,6 +172,7 @@ class Recorder:
         self.phases: list[tuple[Phase, float]] = []
         self.passes: list[tuple[int, float]] = []
         self.failed_passes = 0
+        self.accepted = 0
         self.refused: list[str] = []
         self.started: list[float] = []
         self.finished: list[tuple[Finished, bool, float, float]] = []
@@ -189,6 +190,9 @@ class Recorder:
         with self.told_of_pass:
             self.failed_passes += 1
             self.told_of_pass.notify_all()
+
+    def request_accepted(self) -> None:
+        self.accepted += 1
 
     def request_refused(self, reason: str) -> None:
         self.refused.append(reason)

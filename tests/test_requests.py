@@ -540,6 +540,7 @@ class Client:
                 assert isinstance(error, Failed) or (isinstance(error, ComputationFailed) and fates_of_rows != {"good"})
         told = Counter(end if isinstance(end, str) else "finished" for end in self.s.observer.ended)
         assert told == ends
+        assert self.s.observer.accepted == len(self.jobs)
         assert len(self.s.observer.refused) == self.refused
 
 

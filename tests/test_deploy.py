@@ -1,0 +1,564 @@
+"""deploy/: the manifests for Kubernetes, and what Prometheus and Grafana are given."""
+
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import kubernetes_validate
+import pytest
+import yaml
+
+import service
+from service import config
+from service.operations import _PROBE_TIMEOUT
+from tests.engines import FakeRunner
+from tests.local import FakeServer, locally
+from tests.servers import PATIENCE, ROOT, Json, ServerProcess, environment, write_npy
+from tests.test_denoise import GREY
+
+DEPLOY = ROOT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+
+T = TypeVar("T")
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
+def read(path: Path) -> Any:
+    """A file of YAML, which JSON is too."""
+    return yaml.safe_load(path.read_text())
+
+
+def eventually(ask: Callable[[], T | None]) -> T:
+    """Ask, a bounded number of times, until there is an answer."""
+    for _ in range(6000):
+        if (answer := ask()) is not None:
+            return answer
+        time.sleep(0.05)
+    raise AssertionError("that never came")
+
+
+# Kubernetes: what kustomize makes of the manifests.
+
+Builds = tuple[str, ...]
+BUILDS: list[Builds] = [("base",), ("gpu",), ("base", "own-weights"), ("gpu", "own-weights")]
+
+
+def build(folder: str, *components: str) -> dict[str, Json]:
+    """The manifests of a folder with components, by kind, as kustomize builds them: as far as ours need it."""
+    kustomization = read(KUBERNETES / folder / "kustomization.yaml")
+    manifests: dict[str, Json] = {}
+    for name in kustomization["resources"]:
+        path = KUBERNETES / folder / name
+        if path.is_dir():
+            manifests |= build(path.resolve().name)
+        else:
+            manifest = read(path)
+            assert manifest["kind"] not in manifests
+            manifests[manifest["kind"]] = manifest
+    for layer in (kustomization, *(read(KUBERNETES / name / "kustomization.yaml") for name in components)):
+        assert layer.keys() <= {"apiVersion", "kind", "resources", "images", "patches"}
+        for patch in layer.get("patches", []):
+            manifest = manifests[patch["target"]["kind"]]
+            assert manifest["metadata"]["name"] == patch["target"]["name"]
+            for operation in yaml.safe_load(patch["patch"]):
+                apply(manifest, **operation)
+        for image in layer.get("images", []):
+            container = container_of(manifests)
+            assert container["image"].partition(":")[0] == image["name"]
+            container["image"] = f"{image['name']}:{image['newTag']}"
+    return manifests
+
+
+def apply(document: Any, op: str, path: str, value: object) -> None:
+    """An operation of RFC 6902."""
+    *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in path.split("/")[1:])
+    for part in parents:
+        document = document[int(part) if isinstance(document, list) else part]
+    if op == "add" and isinstance(document, list):
+        assert last == "-"
+        document.append(value)
+    else:
+        assert op == "add" or (op == "replace" and last in document)
+        document[last] = value
+
+
+def pod_of(manifests: dict[str, Json]) -> Json:
+    pod: Json = manifests["Deployment"]["spec"]["template"]["spec"]
+    return pod
+
+
+def container_of(manifests: dict[str, Json]) -> Json:
+    [container] = pod_of(manifests)["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+@pytest.fixture(params=BUILDS, ids="+".join)
+def manifests(request: pytest.FixtureRequest) -> dict[str, Json]:
+    return build(*request.param)
+
+
+@pytest.fixture
+def settings(manifests: dict[str, Json], monkeypatch: pytest.MonkeyPatch) -> config.Settings:
+    """What the program reads in the pod."""
+    for name in environment():
+        if name.startswith(config.PREFIX):
+            monkeypatch.delenv(name, raising=False)
+    for variable in container_of(manifests)["env"]:
+        monkeypatch.setenv(variable["name"], variable.get("value", ""))
+    assert config.unknown() == []
+    return config.read()
+
+
+@needs("kubectl")
+@pytest.mark.parametrize("names", BUILDS, ids="+".join)
+def test_kustomize_builds_the_same(names: Builds, tmp_path: Path) -> None:
+    base, *components = (os.path.relpath(KUBERNETES / name, tmp_path) for name in names)  # it takes no others
+    (tmp_path / "kustomization.yaml").write_text(json.dumps({"resources": [base], "components": components}))
+    built = subprocess.run(["kubectl", "kustomize", tmp_path], capture_output=True, check=True, text=True).stdout
+    assert {manifest["kind"]: manifest for manifest in yaml.safe_load_all(built)} == build(*names)
+
+
+@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+def test_kubernetes_knows_every_field(manifests: dict[str, Json], version: str) -> None:
+    assert manifests.keys() == {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
+    for manifest in manifests.values():
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_manifests_mean_the_same_pods(manifests: dict[str, Json]) -> None:
+    labels = manifests["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    [spread] = pod_of(manifests)["topologySpreadConstraints"]
+    selectors = [
+        manifests["Deployment"]["spec"]["selector"]["matchLabels"],
+        manifests["Service"]["spec"]["selector"],
+        manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        spread["labelSelector"]["matchLabels"],
+    ]
+    assert selectors == [labels] * 4
+    target = manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert target == {
+        "apiVersion": manifests["Deployment"]["apiVersion"],
+        "kind": "Deployment",
+        "name": manifests["Deployment"]["metadata"]["name"],
+    }
+    assert "replicas" not in manifests["Deployment"]["spec"]  # the autoscaler's
+
+
+def test_the_image_is_this_version(manifests: dict[str, Json], request: pytest.FixtureRequest) -> None:
+    kind = "cuda" if "gpu" in request.node.callspec.params["manifests"] else "cpu"
+    assert container_of(manifests)["image"] == f"stepwise:{service.__version__}-{kind}"
+
+
+def test_a_pod_is_not_killed_before_it_has_finished(manifests: dict[str, Json], settings: config.Settings) -> None:
+    before_sigterm = container_of(manifests)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    left = pod_of(manifests)["terminationGracePeriodSeconds"] - before_sigterm - settings.drain_timeout
+    assert before_sigterm > 0
+    assert left >= 10  # for a pass to end, and answers to be sent
+
+
+def probes(manifests: dict[str, Json]) -> dict[str, Json]:
+    container = container_of(manifests)
+    return {name: container[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
+
+
+def test_probes_are_answered_as_they_mean_it(manifests: dict[str, Json], server: ServerProcess) -> None:
+    """While the model is loaded, and when it is."""
+    paths = {name: probe["httpGet"]["path"] for name, probe in probes(manifests).items()}
+    assert {server.client.get(path).status_code for path in paths.values()} == {200}
+    runner = FakeRunner({1: 1.0})
+    runner.hold()
+    with locally(loading := FakeServer(runner)):
+        runner.next_pass()
+        codes = {name: loading.client.get(path).status_code for name, path in paths.items()}
+    assert codes == {"startup": 503, "liveness": 200, "readiness": 503}
+
+
+def test_probes_are_patient(manifests: dict[str, Json]) -> None:
+    startup, _, readiness = probes(manifests).values()
+    for probe in (startup, readiness):  # they may wait for a pass
+        assert probe["timeoutSeconds"] > _PROBE_TIMEOUT
+    allowed = startup["periodSeconds"] * startup["failureThreshold"]
+    assert allowed >= 600
+    assert manifests["Deployment"]["spec"]["progressDeadlineSeconds"] > allowed
+
+
+def test_ports_are_the_programs(manifests: dict[str, Json], settings: config.Settings, server: ServerProcess) -> None:
+    [port] = container_of(manifests)["ports"]
+    assert port["containerPort"] == settings.port
+    [exposed] = manifests["Service"]["spec"]["ports"]
+    assert {exposed["targetPort"], *(probe["httpGet"]["port"] for probe in probes(manifests).values())} == {
+        port["name"]
+    }
+    annotations = manifests["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(settings.port)
+    assert "stepwise_images_total" in server.client.get(annotations["prometheus.io/path"]).text
+
+
+def test_kubernetes_sets_no_settings(manifests: dict[str, Json]) -> None:
+    """For a Service named stepwise, pods get STEPWISE_PORT=tcp://10.96.0.1:8000, which is no port."""
+    assert f"{manifests['Service']['metadata']['name'].upper()}_PORT" == f"{config.PREFIX}PORT"
+    assert pod_of(manifests)["enableServiceLinks"] is False
+
+
+def test_the_pod_is_restricted(manifests: dict[str, Json]) -> None:
+    """As the Pod Security Standards have it, and more: the file system is read-only."""
+    pod, container = pod_of(manifests), container_of(manifests)
+    uid = pod["securityContext"]["runAsUser"]
+    assert f"--uid {uid} " in (ROOT / "Dockerfile").read_text()
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod["automountServiceAccountToken"] is False
+    assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"}
+    for volume in pod["volumes"]:
+        assert volume.keys() <= {"name", "emptyDir", "persistentVolumeClaim"}
+
+
+def test_the_pod_can_write_where_the_program_does(manifests: dict[str, Json], settings: config.Settings) -> None:
+    volumes = {volume["name"]: volume for volume in pod_of(manifests)["volumes"]}
+    mounts = {mount["mountPath"]: mount for mount in container_of(manifests)["volumeMounts"]}
+    assert {mount["name"] for mount in mounts.values()} == volumes.keys()
+    for path in (str(settings.cache_dir), "/tmp"):
+        assert not mounts[path].get("readOnly")
+        assert "sizeLimit" in volumes[mounts[path]["name"]]["emptyDir"]  # else it may fill the node's disk
+
+
+def test_own_weights_are_read_from_their_volume() -> None:
+    for base in ("base", "gpu"):
+        manifests = build(base, "own-weights")
+        [setting] = [e["value"] for e in container_of(manifests)["env"] if e["name"] == "STEPWISE_WEIGHTS"]
+        [mount] = [m for m in container_of(manifests)["volumeMounts"] if setting.startswith(f"{m['mountPath']}/")]
+        assert mount["readOnly"] is True
+        [volume] = [v for v in pod_of(manifests)["volumes"] if v["name"] == mount["name"]]
+        assert volume["persistentVolumeClaim"]["readOnly"] is True
+
+
+def test_a_pod_on_the_cpu_has_its_cores_for_itself() -> None:
+    manifests = build("base")
+    resources = container_of(manifests)["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert re.fullmatch(r"\d+", resources["limits"]["cpu"])  # half a core would be a thread that is throttled
+    assert manifests["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_a_pod_on_a_gpu_has_one_and_an_update_needs_none_that_is_free() -> None:
+    manifests = build("gpu")
+    assert container_of(manifests)["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert {"name": "STEPWISE_DEVICE", "value": "cuda"} in container_of(manifests)["env"]
+    assert manifests["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_the_autoscaler_reads_what_the_adapter_makes(manifests: dict[str, Json], server: ServerProcess) -> None:
+    [metric] = manifests["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    [rule] = read(KUBERNETES / "prometheus-adapter.yaml")["rules"]["custom"]
+    name = metric["pods"]["metric"]["name"]
+    assert rule["name"]["as"] == name
+    assert rule["seriesQuery"].partition("{")[0] == name
+    assert (name, frozenset[tuple[str, str]]()) in server.metrics()
+
+
+# Monitoring: files that name metrics.
+
+DASHBOARD = read(DEPLOY / "grafana" / "dashboards" / "stepwise.json")
+PANELS: list[Json] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+RULES: list[Json] = [rule for group in read(DEPLOY / "alerts.yml")["groups"] for rule in group["rules"]]
+
+
+def expressions() -> dict[str, str]:
+    """Everything that Prometheus is asked for, by where that is, as Grafana and the adapter fill it in."""
+    found = {
+        f"{panel['title']}, {target['refId']}": target["expr"]
+        .replace("$__rate_interval", "1m")
+        .replace("$instance", ".*")
+        for panel in PANELS
+        for target in panel["targets"]
+    }
+    [rule] = read(KUBERNETES / "prometheus-adapter.yaml")["rules"]["custom"]
+    found["the adapter"] = (
+        rule["metricsQuery"]
+        .replace("<<.Series>>", rule["name"]["as"])
+        .replace("<<.LabelMatchers>>", 'namespace="test",pod=~"stepwise-1|stepwise-2"')
+        .replace("<<.GroupBy>>", "pod")
+    )
+    assert not [text for text in found.values() if "$" in text or "<<" in text]
+    return found
+
+
+def ask_for_images(server: ServerProcess) -> None:
+    """What gives each endpoint something to tell of."""
+    image = {"image": write_npy(GREY)}
+    assert server.client.get("/health/ready").status_code == 200
+    assert server.client.post("/sample", json={"num_images": 2}).status_code == 200
+    for path in ("/denoise", "/noise"):
+        assert server.client.post(path, files=image, data={"timestep": "5"}).status_code == 200
+
+
+@needs("promtool")
+@pytest.mark.parametrize(
+    "check",
+    [("check", "config", "prometheus.yml"), ("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")],
+)
+def test_promtool_is_content(check: tuple[str, ...]) -> None:
+    done = subprocess.run(["promtool", *check], cwd=DEPLOY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_metrics_that_are_asked_for_exist(server: ServerProcess) -> None:
+    """Labels too: what is asked to be unlike something matches where there is no such label."""
+    ask_for_images(server)
+    exist = {name: {key for key, _ in labels} for name, labels in server.metrics()}
+    asked = " ".join([*expressions().values(), *(rule["expr"] for rule in RULES)])
+    assert set(re.findall(r"\b(?:stepwise|process)_\w+", asked)) <= exist.keys()
+    for name, matchers in re.findall(r"\b((?:stepwise|process)_\w+)\{([^}]*)\}", asked):
+        keys = set(re.findall(r'(\w+)(?:=|!=|=~|!~)"', matchers))
+        assert keys <= exist[name] | {"instance", "namespace", "pod"}, f"{name}{{{matchers}}}"
+
+
+def test_alerts_are_tested_with_metrics_that_exist(server: ServerProcess) -> None:
+    """Labels too: a rule may ask for one that no series has, and its test may agree."""
+    ask_for_images(server)
+    samples = [(name, dict(labels)) for name, labels in server.metrics()]
+    tests = read(DEPLOY / "alerts_test.yml")["tests"]
+    for series in (series["series"] for test in tests for series in test["input_series"]):
+        name, _, inner = series.partition("{")
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', inner))
+        if name != "up":
+            fixed = {key: labels[key] for key in ("reason", "outcome") if key in labels}
+            assert any(
+                sample == name and labels.keys() - {"instance", "job"} <= has.keys() and fixed.items() <= has.items()
+                for sample, has in samples
+            ), series
+
+
+def test_every_alert_is_seen_to_fire() -> None:
+    fired = {
+        alert["alertname"]
+        for test in read(DEPLOY / "alerts_test.yml")["tests"]
+        for alert in test["alert_rule_test"]
+        if alert.get("exp_alerts")
+    }
+    assert fired == {rule["alert"] for rule in RULES}
+
+
+def test_every_panel_says_what_it_shows() -> None:
+    for panel in PANELS:
+        assert panel["title"]
+        assert panel["description"].endswith(".")
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        for target in panel["targets"]:
+            assert target["legendFormat"] or target.get("format") == "table"
+            assert target["datasource"]["uid"] == "${datasource}"
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    assert len({panel["title"] for panel in PANELS}) == len(PANELS)
+    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "instance"}
+
+
+def test_no_panel_hides_another() -> None:
+    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+    for place in places:
+        assert 0 <= place["x"] < place["x"] + place["w"] <= 24
+    for one, other in itertools.combinations(places, 2):
+        assert (
+            one["x"] + one["w"] <= other["x"]
+            or other["x"] + other["w"] <= one["x"]
+            or one["y"] + one["h"] <= other["y"]
+            or other["y"] + other["h"] <= one["y"]
+        )
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
+
+
+def test_grafana_knows_how_often_prometheus_looks() -> None:
+    [source] = read(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"]
+    assert source["jsonData"]["timeInterval"] == read(DEPLOY / "prometheus.yml")["global"]["scrape_interval"]
+
+
+# Monitoring: a real Prometheus that reads a real server, and HAProxy where it is installed.
+
+
+@contextmanager
+def running(*command: str | Path, log: Path, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file, **more) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()  # nothing, where it is over
+
+
+@contextmanager
+def haproxy(server: ServerProcess, folder: Path) -> Iterator[str | None]:
+    """HAProxy as it is configured for compose, but with one place for a replica; where its metrics are."""
+    if shutil.which("haproxy") is None:
+        yield None
+        return
+    template = (DEPLOY / "haproxy.cfg.template").read_text()
+    written, count = re.subn(r"(server-template \w+) \d+", r"\1 1", template)
+    assert count == 1
+    (folder / "haproxy.cfg").write_text(written)
+    with socket.create_server(("127.0.0.1", 0)) as clients, socket.create_server(("127.0.0.1", 0)) as metrics:
+        descriptors = (clients.fileno(), metrics.fileno())
+        variables = dict(zip(("BIND", "METRICS_BIND"), (f"fd@{number}" for number in descriptors), strict=True))
+        where = "{}:{}".format(*server.address)
+        with running(
+            "haproxy",
+            "-db",
+            "-f",
+            folder / "haproxy.cfg",
+            log=folder / "haproxy.log",
+            pass_fds=descriptors,
+            env=environment(**variables, REPLICAS=where, DNS="127.0.0.1:53"),
+        ):
+            yield "{}:{}".format(*metrics.getsockname())
+
+
+class Prometheus:
+    """A Prometheus on its way up, or up.
+
+    Args:
+        log: of its process.
+        jobs: that it reads.
+
+    Attributes:
+        now: what it is asked for is as of this time, in seconds; of the present where there is none.
+    """
+
+    now: float | None = None
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, jobs: set[str]) -> None:
+        def address() -> str | None:
+            assert process.poll() is None, log.read_text()
+            found = re.search(r'msg="Listening on" address=(\S+)', log.read_text())
+            return found[1] if found else None
+
+        self._client = httpx.Client(base_url=f"http://{eventually(address)}/api/v1", timeout=PATIENCE, trust_env=False)
+        self._jobs = jobs
+
+    def get(self, path: str, **parameters: str) -> Any:
+        def data() -> Any:
+            response = self._client.get(path, params=parameters)
+            if response.status_code == 503:  # it starts
+                return None
+            document = response.json()
+            assert document["status"] == "success", f"{parameters}: {document}"
+            return document["data"]
+
+        return eventually(data)
+
+    def ask(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """The labels and the value of each series of an answer."""
+        when = {} if self.now is None else {"time": repr(self.now)}
+        series = self.get("/query", query=expression, **when)["result"]
+        return [(one["metric"], float(one["value"][1])) for one in series]
+
+    def look_twice(self) -> None:
+        """Wait until it has read every job twice more: the first of these may have begun before."""
+
+        def looks() -> dict[str, float]:
+            return {labels["job"]: number for labels, number in self.ask("sum_over_time(up[10m])")}
+
+        before = looks()
+        eventually(lambda: all(looks().get(job, 0) >= before.get(job, 0) + 2 for job in self._jobs) or None)
+
+    def stop_the_clock(self) -> None:
+        """Stay at a time at which it could read every job: on a busy machine it cannot always."""
+        [(_, self.now)] = eventually(lambda: self.ask("max(timestamp(up)) and min(up) == 1") or None)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture(scope="module")
+def prometheus(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Has looked on while a server drew: configured as for compose, but for addresses and times."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    with haproxy(server, folder) as haproxy_metrics:
+        targets = {"stepwise": "{}:{}".format(*server.address)}
+        if haproxy_metrics is not None:
+            targets["haproxy"] = haproxy_metrics
+        whole = read(DEPLOY / "prometheus.yml")
+        whole["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        whole["rule_files"] = [str(DEPLOY / name) for name in whole["rule_files"]]
+        whole["scrape_configs"] = [
+            {
+                **{key: value for key, value in job.items() if not key.endswith("_configs")},
+                "static_configs": [
+                    # The labels are those of pods on Kubernetes.
+                    {"targets": [targets[job["job_name"]]], "labels": {"namespace": "test", "pod": "stepwise-1"}}
+                ],
+            }
+            for job in whole["scrape_configs"]
+            if job["job_name"] in targets
+        ]
+        (folder / "prometheus.yml").write_text(json.dumps(whole))
+        with running(
+            "prometheus",
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            "--web.listen-address=127.0.0.1:0",
+            log=folder / "prometheus.log",
+        ) as process:
+            prometheus = Prometheus(process, folder / "prometheus.log", set(targets))
+            for _ in range(2):  # what a series counts before it is first seen is no rate
+                prometheus.look_twice()
+                ask_for_images(server)
+            prometheus.look_twice()
+            prometheus.stop_the_clock()
+            yield prometheus
+            prometheus.close()
+
+
+@needs("prometheus")
+@pytest.mark.parametrize("where", expressions())
+def test_prometheus_answers_what_is_asked(prometheus: Prometheus, where: str) -> None:
+    expression = expressions()[where]
+    answer = prometheus.ask(expression)
+    if "haproxy_" in expression and shutil.which("haproxy") is None:
+        return  # it is PromQL
+    assert answer
+    assert all(math.isfinite(value) for _, value in answer)
+    if where == "the adapter":
+        assert [labels for labels, _ in answer] == [{"pod": "stepwise-1"}]
+        return
+    [target] = [t for panel in PANELS for t in panel["targets"] if f"{panel['title']}, {t['refId']}" == where]
+    for name in re.findall(r"{{(\w+)}}", target["legendFormat"]):
+        assert all(labels.get(name) for labels, _ in answer), f"no label {name} for the legend"
+
+
+@needs("prometheus")
+def test_prometheus_counts_replicas(prometheus: Prometheus) -> None:
+    for letter in "AB":  # reachable, ready
+        assert prometheus.ask(expressions()[f"Replicas, {letter}"]) == [({}, 1.0)]
+
+
+@needs("prometheus")
+def test_prometheus_can_evaluate_every_alert(prometheus: Prometheus) -> None:
+    def rules() -> list[Json] | None:
+        found = [rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]]
+        return None if any(rule["health"] == "unknown" for rule in found) else found
+
+    known = eventually(rules)
+    assert [rule["name"] for rule in known] == [rule["alert"] for rule in RULES]
+    assert {rule["health"] for rule in known} == {"ok"}, [rule.get("lastError") for rule in known]
+    assert [rule["name"] for rule in known if rule["state"] == "firing"] == []
