@@ -1,0 +1,157 @@
+"""docker-compose.yml and HAProxy's configuration: what has to fit together does."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ByteSize, TypeAdapter
+
+from service import config
+from service.config import PREFIX, Settings
+from tests.balancers import TEMPLATE
+from tests.servers import ROOT, environment
+
+FILES = {"cpu": ("docker-compose.yml",), "cuda": ("docker-compose.yml", "docker-compose.gpu.yml")}
+BESIDE_A_BODY = 65_536  # bytes of a request
+
+
+def composed(target: str) -> dict[str, Any]:
+    """The services, of files laid over each other as far as ours need it."""
+    services: dict[str, Any] = {}
+    for name in FILES[target]:
+        for service, fields in yaml.safe_load((ROOT / name).read_text())["services"].items():
+            known = services.setdefault(service, {})
+            merged = {**known.get("environment", {}), **fields.get("environment", {})}
+            known.update(fields)
+            known["environment"] = merged
+    return services
+
+
+@pytest.fixture(params=FILES)
+def services(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return composed(request.param)
+
+
+@pytest.fixture
+def settings(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """What the program reads in a replica."""
+    for name in environment():
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name, raising=False)
+    for name, value in services["stepwise"]["environment"].items():
+        monkeypatch.setenv(name, without_variables(value))
+    assert config.unknown() == []
+    return config.read()
+
+
+def without_variables(value: str) -> str:
+    """What compose makes of a value where nothing is set: `${NAME:-default}` is the default."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
+
+
+def seconds(text: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(ms|s)", text).groups()  # type: ignore[union-attr]
+    return float(number) / (1000 if unit == "ms" else 1)
+
+
+def said(directive: str) -> str:
+    """What HAProxy's configuration says of a directive that it has once."""
+    [value] = re.findall(rf'^ +{directive} +"?([^\s"]+)', TEMPLATE.read_text(), re.MULTILINE)
+    return str(value)
+
+
+def default(variable: str) -> str:
+    """What HAProxy's configuration takes where the environment does not have a variable: `${NAME-default}`."""
+    [value] = re.findall(rf"\$\{{{PREFIX}{variable}-([^}}]*)\}}", TEMPLATE.read_text())
+    return str(value)
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+@pytest.mark.parametrize("target", FILES)
+def test_docker_compose_understands_the_files(target: str) -> None:
+    arguments = [argument for name in FILES[target] for argument in ("-f", name)]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    done = subprocess.run(
+        ["docker-compose", *arguments, "config"], cwd=ROOT, env=inherited, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # it warns of variables that are not set
+    known = yaml.safe_load(done.stdout)["services"]
+    assert known.keys() == {"haproxy", "stepwise", "prometheus", "grafana"}
+    assert known["stepwise"]["deploy"]["replicas"] == (2 if target == "cpu" else 1)
+    assert {name for name, fields in known.items() if "profiles" in fields} == {"prometheus", "grafana"}
+
+
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed")
+def test_haproxy_understands_its_configuration_without_any_variable() -> None:
+    done = subprocess.run(
+        ["haproxy", "-c", "-f", TEMPLATE], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning" not in (done.stdout + done.stderr).lower()
+
+
+def test_a_replica_is_not_killed_before_it_has_finished(services: dict[str, Any], settings: Settings) -> None:
+    assert seconds(services["stepwise"]["stop_grace_period"]) >= settings.drain_timeout + 10
+    assert seconds(services["haproxy"]["stop_grace_period"]) > seconds(said("hard-stop-after"))
+
+
+def test_the_balancer_waits_longer_than_a_request_may_take(settings: Settings) -> None:
+    assert seconds(said("timeout server")) > settings.timeout
+    assert seconds(said("hard-stop-after")) > settings.timeout
+
+
+def test_every_upload_that_is_taken_may_be_asked_for_again(settings: Settings) -> None:
+    kept = TypeAdapter(ByteSize).validate_python(default("RETRIED_BODY"))
+    assert settings.max_body == kept - BESIDE_A_BODY
+
+
+def test_the_balancer_finds_the_replicas(services: dict[str, Any], settings: Settings) -> None:
+    name, port = default("REPLICAS").split(":")
+    assert name in services
+    assert int(port) == settings.port
+    assert services[name]["expose"] == [port]
+    [published] = services["haproxy"]["ports"]
+    host, _, inside = without_variables(published).split(":")
+    assert host == "127.0.0.1"  # the world, only by decision
+    assert f":{inside}" == default("BIND")
+
+
+def test_replicas_believe_the_balancer_and_show_it_their_metrics(settings: Settings) -> None:
+    assert settings.forwarded_allow_ips == "*"
+    assert settings.public_metrics
+
+
+def test_what_is_mounted_is_there(services: dict[str, Any]) -> None:
+    volumes = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["volumes"]
+    for fields in services.values():
+        for source, *_ in (volume.split(":") for volume in fields.get("volumes", [])):
+            assert source in volumes or (ROOT / source).exists(), source
+
+
+def test_the_image_has_the_target(services: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    target = services["stepwise"]["build"]["target"]
+    assert services["stepwise"]["image"] == f"stepwise:{target}"
+    stages = re.findall(r"^FROM .* AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE | re.IGNORECASE)
+    assert target in stages
+
+
+@pytest.mark.parametrize("name", ["haproxy", "stepwise", "prometheus", "grafana"])
+def test_nothing_may_do_more_than_it_must(services: dict[str, Any], name: str) -> None:
+    assert services[name]["read_only"] is True
+    assert services[name]["cap_drop"] == ["ALL"]
+    assert services[name]["security_opt"] == ["no-new-privileges:true"]
+    assert ":" in services[name]["image"]
+
+
+def test_paths_of_the_configuration_are_those_of_its_image() -> None:
+    [mount] = composed("cpu")["haproxy"]["volumes"]
+    source, target, mode = mount.split(":")
+    assert (ROOT / source).samefile(TEMPLATE)
+    assert Path(target) == Path("/usr/local/etc/haproxy/haproxy.cfg")  # where the image of haproxy reads it
+    assert mode == "ro"
