@@ -154,13 +154,12 @@ def holds(server: Server, outcomes: Outcomes) -> dict[str, float]:
     """What the server holds once it is idle, whose counts are checked."""
     with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
         for _ in range(600):
-            totals: Counter[str] = Counter()
-            for family in text_string_to_metric_families(client.get("/metrics").text):
-                for sample in family.samples:
-                    name = sample.name.removeprefix("stepwise_")
-                    totals[f"{name} {sample.labels.get('outcome') or sample.labels.get('reason') or ''}".strip()] += (
-                        sample.value
-                    )
+            samples = [
+                one for family in text_string_to_metric_families(client.get("/metrics").text) for one in family.samples
+            ]
+            totals = {
+                " ".join([one.name.removeprefix("stepwise_"), *one.labels.values()]): one.value for one in samples
+            }
             idle = not any(totals[name] for name in GAUGES)
             ended = sum(totals[f"promises_total {outcome}"] for outcome in ("kept", "missed"))
             ended += sum(totals[f"cancelled_total {reason}"] for reason in ("disconnect", "failed", "draining"))

@@ -45,11 +45,13 @@ class Generation:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["images"])
-        router.add_api_route("/sample", self.sample, methods=["POST"], **openapi.SAMPLE)
-        router.add_api_route("/sample", self.sample_by_query, methods=["GET"], **openapi.SAMPLE_BY_QUERY)
+        router.add_api_route("/sample", self.sample, methods=["POST"], **openapi.sample(self.served, self.settings))
+        router.add_api_route(
+            "/sample", self.sample_by_query, methods=["GET"], **openapi.sample_by_query(self.served, self.settings)
+        )
         router.add_api_route("/sample", self.sample_by_query, methods=["HEAD"], include_in_schema=False)
-        router.add_api_route("/denoise", self.denoise, methods=["POST"], **openapi.DENOISE)
-        router.add_api_route("/noise", self.noise, methods=["POST"], **openapi.NOISE)
+        router.add_api_route("/denoise", self.denoise, methods=["POST"], **openapi.denoise(self.served, self.settings))
+        router.add_api_route("/noise", self.noise, methods=["POST"], **openapi.noise(self.served, self.settings))
         return router
 
     async def sample(self, request: Request) -> Response:

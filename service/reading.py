@@ -23,7 +23,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _MAX_FIELDS = 32
+_MAX_VALUES = 2**16  # of JSON: `[],[],[],…` takes 25 times its length in memory, and time in which nobody is served
 _MAX_SHOWN = 80  # characters of a value in a message
 
 
@@ -49,6 +51,8 @@ async def read_upload(request: Request, model: type[Model]) -> tuple[Model, byte
 
 async def _read_form(request: Request, model: type[Model]) -> tuple[Model, bytes]:
     _, options = parse_options_header(request.headers.get("content-type"))
+    if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:  # Python knows some that raise, or take very long
+        raise UnsupportedMedia(f"a form must be in UTF-8, and says {_shown(options[b'charset'].decode('latin-1'))}")
     boundary = options.get(b"boundary")
     end = b"--%b--" % boundary if boundary else b""
     if end not in await request.body():  # the parser takes a form that is cut short, without its last field
@@ -103,6 +107,8 @@ async def _json_object(request: Request) -> dict[str, object]:
     if (media_type := _media_type(request)) not in ("application/json", ""):
         raise UnsupportedMedia(f"the body must be application/json, and is {media_type}")
     body = await request.body()
+    if sum(map(body.count, (b"[", b"{", b","))) > _MAX_VALUES:
+        raise Invalid.field("body", f"has more than {_MAX_VALUES} values")
     try:
         values = json.loads(body) if body else {}
     except (ValueError, RecursionError) as error:

@@ -6,7 +6,7 @@ queries and forms is turned into numbers first (reading.py).
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
@@ -18,18 +18,25 @@ _FROM_0: JsonDict = {"minimum": 0}
 _FROM_1: JsonDict = {"minimum": 1}
 
 
+def _whole(value: object) -> object:
+    """JSON has but one kind of number: 3.0 is the integer 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_SEED else value
+
+
 # Checked ahead of the unions, whose own errors would come once for each of their members.
 def _is_label(value: object) -> bool:
     return value is None or (isinstance(value, int | str) and not isinstance(value, bool))
 
 
 def _check_label(value: object) -> object:
+    value = _whole(value)
     if not _is_label(value):
         raise PydanticCustomError("label", "must be an integer, a name or null")
     return value
 
 
 def _check_labels(value: object) -> object:
+    value = [_whole(label) for label in value] if isinstance(value, list) else _whole(value)
     labels = value if isinstance(value, list) else [value]
     if len(labels) > MAX_IMAGES:
         raise PydanticCustomError("labels", "must be one label, or a list with one for each image")
@@ -42,10 +49,18 @@ Label = Annotated[int | str | None, BeforeValidator(_check_label)]
 Labels = Annotated[int | str | list[int | str | None] | None, BeforeValidator(_check_labels)]
 
 
-class Request(BaseModel):
-    """The fields that /sample and /denoise share."""
+class Strict(BaseModel):
+    """Unknown fields and other types are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    _integers = field_validator(
+        "seed", "timestep", "num_images", "num_inference_steps", "preview_every", mode="before", check_fields=False
+    )(_whole)
+
+
+class Request(Strict):
+    """The fields that /sample and /denoise share."""
 
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the noise; drawn by the server if null")
     sampler: str | None = Field(None, description="a name from /info; null is the weights' recommendation")
@@ -94,10 +109,8 @@ class DenoiseRequest(Request):
     class_label: Label = Field(None, description="a class by index or name, null for none")
 
 
-class NoiseRequest(BaseModel):
+class NoiseRequest(Strict):
     """POST /noise: a clean image and a timestep. The image itself comes beside these fields."""
-
-    model_config = Request.model_config
 
     timestep: int = Field(
         json_schema_extra=_FROM_0, description="how noisy the image becomes: below the model's num_train_timesteps"

@@ -590,6 +590,28 @@ def test_broken_forms_are_refused(server: ServerProcess) -> None:
 
 
 @pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "idna", "utf-16", "utf-7", "latin-1", "none", '""'])
+def test_forms_are_in_utf_8(server: ServerProcess, charset: str) -> None:
+    """Python has codecs that raise what no parser of forms expects, and one that takes the square of the length."""
+    response = post_form(server, form(_FILE, _TIMESTEP), f"; boundary=BOUNDARY; charset={charset}")
+    assert "must be in UTF-8" in problem(response, 415)["detail"]
+    for known in ("utf-8", '"UTF-8"', "us-ascii"):
+        whole = form(_FILE, _TIMESTEP)
+        assert post_form(server, whole, f"; boundary=BOUNDARY; charset={known}").status_code == 200
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_json_of_very_many_values_is_refused(server: ServerProcess) -> None:
+    """Before it is read, since that takes 25 times its length of memory."""
+    for values in (b"[]," * 70_000 + b"[]", b"{}," * 70_000 + b"{}", b"1," * 70_000 + b"1"):
+        body = b'{"timestep": 5, "image": [%b]}' % values
+        response = server.client.post("/denoise", content=body, headers={"Content-Type": JSON})
+        assert invalid(response, "body") == "has more than 65536 values"
+    long = base64.b64encode(write_npy(GREY) + bytes(1_000_000)).decode()  # one value, however long
+    assert "1024" in invalid(server.client.post("/denoise", json={"image": long, "timestep": 5}), "image")
+
+
+@pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("media_type", ["image/png", "application/x-www-form-urlencoded", "multipart/mixed", NPY])
 def test_other_bodies_are_not_read(server: ServerProcess, media_type: str) -> None:
     response = server.client.post("/denoise", content=write_npy(GREY), headers={"Content-Type": media_type})

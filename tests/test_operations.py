@@ -15,8 +15,8 @@ import service
 from model.rows import Reading
 from tests.engines import PROBE_SEED, FakeRunner
 from tests.local import FakeServer, locally, no_complaints, serving_fake
-from tests.servers import PATIENCE, Json, Reachable, ServerProcess, problem, write_npy
-from tests.test_denoise import GREY
+from tests.servers import PATIENCE, Json, Reachable, ServerProcess, problem, serving, write_npy
+from tests.test_denoise import GREY, JSON
 
 # Health.
 
@@ -153,6 +153,7 @@ NAMES = {
     "stepwise_step_seconds_count": set(),
     "stepwise_step_cost_seconds": {"rows"},
     "stepwise_batch_rows_count": set(),
+    "stepwise_accepted_total": set(),
     "stepwise_preemptions_total": set(),
     "stepwise_pass_failures_total": set(),
     "stepwise_eta_error_ratio_count": set(),
@@ -164,7 +165,8 @@ def test_every_metric_is_there(server: ServerProcess) -> None:
     samples = server.metrics()
     for name, labels in NAMES.items():
         assert any(sample == name and {key for key, _ in pairs} == labels for sample, pairs in samples), name
-    assert all(name.startswith("stepwise_") for name, _ in samples)
+    assert all(name.startswith(("stepwise_", "process_")) for name, _ in samples)
+    assert samples["process_resident_memory_bytes", frozenset()] > 0
     assert server.client.get("/metrics").headers["content-type"].startswith("text/plain; version=")
 
 
@@ -219,7 +221,8 @@ def changes(server: Reachable, act: Callable[[], object]) -> dict[str, float]:
         " ".join([name.removeprefix("stepwise_"), *(value for _, value in sorted(labels))]): value
         - before[name, labels]
         for (name, labels), value in server.metrics().items()
-        if (name, labels) in before and value != before[name, labels] and not name.endswith(("_bucket", "_created"))
+        if name.startswith("stepwise_") and (name, labels) in before and value != before[name, labels]
+        if not name.endswith(("_bucket", "_created"))
     }
 
 
@@ -230,6 +233,7 @@ def test_a_request_moves_its_metrics() -> None:
         assert moved.pop("encode_seconds_sum") > 0
         assert moved.pop("promises_total kept") == 1
         assert {name: count for name, count in moved.items() if "request" not in name} == {
+            "accepted_total": 1,
             "images_total": 3,
             "queue_seconds_count": 1,
             "denoise_seconds_count": 1,
@@ -501,21 +505,21 @@ def test_every_field_is_described(description: Json) -> None:
             "/sample",
             "post",
             {"image/png", "application/json", "application/zip", "text/event-stream"},
-            {401, 406, 413, 415, 422, 429, 500, 503, 504},
+            {401, 406, 408, 413, 415, 422, 429, 500, 503, 504},
         ),
         (
             "/sample",
             "get",
             {"image/png", "application/json", "application/zip", "text/event-stream"},
-            {304, 401, 406, 422, 429, 500, 503, 504},
+            {304, 401, 406, 408, 413, 422, 429, 500, 503, 504},
         ),
         (
             "/denoise",
             "post",
             {"image/png", "application/json", "application/x-npy", "text/event-stream"},
-            {401, 406, 413, 415, 422, 429, 500, 503, 504},
+            {401, 406, 408, 413, 415, 422, 429, 500, 503, 504},
         ),
-        ("/noise", "post", {"image/png", "application/x-npy"}, {401, 406, 413, 415, 422}),
+        ("/noise", "post", {"image/png", "application/x-npy"}, {401, 406, 408, 413, 415, 422}),
         ("/health/live", "get", {"application/json"}, {503}),
         ("/health/ready", "get", {"application/json"}, {503}),
         ("/health", "get", {"application/json"}, {503}),
@@ -531,6 +535,91 @@ def test_every_answer_is_described(
     assert responses["200"]["content"].keys() == media_types
     for code in codes - {304, 503}:
         assert responses[str(code)]["content"].keys() == {"application/problem+json"}
+
+
+def fields_of(server: ServerProcess, path: str, media_type: str = JSON) -> Json:
+    """The fields that the document has for the body of a path."""
+    document = server.client.get("/openapi.json").json()
+    fields: Json = document["paths"][path]["post"]["requestBody"]["content"][media_type]["schema"]["properties"]
+    return fields
+
+
+def test_the_limits_of_the_model_are_described(server: ServerProcess, rgb_server: ServerProcess) -> None:
+    grey, rgb = fields_of(server, "/sample"), fields_of(rgb_server, "/sample")
+    names = ["ddim", "ddpm", "dpmpp_2m"]
+    assert grey["sampler"]["anyOf"] == [{"type": "string", "enum": names}, {"type": "null"}]
+    assert (grey["num_inference_steps"]["maximum"], rgb["num_inference_steps"]["maximum"]) == (1000, 20)
+    index, text, *others = grey["class_label"]["anyOf"]
+    assert (index["minimum"], index["maximum"]) == (0, 2)
+    assert text["enum"] == ["cat", "dog", "7", "0", "1", "2"]
+    assert others[0] == {"type": "null"}
+    assert others[1]["maxItems"] == grey["num_images"]["maximum"] == 64
+    assert (grey["timeout_s"]["exclusiveMinimum"], grey["timeout_s"]["maximum"]) == (0, 300)
+    assert rgb["class_label"]["anyOf"][0] == {"type": "null"}
+    assert rgb["guidance_scale"]["maximum"] == 1  # it needs a label
+    for path in ("/denoise", "/noise"):
+        timestep = fields_of(rgb_server, path)["timestep"]
+        assert (timestep["minimum"], timestep["maximum"]) == (0, 19)
+
+
+def test_distilled_weights_are_described() -> None:
+    with serving(WEIGHTS="digits-4step", MAX_IMAGES=3, TIMEOUT=20) as student:
+        sample, denoise = fields_of(student, "/sample"), fields_of(student, "/denoise")
+    assert sample["num_images"]["maximum"] == 3
+    assert sample["timeout_s"]["maximum"] == 20
+    assert sample["sampler"]["anyOf"][0]["enum"] == ["ddim"]
+    assert sample["num_inference_steps"]["enum"] == [1, 2, 4, None]
+    assert denoise["num_inference_steps"]["enum"] == [1, 2, 4]
+
+
+def test_text_fields_have_no_null(server: ServerProcess, rgb_server: ServerProcess) -> None:
+    """A query and a form say nothing by leaving a field out; `seed=` and `seed=null` are errors."""
+    for where in (server, rgb_server):
+        document = where.client.get("/openapi.json").json()["paths"]
+        parameters = {one["name"]: one["schema"] for one in document["/sample"]["get"]["parameters"]}
+        assert parameters["model"]["enum"] == [where.client.get("/info").json()["fingerprint"]]
+        assert ("class_label" in parameters) is (where is server)
+        for text in (parameters, fields_of(where, "/denoise", "multipart/form-data")):
+            assert '{"type": "null"}' not in json.dumps(text)
+
+
+def test_the_examples_are_answered(rgb_server: ServerProcess, description: Json) -> None:
+    document = rgb_server.client.get("/openapi.json").json()
+    for path in ("/sample", "/denoise", "/noise"):
+        example = document["paths"][path]["post"]["requestBody"]["content"][JSON]["example"]
+        assert rgb_server.client.post(path, json=example).status_code == 200
+
+
+def test_base64_and_events_are_described_so_that_a_reader_can_check_them(server: ServerProcess) -> None:
+    pattern = fields_of(server, "/noise")["image"]["pattern"]
+    for text in ("", "QQ==", "QUE=", "QUFB", "+/+/"):
+        assert re.search(pattern, text)
+    for text in ("Q", "QQ", "QQ=", "QUFB\u00c9", "QU-_", "Q=Q="):
+        assert not re.search(pattern, text)
+    document = server.client.get("/openapi.json").json()
+    event = document["paths"]["/sample"]["post"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    assert set(event["properties"]["event"]["enum"]) == {"queued", "progress", "preview", "image", "done", "error"}
+
+
+def test_headers_are_described_and_sent(server: ServerProcess, strict_server: ServerProcess) -> None:
+    paths = server.client.get("/openapi.json").json()["paths"]
+    assert paths["/sample"]["post"]["responses"]["503"]["headers"]["Retry-After"]["required"] is True
+    assert paths["/sample"]["post"]["responses"]["429"]["headers"]["Retry-After"]["required"] is True
+    assert paths["/info"]["get"]["responses"]["401"]["headers"]["WWW-Authenticate"]["required"] is True
+    with httpx.Client(base_url=strict_server.url, trust_env=False) as stranger:
+        refusal = stranger.get("/info")
+    drawn = server.client.get("/sample?seed=1")
+    for answer, operation in ((drawn, paths["/sample"]["get"]), (refusal, paths["/info"]["get"])):
+        headers = operation["responses"][str(answer.status_code)]["headers"]
+        assert {name for name, header in headers.items() if header["required"] and name not in answer.headers} == set()
+
+
+def test_the_described_facts_are_the_real_ones(server: ServerProcess, description: Json) -> None:
+    described = description["paths"]["/info"]["get"]["responses"]["200"]["content"][JSON]["schema"]
+    info = server.client.get("/info").json()
+    assert set(described["required"]) == described["properties"].keys() == info.keys()
+    for name in ("model", "recommended", "limits"):
+        assert set(described["properties"][name]["required"]) == info[name].keys()
 
 
 def test_the_described_problem_is_the_real_one(server: ServerProcess, description: Json) -> None:

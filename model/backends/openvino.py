@@ -20,10 +20,10 @@ class OpenVINOBackend:
     """Runs a pass of any number of rows as a sum of powers of two, each compiled for its own size.
 
     Implements model.backends.backend.Backend. Nothing is padded. A single row has all threads. More rows run in two
-    halves at once, each with half of the threads: these seldom wait for each other, where all threads of one piece do at
-    each layer. Size 1 is compiled at once; a larger one when a pass first has so many rows, which the engine's warm-up
-    sees to. A size is used only if its rows have the bits of size 1, and compiled only where there is memory for it;
-    without it, passes take more pieces.
+    halves at once, each with half of the threads: all threads of one piece would wait for each other at each layer.
+    Size 1 is compiled at once; a larger one when a pass first has so many rows, which the engine's warm-up sees to. A
+    size is used only if its rows have the bits of size 1, and compiled only where there is memory for it; without it,
+    passes take more pieces.
 
     Args:
         model: the converted network.

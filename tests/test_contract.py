@@ -1,0 +1,185 @@
+"""Schemathesis holds running servers to what their /openapi.json says.
+
+The checks are Schemathesis's own. Valid data must be accepted, but for the documented 503 and 504, and for a 422 that
+no schema can express: it must be one of those that the document names, and must hold of the request.
+
+Schemathesis runs as a program, which imports this file for its hooks.
+"""
+
+import base64
+import collections
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import strategies as st
+from schemathesis.core.failures import Failure
+from schemathesis.core.transport import Response
+from schemathesis.openapi.checks import RejectedPositiveData
+from schemathesis.transport.serialization import Binary
+
+from service.schemas import MAX_SEED
+from tests.servers import ROOT, Json, ServerProcess, serving, side_by_side
+
+LONG = 5  # seconds that are enough for all that is asked for here
+NUM_CASES = 1050  # of each server, at least
+
+MEDIA_TYPES = ("image/png", "application/zip", "application/x-npy", "text/event-stream", "application/problem+json")
+PROGRAM = Path(sys.executable).with_name("schemathesis")
+OPTIONS = ("--continue-on-failure", "--no-color", "--report", "ndjson")
+CONFIG = """
+[generation]
+deterministic = true
+database = "none"
+
+[phases.stateful]
+enabled = false
+
+[phases.fuzzing]
+generation.max-examples = 120
+
+[checks]
+not_a_server_error.expected-statuses = ["2xx", "304", "4xx", "503", "504"]
+positive_data_acceptance.expected-statuses = ["2xx", "304", "503", "504"]
+negative_data_rejection.expected-statuses = ["406", "415", "422"]
+"""
+
+
+Case = schemathesis.Case[Any]
+
+# What Schemathesis does differently here.
+
+
+@schemathesis.hook
+def before_load_schema(context: schemathesis.HookContext, raw_schema: Json) -> None:
+    """A file in a form is an image: the document's own example."""
+    body = raw_schema["paths"]["/noise"]["post"]["requestBody"]
+    file = base64.b64decode(body["content"]["application/json"]["example"]["image"])
+    schemathesis.openapi.format("binary", st.just(file))
+
+
+@schemathesis.hook
+def filter_body(context: schemathesis.HookContext, body: object) -> bool:
+    """An empty list in a form is sent as nothing at all, and Schemathesis believes that it sent something wrong."""
+    return not (isinstance(body, dict) and isinstance(body.get("image"), Binary) and [] in body.values())
+
+
+@schemathesis.hook
+def before_call(context: schemathesis.HookContext, case: Case, kwargs: Json) -> None:
+    """So is any base64 in JSON. And ask for each media type in turn."""
+    definition = case.operation.definition.raw
+    if case.media_type == "application/json" and isinstance(case.body, dict) and is_base64(case.body.get("image")):
+        case.body["image"] = definition["requestBody"]["content"]["application/json"]["example"]["image"]
+    media_types = list(definition["responses"]["200"]["content"])
+    choice = zlib.crc32(repr((case.query, case.body)).encode()) % len(media_types)
+    case.headers["Accept"] = f"{media_types[choice]}, */*;q=0.1"
+
+
+@schemathesis.hook
+def filter_failure(context: schemathesis.HookContext, failure: Failure, case: Case, response: Response) -> bool:
+    return not (isinstance(failure, RejectedPositiveData) and is_beyond_the_schema(case, response))
+
+
+def is_base64(text: object) -> bool:
+    try:
+        base64.b64decode(text, validate=True)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return isinstance(text, str)
+
+
+def read(value: object) -> object:
+    """What a query's text stands for."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def given(fields: Mapping[str, Any], name: str, default: Any) -> Any:
+    value = fields.get(name)
+    return default if value is None else value
+
+
+def no_label(fields: Mapping[str, Any]) -> bool:
+    labels = fields.get("class_label")
+    return all(label is None for label in (labels if isinstance(labels, list) else [labels]))
+
+
+# What the document says that no schema can tell, by the field that is then refused.
+BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "guidance_scale": lambda f: f["guidance_scale"] > 1 and no_label(f),
+    "class_label": lambda f: isinstance(f["class_label"], list) and len(f["class_label"]) != given(f, "num_images", 1),
+    "seed": lambda f: f["seed"] + given(f, "num_images", 1) > MAX_SEED + 1,
+    "preview_every": lambda f: f["preview_every"] > given(f, "num_inference_steps", 1),
+    "eta": lambda f: f["eta"] != 0 and given(f, "sampler", "ddim") != "ddim",
+    "num_inference_steps": lambda f: "timestep" in f and f["num_inference_steps"] > max(1, f["timestep"]),
+    "timeout_s": lambda f: f["timeout_s"] < LONG,
+}
+
+
+def is_beyond_the_schema(case: Case, response: Response) -> bool:
+    fields = case.body if isinstance(case.body, dict) else {name: read(text) for name, text in case.query.items()}
+    return response.status_code == 422 and all(
+        error["loc"][0] in BEYOND_THE_SCHEMA and BEYOND_THE_SCHEMA[error["loc"][0]](fields)
+        for error in json.loads(response.content)["errors"]
+    )
+
+
+# The test.
+
+
+@pytest.fixture(scope="module")
+def contracted(weights: Path) -> Iterator[Mapping[str, ServerProcess]]:
+    """One server with classes and at most four steps, one without classes and at most twenty."""
+    names = ("digits-4step", "rgb")
+    with side_by_side(
+        *(serving(WEIGHTS=path, MAX_IMAGES=3, TIMEOUT=20, MAX_BATCH=4) for path in (names[0], weights / names[1]))
+    ) as running:
+        yield dict(zip(names, running, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits-4step", "rgb"])
+def test_the_service_does_as_its_document_says(
+    contracted: Mapping[str, ServerProcess], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
+    report = tmp_path / "report.ndjson"
+    ended = subprocess.run(
+        [PROGRAM, "run", f"{contracted[name].url}/openapi.json", *OPTIONS, "--report-ndjson-path", report],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.test_contract"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    seen = count(report)
+    assert seen["cases"] >= NUM_CASES, seen
+    # A fair share of each, or the checks of the other would mean little.
+    assert min(seen["valid, taken"], seen["invalid, refused"]) >= NUM_CASES / 5, seen
+    assert all(seen[media_type] for media_type in MEDIA_TYPES), seen
+
+
+def count(report: Path) -> collections.Counter[str]:
+    """What there was in all."""
+    seen: collections.Counter[str] = collections.Counter()
+    for line in report.read_text().splitlines():
+        recorder = json.loads(line).get("ScenarioFinished", {}).get("recorder", {})
+        for name, interaction in recorder.get("interactions", {}).items():
+            response = interaction["response"]
+            mode = recorder["cases"][name]["value"]["meta"]["generation"]["mode"]
+            seen["cases"] += 1
+            seen["valid, taken"] += mode == "positive" and response["status_code"] == 200
+            seen["invalid, refused"] += mode == "negative" and response["status_code"] == 422
+            seen.update(kind.partition(";")[0] for kind in response["headers"].get("content-type", []))
+            seen[recorder["label"]] += 1
+            seen[str(response["status_code"])] += 1
+    return seen
