@@ -7,13 +7,14 @@ STUDENT := weights/digits-4step
 # Huge pages: a tenth less time a step.
 TRAIN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python
 DATA := $(WEIGHTS)/work/digits32.npz
+UV := uv==0.13.9
 CPU := $(if $(shell command -v nvidia-smi),,[cpu])
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format data weights quality figures bench clean
+.PHONY: help serve test check format data weights quality figures bench lock image-test clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: .venv/serve ## serve the weights in the box at http://127.0.0.1:8000 (settings: .venv/bin/python -m service --help)
 	@exec $(BIN)/python -m service
@@ -51,6 +52,16 @@ bench: .venv/bench ## compare with what people use now, three quarters of an hou
 	$(BIN)/python -m bench.soak
 	$(BIN)/python -m bench.cost
 
+lock: .venv/bin/uv ## lock the newest dependencies that pyproject.toml admits, for the images: requirements/*.lock
+	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --no-header --extra cpu pyproject.toml > .venv/all.lock
+	@# One resolution in three files, which then agree: OpenVINO; torch, and what its CUDA build needs; the rest.
+	@awk 'BEGIN {for (i = split("service cpu cuda", names, " "); i; i--) print "# Made by: make lock" > "requirements/" names[i] ".lock"} \
+	  /^[a-z]/ {name = /^openvino/ ? "cpu" : /^(torch=|triton|cuda-|nvidia-)/ ? "cuda" : "service"} \
+	  {print > "requirements/" name ".lock"}' .venv/all.lock
+
+image-test: .venv/bin/uv ## build the image for the CPU, start it and draw with it (needs root, buildah and debootstrap)
+	$(BIN)/python -m deploy.image_test
+
 clean: ## remove the environment and all caches, but no data or checkpoints
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -73,4 +84,8 @@ $(DATA): | .venv/develop
 # What also tests, checks and trains.
 .venv/develop: .venv/serve
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev,train]'
+	@touch $@
+
+.venv/bin/uv: .venv/develop
+	$(BIN)/python -m pip install --quiet '$(UV)'
 	@touch $@
