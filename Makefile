@@ -11,7 +11,7 @@ UV := uv==0.13.9
 CPU := $(if $(shell command -v nvidia-smi),,[cpu])
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format data weights quality figures bench lock image-test clean
+.PHONY: help serve test check format data weights quality figures bench soak lock audit image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,8 +49,10 @@ bench: .venv/bench ## compare with what people use now, three quarters of an hou
 	$(BIN)/python -m bench.serving
 	$(BIN)/python -m bench.promises
 	$(BIN)/python -m bench.throughput
-	$(BIN)/python -m bench.soak
 	$(BIN)/python -m bench.cost
+
+soak: .venv/develop ## ten minutes of clients that leave, nonsense and bursts: nothing may be lost, nothing may grow
+	$(BIN)/python -m bench.soak
 
 lock: .venv/bin/uv ## lock the newest dependencies that pyproject.toml admits, for the images: requirements/*.lock
 	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --no-header --extra cpu pyproject.toml > .venv/all.lock
@@ -58,6 +60,11 @@ lock: .venv/bin/uv ## lock the newest dependencies that pyproject.toml admits, f
 	@awk 'BEGIN {for (i = split("service cpu cuda", names, " "); i; i--) print "# Made by: make lock" > "requirements/" names[i] ".lock"} \
 	  /^[a-z]/ {name = /^openvino/ ? "cpu" : /^(torch=|triton|cuda-|nvidia-)/ ? "cuda" : "service"} \
 	  {print > "requirements/" name ".lock"}' .venv/all.lock
+
+audit: .venv/develop ## look up known weaknesses of the locked dependencies, where PyPI's list of them can be reached
+	@if $(BIN)/python -c 'import httpx; httpx.get("https://pypi.org/pypi/pip/24.0/json").raise_for_status()' 2> .venv/audit.log; then \
+	  $(BIN)/python -m pip install --quiet 'pip-audit>=2.10,<3' && $(BIN)/pip-audit --disable-pip $(addprefix -r ,$(wildcard requirements/*.lock)); \
+	else echo "skipped: PyPI's list of known weaknesses cannot be reached from here"; fi
 
 image-test: .venv/bin/uv ## build the image for the CPU, start it and draw with it (needs root, buildah and debootstrap)
 	$(BIN)/python -m deploy.image_test
