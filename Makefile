@@ -67,7 +67,7 @@ audit: .venv/develop ## look up known weaknesses of the locked dependencies, whe
 	else echo "skipped: PyPI's list of known weaknesses cannot be reached from here"; fi
 
 image-test: .venv/bin/uv ## build the image for the CPU, start it and draw with it (needs root, buildah and debootstrap)
-	$(BIN)/python -m deploy.image_test
+	$(BIN)/python -m tests.image
 
 clean: ## remove the environment and all caches, but no data or checkpoints
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """Build the image for the CPU, start it as a container engine would, and draw a digit with it.
 
-    python -m deploy.image_test [--cache FOLDER] [--mirror URL]
+    python -m tests.image [--cache FOLDER] [--mirror URL]
 
 No engine and no registry of images is needed: debootstrap makes a stand-in for debian:12-slim, once; buildah builds in
 a chroot; unshare gives namespaces for mounts and processes. The network is the machine's own, and the service listens
@@ -425,6 +425,7 @@ def missing() -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
+        prog="python -m tests.image",
         description="Build the image for the CPU, start it, draw with it. Skips, and says why, where that cannot be.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
