@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.servers import PATIENCE, ROOT, Reachable, ServerProcess
 
 TEMPLATE = ROOT / "deploy" / "haproxy.cfg.template"
-RETRIED_BODY = 262_144  # STEPWISE_RETRIED_BODY here
+RETRIED_BODY = 262_144  # STEPWISE_RETRIED_BODY, as the template has it
 MAX_BODY = RETRIED_BODY - 65_536  # of the replicas, as the template asks
 QUEUE = 20  # places of a replica
 
@@ -72,7 +72,6 @@ class Balancer(Reachable):
             "STEPWISE_METRICS_BIND": f"fd@{self._metrics.fileno()}",
             "STEPWISE_REPLICAS": f"replicas:{port}",
             "STEPWISE_DNS": "{}:{}".format(*names.address),
-            "STEPWISE_RETRIED_BODY": str(RETRIED_BODY),
         }
         self.process = subprocess.Popen(
             ["haproxy", "-db", "-f", TEMPLATE],

@@ -8,7 +8,8 @@ the training digits, and pixels, which nothing was trained for. Prints, for each
 which show where a measure bottoms out:
 
 - accuracy: how often the classifier sees the digit that was asked for;
-- the Fréchet distance to the held-out, in distances between the two halves of the held-out;
+- the Fréchet distance to the held-out, in distances between the two halves of the held-out; of so few it is too large,
+  also of real ones, so that of all 3,000 in features is told as well;
 - coverage: the share of the held-out that have one of the 1,000 within the distance of their 5th neighbour;
 - whether training digits were learnt by heart: the distance to the nearest of them, and the share that is nearer than
   all but 1 % of the held-out are.
@@ -166,7 +167,7 @@ class Held:
 
     def compare_drawn(self, pixels: UInt8) -> Figures:
         """Compare digits [N, H, W], of which digit i was to be i % 10."""
-        x = torch.from_numpy(pixels).float()[:, None] / 127.5 - 1
+        x = _images(pixels)
         return self.compare(x, torch.arange(len(x)) % CLASSES)
 
     def compare(self, x: Tensor, labels: Tensor) -> Figures:
@@ -175,7 +176,7 @@ class Held:
         near = nearest(pixels, self._train)
         return Figures(
             accuracy(self._judge, x, labels),
-            frechet_distance(features, self._features) / self._halves[0],
+            self.distance(x),
             frechet_distance(small, self._small) / self._halves[1],
             coverage(self._features, features),
             coverage(_points(self._x), pixels),
@@ -183,9 +184,17 @@ class Held:
             float((near < np.quantile(self.nearest, 0.01)).mean()),
         )
 
+    def distance(self, x: Tensor) -> float:
+        """The Fréchet distance of digits x [N, 1, H, W] in features, in halves."""
+        return frechet_distance(self._features_of(x), self._features) / self._halves[0]
+
     def _features_of(self, x: Tensor) -> Float64:
         with torch.inference_mode():
             return _points(self._judge.features(x))
+
+
+def _images(pixels: UInt8) -> Tensor:
+    return torch.from_numpy(pixels).float()[:, None] / 127.5 - 1
 
 
 def _points(x: Tensor) -> Float64:
@@ -230,7 +239,13 @@ def main() -> None:
         form = "{:.1%}" if name in SHARES else "{:.2f}"
         values = [form.format(getattr(figures, name)) for figures in (*drawn, medians, real)]
         print(f"| {title} | {' | '.join(values)} | {limits[name].text if name in limits else ''} |")
-    print(f"\nheld-out digits: accuracy {held.accuracy:.1%}, nearest {np.median(held.nearest):.2f}")
+    everything = _images(np.concatenate(pixels))
+    as_many = split.train_x[_some(split, len(everything), args.seed)]
+    print(
+        f"\nall {len(everything):,} together: {held.distance(everything):.2f} halves in features; "
+        f"as many training digits: {held.distance(as_many):.2f}"
+    )
+    print(f"held-out digits: accuracy {held.accuracy:.1%}, nearest {np.median(held.nearest):.2f}")
     worse = [TITLES[name] for name, limit in limits.items() if not limit.allows(getattr(medians, name))]
     if settings == model.recommended and worse:
         sys.exit(f"worse than it should be: {', '.join(worse)}")
