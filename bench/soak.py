@@ -78,11 +78,10 @@ async def visit(url: str, draw: random.Random, outcomes: Outcomes) -> None:
         "num_inference_steps": draw.choice((1, 5, 15, 50, 100)),
         "num_images": draw.choice((1, 1, 2, 8)),
         "class_label": draw.randrange(10),
-        "preview_every": draw.choice((0, 1)),
     }
     media_type = draw.choice(("image/png", JSON, "text/event-stream"))
-    if media_type != "text/event-stream":
-        fields["preview_every"] = 0
+    if media_type == "text/event-stream":
+        fields["preview_every"] = draw.choice((0, 1))
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
         asking = client.stream("POST", "/sample", json=fields, headers={"Accept": media_type})
         patience = {"reads": PATIENCE, "leaves": 0.3, "leaves at once": 0.01, "never reads": 0.3}[stays]

@@ -22,15 +22,15 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _LINGER_S = 5.0  # for a client that sends on after a 413
 BODY_PATIENCE_S = 60.0  # for all of a body
 # Nothing that is answered here is a page that loads anything, or that belongs into a frame; but for /docs.
-_SECURITY = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-}
-_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_SECURITY = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]
+_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 _POLICY_OF_DOCS = (
-    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; frame-ancestors 'none'"
+    b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    b"connect-src 'self'; frame-ancestors 'none'"
 )
 
 CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only logs and metrics see it
@@ -66,8 +66,8 @@ class RequestLog:
                 code, answered = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
-                headers.update(_SECURITY)
-                headers["Content-Security-Policy"] = _POLICY_OF_DOCS if path_of(scope) == "/docs" else _POLICY
+                policy = _POLICY_OF_DOCS if path_of(scope) == "/docs" else _POLICY
+                headers.raw.extend([*_SECURITY, (b"content-security-policy", policy)])
             await send(message)
 
         try:

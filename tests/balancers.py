@@ -84,9 +84,15 @@ class Balancer(Reachable):
     def url(self) -> str:
         return f"http://127.0.0.1:{self._clients.getsockname()[1]}"
 
+    @property
+    def metrics_address(self) -> tuple[str, int]:
+        """Of HAProxy's own metrics."""
+        host, port = self._metrics.getsockname()
+        return host, port
+
     @cached_property
     def _monitor(self) -> httpx.Client:
-        return httpx.Client(base_url=f"http://127.0.0.1:{self._metrics.getsockname()[1]}", trust_env=False)
+        return httpx.Client(base_url="http://{}:{}".format(*self.metrics_address), trust_env=False)
 
     def wait_until(self, **wanted: int) -> None:
         """Until so many replicas are `up`, `down` or, not ready, get nothing new: `nolb`."""
@@ -154,6 +160,17 @@ class Names:
 
 
 @contextmanager
+def balancing(hosts: Sequence[str], port: int) -> Iterator[Balancer]:
+    """HAProxy before replicas at these addresses."""
+    with ExitStack() as stack:
+        names = Names(hosts)
+        stack.callback(names.end)
+        balancer = Balancer(names, port)
+        stack.callback(balancer.end)
+        yield balancer
+
+
+@contextmanager
 def balanced(weights: Path, replicas: int) -> Iterator[tuple[Balancer, list[Replica]]]:
     """HAProxy before so many replicas, all of them ready."""
     hosts = [f"127.0.0.{2 + i}" for i in range(replicas)]
@@ -162,10 +179,7 @@ def balanced(weights: Path, replicas: int) -> Iterator[tuple[Balancer, list[Repl
         fleet = [Replica(weights, host, port) for host in hosts]
         for replica in fleet:
             stack.callback(replica.end)
-        names = Names(hosts)
-        stack.callback(names.end)
-        balancer = Balancer(names, port)
-        stack.callback(balancer.end)
+        balancer = stack.enter_context(balancing(hosts, port))
         for replica in fleet:
             assert replica.server.url
         balancer.wait_until(up=replicas)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,12 +19,15 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import save_file
 
 from model.checkpoints.native import parse
+from service import config
+from service.config import PREFIX, Settings
 from tests.networks import fill
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +58,22 @@ def environment(**settings: object) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STEPWISE_")}
     ours = {"PORT": 0, "THREADS": 1, "PRECISION": "float32", "CACHE_DIR": CACHE}
     return inherited | {f"STEPWISE_{name}": str(value) for name, value in (ours | settings).items()}
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    """Skips a test where a program is not installed."""
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
+def settings_of(variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """What the program reads where these, and no others of its settings, are in the environment."""
+    for name in os.environ:
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert config.unknown() == []
+    return config.read()
 
 
 class Reachable(ABC):

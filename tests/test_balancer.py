@@ -3,7 +3,6 @@
 import base64
 import operator
 import re
-import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,14 +14,14 @@ import httpx
 import pytest
 
 from tests.balancers import MAX_BODY, QUEUE, Balancer, Replica, balanced
-from tests.servers import Json, Reachable, problem, write_npy
+from tests.servers import Json, Reachable, needs, problem, write_npy
 from tests.test_denoise import GREY
 from tests.test_events import told, watched, watching
 from tests.test_server import LONG, post, send_long, wait_until_idle, wait_until_running
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed"),
+    needs("haproxy"),
 ]
 
 REPLICAS = 3

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import pytest
 import yaml
 from pydantic import ByteSize, TypeAdapter
 
-from service import config
 from service.config import PREFIX, Settings
 from tests.balancers import TEMPLATE
-from tests.servers import ROOT, environment
+from tests.servers import ROOT, needs, settings_of
 
 FILES = {"cpu": ("docker-compose.yml",), "cuda": ("docker-compose.yml", "docker-compose.gpu.yml")}
 BESIDE_A_BODY = 65_536  # bytes of a request
@@ -40,13 +38,8 @@ def services(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture
 def settings(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Settings:
     """What the program reads in a replica."""
-    for name in environment():
-        if name.startswith(PREFIX):
-            monkeypatch.delenv(name, raising=False)
-    for name, value in services["stepwise"]["environment"].items():
-        monkeypatch.setenv(name, without_variables(value))
-    assert config.unknown() == []
-    return config.read()
+    variables = services["stepwise"]["environment"].items()
+    return settings_of({name: without_variables(value) for name, value in variables}, monkeypatch)
 
 
 def without_variables(value: str) -> str:
@@ -71,7 +64,7 @@ def default(variable: str) -> str:
     return str(value)
 
 
-@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+@needs("docker-compose")
 @pytest.mark.parametrize("target", FILES)
 def test_docker_compose_understands_the_files(target: str) -> None:
     arguments = [argument for name in FILES[target] for argument in ("-f", name)]
@@ -87,7 +80,7 @@ def test_docker_compose_understands_the_files(target: str) -> None:
     assert {name for name, fields in known.items() if "profiles" in fields} == {"prometheus", "grafana"}
 
 
-@pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed")
+@needs("haproxy")
 def test_haproxy_understands_its_configuration_without_any_variable() -> None:
     done = subprocess.run(
         ["haproxy", "-c", "-f", TEMPLATE], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True

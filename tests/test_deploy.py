@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -22,19 +21,16 @@ import yaml
 import service
 from service import config
 from service.operations import _PROBE_TIMEOUT
+from tests.balancers import balancing
 from tests.engines import FakeRunner
 from tests.local import FakeServer, locally
-from tests.servers import PATIENCE, ROOT, Json, ServerProcess, environment, write_npy
+from tests.servers import PATIENCE, ROOT, Json, ServerProcess, needs, settings_of, write_npy
 from tests.test_denoise import GREY
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 
 T = TypeVar("T")
-
-
-def needs(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
 def read(path: Path) -> Any:
@@ -115,13 +111,8 @@ def manifests(request: pytest.FixtureRequest) -> dict[str, Json]:
 @pytest.fixture
 def settings(manifests: dict[str, Json], monkeypatch: pytest.MonkeyPatch) -> config.Settings:
     """What the program reads in the pod."""
-    for name in environment():
-        if name.startswith(config.PREFIX):
-            monkeypatch.delenv(name, raising=False)
-    for variable in container_of(manifests)["env"]:
-        monkeypatch.setenv(variable["name"], variable.get("value", ""))
-    assert config.unknown() == []
-    return config.read()
+    variables = {variable["name"]: variable.get("value", "") for variable in container_of(manifests)["env"]}
+    return settings_of(variables, monkeypatch)
 
 
 @needs("kubectl")
@@ -408,29 +399,15 @@ def running(*command: str | Path, log: Path, **more: Any) -> Iterator[subprocess
 
 
 @contextmanager
-def haproxy(server: ServerProcess, folder: Path) -> Iterator[str | None]:
-    """HAProxy as it is configured for compose, but with one place for a replica; where its metrics are."""
+def haproxy(server: ServerProcess) -> Iterator[str | None]:
+    """HAProxy before a server; where its metrics are."""
     if shutil.which("haproxy") is None:
         yield None
         return
-    template = (DEPLOY / "haproxy.cfg.template").read_text()
-    written, count = re.subn(r"(server-template \w+) \d+", r"\1 1", template)
-    assert count == 1
-    (folder / "haproxy.cfg").write_text(written)
-    with socket.create_server(("127.0.0.1", 0)) as clients, socket.create_server(("127.0.0.1", 0)) as metrics:
-        descriptors = (clients.fileno(), metrics.fileno())
-        variables = dict(zip(("BIND", "METRICS_BIND"), (f"fd@{number}" for number in descriptors), strict=True))
-        where = "{}:{}".format(*server.address)
-        with running(
-            "haproxy",
-            "-db",
-            "-f",
-            folder / "haproxy.cfg",
-            log=folder / "haproxy.log",
-            pass_fds=descriptors,
-            env=environment(**variables, REPLICAS=where, DNS="127.0.0.1:53"),
-        ):
-            yield "{}:{}".format(*metrics.getsockname())
+    host, port = server.address
+    with balancing([host], port) as balancer:
+        balancer.wait_until(up=1)
+        yield "{}:{}".format(*balancer.metrics_address)
 
 
 class Prometheus:
@@ -493,7 +470,7 @@ class Prometheus:
 def prometheus(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Has looked on while a server drew: configured as for compose, but for addresses and times."""
     folder = tmp_path_factory.mktemp("prometheus")
-    with haproxy(server, folder) as haproxy_metrics:
+    with haproxy(server) as haproxy_metrics:
         targets = {"stepwise": "{}:{}".format(*server.address)}
         if haproxy_metrics is not None:
             targets["haproxy"] = haproxy_metrics

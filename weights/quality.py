@@ -176,7 +176,7 @@ class Held:
         near = nearest(pixels, self._train)
         return Figures(
             accuracy(self._judge, x, labels),
-            self.distance(x),
+            self._distance(features),
             frechet_distance(small, self._small) / self._halves[1],
             coverage(self._features, features),
             coverage(_points(self._x), pixels),
@@ -186,7 +186,10 @@ class Held:
 
     def distance(self, x: Tensor) -> float:
         """The Fréchet distance of digits x [N, 1, H, W] in features, in halves."""
-        return frechet_distance(self._features_of(x), self._features) / self._halves[0]
+        return self._distance(self._features_of(x))
+
+    def _distance(self, features: Float64) -> float:
+        return frechet_distance(features, self._features) / self._halves[0]
 
     def _features_of(self, x: Tensor) -> Float64:
         with torch.inference_mode():
