@@ -124,7 +124,7 @@ def test_a_rolling_restart_costs_no_request(balancer: Balancer, fleet: list[Repl
 
 def test_a_draining_replica_finishes_what_it_has_and_gets_nothing_new(balancer: Balancer, fleet: list[Replica]) -> None:
     with ThreadPoolExecutor(REPLICAS) as pool:
-        long = [pool.submit(post, balancer, {**LONG, "seed": i, "num_images": 8}) for i in range(REPLICAS)]
+        long = [pool.submit(post, balancer, {**LONG, "seed": i, "num_images": 16}) for i in range(REPLICAS)]
         for replica in fleet:
             wait_until_running(replica.server)
         drained = fleet[0].server
