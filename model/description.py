@@ -23,6 +23,23 @@ class Distilled:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstStageDescription:
+    """What makes latents of images and images of latents.
+
+    Attributes:
+        kind: kl or vq.
+        factor: how much smaller latents are than images, each way.
+        scaling_factor: what latents are multiplied with for the network that denoises them.
+        num_parameters: of both ways together.
+    """
+
+    kind: str
+    factor: int
+    scaling_factor: float
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDescription:
     """Loaded weights, without the network.
 
@@ -30,20 +47,23 @@ class ModelDescription:
         name: of the model.
         digest: SHA-256 over the config and the values of the weights, in hexadecimal; the same for every file format.
         architecture: the network's name in the config.
-        image_shape: (channels, height, width).
+        image_shape: (channels, height, width) of the images.
+        sample_shape: (channels, height, width) of what the network denoises: the images, or their latents.
         out_channels: of what the network predicts: the image's, or twice as many with a learned variance.
         first_timestep: the least that the network can be asked at.
         num_classes: labels 0 … num_classes − 1; None for a model without classes.
         no_label: what the network is told of images without a label; None where it was trained with labels only.
         class_names: one for each class, or empty.
-        num_parameters: of the network.
+        num_parameters: of the network that denoises.
         distilled: what the weights were distilled for; None where any sampler and number of steps will do.
+        first_stage: of latent diffusion; None where the network denoises images.
     """
 
     name: str
     digest: str
     architecture: str
     image_shape: tuple[int, int, int]
+    sample_shape: tuple[int, int, int]
     out_channels: int
     first_timestep: int
     num_classes: int | None
@@ -53,6 +73,7 @@ class ModelDescription:
     schedule: Schedule
     recommended: Recommended
     distilled: Distilled | None = None
+    first_stage: FirstStageDescription | None = None
 
     @property
     def needs_label(self) -> bool:

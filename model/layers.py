@@ -10,6 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
 
 def sinusoidal_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool = False, freq_shift: float = 0.0) -> Tensor:
     """Encode timesteps [B] as [sin(t·f), cos(t·f)], [B, dim].
@@ -77,7 +85,7 @@ class ResnetBlock(nn.Module):
 
     Args:
         in_ch, out_ch: channels.
-        time_emb_dim: width of the time embedding.
+        time_emb_dim: width of the time embedding; None where there is no time.
         norm_groups, eps: of the GroupNorms ahead of the activations; None for no norm.
         activation: of images and of the time embedding.
         scale_shift: let the time embedding scale and shift what norm2 gives (Dhariwal & Nichol 2021, arXiv:2105.05233,
@@ -90,7 +98,7 @@ class ResnetBlock(nn.Module):
         self,
         in_ch: int,
         out_ch: int,
-        time_emb_dim: int,
+        time_emb_dim: int | None,
         norm_groups: int | None = None,
         *,
         eps: float = 1e-5,
@@ -106,18 +114,21 @@ class ResnetBlock(nn.Module):
         self.residual_scale = residual_scale
         self.norm1 = norm(norm_groups, in_ch, eps)
         self.conv1 = nn.Conv2d(in_ch, out_ch, 3, padding=1)
-        self.time_mlp = nn.Linear(time_emb_dim, 2 * out_ch if scale_shift else out_ch)
+        if time_emb_dim is not None:
+            self.time_mlp = nn.Linear(time_emb_dim, 2 * out_ch if scale_shift else out_ch)
         self.norm2 = norm(norm_groups, out_ch, eps)
         self.conv2 = nn.Conv2d(out_ch, out_ch, 3, padding=1)
         self.shortcut = nn.Identity() if in_ch == out_ch else nn.Conv2d(in_ch, out_ch, 1)
 
-    def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t_emb: Tensor | None) -> Tensor:
         h = self.activation(self.norm1(x))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
-        t = self.time_mlp(self.activation(t_emb))[:, :, None, None]
-        if self.scale_shift:
+        t = None if t_emb is None else self.time_mlp(self.activation(t_emb))[:, :, None, None]
+        if t is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
             scale, shift = t.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
@@ -135,6 +146,7 @@ class Attention(nn.Module):
         heads: how many.
         head_dim: channels of each; by default they share all channels.
         residual_scale: divides the sum.
+        at_once: positions that attend at once, which bounds the memory of their scores; None: all.
     """
 
     def __init__(
@@ -146,11 +158,13 @@ class Attention(nn.Module):
         heads: int = 1,
         head_dim: int | None = None,
         residual_scale: float = 1.0,
+        at_once: int | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.head_dim = channels // heads if head_dim is None else head_dim
         self.residual_scale = residual_scale
+        self.at_once = at_once
         inner = heads * self.head_dim
         self.norm = norm(norm_groups, channels, eps)
         self.qkv = nn.Conv2d(channels, 3 * inner, 1)
@@ -160,7 +174,9 @@ class Attention(nn.Module):
         batch, _, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, self.head_dim, height * width)
         q, k, v = qkv.transpose(3, 4).unbind(1)  # each [B, heads, H·W, head_dim]
-        h = F.scaled_dot_product_attention(q, k, v)
+        queries = (q,) if self.at_once is None else q.split(self.at_once, dim=2)
+        parts = [F.scaled_dot_product_attention(part, k, v) for part in queries]
+        h = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         h = h.transpose(2, 3).reshape(batch, self.heads * self.head_dim, height, width)
         return scaled(x + self.proj(h), self.residual_scale)
 

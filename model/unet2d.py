@@ -5,7 +5,7 @@ only. Ho et al. 2020 (arXiv:2006.11239), appendix B; the variants of Dhariwal & 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal, Self
 
@@ -14,15 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layers import Attention, Downsample, ResnetBlock, Upsample, doubled, halved, sinusoidal_embedding
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "swish": F.silu,
-    "mish": F.mish,
-    "gelu": F.gelu,
-    "relu": F.relu,
-}
+from model.layers import (
+    ACTIVATIONS,
+    Attention,
+    Downsample,
+    ResnetBlock,
+    Upsample,
+    doubled,
+    halved,
+    sinusoidal_embedding,
+)
 
 Width = Annotated[int, Field(ge=1, le=16384)]
 DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
@@ -301,7 +302,7 @@ class MiddleBlock(nn.Module):
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
 
-    def forward(self, h: Tensor, t_emb: Tensor) -> Tensor:
+    def forward(self, h: Tensor, t_emb: Tensor | None) -> Tensor:
         h = self.resnets[0](h, t_emb)
         for attention in self.attentions:
             h = attention(h)

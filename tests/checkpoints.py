@@ -10,7 +10,7 @@ import torch
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, load
 from tests.networks import fill
-from tests.reference import DDPMPipeline, DDPMScheduler, UNet2DModel
+from tests.reference import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel, VQModel
 
 Json = dict[str, Any]
 
@@ -23,21 +23,53 @@ SIZES: Json = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
+FIRST_STAGE_SIZES: Json = {
+    "block_out_channels": (8, 12),
+    "norm_num_groups": 4,
+    "latent_channels": 3,
+    "scaling_factor": 0.7,
+}
 
 
 def small_unet(seed: int = 0, gain: float = 0.5, **changes: object) -> Any:
     """A network of diffusers with random weights, all of which float16 holds exactly."""
     network = UNet2DModel(**{**SIZES, **changes})
     fill(network, seed, gain)
+    _round(network)
+    return network
+
+
+def small_autoencoder(kind: Any = VQModel, seed: int = 1, **changes: object) -> Any:
+    """A VQModel or an AutoencoderKL with random weights, likewise."""
+    fields = {**FIRST_STAGE_SIZES, **({"num_vq_embeddings": 32} if kind is VQModel else {}), **changes}
+    levels = len(fields["block_out_channels"])
+    network = kind(
+        **fields, down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels
+    )
+    fill(network, seed)
+    _round(network)
+    return network
+
+
+def _round(network: Any) -> None:
     for parameter in network.parameters():
         parameter.copy_(parameter.half())
-    return network
 
 
 def save_pipeline(folder: Path, network: Any = None, scheduler: Any = None) -> Path:
     """What DDPMPipeline.save_pretrained leaves: model_index.json, unet/ and scheduler/."""
     pipeline = DDPMPipeline(network or small_unet(), scheduler or DDPMScheduler())
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def save_latent_pipeline(folder: Path, autoencoder: Any = None, network: Any = None, scheduler: Any = None) -> Path:
+    """What LDMPipeline.save_pretrained leaves: vqvae/ beside the others."""
+    autoencoder = autoencoder or small_autoencoder()
+    channels = autoencoder.config.get("vq_embed_dim") or autoencoder.config.latent_channels
+    network = network or small_unet(in_channels=channels, out_channels=channels)
+    scheduler = scheduler or DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+    LDMPipeline(autoencoder, network, scheduler).save_pretrained(folder)
     return folder
 
 
@@ -59,6 +91,11 @@ def refusal(path: Path, folder: Path | None = None, allow_pickle: bool = False) 
 
 
 def same_values(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two networks have the same parameters to the bit."""
-    first, second = one.network.state_dict(), other.network.state_dict()
+    """Whether two checkpoints have the same parameters to the bit."""
+    first, second = _values(one), _values(other)
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def _values(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    autoencoder = {} if checkpoint.autoencoder is None else checkpoint.autoencoder.state_dict()
+    return {**checkpoint.network.state_dict(), **{f"autoencoder.{key}": autoencoder[key] for key in autoencoder}}

@@ -5,6 +5,7 @@ from typing import Any
 import diffusers
 from diffusers import training_utils
 
+AutoencoderKL: Any = diffusers.AutoencoderKL
 DDIMPipeline: Any = diffusers.DDIMPipeline
 DDIMScheduler: Any = diffusers.DDIMScheduler
 DDPMPipeline: Any = diffusers.DDPMPipeline

@@ -3,7 +3,8 @@
     STEPWISE_REFERENCE_WEIGHTS=DIR make test
 
 DIR holds the folders of the repositories (ddpm-cifar10-32, …), or is the `hub` folder of huggingface_hub's cache. The
-outputs are those of diffusers' scripts/generate_logits.py: seed 0, timestep 10, the first 30 values.
+outputs are those of diffusers' scripts/generate_logits.py: seed 0, timestep 10, the first 30 values. Of latent
+diffusion they are the U-Net's, so that nothing says anything of its first stage.
 """
 
 import json
@@ -39,7 +40,7 @@ def test_outputs_are_those_that_diffusers_holds(name: str) -> None:
         pytest.skip(f"{name} is not there")
     checkpoint = load(folder, allow_pickle=True)
     torch.manual_seed(0)
-    noise = torch.randn(1, *checkpoint.description.image_shape)
+    noise = torch.randn(1, *checkpoint.description.sample_shape)
     with torch.inference_mode():
         out = checkpoint.network(noise, torch.tensor([10]))
     torch.testing.assert_close(out[0, 0, 0, :30], torch.tensor(LOGITS[name]), rtol=0, atol=1e-3)

@@ -9,7 +9,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
 
-from model.description import Distilled, ModelDescription, Recommended
+from model.autoencoder import AutoencoderConfig
+from model.description import Distilled, FirstStageDescription, ModelDescription, Recommended
 from model.samplers import SAMPLERS, GridError, sample_table
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
@@ -43,6 +44,7 @@ class ModelConfig(BaseModel):
     num_classes: int | None = Field(None, ge=1, le=1_000_000)
     class_names: tuple[str, ...] = Field((), strict=False)
     image_size: tuple[int, int] = Field(strict=False)
+    autoencoder: AutoencoderConfig | None = Field(None, description="of latent diffusion; None: pixels are denoised")
     schedule: Schedule
     recommended: RecommendedConfig = RecommendedConfig()
     distilled: DistilledConfig | None = Field(None, description="all that the weights can do; None: not distilled")
@@ -50,12 +52,23 @@ class ModelConfig(BaseModel):
     @property
     @abstractmethod
     def channels(self) -> int:
-        """Of the image."""
+        """Of what the network denoises."""
 
     @property
     def out_channels(self) -> int:
         """Of what the network predicts."""
         return self.channels
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Of what the network denoises: the image, or latents."""
+        factor = 1 if self.autoencoder is None else self.autoencoder.factor
+        return self.channels, self.image_size[0] // factor, self.image_size[1] // factor
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels = self.channels if self.autoencoder is None else self.autoencoder.image_channels
+        return channels, *self.image_size
 
     @property
     def no_label(self) -> int | None:
@@ -83,6 +96,7 @@ class ModelConfig(BaseModel):
             raise ValueError(f"class_names has {len(self.class_names)} names, and num_classes is {self.num_classes}")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class_names names a class twice")
+        self._check_autoencoder()
         self._check_variance()
         if self.num_classes is not None and self.no_label is None and self.recommended.guidance_scale > 1:
             raise ValueError("recommended.guidance_scale must be 1 for a network that only knows labels")
@@ -115,6 +129,18 @@ class ModelConfig(BaseModel):
                 "whose logarithm the network would take"
             )
 
+    def _check_autoencoder(self) -> None:
+        if self.autoencoder is None:
+            return
+        if self.autoencoder.channels != self.channels:
+            raise ValueError(
+                f"autoencoder has latents of {self.autoencoder.channels} channels, "
+                f"and the network denoises {self.channels}"
+            )
+        factor = self.autoencoder.factor
+        if any(side % factor for side in self.image_size):
+            raise ValueError(f"image_size must be a multiple of {factor}, the autoencoder's factor")
+
     def _check_variance(self) -> None:
         learned = self.schedule.variance_type == "learned_range"
         if self.out_channels != self.channels * (2 if learned else 1):
@@ -128,23 +154,37 @@ class ModelConfig(BaseModel):
         steps = self.recommended.num_inference_steps or min(50, self.schedule.num_train_timesteps)
         return Recommended(self.recommended.sampler, steps, self.recommended.guidance_scale)
 
-    def describe(self, network: nn.Module, digest: str, folder_name: str) -> ModelDescription:
+    def describe(
+        self, network: nn.Module, autoencoder: nn.Module | None, digest: str, folder_name: str
+    ) -> ModelDescription:
         """What the rest of the program knows of loaded weights."""
         return ModelDescription(
             name=self.name or folder_name,
             digest=digest,
             architecture=self.architecture,
-            image_shape=(self.channels, *self.image_size),
+            image_shape=self.image_shape,
+            sample_shape=self.sample_shape,
             out_channels=self.out_channels,
             first_timestep=self.first_timestep,
             num_classes=self.num_classes,
             no_label=self.no_label,
             class_names=self.class_names,
-            num_parameters=sum(p.numel() for p in network.parameters()),
+            num_parameters=_parameters(network),
             schedule=self.schedule,
             recommended=self.recommended_settings,
             distilled=Distilled(**self.distilled.model_dump()) if self.distilled else None,
+            first_stage=self._first_stage(autoencoder),
         )
+
+    def _first_stage(self, autoencoder: nn.Module | None) -> FirstStageDescription | None:
+        if self.autoencoder is None or autoencoder is None:
+            return None
+        known = self.autoencoder
+        return FirstStageDescription(known.kind, known.factor, known.scaling_factor, _parameters(autoencoder))
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 class DiffusionUNetConfig(ModelConfig):
@@ -180,7 +220,7 @@ class DiffusionUNetConfig(ModelConfig):
             num_classes=self.num_classes,
             input_skip=self.input_skip,
         )
-        network.check_size(*self.image_size)
+        network.check_size(*self.sample_shape[1:])
         return network
 
 
@@ -243,7 +283,7 @@ class UNet2DModelConfig(ModelConfig):
 
     def build(self) -> UNet2D:
         network = UNet2D(self.network)
-        network.check_size(*self.image_size)
+        network.check_size(*self.sample_shape[1:])
         return network
 
 

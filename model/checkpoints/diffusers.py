@@ -1,7 +1,8 @@
 """Checkpoints of the diffusers library: UNet2DModel and a scheduler, as its pipelines and training scripts write them.
 
 Found are pipelines, nested (unet/, scheduler/) or flat; a U-Net's folder alone; and the checkpoint-N folders of
-train_unconditional.py. Class names in configs choose among what is written here, and import nothing.
+train_unconditional.py. A first stage of latent diffusion (vqvae/ or vae/) is there where model_index.json names one.
+Class names in configs choose among what is written here, and import nothing.
 """
 
 import logging
@@ -10,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from model.checkpoints.diffusers_autoencoder import read_autoencoder
 from model.checkpoints.diffusers_config import DEFAULT_SCHEDULER, read_scheduler, read_unet
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.files import read_json
-from model.checkpoints.source import Source
+from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import Naming, Stored
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,8 @@ MODEL_INDEX = "model_index.json"
 CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 
+_UNETS = ("unet", "unet_ema")
+_FIRST_STAGES = ("vqvae", "vae")
 _TRAINING_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _WEIGHTS = re.compile(
     r"diffusion_pytorch_model(\.(?P<variant>\w+))?(?P<suffix>\.safetensors|\.bin)"
@@ -45,27 +49,40 @@ def find(path: Path) -> Source | None:
         scheduler = DEFAULT_SCHEDULER
     else:
         scheduler = read_scheduler(layout.scheduler, read_json(layout.scheduler, root))
+    first_stage = None
+    if layout.first_stage is not None:
+        first_stage_path = layout.first_stage / CONFIG
+        first_stage = read_autoencoder(first_stage_path, read_json(first_stage_path, root))
     return Source(
         name=layout.name,
         root=root,
-        config_path=config_path,
-        config=read_unet(config_path, read_json(config_path, root), scheduler),
-        weights=_weights(layout, path if path.is_file() else None),
-        naming=Naming(_stored, _canonical),
+        config=read_unet(config_path, read_json(config_path, root), scheduler, first_stage),
+        network=_part(layout, layout.unet),
+        autoencoder=None if layout.first_stage is None else _part(layout, layout.first_stage),
     )
 
 
 class _Layout(NamedTuple):
-    """Where things are: the outermost folder, the U-Net's, and the scheduler's config if there is one."""
+    """Where things are.
+
+    Attributes:
+        root: the outermost folder.
+        unet: the U-Net's folder.
+        first_stage: the autoencoder's, if there is one.
+        scheduler: its config, if there is one.
+        named: the file of weights that was asked for, if one was.
+    """
 
     root: Path
     unet: Path
+    first_stage: Path | None
     scheduler: Path | None
+    named: Path | None
 
     @property
     def name(self) -> str:
         """The name of the repository in huggingface_hub's cache, else of the folders."""
-        place = (self.unet.parent if self.unet.name in ("unet", "unet_ema") else self.unet).resolve()
+        place = (self.unet.parent if self.unet.name in _UNETS else self.unet).resolve()
         for folder in (place, *place.parents):
             if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
                 return "/".join(folder.parent.parent.name.split("--")[1:])
@@ -74,13 +91,15 @@ class _Layout(NamedTuple):
 
 def _layout(path: Path) -> _Layout | None:
     folder = (path if path.is_dir() else path.parent).absolute()
-    pipeline = folder.parent if folder.name in ("unet", "unet_ema") else folder
+    if folder.name in _FIRST_STAGES and (folder.parent / MODEL_INDEX).is_file():
+        folder = folder.parent  # of no use alone
+    pipeline = folder.parent if folder.name in _UNETS else folder
     root = pipeline.parent if _TRAINING_CHECKPOINT.fullmatch(pipeline.name) else pipeline
-    index = pipeline / MODEL_INDEX
+    has_index = (pipeline / MODEL_INDEX).is_file()
     unet = folder
-    if folder == pipeline and (index.is_file() or _holds_unet(folder)):
+    if folder == pipeline and (has_index or _holds_unet(folder)):
         # Beside unet/, a training checkpoint has unet_ema/, the average that its pipeline would be made of.
-        order = ("unet", "unet_ema") if index.is_file() else ("unet_ema", "unet")
+        order = _UNETS if has_index else reversed(_UNETS)
         unet = next((folder / name for name in order if (folder / name / CONFIG).is_file()), folder)
     elif not (folder / CONFIG).is_file():
         steps = sorted(child.name for child in folder.glob("checkpoint-*") if _holds_unet(child))
@@ -90,59 +109,89 @@ def _layout(path: Path) -> _Layout | None:
     elif "_class_name" not in read_json(folder / CONFIG, root):
         return None
 
-    if index.is_file():
-        _check_pipeline(index, root)
+    # What a training checkpoint belongs to tells whether its U-Net denoises images or latents.
+    indexes = [place / MODEL_INDEX for place in (pipeline, root) if (place / MODEL_INDEX).is_file()]
     names = (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG)
     schedulers = [place / name for place in (unet, pipeline, root) for name in names]
-    return _Layout(root, unet, next((file for file in schedulers if file.is_file()), None))
+    return _Layout(
+        root=root,
+        unet=unet,
+        first_stage=_first_stage(indexes[0], root) if indexes else None,
+        scheduler=next((file for file in schedulers if file.is_file()), None),
+        named=path.absolute() if path.is_file() and (path.suffix in _FORMATS or ".index." in path.name) else None,
+    )
 
 
 def _holds_unet(folder: Path) -> bool:
-    return any((folder / name / CONFIG).is_file() for name in ("unet", "unet_ema"))
+    return any((folder / name / CONFIG).is_file() for name in _UNETS)
 
 
-def _check_pipeline(index: Path, root: Path) -> None:
-    """Refuse a pipeline of other parts than a U-Net and a scheduler, by the part's name."""
+def _first_stage(index: Path, root: Path) -> Path | None:
+    """The folder of a pipeline's first stage; None where its U-Net denoises images.
+
+    Raises:
+        CheckpointError: for a pipeline of other parts, by the part's name.
+    """
+    found = None
     for name, component in read_json(index, root).items():
         if name.startswith("_") or not isinstance(component, list) or component == [None, None]:
             continue
-        if name not in ("unet", "scheduler"):
-            raise CheckpointError(index, f"{name}: only pipelines of unet and scheduler are supported")
+        if name not in ("unet", "scheduler", *_FIRST_STAGES):
+            raise CheckpointError(index, f"{name}: only pipelines of unet, scheduler and vqvae or vae are supported")
         if len(component) != 2 or component[0] != "diffusers":
             raise CheckpointError(index, f"{name}: must be a class of diffusers, for other code is never run")
+        if name in _FIRST_STAGES:
+            if found is not None:
+                raise CheckpointError(index, f"{name}: must not be there beside {found.name}")
+            found = index.parent / name
+    return found
 
 
-def _weights(layout: _Layout, named: Path | None) -> Sequence[Path]:
-    """The files of tensors: the one that was named, or the best that is there.
+def _part(layout: _Layout, folder: Path) -> Part:
+    return Part(folder / CONFIG, _weights(layout, folder), Naming(_stored, _canonical))
 
-    safetensors goes before pickles, and plain names before variants (fp16, non_ema).
+
+def _weights(layout: _Layout, folder: Path) -> Sequence[Path]:
+    """The files of a network's tensors: the one that was named, or the best that is there.
+
+    A file that lies in the first stage's folder was named for that, any other for the U-Net.
     """
-    if named is None or not (named.suffix in _FORMATS or ".index." in named.name):
-        named = _best(layout.unet)
-    if named.suffix != ".json":
-        return [named]
-    weight_map = read_json(named, layout.root).get("weight_map")
+    named = layout.named
+    is_for_it = (folder == layout.first_stage) == (named is not None and named.parent == layout.first_stage)
+    file = named if named is not None and is_for_it else _best(folder, _variant(named))
+    if file.suffix != ".json":
+        return [file]
+    weight_map = read_json(file, layout.root).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(named, "weight_map: must be an object that names the file of each key")
+        raise CheckpointError(file, "weight_map: must be an object that names the file of each key")
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in _FORMATS:
             raise CheckpointError(
-                named, f"weight_map: {str(name)[:80]!r} is no bare name of a .safetensors or .bin file"
+                file, f"weight_map: {str(name)[:80]!r} is no bare name of a .safetensors or .bin file"
             )
-    return [named.parent / name for name in sorted(set(weight_map.values()))]
+    return [file.parent / name for name in sorted(set(weight_map.values()))]
 
 
-def _best(folder: Path) -> Path:
-    """The file of weights, or the index of its shards."""
+def _variant(file: Path | None) -> str:
+    """Of a file of weights or an index; empty for a plain one."""
+    match = _WEIGHTS.fullmatch(file.name) if file else None
+    return (match["variant"] or match["index_variant"] or "") if match else ""
+
+
+def _best(folder: Path, variant: str) -> Path:
+    """The file of weights, or the index of its shards.
+
+    safetensors goes before pickles, `variant` before plain names, and these before other variants (fp16, non_ema).
+    """
     there: dict[tuple[str, str], list[Path]] = {}  # by suffix and variant; whole files go before indexes
     for child in sorted(folder.iterdir(), key=lambda child: child.suffix == ".json"):
         if match := _WEIGHTS.fullmatch(child.name):
             suffix = match["suffix"] or match["index_suffix"]
-            variant = match["variant"] or match["index_variant"] or ""
-            there.setdefault((suffix, variant), []).append(child)
+            there.setdefault((suffix, _variant(child)), []).append(child)
     for suffix in _FORMATS:
-        if plain := there.get((suffix, "")):
-            return plain[0]
+        for wanted in (variant, ""):
+            if files := there.get((suffix, wanted)):
+                return files[0]
         variants = [children[0] for (other, _), children in sorted(there.items()) if other == suffix]
         if len(variants) == 1:
             return variants[0]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from model.autoencoder import AutoencoderConfig
 from model.checkpoints.config import RecommendedConfig, UNet2DModelConfig
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.files import invalid
@@ -120,8 +121,13 @@ def read_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
     return Scheduler(schedule, *_RECOMMENDED.get(kind, ("ddim", 50)))
 
 
-def read_unet(path: Path, values: dict[str, Any], scheduler: Scheduler) -> UNet2DModelConfig:
+def read_unet(
+    path: Path, values: dict[str, Any], scheduler: Scheduler, autoencoder: AutoencoderConfig | None = None
+) -> UNet2DModelConfig:
     """Read the config.json of a UNet2DModel.
+
+    Args:
+        autoencoder: the first stage, where the network denoises latents; sample_size is then that of these.
 
     Raises:
         CheckpointError: naming the file, the field and what was expected.
@@ -133,7 +139,8 @@ def read_unet(path: Path, values: dict[str, Any], scheduler: Scheduler) -> UNet2
     if type(size) is int:
         size = [size, size]
     if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
-        raise CheckpointError(path, f"sample_size: must be the images' size or [height, width], and is {size}")
+        whose = "images'" if autoencoder is None else "latents'"
+        raise CheckpointError(path, f"sample_size: must be the {whose} size or [height, width], and is {size}")
     for name in _OURS & values.keys():
         raise CheckpointError(path, f"{name}: there is no such field")
     for name in ("down_block_types", "up_block_types"):
@@ -141,6 +148,8 @@ def read_unet(path: Path, values: dict[str, Any], scheduler: Scheduler) -> UNet2
             values[name] = [_block_type(path, name, kind) for kind in values[name]]
     if isinstance(values.get("act_fn"), str):
         values["act_fn"] = values["act_fn"].lower()
+    factor = 1 if autoencoder is None else autoencoder.factor
+    latent = {} if autoencoder is None else {"autoencoder": autoencoder}  # unset, it is not written on conversion
     try:
         network = UNet2DConfig.model_validate(values)
         schedule = _with_variance_of(network, scheduler.schedule)
@@ -148,9 +157,10 @@ def read_unet(path: Path, values: dict[str, Any], scheduler: Scheduler) -> UNet2
             architecture="unet_2d",
             network=network,
             num_classes=_num_classes(network, schedule),
-            image_size=tuple(size),
+            image_size=(size[0] * factor, size[1] * factor),
             schedule=schedule,
             recommended=_recommended(scheduler, first_timestep=network.first_timestep),
+            **latent,
         )
     except ValidationError as error:
         raise invalid(path, error) from error

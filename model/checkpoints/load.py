@@ -5,29 +5,35 @@ A family is a module with `find(path)`, which reads its configs, and nothing mor
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from model.autoencoder import Autoencoder
 from model.checkpoints import diffusers, native
 from model.checkpoints.config import ModelConfig
 from model.checkpoints.errors import CheckpointError
-from model.checkpoints.source import Source
+from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import load_strictly
 from model.description import ModelDescription
 
 FAMILIES = (diffusers.find, native.find)
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Loaded weights: the network on the CPU in float32, what it was built from, and what others may know of it."""
+    """Loaded weights: the networks on the CPU in float32, what they were built from, and what others may know."""
 
     network: nn.Module
+    autoencoder: Autoencoder | None
     config: ModelConfig
     description: ModelDescription
 
@@ -57,15 +63,39 @@ def load(path: Path, allow_pickle: bool = False) -> Checkpoint:
         CheckpointError: naming the file, the key or field, and what was expected.
     """
     source = find(path)
+    network = _built(source.config.build, source.network, source.root, allow_pickle)
+    autoencoder = _autoencoder_of(source, allow_pickle)
+    networks = [network] if autoencoder is None else [network, autoencoder]
+    description = source.config.describe(network, autoencoder, _digest(source.config, networks), source.name)
+    return Checkpoint(network, autoencoder, source.config, description)
+
+
+def load_autoencoder(path: Path, allow_pickle: bool = False) -> Autoencoder:
+    """Load the first stage of a checkpoint alone, whose U-Net may not be there yet.
+
+    Raises:
+        CheckpointError: also where the checkpoint has none.
+    """
+    autoencoder = _autoencoder_of(find(path), allow_pickle)
+    if autoencoder is None:
+        raise CheckpointError(path, "has no autoencoder")
+    return autoencoder
+
+
+def _autoencoder_of(source: Source, allow_pickle: bool) -> Autoencoder | None:
+    if source.config.autoencoder is None or source.autoencoder is None:
+        return None
+    return _built(partial(Autoencoder, source.config.autoencoder), source.autoencoder, source.root, allow_pickle)
+
+
+def _built(build: Callable[[], Network], part: Part, root: Path, allow_pickle: bool) -> Network:
     try:
         with torch.device("meta"), _NothingDrawn():
-            network = source.config.build()
+            network = build()
     except ValueError as error:
-        raise CheckpointError(source.config_path, str(error)) from error
-    load_strictly(network, source.weights, source.root, source.naming, source.config_path.name, allow_pickle)
-    network.requires_grad_(False).eval()
-    description = source.config.describe(network, _digest(source.config, network), source.name)
-    return Checkpoint(network, source.config, description)
+        raise CheckpointError(part.config_path, str(error)) from error
+    load_strictly(network, part.weights, root, part.naming, part.config_path.name, allow_pickle)
+    return network.requires_grad_(False).eval()
 
 
 def convert(source: Path, target: Path, allow_pickle: bool = False) -> Checkpoint:
@@ -77,7 +107,7 @@ def convert(source: Path, target: Path, allow_pickle: bool = False) -> Checkpoin
     """
     checkpoint = load(source, allow_pickle)
     named = checkpoint.config.model_copy(update={"name": checkpoint.description.name})
-    native.save(checkpoint.network, named, target)
+    native.save(checkpoint.network, checkpoint.autoencoder, named, target)
     return checkpoint
 
 
@@ -89,13 +119,15 @@ class _NothingDrawn(TorchFunctionMode):
         return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
 
 
-def _digest(config: ModelConfig, network: nn.Module) -> str:
+def _digest(config: ModelConfig, networks: Sequence[nn.Module]) -> str:
     """Over all that decides what is drawn, and not over how it is stored."""
     digest = hashlib.sha256()
-    settings = config.model_dump(mode="json", exclude={"name", "distilled"})
+    absent = {"autoencoder"} if config.autoencoder is None else set()
+    settings = config.model_dump(mode="json", exclude={"name", "distilled"} | absent)
     settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields were set
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    for key, tensor in network.state_dict().items():
-        digest.update(key.encode())
-        digest.update(tensor.numpy().data)
+    for network in networks:
+        for key, tensor in network.state_dict().items():
+            digest.update(key.encode())
+            digest.update(tensor.numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,5 @@
-"""Stepwise's own weights: a folder with config.json and model.safetensors."""
+"""Stepwise's own weights: a folder with config.json, model.safetensors and, of latent diffusion,
+autoencoder.safetensors."""
 
 import json
 import tempfile
@@ -12,30 +13,31 @@ from torch import nn
 from model.checkpoints.config import ARCHITECTURES, ModelConfig
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.files import invalid, read_json
-from model.checkpoints.source import Source
+from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import Naming
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+AUTOENCODER = "autoencoder.safetensors"
 
 
 def find(path: Path) -> Source | None:
-    """The native weights at a path, which is a folder or one of its two files; None where there are none.
+    """The native weights at a path, which is a folder or one of its files; None where there are none.
 
     Raises:
         CheckpointError: naming the file, the field and what was expected.
     """
-    folder = path.parent if path.name in (CONFIG, WEIGHTS) else path
+    folder = path.parent if path.name in (CONFIG, WEIGHTS, AUTOENCODER) else path
     config_path = folder / CONFIG
     if not config_path.is_file() and not (folder / WEIGHTS).is_file():
         return None
+    config = read_config(folder)
     return Source(
         name=folder.resolve().name,
         root=folder,
-        config_path=config_path,
-        config=read_config(folder),
-        weights=[folder / WEIGHTS],
-        naming=Naming(),
+        config=config,
+        network=Part(config_path, [folder / WEIGHTS], Naming()),
+        autoencoder=Part(config_path, [folder / AUTOENCODER], Naming()) if config.autoencoder else None,
     )
 
 
@@ -67,7 +69,7 @@ def parse(path: Path, values: dict[str, object]) -> ModelConfig:
         raise invalid(path, error) from error
 
 
-def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
+def save(network: nn.Module, autoencoder: nn.Module | None, config: ModelConfig, folder: Path) -> None:
     """Write native weights, whole or not at all.
 
     Raises:
@@ -81,8 +83,10 @@ def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
         whole = Path(work) / folder.name
         whole.mkdir()
         (whole / CONFIG).write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True), indent=2) + "\n")
-        try:
-            save_file(network.state_dict(), whole / WEIGHTS)
-        except SafetensorError as error:
-            raise OSError(f"{folder / WEIGHTS} cannot be written: {error}") from error
+        for name, part in ((WEIGHTS, network), (AUTOENCODER, autoencoder)):
+            try:
+                if part is not None:
+                    save_file(part.state_dict(), whole / name)
+            except SafetensorError as error:
+                raise OSError(f"{folder / name} cannot be written: {error}") from error
         whole.replace(folder)

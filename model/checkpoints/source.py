@@ -9,21 +9,34 @@ from model.checkpoints.tensors import Naming
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """The files of one network of a checkpoint.
+
+    Attributes:
+        config_path: what its config was read from, for messages.
+        weights: the files that hold the tensors between them.
+        naming: how they name the network's parameters.
+    """
+
+    config_path: Path
+    weights: Sequence[Path]
+    naming: Naming
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A checkpoint that was found.
 
     Attributes:
         name: of the model.
         root: the folder that no file of it may leave.
-        config_path: what `config` was read from, for messages.
-        config: the network, its schedule, its labels and its recommended settings.
-        weights: the files that hold the tensors between them.
-        naming: how they name the network's parameters.
+        config: the networks, the schedule, the labels and the recommended settings.
+        network: what denoises.
+        autoencoder: the first stage of latent diffusion, where the config has one.
     """
 
     name: str
     root: Path
-    config_path: Path
     config: ModelConfig
-    weights: Sequence[Path]
-    naming: Naming
+    network: Part
+    autoencoder: Part | None = None
