@@ -8,6 +8,7 @@ import torch
 
 from model.backends.backend import Backend
 from model.backends.choose import choose
+from model.backends.network import denoiser
 from model.backends.padded import PaddedBackend
 from model.checkpoints.load import load
 from model.description import ModelDescription
@@ -39,7 +40,7 @@ class BareLoop:
         """Of a row's step, over a trajectory at one width."""
         table = sample_table(self._model.schedule, "ddim", steps)
         lines = torch.tensor(table.lines).float()
-        x = torch.randn((width, *self._model.image_shape), generator=torch.Generator().manual_seed(0))
+        x = torch.randn((width, *self._model.sample_shape), generator=torch.Generator().manual_seed(0))
         x0 = noise = torch.zeros_like(x)
         labels = torch.zeros(width, dtype=torch.int64)
         began = perf_counter()
@@ -58,7 +59,7 @@ def openvino_loop(folder: Path, *widths: int) -> BareLoop:
     checkpoint = load(folder)
     model = checkpoint.description
     cpu = torch.device("cpu")
-    backend = choose(checkpoint.network, model, cpu, "auto", available_cores(), max(widths), cache_dir=None)
+    backend = choose(denoiser(checkpoint.network, model), cpu, "auto", available_cores(), max(widths), cache_dir=None)
     return BareLoop(backend, model, widths)
 
 
@@ -66,4 +67,4 @@ def torch_loop(folder: Path, width: int) -> BareLoop:
     torch.set_num_threads(available_cores())
     checkpoint = load(folder)
     model = checkpoint.description
-    return BareLoop(PaddedBackend(checkpoint.network, model.image_shape, "float32", width), model, [width])
+    return BareLoop(PaddedBackend(checkpoint.network, model.sample_shape, "float32", width), model, [width])

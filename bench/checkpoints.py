@@ -10,7 +10,6 @@ file in the system's cache; the peak of resident memory above the process with t
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,9 @@ from pathlib import Path
 import torch
 
 from bench.architectures import CELEBAHQ, CIFAR10, TINY, write
+from bench.peak import peak_bytes
 from model.backends.choose import choose
+from model.backends.network import denoiser
 from model.checkpoints.load import load
 from service.config import available_cores
 
@@ -42,8 +43,10 @@ def measure(folder: Path, with_step: bool) -> None:
         "file": sum(file.stat().st_size for file in folder.glob("unet/*.safetensors")),
     }
     if with_step:
-        backend = choose(checkpoint.network, model, torch.device("cpu"), "auto", available_cores(), 1, cache_dir=None)
-        x = torch.randn(1, *model.image_shape)
+        backend = choose(
+            denoiser(checkpoint.network, model), torch.device("cpu"), "auto", available_cores(), 1, cache_dir=None
+        )
+        x = torch.randn(1, *model.sample_shape)
         times = []
         for _ in range(4):
             began = time.perf_counter()
@@ -51,14 +54,6 @@ def measure(folder: Path, with_step: bool) -> None:
             times.append(time.perf_counter() - began)
         figures["step"] = statistics.median(times[1:])
     print(json.dumps(figures))
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had resident; Linux only."""
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found
-    return int(found[1]) * 1024
 
 
 def measured(folder: Path, with_step: bool) -> dict[str, float]:

@@ -25,6 +25,7 @@ from bench.load import at_once
 from bench.servers import Server, running
 from model.backends.backend import Backend
 from model.backends.choose import choose
+from model.backends.network import denoiser
 from model.checkpoints.load import load
 from model.description import ModelDescription
 from model.rows import Forward, Row
@@ -50,7 +51,7 @@ class NoNetwork:
 
     def __init__(self, model: ModelDescription, width: int) -> None:
         self.widths = range(1, width + 1)
-        self._out = torch.zeros(width, model.out_channels, *model.image_shape[1:])
+        self._out = torch.zeros(width, model.out_channels, *model.sample_shape[1:])
 
     def send(self, values: Tensor) -> Tensor:
         return values
@@ -61,7 +62,7 @@ class NoNetwork:
 
 def through_network(backend: Backend, model: ModelDescription) -> float:
     width = backend.widths[-1]
-    x = torch.randn(width, *model.image_shape)
+    x = torch.randn(width, *model.sample_shape)
     timesteps, labels = torch.full((width,), 500), torch.zeros(width, dtype=torch.int64)
     began = perf_counter()
     for _ in range(STEPS):
@@ -74,7 +75,7 @@ def row_of(model: ModelDescription, seed: int) -> Row:
 
 
 def runner_of(backend: Backend, model: ModelDescription) -> SlotRunner:
-    return SlotRunner(backend, model.image_shape, model.no_label or 0, slots=backend.widths[-1])
+    return SlotRunner(backend, model.sample_shape, model.no_label or 0, slots=backend.widths[-1])
 
 
 def warm_engine(backend: Backend, model: ModelDescription) -> Engine:
@@ -136,7 +137,9 @@ def layers(folder: Path, rounds: int) -> dict[str, float]:
     """Milliseconds of a row's step, by the outermost layer."""
     checkpoint = load(folder)
     model = checkpoint.description
-    backend = choose(checkpoint.network, model, torch.device("cpu"), "auto", available_cores(), None, cache_dir=None)
+    backend = choose(
+        denoiser(checkpoint.network, model), torch.device("cpu"), "auto", available_cores(), None, cache_dir=None
+    )
     width = backend.widths[-1]
     loop = BareLoop(backend, model, [width])
     engine = warm_engine(backend, model)

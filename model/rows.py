@@ -22,10 +22,11 @@ class Row:
     Attributes:
         table: its steps.
         seed: of its own generator. The first draw is the image of pure noise that it starts from.
-        start: what it starts from instead, [C, H, W]; the first draw is then thrown away.
+        start: what it starts from instead, [C, H, W], an image or latents; the first draw is then thrown away.
         label: its class; None for no label.
         guidance_scale: of classifier-free guidance; 1 is off.
         model_output: what is wanted is not the image but the network's prediction at the last step.
+        latent: of latent diffusion: what is wanted is not the image but its latents.
     """
 
     table: StepTable
@@ -34,6 +35,12 @@ class Row:
     label: int | None = None
     guidance_scale: float = 1.0
     model_output: bool = False
+    latent: bool = False
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether latents are decoded, where the network denoises latents."""
+        return not (self.model_output or self.latent)
 
     @property
     def forwards_per_step(self) -> int:
@@ -55,6 +62,26 @@ class Reading(NamedTuple):
 
     x: Image
     x0: Image
+
+
+class FirstStage(Protocol):
+    """Images ↔ latents. No two calls at once."""
+
+    @property
+    def widths(self) -> Sequence[int]:
+        """The batch sizes that decoding really runs at, rising. The last is the most images of one batch."""
+
+    def decode(self, latents: Sequence[Image]) -> list[Image]:
+        """Map latents as the network has them, [c, h, w] each, to images, [C, H, W] each. At most the last width.
+
+        The same latents give the same bits in any company.
+        """
+
+    def encode(self, image: Image) -> Image:
+        """Map an image, [C, H, W], to the mean of its latents, [c, h, w]."""
+
+    def preview(self, latents: Image) -> Image:
+        """A rough image of latents, [C, H, W], at next to no cost. May be called from any thread, at any time."""
 
 
 class Runner(Protocol):

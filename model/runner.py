@@ -56,20 +56,20 @@ class SlotRunner:
 
     Args:
         backend: the network.
-        image_shape: (C, H, W).
+        sample_shape: (C, H, W).
         no_label: the label of rows without one.
         slots: for rows in flight. When all are taken, there will be twice as many.
     """
 
-    def __init__(self, backend: Backend, image_shape: tuple[int, int, int], no_label: int, slots: int) -> None:
+    def __init__(self, backend: Backend, sample_shape: tuple[int, int, int], no_label: int, slots: int) -> None:
         self._backend = backend
-        self._shape = image_shape
+        self._shape = sample_shape
         self._no_label = no_label
         self._slots: dict[int, _Slot] = {}
         self._free = list(reversed(range(slots)))
-        self._x = torch.zeros((slots, *image_shape), device=backend.device)
+        self._x = torch.zeros((slots, *sample_shape), device=backend.device)
         self._x0 = torch.zeros_like(self._x)
-        self._no_noise = torch.zeros((1, *image_shape), device=backend.device)
+        self._no_noise = torch.zeros((1, *sample_shape), device=backend.device)
 
     @property
     def widths(self) -> Sequence[int]:

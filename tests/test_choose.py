@@ -12,9 +12,11 @@ import torch
 
 from model.backends import openvino
 from model.backends.backend import Backend, Precision
-from model.backends.choose import choose, default_width
+from model.backends.choose import choose, choose_first_stage, default_width
+from model.backends.network import decoder, denoiser
 from model.backends.openvino import OpenVINOBackend
 from model.backends.padded import PaddedBackend
+from tests.autoencoders import latent_description, random_images, small_autoencoder
 from tests.trajectories import CPU, description_of, small_network
 
 SHAPE = (3, 4, 4)
@@ -32,7 +34,7 @@ def threads() -> Iterator[None]:
 def chosen(
     precision: Precision | Literal["auto"], max_batch: int | None = 2, cache_dir: Path | None = None, threads: int = 1
 ) -> Backend:
-    return choose(small_network(), DESCRIPTION, CPU, precision, threads, max_batch, cache_dir)
+    return choose(denoiser(small_network(), DESCRIPTION), CPU, precision, threads, max_batch, cache_dir)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -103,6 +105,28 @@ def test_converted_models_are_kept_in_the_cache(tmp_path: Path) -> None:
     assert len(list((tmp_path / "openvino").iterdir())) == 1
 
 
+def test_the_halves_of_an_autoencoder_are_chosen_and_cached_alike(tmp_path: Path) -> None:
+    image_shape = (3, 8, 8)
+    autoencoder = small_autoencoder("kl")
+    model = latent_description(autoencoder, image_shape)
+    first_stage = choose_first_stage(autoencoder, model, CPU, "float32", 1, tmp_path)
+    assert len(list((tmp_path / "openvino").iterdir())) == 2
+    assert list(first_stage.widths) == list(range(1, 17))
+    assert first_stage.reproducible
+    [latents] = random_images(1, model.sample_shape)
+    [image] = first_stage.decode([latents])
+    assert image.shape == image_shape
+    assert first_stage.encode(image).shape == latents.shape
+
+
+@pytest.mark.usefixtures("without_openvino")
+def test_the_halves_of_an_autoencoder_are_torchs_without_openvino() -> None:
+    autoencoder = small_autoencoder("vq")
+    model = latent_description(autoencoder, (3, 8, 8))
+    first_stage = choose_first_stage(autoencoder, model, CPU, "auto", 1, cache_dir=None)
+    assert list(first_stage.widths) == [1]
+
+
 def test_sizes_are_compiled_when_passes_need_them() -> None:
     """With the memory that this machine has."""
     backend = chosen("float32", max_batch=2)
@@ -116,13 +140,22 @@ def test_sizes_are_compiled_when_passes_need_them() -> None:
 
 
 def test_passes_of_large_networks_are_narrow_by_default() -> None:
-    small = DESCRIPTION
-    large = replace(small, num_parameters=35_746_307, image_shape=(3, 32, 32))
-    huge = replace(large, image_shape=(3, 256, 256))
-    assert [default_width(model, "cuda") for model in (small, large, huge)] == [32, 32, 32]
-    middling = replace(large, num_parameters=4_000_000)
-    assert [default_width(model, "openvino") for model in (small, middling, large, huge)] == [16, 8, 4, 1]
-    assert [default_width(model, "padded") for model in (small, large, huge)] == [8, 1, 1]
+    small, middling, large, huge = (
+        denoiser(small_network(), replace(DESCRIPTION, num_parameters=parameters, sample_shape=(3, side, side)))
+        for parameters, side in ((10_000, 4), (4_000_000, 32), (35_746_307, 32), (35_746_307, 256))
+    )
+    assert [default_width(network, "cuda") for network in (small, large, huge)] == [32, 32, 32]
+    assert [default_width(network, "openvino") for network in (small, middling, large, huge)] == [16, 8, 4, 1]
+    assert [default_width(network, "padded") for network in (small, large, huge)] == [8, 1, 1]
+
+
+def test_what_pads_decodes_few_images_at_once_by_default() -> None:
+    """Most of a wide pass would be padding: images are ready one by one."""
+    autoencoder = small_autoencoder("kl")
+    small, large = (decoder(autoencoder, latent_description(autoencoder, (3, side, side))) for side in (8, 2048))
+    assert [default_width(half, "cuda") for half in (small, large)] == [4, 4]
+    assert [default_width(half, "padded") for half in (small, large)] == [1, 1]
+    assert [default_width(half, "openvino") for half in (small, large)] == [16, 1]
 
 
 @pytest.mark.usefixtures("without_openvino")

@@ -10,18 +10,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.backends import conversion
 from model.backends.conversion import MODEL, SUMS, WEIGHTS, convert, converted
+from model.backends.network import decoder, denoiser, encoder
 from model.backends.openvino import OpenVINOBackend
 from model.description import ModelDescription
 from model.unet import DiffusionUNet
+from tests.autoencoders import latent_description, small_autoencoder
 from tests.networks import fill
 from tests.servers import PATIENCE, ROOT
 from tests.trajectories import description_of
@@ -56,14 +59,14 @@ def output(model: Any) -> Tensor:
 @pytest.fixture(scope="module")
 def expected() -> Tensor:
     """What the network gives without a cache."""
-    return output(convert(Small(), described()))
+    return output(convert(denoiser(Small(), described())))
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the network's entry."""
     cache = tmp_path_factory.mktemp("cache")
-    converted(Small(), described(), cache)
+    converted(denoiser(Small(), described()), cache)
     return cache
 
 
@@ -75,7 +78,7 @@ def filled(original: Path, tmp_path: Path) -> Path:
 
 def kept(cache: Path) -> Tensor:
     """What the cache gives, where nothing can be converted."""
-    return output(converted(CannotBeConverted(), described(), cache))
+    return output(converted(denoiser(CannotBeConverted(), described()), cache))
 
 
 def entries(cache: Path) -> list[Path]:
@@ -92,7 +95,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_a_model_is_converted_once(tmp_path: Path, expected: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     cache = tmp_path / "not" / "there yet"
-    assert torch.equal(output(converted(Small(), described(), cache)), expected)
+    assert torch.equal(output(converted(denoiser(Small(), described()), cache)), expected)
     [entry] = entries(cache)
     assert {path.name for path in entry.iterdir()} == {MODEL, WEIGHTS, SUMS}
     assert leftovers(cache) == []
@@ -104,12 +107,12 @@ def test_a_model_is_converted_once(tmp_path: Path, expected: Tensor, caplog: pyt
 
 def test_without_a_cache_each_model_is_converted() -> None:
     with pytest.raises(AssertionError, match="it is converted"):
-        converted(CannotBeConverted(), described(), None)
+        converted(denoiser(CannotBeConverted(), described()), None)
 
 
 def test_weights_keep_their_precision(tmp_path: Path) -> None:
     """By default, OpenVINO writes float16."""
-    model = converted(Small(), described(), tmp_path)
+    model = converted(denoiser(Small(), described()), tmp_path)
     types = {node.get_output_element_type(0).get_type_name() for node in model.get_ops() if node.get_output_size()}
     assert "f32" in types
     assert types <= {"f32", "i32", "i64"}
@@ -118,9 +121,28 @@ def test_weights_keep_their_precision(tmp_path: Path) -> None:
 def test_other_weights_are_another_entry(filled: Path, expected: Tensor) -> None:
     other = Small()
     fill(other, seed=1)
-    assert not torch.equal(output(converted(other, described("1" * 64), filled)), expected)
+    assert not torch.equal(output(converted(denoiser(other, described("1" * 64)), filled)), expected)
     assert len(entries(filled)) == 2
     assert torch.equal(kept(filled), expected)
+
+
+class NotConvertible(nn.Module):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        raise AssertionError("it is converted")
+
+
+def test_each_network_of_a_model_has_its_entry(filled: Path) -> None:
+    """An autoencoder's halves share a digest with what denoises; here also a shape."""
+    autoencoder = small_autoencoder("kl", block_out_channels=(8,), latent_channels=SHAPE[0], image_channels=SHAPE[0])
+    model = latent_description(autoencoder, SHAPE, described().digest)
+    halves = decoder(autoencoder, model), encoder(autoencoder, model)
+    expected = [output(converted(half, filled)) for half in halves]
+    assert not torch.equal(*expected)
+    assert len(entries(filled)) == 3
+    for half, one in zip(halves, expected, strict=True):
+        assert torch.equal(output(converted(replace(half, module=NotConvertible()), filled)), one)
+        with pytest.raises(RuntimeError, match="it is converted"):
+            converted(replace(half, module=NotConvertible(), digest="2" * 64), filled)
 
 
 def test_another_program_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +150,7 @@ def test_another_program_is_another_entry(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(conversion, "_SOURCES", (str(source),))
     for text in ("x = 1", "x = 2"):
         source.write_text(text)
-        converted(Small(), described(), tmp_path)
+        converted(denoiser(Small(), described()), tmp_path)
     assert len(entries(tmp_path)) == 2
 
 
@@ -136,14 +158,14 @@ def test_another_processor_is_another_entry(tmp_path: Path, monkeypatch: pytest.
     """torch computed the table of time embeddings there, maybe with other bits."""
     for name in ("one", "two"):
         monkeypatch.setattr(conversion, "processor", lambda device, name=name: name)
-        converted(Small(), described(), tmp_path)
+        converted(denoiser(Small(), described()), tmp_path)
     assert len(entries(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("version", ["ov", "torch"])
 def test_another_library_is_another_entry(filled: Path, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getattr(conversion, version), "__version__", "another")
-    converted(Small(), described(), filled)
+    converted(denoiser(Small(), described()), filled)
     assert len(entries(filled)) == 2
 
 
@@ -195,11 +217,11 @@ def test_a_damaged_entry_is_made_again(
 ) -> None:
     [entry] = entries(filled)
     damage(entry)
-    assert torch.equal(output(converted(Small(), described(), filled)), expected)
+    assert torch.equal(output(converted(denoiser(Small(), described()), filled)), expected)
     assert warnings(caplog) == ["a converted model in the cache is damaged, and is made again"]
     assert entries(filled) == [entry]
     assert leftovers(filled) == []
-    converted(CannotBeConverted(), described(), filled)
+    converted(denoiser(CannotBeConverted(), described()), filled)
     assert len(warnings(caplog)) == 1
 
 
@@ -211,12 +233,12 @@ def test_of_two_writers_the_first_is_kept(tmp_path: Path, expected: Tensor, capl
 
     class Slow(Small):
         def embed_time(self, t: Tensor) -> Tensor:
-            converted(Small(), described(), tmp_path)
+            converted(denoiser(Small(), described()), tmp_path)
             first.extend((path, path.stat().st_ino) for path in entries(tmp_path)[0].iterdir())
             return super().embed_time(t)
 
     first: list[tuple[Path, int]] = []
-    assert torch.equal(output(converted(Slow(), described(), tmp_path)), expected)
+    assert torch.equal(output(converted(denoiser(Slow(), described()), tmp_path)), expected)
     assert len(first) == 3
     assert [(path, path.stat().st_ino) for path, _ in first] == first
     assert leftovers(tmp_path) == []
@@ -228,7 +250,7 @@ def test_a_damaged_entry_that_another_server_removes_does_no_harm(
     tmp_path: Path, expected: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It may go at any time between the look at it and its removal."""
-    converted(Small(), described(), tmp_path)
+    converted(denoiser(Small(), described()), tmp_path)
     [entry] = entries(tmp_path)
 
     def other_server(entry: Path) -> None:
@@ -237,9 +259,9 @@ def test_a_damaged_entry_that_another_server_removes_does_no_harm(
         entry.rmdir()
 
     monkeypatch.setattr(conversion, "_read", other_server)
-    assert torch.equal(output(converted(Small(), described(), tmp_path)), expected)
+    assert torch.equal(output(converted(denoiser(Small(), described()), tmp_path)), expected)
     monkeypatch.undo()
-    converted(Small(), described(), tmp_path)
+    converted(denoiser(Small(), described()), tmp_path)
     assert entries(tmp_path) == [entry]
     assert torch.equal(kept(tmp_path), expected)
     assert len(warnings(caplog)) == 1
@@ -258,7 +280,7 @@ def small_files(most: int) -> Iterator[None]:
 
 def test_a_full_disk_costs_a_warning(tmp_path: Path, expected: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     with small_files(1000):
-        model = converted(Small(), described(), tmp_path)
+        model = converted(denoiser(Small(), described()), tmp_path)
     assert torch.equal(output(model), expected)
     assert len(warnings(caplog)) == 1
     assert warnings(caplog)[0].startswith("the converted model is not kept, and every start converts it again: ")
@@ -273,18 +295,19 @@ def test_a_process_that_dies_while_it_writes_leaves_no_entry(
 import resource, signal
 from pathlib import Path
 from model.backends.conversion import converted
+from model.backends.network import denoiser
 from tests.test_conversion import Small, described
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-converted(Small(), described(), Path({str(tmp_path)!r}))
+converted(denoiser(Small(), described()), Path({str(tmp_path)!r}))
 """
     command = [sys.executable, "-B", "-c", code]
     ended = subprocess.run(command, cwd=ROOT, timeout=PATIENCE, check=False)
     assert ended.returncode < 0  # by a signal
     assert entries(tmp_path) == []
     assert len(leftovers(tmp_path)) == 1
-    assert torch.equal(output(converted(Small(), described(), tmp_path)), expected)
+    assert torch.equal(output(converted(denoiser(Small(), described()), tmp_path)), expected)
     assert torch.equal(kept(tmp_path), expected)
     assert warnings(caplog) == []
 
@@ -317,7 +340,7 @@ def a_link_to_itself(tmp_path: Path) -> Path:
 def test_a_folder_that_cannot_be_used_costs_a_warning(
     folder: Callable[[Path], Path], tmp_path: Path, expected: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert torch.equal(output(converted(Small(), described(), folder(tmp_path))), expected)
+    assert torch.equal(output(converted(denoiser(Small(), described()), folder(tmp_path))), expected)
     assert len(warnings(caplog)) == 1
     assert "and every start converts it again: " in warnings(caplog)[0]
 
@@ -350,11 +373,11 @@ def only_rights(folder: Path, mode: int) -> Iterator[None]:
 def test_a_damaged_entry_that_stays_costs_one_warning(
     mode: int, open_folder: Path, expected: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    converted(Small(), described(), open_folder)
+    converted(denoiser(Small(), described()), open_folder)
     [entry] = entries(open_folder)
     (entry / SUMS).write_text("")
     with only_rights(open_folder / "openvino", mode):
-        model = converted(Small(), described(), open_folder)
+        model = converted(denoiser(Small(), described()), open_folder)
     assert torch.equal(output(model), expected)
     assert len(warnings(caplog)) == 1
     assert "and every start converts it again: " in warnings(caplog)[0]
@@ -362,7 +385,7 @@ def test_a_damaged_entry_that_stays_costs_one_warning(
 
 
 def test_an_entry_of_another_user_is_read(open_folder: Path, expected: Tensor) -> None:
-    converted(Small(), described(), open_folder)
+    converted(denoiser(Small(), described()), open_folder)
     with only_rights(open_folder / "openvino", 0o555):
         assert torch.equal(kept(open_folder), expected)
 
@@ -371,7 +394,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     open_folder: Path, expected: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     with only_rights(open_folder, 0o555):
-        model = converted(Small(), described(), open_folder)
+        model = converted(denoiser(Small(), described()), open_folder)
     assert torch.equal(output(model), expected)
     assert len(warnings(caplog)) == 1
     assert list(open_folder.iterdir()) == []

@@ -5,10 +5,11 @@ know them raises here; and what moves between it and the CPU is recorded. Fake t
 there, mixing devices raises.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from model.autoencoder import Autoencoder
 from model.backends import cuda
 from model.backends.backend import Precision
+from model.backends.choose import choose_first_stage
 from model.backends.cuda import CudaBackend
 from model.backends.padded import PaddedBackend
 from model.rows import Forward, Reading, Row
@@ -28,6 +31,7 @@ from model.samplers import Column, denoise_table, sample_table
 from model.schedule import Schedule
 from model.unet2d import UNet2D, UNet2DConfig
 from model.update import update
+from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
 from tests.trajectories import CPU, forwards, small_network, trajectory
 
 SHAPE = (3, 8, 8)
@@ -318,6 +322,19 @@ def test_a_networks_pass_stays_on_the_device(name: str, dtype: torch.dtype) -> N
     assert out.dtype == dtype
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_an_autoencoders_passes_stay_on_the_device(kind: Kind) -> None:
+    """Also the search for codes, which is in no graph, and would hold up its thread."""
+    autoencoder = small_autoencoder(kind).to(device=META, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.empty((4, *SHAPE), device=META)
+    with torch.inference_mode(), Moves() as moves:
+        latents = autoencoder.encode(image)
+        decoded = autoencoder.decode(latents)
+    assert moves.to_cpu == moves.to_device == []
+    assert latents.device == decoded.device == META
+    assert decoded.shape == image.shape
+
+
 # The width, by passes that are no graphs.
 
 
@@ -510,6 +527,44 @@ def test_only_the_end_of_a_pass_waits_for_the_device(backend: CudaBackend, gpu: 
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert finish().device == gpu
+
+
+@pytest.fixture(scope="module", params=get_args(Kind))
+def autoencoder(request: pytest.FixtureRequest) -> Autoencoder:
+    return small_autoencoder(request.param)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_latents_have_the_image_of_the_cpu_in_any_company(
+    autoencoder: Autoencoder, gpu: torch.device, precision: Precision
+) -> None:
+    """Also on another thread, while passes run here: the first stage has a stream of its own."""
+    model = latent_description(autoencoder, SHAPE)
+    first_stage = choose_first_stage(copy.deepcopy(autoencoder), model, gpu, precision, 1, None)
+    width = first_stage.widths[-1]
+    assert first_stage.reproducible
+    latents = random_images(width, model.sample_shape)
+    exact = autoencoder.decode(torch.tensor(np.stack(latents)))
+    alone = [first_stage.decode([one])[0] for one in latents]
+    error = (torch.tensor(np.stack(alone)) - exact).abs().max() / exact.abs().max()
+    if precision == "float32":
+        assert error < 1e-4
+    else:
+        assert 1e-4 < error < 0.1
+
+    denoises = CudaBackend(small_network(), SHAPE, gpu, precision, WIDTH)
+    expected = predicted(denoises, inputs(WIDTH))
+    with ThreadPoolExecutor(1) as pool:
+        for turn in range(width):
+            order = [(turn + i) % width for i in range(width)]
+            crowd = pool.submit(first_stage.decode, [latents[i] for i in order])
+            assert torch.equal(predicted(denoises, inputs(WIDTH)), expected)
+            assert all(np.array_equal(image, alone[i]) for image, i in zip(crowd.result(), order, strict=True))
+
+    [image] = random_images(1, SHAPE)
+    [exact] = autoencoder.encode(torch.tensor(image)[None])
+    assert (torch.from_numpy(first_stage.encode(image)) - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 class Hungry(nn.Module):

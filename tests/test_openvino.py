@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from model.backends import openvino
 from model.backends.backend import Precision
 from model.backends.conversion import convert
+from model.backends.network import denoiser
 from model.backends.openvino import OpenVINOBackend, computes_bfloat16
 from model.unet import DiffusionUNet
 from model.unet2d import UNet2D, UNet2DConfig
@@ -76,7 +77,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.fixture(scope="module")
 def small() -> Any:
     """small_network(), converted."""
-    return convert(small_network(), description_of(small_network(), SHAPE))
+    return convert(denoiser(small_network(), description_of(small_network(), SHAPE)))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def tiny() -> Any:
     """What is compiled soonest, converted; for what is not about bits."""
     network = DiffusionUNet(3, 4, (1,), num_classes=5)
     fill(network)
-    return convert(network, description_of(network, SHAPE))
+    return convert(denoiser(network, description_of(network, SHAPE)))
 
 
 @pytest.fixture(
@@ -233,7 +234,7 @@ def test_computes_what_torch_computes(
     """Alone and in a pass of several pieces, at both ends of the schedule; no norm is left that threads would share."""
     network = build()
     fill(network)
-    model = convert(network, description_of(network, image_shape, last + 1))
+    model = convert(denoiser(network, description_of(network, image_shape, last + 1)))
     kinds = [node.get_type_name() for node in model.get_ops()]
     assert "GroupNormalization" not in kinds
     assert kinds.count("MVN") == sum(isinstance(module, nn.GroupNorm) for module in network.modules())
@@ -258,7 +259,7 @@ def test_bfloat16_tells_neighbouring_timesteps_apart() -> None:
     """999 is no bfloat16. Computed in it, time embeddings of late timesteps were those of other timesteps."""
     network = DiffusionUNet(3, 16, (1,), norm_groups=4)
     fill(network)
-    model = convert(network, description_of(network, SHAPE))
+    model = convert(denoiser(network, description_of(network, SHAPE)))
     exact, rough = backend_of(model), backend_of(model, precision="bfloat16")
     x, _, labels = inputs(1)
 
@@ -299,7 +300,7 @@ def test_no_bit_depends_on_the_number_of_threads(precision: Precision) -> None:
     shape = (3, 32, 32)
     network = DiffusionUNet(3, 16, (1,), norm_groups=1)
     fill(network)
-    model = convert(network, description_of(network, shape))
+    model = convert(denoiser(network, description_of(network, shape)))
     x, timesteps, labels = inputs(3, shape)
     one, two = (backend_of(model, shape, precision, threads) for threads in (1, 2))
     assert torch.equal(rows_alone(one, x, timesteps, labels), rows_alone(two, x, timesteps, labels))
@@ -378,7 +379,7 @@ class AtMostTwo(DiffusionUNet):
 def check_falls_back(kind: type[DiffusionUNet], sizes: list[int]) -> None:
     network = kind(3, 4, (1,))
     fill(network)
-    backend = backend_of(convert(network, description_of(network, SHAPE)))
+    backend = backend_of(convert(denoiser(network, description_of(network, SHAPE))))
     x, timesteps, labels = inputs(4)
     expected = rows_alone(backend, x, timesteps, labels)
     run(backend, x[:2], timesteps[:2], labels[:2])
@@ -441,11 +442,12 @@ def test_no_usage_statistics_are_sent() -> None:
     conversion = """
 import sys, torch
 from model.backends.conversion import convert
+from model.backends.network import denoiser
 from model.backends.openvino import OpenVINOBackend
 from model.unet import DiffusionUNet
 from tests.trajectories import description_of
 network = DiffusionUNet(3, 4, (1,))
-model = convert(network, description_of(network, (3, 8, 8)))
+model = convert(denoiser(network, description_of(network, (3, 8, 8))))
 OpenVINOBackend(model, (3, 8, 8), "float32", 1, 1, lambda: 0)
 assert "openvino.tools.ovc" in sys.modules, "it is no longer by this module; look for where it is"
 sys.exit(any(module and name.startswith("openvino_telemetry") for name, module in sys.modules.items()))

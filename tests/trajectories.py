@@ -60,6 +60,7 @@ def description_of(
         digest=digest,
         architecture="unet_2d" if isinstance(network, UNet2D) else "diffusion_unet",
         image_shape=image_shape,
+        sample_shape=image_shape,
         out_channels=image_shape[0],
         first_timestep=0,
         num_classes=None,

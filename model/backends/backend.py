@@ -45,13 +45,13 @@ Pass = Callable[[Tensor, Tensor, Tensor], Tensor]  # x, timesteps, labels → pr
 
 
 def keeps_rows_apart(
-    together: Pass, alone: Pass, rows: int, image_shape: tuple[int, int, int], device: torch.device
+    together: Pass, alone: Pass, rows: int, sample_shape: tuple[int, int, int], device: torch.device
 ) -> bool:
     """Whether each row of a pass of `rows` has the bits that it has in a pass of its own."""
     if rows == 1:  # there are no others
         return True
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn((rows, *image_shape), generator=rng).to(device)
+    x = torch.randn((rows, *sample_shape), generator=rng).to(device)
     timesteps = torch.ones(rows, dtype=torch.int64, device=device)  # some networks do not know 0
     labels = torch.zeros(rows, dtype=torch.int64, device=device)
     crowd = together(x, timesteps, labels).clone()

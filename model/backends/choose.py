@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
+from model.autoencoder import Autoencoder
 from model.backends.backend import Backend, Precision
 from model.backends.cuda import CudaBackend
 from model.backends.memory import available
+from model.backends.network import Network, decoder, encoder
 from model.backends.padded import PaddedBackend
 from model.description import ModelDescription
+from model.first_stage import FirstStage
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +22,22 @@ Kind = Literal["cuda", "openvino", "padded"]
 Choice = Precision | Literal["auto"]
 
 
-def choose(
-    network: nn.Module,
+def choose_first_stage(
+    autoencoder: Autoencoder,
     model: ModelDescription,
+    device: torch.device,
+    precision: Choice,
+    threads: int,
+    cache_dir: Path | None,
+) -> FirstStage:
+    """The best backends for an autoencoder. Arguments are as those of `choose`."""
+    decodes = choose(decoder(autoencoder, model), device, precision, threads, None, cache_dir)
+    encodes = choose(encoder(autoencoder, model), device, precision, threads, 1, cache_dir)
+    return FirstStage(autoencoder.unscaled, decodes, encodes, model.image_shape)
+
+
+def choose(
+    network: Network,
     device: torch.device,
     precision: Choice,
     threads: int,
@@ -32,22 +47,22 @@ def choose(
     """The best backend for a network.
 
     Args:
-        network: in float32 on the CPU. It is the backend's from now on.
-        model: what the network is.
+        network: its module is the backend's from now on.
         device: cpu or cuda.
         precision: auto is bfloat16 where the device has instructions for it.
         threads: compute threads, on the CPU.
         max_batch: the most rows of a pass; None: by the device and the network.
         cache_dir: the folder for converted models; None for none.
     """
+    module, shape = network.module, network.input_shape
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         chosen: Precision = ("bfloat16" if native else "float32") if precision == "auto" else precision
-        return CudaBackend(network, model.image_shape, device, chosen, max_batch or default_width(model, "cuda"))
+        return CudaBackend(module, shape, device, chosen, max_batch or default_width(network, "cuda"))
     if find_spec("openvino") is None:
         log.warning("OpenVINO is not installed, so torch computes, several times slower: pip install 'stepwise[cpu]'")
         chosen = "float32" if precision == "auto" else precision
-        return PaddedBackend(network, model.image_shape, chosen, max_batch or default_width(model, "padded"))
+        return PaddedBackend(module, shape, chosen, max_batch or default_width(network, "padded"))
 
     from model.backends.conversion import converted
     from model.backends.openvino import OpenVINOBackend, computes_bfloat16
@@ -55,31 +70,32 @@ def choose(
     native = computes_bfloat16()
     if precision == "bfloat16" and not native:
         log.warning("this processor has no instructions for bfloat16, so torch computes it, slowly")
-        return PaddedBackend(network, model.image_shape, precision, max_batch or default_width(model, "padded"))
+        return PaddedBackend(module, shape, precision, max_batch or default_width(network, "padded"))
     chosen = ("bfloat16" if native else "float32") if precision == "auto" else precision
     # What is left for torch is small, its threads would keep OpenVINO's from running, and the table of time embeddings
     # that a conversion makes may not depend on how many there are.
     torch.set_num_threads(1)
     return OpenVINOBackend(
-        converted(network, model, cache_dir),
-        model.image_shape,
+        converted(network, cache_dir),
+        shape,
         chosen,
         threads,
-        max_batch or default_width(model, "openvino"),
+        max_batch or default_width(network, "openvino"),
         available,
     )
 
 
-def default_width(model: ModelDescription, kind: Kind) -> int:
+def default_width(network: Network, kind: Kind) -> int:
     """Rows of a pass where MAX_BATCH is not set.
 
     On the CPU a row of a large network costs the same in any company, and a long pass keeps others waiting. Rows like
     the digits', of less than a millisecond, are worth what surrounds a pass. Padded, a lone row costs a whole pass:
-    eight digits as much as three, of a network of 36 M parameters at 32x32 as six.
+    eight digits as much as three, of a network of 36 M parameters at 32x32 as six. Latents seldom wait for decoding in
+    crowds, so a padded pass over them is short.
     """
+    denoises = network.name == "denoiser"
     if kind == "cuda":
-        return 32
-    work = model.num_parameters * model.image_shape[1] * model.image_shape[2]  # of a row, in some unit
+        return 32 if denoises else 4
     if kind == "padded":
-        return 8 if work <= 1e10 else 1
-    return 16 if work <= 2e9 else max(1, min(8, int(1.5e11 / work)))
+        return 8 if denoises and network.work <= 1e10 else 1
+    return 16 if network.work <= 2e9 else max(1, min(8, int(1.5e11 / network.work)))

@@ -17,9 +17,9 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
-from model import layers, unet, unet2d
+from model import autoencoder, layers, unet, unet2d
 from model.backends.backend import processor
-from model.description import ModelDescription
+from model.backends.network import Network
 from model.unet import DiffusionUNet
 from model.unet2d import UNet2D
 
@@ -27,26 +27,35 @@ log = logging.getLogger(__name__)
 
 MODEL, WEIGHTS, SUMS = "model.xml", "model.bin", "sums.json"
 _FEW_PIXELS = 16
-_SOURCES = (layers.__file__, unet.__file__, unet2d.__file__, __file__)  # what decides the conversion
+_SOURCES = (
+    layers.__file__,
+    unet.__file__,
+    unet2d.__file__,
+    autoencoder.__file__,
+    __file__,
+)  # what decides the conversion
 
 
-def convert(network: nn.Module, description: ModelDescription) -> ov.Model:
+def convert(network: Network) -> ov.Model:
     """Convert a network, with any number of rows, float32.
 
-    Its inputs are x [B, C, H, W], t [B] and, where there are classes, labels [B].
+    Its inputs are x [B, C, H, W] and, where it knows them, t [B] and labels [B].
     """
-    assert isinstance(network, DiffusionUNet | UNet2D)
-    shape = description.image_shape
-    tabulated = _Tabulated(network, description.schedule.num_train_timesteps).eval()
-    example = (torch.zeros(2, *shape), torch.ones(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+    module: nn.Module = network.module
+    example = [torch.zeros(1, *network.input_shape)]
+    if network.num_train_timesteps is not None:
+        assert isinstance(module, DiffusionUNet | UNet2D)
+        module = _Tabulated(module, network.num_train_timesteps).eval()
+        example += [torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)]
     # What ov.convert_model does too, which besides sends usage statistics to its makers.
-    # It traces, which torch calls deprecated, and warns of in code of its own.
+    # It traces, which torch calls deprecated, and warns of in code of its own. To check the trace would be to run the
+    # network three times more: tests do.
     with torch.inference_mode(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         warnings.filterwarnings("ignore", category=TracerWarning, module="torch")
-        decoder = TorchScriptPythonDecoder(tabulated, example_input=example)
+        decoder = TorchScriptPythonDecoder(module, example_input=tuple(example), trace_kwargs={"check_trace": False})
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))
-    model.reshape({port: [-1, *shape] if i == 0 else [-1] for i, port in enumerate(model.inputs)})
+    model.reshape({port: [-1, *network.input_shape] if i == 0 else [-1] for i, port in enumerate(model.inputs)})
     _rewrite_group_norms(model)
     return model
 
@@ -112,14 +121,14 @@ def _put_in_place_of(node: ov.Node, out: ov.Node) -> None:
         consumer.replace_source_output(out.output(0))
 
 
-def converted(network: nn.Module, description: ModelDescription, cache_dir: Path | None) -> ov.Model:
+def converted(network: Network, cache_dir: Path | None) -> ov.Model:
     """The converted network, from the cache where it is there; else it is put there.
 
     A cache that cannot be used costs a warning, and the time to convert again.
     """
     if cache_dir is None:
-        return convert(network, description)
-    entry = cache_dir / "openvino" / _key(description)
+        return convert(network)
+    entry = cache_dir / "openvino" / _key(network)
     try:
         if entry.exists():
             cached = _read(entry)
@@ -129,8 +138,8 @@ def converted(network: nn.Module, description: ModelDescription, cache_dir: Path
             log.warning("a converted model in the cache is damaged, and is made again")
     except OSError as error:
         log.warning("a converted model in the cache is of no use, and every start converts it again: %s", error)
-        return convert(network, description)
-    model = convert(network, description)
+        return convert(network)
+    model = convert(network)
     try:
         _write(model, entry)
         return _read(entry) or model  # mapped from the file, which servers share, and not held in memory
@@ -139,12 +148,12 @@ def converted(network: nn.Module, description: ModelDescription, cache_dir: Path
         return model
 
 
-def _key(description: ModelDescription) -> str:
+def _key(network: Network) -> str:
     """Of all that decides the converted model."""
     code = hashlib.sha256(b"".join(Path(source).read_bytes() for source in _SOURCES)).hexdigest()
     # The table of time embeddings has the bits of the processor that computed it, and machines may share the folder.
     computed = processor(torch.device("cpu"))
-    facts = [description.digest, description.image_shape, torch.__version__, ov.__version__, computed, code]
+    facts = [network.name, network.digest, network.input_shape, torch.__version__, ov.__version__, computed, code]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

@@ -21,7 +21,7 @@ class CudaBackend:
 
     Args:
         network: called with (x, timesteps, labels); its parameters are moved to the device.
-        image_shape: (C, H, W).
+        sample_shape: (C, H, W).
         device: of CUDA.
         precision: bfloat16 by autocast, or float32, then without TF32.
         max_batch: the widest pass.
@@ -33,21 +33,21 @@ class CudaBackend:
     def __init__(
         self,
         network: nn.Module,
-        image_shape: tuple[int, int, int],
+        sample_shape: tuple[int, int, int],
         device: torch.device,
         precision: Precision,
         max_batch: int,
     ) -> None:
         self._device = device
         self._precision = precision
-        self._image_shape = image_shape
+        self._sample_shape = sample_shape
         if precision == "float32":
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._graph = self._widest(max_batch)
-        self.reproducible = keeps_rows_apart(self._graph.run, self._graph.run, self._width, image_shape, device)
+        self.reproducible = keeps_rows_apart(self._graph.run, self._graph.run, self._width, sample_shape, device)
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +100,7 @@ class CudaBackend:
             torch.cuda.empty_cache()  # now that the error, whose traceback holds the failed pass, is gone
 
     def _capture(self, width: int) -> "_Graph":
-        return _Graph(self._network, self._image_shape, self._device, self._precision, width)
+        return _Graph(self._network, self._sample_shape, self._device, self._precision, width)
 
 
 class _Graph:
@@ -110,13 +110,13 @@ class _Graph:
     def __init__(
         self,
         network: nn.Module,
-        image_shape: tuple[int, int, int],
+        sample_shape: tuple[int, int, int],
         device: torch.device,
         precision: Precision,
         width: int,
     ) -> None:
         self._device = device
-        self.x = torch.zeros((width, *image_shape), device=device).contiguous(memory_format=torch.channels_last)
+        self.x = torch.zeros((width, *sample_shape), device=device).contiguous(memory_format=torch.channels_last)
         self.timesteps = torch.ones(width, dtype=torch.int64, device=device)  # some networks do not know 0
         self.labels = torch.zeros(width, dtype=torch.int64, device=device)
         autocast: AbstractContextManager[None] = (

@@ -27,7 +27,7 @@ class OpenVINOBackend:
 
     Args:
         model: the converted network.
-        image_shape: (C, H, W).
+        sample_shape: (C, H, W).
         precision: float32; or bfloat16, where `computes_bfloat16()`.
         threads: compute threads.
         max_batch: the most rows of a pass.
@@ -40,14 +40,14 @@ class OpenVINOBackend:
     def __init__(
         self,
         model: ov.Model,
-        image_shape: tuple[int, int, int],
+        sample_shape: tuple[int, int, int],
         precision: Precision,
         threads: int,
         max_batch: int,
         free_memory: Callable[[], float],
     ) -> None:
         self._model = model
-        self._image_shape = image_shape
+        self._sample_shape = sample_shape
         self._precision = precision
         self._threads = threads
         self._max_batch = max_batch
@@ -133,7 +133,7 @@ class OpenVINOBackend:
                 return
             parts = 2 if self._threads % 2 == 0 else 1
             together, alone = _Request(self._compile(size // parts, parts), parts), _Request(self._size_1, parts=1)
-            if keeps_rows_apart(together.run, alone.run, size, self._image_shape, self.device):
+            if keeps_rows_apart(together.run, alone.run, size, self._sample_shape, self.device):
                 self._requests[size] = together
             else:
                 log.warning("passes of %d rows have other bits than those of one; they run in smaller pieces", size)

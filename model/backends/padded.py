@@ -17,21 +17,23 @@ class PaddedBackend:
 
     Args:
         network: called with (x, timesteps, labels).
-        image_shape: (C, H, W).
+        sample_shape: (C, H, W).
         precision: float32, or bfloat16 by autocast.
         width: the batch size.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, network: nn.Module, image_shape: tuple[int, int, int], precision: Precision, width: int) -> None:
+    def __init__(
+        self, network: nn.Module, sample_shape: tuple[int, int, int], precision: Precision, width: int
+    ) -> None:
         # torch's kernels for channels_last are up to 1.4 times as fast, with errors three times as large, which DDIM
         # magnifies until one value in fifty of an image differs from diffusers'.
         self._format = torch.contiguous_format if precision == "float32" else torch.channels_last
         self._network = network.to(memory_format=self._format).eval()  # type: ignore[call-overload]
         self._precision = precision
         self._width = width
-        self.reproducible = keeps_rows_apart(self._forward, self._forward, width, image_shape, self.device)
+        self.reproducible = keeps_rows_apart(self._forward, self._forward, width, sample_shape, self.device)
 
     @property
     def widths(self) -> Sequence[int]:

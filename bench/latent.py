@@ -1,0 +1,258 @@
+"""What latent diffusion costs: seconds and memory of its steps, of decoding and of encoding.
+
+    python -m bench.latent [--folder DIR] [--rounds 5]
+
+Writes weights of the size of CompVis/ldm-celebahq-256 with random values, 1.3 GB, and loads them as the server does, in
+a fresh process for each figure of memory. Prints Markdown tables. The first has medians of seconds, and what share of
+an image of 50 steps each has. The second has resident memory from the start to the first image; files that are mapped
+count. In the third the autoencoder decodes images of several sizes: what a process with a larger image holds above one
+with a tiny image is the image's.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from bench.peak import peak_bytes
+from model.autoencoder import Autoencoder, AutoencoderConfig
+from model.backends.backend import Backend, Precision
+from model.backends.choose import choose, choose_first_stage
+from model.backends.conversion import converted
+from model.backends.memory import resident
+from model.backends.network import Network, decoder, denoiser
+from model.backends.openvino import computes_bfloat16
+from model.checkpoints import native
+from model.checkpoints.config import ModelConfig, UNet2DModelConfig
+from model.checkpoints.load import find, load, load_autoencoder
+from model.description import ModelDescription
+from model.first_stage import FirstStage
+from model.schedule import Schedule
+from model.unet2d import UNet2DConfig
+from service.config import available_cores
+
+STEPS = 50  # of an image
+SIDES = (128, 256, 512)  # of decoded images
+TINY_SIDE = 32  # of one that takes next to no memory
+CPU = torch.device("cpu")
+
+CELEBAHQ = UNet2DModelConfig(  # the U-Net's other fields are the defaults of diffusers, which were made for it
+    architecture="unet_2d",
+    name="ldm-celebahq-256",
+    image_size=(256, 256),
+    network=UNet2DConfig(attention_head_dim=32),
+    autoencoder=AutoencoderConfig(
+        kind="vq",
+        latent_channels=3,
+        num_vq_embeddings=8192,
+        block_out_channels=(128, 256, 512),
+        layers_per_block=2,
+    ),
+    schedule=Schedule(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, clip_sample=False),
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def apart(measure: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call in a process of its own, whose memory is that of nothing else."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, *args, **kwargs).result()
+
+
+def write(config: ModelConfig, folder: Path) -> None:
+    """Save random weights."""
+    assert config.autoencoder is not None
+    torch.manual_seed(0)
+    native.save(config.build(), Autoencoder(config.autoencoder), config, folder)
+
+
+def loaded(
+    folder: Path, cache: Path, precision: Precision, max_batch: int | None
+) -> tuple[ModelDescription, Backend, FirstStage]:
+    """Weights, as the server has them."""
+    threads = available_cores()
+    torch.set_num_threads(threads)
+    checkpoint = load(folder)
+    model = checkpoint.description
+    assert checkpoint.autoencoder is not None
+    backend = choose(denoiser(checkpoint.network, model), CPU, precision, threads, max_batch, cache)
+    return model, backend, choose_first_stage(checkpoint.autoencoder, model, CPU, precision, threads, cache)
+
+
+def step(backend: Backend, model: ModelDescription, rows: int) -> None:
+    x = torch.randn((rows, *model.sample_shape), generator=torch.Generator().manual_seed(0))
+    timesteps = torch.full((rows,), model.schedule.num_train_timesteps // 2)
+    backend.start(x, timesteps, torch.zeros(rows, dtype=torch.int64))()
+
+
+def medians(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each case, in turn; the first round, in which what is needed is compiled, does not count."""
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(1 + rounds):
+        for name, run in cases.items():
+            began = perf_counter()
+            run()
+            found[name].append(perf_counter() - began)
+    return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
+
+
+# Seconds.
+
+
+def times(folder: Path, cache: Path, precision: Precision, rounds: int) -> dict[str, float]:
+    """Seconds of all that a request may ask for."""
+    model, backend, first_stage = loaded(folder, cache, precision, max_batch=2)
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn(model.sample_shape, generator=rng).numpy()
+    image = torch.rand(model.image_shape, generator=rng).numpy()
+    unscaled = load_autoencoder(folder).unscaled
+    return medians(
+        {
+            "a step of 1 row": partial(step, backend, model, 1),
+            "a step of 2 rows": partial(step, backend, model, 2),
+            "decoding": lambda: first_stage.decode([latents]),
+            "of it what is not the network: codes": lambda: unscaled(torch.from_numpy(latents)[None]),
+            "encoding": lambda: first_stage.encode(image),
+            "a preview": lambda: first_stage.preview(latents),
+        },
+        rounds,
+    )
+
+
+def times_table(found: Mapping[Precision, Mapping[str, float]]) -> str:
+    names = list(next(iter(found.values())))
+    lines = [f"| seconds | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{times[name]:.4f}' for times in found.values())} |" for name in names]
+    steps = {precision: STEPS * times["a step of 1 row"] for precision, times in found.items()}
+    wholes = {precision: steps[precision] + times["decoding"] for precision, times in found.items()}
+    shares = {
+        "steps": [steps[precision] / wholes[precision] for precision in found],
+        "decoding": [times["decoding"] / wholes[precision] for precision, times in found.items()],
+    }
+    lines.append(f"| an image of {STEPS} steps | {' | '.join(f'{whole:.2f}' for whole in wholes.values())} |")
+    lines += [f"| of it {name} | {' | '.join(f'{share:.1%}' for share in of)} |" for name, of in shares.items()]
+    return "\n".join(lines)
+
+
+# Memory.
+
+
+class Memory(NamedTuple):
+    """Bytes that a process holds, from its start to its first image, and how long it took to load."""
+
+    before: int
+    after_loading: int
+    after_a_step: int
+    after_decoding: int
+    peak: int
+    seconds: float
+
+
+def memory(folder: Path, cache: Path, precision: Precision) -> Memory:
+    before, began = resident(), perf_counter()
+    model, backend, first_stage = loaded(folder, cache, precision, max_batch=None)
+    after_loading, seconds = resident(), perf_counter() - began
+    step(backend, model, 1)
+    after_a_step = resident()
+    first_stage.decode([torch.randn(model.sample_shape).numpy()])
+    return Memory(before, after_loading, after_a_step, resident(), peak_bytes(), seconds)
+
+
+def memory_table(found: Mapping[str, Memory]) -> str:
+    lines = [
+        "| resident, MB | before loading | loaded | after a step | after decoding | peak | seconds to load |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (*sizes, seconds) in found.items():
+        lines.append(f"| {name} | {' | '.join(f'{size / 1e6:.0f}' for size in sizes)} | {seconds:.1f} |")
+    return "\n".join(lines)
+
+
+# Images of other sizes.
+
+
+class Decoding(NamedTuple):
+    """Of one image: seconds, and the peak of the process."""
+
+    seconds: float
+    peak: int
+
+
+def decoder_at(autoencoder: Autoencoder, config: ModelConfig, side: int) -> Network:
+    """The decoder of square images of another size."""
+    sized = config.model_copy(update={"image_size": (side, side)})
+    return decoder(autoencoder, sized.describe(nn.Identity(), autoencoder, str(side), "latent"))
+
+
+def prepare(folder: Path, cache: Path, side: int) -> None:
+    """Convert the decoder, which takes memory of its own."""
+    torch.set_num_threads(1)
+    converted(decoder_at(load_autoencoder(folder), find(folder).config, side), cache)
+
+
+def decoding(folder: Path, cache: Path, precision: Precision, side: int, rounds: int) -> Decoding:
+    autoencoder = load_autoencoder(folder)
+    half, unscaled = decoder_at(autoencoder, find(folder).config, side), autoencoder.unscaled
+    backend = choose(half, CPU, precision, available_cores(), 1, cache)
+    shape = half.input_shape
+    del autoencoder, half  # the server does not hold them either
+    z, nothing = torch.randn(1, *shape), torch.zeros(1, dtype=torch.int64)
+    [seconds] = medians({"": lambda: backend.start(unscaled(z), nothing, nothing)()}, rounds).values()
+    return Decoding(seconds, peak_bytes())
+
+
+def sizes_table(found: Mapping[Precision, Mapping[int, Decoding]]) -> str:
+    """Of each precision the first size is the tiny one, which is not shown."""
+    tiny, *sides = next(iter(found.values()))
+    heads = [f"{precision}, {what}" for precision in found for what in ("seconds", "MB of the image", "bytes a pixel")]
+    lines = [f"| decoding | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for side in sides:
+        cells = []
+        for of in found.values():
+            above = of[side].peak - of[tiny].peak
+            cells += [f"{of[side].seconds:.3f}", f"{above / 1e6:.0f}", f"{above / side**2:,.0f}"]
+        lines.append(f"| {side}x{side} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def report(config: ModelConfig, work: Path, sides: Sequence[int], tiny_side: int, rounds: int) -> str:
+    """All tables. What is written stays in the folder `work`."""
+    folder, cache = work / "weights", work / "cache"
+    apart(write, config, folder)
+    precisions: list[Precision] = ["float32", "bfloat16"] if computes_bfloat16() else ["float32"]
+    held = {"the first start, which converts": apart(memory, folder, cache, precisions[0])}
+    held |= {f"{precision}, later": apart(memory, folder, cache, precision) for precision in precisions}
+    seconds = {precision: apart(times, folder, cache, precision, rounds) for precision in precisions}
+
+    all_sides = [tiny_side, *sides]
+    for side in all_sides:
+        apart(prepare, folder, cache, side)
+    decoded = {
+        precision: {side: apart(decoding, folder, cache, precision, side, rounds) for side in all_sides}
+        for precision in precisions
+    }
+    return "\n\n".join([times_table(seconds), memory_table(held), sizes_table(decoded)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.latent", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where 3 GB are kept for the while")
+    parser.add_argument("--rounds", type=int, default=5, help="of which each time is the median; default: %(default)s")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as work:
+        print(report(CELEBAHQ, Path(work), SIDES, TINY_SIDE, args.rounds))
+
+
+if __name__ == "__main__":
+    main()
