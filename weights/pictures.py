@@ -1,10 +1,14 @@
 """Pictures of docs/weights.md, and the figures under them.
 
     python -m weights.pictures weights/digits weights/digits-4step docs
+    python -m weights.pictures weights/emoji docs
 
-Draws a digit of each class along its steps; the teacher's digits beside the student's, of the same seeds; and, 1,000
-digits a point, how accuracy and Fréchet distance depend on the number of steps, for each sampler. Prints the last as a
-Markdown table.
+Of weights and those distilled from them: an image of each class along its steps; the teacher's images beside the
+student's, of the same seeds; and, 1,000 images a point, how accuracy and Fréchet distance depend on the number of
+steps, for each sampler. Prints the last as a Markdown table.
+
+Of weights alone, each picture with a class a row: drawn images, none left out; drawn images, each with the training
+image that is nearest; and of a latent model held-out images, each with what its autoencoder makes of it.
 """
 
 import argparse
@@ -13,42 +17,69 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from model.samplers import SAMPLERS
 from service.images import UInt8
-from weights.drawing import CLASSES, Pen, draw, draw_along, pen, save
-from weights.quality import Figures, Held, exam, origin
+from weights import data
+from weights.drawing import Pen, by_class, draw, draw_along, pen, reconstructed, save, sheet, to_pixels
+from weights.exam import Exam, Figures, Held, exam, nearest_training, origin, split_of
 
 STEPS = (1, 2, 4, 8, 15)
-DIGITS = 1_000  # a point
+IMAGES = 1_000  # a point
 PAIRS = 8  # of each class
+COLUMNS = 16  # of a sheet
+GAP = 8  # pixels between pairs
 ENLARGED = 2
 
 Curves = Mapping[str, Mapping[int, Figures]]  # by sampler and number of steps
 
 
 def along(by: Pen) -> UInt8:
-    """A digit of each class, a row, from noise to its last step."""
-    images = draw_along(by, by.model.recommended, 0, CLASSES)
-    return np.concatenate([np.concatenate(list(row), axis=1) for row in images.swapaxes(0, 1)])
+    """An image of each class, a row, from noise to its last step."""
+    return sheet(draw_along(by, by.model.recommended, 0, by.classes).swapaxes(0, 1))
 
 
 def side_by_side(teacher: Pen, student: Pen) -> UInt8:
-    """Digits of each class, two rows a class: the teacher's above the student's."""
-    rows = []
-    drawn = [draw(by, by.model.recommended, 0, PAIRS * CLASSES) for by in (teacher, student)]
-    for label in range(CLASSES):
-        rows += [np.concatenate(list(digits[label::CLASSES]), axis=1) for digits in drawn]
-    return np.concatenate(rows)
+    """Images of each class, two rows a class: the teacher's above the student's."""
+    drawn = [draw(by, by.model.recommended, 0, PAIRS * by.classes) for by in (teacher, student)]
+    return sheet(np.stack([images[label :: teacher.classes] for label in range(teacher.classes) for images in drawn]))
+
+
+def of_each_class(by: Pen) -> UInt8:
+    """Images of each class, a row, as they were drawn."""
+    return by_class(draw(by, by.model.recommended, 0, COLUMNS * by.classes), by.classes, COLUMNS)
+
+
+def beside_nearest(by: Pen, split: data.Split) -> UInt8:
+    """Drawn images, a class a row, each to the left of the training image that is nearest."""
+    drawn = draw(by, by.model.recommended, 0, PAIRS * by.classes)
+    return pairs(drawn, nearest_training(split, drawn), by.classes)
+
+
+def beside_reconstructions(by: Pen, split: data.Split) -> UInt8:
+    """The first held-out images of each class, a class a row, each to the left of what comes back from its latents."""
+    assert by.first_stage is not None
+    of_class = [(split.held_out_y == label).nonzero()[:PAIRS, 0] for label in range(by.classes)]
+    columns = min(map(len, of_class))
+    chosen = split.held_out_x[torch.stack([which[:columns] for which in of_class], dim=1).flatten()]
+    return pairs(to_pixels(chosen.numpy()), reconstructed(by.first_stage, chosen), by.classes)
+
+
+def pairs(left: UInt8, right: UInt8, classes: int) -> UInt8:
+    """A sheet of pairs of images, of which pair i is of class i % classes, with white between them."""
+    both = np.concatenate([left, right], axis=2)
+    gap = [(0, 0), (0, 0), (0, GAP), *((0, 0) for _ in both.shape[3:])]
+    return by_class(np.pad(both, gap, constant_values=255), classes, PAIRS)
 
 
 def curves(teacher: Pen, student: Pen, held: Held) -> Curves:
-    """How digits at each sampler's steps compare with the held-out."""
+    """How images at each sampler's steps compare with the held-out."""
 
     def judged(by: Pen, sampler: str, steps: int) -> Figures:
         settings = replace(by.model.recommended, sampler=sampler, num_inference_steps=steps)
-        return held.compare_drawn(draw(by, settings, 0, DIGITS))
+        return held.compare_drawn(draw(by, settings, 0, IMAGES))
 
     found = {sampler: {steps: judged(teacher, sampler, steps) for steps in STEPS} for sampler in SAMPLERS}
     assert student.model.distilled is not None
@@ -90,20 +121,34 @@ def table(found: Curves) -> str:
     return "\n".join(lines)
 
 
+def draw_distilled(teacher: Pen, student: Pen, by: Exam, target: Path) -> None:
+    for one in (teacher, student):
+        save(target / f"{one.model.name}-along.png", along(one), ENLARGED)
+    save(target / "teacher-student.png", side_by_side(teacher, student), ENLARGED)
+    found = curves(teacher, student, Held(by.judge, by.split))
+    plot(found, target / "steps.png")
+    print(f"\n{table(found)}")
+
+
+def draw_alone(by: Pen, split: data.Split, target: Path) -> None:
+    name = by.model.name
+    save(target / f"{name}.png", of_each_class(by), ENLARGED)
+    save(target / f"{name}-neighbours.png", beside_nearest(by, split), ENLARGED)
+    if by.first_stage is not None:
+        save(target / f"{name}-reconstructions.png", beside_reconstructions(by, split), ENLARGED)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.pictures", description="Draw the pictures of the docs.")
-    parser.add_argument("teacher", type=Path, help="a folder of weights, such as weights/digits")
-    parser.add_argument("student", type=Path, help="those distilled from them, such as weights/digits-4step")
+    parser.add_argument("folder", type=Path, help="a folder of weights, such as weights/digits")
+    parser.add_argument("student", type=Path, nargs="?", help="those distilled from them, such as weights/digits-4step")
     parser.add_argument("target", type=Path, help="the folder for the pictures")
     args = parser.parse_args()
-    teacher, student = (pen(folder, "auto") for folder in (args.teacher, args.student))
-    split, judge = exam(origin(args.student), seed=0)
-    for by in (teacher, student):
-        save(args.target / f"{by.model.name}-along.png", along(by), ENLARGED)
-    save(args.target / "teacher-student.png", side_by_side(teacher, student), ENLARGED)
-    found = curves(teacher, student, Held(judge, split))
-    plot(found, args.target / "steps.png")
-    print(f"\n{table(found)}")
+    by, first = pen(args.folder, "auto"), origin(args.folder)
+    if args.student is None:
+        draw_alone(by, split_of(first), args.target)
+    else:
+        draw_distilled(by, pen(args.student, "auto"), exam(first, seed=0), args.target)
 
 
 if __name__ == "__main__":

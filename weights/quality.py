@@ -1,278 +1,200 @@
-"""Judge the digits that the weights in the box draw.
+"""Judge what the weights in the box draw.
 
     python -m weights.quality weights/digits [--precision bfloat16]
 
-Draws three times 1,000 digits, 100 a class, at the recommended settings or at others, and compares the 8-bit pixels
-that a client would get with the 2,000 held-out digits, in two spaces: the features of a classifier that is trained on
-the training digits, and pixels, which nothing was trained for. Prints, for each 1,000 and for as many training digits,
-which show where a measure bottoms out:
+Draws three times about 1,000 images, as many of each class, at the recommended settings or at others, and compares the
+8-bit pixels that a client would get with the held-out images, in two spaces: the features of a classifier that is
+trained on the training images, and pixels, which nothing was trained for. Classes count alike, also where the held-out
+have more images of one than of another. Prints, for each 1,000 and for as many training images, which show where a
+measure bottoms out:
 
-- accuracy: how often the classifier sees the digit that was asked for;
+- accuracy: how often the classifier sees the class that was asked for;
 - the Fréchet distance to the held-out, in distances between the two halves of the held-out; of so few it is too large,
   also of real ones, so that of all 3,000 in features is told as well;
 - coverage: the share of the held-out that have one of the 1,000 within the distance of their 5th neighbour;
-- whether training digits were learnt by heart: the distance to the nearest of them, and the share that is nearer than
-  all but 1 % of the held-out are.
+- whether training images were learnt by heart: the distance to the nearest of them, and the share that is nearer than
+  all but 1 % of the held-out are. Not of classes whose held-out images are nearly copies themselves; those are left to
+  the table by class.
 
-At the recommended settings the command fails where a figure is worse than it should be. Distilled weights are judged by
-their teacher's data and classifier. That is kept in FOLDER/work for the next time.
+Of a latent model it also prints what its autoencoder makes of the held-out, which is the best that it can draw.
+
+quality.toml beside the weights has limits. At the recommended settings the command fails where a figure is worse.
+Distilled weights are judged by their teacher's data and classifier. That is kept in FOLDER/work for the next time.
 """
 
 import argparse
-import hashlib
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.backends.backend import Precision
 from model.checkpoints.errors import CheckpointError
 from model.samplers import SAMPLERS, GridError
-from service.images import UInt8
-from weights import classifier, data, distill
-from weights.classifier import Classifier
-from weights.distill import Distillation
-from weights.drawing import CLASSES, by_class, draw, pen, save
-from weights.measures import Float64, coverage, frechet_distance, nearest
-from weights.train import Training
+from weights.data import Split, evened, scaled
+from weights.drawing import Pen, by_class, draw, pen, reconstructed, save
+from weights.exam import SIDES, ClassFigures, Figures, Held, exam, origin
 
-PER_CLASS, TIMES = 100, 3
-SIDE = 8  # pixels; the Fréchet distance of images is taken of so small ones, for want of images
+CRITERIA = "quality.toml"
+IMAGES, TIMES = 1_000, 3  # or as few less as there are as many of each class
 SHEET_COLUMNS = 16
-
-
-class Exam(NamedTuple):
-    """What drawn digits are judged by."""
-
-    split: data.Split
-    judge: Classifier
-
-
-def origin(folder: Path) -> Path:
-    """The folder that weights go back to: their own, or their teacher's. Ends the program where it has no data."""
-    while (distillation := folder / distill.RECIPE).exists():
-        folder = folder / Distillation.read(distillation).teacher
-    if not _data_file(folder).exists():
-        sys.exit(f"{_data_file(folder)} is missing: run `make data` first")
-    return folder
-
-
-def exam(folder: Path, seed: int) -> Exam:
-    """The data of a folder with training.toml, and the classifier of a seed."""
-    split = data.load(_data_file(folder))
-    return Exam(split, _trained_judge(folder / "work" / "classifier.pt", _data_file(folder), split, seed))
-
-
-def _data_file(folder: Path) -> Path:
-    return folder / Training.read(folder / "training.toml").data
-
-
-def _trained_judge(path: Path, data_file: Path, split: data.Split, seed: int) -> Classifier:
-    """The classifier of a seed: from its file where it was trained before, on the same data and in the same way."""
-    parts = (Path(classifier.__file__).read_bytes(), data_file.read_bytes(), str(seed).encode())
-    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        if saved["key"] == key:
-            print(f"classifier: trained before with seed {seed}, read from {path}")
-            judge = Classifier()
-            judge.load_state_dict(saved["classifier"])
-            return judge.requires_grad_(False).eval()
-    judge = classifier.train(split, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"classifier": judge.state_dict(), "key": key}, path)
-    print(f"classifier: trained with seed {seed}, kept in {path}")
-    return judge
-
-
-def accuracy(judge: Classifier, x: Tensor, labels: Tensor) -> float:
-    """The share of digits x [N, 1, H, W] that are seen as their labels [N]."""
-    with torch.inference_mode():
-        return float((judge(x).argmax(1) == labels).double().mean())
-
-
-class Figures(NamedTuple):
-    """Of digits beside the held-out: two distances in halves, two coverages; and beside the training digits.
-
-    Attributes:
-        accuracy: the share that the classifier sees as their labels.
-        nearest: the median distance, in pixels, to the nearest training digit.
-        copies: the share that is nearer to one than all but 1 % of the held-out are.
-    """
-
-    accuracy: float
-    in_features: float
-    in_pixels: float
-    coverage_in_features: float
-    coverage_in_pixels: float
-    nearest: float
-    copies: float
-
 
 TITLES = {
     "accuracy": "seen as asked for",
     "in_features": "Fréchet distance of features, in halves",
-    "in_pixels": f"Fréchet distance of {SIDE}×{SIDE} pixels, in halves",
+    "in_pixels": "Fréchet distance of {side}×{side} pixels, in halves",
     "coverage_in_features": "coverage in features",
     "coverage_in_pixels": "coverage in pixels",
-    "nearest": "distance to the nearest training digit",
+    "nearest": "distance to the nearest training image",
     "copies": "nearer to one than 99 % of the held-out",
 }
 SHARES = ("accuracy", "coverage_in_features", "coverage_in_pixels", "copies")
 
 
-class Limit(NamedTuple):
-    """What a figure must reach."""
+@dataclass(frozen=True)
+class Criteria:
+    """quality.toml: what figures must reach, by name, and the classes that do not count among copies."""
 
-    value: float
-    at_most: bool
-    text: str
+    copies_without: Sequence[str]
+    at_least: Mapping[str, float]
+    at_most: Mapping[str, float]
 
-    def allows(self, figure: float) -> bool:
-        return figure <= self.value if self.at_most else figure >= self.value
+    @classmethod
+    def read(cls, path: Path) -> "Criteria":
+        """Read a file, which must have all fields and no others. Where there is none, anything will do."""
+        if not path.exists():
+            return cls((), {}, {})
+        values = tomllib.loads(path.read_text())
+        wrong = values.keys() ^ {field.name for field in fields(cls)}
+        wrong |= {name for side in ("at_least", "at_most") for name in values.get(side, {}).keys() - TITLES.keys()}
+        if wrong:
+            raise SystemExit(f"{path}: missing or unknown: {', '.join(sorted(wrong))}")
+        return cls(**values)
 
+    def worse(self, figures: Figures) -> list[str]:
+        """The names of figures that do not reach what they must."""
+        found = figures._asdict()
+        too_low = [name for name, limit in self.at_least.items() if not found[name] >= limit]
+        return too_low + [name for name, limit in self.at_most.items() if not found[name] <= limit]
 
-LIMITS = {
-    "accuracy": Limit(0.987, False, "at least 98.7%"),
-    "in_features": Limit(0.8, True, "at most 0.8"),
-    "coverage_in_features": Limit(0.82, False, "at least 82%"),  # 0.95 of what training digits reach
-    "copies": Limit(0.01, True, "at most 1%"),
-}
-STUDENT_LIMITS = {
-    **LIMITS,
-    "accuracy": Limit(0.982, False, "at least 98.2%"),  # a point less than its teacher's
-    "in_features": Limit(1.0, True, "at most 1"),
-    "coverage_in_features": Limit(0.76, False, "at least 76%"),  # 0.9 of its teacher's
-}
+    def text(self, name: str) -> str:
+        """What a figure must reach."""
+        limits = (("at least", self.at_least), ("at most", self.at_most))
+        return ", ".join(f"{side} {_brief(name, limit[name])}" for side, limit in limits if name in limit)
 
-
-class Held:
-    """The held-out digits, as a judge sees them, and what is known of them."""
-
-    def __init__(self, judge: Classifier, split: data.Split) -> None:
-        self._judge = judge
-        self._x = split.held_out_x
-        self._train = _points(split.train_x)
-        self._features, self._small = self._features_of(self._x), _points(_small(self._x))
-        middle = len(self._x) // 2
-        self._halves = [frechet_distance(points[:middle], points[middle:]) for points in (self._features, self._small)]
-        self.nearest = nearest(_points(self._x), self._train)
-        self.accuracy = accuracy(judge, self._x, split.held_out_y)
-
-    def compare_drawn(self, pixels: UInt8) -> Figures:
-        """Compare digits [N, H, W], of which digit i was to be i % 10."""
-        x = _images(pixels)
-        return self.compare(x, torch.arange(len(x)) % CLASSES)
-
-    def compare(self, x: Tensor, labels: Tensor) -> Figures:
-        """Compare digits x [N, 1, H, W] with labels [N]."""
-        features, small, pixels = self._features_of(x), _points(_small(x)), _points(x)
-        near = nearest(pixels, self._train)
-        return Figures(
-            accuracy(self._judge, x, labels),
-            self._distance(features),
-            frechet_distance(small, self._small) / self._halves[1],
-            coverage(self._features, features),
-            coverage(_points(self._x), pixels),
-            float(np.median(near)),
-            float((near < np.quantile(self.nearest, 0.01)).mean()),
-        )
-
-    def distance(self, x: Tensor) -> float:
-        """The Fréchet distance of digits x [N, 1, H, W] in features, in halves."""
-        return self._distance(self._features_of(x))
-
-    def _distance(self, features: Float64) -> float:
-        return frechet_distance(features, self._features) / self._halves[0]
-
-    def _features_of(self, x: Tensor) -> Float64:
-        with torch.inference_mode():
-            return _points(self._judge.features(x))
-
-
-def _images(pixels: UInt8) -> Tensor:
-    return torch.from_numpy(pixels).float()[:, None] / 127.5 - 1
-
-
-def _points(x: Tensor) -> Float64:
-    points: Float64 = x.flatten(1).double().numpy()
-    return points
-
-
-def _small(x: Tensor) -> Tensor:
-    return F.adaptive_avg_pool2d(x, SIDE)
+    def labels_without(self, class_names: Sequence[str]) -> tuple[int, ...]:
+        """The labels of copies_without."""
+        if unknown := set(self.copies_without) - set(class_names):
+            raise SystemExit(f"{CRITERIA}: copies_without: no class is called {', '.join(sorted(unknown))}")
+        return tuple(class_names.index(name) for name in self.copies_without)
 
 
 def main() -> None:
     args = _arguments()
-    first = origin(args.folder)
+    first, criteria = origin(args.folder), Criteria.read(args.folder / CRITERIA)
     try:
         by = pen(args.folder, args.precision)
         model, fingerprint = by.model, by.backend.fingerprint
         given = {name: getattr(args, name) for name in ("sampler", "num_inference_steps", "guidance_scale")}
         settings = replace(model.recommended, **{name: value for name, value in given.items() if value is not None})
+        without = criteria.labels_without(by.class_names)
         split, judge = exam(first, args.seed)
-        seeds = [args.seed + i * CLASSES * PER_CLASS for i in range(TIMES)]
-        pixels = [draw(by, settings, seed, CLASSES * PER_CLASS) for seed in seeds]
+        number = IMAGES // by.classes * by.classes
+        seeds = [args.seed + i * number for i in range(TIMES)]
+        pixels = [draw(by, settings, seed, number) for seed in seeds]
     except (CheckpointError, GridError) as error:
         sys.exit(f"quality: {error}")
     if args.sheet:
-        save(args.sheet, by_class(pixels[0], SHEET_COLUMNS))
+        save(args.sheet, by_class(pixels[0], by.classes, SHEET_COLUMNS))
 
-    held = Held(judge, split)
-    drawn = [held.compare_drawn(digits) for digits in pixels]
-    chosen = [_some(split, CLASSES * PER_CLASS, seed) for seed in seeds]
+    held = Held(judge, split, without)
+    drawn = [held.compare_drawn(images) for images in pixels]
+    chosen = [_some(split, number, seed) for seed in seeds]
     real = _medians([held.compare(split.train_x[some], split.train_y[some]) for some in chosen])
+    medians = _medians(drawn)
     print(
         f"\n{fingerprint['backend']}, {fingerprint['precision']}, "
         f"{settings.sampler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, "
-        f"{TIMES} times {CLASSES * PER_CLASS:,} digits, with the seeds from {', '.join(map(str, seeds))} on\n"
+        f"{TIMES} times {number:,} images, with the seeds from {', '.join(map(str, seeds))} on\n"
     )
-    medians = _medians(drawn)
-    limits = LIMITS if model.distilled is None else STUDENT_LIMITS
-    print(f"| | {' | '.join(f'from {seed}' for seed in seeds)} | median | training digits | limit |")
+    print(f"| | {' | '.join(f'from {seed}' for seed in seeds)} | median | training images | limit |")
     print(f"|---|{'---|' * len(seeds)}---|---|---|")
-    for name, title in TITLES.items():
-        form = "{:.1%}" if name in SHARES else "{:.2f}"
-        values = [form.format(getattr(figures, name)) for figures in (*drawn, medians, real)]
-        print(f"| {title} | {' | '.join(values)} | {limits[name].text if name in limits else ''} |")
-    everything = _images(np.concatenate(pixels))
+    for name in TITLES:
+        values = [_text(name, getattr(figures, name)) for figures in (*drawn, medians, real)]
+        print(f"| {_title(name, by)} | {' | '.join(values)} | {criteria.text(name)} |")
+    if without:
+        print(f"\nthe last two without {', '.join(criteria.copies_without)}")
+    everything = np.concatenate(pixels)
     as_many = split.train_x[_some(split, len(everything), args.seed)]
     print(
-        f"\nall {len(everything):,} together: {held.distance(everything):.2f} halves in features; "
-        f"as many training digits: {held.distance(as_many):.2f}"
+        f"\nall {len(everything):,} together: {held.distance(scaled(everything)):.2f} halves in features; "
+        f"as many training images: {held.distance(as_many):.2f}"
     )
-    print(f"held-out digits: accuracy {held.accuracy:.1%}, nearest {np.median(held.nearest):.2f}")
-    worse = [TITLES[name] for name, limit in limits.items() if not limit.allows(getattr(medians, name))]
+    print(
+        f"{len(split.held_out_x):,} held-out images: accuracy {held.accuracy:.1%}, nearest {held.nearest:.2f}, "
+        f"halves {held.halves:.2f} apart in features"
+    )
+    if by.first_stage is not None:
+        levels, decibels, in_features = held.compare_reconstructed(reconstructed(by.first_stage, split.held_out_x))
+        print(
+            f"through the autoencoder and back: {levels:.2f} of 255 levels off, PSNR {decibels:.1f} dB, "
+            f"{in_features:.2f} halves from themselves in features"
+        )
+    print(f"\n{_class_table(held.compare_classes(everything), by)}")
+    worse = criteria.worse(medians)
     if settings == model.recommended and worse:
-        sys.exit(f"worse than it should be: {', '.join(worse)}")
+        sys.exit(f"worse than it should be: {', '.join(_title(name, by) for name in worse)}")
+
+
+def _class_table(found: Sequence[ClassFigures], by: Pen) -> str:
+    lines = [
+        "| | held-out | seen as asked for | of these | nearest training image | of these | nearer than 90 % of these |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, count, *shares, near, held_out_near, nearer in found:
+        cells = [*map("{:.1%}".format, shares), *map("{:.2f}".format, (near, held_out_near)), f"{nearer:.1%}"]
+        lines.append(f"| {by.class_names[label]} | {count} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _title(name: str, by: Pen) -> str:
+    return TITLES[name].format(side=SIDES[by.model.image_shape[0]])
+
+
+def _text(name: str, figure: float) -> str:
+    return f"{figure:.1%}" if name in SHARES else f"{figure:.2f}"
+
+
+def _brief(name: str, limit: float) -> str:
+    return f"{100 * limit:g}%" if name in SHARES else f"{limit:g}"
 
 
 def _medians(figures: Sequence[Figures]) -> Figures:
     return Figures(*(float(np.median(values)) for values in zip(*figures, strict=True)))
 
 
-def _some(split: data.Split, number: int, seed: int) -> Tensor:
-    """So many training digits, by index."""
-    order = torch.randperm(len(split.train_x), generator=torch.Generator().manual_seed(seed))
-    return order[:number]
+def _some(split: Split, number: int, seed: int) -> Tensor:
+    """So many training images, by index, each class alike."""
+    deck = evened(split.train_y, 0)
+    order = torch.randperm(len(deck), generator=torch.Generator().manual_seed(seed))
+    return deck[order[:number]]
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m weights.quality", description="Judge the digits drawn.")
+    parser = argparse.ArgumentParser(prog="python -m weights.quality", description="Judge the images drawn.")
     parser.add_argument("folder", type=Path, help="a folder of weights with training.toml, such as weights/digits")
-    parser.add_argument("--seed", type=int, default=0, help="of the first digit, and of the classifier (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image, and of the classifier (0)")
     parser.add_argument("--sampler", choices=SAMPLERS, help="instead of the recommended one")
     parser.add_argument("--steps", type=int, metavar="N", dest="num_inference_steps", help="instead of the recommended")
     parser.add_argument("--guidance", type=float, metavar="SCALE", dest="guidance_scale", help="likewise; 1 is off")
     parser.add_argument("--precision", choices=("auto", *get_args(Precision)), default="auto", help="as the server's")
-    parser.add_argument("--sheet", type=Path, metavar="PATH.png", help="save 16 drawn digits of each class, unselected")
+    parser.add_argument("--sheet", type=Path, metavar="PATH.png", help="save 16 drawn images of each class, unselected")
     args = parser.parse_args()
     for option, value in (("--steps", args.num_inference_steps), ("--guidance", args.guidance_scale)):
         if value is not None and not value >= 1:

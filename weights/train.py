@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from model.checkpoints import native
 from model.checkpoints.config import DiffusionUNetConfig
+from model.checkpoints.load import load_autoencoder
 from model.schedule import Schedule
 from model.unet import DiffusionUNet
-from weights import data, descent
+from weights import autoencode, data, descent
 from weights.descent import Descent, Pace, random_numbers
 
 
@@ -29,6 +30,7 @@ class Training(Pace):
     """training.toml, which explains each field."""
 
     data: str
+    class_power: float
     label_dropout: float
     max_shift: int
     min_snr_gamma: float
@@ -44,15 +46,11 @@ class Examples(NamedTuple):
     weight: Tensor
 
 
-def batch_at(step: int, split: data.Split, training: Training, no_label: int) -> tuple[Tensor, Tensor]:
-    """Images [B, 1, H, W], shifted by up to max_shift pixels, and labels [B], some dropped, of one step."""
-    steps_an_epoch = len(split.train_x) // training.batch_size
-    epoch, place = divmod(step, steps_an_epoch)
-    order = torch.randperm(len(split.train_x), generator=random_numbers(training.seed, -1 - epoch))
-    chosen = order[place * training.batch_size : (place + 1) * training.batch_size]
+def batch_at(step: int, x: Tensor, y: Tensor, deck: Tensor, training: Training, no_label: int) -> tuple[Tensor, Tensor]:
+    """Images [B, C, H, W] of x, shifted by up to max_shift pixels, and labels [B] of y, some dropped, of one step."""
+    chosen = data.chosen(step, deck, training.batch_size, training.seed)
     rng = random_numbers(training.seed, step)
-
-    x, y = split.train_x[chosen], split.train_y[chosen].clone()
+    x, y = x[chosen], y[chosen].clone()
     y[torch.rand(len(y), generator=rng) < training.label_dropout] = no_label
     return data.shifted(x, training.max_shift, rng), y
 
@@ -103,6 +101,11 @@ def train(folder: Path) -> None:
     if training.min_snr_gamma and config.schedule.prediction_type != "v_prediction":
         raise SystemExit(f"{recipe}: min_snr_gamma is for v_prediction, and must be 0 here")
     split = data.load(folder / training.data)
+    x, y, deck = split.train_x, split.train_y, data.evened(split.train_y, training.class_power)
+    made_of = [folder / native.CONFIG, recipe]
+    if config.autoencoder is not None:
+        x = autoencode.encoded(load_autoencoder(folder), x)
+        made_of.append(folder / autoencode.RECIPE)
     no_label = 0 if config.num_classes is None else config.num_classes
     device = descent.available_device()
 
@@ -112,7 +115,7 @@ def train(folder: Path) -> None:
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def examples_at(step: int) -> Examples:
-        x_0, labels = batch_at(step, split, training, no_label)
+        x_0, labels = batch_at(step, x, y, deck, training, no_label)
         x_t, t, target = noised(x_0, config.schedule, random_numbers(training.seed + 1, step))
         return Examples(x_t, t, labels, target, loss_weights(t, config.schedule, training.min_snr_gamma))
 
@@ -123,9 +126,12 @@ def train(folder: Path) -> None:
         loss: Tensor = ((out.float() - target).square().mean((1, 2, 3)) * weight).mean()
         return loss
 
-    work = Descent(network, training, folder / "work" / "training.pt", descent.digest(folder / native.CONFIG, recipe))
+    settled = config.model_dump_json(exclude={"name", "class_names", "recommended"})  # the rest may yet be chosen
+    latents_of = [] if config.autoencoder is None else [folder / native.AUTOENCODER]
+    work = Descent(network, training, folder / "work" / "training.pt", descent.digest(settled, recipe, *latents_of))
     work.run(examples_at, loss_of)
-    work.write(folder)
+    work.end()
+    descent.write(network, folder / native.WEIGHTS)
 
 
 def main() -> None:

