@@ -17,7 +17,8 @@ import torch
 import uvicorn
 
 import service
-from model.backends.choose import choose
+from model.backends.choose import choose, choose_first_stage
+from model.backends.network import denoiser
 from model.checkpoints import native
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import convert, load
@@ -151,22 +152,26 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     if model.image_shape[0] not in (1, 3):
         raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
 
-    backend = choose(
-        checkpoint.network, model, device, settings.precision, threads, settings.max_batch, settings.cache_dir
-    )
+    how = device, settings.precision, threads
+    backend = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
+    first_stage = None
+    if checkpoint.autoencoder is not None:
+        first_stage = choose_first_stage(checkpoint.autoencoder, model, *how, settings.cache_dir)
     no_label = 0 if model.no_label is None else model.no_label  # 0 where the network has no classes, or only those
-    runner = SlotRunner(backend, model.image_shape, no_label, slots=backend.widths[-1])
+    runner = SlotRunner(backend, model.sample_shape, no_label, slots=backend.widths[-1])
 
+    computing = backend.fingerprint if first_stage is None else {**backend.fingerprint, **first_stage.fingerprint}
     served = Served(
         model=model,
         device=str(device),
-        fingerprint_parts=fingerprint_parts(model, backend.fingerprint, torch.__version__),
-        reproducible=backend.reproducible,
+        fingerprint_parts=fingerprint_parts(model, computing, torch.__version__),
+        reproducible=backend.reproducible and (first_stage is None or first_stage.reproducible),
         first_draw=first_draw,
+        preview=None if first_stage is None else first_stage.preview,
     )
     metrics = Metrics()
     places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))
-    engine = Engine(runner, probe_row(model), places, metrics)
+    engine = Engine(runner, probe_row(model), places, metrics, first_stage=first_stage)
     metrics.watch(engine, served)
     return engine, served, metrics
 

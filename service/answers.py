@@ -113,15 +113,19 @@ def _json(plan: Plan, pngs: Sequence[bytes], finished: Finished, served: Served,
         "images": images,
         "parameters": plan.parameters,
         "model": {"name": served.model.name, "digest": served.model.digest, "fingerprint": served.fingerprint},
-        "timings": timings(finished, encode_s),
+        "timings": timings(finished, encode_s, served),
     }
     return bytes(JSONResponse(document).body)
 
 
-def timings(finished: Finished, encode_s: float) -> dict[str, float]:
+def timings(finished: Finished, encode_s: float, served: Served) -> dict[str, float]:
     """Where the time of a request went."""
-    seconds = {"queue_s": finished.queue_s, "denoise_s": finished.denoise_s, "encode_s": encode_s}
-    return {name: round(s, 6) for name, s in seconds.items()}
+    return {f"{name}_s": round(s, 6) for name, s in _seconds(finished, encode_s, served).items()}
+
+
+def _seconds(finished: Finished, encode_s: float, served: Served) -> dict[str, float]:
+    decoding = {} if served.model.first_stage is None else {"decode": finished.decode_s}
+    return {"queue": finished.queue_s, "denoise": finished.denoise_s, **decoding, "encode": encode_s}
 
 
 def etag(plan: Plan, media_type: str) -> str:
@@ -136,9 +140,9 @@ def matches(if_none_match: str, tag: str) -> bool:
     return "*" in candidates or tag in candidates
 
 
-def respond(plan: Plan, finished: Finished, encoded: Encoded, headers: Mapping[str, str]) -> Response:
+def respond(plan: Plan, finished: Finished, encoded: Encoded, served: Served, headers: Mapping[str, str]) -> Response:
     """The response, with the headers that tell its seed and its times."""
-    timing = {"queue": finished.queue_s, "denoise": finished.denoise_s, "encode": encoded.encode_s}
+    timing = _seconds(finished, encoded.encode_s, served)
     return Response(
         encoded.body,
         headers={

@@ -1,4 +1,5 @@
-"""What a forward pass costs, by its rows: measured at the start, followed in operation. Pure Python.
+"""What a forward pass costs, by its rows, and decoding, by its images: measured at the start, followed in operation.
+Pure Python.
 
 Costs have a shape, what a pass of so many rows costs beside others, and a speed, which is the machine's at present. A
 machine that slows down shows it at every width at once, whichever was run. The shape moves slowly.
@@ -6,11 +7,13 @@ machine that slows down shows it at every width at once, whichever was run. The 
 
 from collections.abc import Mapping
 from itertools import accumulate
+from typing import Self
 
 _SPEED_FOLLOWS = 0.1  # share of a new measurement
 _SHAPE_FOLLOWS = 0.02
 _OUTLIER = 4.0  # times the expected; a pass that took longer says no more of the next than this
 _MOVED = 0.03  # a shape that moved less is still the same
+_SHORTEST = 1e-9  # seconds; a clock may not have moved
 _WORTH = 1.02  # times the best cost of a row
 
 
@@ -19,6 +22,7 @@ class Costs:
 
     Args:
         measured: seconds of a pass by its width, for each width at which passes really run.
+        decoding: what decoding costs, of latent diffusion, where an image is what a row is to a pass.
 
     Attributes:
         width: the narrowest whose cost of a row is within 2 % of the best. Wider passes gain nothing.
@@ -27,9 +31,10 @@ class Costs:
         version: rises when `width` and `ceilings` change.
     """
 
-    def __init__(self, measured: Mapping[int, float]) -> None:
+    def __init__(self, measured: Mapping[int, float], decoding: Self | None = None) -> None:
+        self.decoding = decoding
         self._widths = sorted(measured)
-        self._measured = dict(measured)
+        self._measured = {width: max(seconds, _SHORTEST) for width, seconds in measured.items()}
         self._width_of = [0, *(min(w for w in self._widths if w >= n) for n in range(1, self._widths[-1] + 1))]
         self.speed = 1.0
         self.version = 0

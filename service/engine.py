@@ -1,4 +1,4 @@
-"""The engine: one thread that owns the model. Schedule, run, advance; then again.
+"""The engine: one thread that owns the model. Schedule, run, advance; then again. Latents are decoded beside it.
 
 `submit` says by when a request will be done, and gives a Future; cancelling that takes its rows out of the batch before
 the next step. The engine knows nothing of HTTP or asyncio, and sees the model as a model.rows.Runner.
@@ -9,14 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import groupby
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from model.rows import Forward, Image, Row, Runner
+from model.rows import FirstStage, Forward, Image, Row, Runner
 from service.costs import Costs
-from service.errors import ComputationFailed, DeadlinePassed
+from service.decoding import Decoding
+from service.decoding import Observer as DecodingObserver
+from service.errors import ComputationFailed, Unavailable
 from service.forecast import eta
 from service.jobs import Batch, Task
 from service.places import Places
@@ -34,7 +37,7 @@ STARTED_PER_ROW = 4  # tasks with slots, for each row of the widest pass
 _MEASURED = 3  # passes of each width, at warm-up
 
 
-class Observer(RequestObserver, Protocol):
+class Observer(RequestObserver, DecodingObserver, Protocol):
     """Is told of passes too."""
 
     def phase_done(self, phase: Phase, seconds: float) -> None: ...
@@ -59,6 +62,7 @@ class Engine:
         observer: is told of passes and requests.
         clock: seconds, never falling.
         scheduler: makes the line of jobs.
+        first_stage: makes images of what has taken its steps, where those are latents.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Engine:
         observer: Observer,
         clock: Clock = time.monotonic,
         scheduler: Callable[[Costs, int], Scheduler] = Scheduler,
+        first_stage: FirstStage | None = None,
     ) -> None:
         self._runner = runner
         self._probe = probe
@@ -79,6 +84,10 @@ class Engine:
         self._changed = self._requests.changed  # guards the line, and what follows
         self._draining = self._stopping = self._stopped = self._is_stuck = False
         self._pulse = Pulse(clock)
+        self._decoding: Decoding | None = None
+        if first_stage is not None:
+            most = places.total
+            self._decoding = Decoding(first_stage, self._requests, most, observer, clock, self._decoded, self._end)
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._free_since = clock()  # the end of the last pass, or of idleness
 
@@ -104,7 +113,7 @@ class Engine:
         return self._requests.accept(rows, timeout_s, client, watcher)
 
     def probe(self) -> Future[Finished]:
-        """Run the probe as a request of its own, which needs no place in the queue.
+        """Run the probe as a request of its own, which needs no place in the queue. Decoded only where that failed.
 
         Raises:
             Unavailable: where the engine is loading or dead.
@@ -112,7 +121,25 @@ class Engine:
         with self._changed:
             if not self.alive:
                 raise dead() if self._stopped else stuck()
-            return self._requests.accept_probe(self._probe)
+            return self._requests.accept_probe(replace(self._probe, latent=not self._decoding_failed))
+
+    def encode(self, image: Image) -> Future[Image]:
+        """Make latents, [c, h, w], of an image, [C, H, W], where the model has a first stage. Cancelling forgets it.
+
+        Raises:
+            Unavailable: where too many are waiting, or the engine is loading, draining or dead.
+        """
+        return self._open_decoding().encode(image)
+
+    def decode(self, latents: Image) -> Future[Image]:
+        """Make an image of latents, likewise."""
+        return self._open_decoding().decode(latents)
+
+    def _open_decoding(self) -> Decoding:
+        assert self._decoding is not None
+        with self._changed:
+            self._requests.check_open()
+            return self._decoding
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
@@ -126,50 +153,90 @@ class Engine:
             return self._changed.wait_for(lambda: self._requests.scheduler is not None or self._stopped, timeout_s)
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no request is left. False where that takes longer than `timeout_s`."""
+        """Wait until no request and no upload is left. False where that takes longer than `timeout_s`."""
         with self._changed:
-            return self._changed.wait_for(lambda: len(self._requests) == 0, timeout_s)
+            return self._changed.wait_for(lambda: not (len(self._requests) or self._has_errands), timeout_s)
+
+    @property
+    def _has_errands(self) -> bool:
+        return self._decoding is not None and self._decoding.has_errands
 
     def close(self) -> None:
-        """Stop the thread after its present pass. Requests that are not finished fail as Draining."""
+        """Stop the threads after what they are at. Requests that are not finished fail as Draining."""
         self.drain()
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        while self._thread.is_alive():
-            if self._pulse.stuck_s:  # it may never end
-                self._requests.fail_all(draining, "draining")
+        if self._decoding is not None:
+            self._decoding.close(draining)
+        while self._thread.is_alive() or not (self._decoding is None or self._decoding.join(0.0)):
+            if self._stuck_s:  # it may never end
+                self._fail_all(draining, "draining")
                 return
             self._thread.join(1.0)
+            if self._decoding is not None:
+                self._decoding.join(1.0)
 
     def check_pulse(self) -> None:
-        """Notice a pass that does not return, and fail all requests, for who knows when it will. To be called often."""
+        """Notice what does not return, and fail all requests, for who knows when it will. To be called often."""
         with self._changed:
-            stuck_s = self._pulse.stuck_s
-            if self._is_stuck or not stuck_s:
-                return
-            self._is_stuck = True
-            self._requests.close(stuck)
-        log.error("a forward pass has not returned for %.0f s", stuck_s)
-        self._requests.fail_all(stuck)
+            self._reopen()
+            stuck_s = self._stuck_s
+            is_new = stuck_s > 0 and not self._is_stuck
+            if is_new:
+                self._is_stuck = True
+                self._requests.close(stuck)
+        if is_new:
+            what = "a forward pass" if self._pulse.stuck_s else "decoding"
+            log.error("%s has not returned for %.0f s", what, stuck_s)
+            self._fail_all(stuck)
+
+    def _reopen(self) -> None:
+        """Where what was stuck has returned."""
+        if self._is_stuck and not (self._stuck_s or self._stopped):
+            log.warning("nothing is stuck any longer")
+            self._is_stuck = False
+            if self._requests.scheduler is not None:
+                self._requests.open(self._requests.scheduler)
+
+    def _fail_all(self, why: Callable[[], Unavailable], reason: str = "failed") -> None:
+        """Answer everybody with an error."""
+        self._requests.fail_all(why, reason)
+        if self._decoding is not None:
+            self._decoding.fail_errands(why)
+
+    @property
+    def _pulses(self) -> list[Pulse]:
+        return [self._pulse] if self._decoding is None else [self._pulse, self._decoding.pulse]
+
+    @property
+    def _stuck_s(self) -> float:
+        return max(pulse.stuck_s for pulse in self._pulses)
 
     @property
     def alive(self) -> bool:
         """Whether the thread goes on: it has not died, and no pass is stuck."""
-        return not self._stopped and not self._pulse.stuck_s
+        return not self._stopped and not self._stuck_s
 
     @property
     def status(self) -> Status:
         if self._draining:
             return "draining"
-        if not self.alive or self._pulse.failing:
+        if not self.alive or any(pulse.failing for pulse in self._pulses):
             return "failed"
         return "loading" if self._requests.scheduler is None else "ready"
 
     @property
     def in_doubt(self) -> bool:
-        """Whether no recent forward pass is known to have worked: the last failed, or was long ago."""
-        return self._pulse.in_doubt
+        """Whether no recent forward pass is known to have worked: the last failed, or was long ago.
+
+        Also whether decoding failed last; it may be long ago without doubt, for a model whose images take long.
+        """
+        return self._pulse.in_doubt or self._decoding_failed
+
+    @property
+    def _decoding_failed(self) -> bool:
+        return self._decoding is not None and self._decoding.pulse.failed
 
     @property
     def widths(self) -> Sequence[int]:
@@ -191,13 +258,17 @@ class Engine:
         except Exception:
             log.exception("the engine died")
         finally:
-            with self._changed:
-                self._stopped = True
-                self._requests.close(dead)
-            if self._draining:
-                self._requests.fail_all(draining, "draining")
-            else:
-                self._requests.fail_all(dead)
+            self._end()
+
+    def _end(self) -> None:
+        """A thread has ended: so does the other, and all that is left is answered."""
+        with self._changed:
+            self._stopping = self._stopped = True
+            self._requests.close(dead)
+            why, reason = (draining, "draining") if self._draining else (dead, "failed")
+        if self._decoding is not None:
+            self._decoding.close(why)
+        self._fail_all(why, reason)
 
     def _warm_up(self) -> Scheduler:
         """Run the probe until it is known what passes cost."""
@@ -208,7 +279,8 @@ class Engine:
         self._runner.release(slot)
         if not np.isfinite(image).all():
             raise ComputationFailed("the probe's image is not finite")
-        costs = Costs({width: self._measure(width) for width in self._runner.widths})
+        decoding = None if self._decoding is None else self._decoding.warm_up(image)
+        costs = Costs({width: self._measure(width) for width in self._runner.widths}, decoding)
         scheduler = self._new_scheduler(costs, STARTED_PER_ROW * self._runner.widths[-1])
         self._pulse.pass_ended(worked=True)
         self._requests.open(scheduler)
@@ -241,9 +313,7 @@ class Engine:
             batch = scheduler.next_batch(now)
         for slot in abandoned:
             self._runner.release(slot)
-        for request in late:
-            message = f"not done within {request.deadline - request.submitted:g} s"
-            self._requests.answer(request, DeadlinePassed(message), "timeout")
+        self._requests.answer_late(late)
         self._observer.phase_done("schedule", self._clock() - now)
         return batch
 
@@ -312,10 +382,7 @@ class Engine:
                 self._pulse.pass_ended(worked)
                 if worked:
                     scheduler.costs.follow(len(forwards), now - free_since)
-                if self._is_stuck:
-                    log.warning("the forward pass returned after %.0f s", now - began)
-                    self._is_stuck = False
-                    self._requests.open(scheduler)
+                self._reopen()
             self._observer.phase_done("pass", now - began)
             if not worked:
                 self._observer.pass_failed()
@@ -330,17 +397,27 @@ class Engine:
                 request = self._requests.of(task.job)
                 assert request is not None
                 ended.append((request, task.index, request.slots.pop(task)))
+                if task.job.undecoded:
+                    request.stepped = began
             watched: dict[Request, float] = {}
             for job in dict.fromkeys(task.job for task, _ in ran):
                 watching = self._requests.of(job)
                 if watching is not None and watching.watcher is not None:
-                    watched[watching] = eta(job, scheduler, self._requests.arrivals, began) if job.left else 0.0
+                    to_come = job.left or job.undecoded
+                    watched[watching] = eta(job, scheduler, self._requests.arrivals, began) if to_come else 0.0
         for request, eta_s in watched.items():
             self._show(request, eta_s, [placed for placed in ran if placed.task.job is request.job])
+        stepped = []
         for request, index, slot in ended:
-            image = self._runner.read(slot).x
+            x = self._runner.read(slot).x
             self._runner.release(slot)
-            self._take(request, index, image)
+            if request.job.undecoded:
+                stepped.append((request, index, x))
+            else:
+                self._take(request, index, x, [self._pulse])
+        if stepped:
+            assert self._decoding is not None
+            self._decoding.put(stepped)
         self._observer.phase_done("advance", self._clock() - began)
 
     def _show(self, request: Request, eta_s: float, ran: Sequence[_Placed]) -> None:
@@ -355,12 +432,27 @@ class Engine:
             if has_stepped and step % every == 0:
                 request.watcher.preview(task.index, step, self._runner.read(forward.slot).x0)
 
-    def _take(self, request: Request, index: int, image: Image) -> None:
-        """Put a finished image to the others of its request."""
-        if self._requests.of(request.job) is None:  # another of them failed in this pass
+    def _decoded(self, request: Request, index: int, image: Image) -> None:
+        """Take an image from decoding. Its thread calls this."""
+        assert self._requests.scheduler is not None
+        with self._changed:
+            self._requests.scheduler.decoded(request.job)
+        self._take(request, index, image, self._pulses)
+
+    def _take(self, request: Request, index: int, image: Image, pulses: Sequence[Pulse]) -> None:
+        """Put a finished image to the others of its request. Both threads call this, each of requests of its own.
+
+        Args:
+            request: may have left, for another of its images failed.
+            index: of the image.
+            image: perhaps not finite.
+            pulses: of what made it.
+        """
+        if self._requests.of(request.job) is None:
             return
         finite = bool(np.isfinite(image).all())
-        self._pulse.image_ended(finite)
+        for pulse in pulses:
+            pulse.image_ended(finite)
         if not finite:
             self._requests.fail(request, ComputationFailed("the image has values that are not finite"))
             return

@@ -10,7 +10,8 @@ import base64
 import contextlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -24,8 +25,9 @@ from service.errors import ServiceError, document
 from service.images import encode_png
 from service.leaving import unless_client_leaves
 from service.metrics import Metrics
-from service.planning import Parameters, Plan
+from service.planning import Plan
 from service.requests import Accepted, Finished
+from service.served import Served
 
 HEARTBEAT_S = 10.0
 
@@ -90,6 +92,7 @@ class EventStream(Response):
         accepted: the job.
         mailbox: its watcher.
         plan: what was asked for.
+        served: makes rough images of previews that are latents.
         headers: of the response.
         metrics: are told of the time that encoding took.
         heartbeat_s: seconds from one comment to the next, which keep balancers from closing a quiet connection.
@@ -100,6 +103,7 @@ class EventStream(Response):
         accepted: Accepted,
         mailbox: Mailbox,
         plan: Plan,
+        served: Served,
         headers: Mapping[str, str],
         metrics: Metrics,
         heartbeat_s: float = HEARTBEAT_S,
@@ -109,6 +113,7 @@ class EventStream(Response):
         self._accepted = accepted
         self._mailbox = mailbox
         self._plan = plan
+        self._served = served
         self._metrics = metrics
         self._heartbeat_s = heartbeat_s
         self._encode_s = 0.0
@@ -143,7 +148,7 @@ class EventStream(Response):
             await send(_event("error", document(error)))
         else:
             self._metrics.encoded(self._encode_s)
-            done = {"parameters": self._plan.parameters, "timings": timings(finished, self._encode_s)}
+            done = {"parameters": self._plan.parameters, "timings": timings(finished, self._encode_s, self._served)}
             await send(_event("done", done))
         await send({"type": "http.response.body"})
 
@@ -159,14 +164,20 @@ class EventStream(Response):
             await send(_event("progress", {"step": step, "steps": steps, "eta_s": _rounded(eta_s)}))
         for index, (step, x0) in previews.items():
             if np.isfinite(x0).all():  # else the job is about to fail
-                await send(_event("preview", {"index": index, "step": step, "b64_json": await self._encoded(x0, {})}))
+                encoded = await self._encoded(partial(self._preview, x0))
+                decoder = {} if self._served.preview is None else {"decoder": "linear"}
+                await send(_event("preview", {"index": index, "step": step, **decoder, "b64_json": encoded}))
         for index, image in images.items():
-            encoded = await self._encoded(image, self._plan.recipes[index])
+            encoded = await self._encoded(partial(encode_png, image, self._plan.recipes[index]))
             await send(_event("image", {"index": index, "seed": self._plan.seeds[index], "b64_json": encoded}))
 
-    async def _encoded(self, image: Image, parameters: Parameters) -> str:
+    def _preview(self, x0: Image) -> bytes:
+        rough = self._served.preview
+        return encode_png(x0 if rough is None else rough(x0), {})
+
+    async def _encoded(self, encode: Callable[[], bytes]) -> str:
         began = perf_counter()
-        png = await run_in_threadpool(encode_png, image, parameters)
+        png = await run_in_threadpool(encode)
         self._encode_s += perf_counter() - began
         return base64.b64encode(png).decode()
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from service.arrivals import Arrivals
+from service.costs import Costs
 from service.jobs import Job
 from service.scheduler import Scheduler
 
@@ -26,7 +27,8 @@ def eta(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float) -> float
         """By what is expected to go ahead of a job with so much work."""
         return seconds / (1 - min(_MOST, rate(work) * costs.seconds_per_row))
 
-    seconds = max(0.0, scheduler.busy_until - now)
+    # Whatever is decoded takes its time from passes, or passes take theirs from it.
+    seconds = max(0.0, scheduler.busy_until - now) + _decode_s(scheduler.decoding, costs)
     place = scheduler.ahead_of(job)
     if place > _LOOKED_AT:
         work = sum(other.left for other in line[: place - _LOOKED_AT])
@@ -45,6 +47,7 @@ def eta(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float) -> float
             group.left -= passes * n
             group.job.left -= passes * n
         ended = [group for group in groups if group.left <= _NOTHING]
+        seconds += _decode_s(sum(group.images for group in ended if group.job.job.undecoded), costs)
         its_groups -= sum(group.job.job is job for group in ended)
         groups = [group for group in groups if group.left > _NOTHING]
     return max(0.0, min(seconds, job.promise - now))
@@ -63,16 +66,22 @@ class _Group:
     """Images of a job that step together, and how many of their forward rows are left."""
 
     job: _Ahead
+    images: int
     at_once: int
     left: float
+
+
+def _decode_s(images: int, costs: Costs) -> float:
+    """The expected seconds to decode so many images that wait together."""
+    return 0.0 if costs.decoding is None else costs.decoding.rounds(images) * costs.decoding.speed
 
 
 def _groups(line: Iterable[Job]) -> Iterator[_Group]:
     """Those of the jobs in line, each made when it is asked for: most forecasts end before the last."""
     for job in line:
         ahead = _Ahead(job, float(job.left))
-        for at_once, left in job.groups:
-            yield _Group(ahead, at_once, float(left))
+        for images, at_once, left in job.groups:
+            yield _Group(ahead, images, at_once, float(left))
 
 
 def _pass(groups: list[_Group], behind: Iterator[_Group], scheduler: Scheduler) -> list[int]:

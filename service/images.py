@@ -80,19 +80,27 @@ def encode_npy(x: Image) -> bytes:
     return file.getvalue()
 
 
-def decode(data: bytes, shape: tuple[int, int, int], value_range: float) -> Image:
+def is_png(data: bytes) -> bool:
+    """Whether an upload is a PNG, or would be."""
+    return data.startswith(_PNG_MAGIC)
+
+
+def decode(
+    data: bytes, shape: tuple[int, int, int], value_range: float, latent_shape: tuple[int, int, int] | None = None
+) -> Image:
     """Read an uploaded PNG or .npy as float32 of `shape`, [C, H, W].
 
     A PNG's values 0 … max stand for −value_range … value_range. Grey is widened to RGB, RGB with equal channels
-    narrowed to grey, opaque alpha dropped. An .npy has the model's own scale.
+    narrowed to grey, opaque alpha dropped. An .npy has the model's own scale; of latent diffusion it holds latents, of
+    `latent_shape`.
 
     Raises:
         Invalid: saying what was expected and what came.
     """
-    if data.startswith(_PNG_MAGIC):
+    if is_png(data):
         return _decode_png(data, shape, value_range)
     if data.startswith(_NPY_MAGIC):
-        return _decode_npy(data, shape)
+        return _decode_npy(data, shape) if latent_shape is None else _decode_npy(data, latent_shape, "latents ")
     raise _invalid("must be a PNG or an .npy file, and is neither" if data else "is empty")
 
 
@@ -174,7 +182,7 @@ def _with_channels(values: NDArray[np.generic], channels: int) -> NDArray[np.gen
     return values
 
 
-def _decode_npy(data: bytes, shape: tuple[int, int, int]) -> Image:
+def _decode_npy(data: bytes, shape: tuple[int, int, int], what: str = "") -> Image:
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
@@ -189,7 +197,7 @@ def _decode_npy(data: bytes, shape: tuple[int, int, int]) -> Image:
     if dtype.hasobject:
         raise _invalid("must be an .npy of float32, and holds pickled objects, which are never opened")
     if dtype.newbyteorder("=") != np.float32 or came != shape:
-        raise _invalid(f"must be an .npy of float32 {list(shape)}, and is {kind}")
+        raise _invalid(f"must be an .npy of float32 {what}{list(shape)}, and is {kind}")
     body = data[file.tell() :]
     expected = math.prod(shape) * 4
     if len(body) != expected:

@@ -95,9 +95,11 @@ class Job:
     Args:
         images: the steps of each image, and the forward rows of each of its steps.
         costs: of passes.
+        decoded: whether each image is decoded when its steps are done.
 
     Attributes:
-        tasks: of images that are not done.
+        tasks: of images that have steps left.
+        undecoded: images that are still to be decoded, also those that have steps left.
         promise: the time by which all of them will be.
         number: in the order of arrival.
         size: the forward rows of all of it.
@@ -106,9 +108,9 @@ class Job:
         seconds: at least what it takes alone, at speed 1, in groups that fill a pass, one after the other.
     """
 
-    __slots__ = ("_groups", "left", "number", "promise", "seconds", "size", "steps", "tasks")
+    __slots__ = ("_groups", "left", "number", "promise", "seconds", "size", "steps", "tasks", "undecoded")
 
-    def __init__(self, images: Iterable[tuple[int, int]], costs: Costs) -> None:
+    def __init__(self, images: Iterable[tuple[int, int]], costs: Costs, decoded: bool = False) -> None:
         self.promise = inf
         self.number = 0
         self.tasks: list[Task] = []
@@ -120,13 +122,14 @@ class Job:
                 self._groups.append(_Group())
             self.tasks.append(Task(self, index, self._groups[-1], steps, forwards_per_step))
             self._groups[-1].add(self.tasks[-1])
+        self.undecoded = len(images) if decoded else 0
         self.size = self.left = sum(task.steps_left * task.forwards_per_step for task in self.tasks)
         self.weigh(costs)
 
     @property
-    def groups(self) -> list[tuple[int, int]]:
-        """Of the images that step together: the forward rows of a step, and those still to run."""
-        return [(group.at_once, group.left) for group in self._groups]
+    def groups(self) -> list[tuple[int, int, int]]:
+        """Of the images that step together: how many, the forward rows of a step, and those still to run."""
+        return [(len(group.tasks), group.at_once, group.left) for group in self._groups]
 
     def behind_first(self) -> Iterable[Task]:
         """Tasks with something left: group after group, of a group those first that are furthest behind."""

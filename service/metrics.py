@@ -37,6 +37,11 @@ class Metrics:
         self._denoise_seconds = self._histogram(
             "denoise_seconds", "Seconds from a request's first step to its last", _REQUEST_BUCKETS
         )
+        self._decode_seconds = self._histogram(
+            "decode_seconds", "Seconds to decode a batch of latents", _REQUEST_BUCKETS
+        )
+        self._decode_images = self._histogram("decode_images", "Images of a batch of latents decoded", _BATCH_BUCKETS)
+        self._decode_failures = self._counter("decode_failures", "Batches of latents whose decoding raised an error")
         self._encode_seconds = self._histogram("encode_seconds", "Seconds to encode an answer", _REQUEST_BUCKETS)
         self._images = self._counter("images", "Images finished")
         self._step_seconds = self._histogram("step_seconds", "Seconds of a forward pass", _STEP_BUCKETS)
@@ -97,6 +102,13 @@ class Metrics:
         self._batch_rows.observe(rows)
         self._step_seconds.observe(seconds)
 
+    def batch_decoded(self, images: int, seconds: float) -> None:
+        self._decode_images.observe(images)
+        self._decode_seconds.observe(seconds)
+
+    def decoding_failed(self) -> None:
+        self._decode_failures.inc()
+
     def pass_failed(self) -> None:
         self._pass_failures.inc()
 
@@ -134,6 +146,7 @@ class _EngineState(Collector):
             ("rows_running", "Images that have started", line.running if line else 0),
             ("rows_waiting", "Images that wait for their first step", line.waiting if line else 0),
             ("outstanding_row_steps", "Forward rows still to run", line.outstanding if line else 0),
+            ("images_decoding", "Images that are decoded, or wait for it", line.decoding if line else 0),
         ):
             yield GaugeMetricFamily(f"stepwise_{name}", text, value=value)
         preemptions = line.preemptions if line else 0
@@ -146,3 +159,10 @@ class _EngineState(Collector):
         for rows, seconds in line.costs.by_width.items() if line else ():
             cost.add_metric([str(rows)], seconds)
         yield cost
+        decoding = line.costs.decoding if line else None
+        if decoding is not None:
+            text = "Expected seconds of decoding, by the images of a batch"
+            cost = GaugeMetricFamily("stepwise_decode_cost_seconds", text, labels=["images"])
+            for images, seconds in decoding.by_width.items():
+                cost.add_metric([str(images)], seconds)
+            yield cost

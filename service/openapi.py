@@ -68,23 +68,17 @@ _EVENT = _object(
 _FIELD_ERROR = _object(loc=_array({"anyOf": [_STRING, {"type": "integer"}]}), msg=_STRING)
 _PROBLEM = _object(type=_STRING, title=_STRING, status={"type": "integer", "minimum": 400}, detail=_STRING)
 _PROBLEM["properties"]["errors"] = _array(_FIELD_ERROR)
-_IMAGES = _object(
-    images=_array(
-        _object(
-            seed={"type": "integer", "minimum": 0},
-            b64_json={**_BASE64, "contentMediaType": "image/png"},
-        )
-    ),
-    parameters=_OBJECT,
-    model=_object(name=_STRING, digest=_STRING, fingerprint=_STRING),
-    timings=_object(queue_s=_NUMBER, denoise_s=_NUMBER, encode_s=_NUMBER),
-)
+_SHAPE = {**_array(_COUNT), "minItems": 3, "maxItems": 3}
+_SECONDS = {"type": "object", "additionalProperties": _NUMBER}
 _INFO = _object(
     version=_STRING,
     model=_object(name=_STRING, digest=_STRING, architecture=_STRING, num_parameters=_COUNT),
     prediction_type=_STRING,
     num_train_timesteps=_COUNT,
-    image_shape={**_array(_COUNT), "minItems": 3, "maxItems": 3},
+    image_shape=_SHAPE,
+    latent_shape=_or_null(_SHAPE),
+    first_stage=_or_null(_object(kind=_STRING, factor=_COUNT, scaling_factor=_NUMBER, num_parameters=_COUNT)),
+    preview=_or_null({"type": "string", "enum": ["linear"]}),
     out_channels=_COUNT,
     num_classes=_or_null(_COUNT),
     class_names=_or_null(_array(_STRING)),
@@ -98,7 +92,8 @@ _INFO = _object(
     fingerprint=_STRING,
     fingerprint_parts=_OBJECT,
     reproducible={"type": "boolean"},
-    seconds_per_step={"type": "object", "additionalProperties": _NUMBER},
+    seconds_per_step=_SECONDS,
+    seconds_per_decode=_or_null(_SECONDS),
 )
 
 
@@ -112,10 +107,14 @@ def _header(description: str, schema: Schema, required: bool = True) -> Schema:
 _ID = {"X-Request-ID": _header("the request's own, where it is a sane one", {**_STRING, "minLength": 1})}
 _CACHE = {"Cache-Control": _header("how long the answer may be kept", _STRING)}
 _SEED = {"X-Seed": _header("of the first image", {"type": "integer", "minimum": 0})}
-_TIMING = {"Server-Timing": _header("milliseconds in the queue, denoising and encoding", _STRING, required=False)}
 _CLIPPED = {"X-Clipped": _header("a PNG's share of clipped values", {**_NUMBER, "minimum": 0}, required=False)}
 _RETRY = {"Retry-After": _header("seconds", _COUNT)}
 _VARY = {"Vary": _header("the answer depends on Accept", _STRING)}
+
+
+def _timing(served: Served) -> Schema:
+    stages = "denoising, decoding latents and encoding" if served.model.first_stage else "denoising and encoding"
+    return {"Server-Timing": _header(f"milliseconds in the queue, {stages}", _STRING, required=False)}
 
 
 def _etag(required: bool) -> Schema:
@@ -219,7 +218,10 @@ def _query_parameters(schema: Schema) -> list[Schema]:
 
 
 def _upload(schema: Schema, served: Served, steps: int) -> Schema:
-    file = {"type": "string", "format": "binary", "description": "a PNG or .npy file of the model's image_shape"}
+    files = "a PNG or .npy file of the model's image_shape"
+    if served.model.first_stage:
+        files = "a PNG of the model's image_shape, which is encoded, or an .npy of latents, of its latent_shape"
+    file = {"type": "string", "format": "binary", "description": files}
     text = {**_BASE64, "description": "the same file in base64"}
     required = ["image", *schema["required"]]
     by_form = {**schema, "properties": {"image": file, **_text_fields(schema)}, "required": required}
@@ -243,12 +245,31 @@ def _upload(schema: Schema, served: Served, steps: int) -> Schema:
 
 # The routes.
 
-_SAMPLE_CONTENT = {
-    "image/png": _BINARY,
-    "application/json": {"schema": _IMAGES},
-    "application/zip": _BINARY,
-    "text/event-stream": {"schema": _EVENT},
-}
+
+def _images(served: Served) -> Schema:
+    """An answer in JSON."""
+    stages = ("queue_s", "denoise_s", *(["decode_s"] if served.model.first_stage else []), "encode_s")
+    image = _object(
+        seed={"type": "integer", "minimum": 0},
+        b64_json={**_BASE64, "contentMediaType": "image/png"},
+    )
+    return {
+        "schema": _object(
+            images=_array(image),
+            parameters=_OBJECT,
+            model=_object(name=_STRING, digest=_STRING, fingerprint=_STRING),
+            timings=_object(**dict.fromkeys(stages, _NUMBER)),
+        )
+    }
+
+
+def _sample_content(served: Served) -> Schema:
+    return {
+        "image/png": _BINARY,
+        "application/json": _images(served),
+        "application/zip": _BINARY,
+        "text/event-stream": {"schema": _EVENT},
+    }
 
 
 def sample(served: Served, settings: Settings) -> dict[str, Any]:
@@ -258,7 +279,7 @@ def sample(served: Served, settings: Settings) -> dict[str, Any]:
         "operation_id": "sample",
         "response_class": Response,
         "summary": "Generate images",
-        "responses": _responses(_SAMPLE_CONTENT, {**_TIMING, **_VARY}),
+        "responses": _responses(_sample_content(served), {**_timing(served), **_VARY}),
         "openapi_extra": {"requestBody": body},
     }
 
@@ -270,7 +291,8 @@ def sample_by_query(served: Served, settings: Settings) -> dict[str, Any]:
         "schema": {"type": "string", "enum": [served.fingerprint]},
         "description": "the fingerprint that must answer; the image may then be kept for a year",
     }
-    responses = _responses(_SAMPLE_CONTENT, {**_TIMING, **_VARY, **_etag(required=False)}, 415)
+    headers = {**_timing(served), **_VARY, **_etag(required=False)}
+    responses = _responses(_sample_content(served), headers, 415)
     responses[304] = {
         "description": "If-None-Match names the image's ETag",
         "headers": {**_ID, **_CACHE, **_VARY, **_etag(required=True)},
@@ -287,7 +309,7 @@ def sample_by_query(served: Served, settings: Settings) -> dict[str, Any]:
 def denoise(served: Served, settings: Settings) -> dict[str, Any]:
     content = {
         "image/png": _BINARY,
-        "application/json": {"schema": _IMAGES},
+        "application/json": _images(served),
         "application/x-npy": _BINARY,
         "text/event-stream": {"schema": _EVENT},
     }
@@ -296,18 +318,19 @@ def denoise(served: Served, settings: Settings) -> dict[str, Any]:
         "operation_id": "denoise",
         "response_class": Response,
         "summary": "Denoise an image from a timestep",
-        "responses": _responses(content, {**_TIMING, **_VARY}),
+        "responses": _responses(content, {**_timing(served), **_VARY}),
         "openapi_extra": {"requestBody": _upload(_schema(DenoiseRequest, served, settings), served, steps)},
     }
 
 
 def noise(served: Served, settings: Settings) -> dict[str, Any]:
     content = {"image/png": _BINARY, "application/x-npy": _BINARY}
+    never = [] if served.model.first_stage else [500, 503, 504]  # where nothing has to be encoded or decoded
     return {
         "operation_id": "noise",
         "response_class": Response,
         "summary": "Add noise to a clean image: the forward process",
-        "responses": _responses(content, {**_CLIPPED, **_VARY}, 429, 500, 503, 504),
+        "responses": _responses(content, {**_CLIPPED, **_VARY}, 429, *never),
         "openapi_extra": {"requestBody": _upload(_schema(NoiseRequest, served, settings), served, steps=1)},
     }
 

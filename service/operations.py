@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -11,6 +11,7 @@ import service
 from model.samplers import SAMPLERS
 from service import openapi
 from service.config import Settings
+from service.costs import Costs
 from service.engine import Engine
 from service.errors import ServiceError
 from service.metrics import CONTENT_TYPE, Metrics
@@ -80,7 +81,8 @@ class Operations:
         """The model, what computes it, and what a request may ask for."""
         served, model, settings = self.served, self.served.model, self.settings
         distilled, parts = model.distilled, served.fingerprint_parts
-        costs = self.engine.scheduler.costs.by_width if self.engine.scheduler else {}
+        first_stage = model.first_stage
+        costs = self.engine.scheduler.costs if self.engine.scheduler else None
         return JSONResponse(
             {
                 "version": service.__version__,
@@ -93,6 +95,9 @@ class Operations:
                 "prediction_type": model.schedule.prediction_type,
                 "num_train_timesteps": model.schedule.num_train_timesteps,
                 "image_shape": list(model.image_shape),
+                "latent_shape": None if first_stage is None else list(model.sample_shape),
+                "first_stage": None if first_stage is None else asdict(first_stage),
+                "preview": None if served.preview is None else "linear",
                 "out_channels": model.out_channels,
                 "num_classes": model.num_classes,
                 "class_names": list(model.class_names) or None,
@@ -116,7 +121,13 @@ class Operations:
                 "fingerprint": served.fingerprint,
                 "fingerprint_parts": dict(parts),
                 "reproducible": served.reproducible,
-                "seconds_per_step": {str(width): s for width, s in costs.items()},
+                "seconds_per_step": _by_width(costs),
+                "seconds_per_decode": None if first_stage is None else _by_width(costs and costs.decoding),
             },
             headers={"Cache-Control": "no-store"},
         )
+
+
+def _by_width(costs: Costs | None) -> dict[str, float]:
+    """Seconds of a batch by its width; none of them while they are not known."""
+    return {} if costs is None else {str(width): seconds for width, seconds in costs.by_width.items()}

@@ -15,10 +15,13 @@ class Places:
     Args:
         total: places; up to an eighth more are for clients that hold less than their share.
         clients: how many there are at least.
+
+    Attributes:
+        total: as above.
     """
 
     def __init__(self, total: int, clients: int = 1) -> None:
-        self._total = total
+        self.total = total
         self._at_most = total + -(-total // 8)
         self._clients = clients
         self._held: Counter[str] = Counter()
@@ -29,10 +32,10 @@ class Places:
 
     def refusal(self, client: str) -> Literal["share", "full"] | None:
         """Why a client gets no other place: it holds its share of a full queue, or there is none."""
-        if self.taken < self._total:
+        if self.taken < self.total:
             return None
         clients = max(self._clients, len(self._held.keys() | {client}))
-        if clients > 1 and self._held[client] >= self._total / clients:
+        if clients > 1 and self._held[client] >= self.total / clients:
             return "share"
         return None if clients > 1 and self.taken < self._at_most else "full"
 

@@ -125,8 +125,10 @@ def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout
     )
 
 
-def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout: float) -> Plan:
-    """Plan POST /denoise, with the image as float32 [C, H, W] in the model's own scale.
+def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout: float, latent: bool = False) -> Plan:
+    """Plan POST /denoise, with the image, or its latents, as float32 [C, H, W] in the model's own scale.
+
+    Of latent diffusion, `latent` says that x0 is wanted as latents too.
 
     Raises:
         Invalid: naming the field, the value and what it may be.
@@ -169,7 +171,17 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     recipe = {**settings, "image_sha256": digest, **_model_of(served)}
     timeout_s = _timeout(request, timeout)
     return Plan(
-        rows=[Row(table, seed, start=image, label=label, guidance_scale=scale, model_output=wants_output)],
+        rows=[
+            Row(
+                table,
+                seed,
+                start=image,
+                label=label,
+                guidance_scale=scale,
+                model_output=wants_output,
+                latent=latent or request.output == "previous",
+            )
+        ],
         seeds=[seed],
         parameters={**settings, "value_range": float(request.value_range), "timeout_s": timeout_s},
         recipes=[recipe],
@@ -179,7 +191,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
 
 
 def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, int]:
-    """The forward process: the noisy image, float32 [C, H, W], and the seed of its noise.
+    """The forward process: the noisy image, or its latents, float32 [C, H, W], and the seed of its noise.
 
     Raises:
         Invalid: naming the field, the value and what it may be.
@@ -188,7 +200,7 @@ def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, 
     _check_timestep(request.timestep, request.scaling, schedule)
     seed = _seed(request.seed)
     alpha_bar = schedule.alphas_cumprod[request.timestep]
-    noise = served.first_draw(seed, served.model.image_shape)
+    noise = served.first_draw(seed, served.model.sample_shape)
     signal, sigma = (
         (math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
         if request.scaling == "variance_preserving"

@@ -57,6 +57,12 @@ class Pulse:
             return self._raised >= _FAILING_AFTER
 
     @property
+    def failed(self) -> bool:
+        """Whether what was computed last failed, and no good image has come since."""
+        with self._lock:
+            return self._doubt
+
+    @property
     def in_doubt(self) -> bool:
         """Whether only a probe can tell: the last pass or image failed, or the last one is long ago."""
         with self._lock:

@@ -8,7 +8,7 @@ import heapq
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from math import inf
@@ -18,6 +18,7 @@ from model.rows import Image, Row
 from service.arrivals import Arrivals
 from service.costs import Costs
 from service.errors import (
+    DeadlinePassed,
     Draining,
     Failed,
     Invalid,
@@ -47,11 +48,15 @@ REFUSALS: dict[type[ServiceError], str] = {
 
 
 class Finished(NamedTuple):
-    """What a request's Future gives: its images, [C, H, W] each, and the seconds it waited and ran."""
+    """What a request's Future gives: its images, [C, H, W] each, and the seconds it waited, ran and was decoded.
+
+    Decoding counts from the last step of its last image on: 0 where nothing is decoded.
+    """
 
     images: list[Image]
     queue_s: float
     denoise_s: float
+    decode_s: float = 0.0
 
 
 class Accepted(NamedTuple):
@@ -71,7 +76,7 @@ class Accepted(NamedTuple):
 
 
 class Watcher(Protocol):
-    """Follows a request, from the engine's thread, which it may not hold up."""
+    """Follows a request, from the engine's threads, which it may not hold up."""
 
     @property
     def preview_every(self) -> int:
@@ -103,6 +108,7 @@ class Request:
 
     Attributes:
         client: who asks; None for the engine's own probe, which no observer is told of.
+        stepped: when the last row that has taken its steps, to be decoded, had done so.
         slots: of its rows that have started and are not done.
         images: those that are done, by index of their row.
     """
@@ -116,6 +122,7 @@ class Request:
     future: Future[Finished] = field(default_factory=Future)
     eta_s: float = 0.0
     started: float | None = None
+    stepped: float | None = None
     slots: dict[Task, int] = field(default_factory=dict)
     images: dict[int, Image] = field(default_factory=dict)
 
@@ -177,7 +184,7 @@ class Requests:
         with self.changed:
             now = self._clock()
             try:
-                scheduler = self._open_line()
+                scheduler = self.check_open()
                 self._check_places(client, scheduler)
                 job = _job_of(rows, scheduler.costs)
                 promise = _promise(job, scheduler, now, timeout_s)
@@ -201,7 +208,8 @@ class Requests:
             self._enter(request, self.scheduler, inf)
             return request.future
 
-    def _open_line(self) -> Scheduler:
+    def check_open(self) -> Scheduler:
+        """The line, while requests are accepted. Raises Unavailable where they are not."""
         if self._closed is not None or self.scheduler is None:
             raise (self._closed or loading)()
         return self.scheduler
@@ -277,7 +285,8 @@ class Requests:
         now = self._clock()
         started = request.submitted if request.started is None else request.started
         images = [request.images.pop(index) for index in range(len(request.rows))]
-        finished = Finished(images, started - request.submitted, now - started)
+        stepped = now if request.stepped is None else request.stepped
+        finished = Finished(images, started - request.submitted, stepped - started, now - stepped)
         if not request.future.set_running_or_notify_cancel():
             self._tell_cancelled(request, "disconnect")
             return
@@ -292,6 +301,12 @@ class Requests:
         """Take a request out and answer it with an error."""
         if self.leave(request):
             self.answer(request, error, reason)
+
+    def answer_late(self, late: Iterable[Request]) -> None:
+        """Tell those whose deadline has passed, and who have left."""
+        for request in late:
+            message = f"not done within {request.deadline - request.submitted:g} s"
+            self.answer(request, DeadlinePassed(message), "timeout")
 
     def fail_all(self, error: Callable[[], ServiceError], reason: str = "failed") -> None:
         with self.changed:
@@ -330,7 +345,8 @@ def stuck() -> Failed:
 
 
 def _job_of(rows: Sequence[Row], costs: Costs) -> Job:
-    return Job(((len(row.table), row.forwards_per_step) for row in rows), costs)
+    decoded = costs.decoding is not None and rows[0].is_decoded  # rows of one request are all alike in this
+    return Job(((len(row.table), row.forwards_per_step) for row in rows), costs, decoded)
 
 
 def _promise(job: Job, scheduler: Scheduler, now: float, timeout_s: float) -> float:

@@ -28,21 +28,22 @@ class Scheduler:
         running: tasks that have started and are not done.
         waiting: tasks that have not started.
         outstanding: forward rows still to run, without those of the present pass.
+        undecoded: images still to be decoded.
+        decoding: those of them that have taken all their steps.
         preemptions: tasks that ran in a pass and, with steps left, not in the next; so far.
         busy_until: when the present pass will have ended, with the margin.
     """
 
     def __init__(self, costs: Costs, max_started: int) -> None:
         self.costs = costs
-        self.running = self.waiting = self.outstanding = self.preemptions = 0
+        self.running = self.waiting = self.outstanding = self.undecoded = self.decoding = self.preemptions = 0
         self.busy_until = -inf
         self._max_started = max_started
         self._version = costs.version
         self._arrived = 0
         self._present: set[Job] = set()
-        # Those with something left to run:
-        self._by_work: list[Job] = []
-        self._by_promise: list[Job] = []
+        self._by_work: list[Job] = []  # those with something left to run
+        self._by_promise: list[Job] = []  # and also those with something left to decode
         self._ran: set[Task] = set()  # in the last pass
 
     def seconds_alone(self, job: Job) -> float:
@@ -57,7 +58,7 @@ class Scheduler:
         self._follow_costs()
         promised = (other for other in self._by_promise if other.promise < inf)  # the engine's probe is not
         equals = (other.promise for other in promised if other.size == job.size)
-        wanted = min(latest, max([now + patient(job, self.outstanding, self.costs), *equals]))
+        wanted = min(latest, max([now + patient(job, self.outstanding, self.costs, self.undecoded), *equals]))
         return earliest(job, self._by_promise, self.costs, max(now, self.busy_until), wanted)
 
     def add(self, job: Job, promise: float) -> None:
@@ -69,6 +70,7 @@ class Scheduler:
         insort(self._by_promise, job, key=_promise)
         self.waiting += len(job.tasks)
         self.outstanding += job.left
+        self.undecoded += job.undecoded
 
     def remove(self, job: Job) -> None:
         """Take a job out of the line, whatever of it has run. One that is not in it is ignored."""
@@ -77,7 +79,11 @@ class Scheduler:
         self._present.remove(job)
         if job.left:
             _take_out(self._by_work, job, _work)
+        if job.left or job.undecoded:
             _take_out(self._by_promise, job, _promise)
+        if job.undecoded:
+            self.undecoded -= job.undecoded
+            self.decoding -= job.undecoded - len(job.tasks)
         started = sum(task.started for task in job.tasks)
         self.running -= started
         self.waiting -= len(job.tasks) - started
@@ -90,7 +96,9 @@ class Scheduler:
     @property
     def backlog_s(self) -> float:
         """The seconds that all work in line will take."""
-        return self.outstanding * self.costs.seconds_per_row
+        decoding = self.costs.decoding
+        images = 0.0 if decoding is None else self.undecoded * decoding.seconds_per_row
+        return self.outstanding * self.costs.seconds_per_row + images
 
     @property
     def by_work(self) -> Sequence[Job]:
@@ -107,16 +115,29 @@ class Scheduler:
         return batch
 
     def advance(self, batch: Batch) -> list[Task]:
-        """After a pass: the tasks that it finished and whose jobs are still here. They leave."""
+        """After a pass: the tasks that it finished and whose jobs are still here. They leave, or are to be decoded."""
         self.busy_until = -inf
         finished = [task for task in dict.fromkeys(task for task, _ in batch) if not task.steps_left]
         finished = [task for task in finished if task.job in self._present]
         for task in finished:
             task.job.tasks.remove(task)
             self.running -= 1
-            if not task.job.tasks:
+            if task.job.undecoded:
+                self.decoding += 1
+            elif not task.job.tasks:
                 self._present.remove(task.job)
         return finished
+
+    def decoded(self, job: Job) -> None:
+        """An image of a job has been decoded. With its last one the job leaves. One that is not here is ignored."""
+        if job not in self._present:
+            return
+        job.undecoded -= 1
+        self.undecoded -= 1
+        self.decoding -= 1
+        if not job.undecoded:
+            _take_out(self._by_promise, job, _promise)
+            self._present.remove(job)
 
     def choose(self, now: float) -> Batch:
         """The forward rows of the pass that begins now."""
@@ -160,7 +181,7 @@ class Scheduler:
 
     def _first_alone(self) -> Batch:
         """The plan `alone`."""
-        tasks = self._by_promise[0].furthest_behind()
+        tasks = next(job for job in self._by_promise if job.left).furthest_behind()
         return [(task, branch) for task in tasks for branch in task.branches][: self.costs.width]
 
     def _count(self, batch: Batch) -> None:
@@ -179,7 +200,7 @@ class Scheduler:
         self.outstanding -= len(batch)
         for job, tasks in by_job.items():
             place = bisect_left(self._by_work, _work(job), key=_work)
-            if job.left == len(tasks):
+            if job.left == len(tasks) and not job.undecoded:
                 _take_out(self._by_promise, job, _promise)
             job.count(tasks, self.costs)
             if not job.left:

@@ -1,6 +1,6 @@
-"""An engine on a fake runner and a fake clock, for tests.
+"""An engine on a fake runner, with or without a fake first stage, and a fake clock, for tests.
 
-The runner can stop inside a pass, so that a test decides what happens while it runs; nothing here sleeps.
+Both can stop inside a call, so that a test decides what happens while it runs; nothing here sleeps.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -36,9 +36,57 @@ class FakeClock:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self._lock = threading.Lock()
 
     def __call__(self) -> float:
         return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Also while others do."""
+        with self._lock:
+            self.now += seconds
+
+
+class Gate(Generic[T]):
+    """Holds up whoever enters while it is closed.
+
+    Attributes:
+        entered: what came, also what was not held up.
+    """
+
+    def __init__(self) -> None:
+        self.entered: list[T] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._seen = 0  # of what entered, that the test knows of
+        self._let_through = 0  # of it, that may go on while the gate is closed
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._seen = self._let_through = len(self.entered)
+
+    def open(self) -> None:
+        with self._changed:
+            self._closed = False
+            self._changed.notify_all()
+
+    def next(self) -> T:
+        """Let what is held up go on, wait until the next enters, and say what that is."""
+        with self._changed:
+            self._let_through = self._seen
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: len(self.entered) > self._seen, PATIENCE), "nothing has come"
+            self._seen += 1
+            return self.entered[self._seen - 1]
+
+    def enter(self, what: T) -> bool:
+        """False where it was held up and forgotten."""
+        with self._changed:
+            self.entered.append(what)
+            number = len(self.entered)
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._closed or number <= self._let_through, PATIENCE)
 
 
 @dataclass
@@ -69,7 +117,8 @@ class FakeRunner:
         self.widths: Sequence[int] = list(seconds)
         self.clock = FakeClock()
         self.seconds = dict(seconds)
-        self.passes: list[list[tuple[int, int]]] = []
+        self._gate = Gate[list[tuple[int, int]]]()
+        self.passes = self._gate.entered
         self.rows: dict[int, FakeRow] = {}
         self.admitted: list[int] = []
         self.refused: set[int] = set()
@@ -79,33 +128,20 @@ class FakeRunner:
         self.complaints: list[str] = []
         self.during: Callable[[str], None] = lambda call: None
         self._threads: set[int] = set()
-        self._gate = threading.Condition()
-        self._closed = False  # the gate
-        self._seen = 0  # passes that the test knows of
-        self._let_through = 0  # passes that may end while the gate is closed
 
     # What a test calls.
 
     def hold(self) -> None:
         """From now on each pass stops inside, until next_pass or let_go."""
-        with self._gate:
-            self._closed = True
-            self._seen = self._let_through = len(self.passes)
+        self._gate.close()
 
     def next_pass(self) -> list[tuple[int, int]]:
         """Let the pass that is held end, wait until the next is inside, and say what it runs."""
-        with self._gate:
-            self._let_through = self._seen
-            self._gate.notify_all()
-            assert self._gate.wait_for(lambda: len(self.passes) > self._seen, PATIENCE), "no pass has begun"
-            self._seen += 1
-            return self.passes[self._seen - 1]
+        return self._gate.next()
 
     def let_go(self) -> None:
         """Hold no pass any longer."""
-        with self._gate:
-            self._closed = False
-            self._gate.notify_all()
+        self._gate.open()
 
     # What the engine calls.
 
@@ -122,14 +158,10 @@ class FakeRunner:
         if not 1 <= len(forwards) <= self.widths[-1] or len(set(forwards)) < len(forwards):
             self.complaints.append(f"a pass of {forwards}")
         seeds = [self.rows[forward.slot].row.seed for forward in forwards]
-        with self._gate:
-            self.passes.append([(seed, forward.branch) for seed, forward in zip(seeds, forwards, strict=True)])
-            number = len(self.passes)
-            self._gate.notify_all()
-            if not self._gate.wait_for(lambda: not self._closed or number <= self._let_through, PATIENCE):
-                self.complaints.append("a held pass was forgotten")
+        if not self._gate.enter([(seed, forward.branch) for seed, forward in zip(seeds, forwards, strict=True)]):
+            self.complaints.append("a held pass was forgotten")
         self._called("pass")
-        self.clock.now += self.seconds[next(width for width in self.widths if width >= len(forwards))]
+        self.clock.advance(self.seconds[next(width for width in self.widths if width >= len(forwards))])
         if self.faults:
             self.faults -= 1
             raise RuntimeError("a fault of the device")
@@ -164,11 +196,105 @@ class FakeRunner:
             self.complaints.append(repr(error))
 
 
+class Call(NamedTuple):
+    """What a first stage does: decode or encode, and the seeds of the images."""
+
+    name: str
+    seeds: list[int]
+
+
+class FakeFirstStage:
+    """Adds a half to the steps of latents, and takes it away again. Complains of calls that a real one could not serve.
+
+    Attributes:
+        widths: as of model.rows.FirstStage.
+        clock: goes on by `seconds[width]` in each call; for encoding, as for one image.
+        calls: those that began.
+        breaking, poisoned: seeds of images that cannot be made, or are NaN.
+        faults: calls to come that raise, whatever is in them.
+        complaints: what was called against the rules.
+        during: is called inside each call, by its thread, with its name: decode or encode.
+    """
+
+    def __init__(self, seconds: Mapping[int, float], clock: FakeClock) -> None:
+        self.widths: Sequence[int] = list(seconds)
+        self.clock = clock
+        self.seconds = dict(seconds)
+        self._gate = Gate[Call]()
+        self.calls = self._gate.entered
+        self.breaking: set[int] = set()
+        self.poisoned: set[int] = set()
+        self.faults = 0
+        self.complaints: list[str] = []
+        self.during: Callable[[str], None] = lambda call: None
+        self._at_work = threading.Lock()
+
+    # What a test calls.
+
+    def hold(self) -> None:
+        """From now on each call stops inside, until next_call or let_go."""
+        self._gate.close()
+
+    def next_call(self) -> Call:
+        """Let the call that is held end, wait until the next is inside, and say what it is."""
+        return self._gate.next()
+
+    def next_batch(self) -> list[int]:
+        """The same, where it must be to decode."""
+        name, seeds = self.next_call()
+        assert name == "decode"
+        return seeds
+
+    def let_go(self) -> None:
+        """Hold no call any longer."""
+        self._gate.open()
+
+    # What the engine calls.
+
+    def decode(self, latents: Sequence[Image]) -> list[Image]:
+        if not 1 <= len(latents) <= self.widths[-1]:
+            self.complaints.append(f"a batch of {len(latents)}")
+        return self._call("decode", latents, 0.5)
+
+    def encode(self, image: Image) -> Image:
+        [latents] = self._call("encode", [image], -0.5)
+        return latents
+
+    def preview(self, latents: Image) -> Image:
+        return latents
+
+    def _call(self, name: str, images: Sequence[Image], more: float) -> list[Image]:
+        if not self._at_work.acquire(blocking=False):
+            self.complaints.append("two calls at once")
+        try:
+            seeds = [int(image.flat[0]) for image in images]
+            if not self._gate.enter(Call(name, seeds)):
+                self.complaints.append("a held call was forgotten")
+            try:
+                self.during(name)
+            except Exception as error:  # which would look like the first stage's own
+                self.complaints.append(repr(error))
+            self.clock.advance(self.seconds[next(width for width in self.widths if width >= len(images))])
+            if self.faults:
+                self.faults -= 1
+                raise RuntimeError("a fault of the device")
+            if self.breaking & set(seeds):
+                raise RuntimeError("this batch breaks")
+            made = np.array([0.0, more], np.float32)
+            return [
+                image + (math.nan if seed in self.poisoned else made) for image, seed in zip(images, seeds, strict=True)
+            ]
+        finally:
+            self._at_work.release()
+
+
 class Recorder:
     """Remembers what the engine told."""
 
     def __init__(self) -> None:
         self.told_of_pass = threading.Condition()
+        self.batches: list[tuple[int, float]] = []  # decoded
+        self.failed_batches = 0
         self.phases: list[tuple[Phase, float]] = []
         self.passes: list[tuple[int, float]] = []
         self.failed_passes = 0
@@ -189,6 +315,16 @@ class Recorder:
     def pass_failed(self) -> None:
         with self.told_of_pass:
             self.failed_passes += 1
+            self.told_of_pass.notify_all()
+
+    def batch_decoded(self, images: int, seconds: float) -> None:
+        with self.told_of_pass:
+            self.batches.append((images, seconds))
+            self.told_of_pass.notify_all()
+
+    def decoding_failed(self) -> None:
+        with self.told_of_pass:
+            self.failed_batches += 1
             self.told_of_pass.notify_all()
 
     def request_accepted(self) -> None:
@@ -234,13 +370,17 @@ class Diary:
         return [entry[1:] for entry in self.entries if entry[0] == kind]
 
 
-def a_row(seed: int, steps: int = 1, guided: bool = False) -> Row:
+def a_row(seed: int, steps: int = 1, guided: bool = False, latent: bool = False) -> Row:
     table = StepTable(np.broadcast_to(np.int64(0), steps), np.broadcast_to(0.0, (steps, len(Column))))
-    return Row(table, seed, label=1, guidance_scale=2.0 if guided else 1.0)
+    return Row(table, seed, label=1, guidance_scale=2.0 if guided else 1.0, latent=latent)
 
 
-def an_image(seed: int, steps: int) -> list[list[list[float]]]:
+def an_image(seed: int, steps: float) -> list[list[list[float]]]:
     return [[[seed, steps]]]
+
+
+def a_decoded(seed: int, steps: int) -> list[list[list[float]]]:
+    return an_image(seed, steps + 0.5)
 
 
 def an_estimate(seed: int, steps: int) -> list[list[list[float]]]:
@@ -281,6 +421,12 @@ class Setting(NamedTuple):
     clock: FakeClock
     observer: Recorder
     places: Places
+    decoder: FakeFirstStage | None = None
+
+    @property
+    def first_stage(self) -> FakeFirstStage:
+        assert self.decoder is not None
+        return self.decoder
 
     def accept(
         self, *rows: Row, timeout_s: float = LONG, client: str = "alice", watcher: Watcher | None = None
@@ -303,6 +449,24 @@ class Setting(NamedTuple):
             over = told.told_of_pass.wait_for(lambda: len(told.passes) + told.failed_passes >= began, PATIENCE)
         assert over, "a pass does not end"
 
+    def settle_decoding(self) -> None:
+        """Wait until the batches that have begun are over, where there were no errands."""
+        told, calls = self.observer, self.first_stage.calls
+        with told.told_of_pass:
+            over = told.told_of_pass.wait_for(lambda: len(told.batches) + told.failed_batches >= len(calls), PATIENCE)
+        assert over, "a batch does not end"
+
+    def wait_alive(self) -> None:
+        """Wait until nothing is stuck."""
+        with self.observer.told_of_pass:
+            assert self.observer.told_of_pass.wait_for(lambda: self.engine.alive, PATIENCE), "something is stuck"
+
+    def take_all_steps(self) -> None:
+        """Wait until no row has steps left, and what is to be decoded waits for that."""
+        while self.line.outstanding:
+            self.engine.probe().result(PATIENCE)
+        self.engine.probe().result(PATIENCE)  # its pass began after all that
+
     @property
     def line(self) -> Scheduler:
         assert self.engine.scheduler is not None
@@ -314,21 +478,32 @@ class Setting(NamedTuple):
         return self.line.running, self.line.waiting, self.line.outstanding
 
     @property
+    def to_decode(self) -> tuple[int, int]:
+        """Images that are to be decoded, and those of them that have taken their steps."""
+        return self.line.undecoded, self.line.decoding
+
+    @property
     def in_flight(self) -> list[int]:
         """The seeds of rows with a slot."""
         return sorted(state.row.seed for state in self.runner.rows.values())
 
     def is_empty(self) -> bool:
         """Whether nothing of any request is left."""
-        return (
-            not self.runner.rows and not self.places.taken and self.counters == (0, 0, 0) and self.engine.wait_idle(0)
-        )
+        counted = any(self.counters) or any(self.to_decode) or self.places.taken
+        return not counted and not self.runner.rows and self.engine.wait_idle(0)
 
 
-def a_setting(runner: FakeRunner, max_queue: int = 16, observer: Recorder | None = None) -> Setting:
-    """An engine that has not started."""
-    places, told = Places(max_queue), observer or Recorder()
-    return Setting(Engine(runner, a_row(PROBE_SEED), places, told, runner.clock), runner, runner.clock, told, places)
+def a_setting(
+    runner: FakeRunner,
+    max_queue: int = 16,
+    observer: Recorder | None = None,
+    decode_seconds: Mapping[int, float] | None = None,
+) -> Setting:
+    """An engine that has not started. Where decoding takes any time, it is one of latent diffusion."""
+    places, told, clock = Places(max_queue), observer or Recorder(), runner.clock
+    first_stage = FakeFirstStage(decode_seconds, clock) if decode_seconds else None
+    engine = Engine(runner, a_row(PROBE_SEED), places, told, clock, first_stage=first_stage)
+    return Setting(engine, runner, clock, told, places, first_stage)
 
 
 @contextmanager
@@ -339,15 +514,35 @@ def started(s: Setting) -> Iterator[Setting]:
         assert s.engine.wait_loaded(PATIENCE)
         s.runner.passes.clear()
         s.runner.admitted.clear()
+        if s.decoder is not None:
+            s.decoder.calls.clear()
         yield s
     finally:
         s.runner.let_go()
+        if s.decoder is not None:
+            s.decoder.let_go()
         s.engine.close()
     assert s.runner.complaints == []
+    assert s.decoder is None or s.decoder.complaints == []
 
 
 @contextmanager
 def warm(*widths: int, seconds: float = 1.0, max_queue: int = 16) -> Iterator[Setting]:
     """A warm engine, whose passes take the same at all these widths."""
     with started(a_setting(FakeRunner(dict.fromkeys(widths, seconds)), max_queue)) as s:
+        yield s
+
+
+@contextmanager
+def warm_latent(
+    *widths: int,
+    seconds: float = 1.0,
+    decode_seconds: Mapping[int, float] | None = None,
+    max_queue: int = 16,
+    observer: Recorder | None = None,
+) -> Iterator[Setting]:
+    """The same of latent diffusion. Batches of up to four images are decoded as fast as one, unless told otherwise."""
+    runner = FakeRunner(dict.fromkeys(widths, seconds))
+    decode_seconds = {4: 1.0} if decode_seconds is None else decode_seconds
+    with started(a_setting(runner, max_queue, observer, decode_seconds)) as s:
         yield s

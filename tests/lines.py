@@ -1,6 +1,7 @@
 """A line of jobs on a clock of its own: jobs come and leave, and passes take as long as a test says.
 
-The line keeps its own books of what has run, so that the scheduler's can be checked against them.
+It may have a decoder, which works beside the passes. The line keeps its own books of what has run, so that the
+scheduler's can be checked against them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from service.costs import Costs
 from service.jobs import Batch, Job, Task
-from service.promises import MARGIN
+from service.promises import MARGIN, SHARED
 from service.scheduler import Scheduler
 
 Images = tuple[tuple[int, int], ...]  # of each the steps, and the forward rows of a step
@@ -29,6 +30,7 @@ class Arrival:
         within: seconds that it may take; more are refused.
         hurry: the same, in times the shortest that can be promised as it comes.
         leaves: seconds after which it is cancelled, unless it is done.
+        decoded: whether its images are, where there is a decoder.
     """
 
     at: float
@@ -36,6 +38,7 @@ class Arrival:
     within: float = inf
     hurry: float = inf
     leaves: float = inf
+    decoded: bool = True
 
 
 @dataclass(eq=False)
@@ -44,6 +47,7 @@ class Ticket:
 
     Attributes:
         ran: by image, the number of the pass and the branch of each of its forward rows.
+        undecoded: the images that are to be decoded.
         present: it is in line: neither refused, nor cancelled, nor done.
     """
 
@@ -55,6 +59,7 @@ class Ticket:
     present: bool
     done: float | None = None
     ran: list[list[tuple[int, int]]] = field(default_factory=list)
+    undecoded: set[int] = field(default_factory=set)
 
     @property
     def refused(self) -> bool:
@@ -112,15 +117,25 @@ class Pass:
         return list(dict.fromkeys(ticket for ticket, _, _ in self.rows))
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A batch: the ticket and the image of each."""
+
+    began: float
+    ended: float
+    images: list[tuple[Ticket, int]]
+
+
 class Line:
     """A scheduler, its clock, and all that came and ran.
 
     Args:
-        costs: of passes.
+        costs: of passes; and of decoding, where there is a decoder.
         max_started: as of the scheduler.
         times: how long passes really take, one after the other and over again, in times what is now expected at most.
         promises: whether jobs get any.
         follows: whether costs follow what passes take.
+        decode_times: how long batches take, likewise.
     """
 
     def __init__(
@@ -130,6 +145,7 @@ class Line:
         times: Iterable[float] = (1.0,),
         promises: bool = True,
         follows: bool = False,
+        decode_times: Iterable[float] = (1.0,),
     ) -> None:
         self.costs = costs
         self.scheduler = Scheduler(costs, max_started)
@@ -143,6 +159,10 @@ class Line:
         self._at_most = [seconds * costs.speed for seconds in costs.ceilings]
         self._of: dict[Job, Ticket] = {}
         self._began: tuple[Batch, float] | None = None
+        self.batches: list[Decoded] = []
+        self._decode_times = cycle(decode_times)
+        self._to_decode: list[tuple[float, int, int, Ticket]] = []  # in this order
+        self._decodes = False
 
     @property
     def present(self) -> list[Ticket]:
@@ -151,7 +171,7 @@ class Line:
     @property
     def images(self) -> list[tuple[Ticket, int]]:
         """Those of jobs in line that are not done, or will be only when the present pass ends."""
-        last = len(self.passes) if self._began is not None else inf
+        last = len(self.passes) if self._began is not None and self._began[0] else inf
         return [
             (ticket, index)
             for ticket in self.present
@@ -161,13 +181,15 @@ class Line:
 
     def came(self, arrival: Arrival) -> Ticket:
         """A job comes now."""
-        job, latest = Job(arrival.images, self.costs), self.now + arrival.within
+        decoded = self.costs.decoding is not None and arrival.decoded
+        job, latest = Job(arrival.images, self.costs, decoded), self.now + arrival.within
         if arrival.hurry < inf:
             earliest = self.scheduler.earliest_promise(job, self.now, self.now)
             late = (arrival.hurry - 1) * (earliest - self.now)
             latest = min(latest, earliest + late)
         promise = self.scheduler.earliest_promise(job, self.now, latest) if self._promises else inf
         ticket = Ticket(arrival, job, self.now, latest, promise, promise <= latest, ran=[[] for _ in arrival.images])
+        ticket.undecoded = set(range(len(arrival.images))) if decoded else set()
         self.tickets.append(ticket)
         self._of[job] = ticket
         if ticket.present:
@@ -206,21 +228,57 @@ class Line:
         for task in finished:
             ticket = self._of[task.job]
             self.finished.append((ticket, task.index))
-            if not ticket.left:
+            if ticket.undecoded:
+                heappush(self._to_decode, (ticket.promise, ticket.job.number, task.index, ticket))
+            elif not ticket.left:
                 ticket.done, ticket.present = self.now, False
         return finished
+
+    def begin_batch(self) -> float | None:
+        """The decoder begins its next batch, if it is free and there is any. Returns when that ends."""
+        decoding = self.costs.decoding
+        if decoding is None or self._decodes:
+            return None
+        images: list[tuple[Ticket, int]] = []
+        while self._to_decode and len(images) < decoding.width:
+            *_, index, ticket = heappop(self._to_decode)
+            if ticket.present:
+                images.append((ticket, index))
+        if not images:
+            return None
+        self._decodes = True
+        seconds = next(self._decode_times) * decoding.ceilings[len(images)] * decoding.speed
+        self.batches.append(Decoded(self.now, self.now + seconds, images))
+        return self.now + seconds
+
+    def end_batch(self) -> None:
+        """The batch has ended."""
+        self._decodes = False
+        for ticket, index in self.batches[-1].images:
+            self.scheduler.decoded(ticket.job)
+            if ticket.present:
+                ticket.undecoded.remove(index)
+                if not ticket.undecoded:
+                    ticket.done, ticket.present = self.now, False
 
     def moments(self, arrivals: Iterable[Arrival]) -> Iterator[None]:
         """Play what is to come, until nothing is left; stops after each thing that happens."""
         number = count()
-        events: list[tuple[float, int, Arrival | Ticket]] = [(a.at, next(number), a) for a in arrivals]
+        events: list[tuple[float, int, Arrival | Ticket | None]] = [(a.at, next(number), a) for a in arrivals]
         heapify(events)
+
+        def decode() -> None:
+            if (until := self.begin_batch()) is not None:
+                heappush(events, (until, next(number), None))
 
         def happen(until: float) -> Iterator[None]:
             while events and events[0][0] <= until:
                 at, _, event = heappop(events)
                 self.now = max(self.now, at)
-                if isinstance(event, Ticket):
+                if event is None:
+                    self.end_batch()
+                    decode()
+                elif isinstance(event, Ticket):
                     self.left(event)
                 else:
                     ticket = self.came(event)
@@ -229,12 +287,14 @@ class Line:
                 yield
 
         while True:
+            decode()
             yield from happen(self.now)
             batch = self.begin()
             yield
             if batch:
                 yield from happen(self.passes[-1].ended)
             self.end()
+            decode()
             yield
             if not batch:
                 if not events:
@@ -253,9 +313,11 @@ def alike(images: int, steps: int, forwards: int = 1) -> Images:
     return ((steps, forwards),) * images
 
 
-def played(costs: Costs, arrivals: Sequence[Arrival], times: Sequence[float] = (1.0,)) -> Line:
+def played(
+    costs: Costs, arrivals: Sequence[Arrival], times: Sequence[float] = (1.0,), decode_times: Sequence[float] = (1.0,)
+) -> Line:
     """A line after all of it has happened."""
-    line = Line(costs, times=times)
+    line = Line(costs, times=times, decode_times=decode_times)
     line.play(arrivals)
     return line
 
@@ -281,6 +343,8 @@ cost_tables: st.SearchStrategy[dict[int, float]] = st.one_of(
     st.just({1: 2.0, 2: 3.0, 3: 4.0, 4: 4.5, 5: 6.0, 6: 7.0, 7: 8.75, 8: 7.5}),  # 8 are cheaper than 7
 )
 
+costs_with_decoding = st.builds(lambda passes, decoding: Costs(passes, Costs(decoding)), cost_tables, cost_tables)
+
 any_images: st.SearchStrategy[Images] = st.one_of(
     st.lists(st.tuples(st.integers(1, 12), st.sampled_from((1, 2))), min_size=1, max_size=12).map(tuple),
     st.builds(alike, st.integers(1, 12), st.integers(1, 12), st.sampled_from((1, 2))),
@@ -292,15 +356,24 @@ any_times = st.lists(
 )
 
 
+any_decode_times = any_times.map(lambda times: [SHARED * some for some in times])
+
+
 @st.composite
 def any_arrivals(
-    draw: st.DrawFn, max_size: int = 12, deadlines: bool = True, images: st.SearchStrategy[Images] = any_images
+    draw: st.DrawFn,
+    max_size: int = 12,
+    deadlines: bool = True,
+    images: st.SearchStrategy[Images] = any_images,
+    latents: bool = False,
 ) -> list[Arrival]:
-    """Jobs that come in crowds and alone; some are in a hurry, some leave."""
+    """Jobs that come in crowds and alone; some are in a hurry, some leave; perhaps some are not decoded."""
     at, arrivals = 0.0, []
     for _ in range(draw(st.integers(1, max_size))):
         at += draw(st.one_of(st.just(0.0), st.floats(0.0, 1.0), st.floats(0.0, 20.0)))
         hurry = draw(st.sampled_from((inf, inf, 1.0, 1.0, 1.0, 1.1, 1.5, 3.0, 0.9))) if deadlines else inf
         leaves = draw(st.one_of(st.just(inf), st.just(inf), st.floats(0.0, 20.0)))
-        arrivals.append(Arrival(at, draw(images), hurry=hurry, leaves=leaves))
+        arrivals.append(
+            Arrival(at, draw(images), hurry=hurry, leaves=leaves, decoded=not (latents and draw(st.booleans())))
+        )
     return arrivals

@@ -14,7 +14,7 @@ import numpy as np
 import uvicorn
 
 from model.description import Recommended
-from model.rows import Image
+from model.rows import FirstStage, Image
 from service.__main__ import Server, build, listen
 from service.app import create_app
 from service.config import Settings
@@ -32,6 +32,7 @@ MODEL = replace(
     name="fake",
     architecture="none",
     image_shape=(1, 1, 2),  # FakeRunner's
+    sample_shape=(1, 1, 2),
     recommended=Recommended(num_inference_steps=4),
 )
 
@@ -83,14 +84,20 @@ class LocalServer(Reachable):
 class FakeServer(LocalServer):
     """A server of no model: each pass takes a second of the runner's clock, and as long as the test holds it."""
 
-    def __init__(self, runner: FakeRunner | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        runner: FakeRunner | None = None,
+        served: Served = SERVED,
+        first_stage: FirstStage | None = None,
+        **settings: Any,
+    ) -> None:
         self.runner = runner or FakeRunner({1: 1.0, 2: 1.0, 4: 1.0})
         read = Settings(port=0, **settings)
         metrics = Metrics()
         places = Places(read.max_queue, max(1, len(read.api_keys)))
-        engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock)
-        metrics.watch(engine, SERVED)
-        super().__init__(engine, SERVED, read, metrics)
+        engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock, first_stage=first_stage)
+        metrics.watch(engine, served)
+        super().__init__(engine, served, read, metrics)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of its connections: for slow readers
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.description import ModelDescription, Recommended
+from model.description import FirstStageDescription, ModelDescription, Recommended
 from model.rows import Image
 from model.schedule import Schedule
 from service.answers import JSON, NPY, PNG, ZIP, encode, etag, matches, negotiate, respond
@@ -30,6 +30,7 @@ MODEL = ModelDescription(
     digest="d" * 64,
     architecture="diffusion_unet",
     image_shape=(1, 4, 4),
+    sample_shape=(1, 4, 4),
     out_channels=1,
     first_timestep=0,
     num_classes=3,
@@ -46,6 +47,11 @@ def first_draw(seed: int, shape: tuple[int, int, int]) -> Image:
 
 
 SERVED = Served(MODEL, "cpu", {"weights": "d" * 64, "torch": "2"}, reproducible=True, first_draw=first_draw)
+
+
+LATENT = replace(
+    SERVED, model=replace(MODEL, sample_shape=(2, 2, 2), first_stage=FirstStageDescription("kl", 2, 0.5, 1))
+)
 
 
 def planned(served: Served = SERVED, /, **fields: object) -> Plan:
@@ -325,9 +331,18 @@ def test_an_npy_holds_the_image_unrounded() -> None:
 def test_a_response_tells_its_seed_and_its_times() -> None:
     plan, finished = planned(), drawn(1)
     encoded = encode(plan, finished, PNG, SERVED, Stopwatch())
-    response = respond(plan, finished, encoded, {"Vary": "Accept"})
+    response = respond(plan, finished, encoded, SERVED, {"Vary": "Accept"})
     assert response.body == encoded.body
     assert response.headers["Content-Type"] == PNG
     assert response.headers["X-Seed"] == "7"
     assert response.headers["Server-Timing"] == "queue;dur=250.00, denoise;dur=1500.00, encode;dur=1000.00"
     assert response.headers["Vary"] == "Accept"
+
+
+def test_of_latent_diffusion_the_time_of_decoding_is_told() -> None:
+    plan, finished = planned(LATENT), drawn(1)._replace(decode_s=0.5)
+    encoded = encode(plan, finished, JSON, LATENT, Stopwatch())
+    timings = json.loads(encoded.body)["timings"]
+    assert timings == {"queue_s": 0.25, "denoise_s": 1.5, "decode_s": 0.5, "encode_s": 1.0}
+    headers = respond(plan, finished, encoded, LATENT, {}).headers
+    assert headers["Server-Timing"] == ("queue;dur=250.00, denoise;dur=1500.00, decode;dur=500.00, encode;dur=2000.00")

@@ -26,10 +26,13 @@ from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.transport.serialization import Binary
 
 from service.schemas import MAX_SEED
+from tests.checkpoints import save_latent_pipeline
+from tests.reference import DDIMScheduler
 from tests.servers import ROOT, Json, ServerProcess, serving, side_by_side
 
 LONG = 5  # seconds that are enough for all that is asked for here
 NUM_CASES = 1050  # of each server, at least
+NAMES = ("digits-4step", "rgb", "latent")
 
 MEDIA_TYPES = ("image/png", "application/zip", "application/x-npy", "text/event-stream", "application/problem+json")
 PROGRAM = Path(sys.executable).with_name("schemathesis")
@@ -137,17 +140,20 @@ def is_beyond_the_schema(case: Case, response: Response) -> bool:
 
 
 @pytest.fixture(scope="module")
-def contracted(weights: Path) -> Iterator[Mapping[str, ServerProcess]]:
-    """One server with classes and at most four steps, one without classes and at most twenty."""
-    names = ("digits-4step", "rgb")
-    with side_by_side(
-        *(serving(WEIGHTS=path, MAX_IMAGES=3, TIMEOUT=20, MAX_BATCH=4) for path in (names[0], weights / names[1]))
-    ) as running:
-        yield dict(zip(names, running, strict=True))
+def contracted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, ServerProcess]]:
+    """One server with classes and at most four steps; one without classes and at most twenty, and one of latents."""
+    schedule = DDIMScheduler(num_train_timesteps=20, beta_start=0.01, beta_end=0.3, clip_sample=False)
+    paths = (
+        "digits-4step",
+        weights / "rgb",
+        save_latent_pipeline(tmp_path_factory.mktemp("latent"), None, None, schedule),
+    )
+    with side_by_side(*(serving(WEIGHTS=path, MAX_IMAGES=3, TIMEOUT=20, MAX_BATCH=4) for path in paths)) as running:
+        yield dict(zip(NAMES, running, strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits-4step", "rgb"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_service_does_as_its_document_says(
     contracted: Mapping[str, ServerProcess], tmp_path: Path, name: str
 ) -> None:

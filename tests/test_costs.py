@@ -168,3 +168,22 @@ def test_costs_stay_positive_and_finite(table: dict[int, float], passes: list[tu
         costs.follow(min(rows, max(table)), seconds)
     assert all(0 < seconds < 1e30 for seconds in costs.by_width.values())
     assert costs.speed > 0
+
+
+def test_a_clock_that_has_not_moved_leaves_costs_positive() -> None:
+    costs = Costs({1: 0.0, 2: 0.0, 4: 0.0})
+    assert costs.width == 4
+    assert all(0 < seconds < 1e-6 for seconds in costs.by_width.values())
+    costs.follow(1, 0.5)
+    assert 0 < costs.seconds_per_row < 1e-6
+    assert costs.speed > 0
+
+
+def test_what_decoding_costs_follows_decoding_and_not_passes() -> None:
+    decoding = Costs({1: 1.0, 4: 2.0})
+    costs = Costs(CPU, decoding)
+    assert costs.decoding is decoding
+    for _ in range(60):
+        costs.follow(4, 2 * CPU[4])
+    assert decoding.by_width == {1: 1.0, 4: 2.0}
+    assert Costs(CPU).decoding is None

@@ -1,11 +1,17 @@
 """POST /denoise, as API.md has it, on a running server."""
 
 import base64
+import hashlib
 import io
 import itertools
+import json
+import queue
+import re
+import socket
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -14,11 +20,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image as PillowImage
+from PIL import PngImagePlugin
 
+from model.rows import Image
+from tests.latents import LatentServer, decoded, encoded, serving_latents
 from tests.servers import (
+    PATIENCE,
     Float32,
     Json,
+    Reachable,
     ServerProcess,
     invalid,
     problem,
@@ -45,7 +56,7 @@ def noisy(shape: tuple[int, int, int], seed: int = 0) -> Float32:
 GREY, RGB = noisy((1, 16, 16)), noisy((3, 8, 16))
 
 
-def post(server: ServerProcess, image: bytes, accept: str = "*/*", **fields: object) -> httpx.Response:
+def post(server: Reachable, image: bytes, accept: str = "*/*", **fields: object) -> httpx.Response:
     return server.client.post(
         "/denoise",
         files={"image": ("image", image)},
@@ -259,7 +270,7 @@ def png(pixels: NDArray[Any], text: PngImagePlugin.PngInfo | None = None) -> byt
     """A PNG of uint8 or uint16 [H, W] or [H, W, C], C being grey + alpha, RGB or RGBA."""
     if pixels.dtype == np.uint8 or pixels.ndim == 2:
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG", pnginfo=text)
+        PillowImage.fromarray(pixels).save(file, "PNG", pnginfo=text)
         return file.getvalue()
     if pixels.shape[2] == 2:  # neither library writes these
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
@@ -616,3 +627,180 @@ def test_json_of_very_many_values_is_refused(server: ServerProcess) -> None:
 def test_other_bodies_are_not_read(server: ServerProcess, media_type: str) -> None:
     response = server.client.post("/denoise", content=write_npy(GREY), headers={"Content-Type": media_type})
     assert "multipart/form-data" in problem(response, 415)["detail"]
+
+
+# Of latent diffusion: PNGs are pixels, arrays are latents.
+
+LATENTS = np.array([[[0.25, -2.0]]], np.float32)
+PIXELS = np.random.default_rng(3).integers(0, 256, (2, 4, 3)).astype(np.uint8)
+VALUES = (PIXELS.transpose(2, 0, 1) / 255 * 2 - 1).astype(np.float32)
+ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+
+
+@pytest.fixture(scope="module")
+def fake_latents() -> Iterator[LatentServer]:
+    with serving_latents() as server:
+        yield server
+
+
+@pytest.fixture
+def latents(fake_latents: LatentServer) -> Iterator[LatentServer]:
+    """A server in this process, whose passes and first stage a test can hold. At the end it has nothing to do."""
+    fake_latents.first_stage.calls.clear()
+    yield fake_latents
+    fake_latents.first_stage.let_go()
+    assert fake_latents.engine.wait_idle(PATIENCE)
+
+
+def calls(server: LatentServer) -> list[str]:
+    """What the first stage was asked for."""
+    return [call.name for call in server.first_stage.calls]
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("variance_preserving", 1), ("additive", np.sqrt(ALPHA_BAR[400]))])
+@pytest.mark.parametrize("value_range", [1, 2.5])
+def test_a_png_starts_from_its_latents(latents: LatentServer, value_range: float, scaling: str, factor: float) -> None:
+    for pixels in (PIXELS, PIXELS[:, :, 0]):
+        values = VALUES if pixels.ndim == 3 else VALUES[:1].repeat(3, axis=0)
+        response = post(latents, png(pixels), timestep=400, value_range=value_range, scaling=scaling)
+        assert response.status_code == 200, response.text
+        expected = encoded(values * np.float32(value_range)) * factor
+        start = latents.row.start
+        assert start is not None
+        np.testing.assert_allclose(start, expected, atol=1e-5)
+        digest = hashlib.sha256(start.tobytes()).hexdigest()
+        assert read_parameters(response.content)["image_sha256"] == digest
+    assert calls(latents) == ["encode", "decode"] * 2
+
+
+def test_an_array_has_the_latents_themselves(latents: LatentServer) -> None:
+    assert post(latents, write_npy(LATENTS), timestep=400, value_range=2.5).status_code == 200
+    np.testing.assert_array_equal(latents.row.start, LATENTS)
+    assert post(latents, write_npy(LATENTS), timestep=400, scaling="additive").status_code == 200
+    start = latents.row.start
+    assert start is not None
+    np.testing.assert_allclose(start, LATENTS * np.sqrt(ALPHA_BAR[400]), rtol=1e-6)
+    assert calls(latents) == ["decode"] * 2
+
+
+def test_the_estimate_is_pixels_as_png_and_latents_as_npy(latents: LatentServer) -> None:
+    """Those that FakeRunner makes: the seed, and the steps taken."""
+    fields: Json = {"timestep": 400, "num_inference_steps": 3, "seed": 5}
+    made = np.array([[[5.0, 3.0]]], np.float32)
+    as_png, as_json, as_npy = (
+        post(latents, write_npy(LATENTS), accept, **fields) for accept in ("*/*", JSON, f"{NPY}, image/png;q=0.5")
+    )
+    pixels = ((decoded(made).transpose(1, 2, 0).astype(np.float64) / 2 + 0.5) * 255).round()
+    np.testing.assert_array_equal(read_png(as_png.content), pixels)
+    assert base64.b64decode(as_json.json()["images"][0]["b64_json"]) == as_png.content
+    np.testing.assert_array_equal(read_npy(as_npy.content), made)
+    assert calls(latents) == ["decode"] * 2
+
+
+@pytest.mark.parametrize("output", ["model_output", "previous"])
+def test_intermediate_results_are_latents(latents: LatentServer, output: str) -> None:
+    fields: Json = {"timestep": 400, "num_inference_steps": 3, "seed": 5, "output": output}
+    response = post(latents, write_npy(LATENTS), **fields)
+    assert response.headers["content-type"] == NPY
+    np.testing.assert_array_equal(read_npy(response.content), [[[5, 1]]])  # of one step
+    problem(post(latents, write_npy(LATENTS), "image/png", **fields), 406)
+    assert calls(latents) == []
+
+
+def test_the_time_of_decoding_is_told(latents: LatentServer) -> None:
+    as_json, as_npy = (post(latents, write_npy(LATENTS), accept, timestep=400) for accept in (JSON, NPY))
+    timings = as_json.json()["timings"]
+    assert timings.keys() == {"queue_s", "denoise_s", "decode_s", "encode_s"}
+    assert (timings["denoise_s"], timings["decode_s"]) == (1.0, 1.0)  # of the fakes' clock
+    timing = r"queue;dur=[\d.]+, denoise;dur=1000\.00, decode;dur=%s, encode;dur=[\d.]+"
+    assert re.fullmatch(timing % r"1000\.00", as_json.headers["server-timing"])
+    assert re.fullmatch(timing % r"0\.00", as_npy.headers["server-timing"])
+
+
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        (png(PIXELS[:, :2]), "must be 4x2 pixels (width x height), and is 2x2"),
+        (write_npy(VALUES), "must be an .npy of float32 latents [1, 1, 2], and is float32 [3, 2, 4]"),
+        (write_npy(LATENTS[0]), "must be an .npy of float32 latents [1, 1, 2], and is float32 [1, 2]"),
+        (write_npy(LATENTS * 1e5), "must have values of at most 10000 in the model's own scale"),
+        (b"hello", "must be a PNG or an .npy file, and is neither"),
+    ],
+    ids=["size", "pixels", "dimensions", "huge", "neither"],
+)
+def test_what_are_no_pixels_and_no_latents_is_refused(latents: LatentServer, image: bytes, named: str) -> None:
+    assert invalid(post(latents, image, timestep=5), "image") == named
+    assert calls(latents) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"timestep": 1000}, "timestep"),
+        ({"timestep": 5, "num_inference_steps": 6}, "num_inference_steps"),
+        ({"timestep": 5, "class_label": 3}, "class_label"),
+        ({"timestep": 5, "timeout_s": 301}, "timeout_s"),
+    ],
+)
+def test_what_is_refused_is_not_encoded(latents: LatentServer, fields: Json, field: str) -> None:
+    invalid(post(latents, png(PIXELS), **fields), field)
+    assert calls(latents) == []
+
+
+def upload(server: Reachable, path: str) -> socket.socket:
+    """A connection on which a PNG was sent, and whose answer is to come."""
+    body = json.dumps({"image": base64.b64encode(png(PIXELS)).decode(), "timestep": 400}).encode()
+    return server.raw_request("POST", path, {"Content-Type": JSON, "Content-Length": str(len(body))}, body)
+
+
+def test_a_client_that_leaves_is_not_encoded_for(latents: LatentServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: queue.Queue[Future[Image]] = queue.Queue()
+    encode = latents.engine.encode
+
+    def noting(image: Image) -> Future[Image]:
+        future = encode(image)
+        asked.put(future)
+        return future
+
+    monkeypatch.setattr(latents.engine, "encode", noting)
+    left = latents.metric("stepwise_requests_total", endpoint="/denoise", code="499")
+    latents.first_stage.hold()
+    with upload(latents, "/denoise"):
+        assert latents.first_stage.next_call().name == "encode"
+        running = asked.get(timeout=PATIENCE)
+        with upload(latents, "/denoise"):
+            waiting = asked.get(timeout=PATIENCE)
+    latents.wait_for_metric("stepwise_requests_total", lambda n: n == left + 2, endpoint="/denoise", code="499")
+    assert running.cancelled()
+    assert waiting.cancelled()
+    latents.first_stage.let_go()
+    assert post(latents, png(PIXELS), timestep=400).status_code == 200
+    assert calls(latents) == ["encode", "encode", "decode"]  # not for the one that waited
+
+
+def test_encoding_takes_of_the_time_that_there_is(latents: LatentServer) -> None:
+    latents.first_stage.hold()
+    late = post(latents, png(PIXELS), timestep=400, timeout_s=0.01)
+    assert problem(late, 504)["detail"] == "not done within 0.01 s"
+    latents.first_stage.let_go()
+    fields: Json = {"timestep": 400, "num_inference_steps": 9, "timeout_s": 5}  # nine passes take 9 s
+    assert "even on an idle server" in invalid(post(latents, write_npy(LATENTS), **fields), "timeout_s")
+    assert problem(post(latents, png(PIXELS), **fields), 504)["detail"] == "not done within 5 s"
+
+
+def test_an_upload_that_cannot_be_encoded_fails_alone(latents: LatentServer) -> None:
+    latents.first_stage.faults = 1
+    assert "could not be encoded" in problem(post(latents, png(PIXELS), timestep=400), 500)["detail"]
+    assert post(latents, png(PIXELS), timestep=400).status_code == 200
+
+
+def test_uploads_that_wait_to_be_encoded_are_as_many_as_fit_into_the_queue() -> None:
+    with serving_latents(max_queue=1) as server, ThreadPoolExecutor(1) as pool:
+        server.first_stage.hold()
+        running = pool.submit(post, server, png(PIXELS), timestep=400)
+        server.first_stage.next_call()
+        refused = post(server, png(PIXELS), timestep=400)
+        assert "wait to be encoded" in problem(refused, 503)["detail"]
+        assert re.fullmatch(r"[1-9]\d*", refused.headers["retry-after"])
+        server.first_stage.let_go()
+        assert running.result().status_code == 200

@@ -18,12 +18,16 @@ import numpy as np
 import pytest
 from starlette.types import Message
 
+from model.rows import Image
 from service.errors import ComputationFailed
 from service.events import EventStream, Mailbox
+from service.images import to_uint8
 from service.metrics import Metrics
 from service.planning import plan_sample
 from service.requests import Accepted, Finished
 from service.schemas import SampleRequest
+from service.served import Served
+from tests.latents import LatentServer, decoded, rough, serving_latents
 from tests.local import SERVED, FakeServer, no_complaints, serving_fake
 from tests.servers import (
     PATIENCE,
@@ -288,6 +292,57 @@ def test_many_streams_at_once_say_what_each_says_alone(server: ServerProcess) ->
         assert images(told(events, body["num_inference_steps"])) == expected
 
 
+# Of latent diffusion
+
+
+@pytest.fixture(scope="module")
+def latents() -> Iterator[LatentServer]:
+    with serving_latents() as server:
+        yield server
+
+
+def shown(image: Json) -> list[Any]:
+    """The pixels of a preview or an image."""
+    pixels: list[Any] = read_png(base64.b64decode(image["b64_json"], validate=True)).tolist()
+    return pixels
+
+
+def of_latents(make: Callable[[Image], Image], seed: int, steps: int) -> list[Any]:
+    """The pixels of what FakeRunner has for latents."""
+    pixels: list[Any] = to_uint8(make(np.array([[[seed, steps]]], np.float32))).tolist()
+    return pixels
+
+
+def test_previews_are_rough_and_images_are_decoded(latents: LatentServer) -> None:
+    latents.runner.hold()
+    with watching(latents, {"seed": 5, "num_images": 2, "num_inference_steps": 4, "preview_every": 2}) as events:
+        come = [next(events)]
+        latents.runner.next_pass()
+        for step in range(1, 5):  # pass after pass, so that the reader misses none
+            (latents.runner.next_pass if step < 4 else latents.runner.let_go)()
+            come += itertools.islice(events, 1 if step % 2 else 3)
+        come += events
+    previews = [event.data for event in come if event.name == "preview"]
+    assert [(preview["index"], preview["step"]) for preview in previews] == [(0, 2), (1, 2), (0, 4), (1, 4)]
+    for preview in previews:
+        assert preview.keys() == {"index", "step", "decoder", "b64_json"}
+        assert preview["decoder"] == "linear"
+        assert shown(preview) == of_latents(rough, 5 + preview["index"], -preview["step"])  # FakeRunner's estimate
+    for image in (event.data for event in come if event.name == "image"):
+        assert shown(image) == of_latents(decoded, image["seed"], 4)
+    assert come[-1].name == "done"
+    timings = come[-1].data["timings"]
+    assert timings.keys() == {"queue_s", "denoise_s", "decode_s", "encode_s"}
+    assert timings["decode_s"] > 0
+
+
+def test_denoise_tells_of_a_decoded_image(latents: LatentServer) -> None:
+    body = {"image": base64.b64encode(write_npy(np.zeros((1, 1, 2), np.float32))).decode(), "timestep": 9, "seed": 3}
+    events = watched(latents, body, "/denoise")
+    [image] = [event.data for event in events if event.name == "image"]
+    assert shown(image) == of_latents(decoded, 3, 1)
+
+
 # What is refused before it is accepted is an ordinary error
 
 
@@ -524,11 +579,11 @@ class Streaming(NamedTuple):
     response: asyncio.Task[None]
 
     @classmethod
-    def begin(cls, heartbeat_s: float = PATIENCE) -> "Streaming":
+    def begin(cls, heartbeat_s: float = PATIENCE, served: Served = SERVED) -> "Streaming":
         plan = plan_sample(SampleRequest(seed=7, num_images=3, preview_every=1), SERVED, max_images=3, timeout=300)
         mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
         future: Future[Finished] = Future()
-        stream = EventStream(Accepted(future, 2, 3.0, 4.0), mailbox, plan, {}, Metrics(), heartbeat_s)
+        stream = EventStream(Accepted(future, 2, 3.0, 4.0), mailbox, plan, served, {}, Metrics(), heartbeat_s)
         connection = Connection()
         task = asyncio.ensure_future(stream({"type": "http"}, connection.receive, connection.send))
         return cls(connection, mailbox, future, task)

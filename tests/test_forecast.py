@@ -12,7 +12,19 @@ from service.costs import Costs
 from service.forecast import eta
 from service.jobs import Job
 from service.promises import MARGIN
-from tests.lines import Arrival, Images, Line, Ticket, alike, any_arrivals, any_images, any_times, cost_tables
+from tests.lines import (
+    Arrival,
+    Images,
+    Line,
+    Ticket,
+    alike,
+    any_arrivals,
+    any_decode_times,
+    any_images,
+    any_times,
+    cost_tables,
+    costs_with_decoding,
+)
 
 ONE_ROW = {1: 1.0}
 BETWEEN = {1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}
@@ -193,3 +205,78 @@ def test_a_job_without_promise_has_a_forecast_too() -> None:
 def test_a_job_that_is_not_in_line_is_expected_when_the_present_pass_ends() -> None:
     line = crowd(ONE_ROW, alike(1, 4))
     assert eta(Job(alike(1, 1), line.costs), line.scheduler, Arrivals(0.0), 0.0) == 0
+
+
+# Decoding
+
+
+DECODE = {1: 1.0, 4: 2.0}  # seconds of a batch
+
+
+@given(rising_tables, rising_tables, st.integers(1, 12), st.integers(1, 12))
+def test_a_lone_job_takes_its_passes_and_its_decoding(
+    table: dict[int, float], decode: dict[int, float], images: int, steps: int
+) -> None:
+    """Where its images take their steps together, and are decoded when no passes run."""
+    costs = Costs(table, Costs(decode))
+    assume(images <= costs.width)
+    line = Line(costs, promises=False)
+    line.came(Arrival(0.0, alike(images, steps)))
+    [ticket] = line.tickets
+    forecast = expected(line, ticket)
+    line.play([])
+    assert forecast == pytest.approx(ticket.done)
+
+
+@pytest.mark.parametrize(
+    ("images", "decoded", "seconds"),
+    [
+        (alike(1, 10), True, 10.0 + 1.0),
+        (alike(1, 10), False, 10.0),
+        (alike(4, 10), True, 25.0 + 2.0),
+        (alike(5, 10), True, 35.0 + 2.0 + 1.0),  # decoding takes its time from passes
+        (alike(2, 10, 2), True, 25.0 + 2.0),
+        (((10, 2), (10, 1)), True, 20.0 + 2.0),
+    ],
+)
+def test_a_lone_job_with_decoding_in_numbers(images: Images, decoded: bool, seconds: float) -> None:
+    line = Line(Costs(BETWEEN, Costs(DECODE)), promises=False)
+    line.came(Arrival(0.0, images, decoded=decoded))
+    assert expected(line, line.tickets[0]) == pytest.approx(seconds)
+
+
+def test_images_that_wait_for_the_decoder_count_and_so_do_those_that_will_before_the_job() -> None:
+    line = Line(Costs(ONE_ROW, Costs(DECODE)), promises=False)
+    for steps in (1, 1, 2):
+        line.came(Arrival(0.0, alike(1, steps)))
+    for _ in range(2):
+        line.begin()
+        line.end()
+    line.came(Arrival(line.now, alike(1, 4)))
+    line.came(Arrival(line.now, alike(1, 3), decoded=False))
+    first, second, third, fourth, plain = line.tickets
+    waiting = 2.0  # two images, in one batch
+    assert [expected(line, ticket) for ticket in (first, second)] == pytest.approx([waiting] * 2)
+    assert expected(line, third) == pytest.approx(waiting + 2 + 1)
+    assert expected(line, plain) == pytest.approx(waiting + (2 + 1) + 3)
+    assert expected(line, fourth) == pytest.approx(waiting + (2 + 1) + 3 + 4 + 1)
+
+
+def test_a_slower_decoder_is_expected_to_take_longer() -> None:
+    decoding = Costs(DECODE)
+    line = Line(Costs(ONE_ROW, decoding), promises=False)
+    line.came(Arrival(0.0, alike(1, 3)))
+    for _ in range(60):
+        decoding.follow(1, 3.0)
+    assert expected(line, line.tickets[0]) == pytest.approx(3 + 3.0, rel=0.03)
+
+
+@settings(max_examples=40)
+@given(costs_with_decoding, any_arrivals(max_size=8, latents=True), any_times, any_decode_times)
+def test_no_job_is_expected_after_its_promise_where_images_are_decoded(
+    costs: Costs, arrivals: list[Arrival], times: list[float], decode_times: list[float]
+) -> None:
+    line = Line(costs, times=times, decode_times=decode_times)
+    for _ in line.moments(arrivals):
+        for ticket in line.present:
+            assert 0 <= expected(line, ticket) <= ticket.promise - line.now + 1e-6

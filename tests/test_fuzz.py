@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,9 @@ from service.errors import Invalid, ServiceError
 from service.images import decode
 from service.reading import read_upload
 from service.schemas import NoiseRequest
-from tests.servers import ROOT, Json, ServerProcess, problem, read_npy, write_npy
+from tests.checkpoints import save_latent_pipeline, small_autoencoder, small_unet
+from tests.reference import AutoencoderKL
+from tests.servers import ROOT, Json, ServerProcess, problem, read_npy, serving, side_by_side, write_npy
 
 SHAPE = (1, 16, 16)  # of the images that the server of these tests takes
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
@@ -467,6 +469,25 @@ PATHS = st.sampled_from(("/denoise", "/noise"))
 @given(path=PATHS, data=files)
 def test_any_file_in_a_form_is_answered_or_refused(server: ServerProcess, path: str, data: bytes) -> None:
     assert send(server, path, TYPE, upload(data)) is (decoded(data) is not None)
+
+
+@pytest.fixture(scope="module")
+def latent_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Of latent diffusion, whose latents have the images' shape."""
+    folder = save_latent_pipeline(
+        tmp_path_factory.mktemp("latent"),
+        small_autoencoder(AutoencoderKL, in_channels=1, out_channels=1, latent_channels=1, block_out_channels=(8,)),
+        small_unet(in_channels=1, out_channels=1, sample_size=16),
+    )
+    with side_by_side(serving(WEIGHTS=folder, MAX_BATCH=2)) as [server]:
+        yield server
+
+
+@pytest.mark.slow
+@settings(max_examples=250)
+@given(path=PATHS, data=files)
+def test_any_file_is_encoded_or_refused(latent_server: ServerProcess, path: str, data: bytes) -> None:
+    assert send(latent_server, path, TYPE, upload(data)) is (decoded(data) is not None)
 
 
 @st.composite

@@ -21,7 +21,7 @@ from PIL import Image as PillowImage
 
 from model.rows import Image
 from service.errors import Invalid
-from service.images import contact_sheet, decode, encode_npy, encode_png, encode_png16, to_uint8
+from service.images import contact_sheet, decode, encode_npy, encode_png, encode_png16, is_png, to_uint8
 
 Pixels = NDArray[np.unsignedinteger[Any]]
 Chunk = tuple[bytes, bytes]
@@ -323,6 +323,22 @@ def test_an_npy_header_may_be_written_in_any_way(header: str, version: int) -> N
 )
 def test_an_npy_of_another_kind_is_refused_and_named(array: NDArray[np.generic], came: str) -> None:
     assert problem_of(npy(array)) == f"must be an .npy of float32 [1, 4, 5], and is {came}"
+
+
+def test_of_latent_diffusion_an_npy_has_latents_and_a_png_has_pixels() -> None:
+    latents = rng().normal(size=(4, 2, 3)).astype(np.float32)
+    np.testing.assert_array_equal(decode(npy(latents), (3, H, W), 1.0, (4, 2, 3)), latents)
+    png = a_png(some_pixels(3, 8), RGB)
+    np.testing.assert_array_equal(decode(png, (3, H, W), 1.0, (4, 2, 3)), decode(png, (3, H, W), 1.0))
+    assert [is_png(data) for data in (png, npy(latents), b"")] == [True, False, False]
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4, 3, 2), (1, 4, 2, 3)])
+def test_an_npy_of_no_latents_is_refused_and_latents_are_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(Invalid) as refusal:
+        decode(npy(np.zeros(shape, np.float32)), (3, H, W), 1.0, (4, 2, 3))
+    [error] = refusal.value.errors
+    assert error["msg"] == f"must be an .npy of float32 latents [4, 2, 3], and is float32 {list(shape)}"
 
 
 def test_pickled_objects_are_never_opened() -> None:

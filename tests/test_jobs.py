@@ -113,7 +113,8 @@ def test_what_is_left_agrees_with_a_recount(table: dict[int, float], images: Ima
         for task, (steps, forwards), n in zip(tasks, images, ran, strict=True):
             assert task.steps_left == steps - n // forwards
             assert list(task.branches) == list(range(n % forwards, forwards))
-        assert job.left == job.size - sum(ran) == sum(left for _, left in job.groups)
+        assert job.left == job.size - sum(ran) == sum(left for *_, left in job.groups)
+        assert sum(together for together, *_ in job.groups) == len([task for task in tasks if task.steps_left])
         assert job.steps == max(task.steps_left for task in tasks)
     assert job.size == sum(steps * forwards for steps, forwards in images)
 
@@ -125,10 +126,11 @@ def test_a_group_steps_in_one_pass_and_leaves_no_room_for_another_image(
     costs = Costs(table)
     job = Job(images, costs)
     most = max(forwards for _, forwards in images)
-    for at_once, _ in job.groups:
+    for _, at_once, _ in job.groups:
         assert at_once <= max(costs.width, most)
     if len(set(images)) == 1:
-        assert all(at_once + most > costs.width for at_once, _ in job.groups[:-1])
+        assert all(at_once == together * most for together, at_once, _ in job.groups)
+        assert all(at_once + most > costs.width for _, at_once, _ in job.groups[:-1])
 
 
 @given(cost_tables, any_images, any_passes)
@@ -139,11 +141,12 @@ def test_images_come_group_after_group_and_those_behind_first(
     tasks = list(job.behind_first())
     assert sorted(task.index for task in tasks) == [task.index for task in job.tasks if task.steps_left]
     rest = iter(tasks)
-    for _, left in job.groups:
+    for together, _, left in job.groups:
         group: list[Task] = []
         while left:
             group.append(next(rest))
             left -= (group[-1].steps_left - 1) * group[-1].forwards_per_step + group[-1].due
+        assert len(group) == together
         steps = [task.steps_left for task in group]
         assert steps == sorted(steps, reverse=True)
     if tasks:
@@ -170,3 +173,17 @@ def test_other_costs_weigh_a_job_anew(images: Images, passes: list[int], seconds
     job.weigh(costs)
     weighed = job.seconds
     assert sum(costs.ceilings[rows] for rows in to_the_end(job, costs)) == pytest.approx(weighed)
+
+
+@given(cost_tables, any_images, any_passes, st.booleans())
+def test_images_that_are_decoded_are_still_to_be_whatever_has_run(
+    table: dict[int, float], images: Images, passes: list[int], decoded: bool
+) -> None:
+    costs = Costs(table)
+    job, plain = Job(images, costs, decoded), Job(images, costs)
+    for rows in passes:
+        run(job, costs, rows)
+        run(plain, costs, rows)
+        assert (job.left, job.steps, job.groups) == (plain.left, plain.steps, plain.groups)
+        assert job.seconds == plain.seconds
+        assert job.undecoded == (len(images) if decoded else 0)

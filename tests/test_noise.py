@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Iterator
 
 import cv2
 import httpx
@@ -11,7 +12,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.servers import Float32, Json, ServerProcess, invalid, problem, read_npy, write_npy
+from tests.latents import LatentServer, decoded, encoded, serving_latents
+from tests.servers import Float32, Json, Reachable, ServerProcess, invalid, problem, read_npy, write_npy
+from tests.test_denoise import ALPHA_BAR as FAKE_ALPHA_BAR
+from tests.test_denoise import LATENTS, PIXELS, VALUES, calls, png, upload
 
 NPY = "application/x-npy"
 ALPHA_BAR = np.cumprod(1 - np.linspace(0.01, 0.3, 20))  # of the rgb model
@@ -20,7 +24,7 @@ CLEAN = np.tanh(np.random.default_rng(0).normal(0, 1, (3, 8, 16))).astype(np.flo
 GREY = np.tanh(np.random.default_rng(0).normal(0, 1, (1, 16, 16))).astype(np.float32)
 
 
-def post(server: ServerProcess, image: bytes, accept: str = "*/*", **fields: object) -> httpx.Response:
+def post(server: Reachable, image: bytes, accept: str = "*/*", **fields: object) -> httpx.Response:
     return server.client.post(
         "/noise",
         files={"image": ("image", image)},
@@ -29,7 +33,7 @@ def post(server: ServerProcess, image: bytes, accept: str = "*/*", **fields: obj
     )
 
 
-def noise(server: ServerProcess, image: Float32, **fields: object) -> Float32:
+def noise(server: Reachable, image: Float32, **fields: object) -> Float32:
     """The answer as an array, exact."""
     response = post(server, write_npy(image), NPY, **fields)
     assert response.status_code == 200, response.text
@@ -185,3 +189,83 @@ def test_bad_images_are_refused(rgb_server: ServerProcess) -> None:
         invalid(post(rgb_server, data, timestep=5), "image")
     invalid(rgb_server.client.post("/noise", json={"timestep": 5}), "image")
     problem(rgb_server.client.post("/noise", content=b"x", headers={"Content-Type": "image/png"}), 415)
+
+
+# Of latent diffusion: PNGs are pixels, arrays are latents.
+
+
+@pytest.fixture(scope="module")
+def fake_latents() -> Iterator[LatentServer]:
+    with serving_latents() as server:
+        yield server
+
+
+@pytest.fixture
+def latents(fake_latents: LatentServer) -> Iterator[LatentServer]:
+    """A server in this process, whose first stage a test can hold."""
+    fake_latents.first_stage.calls.clear()
+    yield fake_latents
+    fake_latents.first_stage.let_go()
+
+
+def noisy_latents(clean: Float32, t: int, seed: int) -> Float32:
+    """The formula, with the noise of the fake server: the seed everywhere."""
+    signal, sigma = np.sqrt(FAKE_ALPHA_BAR[t]), np.sqrt(1 - FAKE_ALPHA_BAR[t])
+    noisy: Float32 = (signal * clean + sigma * seed).astype(np.float32)
+    return noisy
+
+
+def test_latents_come_back_noisy(latents: LatentServer) -> None:
+    np.testing.assert_allclose(noise(latents, LATENTS, timestep=300, seed=2), noisy_latents(LATENTS, 300, 2), rtol=1e-5)
+    assert calls(latents) == []
+    response = post(latents, png(PIXELS), NPY, timestep=300, seed=2, value_range=3)
+    expected = noisy_latents(encoded(VALUES), 300, 2)
+    np.testing.assert_allclose(read_npy(response.content), expected, atol=1e-5)
+    assert calls(latents) == ["encode"]
+
+
+@pytest.mark.parametrize("value_range", [1, 2])
+def test_a_png_shows_the_noisy_latents(latents: LatentServer, value_range: int) -> None:
+    """The seed is out of the range of 1 and in that of 2."""
+    for image, clean, asked in (
+        (png(PIXELS), encoded(VALUES), ["encode", "decode"]),
+        (write_npy(LATENTS), LATENTS, ["decode"]),
+    ):
+        latents.first_stage.calls.clear()
+        response = post(latents, image, timestep=900, seed=20, value_range=value_range)
+        shown = decoded(noisy_latents(clean, 900, 20))
+        read = read_png16(response.content) * value_range
+        np.testing.assert_allclose(read, shown.clip(-value_range, value_range), atol=value_range / 65535 * 1.1)
+        assert float(response.headers["x-clipped"]) == (value_range == 1)
+        assert calls(latents) == asked
+
+
+def test_what_is_refused_is_not_encoded(latents: LatentServer) -> None:
+    invalid(post(latents, png(PIXELS), timestep=1000), "timestep")
+    said = invalid(post(latents, write_npy(VALUES), timestep=5), "image")
+    assert said == "must be an .npy of float32 latents [1, 1, 2], and is float32 [3, 2, 4]"
+    said = invalid(post(latents, png(PIXELS[:1]), timestep=5), "image")
+    assert said == "must be 4x2 pixels (width x height), and is 4x1"
+    assert calls(latents) == []
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+def test_nothing_is_done_for_a_client_that_has_left(latents: LatentServer, stage: str) -> None:
+    left = latents.metric("stepwise_requests_total", endpoint="/noise", code="499")
+    latents.first_stage.hold()
+    with upload(latents, "/noise"):
+        while latents.first_stage.next_call().name != stage:
+            pass
+    latents.wait_for_metric("stepwise_requests_total", lambda n: n == left + 1, endpoint="/noise", code="499")
+    latents.first_stage.let_go()
+    assert post(latents, write_npy(LATENTS), timestep=400).status_code == 200
+    assert calls(latents) == {"encode": ["encode", "decode"], "decode": ["encode", "decode", "decode"]}[stage]
+
+
+def test_encoding_that_fails_or_takes_too_long_is_told() -> None:
+    with serving_latents(timeout=0.5) as server:
+        server.first_stage.faults = 1
+        assert "could not be encoded" in problem(post(server, png(PIXELS), timestep=5), 500)["detail"]
+        server.first_stage.hold()
+        assert problem(post(server, png(PIXELS), timestep=5), 504)["detail"] == "not done within 0.5 s"
+        assert problem(post(server, write_npy(LATENTS), timestep=5), 504)["detail"] == "not done within 0.5 s"

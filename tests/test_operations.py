@@ -14,6 +14,7 @@ import pytest
 import service
 from model.rows import Reading
 from tests.engines import PROBE_SEED, FakeRunner
+from tests.latents import LatentServer, serving_latents
 from tests.local import FakeServer, locally, no_complaints, serving_fake
 from tests.servers import PATIENCE, Json, Reachable, ServerProcess, problem, serving, write_npy
 from tests.test_denoise import GREY, JSON
@@ -64,6 +65,16 @@ def test_while_the_model_is_loaded_the_server_is_alive_and_unready() -> None:
         assert server.engine.wait_loaded(PATIENCE)
         assert health(server) == (200, 200, "ready")
         assert server.client.post("/sample", json={}).status_code == 200
+
+
+def test_what_decoding_costs_is_not_known_while_the_model_is_loaded() -> None:
+    server = LatentServer()
+    server.runner.hold()
+    with no_complaints(), locally(server):
+        server.runner.next_pass()
+        assert server.client.get("/info").json()["seconds_per_decode"] == {}
+        server.runner.let_go()
+        assert server.engine.wait_loaded(PATIENCE)
 
 
 def test_a_pass_that_does_not_return_fails_all_that_waits_and_the_server() -> None:
@@ -320,6 +331,23 @@ def test_nothing_runs_when_nothing_is_asked(server: ServerProcess) -> None:
 # /info.
 
 
+def test_info_of_latent_diffusion() -> None:
+    with serving_latents() as latents:
+        info = latents.client.get("/info").json()
+        document = latents.client.get("/openapi.json").json()
+    assert (info["image_shape"], info["latent_shape"]) == ([3, 2, 4], [1, 1, 2])
+    assert info["first_stage"] == {"kind": "kl", "factor": 2, "scaling_factor": 0.5, "num_parameters": 7}
+    assert info["preview"] == "linear"
+    assert info["seconds_per_decode"] == {"1": 1.0, "4": 2.0}
+    described = document["paths"]["/info"]["get"]["responses"]["200"]["content"][JSON]["schema"]
+    assert set(described["required"]) == described["properties"].keys() == info.keys()
+
+
+def test_info_of_pixels_has_no_latents(server: ServerProcess) -> None:
+    info = server.client.get("/info").json()
+    assert [info[name] for name in ("latent_shape", "first_stage", "preview", "seconds_per_decode")] == [None] * 4
+
+
 def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
     info = server.client.get("/info").json()
     config = json.loads((weights / "grey" / "config.json").read_text())
@@ -537,7 +565,7 @@ def test_every_answer_is_described(
         assert responses[str(code)]["content"].keys() == {"application/problem+json"}
 
 
-def fields_of(server: ServerProcess, path: str, media_type: str = JSON) -> Json:
+def fields_of(server: Reachable, path: str, media_type: str = JSON) -> Json:
     """The fields that the document has for the body of a path."""
     document = server.client.get("/openapi.json").json()
     fields: Json = document["paths"][path]["post"]["requestBody"]["content"][media_type]["schema"]["properties"]
@@ -570,6 +598,26 @@ def test_distilled_weights_are_described() -> None:
     assert sample["sampler"]["anyOf"][0]["enum"] == ["ddim"]
     assert sample["num_inference_steps"]["enum"] == [1, 2, 4, None]
     assert denoise["num_inference_steps"]["enum"] == [1, 2, 4]
+
+
+def test_latent_diffusion_is_described(description: Json) -> None:
+    with serving_latents() as latents:
+        document = latents.client.get("/openapi.json").json()
+        for path in ("/sample", "/denoise", "/noise"):
+            example = document["paths"][path]["post"]["requestBody"]["content"][JSON]["example"]
+            answer = latents.client.post(path, json=example, headers={"Accept": f"{JSON}, */*;q=0.1"})
+            assert answer.status_code == 200
+            described = document["paths"][path]["post"]["responses"]["200"]
+            if path != "/noise":
+                timings = described["content"][JSON]["schema"]["properties"]["timings"]["properties"]
+                assert timings.keys() == answer.json()["timings"].keys()
+                assert "decoding" in described["headers"]["Server-Timing"]["description"]
+        fields = fields_of(latents, "/denoise")
+        form = fields_of(latents, "/denoise", "multipart/form-data")
+    assert "latent_shape" in form["image"]["description"]
+    assert fields.keys() == form.keys()
+    statuses, without = (set(one["paths"]["/noise"]["post"]["responses"]) for one in (document, description))
+    assert statuses - without == {"500", "503", "504"}  # of what is encoded and decoded
 
 
 def test_text_fields_have_no_null(server: ServerProcess, rgb_server: ServerProcess) -> None:

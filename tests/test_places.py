@@ -52,6 +52,7 @@ def test_a_lone_client_may_have_them_all(total: int) -> None:
     places = Places(total)
     assert fill(places, "a") == total
     assert places.refusal("a") == "full"
+    assert places.total == total
 
 
 def test_a_lone_client_of_several_may_have_them_all_and_no_more() -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from model.description import Distilled, Recommended
+from model.rows import Image
 from service.errors import Invalid
-from service.planning import plan_denoise
-from service.schemas import DenoiseRequest
-from tests.test_answers import MODEL, SERVED, planned
+from service.planning import noised, plan_denoise
+from service.schemas import DenoiseRequest, NoiseRequest
+from tests.test_answers import LATENT, MODEL, SERVED, planned
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,44 @@ def test_of_one_number_of_steps_one_is_named() -> None:
     model = replace(STUDENT.model, distilled=Distilled("ddim", (4,)))
     with pytest.raises(Invalid, match="must be 4, which these weights were distilled for, and is 2"):
         planned(replace(STUDENT, model=model), num_inference_steps=2)
+
+
+# Latents.
+
+
+@pytest.mark.parametrize(
+    ("fields", "latent", "is_decoded"),
+    [
+        ({}, False, True),
+        ({}, True, False),
+        ({"num_inference_steps": 3}, True, False),
+        ({"output": "previous"}, False, False),
+        ({"output": "model_output"}, False, False),
+    ],
+)
+def test_only_an_image_that_is_wanted_is_decoded(fields: dict[str, object], latent: bool, is_decoded: bool) -> None:
+    request = DenoiseRequest.model_validate({"timestep": 500, **fields})
+    [row] = plan_denoise(request, np.zeros(LATENT.model.sample_shape, np.float32), LATENT, 300, latent).rows
+    assert row.is_decoded is is_decoded
+
+
+def test_what_is_drawn_is_decoded() -> None:
+    assert [row.is_decoded for row in planned(LATENT, num_images=2).rows] == [True, True]
+
+
+@pytest.mark.parametrize("scaling", ["variance_preserving", "additive"])
+def test_noise_is_added_to_latents(scaling: str) -> None:
+    drawn: list[tuple[int, tuple[int, int, int]]] = []
+
+    def first_draw(seed: int, shape: tuple[int, int, int]) -> Image:
+        drawn.append((seed, shape))
+        return np.full(shape, 3, np.float32)
+
+    latents = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    request = NoiseRequest.model_validate({"timestep": 500, "seed": 7, "scaling": scaling})
+    noisy, seed = noised(request, latents, replace(LATENT, first_draw=first_draw))
+    alpha_bar = LATENT.model.schedule.alphas_cumprod[500]
+    expected = np.sqrt(alpha_bar) * latents + np.sqrt(1 - alpha_bar) * 3
+    np.testing.assert_allclose(noisy * (np.sqrt(alpha_bar) if scaling == "additive" else 1), expected, rtol=1e-6)
+    assert seed == 7
+    assert drawn == [(7, (2, 2, 2))]

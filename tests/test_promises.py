@@ -3,7 +3,7 @@
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from math import inf
 
 import pytest
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from service.costs import Costs
 from service.jobs import Job, Task
-from service.promises import MARGIN, PATIENCE, SHORTEST, Bounds, earliest, patient, spare
-from tests.lines import Images, alike, any_images, cost_tables
+from service.promises import MARGIN, PATIENCE, SHARED, SHORTEST, Bounds, Spare, earliest, patient, spare
+from tests.lines import Images, alike, any_images, cost_tables, costs_with_decoding
 
 ROUNDING = 1e-7
 START = 100.0
@@ -63,7 +63,7 @@ def with_promise(crowd: Crowd, job: Job, promise: float) -> list[Job]:
 
 def run(job: Job, tasks: Sequence[Task], costs: Costs, line: list[Job]) -> None:
     job.count(tasks, costs)
-    if not job.left:
+    if not (job.left or job.undecoded):
         line.remove(job)
 
 
@@ -278,3 +278,153 @@ def test_a_patient_promise_is_a_multiple_of_the_work_ahead(table: dict[int, floa
     job = Job(images, costs)
     in_full_passes = Bounds(costs).together(ahead + job.left, job.steps) / (1 + MARGIN)
     assert patient(job, ahead, costs) == pytest.approx(max(SHORTEST, PATIENCE * in_full_passes))
+
+
+# Where images are decoded
+
+
+@st.composite
+def latent_crowds(draw: st.DrawFn, max_size: int = 6) -> Crowd:
+    """Jobs of which some are decoded, some of them soon: their images have taken some of their steps, or all."""
+    crowd = Crowd(draw(costs_with_decoding), [])
+    for images, decoded in draw(st.lists(st.tuples(any_images, st.booleans()), max_size=max_size)):
+        job = Job(images, crowd.costs, decoded)
+        wanted = draw(st.sampled_from((0.0, 0.0, START))) + draw(st.floats(0.0, 100.0))
+        crowd.add(job, earliest(job, crowd.line, crowd.costs, START, wanted))
+    run_some(crowd, draw(st.lists(st.integers(0, 2**24 - 1), max_size=6)))
+    return crowd
+
+
+def run_some(crowd: Crowd, passes: Sequence[int]) -> None:
+    """Passes of some of the rows that are due, those of the earliest promises first."""
+    for rows in passes:
+        due = fill(crowd.line, 24)
+        counted([task for i, task in enumerate(due) if rows >> i & 1], crowd)
+
+
+def decode(crowd: Crowd, most: int) -> None:
+    """Images that have taken their steps are decoded, those of the earliest promises first."""
+    for job in list(crowd.line):
+        if job.undecoded:
+            unfinished = sum(task.steps_left > 0 for task in job.tasks)
+            images = min(most, job.undecoded - unfinished)
+            job.undecoded -= images
+            most -= images
+            if not (job.left or job.undecoded):
+                crowd.line.remove(job)
+
+
+def to_spare(line: Sequence[Job], costs: Costs, start: float) -> Spare:
+    """What the plans and the decoder have to spare, with one sum for each job: also for those that wait only for it."""
+    bounds = Bounds(costs)
+    alone, together = [inf], [inf]
+    for place, job in enumerate(line, 1):
+        upto = line[:place]
+        images = bounds.decoded(job, sum(other.undecoded for other in upto))
+        steps_alone = bounds.alone(sum(other.seconds for other in upto))
+        steps_together = bounds.together(sum(other.left for other in upto), job.steps)
+        alone.append(job.promise - start - images - (steps_alone if job.left else 0.0))
+        together.append(job.promise - start - images - (steps_together if job.left else 0.0))
+    return Spare(min(alone), min(together))
+
+
+@given(latent_crowds(), any_images, st.booleans(), st.floats(0.0, 300.0))
+def test_a_promise_breaks_none_where_images_are_decoded(
+    crowd: Crowd, images: Images, decoded: bool, wanted: float
+) -> None:
+    assert max(to_spare(crowd.line, crowd.costs, START)) >= -ROUNDING
+    job = Job(images, crowd.costs, decoded)
+    promise = earliest(job, crowd.line, crowd.costs, START, wanted)
+    assert promise >= wanted
+    assert max(to_spare(with_promise(crowd, job, promise), crowd.costs, START)) >= -ROUNDING
+
+
+@given(latent_crowds())
+def test_passes_have_to_spare_what_is_not_needed_for_steps_and_decoding(crowd: Crowd) -> None:
+    """Of a job whose steps are done, all of it."""
+    left = spare(crowd.line, crowd.costs, START)
+    for job in crowd.line:
+        if not job.left:
+            job.promise = inf
+    assert left == pytest.approx(to_spare(crowd.line, crowd.costs, START))
+
+
+@given(latent_crowds(), st.integers(0, 2**24 - 1), st.integers(0, 24))
+def test_nothing_that_runs_or_is_decoded_leaves_a_plan_less_to_spare(crowd: Crowd, rows: int, images: int) -> None:
+    left = [spare(crowd.line, crowd.costs, START)]
+    run_some(crowd, [rows])
+    left.append(spare(crowd.line, crowd.costs, START))
+    decode(crowd, images)
+    left.append(spare(crowd.line, crowd.costs, START))
+    for before, after in pairwise(left):
+        assert after.alone >= before.alone - ROUNDING
+        assert after.together >= before.together - ROUNDING
+
+
+@given(latent_crowds(), st.integers(0, 5))
+def test_a_job_that_leaves_takes_nothing_from_others_where_images_are_decoded(crowd: Crowd, place: int) -> None:
+    assume(place < len(crowd.line))
+    before = spare(crowd.line, crowd.costs, START)
+    del crowd.line[place]
+    after = spare(crowd.line, crowd.costs, START)
+    assert after.alone >= before.alone
+    assert after.together >= before.together
+
+
+@given(latent_crowds(), st.sampled_from(("alone", "together")))
+def test_either_plan_keeps_what_it_has_to_spare_where_images_are_decoded(crowd: Crowd, plan: str) -> None:
+    """Though the decoder may not have begun."""
+    now, costs = START, crowd.costs
+    while with_steps := [job for job in crowd.line if job.left]:
+        before = getattr(spare(crowd.line, costs, now), plan)
+        if plan == "together":
+            tasks = fill(crowd.line, costs.width)
+        else:
+            behind = with_steps[0].furthest_behind()
+            tasks = list(islice((task for task in behind for _ in range(task.due)), costs.width))
+        now += costs.ceilings[len(tasks)] * (1 + MARGIN)
+        counted(tasks, crowd)
+        assert getattr(spare(crowd.line, costs, now), plan) >= before - ROUNDING
+
+
+@settings(max_examples=200)
+@given(latent_crowds(), any_images, st.booleans(), st.floats(0.0, 300.0))
+def test_no_earlier_promise_could_be_kept_where_images_are_decoded(
+    crowd: Crowd, images: Images, decoded: bool, wanted: float
+) -> None:
+    """By a search over all places in line, for both plans."""
+    costs, bounds = crowd.costs, Bounds(crowd.costs)
+    job = Job(images, costs, decoded)
+    found = earliest(job, crowd.line, costs, START, wanted)
+    candidates = {wanted, *(other.promise for other in crowd.line)}
+    for place in range(len(crowd.line) + 1):
+        upto = [job, *crowd.line[:place]]
+        stepped = START + bounds.decoded(job, sum(other.undecoded for other in upto))
+        candidates.add(stepped + bounds.alone(sum(other.seconds for other in upto)))
+        candidates.add(stepped + bounds.together(sum(other.left for other in upto), job.steps))
+    possible = [
+        promise
+        for promise in candidates
+        if promise >= wanted and max(to_spare(with_promise(crowd, job, promise), costs, START)) >= -1e-10
+    ]
+    assert found == pytest.approx(min(possible), abs=ROUNDING)
+
+
+def test_bounds_of_decoding_are_seconds_beside_passes_with_the_margin() -> None:
+    costs = Costs(EQUAL, Costs({1: 1.0, 4: 2.0}))
+    decoded, plain = Job(alike(1, 1), costs, decoded=True), Job(alike(1, 1), costs)
+    a_batch = 2.0 * SHARED * (1 + MARGIN)
+    assert Bounds(costs).decoded(decoded, 6) == pytest.approx((6 / 4 + 2 - 1 / 4) * a_batch)
+    assert Bounds(costs).decoded(plain, 6) == 0
+    assert costs.decoding is not None
+    for _ in range(50):
+        costs.decoding.follow(4, 4.0)
+    assert Bounds(costs).decoded(decoded, 6) > 1.5 * (6 / 4 + 2 - 1 / 4) * a_batch
+
+
+@given(costs_with_decoding, any_images, st.integers(0, 10_000), st.integers(0, 100))
+def test_a_patient_promise_allows_for_decoding_too(costs: Costs, images: Images, ahead: int, images_ahead: int) -> None:
+    job, bounds = Job(images, costs, decoded=True), Bounds(costs)
+    work = bounds.together(ahead + job.left, job.steps) + bounds.decoded(job, images_ahead + len(images))
+    assert patient(job, ahead, costs, images_ahead) == pytest.approx(max(SHORTEST, PATIENCE * work / (1 + MARGIN)))
+    assert patient(Job(images, costs), ahead, costs, images_ahead) == patient(Job(images, costs), ahead, costs)

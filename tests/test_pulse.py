@@ -59,6 +59,20 @@ def test_what_failed_is_in_doubt_until_an_image_is_finite(pulse: Pulse) -> None:
     assert not pulse.in_doubt
 
 
+def test_what_failed_last_has_failed_until_an_image_is_finite_however_long_ago(pulse: Pulse, clock: FakeClock) -> None:
+    assert not pulse.failed
+    clock.now += 100
+    assert pulse.in_doubt
+    assert not pulse.failed
+    pulse.pass_ended(worked=False)
+    pulse.pass_ended(worked=True)
+    assert pulse.failed
+    pulse.image_ended(finite=True)
+    assert not pulse.failed
+    pulse.image_ended(finite=False)
+    assert pulse.failed
+
+
 def test_ten_seconds_without_a_pass_that_worked_are_a_doubt(pulse: Pulse, clock: FakeClock) -> None:
     for _ in range(2):
         clock.now += 10

@@ -5,9 +5,9 @@ import itertools
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from random import Random
 
@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from model.rows import Row
 from service.errors import (
     STATUS,
-    ComputationFailed,
     DeadlinePassed,
     Draining,
     Failed,
@@ -32,6 +31,7 @@ from service.errors import (
 )
 from service.promises import MARGIN
 from service.requests import Accepted, Finished
+from tests.clients import FATES, Cancel, Client, Script, Submit, scripts
 from tests.engines import (
     LONG,
     PATIENCE,
@@ -48,6 +48,7 @@ from tests.engines import (
     started,
     status_of,
     warm,
+    warm_latent,
 )
 
 # Leaving
@@ -408,7 +409,7 @@ def test_a_request_that_is_done_is_told_once_with_what_was_expected_and_what_it_
         s.runner.let_go()
         finished = accepted.future.result(PATIENCE)
     assert s.observer.finished == [(finished, True, accepted.eta_s, 5.0)]
-    assert finished[1:] == (2.0, 3.0)
+    assert finished[1:] == (2.0, 3.0, 0.0)
     assert s.observer.started == [2.0]
     assert s.observer.ended == [1]
 
@@ -446,109 +447,12 @@ def test_each_refusal_is_told_once_with_its_reason() -> None:
 # All of it together
 
 
-@dataclass(frozen=True)
-class Submit:
-    rows: tuple[tuple[int, bool, str], ...]  # steps, guided, fate
-    timeout_s: float
-    client: str
-    watched: bool
-
-
-@dataclass(frozen=True)
-class Cancel:
-    pick: int  # place in the list of all requests, modulo its length
-
-
-@dataclass(frozen=True)
-class Wait:
-    """So long does whatever runs; then somebody looks whether the engine is stuck."""
-
-    seconds: float
-
-
-Action = Submit | Cancel | Wait
-fates = st.sampled_from(("good", "good", "good", "good", "refused", "breaking", "poisoned"))
-submissions = st.builds(
-    Submit,
-    st.lists(st.tuples(st.integers(1, 4), st.booleans(), fates), min_size=1, max_size=4).map(tuple),
-    st.sampled_from((LONG, LONG, 3.0, 6.0, 12.0)),
-    st.sampled_from("abc"),
-    st.booleans(),
-)
-actions = st.one_of(
-    submissions, submissions, st.integers(0, 99).map(Cancel), st.sampled_from((0.1, 2.0, 35.0)).map(Wait)
-)
-scripts = st.lists(st.tuples(st.sampled_from(("admit", "pass", "read", "release")), st.lists(actions)), max_size=16)
-
-
-class Client:
-    """Plays a script of actions, and knows what came of them."""
-
-    def __init__(self, s: Setting) -> None:
-        self.s = s
-        self.jobs: dict[Future[Finished], tuple[Submit, list[int]]] = {}
-        self.refused = 0
-        self.seeds = itertools.count(1)
-        self.fated = {
-            "good": set[int](),
-            "refused": s.runner.refused,
-            "breaking": s.runner.breaking,
-            "poisoned": s.runner.poisoned,
-        }
-
-    def play(self, actions: Iterable[Action]) -> None:
-        for action in actions:
-            match action:
-                case Submit():
-                    self.submit(action)
-                case Cancel() if self.jobs:
-                    list(self.jobs)[action.pick % len(self.jobs)].cancel()
-                case Wait():
-                    self.s.clock.now += action.seconds
-                    self.s.engine.check_pulse()
-
-    def submit(self, action: Submit) -> None:
-        mine = [next(self.seeds) for _ in action.rows]
-        rows = [a_row(seed, steps, guided) for seed, (steps, guided, _) in zip(mine, action.rows, strict=True)]
-        for seed, (_, _, fate) in zip(mine, action.rows, strict=True):
-            self.fated[fate].add(seed)
-        try:
-            watcher = Diary(preview_every=1) if action.watched else None
-            job = self.s.accept(*rows, timeout_s=action.timeout_s, client=action.client, watcher=watcher).future
-        except (Unavailable, Invalid):
-            self.refused += 1
-        else:
-            self.jobs[job] = action, mine
-
-    def check_ends(self) -> None:
-        """All requests have ended as they may, and as the observer was told."""
-        ends: Counter[str] = Counter()
-        for job, (submitted, mine) in self.jobs.items():
-            fates_of_rows = {fate for _, _, fate in submitted.rows}
-            if job.cancelled():
-                ends["disconnect"] += 1
-            elif (error := job.exception(0)) is None:
-                ends["finished"] += 1
-                assert fates_of_rows == {"good"}
-                steps = [steps for steps, _, _ in submitted.rows]
-                assert images_of(job) == [an_image(*row) for row in zip(mine, steps, strict=True)]
-            elif isinstance(error, DeadlinePassed):
-                ends["timeout"] += 1
-                assert submitted.timeout_s < LONG
-            else:
-                ends["failed"] += 1
-                assert isinstance(error, Failed) or (isinstance(error, ComputationFailed) and fates_of_rows != {"good"})
-        told = Counter(end if isinstance(end, str) else "finished" for end in self.s.observer.ended)
-        assert told == ends
-        assert self.s.observer.accepted == len(self.jobs)
-        assert len(self.s.observer.refused) == self.refused
-
-
 @settings(max_examples=200)
-@given(st.sampled_from(({1: 1.0}, {4: 1.0}, {1: 1.0, 2: 2.0, 3: 3.0}, {1: 1.0, 2: 1.2, 5: 2.0})), scripts)
-def test_nothing_is_left_behind_by_any_mix_of_requests(
-    costs: dict[int, float], script: list[tuple[str, list[Action]]]
-) -> None:
+@given(
+    st.sampled_from(({1: 1.0}, {4: 1.0}, {1: 1.0, 2: 2.0, 3: 3.0}, {1: 1.0, 2: 1.2, 5: 2.0})),
+    scripts(("admit", "pass", "read", "release"), FATES),
+)
+def test_nothing_is_left_behind_by_any_mix_of_requests(costs: dict[int, float], script: Script) -> None:
     """Whatever arrives, leaves, fails, comes too late or gets stuck, by another thread, in whatever call of a runner.
 
     Innocent rows never fail, but by passes that do not return.
@@ -576,12 +480,13 @@ def test_nothing_is_left_behind_by_any_mix_of_requests(
     assert s.is_empty()
 
 
-def test_many_threads_may_submit_and_cancel_at_once() -> None:
+@pytest.mark.parametrize("setting", [warm, warm_latent])
+def test_many_threads_may_submit_and_cancel_at_once(setting: Callable[..., AbstractContextManager[Setting]]) -> None:
     """With the interpreter changing threads as often as it can."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        with warm(1, 2, 4, max_queue=20) as s:
+        with setting(1, 2, 4, max_queue=20) as s:
 
             def be_a_client(number: int) -> Client:
                 random, client = Random(number), Client(s)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from service.images import to_uint8
+from tests.latents import decoded, serving_latents
 from tests.servers import (
     Json,
     ServerProcess,
@@ -271,6 +273,22 @@ def test_headers_tell_the_seed_and_the_times(server: ServerProcess, accept: str)
     assert headers["x-seed"] == "7"
     assert re.fullmatch(r"queue;dur=[\d.]+, denoise;dur=[\d.]+, encode;dur=[\d.]+", headers["server-timing"])
     assert re.fullmatch(r"[0-9a-f]{32}", headers["x-request-id"])
+
+
+def test_of_latent_diffusion_images_are_decoded() -> None:
+    with serving_latents() as latents:
+        body = {"seed": 5, "num_images": 2, "num_inference_steps": 3}
+        as_json, as_zip = (latents.client.post("/sample", json=body, headers={"Accept": a}) for a in (JSON, ZIP))
+    document = as_json.json()
+    assert document["timings"].keys() == {"queue_s", "denoise_s", "decode_s", "encode_s"}
+    timing = r"queue;dur=[\d.]+, denoise;dur=3000\.00, decode;dur=[\d.]+, encode;dur=[\d.]+"
+    assert re.fullmatch(timing, as_json.headers["server-timing"])
+    with zipfile.ZipFile(io.BytesIO(as_zip.content)) as archive:
+        for image in document["images"]:
+            png = base64.b64decode(image["b64_json"])
+            made = np.array([[[image["seed"], 3]]], np.float32)  # FakeRunner's latents
+            np.testing.assert_array_equal(read_png(png), to_uint8(decoded(made)))
+            assert archive.read(f"{image['seed']}.png") == png
 
 
 # What is refused. The message names the field, the value and the range.

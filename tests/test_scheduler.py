@@ -1,6 +1,7 @@
 """Short jobs go first, all promises are kept, and no pass is emptier than it must be."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import inf
 
@@ -10,9 +11,22 @@ from hypothesis import strategies as st
 
 from service.costs import Costs
 from service.jobs import Job
-from service.promises import MARGIN
+from service.promises import MARGIN, SHARED
 from service.scheduler import Scheduler
-from tests.lines import Arrival, Images, Line, Ticket, alike, any_arrivals, any_images, any_times, cost_tables, played
+from tests.lines import (
+    Arrival,
+    Images,
+    Line,
+    Ticket,
+    alike,
+    any_arrivals,
+    any_decode_times,
+    any_images,
+    any_times,
+    cost_tables,
+    costs_with_decoding,
+    played,
+)
 
 SOON = 1e-6  # seconds, of rounding
 MANY = 1000
@@ -35,6 +49,10 @@ def done_in_order(line: Line) -> list[int]:
 
 def counters(scheduler: Scheduler) -> tuple[int, int, int]:
     return scheduler.running, scheduler.waiting, scheduler.outstanding
+
+
+def to_decode(scheduler: Scheduler) -> tuple[int, int]:
+    return scheduler.undecoded, scheduler.decoding
 
 
 def singles(*steps: int) -> list[Arrival]:
@@ -592,3 +610,168 @@ def test_a_pass_that_has_ended_takes_nothing_from_those_who_come_after_it() -> N
     scheduler.advance(scheduler.next_batch(0.0))
     latest = 1.0 + 4 * (1 + MARGIN)  # it took 1 s
     assert scheduler.earliest_promise(Job(alike(1, 4), scheduler.costs), 1.0, latest) == pytest.approx(latest)
+
+
+# Decoding
+
+
+@settings(max_examples=300)
+@given(costs_with_decoding, any_arrivals(latents=True), any_times, any_decode_times, st.sampled_from((1, 4, MANY)))
+def test_every_promise_is_kept_while_decoding_stays_within_its_margin_too(
+    costs: Costs, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int
+) -> None:
+    line = Line(costs, max_started, times, decode_times=decode_times)
+    for ticket in line.play(arrivals):
+        assert (ticket.done is not None) + ticket.refused + ticket.cancelled == 1
+        if ticket.done is not None:
+            assert ticket.done <= ticket.promise + SOON
+            assert ticket.promise <= ticket.latest
+
+
+def test_others_that_fill_up_a_batch_were_not_counted_and_broke_promises() -> None:
+    """One image is decoded in a quarter of the time of four. It waits for a batch of four, and is then in another."""
+    slowest = SHARED * (1 + MARGIN)
+    line = Line(Costs({8: 1.0}, Costs({1: 4.0, 4: 10.0})), times=[0.01], decode_times=[slowest])
+    crowd = line.came(Arrival(0.0, alike(7, 1)))
+    line.begin()
+    line.end()
+    line.begin_batch()
+    hurried = line.came(Arrival(line.now, alike(1, 1), hurry=1.0))
+    line.begin()
+    line.end()
+    assert line.batches[0].images == [(crowd, index) for index in range(4)]
+    line.now = line.batches[0].ended
+    line.end_batch()
+    line.begin_batch()
+    assert line.batches[1].images == [(hurried, 0), *((crowd, index) for index in range(4, 7))]
+    assert hurried.promise >= line.batches[1].ended - SOON
+
+
+@settings(max_examples=100)
+@given(costs_with_decoding, any_arrivals(latents=True), any_times, any_decode_times, st.sampled_from((1, 4, MANY)))
+def test_counters_agree_with_a_recount_while_images_are_decoded(
+    costs: Costs, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int
+) -> None:
+    line = Line(costs, max_started, times, decode_times=decode_times)
+    for _ in line.moments(arrivals):
+        images = line.images
+        running = sum(bool(ticket.ran[index]) for ticket, index in images)
+        left = sum(ticket.left for ticket in line.present)
+        assert counters(line.scheduler) == (running, len(images) - running, left)
+        undecoded = {(ticket, index) for ticket in line.present for index in ticket.undecoded}
+        assert to_decode(line.scheduler) == (len(undecoded), len(undecoded - set(images)))
+        assert all(ticket.job.undecoded == len(ticket.undecoded) for ticket in line.present)
+        with_work = [ticket.job for ticket in line.present if ticket.left]
+        assert sorted(line.scheduler.by_work, key=id) == sorted(with_work, key=id)
+    assert (counters(line.scheduler), to_decode(line.scheduler)) == ((0, 0, 0), (0, 0))
+    assert line.scheduler.earliest_promise(Job(alike(1, 1), costs), line.now, line.now) == pytest.approx(
+        line.now + line.scheduler.seconds_alone(Job(alike(1, 1), costs))
+    )  # nobody is left in line
+
+
+@given(cost_tables, any_arrivals(), any_times, st.sampled_from((1, 4, MANY)))
+def test_a_decoder_changes_nothing_for_jobs_that_need_none(
+    table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
+) -> None:
+    def play(costs: Costs, decoded: bool) -> list[object]:
+        line = Line(costs, max_started, times)
+        line.play([replace(arrival, decoded=decoded) for arrival in arrivals])
+        return [(ticket.promise, ticket.done, ticket.ran) for ticket in line.tickets]
+
+    assert play(Costs(table, Costs({2: 5.0})), decoded=False) == play(Costs(table), decoded=True)
+
+
+def test_an_image_is_decoded_while_others_take_their_steps() -> None:
+    line = played(Costs(ONE_ROW, Costs({1: 5.0})), [Arrival(0.0, alike(1, 2)), Arrival(0.0, alike(1, 3))])
+    assert [ran.began for ran in line.passes] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [(batch.began, batch.ended) for batch in line.batches] == [(2.0, 7.0), (7.0, 12.0)]
+    assert [ticket.done for ticket in line.tickets] == [7.0, 12.0]
+
+
+def test_a_promise_allows_for_decoding_beside_passes_and_behind_a_batch() -> None:
+    scheduler = Scheduler(Costs({1: 1.0}, Costs({1: 0.5, 4: 1.0})), MANY)
+    passes = 10 * (1 + MARGIN)
+    in_batches = (3 / 4 + 2 - 1 / 4) * SHARED * (1 + MARGIN)
+    assert scheduler.seconds_alone(Job(alike(1, 10), scheduler.costs)) == pytest.approx(passes)
+    assert scheduler.seconds_alone(Job(((4, 1), (3, 1), (3, 1)), scheduler.costs, decoded=True)) == pytest.approx(
+        passes + in_batches
+    )
+
+
+def test_the_backlog_is_what_is_left_to_decode_too() -> None:
+    line = Line(Costs(ONE_ROW, Costs({1: 0.5, 4: 1.0})))
+    line.came(Arrival(0.0, alike(3, 2)))
+    line.came(Arrival(0.0, alike(1, 4), decoded=False))
+    assert line.scheduler.backlog_s == pytest.approx(3 * 2 + 4 + 3 * 0.25)
+
+
+def test_a_job_that_waits_only_for_the_decoder_spends_no_time_of_the_passes() -> None:
+    """Its promise is close, and no pass can help it: yet for its sake the long job once went before the short one."""
+    line = Line(Costs(ONE_ROW, Costs({1: 2.0})), decode_times=[SHARED * (1 + MARGIN)])
+    line.came(Arrival(0.0, alike(1, 1), hurry=1.0))
+    line.begin()
+    line.end()
+    line.begin_batch()
+    long, short = line.came(Arrival(1.0, alike(1, 9))), line.came(Arrival(1.0, alike(1, 3)))
+    for _ in range(3):
+        line.begin()
+        line.end()
+    assert [ran.tickets for ran in line.passes[1:]] == [[short]] * 3
+    assert long.promise < short.promise
+
+
+@pytest.mark.parametrize(
+    ("a_pass", "left", "promised"),
+    [
+        (8.0, 18.0, 10.0 + 2 * 2.5),  # the passes of the new job do not hold it up
+        (0.8, 7.6, 1.0 + 2 * 2.5),
+        (0.8, 7.4, 1.0 + 3 * 2.5),  # another image would: three batches take 7.5 s
+    ],
+)
+def test_a_job_that_waits_only_for_the_decoder_is_overtaken_where_that_leaves_it_time(
+    a_pass: float, left: float, promised: float
+) -> None:
+    line = Line(Costs({1: a_pass}, Costs({1: 1.0})), times=[0.0])
+    line.came(Arrival(0.0, alike(1, 1), within=left))
+    line.begin()
+    line.end()
+    hurried = line.came(Arrival(0.0, alike(1, 1), hurry=1.0))
+    assert hurried.promise == pytest.approx(promised)
+
+
+@pytest.mark.parametrize("when", ["waits", "runs", "is in its last pass", "waits for the decoder", "is decoded"])
+def test_a_job_that_is_to_be_decoded_can_be_removed_at_any_time_and_twice(when: str) -> None:
+    line = Line(Costs({2: 1.0}, Costs({2: 1.0})))
+    job = line.came(Arrival(0.0, ((1, 1), (2, 1), (2, 1))))
+    stays = line.came(Arrival(0.0, alike(1, 9)))
+    passes = {"waits": 0, "runs": 1, "is in its last pass": 2}.get(when, 3)
+    for number in range(passes):
+        line.begin()
+        if number + 1 < passes or when != "is in its last pass":
+            line.end()
+    if when == "is decoded":
+        line.begin_batch()
+        line.end_batch()
+        assert to_decode(line.scheduler) == (2, 1)
+    line.left(job)
+    line.left(job)
+    line.scheduler.decoded(job.job)
+    assert to_decode(line.scheduler) == (1, 0)
+    assert counters(line.scheduler)[2] == stays.left
+
+
+def test_a_job_is_in_line_until_its_last_image_is_decoded() -> None:
+    line = Line(Costs({2: 1.0}, Costs({1: 1.0})))
+    ticket = line.came(Arrival(0.0, alike(2, 1)))
+    line.begin()
+    assert to_decode(line.scheduler) == (2, 0)
+    line.end()
+    assert counters(line.scheduler) == (0, 0, 0)
+    for left in (2, 1):
+        assert to_decode(line.scheduler) == (left, left)
+        peer = Job(alike(2, 1), line.costs, decoded=True)
+        assert line.scheduler.earliest_promise(peer, line.now, inf) >= ticket.promise
+        line.begin_batch()
+        line.end_batch()
+    assert ticket.done is not None
+    assert to_decode(line.scheduler) == (0, 0)

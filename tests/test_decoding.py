@@ -1,0 +1,962 @@
+"""Decoding on a fake first stage and a fake clock: in batches of its own, beside the passes of others."""
+
+import gc
+import threading
+import weakref
+from collections import Counter
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.rows import Image
+from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, Loading, QueueFull, Unavailable
+from service.metrics import Metrics
+from service.promises import MARGIN, SHARED
+from service.requests import Finished
+from tests.clients import DECODED_FATES, FATES, Client, Script, Submit, scripts
+from tests.engines import (
+    ENDLESS,
+    LONG,
+    PATIENCE,
+    PROBE,
+    PROBE_SEED,
+    WARM_UP_PASSES,
+    Call,
+    Diary,
+    FakeRunner,
+    Recorder,
+    Setting,
+    a_decoded,
+    a_row,
+    a_setting,
+    an_estimate,
+    an_image,
+    elsewhere,
+    error_of,
+    images_of,
+    started,
+    status_of,
+    warm,
+    warm_latent,
+)
+from tests.test_answers import SERVED
+
+BLOCKER = 99  # a seed
+SLOWEST = SHARED * (1 + MARGIN)  # times what a batch takes, in a promise
+
+
+def pixels(seed: float, second: float) -> Image:
+    return np.array([[[seed, second]]], np.float32)
+
+
+def keep_decoder_busy(s: Setting) -> Future[Finished]:
+    """Hold the decoder in a batch of one image: what takes its steps now waits for it."""
+    s.first_stage.hold()
+    blocker = s.submit(a_row(BLOCKER))
+    assert s.first_stage.next_batch() == [BLOCKER]
+    return blocker
+
+
+def seeds_of(calls: list[Call]) -> list[list[int]]:
+    assert {name for name, _ in calls} <= {"decode"}
+    return [seeds for _, seeds in calls]
+
+
+# The warm-up
+
+
+def test_the_warm_up_measures_batches_of_each_width_by_the_fastest_but_the_first() -> None:
+    s = a_setting(FakeRunner({1: 1.0}), decode_seconds={1: 1.0, 2: 1.5})
+    slower = iter([0.0, 0.0, *[50.0, 3.0, 0.0, 1.0] * 2])
+    s.first_stage.during = lambda call: s.clock.advance(next(slower))
+    s.engine.start()
+    assert s.engine.wait_loaded(PATIENCE)
+    probe = [PROBE_SEED]
+    widths = [*[Call("decode", probe)] * WARM_UP_PASSES, *[Call("decode", 2 * probe)] * WARM_UP_PASSES]
+    assert s.first_stage.calls == [Call("decode", probe), Call("encode", probe), *widths]
+    assert s.line.costs.decoding is not None
+    assert s.line.costs.decoding.by_width == {1: 1.0, 2: 1.5}
+    assert s.line.costs.by_width == {1: 1.0}
+    assert s.observer.batches == []
+    assert s.is_empty()
+    s.engine.close()
+    assert s.first_stage.complaints == []
+
+
+@pytest.mark.parametrize("fault", ["breaking", "poisoned", "encoding breaks"])
+def test_an_engine_whose_first_stage_does_not_work_is_failed(fault: str) -> None:
+    s = a_setting(FakeRunner({1: 1.0}), decode_seconds={1: 1.0})
+    if fault == "encoding breaks":
+        s.first_stage.during = lambda call: setattr(s.first_stage, "faults", int(call == "encode"))
+    else:
+        setattr(s.first_stage, fault, {PROBE_SEED})
+    s.engine.start()
+    assert s.engine.wait_loaded(PATIENCE)
+    assert status_of(s.engine) == "failed"
+    with pytest.raises(Failed, match="the engine has stopped"):
+        s.submit(a_row(1))
+    with pytest.raises(Failed, match="the engine has stopped"):
+        s.engine.decode(pixels(1, 1))
+    s.engine.close()
+
+
+# Results
+
+
+def test_a_request_gives_its_images_decoded_in_the_order_of_its_rows() -> None:
+    with warm_latent(2) as s:
+        job = s.submit(a_row(1, steps=5), a_row(2, steps=1), a_row(3, steps=2, guided=True))
+        assert images_of(job) == [a_decoded(1, 5), a_decoded(2, 1), a_decoded(3, 2)]
+    assert s.observer.ended == [3]
+    assert s.is_empty()
+
+
+def test_latents_and_predictions_that_are_asked_for_are_not_decoded() -> None:
+    with warm_latent(2) as s:
+        latent = s.submit(a_row(1, latent=True))
+        prediction = s.submit(replace(a_row(2, steps=2), model_output=True))
+        assert images_of(latent) == [an_image(1, 1)]
+        assert images_of(prediction) == [an_image(2, 2)]
+        assert latent.result().decode_s == prediction.result().decode_s == 0
+        assert s.first_stage.calls == []
+    assert s.is_empty()
+
+
+def test_a_finished_request_says_how_long_it_was_decoded_from_its_last_step_on() -> None:
+    with warm_latent(1, decode_seconds={1: 0.25}) as s:
+        s.first_stage.hold()
+        first = s.submit(a_row(1, steps=3))
+        assert s.first_stage.next_batch() == [1]
+        second = s.submit(a_row(2))
+        s.take_all_steps()
+        s.clock.advance(8.0)
+        s.first_stage.let_go()
+        waited = second.result(PATIENCE).decode_s
+        passes = len(s.runner.passes) - 3  # since the last step of the first, which they held up
+        assert first.result(PATIENCE)[1:] == (0.0, 3.0, passes + 8.0 + 0.25)
+        assert 8.0 + 2 * 0.25 < waited <= passes + 8.0 + 2 * 0.25
+    assert [sum(finished[1:]) == taken_s for finished, _, _, taken_s in s.observer.finished] == [True, True]
+
+
+# Beside passes
+
+
+def test_others_take_their_steps_while_a_batch_is_decoded() -> None:
+    with warm_latent(2) as s:
+        blocker = keep_decoder_busy(s)
+        plain = s.submit(a_row(1, steps=5, latent=True))
+        assert images_of(plain) == [an_image(1, 5)]
+        to_come = s.submit(a_row(2, steps=4))
+        s.take_all_steps()
+        assert s.to_decode == (2, 2)
+        assert s.counters == (0, 0, 0)
+        assert s.in_flight == []  # what waits for the decoder holds no slot
+        assert not blocker.done()
+        assert not to_come.done()
+        s.first_stage.let_go()
+        assert images_of(blocker) == [a_decoded(BLOCKER, 1)]
+        assert images_of(to_come) == [a_decoded(2, 4)]
+    assert s.is_empty()
+
+
+def test_images_are_decoded_while_a_pass_runs() -> None:
+    with warm_latent(1) as s:
+        blocker = keep_decoder_busy(s)
+        waiting = s.submit(a_row(1))
+        s.take_all_steps()
+        s.runner.hold()
+        stepping = s.submit(a_row(2, steps=2))
+        assert s.runner.next_pass() == [(2, 0)]
+        s.first_stage.let_go()
+        assert images_of(blocker) == [a_decoded(BLOCKER, 1)]
+        assert images_of(waiting) == [a_decoded(1, 1)]
+        assert s.runner.passes[-1] == [(2, 0)]
+        assert not stepping.done()
+        s.runner.let_go()
+        assert images_of(stepping) == [a_decoded(2, 2)]
+    assert s.is_empty()
+
+
+# Batches
+
+
+def test_rows_that_take_their_last_step_in_one_pass_are_decoded_in_one_batch() -> None:
+    with warm_latent(4) as s:
+        for _ in range(10):  # the decoder was once told of one after the other, and began with the first
+            s.submit(*map(a_row, range(1, 5))).result(PATIENCE)
+        assert seeds_of(s.first_stage.calls) == [[1, 2, 3, 4]] * 10
+        assert s.observer.batches == [(4, 1.0)] * 10
+
+
+def test_what_waits_is_decoded_together_the_earliest_promise_first() -> None:
+    with warm_latent(4, decode_seconds={1: 1.0, 3: 1.5}) as s:
+        keep_decoder_busy(s)
+        promises: dict[int, float] = {}
+        for seed, timeout_s in enumerate((LONG, 15.5, 15.0, LONG, 14.5), 1):
+            accepted = s.accept(a_row(seed), timeout_s=timeout_s)
+            promises[seed] = s.clock.now + accepted.promise_s
+        s.take_all_steps()
+        order = sorted(promises, key=lambda seed: promises[seed])
+        assert order != sorted(order)
+        assert s.first_stage.next_batch() == order[:3]
+        assert s.first_stage.next_batch() == order[3:]
+        s.first_stage.let_go()
+    assert s.is_empty()
+
+
+def test_batches_are_no_wider_than_pays() -> None:
+    with warm_latent(4, decode_seconds={1: 1.0, 2: 1.5, 4: 3.0}) as s:
+        s.submit(*map(a_row, range(1, 6))).result(PATIENCE)
+        assert seeds_of(s.first_stage.calls) == [[1, 2], [3, 4], [5]]
+
+
+def test_images_of_one_request_and_of_others_share_batches() -> None:
+    with warm_latent(4, decode_seconds={4: 1.0}) as s:
+        keep_decoder_busy(s)
+        jobs = [s.submit(a_row(1), a_row(2)), s.submit(a_row(3)), s.submit(a_row(4), a_row(5))]
+        s.take_all_steps()
+        assert s.first_stage.next_batch() == [1, 2, 3, 4]
+        s.first_stage.let_go()
+        assert [len(images_of(job)) for job in jobs] == [2, 1, 2]
+        assert seeds_of(s.first_stage.calls) == [[BLOCKER], [1, 2, 3, 4], [5]]
+
+
+def test_expectations_follow_what_batches_take() -> None:
+    with warm_latent(1, decode_seconds={1: 1.0, 4: 2.0}) as s:
+        s.first_stage.seconds = {1: 3.0, 4: 6.0}
+        for _ in range(60):
+            s.submit(a_row(1)).result(PATIENCE)
+        assert s.line.costs.decoding is not None
+        assert s.line.costs.decoding.by_width == pytest.approx({1: 3.0, 4: 6.0}, rel=0.2)
+        assert s.line.costs.by_width == {1: 1.0}
+
+
+# Watchers
+
+
+def test_a_watcher_is_told_of_steps_previews_and_images_in_this_order() -> None:
+    with warm_latent(1, decode_seconds={1: 0.5}) as s:
+        s.keep_busy()
+        diary = Diary(preview_every=2)
+        diary.future = s.accept(a_row(7, steps=3), watcher=diary).future
+        s.runner.let_go()
+        assert images_of(diary.future) == [a_decoded(7, 3)]
+    assert diary.entries == [
+        ("progress", 1, 3),
+        ("progress", 2, 3),
+        ("preview", 0, 2, an_estimate(7, 2)),  # of latents
+        ("progress", 3, 3),
+        ("image", 0, a_decoded(7, 3)),
+    ]
+    assert diary.was_done == [False]
+    assert diary.etas[-1] == 0.5
+
+
+def test_images_of_a_request_are_shown_as_they_are_decoded() -> None:
+    with warm_latent(1, decode_seconds={1: 1.0}) as s:
+        diary = Diary()
+        s.first_stage.hold()
+        job = s.accept(a_row(1), a_row(2, steps=2), watcher=diary)
+        assert s.first_stage.next_batch() == [1]
+        s.take_all_steps()
+        assert s.first_stage.next_batch() == [2]
+        assert diary.of("image") == [(0, a_decoded(1, 1))]
+        assert not job.future.done()
+        s.first_stage.let_go()
+        job.future.result(PATIENCE)
+    assert diary.of("image") == [(0, a_decoded(1, 1)), (1, a_decoded(2, 2))]
+
+
+# Leaving
+
+
+@pytest.mark.parametrize("place", ["waits", "is in the batch"])
+def test_a_request_may_be_cancelled_while_only_decoding_is_left(place: str) -> None:
+    with warm_latent(4) as s:
+        keep_decoder_busy(s)
+        leaver, stayer = s.submit(a_row(1), a_row(2)), s.submit(a_row(3))
+        s.take_all_steps()
+        if place == "is in the batch":
+            assert s.first_stage.next_batch() == [1, 2, 3]
+        assert s.to_decode[0] in (3, 4)
+        assert elsewhere(leaver.cancel)
+        assert s.observer.ended.count("disconnect") == 1  # at once
+        waiting = 1 + (place == "waits")
+        assert s.to_decode == (waiting, waiting)
+        assert s.places.taken == waiting
+        if place == "waits":
+            assert s.first_stage.next_batch() == [3]
+        s.first_stage.let_go()
+        assert images_of(stayer) == [a_decoded(3, 1)]
+    assert Counter(s.observer.ended) == {"disconnect": 1, 1: 2}
+    assert s.is_empty()
+
+
+def test_a_request_may_be_cancelled_while_one_of_its_images_is_decoded_and_another_has_steps_left() -> None:
+    with warm_latent(1, decode_seconds={1: 1.0}) as s:
+        s.first_stage.hold()
+        leaver = s.submit(a_row(1), a_row(2, steps=ENDLESS))
+        assert s.first_stage.next_batch() == [1]
+        assert s.to_decode == (2, 1)
+        leaver.cancel()
+        assert s.to_decode == (0, 0)
+        s.first_stage.let_go()
+        assert images_of(s.submit(a_row(3))) == [a_decoded(3, 1)]
+    assert s.observer.ended == ["disconnect", 1]
+    assert s.is_empty()
+
+
+@pytest.mark.parametrize("call", ["decode", "image"])
+def test_a_request_may_be_cancelled_by_another_thread_in_any_call_of_the_decoder(call: str) -> None:
+    """Which must not wait for it."""
+    with warm_latent(4) as s:
+        cancelled: list[bool] = []
+        leaver: list[Future[Finished]] = []
+
+        def cancel() -> None:
+            if leaver and not cancelled:
+                cancelled.append(elsewhere(leaver[0].cancel))
+
+        class Leaving(Diary):
+            def image(self, index: int, image: Image) -> None:
+                super().image(index, image)
+                if call == "image":
+                    cancel()
+
+        s.keep_busy()
+        s.first_stage.during = lambda called: cancel() if called == call else None
+        leaver.append(s.accept(a_row(1), a_row(2), watcher=Leaving()).future)
+        stayer = s.submit(a_row(3))
+        s.runner.let_go()
+        assert images_of(stayer) == [a_decoded(3, 1)]
+        assert s.engine.wait_idle(PATIENCE)
+        assert cancelled == [True]
+    assert Counter(s.observer.ended) == {"disconnect": 1, 1: 1}
+    assert s.is_empty()
+
+
+def test_what_a_finished_request_held_goes_at_once() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with warm_latent(4) as s:
+            future = s.accept(a_row(1), a_row(2), watcher=Diary(preview_every=1)).future
+            images = [weakref.ref(image) for image in future.result(PATIENCE).images]
+            latents = s.engine.decode(pixels(3, 3)).result(PATIENCE)  # the decoder has let go of the batch
+            assert latents is not None
+            s.observer.finished.clear()
+            waiting = weakref.ref(future)
+            del future
+            assert waiting() is None
+            assert [image() for image in images] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_request_whose_time_is_over_while_it_waits_for_the_decoder_is_late() -> None:
+    with warm_latent(2) as s:
+        blocker = keep_decoder_busy(s)
+        late, stayer = s.submit(a_row(1, steps=2), timeout_s=25), s.submit(a_row(2, steps=2))
+        s.take_all_steps()
+        s.clock.advance(25)
+        assert s.first_stage.next_batch() == [2]
+        with pytest.raises(DeadlinePassed, match="not done within 25 s"):
+            late.result(PATIENCE)
+        assert s.places.taken == 1
+        s.first_stage.let_go()
+        assert images_of(blocker) == [a_decoded(BLOCKER, 1)]
+        assert images_of(stayer) == [a_decoded(2, 2)]
+    assert s.observer.ended == [1, "timeout", 1]
+    assert s.is_empty()
+
+
+def test_a_request_whose_time_is_over_in_its_last_batch_is_done_and_its_promise_missed() -> None:
+    with warm_latent(1) as s:
+        s.first_stage.hold()
+        job = s.submit(a_row(1), timeout_s=20)
+        s.first_stage.next_batch()
+        s.clock.advance(25)
+        s.first_stage.let_go()
+        assert images_of(job) == [a_decoded(1, 1)]
+    assert [kept for _, kept, *_ in s.observer.finished] == [False]
+
+
+# What fails
+
+
+def test_images_of_a_batch_that_raises_are_tried_again_alone_and_only_the_culprit_fails() -> None:
+    with warm_latent(4) as s:
+        s.keep_busy()
+        s.first_stage.breaking = {2}
+        jobs = [s.submit(a_row(seed, steps=seed)) for seed in (1, 1, 1)]
+        culprit = s.submit(a_row(2, steps=1))
+        s.runner.let_go()
+        with pytest.raises(ComputationFailed) as error:
+            culprit.result(PATIENCE)
+        assert str(error.value) == "an image of this request could not be decoded"  # what was raised is for the log
+        assert [images_of(job) for job in jobs] == [[a_decoded(1, 1)]] * 3
+        assert seeds_of(s.first_stage.calls) == [[1, 1, 1, 2], [1], [1], [1], [2]]
+    assert s.observer.failed_batches == 2
+    assert s.observer.failed_passes == 0
+    assert Counter(s.observer.ended) == {"failed": 1, 1: 3}
+    assert s.is_empty()
+
+
+@pytest.mark.parametrize("culprit", [1, 2, 3])
+def test_a_request_of_several_images_fails_whole_and_the_others_are_not_tried(culprit: int) -> None:
+    with warm_latent(4) as s:
+        s.keep_busy()
+        s.first_stage.breaking = {culprit}
+        failing, innocent = s.submit(a_row(1), a_row(2), a_row(3)), s.submit(a_row(4))
+        s.runner.let_go()
+        assert isinstance(error_of(failing), ComputationFailed)
+        assert images_of(innocent) == [a_decoded(4, 1)]
+        tried = [[seed] for seed in (1, 2, 3) if seed <= culprit]
+        assert seeds_of(s.first_stage.calls) == [[1, 2, 3, 4], *tried, [4]]
+    assert s.observer.ended == ["failed", 1]
+    assert s.is_empty()
+
+
+def test_who_is_cancelled_during_a_batch_that_raises_is_not_tried_again() -> None:
+    with warm_latent(2) as s:
+        s.keep_busy()
+        s.first_stage.hold()
+        s.first_stage.faults = 1
+        leaver, stayer = s.submit(a_row(1)), s.submit(a_row(2))
+        s.runner.let_go()
+        assert s.first_stage.next_batch() == [1, 2]
+        leaver.cancel()
+        assert s.first_stage.next_batch() == [2]
+        s.first_stage.let_go()
+        assert images_of(stayer) == [a_decoded(2, 1)]
+    assert s.observer.ended == ["disconnect", 1]
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_fault_of_decoding_that_does_not_come_again_harms_nobody(images: int) -> None:
+    with warm_latent(2) as s:
+        s.first_stage.faults = 1
+        job = s.submit(*(a_row(seed) for seed in range(images)))
+        assert images_of(job) == [a_decoded(seed, 1) for seed in range(images)]
+        assert status_of(s.engine) == "ready"
+        assert not s.engine.in_doubt
+    assert s.observer.ended == [images]
+    assert s.is_empty()
+
+
+def test_an_image_that_is_not_finite_when_it_is_decoded_fails_its_request_alone() -> None:
+    with warm_latent(3) as s:
+        s.keep_busy()
+        s.first_stage.poisoned = {1}
+        bad, good = s.submit(a_row(1), a_row(2)), s.submit(a_row(3))
+        s.runner.let_go()
+        with pytest.raises(ComputationFailed, match="not finite"):
+            bad.result(PATIENCE)
+        assert images_of(good) == [a_decoded(3, 1)]
+        assert seeds_of(s.first_stage.calls) == [[1, 2, 3]]
+    assert s.observer.ended == ["failed", 1]
+    assert s.is_empty()
+
+
+# Readiness
+
+
+def test_the_probe_is_decoded_only_where_decoding_has_failed() -> None:
+    with warm_latent(1) as s:
+        s.clock.advance(20)
+        assert s.engine.in_doubt  # no pass for a long time
+        assert images_of(s.engine.probe()) == [an_image(PROBE_SEED, 1)]
+        assert not s.engine.in_doubt
+        assert s.first_stage.calls == []
+
+        s.first_stage.breaking = {1}
+        assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
+        assert s.engine.in_doubt
+        assert images_of(s.engine.probe()) == [a_decoded(PROBE_SEED, 1)]
+        assert not s.engine.in_doubt
+
+
+@pytest.mark.parametrize("fault", ["breaking", "poisoned"])
+def test_a_probe_shows_whether_decoding_works_again(fault: str) -> None:
+    with warm_latent(1) as s:
+        setattr(s.first_stage, fault, {PROBE_SEED, 1})
+        assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
+        assert s.engine.in_doubt
+        assert isinstance(error_of(s.engine.probe()), ComputationFailed)
+        assert s.engine.in_doubt
+        setattr(s.first_stage, fault, set())
+        s.engine.probe().result(PATIENCE)
+        assert not s.engine.in_doubt
+        assert status_of(s.engine) == "ready"
+    assert s.observer.ended == ["failed"]
+
+
+def test_latents_that_are_finite_do_not_show_that_decoding_works() -> None:
+    with warm_latent(1) as s:
+        s.first_stage.breaking = {1}
+        assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
+        assert images_of(s.submit(a_row(2, latent=True))) == [an_image(2, 1)]
+        assert s.engine.in_doubt
+        assert images_of(s.submit(a_row(3))) == [a_decoded(3, 1)]
+        assert not s.engine.in_doubt
+
+
+def test_latents_that_are_not_finite_do_not_show_that_decoding_does_not_work() -> None:
+    with warm_latent(1) as s:
+        s.runner.poisoned = {1}
+        assert isinstance(error_of(s.submit(a_row(1, latent=True))), ComputationFailed)
+        assert s.engine.in_doubt
+        s.engine.probe().result(PATIENCE)
+        assert not s.engine.in_doubt
+        assert s.first_stage.calls == []
+
+
+def test_an_upload_says_nothing_of_whether_images_can_be_decoded() -> None:
+    with warm_latent(1) as s:
+        s.first_stage.poisoned = {7}
+        with pytest.raises(ComputationFailed):
+            s.engine.decode(pixels(7, 1)).result(PATIENCE)  # who knows what a client sent
+        assert not s.engine.in_doubt
+        s.first_stage.breaking = {1}
+        assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
+        s.engine.encode(pixels(2, 1)).result(PATIENCE)
+        assert s.engine.in_doubt
+
+
+def test_after_three_batches_in_a_row_that_raise_the_engine_is_failed_until_one_works() -> None:
+    with warm_latent(1, decode_seconds={1: 1.0}) as s:
+        s.first_stage.breaking = {1}
+        for status in ("ready", "failed"):  # each is tried twice
+            assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
+            assert status_of(s.engine) == status
+        assert s.engine.alive
+        assert images_of(s.submit(a_row(2))) == [a_decoded(2, 1)]  # it takes requests all the same
+        assert status_of(s.engine) == "ready"
+        assert not s.engine.in_doubt
+    assert s.observer.failed_batches == 4
+
+
+# Batches that do not return
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(0.25, 30.0), (5.0, 100.0)])
+def test_a_batch_that_does_not_return_fails_all_requests_and_uploads(seconds: float, limit: float) -> None:
+    with warm_latent(1, decode_seconds={1: seconds}) as s:
+        blocker = keep_decoder_busy(s)
+        began = s.clock.now
+        s.clock.advance(limit - 10)
+        jobs = [blocker, s.submit(a_row(1))]
+        s.take_all_steps()
+        s.runner.hold()
+        jobs.append(s.submit(a_row(2, steps=5)))
+        s.runner.next_pass()
+        upload = s.engine.encode(pixels(3, 1))
+        s.clock.now = began + limit - 0.1
+        s.engine.check_pulse()
+        assert s.engine.alive
+        assert not any(job.done() for job in jobs)
+
+        s.clock.now = began + limit
+        for _ in range(2):  # a second time does nothing
+            s.engine.check_pulse()
+            assert all(isinstance(error_of(job), Failed) for job in jobs)
+            assert isinstance(upload.exception(PATIENCE), Failed)
+            assert status_of(s.engine) == "failed"
+            assert not s.engine.alive
+            assert s.engine.wait_idle(0)
+            assert s.to_decode == (0, 0)
+        for ask in (lambda: s.submit(a_row(4)), s.engine.probe, lambda: s.engine.encode(pixels(4, 1))):
+            with pytest.raises(Failed, match="does not return"):
+                ask()
+        assert s.observer.ended == ["failed"] * 3
+
+
+def test_an_engine_whose_decoder_was_stuck_recovers_when_that_returns_and_no_earlier() -> None:
+    """Not when a pass does that was on its way: requests were once accepted again then."""
+    with warm_latent(1) as s:
+        keep_decoder_busy(s)
+        s.clock.advance(25)
+        s.runner.hold()
+        s.submit(a_row(1))
+        s.runner.next_pass()
+        s.clock.advance(10)
+        s.engine.check_pulse()
+        s.runner.let_go()
+        s.settle()
+        assert not s.engine.alive
+        with pytest.raises(Failed, match="does not return"):
+            s.submit(a_row(2))
+        s.first_stage.let_go()
+        s.settle_decoding()
+        assert s.engine.alive
+        s.engine.check_pulse()
+        assert images_of(s.submit(a_row(3))) == [a_decoded(3, 1)]
+        assert status_of(s.engine) == "ready"
+        assert not s.engine.in_doubt
+    assert s.observer.ended == ["failed", "failed", 1]
+    assert s.is_empty()
+
+
+def test_an_upload_that_is_stuck_is_answered_once() -> None:
+    with warm_latent(1) as s:
+        s.first_stage.hold()
+        uploads = [s.engine.encode(pixels(1, 1)), s.engine.encode(pixels(2, 1))]
+        assert s.first_stage.next_call() == Call("encode", [1])
+        s.clock.advance(30)
+        s.engine.check_pulse()
+        assert all(isinstance(upload.exception(PATIENCE), Failed) for upload in uploads)
+        assert not s.engine.alive
+        s.first_stage.let_go()
+        s.engine.close()
+        assert s.first_stage.calls == [Call("encode", [1])]
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_an_engine_whose_decoder_is_stuck_can_be_closed(noticed: bool) -> None:
+    with warm_latent(1) as s:
+        job, upload = keep_decoder_busy(s), s.engine.encode(pixels(1, 1))
+        s.clock.advance(40)
+        if noticed:
+            s.engine.check_pulse()
+        elsewhere(s.engine.close)
+        for error in (error_of(job), upload.exception(PATIENCE)):
+            assert isinstance(error, Failed if noticed else Draining)
+        assert status_of(s.engine) == "draining"
+        assert not s.engine.alive
+
+
+# The end
+
+
+def test_draining_waits_for_what_is_decoded_and_for_uploads() -> None:
+    with warm_latent(1) as s:
+        job, upload = keep_decoder_busy(s), s.engine.decode(pixels(1, 1))
+        s.engine.drain()
+        for ask in (lambda: s.submit(a_row(2)), lambda: s.engine.encode(pixels(2, 1))):
+            with pytest.raises(Draining):
+                ask()
+        assert not s.engine.wait_idle(0)
+        assert s.first_stage.next_call() == Call("decode", [1])
+        assert images_of(job) == [a_decoded(BLOCKER, 1)]
+        assert not s.engine.wait_idle(0)
+        s.first_stage.let_go()
+        assert s.engine.wait_idle(PATIENCE)
+        assert upload.result(PATIENCE).tolist() == a_decoded(1, 1)
+
+
+def test_closing_while_images_are_decoded_answers_all_as_draining_and_joins_the_threads() -> None:
+    others = threading.enumerate()
+    with warm_latent(2, seconds=1e-6) as s:  # passes go on meanwhile, and must not make the batch seem stuck
+        jobs = [keep_decoder_busy(s), s.submit(a_row(1)), s.submit(a_row(2, ENDLESS))]
+        upload = s.engine.encode(pixels(3, 1))
+        with ThreadPoolExecutor() as pool:
+            closing = pool.submit(s.engine.close)
+            assert all(isinstance(error_of(job), Draining) for job in jobs)
+            s.first_stage.let_go()
+            closing.result(PATIENCE)
+        assert isinstance(upload.exception(PATIENCE), Draining)
+        assert set(threading.enumerate()) <= set(others)
+        assert seeds_of(s.first_stage.calls) == [[BLOCKER]]
+        assert s.engine.wait_idle(0)
+        with pytest.raises(Draining):
+            s.engine.encode(pixels(4, 1))
+    assert s.observer.ended == ["draining"] * 3
+
+
+class Bomb(Diary):
+    """A watcher that breaks when it is shown an image."""
+
+    def image(self, index: int, image: Image) -> None:
+        raise RuntimeError("the watcher is broken")
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["in a batch", "alone after a batch that raised"])
+def test_requests_and_uploads_of_an_engine_whose_decoder_dies_fail(alone: bool) -> None:
+    with warm_latent(2) as s:
+        s.keep_busy()
+        s.first_stage.faults = int(alone)
+        jobs = [s.accept(a_row(1), watcher=Bomb()).future, s.submit(a_row(2)), s.submit(a_row(3, ENDLESS))]
+        s.first_stage.hold()
+        s.runner.let_go()
+        assert s.first_stage.next_batch() == [1, 2]
+        upload = s.engine.encode(pixels(4, 1))
+        s.first_stage.let_go()
+        assert all(isinstance(error_of(job), Failed) for job in jobs)
+        assert isinstance(upload.exception(PATIENCE), Failed)
+        assert status_of(s.engine) == "failed"
+        assert not s.engine.alive
+        assert s.engine.wait_idle(0)
+        assert s.places.taken == 0
+        for ask in (lambda: s.submit(a_row(5)), s.engine.probe, lambda: s.engine.encode(pixels(5, 1))):
+            with pytest.raises(Failed, match="the engine has stopped"):
+                ask()
+        s.engine.check_pulse()
+        assert status_of(s.engine) == "failed"
+    assert s.observer.ended == ["failed"] * 3
+
+
+def test_what_is_to_be_decoded_fails_where_the_engine_dies() -> None:
+    with warm_latent(1) as s:
+        job, upload = keep_decoder_busy(s), s.engine.encode(pixels(1, 1))
+        s.accept(a_row(2, latent=True), watcher=Bomb())
+        assert isinstance(error_of(job), Failed)
+        s.first_stage.let_go()
+        assert isinstance(upload.exception(PATIENCE), Failed)
+        assert status_of(s.engine) == "failed"
+        s.settle_decoding()
+        assert seeds_of(s.first_stage.calls) == [[BLOCKER]]
+
+
+# Uploads
+
+
+def test_uploads_are_encoded_and_decoded() -> None:
+    with warm_latent(1) as s:
+        latents = s.engine.encode(pixels(1, 2.5)).result(PATIENCE)
+        assert latents.tolist() == an_image(1, 2)
+        assert s.engine.decode(latents).result(PATIENCE).tolist() == a_decoded(1, 2)
+        assert s.engine.wait_idle(PATIENCE)
+    assert s.observer.batches == []  # for those are of requests
+    assert s.observer.accepted == 0
+
+
+def test_uploads_come_after_images_that_wait_and_in_their_order() -> None:
+    with warm_latent(2, decode_seconds={1: 1.0}) as s:
+        keep_decoder_busy(s)
+        uploads = [s.engine.encode(pixels(11, 1)), s.engine.decode(pixels(12, 1)), s.engine.encode(pixels(13, 1))]
+        s.submit(a_row(1), a_row(2))
+        s.take_all_steps()
+        calls = [s.first_stage.next_call() for _ in range(3)]
+        assert calls == [Call("decode", [1]), Call("decode", [2]), Call("encode", [11])]
+        late = s.submit(a_row(3))  # goes before the next
+        s.take_all_steps()
+        calls = [s.first_stage.next_call() for _ in range(3)]
+        assert calls == [Call("decode", [3]), Call("decode", [12]), Call("encode", [13])]
+        s.first_stage.let_go()
+        assert images_of(late) == [a_decoded(3, 1)]
+        assert [upload.result(PATIENCE)[0, 0, 0] for upload in uploads] == [11, 12, 13]
+
+
+def test_an_upload_that_is_cancelled_is_forgotten() -> None:
+    with warm_latent(1, max_queue=2) as s:
+        keep_decoder_busy(s)
+        first, second = s.engine.encode(pixels(1, 1)), s.engine.encode(pixels(2, 1))
+        with pytest.raises(QueueFull):
+            s.engine.encode(pixels(3, 1))
+        assert second.cancel()
+        third = s.engine.encode(pixels(3, 1))  # it has the place of the second
+        assert s.first_stage.next_call() == Call("encode", [1])
+        assert first.cancel()  # during its call
+        assert s.engine.encode(pixels(4, 1)).cancel()
+        assert s.first_stage.next_call() == Call("encode", [3])
+        s.first_stage.let_go()
+        assert third.result(PATIENCE).tolist() == an_image(3, 0.5)
+        assert s.engine.wait_idle(PATIENCE)
+        s.engine.encode(pixels(5, 1)).result(PATIENCE)
+        assert [call.seeds for call in s.first_stage.calls] == [[BLOCKER], [1], [3], [5]]
+    with pytest.raises(CancelledError):
+        first.result(0)
+
+
+def test_uploads_that_are_too_many_are_refused_with_the_time_that_the_others_take() -> None:
+    with warm_latent(1, max_queue=3, decode_seconds={1: 2.0}) as s:
+        keep_decoder_busy(s)
+        uploads = [s.engine.decode(pixels(seed, 1)) for seed in (1, 2, 3)]
+        with pytest.raises(QueueFull, match="3 uploads wait") as refusal:
+            s.engine.decode(pixels(4, 1))
+        assert refusal.value.retry_after == 6.0
+        assert s.places.taken == 1  # they need no places
+        s.first_stage.let_go()
+        for upload in uploads:
+            upload.result(PATIENCE)
+        s.engine.decode(pixels(5, 1)).result(PATIENCE)
+
+
+@pytest.mark.parametrize("fault", ["breaking", "poisoned"])
+def test_an_upload_that_cannot_be_encoded_or_decoded_fails_alone(fault: str) -> None:
+    with warm_latent(1) as s:
+        setattr(s.first_stage, fault, {1})
+        for ask in (s.engine.encode, s.engine.decode):
+            bad, good = ask(pixels(1, 1)), ask(pixels(2, 1))
+            with pytest.raises(ComputationFailed, match="encoded or decoded"):
+                bad.result(PATIENCE)
+            good.result(PATIENCE)
+        assert s.engine.alive
+        assert s.first_stage.calls[-1] == Call("decode", [2])
+
+
+def test_uploads_are_refused_while_the_model_is_loaded() -> None:
+    s = a_setting(FakeRunner({1: 1.0}), decode_seconds={1: 1.0})
+    for ask in (s.engine.encode, s.engine.decode):
+        with pytest.raises(Loading):
+            ask(pixels(1, 1))
+    with started(s):
+        s.engine.encode(pixels(1, 1)).result(PATIENCE)
+    with pytest.raises(Unavailable):
+        s.engine.encode(pixels(1, 1))
+
+
+# Expectations and promises
+
+
+@pytest.mark.parametrize(
+    ("steps", "images", "decode_seconds", "seconds"),
+    [
+        (5, 1, {1: 0.5}, 5.5),
+        (3, 4, {1: 0.5, 2: 0.75, 4: 1.0}, 4.0),
+        (3, 3, {1: 0.5, 2: 0.75, 4: 1.0}, 4.0),
+        (3, 3, {1: 0.5, 2: 0.75}, 4.25),  # two, and one
+        (2, 4, {1: 0.5}, 4.0),
+    ],
+)
+def test_a_lone_request_takes_what_was_expected(
+    steps: int, images: int, decode_seconds: dict[int, float], seconds: float
+) -> None:
+    with warm_latent(4, decode_seconds=decode_seconds) as s:
+        accepted = s.accept(*(a_row(seed, steps) for seed in range(1, images + 1)))
+        assert accepted.eta_s == pytest.approx(seconds)
+        finished = accepted.future.result(PATIENCE)
+        assert (finished.denoise_s, finished.decode_s) == (steps, seconds - steps)
+    assert s.observer.finished == [(finished, True, accepted.eta_s, seconds)]
+
+
+def test_who_comes_while_others_wait_to_be_decoded_is_expected_later() -> None:
+    with warm_latent(1, decode_seconds={1: 1.0, 4: 2.0}) as s:
+        keep_decoder_busy(s)
+        s.submit(a_row(1), a_row(2))
+        s.take_all_steps()
+        assert s.to_decode == (3, 3)
+        assert s.line.backlog_s == pytest.approx(3 * 0.5)
+        accepted = s.accept(a_row(3))
+        assert accepted.eta_s == pytest.approx(2.0 + 1.0 + 1.0)  # three in one batch, a pass, and its own
+        s.first_stage.let_go()
+        accepted.future.result(PATIENCE)
+
+
+def test_what_cannot_be_decoded_in_time_is_refused() -> None:
+    with warm_latent(1, decode_seconds={1: 4.0}) as s:
+        alone_s = 2 * (1 + MARGIN) + 2 * 4.0 * SLOWEST  # its batch, and one that may have begun
+        for timeout_s in (alone_s - 0.1, alone_s):
+            if timeout_s < alone_s:
+                with pytest.raises(Exception, match="must be at least"):
+                    s.submit(a_row(1, steps=2), timeout_s=timeout_s)
+            else:
+                assert s.accept(a_row(1, steps=2), timeout_s=timeout_s).promise_s == alone_s
+        s.accept(a_row(2, steps=2, latent=True), timeout_s=alone_s)
+    assert s.observer.refused == ["impossible"]
+
+
+# Metrics
+
+
+def test_metrics_tell_of_decoding() -> None:
+    def shown(metrics: Metrics) -> dict[str, float]:
+        lines = [line for line in metrics.exposition().decode().splitlines() if not line.startswith("#")]
+        values = dict(line.removeprefix("stepwise_").rsplit(" ", 1) for line in lines)
+        return {name: float(value) for name, value in values.items() if "decod" in name and "bucket" not in name}
+
+    with warm_latent(1, decode_seconds={1: 0.5, 2: 0.75}) as s:
+        metrics = Metrics()
+        metrics.watch(s.engine, SERVED)
+        keep_decoder_busy(s)
+        metrics.batch_decoded(3, 1.5)
+        metrics.decoding_failed()
+        found = {name: value for name, value in shown(metrics).items() if not name.endswith("_created")}
+        assert found == {
+            "decode_seconds_count": 1,
+            "decode_seconds_sum": 1.5,
+            "decode_images_count": 1,
+            "decode_images_sum": 3,
+            "decode_failures_total": 1,
+            "images_decoding": 1,
+            'decode_cost_seconds{images="1"}': 0.5,
+            'decode_cost_seconds{images="2"}': 0.75,
+        }
+    with warm(1) as plain:
+        metrics = Metrics()
+        metrics.watch(plain.engine, SERVED)
+        assert not [name for name in shown(metrics) if "cost" in name]
+
+
+# What the probe is to others
+
+
+def test_a_probe_that_is_decoded_needs_no_place_and_is_told_to_no_observer() -> None:
+    with warm_latent(1, max_queue=1) as s:
+        s.first_stage.poisoned = {1}
+        assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
+        s.keep_busy()
+        job, probe = s.submit(a_row(2, steps=9)), s.engine.probe()
+        assert s.places.taken == 1
+        assert s.runner.next_pass() == PROBE
+        s.runner.let_go()
+        assert images_of(probe) == [a_decoded(PROBE_SEED, 1)]
+        assert images_of(job) == [a_decoded(2, 9)]
+    assert s.observer.ended == ["failed", 1]
+    assert s.is_empty()
+
+
+def test_the_observer_is_told_before_whoever_waits() -> None:
+    class Asking(Recorder):
+        def request_finished(self, finished: Finished, kept: bool, eta_s: float, taken_s: float) -> None:
+            super().request_finished(finished, kept, eta_s, taken_s)
+            self.was_done = [job.done() for job in jobs]
+
+    told, jobs = Asking(), list[Future[Finished]]()
+    with warm_latent(1, observer=told) as s:
+        s.keep_busy()
+        jobs.append(s.submit(a_row(1)))
+        s.runner.let_go()
+        jobs[0].result(PATIENCE)
+        assert told.was_done == [False]
+
+
+# All of it together
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(({1: 1.0}, {4: 1.0}, {1: 1.0, 2: 1.2, 5: 2.0})),
+    st.sampled_from(({1: 1.0}, {3: 0.5}, {1: 1.0, 2: 1.5, 4: 2.0})),
+    scripts(("admit", "pass", "read", "decode", "decode"), (*FATES, *DECODED_FATES), latents=True),
+)
+def test_nothing_is_left_behind_by_any_mix_of_requests_that_are_decoded(
+    costs: dict[int, float], decode_costs: dict[int, float], script: Script
+) -> None:
+    """Whatever arrives, leaves, fails, comes too late or gets stuck, inside whatever call to runner or first stage.
+
+    Innocent rows never fail, but by passes and batches that do not return.
+    """
+    with started(a_setting(FakeRunner(costs), max_queue=5, decode_seconds=decode_costs)) as s:
+        client, to_come = Client(s), list(script)
+        playing = threading.Lock()  # one script, and two threads that play it
+
+        def act(call: str) -> None:
+            with playing:
+                if to_come and to_come[0][0] == call:
+                    elsewhere(lambda: client.play(to_come[0][1]))
+                    to_come.pop(0)
+
+        s.runner.during = s.first_stage.during = act
+        while to_come:  # each round makes each of the calls
+            s.engine.check_pulse()
+            with playing:
+                job = client.submit(Submit(((1, False, "good"),), LONG, "d", watched=False))
+            if job is not None:
+                with suppress(CancelledError):
+                    job.exception(PATIENCE)
+        assert s.engine.wait_idle(PATIENCE)
+        s.wait_alive()  # what was stuck returns
+        s.engine.check_pulse()
+        s.engine.decode(pixels(0, 0)).result(PATIENCE)  # after the last batch
+        s.engine.probe().result(PATIENCE)
+        assert status_of(s.engine) == "ready"
+        assert s.engine.alive
+        assert not s.engine.in_doubt
+    client.check_ends()
+    assert s.is_empty()
