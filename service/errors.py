@@ -180,7 +180,7 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 
 
 def _document(status: int, detail: str) -> Document:
-    return {"type": "about:blank", "title": _title(status), "status": status, "detail": detail}
+    return {"type": "about:blank", "title": _title(status), "status": status, "detail": _printable(detail)}
 
 
 def _respond(said: Document, headers: Mapping[str, str]) -> JSONResponse:
@@ -199,6 +199,11 @@ def _shortened(error: FieldError) -> FieldError:
     """Without most of what a client sent as a name or a value of many thousands of characters."""
     loc = [_short(part) if isinstance(part, str) else part for part in error["loc"]]
     return {"loc": loc, "msg": _short(error["msg"])}
+
+
+def _printable(text: str) -> str:
+    """With escapes in the place of what a client sent and no screen should be sent."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _short(text: str) -> str:

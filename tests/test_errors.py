@@ -159,3 +159,17 @@ def test_any_status_makes_a_problem_document(status: int, title: str) -> None:
     response = problem(status, "it went wrong", {"Allow": "GET"})
     assert response.headers["Allow"] == "GET"
     assert document(response) == {"type": "about:blank", "title": title, "status": status, "detail": "it went wrong"}
+
+
+@given(st.text())
+def test_what_a_client_sent_is_told_in_printable_characters(text: str) -> None:
+    """The field is named as it came."""
+    said = document(answer(Invalid.field(text, "there is no such field")))
+    assert str(said["detail"]).isprintable()
+    assert said["errors"] == [{"loc": [text], "msg": "there is no such field"}]
+
+
+def test_what_cannot_be_printed_is_escaped() -> None:
+    assert (
+        document(answer(Invalid.field("time\x7ftep", "ist überflüssig")))["detail"] == "time\\x7ftep: ist überflüssig"
+    )

@@ -347,7 +347,8 @@ def test_what_cannot_start_says_why_in_one_line(weights: Path, tmp_path: Path) -
 
 
 def test_weights_that_are_nowhere_are_named() -> None:
-    with pytest.raises(StartError, match=r"^STEPWISE_WEIGHTS=nowhere/at all is .*; in the box: digits, digits-4step$"):
+    box = "digits, digits-4step, emoji"
+    with pytest.raises(StartError, match=rf"^STEPWISE_WEIGHTS=nowhere/at all is .*; in the box: {box}$"):
         build(Settings(weights="nowhere/at all"))
 
 
