@@ -8,7 +8,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from safetensors.torch import load_file, save_file
 
-from tests.servers import ServerProcess, serving, side_by_side, write_weights
+from tests.latents import LatentServer, serving_latents
+from tests.servers import PATIENCE, ServerProcess, serving, side_by_side, write_weights
 
 # On networks as small as these, threads mostly wait for each other; on a busy machine, for very long.
 torch.set_num_threads(1)
@@ -92,3 +93,18 @@ def strict_server(weights: Path) -> Iterator[ServerProcess]:
         )
     ) as [server]:
         yield server
+
+
+@pytest.fixture(scope="module")
+def fake_latents() -> Iterator[LatentServer]:
+    with serving_latents() as server:
+        yield server
+
+
+@pytest.fixture
+def latents(fake_latents: LatentServer) -> Iterator[LatentServer]:
+    """A server in this process, whose passes and first stage a test can hold. At the end it has nothing to do."""
+    fake_latents.first_stage.calls.clear()
+    yield fake_latents
+    fake_latents.first_stage.let_go()
+    assert fake_latents.engine.wait_idle(PATIENCE)

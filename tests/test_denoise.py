@@ -637,21 +637,6 @@ VALUES = (PIXELS.transpose(2, 0, 1) / 255 * 2 - 1).astype(np.float32)
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
 
-@pytest.fixture(scope="module")
-def fake_latents() -> Iterator[LatentServer]:
-    with serving_latents() as server:
-        yield server
-
-
-@pytest.fixture
-def latents(fake_latents: LatentServer) -> Iterator[LatentServer]:
-    """A server in this process, whose passes and first stage a test can hold. At the end it has nothing to do."""
-    fake_latents.first_stage.calls.clear()
-    yield fake_latents
-    fake_latents.first_stage.let_go()
-    assert fake_latents.engine.wait_idle(PATIENCE)
-
-
 def calls(server: LatentServer) -> list[str]:
     """What the first stage was asked for."""
     return [call.name for call in server.first_stage.calls]

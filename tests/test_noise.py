@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Iterator
 
 import cv2
 import httpx
@@ -192,20 +191,6 @@ def test_bad_images_are_refused(rgb_server: ServerProcess) -> None:
 
 
 # Of latent diffusion: PNGs are pixels, arrays are latents.
-
-
-@pytest.fixture(scope="module")
-def fake_latents() -> Iterator[LatentServer]:
-    with serving_latents() as server:
-        yield server
-
-
-@pytest.fixture
-def latents(fake_latents: LatentServer) -> Iterator[LatentServer]:
-    """A server in this process, whose first stage a test can hold."""
-    fake_latents.first_stage.calls.clear()
-    yield fake_latents
-    fake_latents.first_stage.let_go()
 
 
 def noisy_latents(clean: Float32, t: int, seed: int) -> Float32:
