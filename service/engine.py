@@ -112,6 +112,14 @@ class Engine:
         """
         return self._requests.accept(rows, timeout_s, client, watcher)
 
+    def check_possible(self, rows: Sequence[Row], timeout_s: float) -> None:
+        """Refuse rows that could not be done in time, before they are made: the first stage is at work on them.
+
+        Raises:
+            Invalid, Unavailable: as `submit`, for what does not depend on others.
+        """
+        self._requests.check_possible(rows, timeout_s)
+
     def probe(self) -> Future[Finished]:
         """Run the probe as a request of its own, which needs no place in the queue. Decoded only where that failed.
 

@@ -101,7 +101,9 @@ class Generation:
         if not self._is_encoded(upload):
             return await self._draw(request, planned(image), media_type, _NEVER_STORE)
 
-        timeout_s = planned(self._no_latents).timeout_s  # what is wrong is refused here, and not after the encoding
+        draft = planned(self._no_latents)  # what is wrong is refused here, and not after the encoding
+        timeout_s = draft.timeout_s
+        self.engine.check_possible(draft.rows, timeout_s)
         began = perf_counter()
         plan = planned(await self._answer(request, self.engine.encode(image), timeout_s))
         plan = replace(plan, timeout_s=timeout_s - (perf_counter() - began))

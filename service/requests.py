@@ -8,8 +8,9 @@ import heapq
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple, Protocol
@@ -183,14 +184,12 @@ class Requests:
         """Put a request in line. Raises as Engine.submit says."""
         with self.changed:
             now = self._clock()
-            try:
+            with self._counting_refusals():
                 scheduler = self.check_open()
                 self._check_places(client, scheduler)
                 job = _job_of(rows, scheduler.costs)
+                _check_possible(job, scheduler, timeout_s)
                 promise = _promise(job, scheduler, now, timeout_s)
-            except ServiceError as error:
-                self._observer.request_refused(REFUSALS[type(error)])
-                raise
             request = Request(rows, job, now, now + timeout_s, client, watcher)
             self._places.take(client)
             self._enter(request, scheduler, promise)
@@ -207,6 +206,20 @@ class Requests:
             request = Request([row], _job_of([row], self.scheduler.costs), self._clock(), inf)
             self._enter(request, self.scheduler, inf)
             return request.future
+
+    def check_possible(self, rows: Sequence[Row], timeout_s: float) -> None:
+        """Refuse what no idle server could do in time, before there is all of it. Raises as Engine.submit says."""
+        with self.changed, self._counting_refusals():
+            scheduler = self.check_open()
+            _check_possible(_job_of(rows, scheduler.costs), scheduler, timeout_s)
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except ServiceError as error:
+            self._observer.request_refused(REFUSALS[type(error)])
+            raise
 
     def check_open(self) -> Scheduler:
         """The line, while requests are accepted. Raises Unavailable where they are not."""
@@ -349,11 +362,14 @@ def _job_of(rows: Sequence[Row], costs: Costs) -> Job:
     return Job(((len(row.table), row.forwards_per_step) for row in rows), costs, decoded)
 
 
-def _promise(job: Job, scheduler: Scheduler, now: float, timeout_s: float) -> float:
+def _check_possible(job: Job, scheduler: Scheduler, timeout_s: float) -> None:
     alone_s = scheduler.seconds_alone(job)
     if alone_s > timeout_s:
         needed = f"must be at least {alone_s:.3g} for this, even on an idle server, and is {timeout_s:g}"
         raise Invalid.field("timeout_s", needed)
+
+
+def _promise(job: Job, scheduler: Scheduler, now: float, timeout_s: float) -> float:
     latest = now + timeout_s
     promise = scheduler.earliest_promise(job, now, latest)
     if promise > latest:

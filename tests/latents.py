@@ -59,8 +59,8 @@ class Enlarging(FakeFirstStage):
 class Remembering(FakeRunner):
     """Keeps the rows that it was given."""
 
-    def __init__(self) -> None:
-        super().__init__({1: 1.0, 2: 1.0, 4: 1.0})
+    def __init__(self, pass_s: float) -> None:
+        super().__init__(dict.fromkeys((1, 2, 4), pass_s))
         self.given: list[Row] = []
 
     def admit(self, row: Row) -> int:
@@ -76,10 +76,14 @@ LATENT = replace(
 
 
 class LatentServer(FakeServer):
-    """Serves LATENT. A test may hold both passes and decoding."""
+    """Serves LATENT. A test may hold both passes and decoding.
 
-    def __init__(self, **settings: Any) -> None:
-        self.remembering = Remembering()
+    Args:
+        pass_s: what a pass takes on the runner's clock.
+    """
+
+    def __init__(self, pass_s: float = 1.0, **settings: Any) -> None:
+        self.remembering = Remembering(pass_s)
         self.first_stage = Enlarging({1: 1.0, 4: 2.0}, self.remembering.clock)
         super().__init__(self.remembering, LATENT, self.first_stage, **settings)
 
@@ -95,8 +99,8 @@ class LatentServer(FakeServer):
 
 
 @contextmanager
-def serving_latents(**settings: Any) -> Iterator[LatentServer]:
-    server = LatentServer(**settings)
+def serving_latents(pass_s: float = 1.0, **settings: Any) -> Iterator[LatentServer]:
+    server = LatentServer(pass_s, **settings)
     with no_complaints(), locally(server):
         assert server.engine.wait_loaded(PATIENCE)
         server.first_stage.calls.clear()

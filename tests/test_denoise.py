@@ -763,14 +763,20 @@ def test_a_client_that_leaves_is_not_encoded_for(latents: LatentServer, monkeypa
     assert calls(latents) == ["encode", "encode", "decode"]  # not for the one that waited
 
 
-def test_encoding_takes_of_the_time_that_there_is(latents: LatentServer) -> None:
-    latents.first_stage.hold()
-    late = post(latents, png(PIXELS), timestep=400, timeout_s=0.01)
-    assert problem(late, 504)["detail"] == "not done within 0.01 s"
-    latents.first_stage.let_go()
+def test_encoding_takes_of_the_time_that_there_is() -> None:
+    with serving_latents(pass_s=0.001) as server:
+        server.first_stage.hold()
+        late = post(server, png(PIXELS), accept=NPY, timestep=400, timeout_s=0.01)
+        assert problem(late, 504)["detail"] == "not done within 0.01 s"
+
+
+def test_what_could_not_be_done_in_time_is_not_encoded(latents: LatentServer) -> None:
+    refused = latents.metric("stepwise_refused_total", reason="impossible")
     fields: Json = {"timestep": 400, "num_inference_steps": 9, "timeout_s": 5}  # nine passes take 9 s
-    assert "even on an idle server" in invalid(post(latents, write_npy(LATENTS), **fields), "timeout_s")
-    assert problem(post(latents, png(PIXELS), **fields), 504)["detail"] == "not done within 5 s"
+    for image in (write_npy(LATENTS), png(PIXELS)):
+        assert "even on an idle server" in invalid(post(latents, image, **fields), "timeout_s")
+    assert latents.metric("stepwise_refused_total", reason="impossible") == refused + 2
+    assert calls(latents) == []
 
 
 def test_an_upload_that_cannot_be_encoded_fails_alone(latents: LatentServer) -> None:
