@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 import kubernetes_validate
+import numpy as np
 import pytest
 import yaml
 
@@ -24,8 +25,7 @@ from service.operations import _PROBE_TIMEOUT
 from tests.balancers import balancing
 from tests.engines import FakeRunner
 from tests.local import FakeServer, locally
-from tests.servers import PATIENCE, ROOT, Json, ServerProcess, needs, settings_of, write_npy
-from tests.test_denoise import GREY
+from tests.servers import PATIENCE, ROOT, Json, ServerProcess, needs, serving, settings_of, write_npy
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -294,11 +294,19 @@ def expressions() -> dict[str, str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def monitored() -> Iterator[ServerProcess]:
+    """A server that has all metrics there are: those of decoding, too."""
+    with serving(WEIGHTS="emoji", MAX_BATCH=2) as server:
+        yield server
+
+
 def ask_for_images(server: ServerProcess) -> None:
     """What gives each endpoint something to tell of."""
-    image = {"image": write_npy(GREY)}
+    latents = np.zeros(server.client.get("/info").json()["latent_shape"], np.float32)
+    image = {"image": write_npy(latents)}
     assert server.client.get("/health/ready").status_code == 200
-    assert server.client.post("/sample", json={"num_images": 2}).status_code == 200
+    assert server.client.post("/sample", json={"num_images": 2, "num_inference_steps": 2}).status_code == 200
     for path in ("/denoise", "/noise"):
         assert server.client.post(path, files=image, data={"timestep": "5"}).status_code == 200
 
@@ -313,10 +321,10 @@ def test_promtool_is_content(check: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_metrics_that_are_asked_for_exist(server: ServerProcess) -> None:
+def test_metrics_that_are_asked_for_exist(monitored: ServerProcess) -> None:
     """Labels too: what is asked to be unlike something matches where there is no such label."""
-    ask_for_images(server)
-    exist = {name: {key for key, _ in labels} for name, labels in server.metrics()}
+    ask_for_images(monitored)
+    exist = {name: {key for key, _ in labels} for name, labels in monitored.metrics()}
     asked = " ".join([*expressions().values(), *(rule["expr"] for rule in RULES)])
     assert set(re.findall(r"\b(?:stepwise|process)_\w+", asked)) <= exist.keys()
     for name, matchers in re.findall(r"\b((?:stepwise|process)_\w+)\{([^}]*)\}", asked):
@@ -324,10 +332,10 @@ def test_metrics_that_are_asked_for_exist(server: ServerProcess) -> None:
         assert keys <= exist[name] | {"instance", "namespace", "pod"}, f"{name}{{{matchers}}}"
 
 
-def test_alerts_are_tested_with_metrics_that_exist(server: ServerProcess) -> None:
+def test_alerts_are_tested_with_metrics_that_exist(monitored: ServerProcess) -> None:
     """Labels too: a rule may ask for one that no series has, and its test may agree."""
-    ask_for_images(server)
-    samples = [(name, dict(labels)) for name, labels in server.metrics()]
+    ask_for_images(monitored)
+    samples = [(name, dict(labels)) for name, labels in monitored.metrics()]
     tests = read(DEPLOY / "alerts_test.yml")["tests"]
     for series in (series["series"] for test in tests for series in test["input_series"]):
         name, _, inner = series.partition("{")
@@ -467,11 +475,11 @@ class Prometheus:
 
 
 @pytest.fixture(scope="module")
-def prometheus(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def prometheus(monitored: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Has looked on while a server drew: configured as for compose, but for addresses and times."""
     folder = tmp_path_factory.mktemp("prometheus")
-    with haproxy(server) as haproxy_metrics:
-        targets = {"stepwise": "{}:{}".format(*server.address)}
+    with haproxy(monitored) as haproxy_metrics:
+        targets = {"stepwise": "{}:{}".format(*monitored.address)}
         if haproxy_metrics is not None:
             targets["haproxy"] = haproxy_metrics
         whole = read(DEPLOY / "prometheus.yml")
@@ -499,7 +507,7 @@ def prometheus(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) 
             prometheus = Prometheus(process, folder / "prometheus.log", set(targets))
             for _ in range(2):  # what a series counts before it is first seen is no rate
                 prometheus.look_twice()
-                ask_for_images(server)
+                ask_for_images(monitored)
             prometheus.look_twice()
             prometheus.stop_the_clock()
             yield prometheus
