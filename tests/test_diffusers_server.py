@@ -2,9 +2,7 @@
 
 import base64
 import contextlib
-import io
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from model.checkpoints.errors import CheckpointError
-from service.__main__ import build, main
+from service.build import build
 from service.config import Settings
+from stepwise.cli import app
 from tests.local import serving_here
 from tests.networks import fill
 from tests.reference import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -75,16 +75,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def native(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`classes`, converted."""
     target = tmp_path_factory.mktemp("converted") / "other name"
-    assert f"serve it with STEPWISE_WEIGHTS={target}" in run_convert(checkpoints / "classes", target)
+    assert f"serve it: stepwise serve --weights {target}" in run_convert(checkpoints / "classes", target)
     return target
 
 
 def run_convert(source: Path, target: Path) -> str:
-    """What `python -m service convert` prints, run in this process."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(sys, "argv", ["service", "convert", str(source), str(target)])
-        main()
-    return printed.getvalue()
+    """What `stepwise convert` prints, run in this process."""
+    ended = CliRunner().invoke(app, ["convert", str(source), str(target)])
+    assert ended.exit_code == 0, ended.stderr
+    return ended.stdout
 
 
 @pytest.fixture(scope="module")
@@ -206,12 +205,13 @@ def test_a_local_pipeline_with_the_service_as_its_unet(
     running: dict[str, Reachable], shown: dict[str, Any], checkpoints: Path, pipeline: Any, scheduler: Any
 ) -> None:
     local = UNet2DModel.from_pretrained(checkpoints / "rgb" / "unet", low_cpu_mem_usage=False)
-    remote, expected = (
-        quiet(pipeline(unet, scheduler.from_pretrained(checkpoints / "rgb" / "scheduler")))(
-            batch_size=2, generator=generators()[:2], num_inference_steps=10, output_type="np"
-        ).images
-        for unet in (shown["RemoteUNet"](running["rgb"].url), local)
-    )
+    with shown["RemoteUNet"](running["rgb"].url) as remotely:
+        remote, expected = (
+            quiet(pipeline(unet, scheduler.from_pretrained(checkpoints / "rgb" / "scheduler")))(
+                batch_size=2, generator=generators()[:2], num_inference_steps=10, output_type="np"
+            ).images
+            for unet in (remotely, local)
+        )
     assert_same(to_uint8(remote), to_uint8(expected))
 
 
@@ -312,15 +312,9 @@ def test_an_unreadable_checkpoint_ends_the_start_with_one_line(checkpoints: Path
         build(Settings(weights=str(tmp_path)))
     assert str(refusal.value) == (
         f"{pickle}: is a pickle, which can run code when it is opened: "
-        "set STEPWISE_ALLOW_PICKLE=1 if you trust it, best for `python -m service convert` alone"
+        "set STEPWISE_ALLOW_PICKLE=1 if you trust it, best for `stepwise convert` alone"
     )
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError) as refusal:
         build(Settings(weights=str(tmp_path)))
     assert str(refusal.value).startswith(f"{tmp_path}/config.json: cannot be read: ")
-
-
-def test_what_cannot_be_converted_ends_with_one_line(checkpoints: Path) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_convert(checkpoints / "rgb", checkpoints)
-    assert ended.value.code == f"stepwise: {checkpoints} is there, and is not an empty folder"

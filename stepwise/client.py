@@ -1,0 +1,299 @@
+"""Client and AsyncClient: what requests.py says, sent as flows.py says, over httpx.
+
+Both have the same methods, which are made of the same functions.
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import aclosing, closing
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
+
+import httpx
+
+from stepwise import requests
+from stepwise.errors import Unreachable
+from stepwise.flows import Flow, Give, Line, Read, Send, Step, Wait, ask, resume, watch
+from stepwise.requests import Call, Request
+from stepwise.results import Event
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+_CONNECT_S = 10.0
+_WRITE_S = 60.0
+_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100)
+
+
+class Clock:
+    """Time as it goes. Tests have their own."""
+
+    def now(self) -> float:
+        """Seconds; only differences mean anything."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def wait(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+# Methods of a call, for each of the clients.
+
+
+def _asks(make: Callable[P, Call[T]]) -> "Callable[Concatenate[Client, P], T]":
+    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        [answer] = self._given(ask(make(*args, **kwargs), self._line))
+        return answer
+
+    return _described(method, make, _answer(make))
+
+
+def _watches(make: Callable[P, Request]) -> "Callable[Concatenate[Client, P], Generator[Event, None, None]]":
+    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Generator[Event, None, None]:
+        return self._given(watch(make(*args, **kwargs), self._line))
+
+    return _described(method, make, Iterator[Event])
+
+
+def _asks_async(make: Callable[P, Call[T]]) -> "Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]":
+    async def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        [answer] = [answer async for answer in self._given(ask(make(*args, **kwargs), self._line))]
+        return answer
+
+    return _described(method, make, _answer(make))
+
+
+def _watches_async(make: Callable[P, Request]) -> "Callable[Concatenate[AsyncClient, P], AsyncGenerator[Event, None]]":
+    def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Event, None]:
+        return self._given(watch(make(*args, **kwargs), self._line))
+
+    return _described(method, make, AsyncIterator[Event])
+
+
+def _answer(make: Callable[..., Call[T]]) -> object:
+    [answer] = get_args(inspect.signature(make).return_annotation)
+    return answer
+
+
+def _described(method: Method, make: Callable[..., object], answer: object) -> Method:
+    """For `help` and editors: the name, the arguments and the text of `make`."""
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    asked = inspect.signature(make)
+    described = asked.replace(parameters=[this, *asked.parameters.values()], return_annotation=answer)
+    method.__name__ = method.__qualname__ = make.__name__
+    method.__doc__ = make.__doc__
+    method.__signature__ = described  # type: ignore[attr-defined]
+    return method
+
+
+class Client:
+    """A Stepwise server. Safe to share among threads.
+
+    Every method raises a StepwiseError where there is no answer: Unreachable, or an ApiError that says why.
+
+    Args:
+        url: where it is.
+        api_key: where it wants one.
+        patience_s: for how long, in all, a call waits and asks again after 429, 502 and 503 (as Retry-After says, else
+            with growing pauses) and after lost connections; 0: it never asks again. It begins anew when a stream comes
+            further. A server that has never been there is not waited for.
+        transport: in the place of httpx's own.
+
+    Raises:
+        Unreachable: where `url` is none of http or https.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        patience_s: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
+        _clock: Clock | None = None,
+    ) -> None:
+        self._clock = _clock or Clock()
+        self._line = Line(url, patience_s, self._clock.now)
+        self._http = httpx.Client(
+            base_url=_checked(url), headers=_headers(api_key), limits=_LIMITS, transport=transport
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    info = _asks(requests.info)
+    sample = _asks(requests.sample)
+    stream = _watches(requests.stream)
+    denoise = _asks(requests.denoise)
+    stream_denoise = _watches(requests.stream_denoise)
+    denoise_array = _asks(requests.denoise_array)
+    noise = _asks(requests.noise)
+    noise_array = _asks(requests.noise_array)
+
+    def _given(self, flow: Flow[T]) -> Generator[T, None, None]:
+        """What a flow gives, while its other steps are done."""
+        with closing(_Wire(self._http, self._clock)) as wire:
+            outcome: object = None
+            while (step := resume(flow, outcome)) is not None:
+                if isinstance(step, Give):
+                    yield step.value
+                    outcome = None
+                else:
+                    outcome = wire.do(step)
+
+
+class AsyncClient:
+    """A Stepwise server, for asyncio: as Client, with the same arguments and methods.
+
+    Leave a stream early within `contextlib.aclosing`, which closes the connection at once.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        patience_s: float = 120.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+        _clock: Clock | None = None,
+    ) -> None:
+        self._clock = _clock or Clock()
+        self._line = Line(url, patience_s, self._clock.now)
+        self._http = httpx.AsyncClient(
+            base_url=_checked(url), headers=_headers(api_key), limits=_LIMITS, transport=transport
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    info = _asks_async(requests.info)
+    sample = _asks_async(requests.sample)
+    stream = _watches_async(requests.stream)
+    denoise = _asks_async(requests.denoise)
+    stream_denoise = _watches_async(requests.stream_denoise)
+    denoise_array = _asks_async(requests.denoise_array)
+    noise = _asks_async(requests.noise)
+    noise_array = _asks_async(requests.noise_array)
+
+    async def _given(self, flow: Flow[T]) -> AsyncGenerator[T, None]:
+        """What a flow gives, while its other steps are done."""
+        async with aclosing(_AsyncWire(self._http, self._clock)) as wire:
+            outcome: object = None
+            while (step := resume(flow, outcome)) is not None:
+                if isinstance(step, Give):
+                    yield step.value
+                    outcome = None
+                else:
+                    outcome = await wire.do(step)
+
+
+Outcome = httpx.Response | bytes | httpx.RequestError | None
+
+
+class _Wire:
+    """Does the steps of a flow, and holds the response that it reads."""
+
+    def __init__(self, http: httpx.Client, clock: Clock) -> None:
+        self._http = http
+        self._clock = clock
+        self._response: httpx.Response | None = None
+        self._pieces: Iterator[bytes] = iter(())
+
+    def do(self, step: Step) -> Outcome:
+        """What comes of a step."""
+        try:
+            match step:
+                case Send(request):
+                    self._response = self._http.send(_built(self._http, request), stream=True)
+                    self._pieces = self._response.iter_bytes()
+                    return self._response
+                case Read():
+                    return next(self._pieces, b"")
+                case Wait(seconds):
+                    self.close()
+                    self._clock.sleep(seconds)
+        except httpx.RequestError as error:
+            return error
+        return None
+
+    def close(self) -> None:
+        if self._response is not None:
+            self._response.close()
+
+
+class _AsyncWire:
+    """The same for asyncio."""
+
+    def __init__(self, http: httpx.AsyncClient, clock: Clock) -> None:
+        self._http = http
+        self._clock = clock
+        self._response: httpx.Response | None = None
+        self._pieces: AsyncIterator[bytes]
+
+    async def do(self, step: Step) -> Outcome:
+        """What comes of a step."""
+        try:
+            match step:
+                case Send(request):
+                    self._response = await self._http.send(_built(self._http, request), stream=True)
+                    self._pieces = self._response.aiter_bytes()
+                    return self._response
+                case Read():
+                    return await anext(self._pieces, b"")
+                case Wait(seconds):
+                    await self.aclose()
+                    await self._clock.wait(seconds)
+        except httpx.RequestError as error:
+            return error
+        return None
+
+    async def aclose(self) -> None:
+        if self._response is not None:
+            await self._response.aclose()
+
+
+def _built(http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Request:
+    # No limit of time for a free connection: many calls of one client take turns.
+    timeout = httpx.Timeout(connect=_CONNECT_S, read=request.silence_s, write=_WRITE_S, pool=None)
+    return http.build_request(
+        request.method, request.path, content=request.content, headers=request.headers, timeout=timeout
+    )
+
+
+def _checked(url: str) -> httpx.URL:
+    try:
+        checked = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise Unreachable(f"{url!r} is no URL: {error}") from None
+    if checked.scheme not in ("http", "https") or not checked.host:
+        raise Unreachable(f"a server's URL begins with http:// or https:// and a host, and this is {url!r}")
+    return checked
+
+
+def _headers(api_key: str | None) -> dict[bytes, bytes]:
+    return {} if api_key is None else {b"Authorization": f"Bearer {api_key.strip()}".encode()}

@@ -1,0 +1,35 @@
+"""The recipe in a PNG that the service made."""
+
+import json
+from typing import Any
+
+_MAGIC = b"\x89PNG\r\n\x1a\n"
+_KEYWORD = b"parameters\0"
+
+
+def read_recipe(png: bytes) -> dict[str, Any]:
+    """The JSON in a PNG's text chunk `parameters`: all that is needed to make the image again.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    if not png.startswith(_MAGIC):
+        raise ValueError("this is no PNG")
+    begin = len(_MAGIC)
+    while begin + 12 <= len(png):  # its length, its name, its data, its checksum
+        end = begin + 12 + int.from_bytes(png[begin : begin + 4], "big")
+        name, data = png[begin + 4 : begin + 8], png[begin + 8 : end - 4]
+        if name == b"tEXt" and data.startswith(_KEYWORD):
+            return _object(data.removeprefix(_KEYWORD))
+        begin = end
+    raise ValueError("this PNG has no recipe: it has no text chunk `parameters`")
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        match json.loads(text):
+            case dict(recipe):
+                return recipe
+    except ValueError:
+        pass
+    raise ValueError("this PNG has no recipe: its text chunk `parameters` is no JSON object")
