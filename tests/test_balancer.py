@@ -39,6 +39,8 @@ def fleet(behind: tuple[Balancer, list[Replica]]) -> Iterator[list[Replica]]:
     balancer, replicas = behind
     yield replicas
     for replica in replicas:
+        if replica.server.process.poll() is not None:  # what a test that failed leaves is not the next one's
+            replica.start_again()
         wait_until_idle(replica.server)
     balancer.wait_until(up=REPLICAS)
 
@@ -129,14 +131,12 @@ def test_a_draining_replica_finishes_what_it_has_and_gets_nothing_new(balancer: 
             wait_until_running(replica.server)
         drained = fleet[0].server
         drained.terminate()
-        balancer.wait_until(up=REPLICAS - 1, nolb=1)
-        before = drained.metric("stepwise_requests_total", endpoint="/sample", code="503")
-        assert [post(balancer, {"seed": i}).status_code for i in range(10)] == [200] * 10
-        assert drained.metric("stepwise_requests_total", endpoint="/sample", code="503") == before
-        assert drained.metric("stepwise_rows_running") > 0
+        balancer.wait_until(up=REPLICAS - 1)
+        assert [post(balancer, {"seed": i, "num_inference_steps": 1}).status_code for i in range(10)] == [200] * 10
         assert [answer.result().status_code for answer in long] == [200] * REPLICAS
     assert drained.wait() == 0
     done = drained.wait_for_line(lambda line: line.get("path") == "/sample" and line.get("duration_ms", 0) > 0)
+    assert not [line for line in drained.lines if line.get("path") == "/sample" and line.get("status") == 503]
     assert done["status"] == 200
     revive(balancer, fleet[0])
 
