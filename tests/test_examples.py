@@ -1,0 +1,102 @@
+"""The documents' examples, run as they stand: each block of sh, python and js, in order, on a real server.
+
+A document's blocks share a folder, so that one may use what another has made. `sh emoji` and `js emoji` ask the emoji.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.servers import PATIENCE, ROOT, ServerProcess, needs, serving
+
+pytestmark = [pytest.mark.slow, needs("curl"), needs("node")]
+
+DOCUMENTS = ["README.md", "docs/quick-start.md", "docs/api.md", "docs/cli.md", "docs/client.md"]
+_BLOCK = re.compile(r"^```(sh|python|js)( emoji)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost):8000")
+
+
+class Block(NamedTuple):
+    language: str
+    weights: str
+    code: str
+
+
+def blocks(document: str) -> list[Block]:
+    return [
+        Block(language, weights.strip() or "digits", code)
+        for language, weights, code in _BLOCK.findall((ROOT / document).read_text())
+    ]
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[dict[str, str]]:
+    """Of a server of each of the weights that examples ask."""
+    with serving(WEIGHTS="digits") as digits, serving(WEIGHTS="emoji") as emoji:
+        yield {"digits": address(digits), "emoji": address(emoji)}
+
+
+def address(server: ServerProcess) -> str:
+    return "{}:{}".format(*server.address)
+
+
+def run(block: Block, folder: Path, home: Path, server: str) -> None:
+    code = _ADDRESS.sub(server, block.code).replace(".venv/bin/", "")
+    match block.language:
+        case "sh":
+            command = ["bash", "-eu", "-o", "pipefail", "-c", code]
+        case "python":
+            command = [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", code]
+        case _:
+            command = ["node", "--input-type=module", "--eval", code]
+    mine = {"HOME": str(home), "CURL_HOME": str(home), "STEPWISE_URL": f"http://{server}", "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **mine, "PATH": paths},
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, f"{code}\n{done.stdout.decode(errors='replace')}\n{done.stderr.decode()}"
+
+
+def check(path: Path) -> None:
+    """What an example has made is what its name says."""
+    match path.suffix:
+        case ".png":
+            with Image.open(path) as image:
+                image.load()
+        case ".npy":
+            assert np.isfinite(np.load(path)).all()
+        case ".zip":
+            with zipfile.ZipFile(path) as archive:
+                assert archive.testzip() is None
+                assert archive.namelist()
+        case suffix:
+            assert not suffix, f"{path.name}: nobody knows what it should be"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_examples_do_what_they_say(
+    document: str, addresses: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, home = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("home")
+    (home / ".curlrc").write_text("fail-with-body\n")  # else curl is content with any answer
+    found = blocks(document)
+    assert found
+    for block in found:
+        run(block, folder, home, addresses[block.weights])
+    made = [path for path in folder.rglob("*") if path.is_file()]
+    assert made
+    for path in made:
+        check(path)
