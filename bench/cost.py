@@ -21,7 +21,7 @@ from bench.architectures import CIFAR10, SMALL, write
 from bench.bare import openvino_loop, torch_loop
 from bench.load import alone
 from bench.servers import ROOT, Server, running
-from service.__main__ import BOX
+from service.build import BOX
 
 IMAGES = (1, 2, 4, 8, 16, 32, 64)
 STEPS = (1, 2, 5, 10, 20, 50, 100)

@@ -32,7 +32,7 @@ from model.runner import SlotRunner
 from model.samplers import Column, sample_table
 from model.schedule import Schedule
 from model.unet2d import UNet2D, UNet2DConfig
-from service.__main__ import BOX
+from service.build import BOX
 
 WARM_UP = 5  # rounds that are not counted
 STEPS = 50  # of an image

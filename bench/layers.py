@@ -31,7 +31,7 @@ from model.description import ModelDescription
 from model.rows import Forward, Row
 from model.runner import SlotRunner
 from model.samplers import sample_table
-from service.__main__ import BOX, probe_row
+from service.build import BOX, probe_row
 from service.config import available_cores
 from service.engine import Engine
 from service.metrics import Metrics

@@ -13,7 +13,7 @@ import httpx
 
 from bench.load import PATIENCE
 from bench.servers import Server, running
-from service.__main__ import BOX
+from service.build import BOX
 
 LOOKS = 10
 MEDIA = ("image/png", "application/zip", "application/json")

@@ -25,7 +25,7 @@ from bench.bare import BareLoop, openvino_loop
 from bench.load import PATIENCE, Arrival, Fields, alone, arrivals, at_their_times
 from bench.servers import ROOT, Server, running
 from bench.serving import machine
-from service.__main__ import BOX
+from service.build import BOX
 from service.costs import Costs
 from service.jobs import Job
 from service.scheduler import Scheduler

@@ -28,7 +28,7 @@ from bench.load import Load, Outcome, alone, at_once, percentile, poisson
 from bench.peers.schedulers_server import Batches, OneAtATime
 from bench.servers import ROOT, Server, Start, running
 from bench.simulated import simulated
-from service.__main__ import BOX
+from service.build import BOX
 from service.config import available_cores
 from service.scheduler import Scheduler
 

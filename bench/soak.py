@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.load import PATIENCE
 from bench.memory import resident_mb
 from bench.servers import Server, running
-from service.__main__ import BOX
+from service.build import BOX
 
 PARTS = 5
 CLIENTS_A_MINUTE = 400

@@ -1,4 +1,4 @@
-"""python -m service: settings → weights → runner → engine → app → uvicorn."""
+"""python -m service: what build.py made → app → uvicorn. Settings come from the environment alone."""
 
 import argparse
 import logging
@@ -9,41 +9,24 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-import torch
 import uvicorn
 
 import service
-from model.backends.choose import choose, choose_first_stage
-from model.backends.network import denoiser
-from model.checkpoints import native
-from model.checkpoints.errors import CheckpointError
-from model.checkpoints.load import convert, load
-from model.description import ModelDescription
-from model.noise import first_draw
-from model.rows import Row
-from model.runner import SlotRunner
-from model.samplers import denoise_table
 from service import config, logs
 from service.app import create_app
-from service.config import Settings, SettingsError
+from service.build import START_ERRORS, StartError, build
+from service.config import Settings
 from service.connections import Connection
 from service.engine import Engine
-from service.metrics import Metrics
-from service.places import Places
-from service.served import Served, fingerprint_parts
+from service.served import Served
 
 log = logging.getLogger("service")
 
-BOX = Path(__file__).parent.parent / "weights"  # the weights in the box
 CLIENT_PATIENCE_S = 60.0  # a client that takes in nothing for so long has left
-
-
-class StartError(Exception):
-    """The program cannot start. The message is one line for the operator."""
 
 
 class Server(uvicorn.Server):
@@ -77,50 +60,48 @@ class Server(uvicorn.Server):
 
 
 def main() -> None:
+    _read_arguments()
+    try:
+        serve()
+    except START_ERRORS as error:
+        sys.exit(f"stepwise: {error}")
+
+
+def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
+    """Serve as the environment says, until a signal ends the process with exit code 0.
+
+    Args:
+        when_ready: is called with the server's URL, on a thread of its own, once requests are served.
+
+    Raises:
+        START_ERRORS: for what cannot be served.
+    """
     began = time.monotonic()
-    arguments = _arguments()
-    if "target" in arguments:
-        _convert(arguments.source, arguments.target)
-        return
     logs.configure()
     for early in (signal.SIGINT, signal.SIGTERM):  # before the server takes them, and after
         signal.signal(early, _leave)
-    try:
-        settings = config.read()
-        refuse_workers()
-        for name in config.unknown():
-            log.warning("%s is set, and is no setting", name)
-        listener = listen(settings)
+    settings = config.read()
+    refuse_workers()
+    for name in config.unknown():
+        log.warning("%s is set, and is no setting", name)
+    with listen(settings) as listener:
         engine, served, metrics = build(settings)
-    except (SettingsError, StartError, CheckpointError) as error:
-        sys.exit(f"stepwise: {error}")
-    uvicorn_config = uvicorn.Config(
-        create_app(engine, served, settings, metrics),
-        http=Connection,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        workers=1,  # else uvicorn reads WEB_CONCURRENCY
-        root_path=settings.root_path.rstrip("/"),
-        timeout_keep_alive=75,
-        proxy_headers=settings.forwarded_allow_ips is not None,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
-    )
-    host, port = listener.getsockname()[:2]
-    threading.Thread(target=_announce, args=(engine, served, host, port, began), daemon=True).start()
-    Server(uvicorn_config, engine, settings.drain_timeout).run(sockets=[listener])
+        uvicorn_config = uvicorn.Config(
+            create_app(engine, served, settings, metrics),
+            http=Connection,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            workers=1,  # else uvicorn reads WEB_CONCURRENCY
+            root_path=settings.root_path.rstrip("/"),
+            timeout_keep_alive=75,
+            proxy_headers=settings.forwarded_allow_ips is not None,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+        )
+        url = _url(*listener.getsockname()[:2])
+        threading.Thread(target=_announce, args=(engine, served, url, began, when_ready), daemon=True).start()
+        Server(uvicorn_config, engine, settings.drain_timeout).run(sockets=[listener])
     _leave()
-
-
-def _convert(source: str, target: Path) -> None:
-    try:
-        settings = config.read()
-        converted = convert(find_weights(source), target, settings.allow_pickle).description
-    except (SettingsError, StartError, CheckpointError, OSError) as error:
-        sys.exit(f"stepwise: {error}")
-    shape = "x".join(map(str, converted.image_shape[1:]))
-    print(f"{target}: {converted.name}, {converted.num_parameters:,} parameters, draws images of {shape}")
-    print(f"serve it with STEPWISE_WEIGHTS={target}")
 
 
 def _leave(*_: object) -> NoReturn:
@@ -136,86 +117,6 @@ def refuse_workers() -> None:
     """
     if os.environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
         raise StartError(f"WEB_CONCURRENCY={os.environ['WEB_CONCURRENCY']}: {_ONE_PROCESS}")
-
-
-def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
-    """Load the weights and put the engine together.
-
-    Raises:
-        StartError, CheckpointError: for what cannot be served.
-    """
-    device = choose_device(settings.device)
-    threads = settings.threads or config.available_cores()
-    torch.set_num_threads(threads)
-    checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
-    model = checkpoint.description
-    if model.image_shape[0] not in (1, 3):
-        raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
-
-    how = device, settings.precision, threads
-    backend = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
-    first_stage = None
-    if checkpoint.autoencoder is not None:
-        first_stage = choose_first_stage(checkpoint.autoencoder, model, *how, settings.cache_dir)
-    no_label = 0 if model.no_label is None else model.no_label  # 0 where the network has no classes, or only those
-    runner = SlotRunner(backend, model.sample_shape, no_label, slots=backend.widths[-1])
-
-    computing = backend.fingerprint if first_stage is None else {**backend.fingerprint, **first_stage.fingerprint}
-    served = Served(
-        model=model,
-        device=str(device),
-        fingerprint_parts=fingerprint_parts(model, computing, torch.__version__),
-        reproducible=backend.reproducible and (first_stage is None or first_stage.reproducible),
-        first_draw=first_draw,
-        preview=None if first_stage is None else first_stage.preview,
-    )
-    metrics = Metrics()
-    places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))
-    engine = Engine(runner, probe_row(model), places, metrics, first_stage=first_stage)
-    metrics.watch(engine, served)
-    return engine, served, metrics
-
-
-def probe_row(model: ModelDescription) -> Row:
-    """A row of few steps that shows that the model works."""
-    t = model.schedule.num_train_timesteps // 2
-    return Row(denoise_table(model.schedule, "ddim", t, min(2, max(1, t))), seed=0)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a DEVICE setting.
-
-    Raises:
-        StartError: for a CUDA device that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if count == 0:
-        raise StartError(f"STEPWISE_DEVICE={name}: this machine, or this build of torch, has no CUDA device")
-    index = int(name.partition(":")[2] or 0)
-    if index >= count:
-        raise StartError(f"STEPWISE_DEVICE={name}: the CUDA devices are cuda:0 to cuda:{count - 1}")
-    return torch.device("cuda", index)
-
-
-def find_weights(name: str) -> Path:
-    """The path of a WEIGHTS setting: a name in the box, or that of a folder or a file.
-
-    Raises:
-        StartError: where there is none.
-    """
-    in_the_box = sorted(path.parent.name for path in BOX.glob(f"*/{native.WEIGHTS}"))
-    if name in in_the_box:
-        return BOX / name
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    raise StartError(
-        f"STEPWISE_WEIGHTS={name} is neither a file nor a folder; in the box: {', '.join(in_the_box) or 'nothing'}"
-    )
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -238,18 +139,16 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _announce(engine: Engine, served: Served, host: str, port: int, began: float) -> None:
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _announce(engine: Engine, served: Served, url: str, began: float, when_ready: Callable[[str], None]) -> None:
     engine.wait_loaded()
     if engine.status == "ready":
-        shown = f"[{host}]" if ":" in host else host
-        log.info(
-            "ready at http://%s:%d, serving %s on %s, %.1f s after the start",
-            shown,
-            port,
-            served.model.name,
-            served.device,
-            time.monotonic() - began,
-        )
+        took = time.monotonic() - began
+        log.info("ready at %s, serving %s on %s, %.1f s after the start", url, served.model.name, served.device, took)
+        when_ready(url)
 
 
 _ONE_PROCESS = (
@@ -258,32 +157,23 @@ _ONE_PROCESS = (
 )
 
 
-def _arguments() -> argparse.Namespace:
-    """Read the command line: `convert` with its two arguments, or nothing at all, which serves."""
-    if sys.argv[1:2] == ["convert"]:
-        converter = argparse.ArgumentParser(
-            prog="python -m service convert",
-            description="Write a checkpoint as native weights, config.json and model.safetensors. They load alone, are "
-            "safe to open and draw the same bytes. Pickles are opened only with STEPWISE_ALLOW_PICKLE=1.",
-        )
-        converter.add_argument("source", metavar="SOURCE", help="a folder or a file, as STEPWISE_WEIGHTS")
-        converter.add_argument("target", metavar="TARGET", type=Path, help="the folder to write, new or empty")
-        return converter.parse_args(sys.argv[2:])
+def _read_arguments() -> None:
+    """Answer --help and --version; there are no other arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m service",
-        usage="python -m service [-h] [--version]\n       python -m service convert SOURCE TARGET",
-        description="Serve a diffusion U-Net over HTTP, or convert a checkpoint to native weights. "
-        "Settings come from the environment.",
+        description="Serve a diffusion U-Net over HTTP. Settings come from the environment alone; "
+        "`stepwise serve` has options for the commonest, and `stepwise --help` more commands.",
         epilog=f"settings, and their defaults:\n{config.usage()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"stepwise {service.__version__}")
-    arguments, unknown = parser.parse_known_args()
+    _, unknown = parser.parse_known_args()
+    if unknown[:1] == ["convert"]:
+        parser.error("`stepwise convert SOURCE TARGET` converts weights")
     if any(argument.startswith("--workers") for argument in unknown):
         parser.error(_ONE_PROCESS)
     if unknown:
         parser.error(f"unknown argument {unknown[0]}: settings come from the environment, see --help")
-    return arguments
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import httpx
 import numpy as np
 
 import service
-from service.__main__ import BOX
+from service.build import BOX
 from tests.servers import ROOT, Reachable, read_parameters, read_png
 
 UID = 10001
@@ -363,6 +363,7 @@ def check_service(root: Path, config: Mapping[str, Any], work: Path) -> None:
         container.wait_ready()
         png = draw(container)
         show(png)
+        require("<title>Stepwise" in container.client.get("/").text, "there is no playground")
         require(uids(pid) == {UID}, f"it runs as {uids(pid)}")
         check_read_only(pid)
         require(any(Path(f"/proc/{pid}/root/cache").iterdir()), "nothing is in the cache")

@@ -15,8 +15,9 @@ import uvicorn
 
 from model.description import Recommended
 from model.rows import FirstStage, Image
-from service.__main__ import Server, build, listen
+from service.__main__ import Server, listen
 from service.app import create_app
+from service.build import build
 from service.config import Settings
 from service.connections import Connection
 from service.engine import Engine

@@ -27,8 +27,8 @@ from model.backends.openvino import computes_bfloat16
 from model.backends.padded import PaddedBackend
 from model.noise import first_draw
 from model.runner import SlotRunner
-from service.__main__ import probe_row
 from service.app import create_app
+from service.build import probe_row
 from service.config import Settings
 from service.engine import Engine
 from service.metrics import Metrics

@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 import service
-from service.__main__ import StartError, build, listen, main, refuse_workers
+from service.__main__ import listen, main, refuse_workers
+from service.build import StartError, build
 from service.config import Settings
 from tests.local import FakeServer, serving_fake
 from tests.servers import (
@@ -398,7 +399,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-@pytest.mark.parametrize(("arguments", "named"), [(["--workers", "2"], "one process"), (["--port=80"], "environment")])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--workers", "2"], "one process"),
+        (["--port=80"], "environment"),
+        (["convert", "a", "b"], "`stepwise convert SOURCE TARGET`"),
+    ],
+)
 def test_there_are_no_other_arguments(run: Callable[..., Ended], arguments: list[str], named: str) -> None:
     ended = run(*arguments)
     assert ended.returncode == 2

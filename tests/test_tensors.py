@@ -95,7 +95,7 @@ def test_memory_is_really_limited() -> None:
 
 PICKLE = (
     "is a pickle, which can run code when it is opened: set STEPWISE_ALLOW_PICKLE=1 if you trust it, "
-    "best for `python -m service convert` alone"
+    "best for `stepwise convert` alone"
 )
 NO_ARCHIVE = "is no file of torch.save in its format since torch 1.6; save it again, as safetensors"
 PACKED = "is packed, which torch.save never does, and would grow when it is opened"

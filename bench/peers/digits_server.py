@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from model.checkpoints.load import load
-from service.__main__ import BOX
+from service.build import BOX
 
 checkpoint = load(BOX / "digits")
 description = checkpoint.description

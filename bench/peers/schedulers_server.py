@@ -10,7 +10,7 @@ that are done leave it.
 import os
 from functools import partial
 
-import service.__main__ as stepwise
+from service import __main__, build
 from service.engine import Engine
 from service.jobs import Batch
 from service.scheduler import Scheduler, fill
@@ -35,5 +35,5 @@ class Batches(Scheduler):
 
 if __name__ == "__main__":
     chosen = {"one": OneAtATime, "batches": Batches}[os.environ["SCHEDULER"]]
-    setattr(stepwise, "Engine", partial(Engine, scheduler=chosen))  # noqa: B010
-    stepwise.main()
+    setattr(build, "Engine", partial(Engine, scheduler=chosen))  # noqa: B010
+    __main__.main()

@@ -125,7 +125,7 @@ def _open(path: Path, root: Path, allow_pickle: bool) -> _TensorFile:
         raise CheckpointError(
             path,
             "is a pickle, which can run code when it is opened: set STEPWISE_ALLOW_PICKLE=1 if you trust it, "
-            "best for `python -m service convert` alone",
+            "best for `stepwise convert` alone",
         )
     return _PickleFile(path)
 

@@ -1,0 +1,111 @@
+"""Settings → weights → runner → engine: what serves is put together here, and torch is known nowhere else."""
+
+from pathlib import Path
+
+import torch
+
+from model.backends.choose import choose, choose_first_stage
+from model.backends.network import denoiser
+from model.checkpoints import native
+from model.checkpoints.errors import CheckpointError
+from model.checkpoints.load import load
+from model.description import ModelDescription
+from model.noise import first_draw
+from model.rows import Row
+from model.runner import SlotRunner
+from model.samplers import denoise_table
+from service import config
+from service.config import Settings, SettingsError
+from service.engine import Engine
+from service.metrics import Metrics
+from service.places import Places
+from service.served import Served, fingerprint_parts
+
+BOX = Path(__file__).parent.parent / "weights"  # the weights in the box
+
+
+class StartError(Exception):
+    """The program cannot start. The message is one line for the operator."""
+
+
+START_ERRORS = (SettingsError, StartError, CheckpointError)  # each message is one line for the operator
+
+
+def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
+    """Load the weights and put the engine together.
+
+    Raises:
+        StartError, CheckpointError: for what cannot be served.
+    """
+    device = choose_device(settings.device)
+    threads = settings.threads or config.available_cores()
+    torch.set_num_threads(threads)
+    checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
+    model = checkpoint.description
+    if model.image_shape[0] not in (1, 3):
+        raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
+
+    how = device, settings.precision, threads
+    backend = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
+    first_stage = None
+    if checkpoint.autoencoder is not None:
+        first_stage = choose_first_stage(checkpoint.autoencoder, model, *how, settings.cache_dir)
+    no_label = 0 if model.no_label is None else model.no_label  # 0 where the network has no classes, or only those
+    runner = SlotRunner(backend, model.sample_shape, no_label, slots=backend.widths[-1])
+
+    computing = backend.fingerprint if first_stage is None else {**backend.fingerprint, **first_stage.fingerprint}
+    served = Served(
+        model=model,
+        device=str(device),
+        fingerprint_parts=fingerprint_parts(model, computing, torch.__version__),
+        reproducible=backend.reproducible and (first_stage is None or first_stage.reproducible),
+        first_draw=first_draw,
+        preview=None if first_stage is None else first_stage.preview,
+    )
+    metrics = Metrics()
+    places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))
+    engine = Engine(runner, probe_row(model), places, metrics, first_stage=first_stage)
+    metrics.watch(engine, served)
+    return engine, served, metrics
+
+
+def probe_row(model: ModelDescription) -> Row:
+    """A row of few steps that shows that the model works."""
+    t = model.schedule.num_train_timesteps // 2
+    return Row(denoise_table(model.schedule, "ddim", t, min(2, max(1, t))), seed=0)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a DEVICE setting.
+
+    Raises:
+        StartError: for a CUDA device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise StartError(f"STEPWISE_DEVICE={name}: this machine, or this build of torch, has no CUDA device")
+    index = int(name.partition(":")[2] or 0)
+    if index >= count:
+        raise StartError(f"STEPWISE_DEVICE={name}: the CUDA devices are cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", index)
+
+
+def find_weights(name: str) -> Path:
+    """The path of a WEIGHTS setting: a name in the box, or that of a folder or a file.
+
+    Raises:
+        StartError: where there is none.
+    """
+    in_the_box = sorted(path.parent.name for path in BOX.glob(f"*/{native.WEIGHTS}"))
+    if name in in_the_box:
+        return BOX / name
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    raise StartError(
+        f"STEPWISE_WEIGHTS={name} is neither a file nor a folder; in the box: {', '.join(in_the_box) or 'nothing'}"
+    )

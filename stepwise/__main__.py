@@ -1,0 +1,5 @@
+"""python -m stepwise: the command line."""
+
+from stepwise.cli import main
+
+main()

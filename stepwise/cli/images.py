@@ -1,0 +1,195 @@
+"""stepwise denoise and stepwise noise: a file in, a file out."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from stepwise import DEFAULT_URL, AsyncClient, Noisy, NoisyArray
+from stepwise.cli import options, progress
+from stepwise.cli.connect import Server, run
+from stepwise.cli.exits import Unusable
+from stepwise.cli.output import Output, refuse_json_beside
+
+VALUE_RANGE = 4.0  # of noisy PNGs: noise seldom goes beyond four times its standard deviation
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_NPY_MAGIC = b"\x93NUMPY"
+_PLACE_OF_DEPTH = 24  # of a PNG's byte that says how many bits a value has
+
+File = Annotated[str, typer.Argument(metavar="IMAGE", help="A .png or an .npy; - is standard input.")]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="PATH",
+        help="A .png; an .npy, which is exact; a folder; - is standard output. Default: a name like that of the image, "
+        "in the current folder; or standard output, where the image comes from standard input.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+
+
+def denoise(
+    image: File,
+    timestep: options.Timestep,
+    steps: options.Steps = None,
+    class_label: options.Label = None,
+    guidance_scale: options.Guidance = None,
+    sampler: options.Sampler = None,
+    eta: options.Eta = None,
+    seed: options.Seed = None,
+    scaling: options.Scaling = "variance_preserving",
+    value_range: options.ReadRange = None,
+    wanted: Annotated[
+        Literal["x0", "model_output", "previous"],
+        typer.Option(
+            "--output",
+            help="The clean image; or as .npy what the network predicts, or x after the first step.",
+            rich_help_panel=options.DRAWING,
+        ),
+    ] = "x0",
+    out: Out = None,
+    force: options.Force = False,
+    timeout: options.Timeout = None,
+    url: options.Url = DEFAULT_URL,
+    patience: options.Patience = options.PATIENCE_S,
+    local: options.Local = False,
+    weights: options.Weights = None,
+) -> None:
+    """Denoise an image that is as noisy as a timestep says.
+
+    One step, the default, is the model's estimate from one evaluation; more walk down to a clean image.
+    """
+    target = Output.of(out, force, piped=image == "-")
+    target.check_kind(".png", ".npy")
+    suffix = target.suffix or (".png" if wanted == "x0" else ".npy")
+    if wanted != "x0" and suffix != ".npy":
+        raise Unusable(f"--output {wanted} is no image: it goes to an .npy, and not to {target.path}")
+    content = read(image)
+
+    async def work(client: AsyncClient) -> bytes:
+        if suffix == ".npy":
+            array = await client.denoise_array(
+                content,
+                timestep,
+                output=wanted,
+                num_inference_steps=steps,
+                class_label=class_label,
+                guidance_scale=guidance_scale,
+                sampler=sampler,
+                eta=eta,
+                seed=seed,
+                scaling=scaling,
+                value_range=range_of(content, value_range),
+                timeout_s=timeout,
+            )
+            return _npy(array)
+        events = client.stream_denoise(
+            content,
+            timestep,
+            num_inference_steps=steps,
+            class_label=class_label,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            eta=eta,
+            seed=seed,
+            scaling=scaling,
+            value_range=range_of(content, value_range),
+            timeout_s=timeout,
+        )
+        [clean], _ = await progress.drawn(events)
+        return clean.png
+
+    answer = run(Server(url, patience, local, weights), work)
+    for path in target.write({f"{_stem(image)}-{'clean' if wanted == 'x0' else wanted}{suffix}": answer}):
+        print(path)
+
+
+def noise(
+    image: File,
+    timestep: options.Timestep,
+    seed: options.Seed = None,
+    scaling: options.Scaling = "variance_preserving",
+    value_range: Annotated[
+        float,
+        typer.Option(
+            help="Of the noisy PNG, of 16 bits: its values stand for −r … r, and what is beyond is clipped.",
+            rich_help_panel=options.DRAWING,
+        ),
+    ] = VALUE_RANGE,
+    out: Out = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    patience: options.Patience = options.PATIENCE_S,
+    local: options.Local = False,
+    weights: options.Weights = None,
+) -> None:
+    """Add noise to a clean image, as much as a timestep says."""
+    target = Output.of(out, force, piped=image == "-")
+    target.check_kind(".png", ".npy")
+    refuse_json_beside(target, as_json)
+    if seed is None:
+        target.check_new()
+    content = read(image)
+    suffix = target.suffix or (".npy" if content.startswith(_NPY_MAGIC) else ".png")
+
+    async def work(client: AsyncClient) -> Noisy | NoisyArray:
+        if suffix == ".npy":
+            return await client.noise_array(content, timestep, scaling=scaling, seed=seed)
+        return await client.noise(content, timestep, scaling=scaling, seed=seed, value_range=value_range)
+
+    noisy = run(Server(url, patience, local, weights), work)
+    clipped = noisy.clipped if isinstance(noisy, Noisy) else 0.0
+    answer = noisy.png if isinstance(noisy, Noisy) else _npy(noisy.array)
+    paths = target.write({f"{_stem(image)}-noisy{suffix}": answer})
+    if clipped:
+        hint = "a larger --value-range keeps them, and an .npy keeps all"
+        print(
+            f"stepwise: {clipped:.2%} of the values are beyond ±{value_range:g} and were clipped: {hint}",
+            file=sys.stderr,
+        )
+    if as_json:
+        print(json.dumps({"file": str(paths[0]), "seed": noisy.seed, "clipped": clipped}))
+    else:
+        for path in paths:
+            print(path)
+
+
+def read(image: str) -> bytes:
+    """A file's bytes, or standard input's.
+
+    Raises:
+        Unusable: where it cannot be read.
+    """
+    if image == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise Unusable(f"{image}: cannot be read: {error.strerror or error}") from None
+
+
+def range_of(content: bytes, given: float | None) -> float | None:
+    """The `value_range` that an image is read with: of PNGs that which is given, or the one for its kind."""
+    if not content.startswith(_PNG_MAGIC):
+        return None
+    if given is not None:
+        return given
+    return VALUE_RANGE if content[_PLACE_OF_DEPTH : _PLACE_OF_DEPTH + 1] == b"\x10" else 1.0
+
+
+def _stem(image: str) -> str:
+    return "image" if image == "-" else Path(image).stem
+
+
+def _npy(array: NDArray[np.float32]) -> bytes:
+    np.save(file := io.BytesIO(), array, allow_pickle=False)
+    return file.getvalue()

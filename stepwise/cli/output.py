@@ -1,0 +1,130 @@
+"""Where results go: files of a folder, a ZIP, one file, or standard output. Nothing is lost on the way there."""
+
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepwise.cli.exits import Unusable
+
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same bytes at any time, as the server's
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and under which names.
+
+    Attributes:
+        path: of a folder, or of one file; None for standard output.
+        is_folder: each result is a file of it.
+        force: files with other bytes may be written over.
+    """
+
+    path: Path | None
+    is_folder: bool
+    force: bool
+
+    @classmethod
+    def of(cls, option: str | None, force: bool, piped: bool = False) -> "Output":
+        """What -o says; without it, the current folder, or standard output where the input is `piped` too.
+
+        Raises:
+            Unusable: where bytes would go to a terminal.
+        """
+        if option == "-" or (option is None and piped):
+            if sys.stdout.isatty():
+                raise Unusable("-o - would write an image to this terminal: name a file, or pipe the output on")
+            return cls(None, False, force)
+        path = Path(option or ".")
+        return cls(path, path.is_dir() or (option or ".").endswith("/"), force)
+
+    @property
+    def suffix(self) -> str | None:
+        """Of the one file, in lower case, with its dot; None where there is none to look at."""
+        return None if self.path is None or self.is_folder else self.path.suffix.lower()
+
+    def check_kind(self, *suffixes: str) -> None:
+        """Refuse the name of a file of another kind.
+
+        Raises:
+            Unusable: naming the kinds.
+        """
+        if self.suffix is not None and self.suffix not in suffixes:
+            kinds = " or ".join(suffixes)
+            raise Unusable(f"-o {self.path}: a file must end in {kinds}, a folder in /, and - is standard output")
+
+    def check_new(self) -> None:
+        """Refuse a file that is there, before anything is drawn that could not be the same.
+
+        Raises:
+            Unusable: naming it.
+        """
+        if self.suffix is not None and self.path is not None and self.path.exists() and not self.force:
+            raise Unusable(_in_the_way(self.path))
+
+    def write(self, files: Mapping[str, bytes]) -> list[Path]:
+        """Write results by their names, or the only one where there is just one place; the paths written.
+
+        All are written, or none: a file with other bytes is found first.
+
+        Raises:
+            Unusable: for a file that is there, and for what cannot be written.
+        """
+        if self.path is None:
+            [content] = files.values()
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+            return []
+        if self.is_folder:
+            targets = {self.path / name: content for name, content in files.items()}
+        elif self.suffix == ".zip":
+            targets = {self.path: _archive(files)}
+        else:
+            [content] = files.values()
+            targets = {self.path: content}
+        try:
+            if not self.force:
+                for path, content in targets.items():
+                    if path.exists() and path.read_bytes() != content:
+                        raise Unusable(_in_the_way(path))
+            for path, content in targets.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write_whole(path, content)
+        except OSError as error:
+            raise Unusable(f"{error.filename}: cannot be written: {error.strerror or error}") from None
+        return list(targets)
+
+
+def refuse_json_beside(output: Output, as_json: bool) -> None:
+    """Refuse two things on standard output.
+
+    Raises:
+        Unusable: saying how to have both.
+    """
+    if as_json and output.path is None:
+        raise Unusable("--json and the image cannot both go to standard output: name a file with -o")
+
+
+def _in_the_way(path: Path) -> str:
+    return f"{path} is there, and is another image: --force writes over it"
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """So that a file is there whole, or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _archive(files: Mapping[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), content)
+    return file.getvalue()

@@ -1,0 +1,81 @@
+"""What a person sees while they wait: on standard error, and only where that is a terminal."""
+
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from stepwise import Done, Event, Image, ImageDone, Queued, StepwiseError
+from stepwise import Progress as Taken
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say what is waited for, until it is over."""
+    with _bar() as bar:
+        bar.add_task(what, total=None, more="")
+        yield
+
+
+async def drawn(events: AsyncGenerator[Event, None]) -> tuple[list[Image], Done]:
+    """Show how a request goes; its images, in their order, and its end."""
+    images: dict[int, Image] = {}
+    async with aclosing(events):  # which ends the server's work where this one's ends early
+        with _bar() as bar:
+            task = bar.add_task("waiting for the server", total=None, more="")
+            async for event in events:
+                match event:
+                    case Queued(position, eta_s):
+                        what = f"in line, {position} before" if position else "drawing"
+                        bar.update(task, description=what, more=f"{duration(eta_s)} left")
+                    case Taken(step, steps, eta_s):
+                        more = f"step {step} of {steps}, {duration(eta_s)} left"
+                        bar.update(task, description="drawing", completed=step, total=steps, more=more)
+                    case ImageDone(index, image):
+                        images[index] = image
+                    case Done():
+                        return [images[index] for index in sorted(images)], event
+    raise StepwiseError("the server's events ended without the last")
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator["Count"]:
+    """Show how many of so many are done."""
+    with _bar() as bar:
+        yield Count(bar, what, total)
+
+
+class Count:
+    """How many of so many are done."""
+
+    def __init__(self, bar: Progress, what: str, total: int) -> None:
+        self._bar = bar
+        self._total = total
+        self._done = 0
+        self._task = bar.add_task(what, total=total, more=f"0 of {total}")
+
+    def one_more(self) -> None:
+        self._done += 1
+        self._bar.update(self._task, completed=self._done, more=f"{self._done} of {self._total}")
+
+
+def duration(seconds: float) -> str:
+    """For a person: 0.8 s, 12 s, 3 min 5 s."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _bar() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[more]}"),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )

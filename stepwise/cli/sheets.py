@@ -1,0 +1,41 @@
+"""Contact sheets, byte for byte as the server makes them of the same images."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from service.images import contact_sheet, encode_png
+from stepwise import read_recipe
+
+
+def sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
+    """A PNG of all images of a request, with one recipe for all.
+
+    Args:
+        pngs: as they were answered.
+        parameters: of the whole request, its defaults filled in.
+    """
+    if len(pngs) == 1:
+        return pngs[0]
+    recipes = [read_recipe(png) for png in pngs]
+    shared = {name: recipes[0][name] for name in ("sampler", "num_inference_steps", "eta", "model", "fingerprint")}
+    recipe = {
+        **shared,
+        "num_images": len(pngs),
+        "seed": recipes[0]["seed"],
+        "class_label": [recipe["class_label"] for recipe in recipes],
+        "guidance_scale": parameters["guidance_scale"],
+    }
+    return encode_png(contact_sheet([_values(png) for png in pngs]), recipe)
+
+
+def _values(png: bytes) -> NDArray[np.float32]:
+    """[C, H, W], −1 … 1, of which the same 8 bits are made again."""
+    with PIL.Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        pixels = np.asarray(image, np.float32)
+    values = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return values.transpose(2, 0, 1) / np.float32(127.5) - 1

@@ -1,0 +1,216 @@
+"""stepwise verify: draw images again by their recipes, and compare."""
+
+import asyncio
+import io
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+import PIL.Image
+import typer
+
+from stepwise import DEFAULT_URL, AsyncClient, Info, Invalid, StepwiseError, read_recipe
+from stepwise.cli import options, progress
+from stepwise.cli.connect import Server, run
+from stepwise.cli.exits import DIFFERENT, Unusable, code_of
+from stepwise.cli.images import range_of, read
+
+AT_ONCE = 8  # files; a server draws them together
+
+_DRAWN_BY = ("model", "fingerprint")
+_SETTINGS = ("seed", "sampler", "num_inference_steps", "eta", "class_label", "guidance_scale")
+_OF_DENOISE = ("timestep", "scaling")
+
+
+def verify(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="PNGs; - is standard input.")],
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="The noisy image, of which stepwise denoise made FILE.", show_default=False),
+    ] = None,
+    value_range: options.ReadRange = None,
+    as_json: options.Json = False,
+    url: options.Url = DEFAULT_URL,
+    patience: options.Patience = options.PATIENCE_S,
+    local: options.Local = False,
+    weights: options.Weights = None,
+) -> None:
+    """Draw PNGs again by the recipes in them, and say whether the bytes are the same.
+
+    Ends with 0 where all are, with 1 where one differs, with more where one could not be compared.
+    """
+    noisy = None if image is None else read(image)
+
+    async def work(client: AsyncClient) -> list[Verdict | Failure]:
+        info = await client.info()
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def one(file: str) -> Verdict | Failure:
+            try:
+                async with turns:
+                    again = Again(client, info, noisy, value_range)
+                    return await again.compare(file, read(file))
+            except (Unusable, StepwiseError) as error:
+                return Failure(file, str(error), code_of(error))
+            finally:
+                count.one_more()
+
+        with progress.counting("drawing again", len(files)) as count:
+            return list(await asyncio.gather(*map(one, files)))
+
+    found = run(Server(url, patience, local, weights), work)
+    if as_json:
+        print(json.dumps([one.document() for one in found]))
+    for one in found:
+        if isinstance(one, Failure):
+            print(f"stepwise: {one}", file=sys.stderr)
+        elif not as_json:
+            print(one)
+    failures = [one.code for one in found if isinstance(one, Failure)]
+    differ = any(isinstance(one, Verdict) and not one.same for one in found)
+    raise typer.Exit(max(failures) if failures else DIFFERENT if differ else 0)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How far two images are from each other: values that differ, of how many, and by how much at most, of 255."""
+
+    differing: int
+    values: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of comparing a file: nothing differs, or what does."""
+
+    file: str
+    recipe: Mapping[str, Any]
+    differs: list[str] = field(default_factory=list)
+    pixels: Pixels | None = None
+
+    @property
+    def same(self) -> bool:
+        return not self.differs
+
+    def __str__(self) -> str:
+        return f"{self.file}: {'the same bytes' if self.same else 'different: ' + '; '.join(self.differs)}"
+
+    def document(self) -> dict[str, Any]:
+        return {"file": self.file, "same": self.same, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a file could not be compared, and the exit code for that."""
+
+    file: str
+    error: str
+    code: int
+
+    def __str__(self) -> str:
+        return self.error if self.error.startswith(self.file) else f"{self.file}: {self.error}"
+
+    def document(self) -> dict[str, Any]:
+        return {"file": self.file, "error": self.error}
+
+
+@dataclass(frozen=True)
+class Again:
+    """What draws images again.
+
+    Attributes:
+        info: of the server.
+        noisy: the image that was denoised, where one was given.
+        value_range: which it is read with; None for the one of its kind.
+    """
+
+    client: AsyncClient
+    info: Info
+    noisy: bytes | None
+    value_range: float | None
+
+    async def compare(self, file: str, png: bytes) -> Verdict:
+        """Draw a file again.
+
+        Raises:
+            Unusable: for a file without a recipe, and for one of a noisy image that was not given.
+            StepwiseError: where it could not be drawn.
+        """
+        try:
+            recipe = read_recipe(png)
+        except ValueError as error:
+            raise Unusable(f"{file}: {error}") from None
+        differs = self._drawn_by_others(recipe)
+        if recipe.get("model") != self.info["model"]["name"]:
+            return Verdict(file, recipe, differs)
+        try:
+            drawn = await self._draw(recipe)
+        except KeyError as error:
+            raise Unusable(f"{file}: its recipe does not say {error.args[0]}") from None
+        except Invalid as error:
+            if not differs:
+                raise
+            return Verdict(file, recipe, [*differs, f"which refuses the recipe: {error}"])
+        if drawn == png:
+            return Verdict(file, recipe)
+        again = read_recipe(drawn)
+        for name in sorted({*recipe, *again} - set(_DRAWN_BY)):
+            if recipe.get(name) != again.get(name):
+                differs.append(_difference(name, recipe.get(name), again.get(name)))
+        pixels, words = compare_pixels(file, png, drawn)
+        return Verdict(file, recipe, [*differs, words], pixels)
+
+    def _drawn_by_others(self, recipe: Mapping[str, Any]) -> list[str]:
+        here = {"model": self.info["model"]["name"], "fingerprint": self.info["fingerprint"]}
+        return [
+            f"it is of {name} {recipe.get(name)}, and here is {here[name]}"
+            for name in _DRAWN_BY
+            if recipe.get(name) != here[name]
+        ]
+
+    async def _draw(self, recipe: Mapping[str, Any]) -> bytes:
+        settings = {name: recipe[name] for name in _SETTINGS}
+        if "image_sha256" in recipe:
+            if self.noisy is None:
+                raise Unusable("it was denoised: give the noisy image with --image")
+            timestep, scaling = (recipe[name] for name in _OF_DENOISE)
+            read_as = range_of(self.noisy, self.value_range)
+            drawn = await self.client.denoise(self.noisy, timestep, scaling=scaling, value_range=read_as, **settings)
+            return drawn.images[0].png
+        if "num_images" in recipe:
+            from stepwise.cli.sheets import sheet
+
+            drawn = await self.client.sample(num_images=recipe["num_images"], **settings)
+            return sheet([image.png for image in drawn.images], drawn.parameters)
+        return (await self.client.sample(**settings)).images[0].png
+
+
+def compare_pixels(file: str, png: bytes, drawn: bytes) -> tuple[Pixels | None, str]:
+    """How the pixels of two PNGs differ, in numbers where they have the same size, and in words."""
+    one, other = _pixels(file, png), _pixels(file, drawn)
+    if one.shape != other.shape:
+        return None, f"it has the shape {list(one.shape)}, and drawn again {list(other.shape)}"
+    difference = np.abs(one - other)
+    pixels = Pixels(int(np.count_nonzero(difference)), difference.size, int(difference.max()))
+    if pixels.differing == 0:
+        return pixels, "the pixels are the same"
+    share = f"{pixels.differing} of {pixels.values} values of its pixels differ"
+    return pixels, f"{share}, by at most {pixels.most} of 255"
+
+
+def _pixels(file: str, png: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    try:
+        with PIL.Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            return np.asarray(image, np.int64)
+    except (OSError, SyntaxError, ValueError):
+        raise Unusable(f"{file}: its pixels cannot be read") from None
+
+
+def _difference(name: str, one: object, other: object) -> str:
+    if name == "image_sha256":
+        return "it was made of another noisy image than this, or of the same with another --value-range"
+    return f"its {name} is {json.dumps(one)}, and drawn again {json.dumps(other)}"

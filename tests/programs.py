@@ -1,0 +1,91 @@
+"""The program `stepwise`, as a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tests.servers import PATIENCE, ROOT, Reachable, environment
+
+Ended = subprocess.CompletedProcess[bytes]
+
+COMMAND = [sys.executable, "-W", "error", "-m", "stepwise"]
+
+
+def surroundings(server: Reachable | None, **more: str) -> dict[str, str]:
+    """The environment: settings of tests, and the server's address, where there is one."""
+    url = {} if server is None else {"STEPWISE_URL": server.url}
+    return environment() | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | url | more
+
+
+def stepwise(server: Reachable | None, folder: Path, *arguments: str, stdin: bytes = b"", **more: str) -> Ended:
+    """Run it to its end in a folder."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=surroundings(server, **more),
+        input=stdin,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def done(ended: Ended) -> str:
+    """What it has printed, where all went well and there was nothing else to say."""
+    assert ended.stderr == b"", ended.stderr.decode()
+    assert ended.returncode == 0
+    return ended.stdout.decode()
+
+
+def refused(ended: Ended, code: int) -> str:
+    """The one line of an error."""
+    assert ended.returncode == code, ended
+    assert ended.stdout == b""
+    [line] = ended.stderr.decode().splitlines()
+    assert line.startswith("stepwise: ")
+    return line.removeprefix("stepwise: ")
+
+
+@contextmanager
+def running(
+    server: Reachable | None,
+    folder: Path,
+    *arguments: str,
+    stdin: int | IO[Any] | None = subprocess.DEVNULL,
+    stdout: int | IO[Any] = subprocess.PIPE,
+    stderr: int | IO[Any] = subprocess.PIPE,
+    **more: str,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """It runs; at the end it is over, or killed."""
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=surroundings(server, **more),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+    )
+    with process:
+        try:
+            yield process
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
+
+
+def read_terminal(terminal: int) -> str:
+    """All that is written to a pseudo-terminal, until nobody has it open for writing."""
+    pieces = []
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:  # Linux says so in the place of an end
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+    return b"".join(pieces).decode()
