@@ -39,6 +39,7 @@ RUN cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include test bin/tes
     && { python3 -I -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv || true; }
 # The code comes last: a change of it then installs nothing again. Readable for all, whatever the umask was.
 COPY LICENSE ./
+COPY stepwise stepwise
 COPY service service
 COPY model model
 COPY weights weights
@@ -72,6 +73,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 RUN cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include test bin/test_* bin/*Test bin/protoc* \
     && { python3 -I -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv || true; }
 COPY LICENSE ./
+COPY stepwise stepwise
 COPY service service
 COPY model model
 COPY weights weights

@@ -22,6 +22,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 # What the images need, and what they must not see.
 NEEDED = (
     "service/__main__.py",
+    "service/playground/index.html",
+    "stepwise/cli/verify.py",
     "model/runner.py",
     "weights/digits/model.safetensors",
     "requirements/cuda.lock",
@@ -218,9 +220,9 @@ def test_what_is_copied_is_there_and_is_sent() -> None:
     assert [path for path in UNNEEDED if is_sent(path)] == []
 
 
-def test_every_module_of_the_service_is_sent() -> None:
+def test_every_module_is_sent() -> None:
     """And so is every weight of the box."""
-    modules = [path for folder in ("service", "model") for path in (ROOT / folder).rglob("*.py")]
+    modules = [path for folder in ("stepwise", "service", "model") for path in (ROOT / folder).rglob("*.py")]
     weights = [path for name in ("config.json", "model.safetensors") for path in ROOT.glob(f"weights/*/{name}")]
     assert modules
     assert weights
