@@ -20,6 +20,7 @@ from service.generation import Generation
 from service.metrics import Metrics
 from service.middleware import CLIENT_LEFT, ApiKeys, BodyLimit, RequestLog, path_of
 from service.operations import Operations
+from service.page import Playground
 from service.served import Served
 
 _DESCRIPTION = """Draws and denoises images with a diffusion U-Net.
@@ -33,9 +34,11 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         watch = asyncio.create_task(_watch(engine))
-        yield
-        watch.cancel()
-        await asyncio.to_thread(engine.close)
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await asyncio.to_thread(engine.close)
 
     app = FastAPIOffline(
         title="Stepwise",
@@ -46,9 +49,11 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
         swagger_ui_parameters={"validatorUrl": None},  # the default asks another host
     )
     methods: dict[str, set[str]] = {}  # of each path
+    playground = Playground()
     routers = (
         Generation(engine, served, settings, metrics).router(),
         Operations(engine, served, settings, metrics).router(),
+        playground.router(),
     )
     for router in routers:
         app.include_router(router)
@@ -63,7 +68,8 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, max_body=int(settings.max_body))
     if settings.api_keys:
-        open_paths = {"/health", "/health/live", "/health/ready"} | ({"/metrics"} if settings.public_metrics else set())
+        open_paths = {"/health", "/health/live", "/health/ready", *playground.paths}
+        open_paths |= {"/metrics"} if settings.public_metrics else set()
         app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_keys], open_paths=open_paths)
     if settings.cors_origins:
         app.add_middleware(
@@ -73,7 +79,9 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
             allow_headers=["*"],
             expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Clipped", "X-Request-ID", "X-Seed"],
         )
-    app.add_middleware(RequestLog, metrics=metrics, endpoints=methods.keys())
+    # The files of the playground are not worth a label each: they are `other`, as what is nowhere is.
+    endpoints = [path for path in methods if not path.startswith("/playground/")]
+    app.add_middleware(RequestLog, metrics=metrics, endpoints=endpoints)
     return app
 
 

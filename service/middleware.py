@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _LINGER_S = 5.0  # for a client that sends on after a 413
 BODY_PATIENCE_S = 60.0  # for all of a body
-# Nothing that is answered here is a page that loads anything, or that belongs into a frame; but for /docs.
+# Nothing here belongs into a frame, and nothing is a page that loads anything, but the playground and /docs.
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -32,6 +32,11 @@ _POLICY_OF_DOCS = (
     b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     b"connect-src 'self'; frame-ancestors 'none'"
 )
+_POLICY_OF_PLAYGROUND = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_POLICIES = {"/": _POLICY_OF_PLAYGROUND, "/docs": _POLICY_OF_DOCS}
 
 CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only logs and metrics see it
 
@@ -66,7 +71,7 @@ class RequestLog:
                 code, answered = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
-                policy = _POLICY_OF_DOCS if path_of(scope) == "/docs" else _POLICY
+                policy = _POLICIES.get(path_of(scope), _POLICY)
                 headers.raw.extend([*_SECURITY, (b"content-security-policy", policy)])
             await send(message)
 

@@ -5,7 +5,7 @@ import logging
 from dataclasses import asdict, dataclass
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 
 import service
 from model.samplers import SAMPLERS
@@ -39,7 +39,6 @@ class Operations:
             ("/health", self.ready, openapi.HEALTH),
             ("/metrics", self.read_metrics, openapi.METRICS),
             ("/info", self.info, openapi.INFO),
-            ("/", self.root, {"include_in_schema": False}),
         ):
             router.add_api_route(path, endpoint, methods=["GET"], **documentation)
             router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
@@ -73,9 +72,6 @@ class Operations:
     async def read_metrics(self) -> Response:
         """Prometheus text."""
         return Response(self.metrics.exposition(), media_type=CONTENT_TYPE)
-
-    async def root(self) -> Response:
-        return RedirectResponse("docs")
 
     async def info(self) -> Response:
         """The model, what computes it, and what a request may ask for."""

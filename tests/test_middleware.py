@@ -15,7 +15,7 @@ def security(server: Reachable, path: str) -> dict[str, str]:
 
 
 def test_no_answer_is_a_page_that_loads_or_is_framed(server: Reachable) -> None:
-    for path in ("/sample?seed=1", "/sample?seed=one", "/info", "/health/ready", "/metrics", "/nowhere", "/"):
+    for path in ("/sample?seed=1", "/sample?seed=one", "/info", "/health/ready", "/metrics", "/nowhere"):
         assert security(server, path) == {
             "content-security-policy": LOCKED,
             "x-content-type-options": "nosniff",
@@ -31,6 +31,17 @@ def test_the_documentation_may_load_what_it_needs_from_here_alone(server: Reacha
     assert sources["script-src"].startswith("'self'")
     assert sources["frame-ancestors"] == "'none'"
     assert "http" not in policy
+
+
+def test_the_playground_may_load_and_ask_from_here_alone(server: Reachable) -> None:
+    assert security(server, "/") == {
+        "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+        "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "x-frame-options": "DENY",
+    }
+    assert security(server, "/playground/main.js")["content-security-policy"] == LOCKED
 
 
 @pytest.mark.parametrize("public", [False, True])

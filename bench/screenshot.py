@@ -1,0 +1,68 @@
+"""The picture of the playground in the README: the real server on the digits in the box, in a real browser.
+
+    python -m bench.screenshot docs/playground.png
+
+Draws one of each class. A second picture, docs/playground-phone.png, is of a phone in the dark, where a seven is noised
+and denoised. Needs Chromium.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+
+from bench.servers import running
+
+SEED = 7
+PATIENCE_MS = 120_000
+DESK: ViewportSize = {"width": 1280, "height": 760}
+PHONE: ViewportSize = {"width": 390, "height": 800}
+DIGITS = "digits", "service", {"STEPWISE_WEIGHTS": "digits"}
+
+
+def draw(page: Page) -> None:
+    """One of each class, with its seed beside it."""
+    page.locator("#view-draw").get_by_label("Seed", exact=True).fill(str(SEED))
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.locator("#view-draw .progress")).to_have_attribute("data-state", "done")
+    page.mouse.move(0, 0)
+
+
+def denoise(page: Page) -> None:
+    """A seven that was drawn."""
+    page.locator("#gallery").get_by_role("button", name=f"7, seed {SEED + 7}: details").click()
+    page.get_by_role("dialog").get_by_role("button", name="Denoise").click()
+    expect(page.locator("#view-denoise .progress")).to_have_attribute("data-state", "done")
+
+
+def take(browser: Browser, url: str, desk: Path) -> None:
+    """Write both pictures."""
+    page = browser.new_page(viewport=DESK, color_scheme="light", reduced_motion="reduce")
+    page.goto(url)
+    draw(page)
+    page.screenshot(path=desk)
+    page = browser.new_page(viewport=PHONE, color_scheme="dark", reduced_motion="reduce")
+    page.goto(url)
+    draw(page)
+    denoise(page)
+    page.screenshot(path=desk.with_stem(f"{desk.stem}-phone"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("desk", metavar="FILE", type=Path, help="of the larger picture")
+    arguments = parser.parse_args()
+    expect.set_options(timeout=PATIENCE_MS)
+    with (
+        running(DIGITS) as [server],
+        server.awake(),
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        take(browser, server.url, arguments.desk)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

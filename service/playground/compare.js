@@ -1,0 +1,173 @@
+/** One seed under several samplers and numbers of steps, next to each other. */
+
+import { isAbort } from "./api.js";
+import { complain, h, numberOf, seedField, severalField, textField } from "./controls.js";
+import { watch } from "./events.js";
+import { classField, guidanceField, labelOf } from "./form.js";
+import { explained, images, isLatent, randomSeed, samplerName, seconds, steps } from "./model.js";
+import { inline, picture } from "./picture.js";
+import { progressOf } from "./progress.js";
+
+const MOST = 48; // images
+const AT_ONCE = 4; // of a browser's six connections to a server
+
+/**
+ * @param {HTMLElement} view
+ * @param {import("./model.js").Info} info
+ * @param {ReturnType<import("./gallery.js").makeGallery>} gallery
+ */
+export function compareView(view, info, gallery) {
+  const form = view.querySelector("form");
+  const stage = view.querySelector(".stage");
+  const sheet = stage.querySelector(".sheet");
+  const progress = progressOf(stage);
+  const label = info.num_classes === null ? null : classField(info);
+  const seed = seedField({});
+  const guidance = label && guidanceField(info);
+  const samplers = severalField({
+    name: "sampler", label: "Samplers", value: info.samplers.join(","), options: info.samplers.map((name) => [name, samplerName(name)]),
+  });
+  const counts = stepCounts(info);
+  const fields = [label, seed, samplers, counts, guidance].filter(Boolean);
+  const submit = h("button", { className: "button", type: "submit" }, "Compare");
+  form.append(...fields.map(({ root }) => root), submit);
+  const follow = () => guidance?.disable(labelOf(label.value) === null);
+  let isBusy = false;
+
+  /** What is asked for: rows and columns, or an error that says what is wrong. */
+  function read() {
+    const rows = samplers.value.split(",").filter(Boolean);
+    const columns = [...new Set(counts.value.split(/[\s,;]+/).filter(Boolean))].map(numberOf);
+    const wrong = (name, msg) => Object.assign(new Error(), { fields: [{ loc: [name], msg }] });
+    if (rows.length === 0) throw wrong("sampler", "must be chosen");
+    if (columns.length === 0) throw wrong("num_inference_steps", "must be one number or more, as in 4, 15");
+    if (rows.length * columns.length > MOST) {
+      throw wrong("num_inference_steps", `make ${rows.length * columns.length} images, and may make ${MOST} at most`);
+    }
+    const common = {
+      seed: seed.value === "" ? randomSeed() : numberOf(seed.value),
+      class_label: label ? labelOf(label.value) : undefined,
+      guidance_scale: guidance && labelOf(label.value) !== null ? numberOf(guidance.value) : undefined,
+    };
+    return { rows, columns, common };
+  }
+
+  async function compare() {
+    if (isBusy) return;
+    complain(fields);
+    const signal = progress.begin("Asking");
+    isBusy = true;
+    submit.setAttribute("aria-disabled", "true");
+    try {
+      const { rows, columns, common } = read();
+      const cells = table(sheet, info, rows, columns, common.seed);
+      await fill(cells, common, signal);
+    } catch (error) {
+      progress.fail(error);
+      complain(fields, error);
+    } finally {
+      isBusy = false;
+      submit.setAttribute("aria-disabled", "false");
+    }
+  }
+
+  async function fill(cells, common, signal) {
+    const left = [...cells];
+    let [come, failed] = [0, 0];
+    const tell = (done) => {
+      progress.part(done, cells.length, `${done} of ${images(cells.length)}${isLatent(info) ? ", rough previews" : ""}`);
+    };
+    const work = async () => {
+      for (let cell = left.shift(); cell; cell = left.shift()) {
+        try {
+          await drawInto(cell, common, signal, gallery);
+          come += 1;
+        } catch (error) {
+          if (isAbort(error)) throw error;
+          cell.fail(explained(error));
+          failed += 1;
+        }
+        tell(come + failed);
+      }
+    };
+    tell(0);
+    await Promise.all(Array.from({ length: AT_ONCE }, work));
+    progress.end(`${images(come)} of seed ${common.seed}${failed ? `; ${failed} could not be drawn` : ""}`);
+  }
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    compare();
+  });
+  form.addEventListener("input", follow);
+  follow();
+  empty(sheet, "One seed, the same noise: what do samplers and steps make of it?");
+}
+
+function stepCounts(info) {
+  const common = { name: "num_inference_steps", label: "Steps" };
+  const only = info.num_inference_steps;
+  if (only) return severalField({ ...common, options: only.map((count) => [String(count), String(count)]), value: only.join(",") });
+  const best = info.recommended.num_inference_steps;
+  const value = [...new Set([best / 4, best / 2, best, 2 * best].map((count) => Math.max(1, Math.round(count))))];
+  return textField({ ...common, value: value.filter((count) => count <= info.num_train_timesteps).join(", "), hint: "Several, with commas" });
+}
+
+function empty(sheet, text) {
+  sheet.replaceChildren(h("p", { className: "empty" }, text));
+}
+
+/** A table with a row for each sampler and a column for each number of steps. */
+function table(sheet, info, rows, columns, seed) {
+  const cells = [];
+  const head = h("tr", {}, h("td", {}), ...columns.map((count) => h("th", { scope: "col" }, steps(count))));
+  const body = rows.map((sampler) => {
+    const made = columns.map((count) => {
+      const cell = cellOf(info, sampler, count);
+      cells.push(cell);
+      return h("td", {}, cell.root);
+    });
+    return h("tr", {}, h("th", { scope: "row" }, samplerName(sampler)), ...made);
+  });
+  const caption = h("caption", { className: "unseen" }, `Seed ${seed}`);
+  sheet.replaceChildren(h("table", {}, caption, h("thead", {}, head), h("tbody", {}, ...body)));
+  sheet.style.setProperty("--columns", String(columns.length));
+  sheet.style.setProperty("--ratio", String(info.image_shape[2] / info.image_shape[1]));
+  return cells;
+}
+
+function cellOf(info, sampler, count) {
+  const shown = picture(info, "span");
+  const button = h("button", { type: "button", className: "tile", disabled: true, "aria-label": "Noise" }, shown.root);
+  const words = h("p", { className: "words" }, "\u00a0");
+  return {
+    sampler,
+    count,
+    root: h("div", { className: "cell" }, button, words),
+    preview: (base64) => shown.show(inline(base64), ""),
+    image(item, open) {
+      shown.show(item.url, item.alt);
+      button.disabled = false;
+      button.setAttribute("aria-label", `${item.alt}, ${samplerName(sampler)}, ${steps(count)}: details`);
+      button.addEventListener("click", open);
+    },
+    say: (text) => (words.textContent = text),
+    fail(text) {
+      words.textContent = text;
+      words.classList.add("complaint");
+    },
+  };
+}
+
+async function drawInto(cell, common, signal, gallery) {
+  const request = { ...common, sampler: cell.sampler, num_inference_steps: cell.count, preview_every: 1 };
+  const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request), signal };
+  for await (const { name, data } of watch("sample", init)) {
+    if (name === "preview") cell.preview(data.b64_json);
+    if (name === "image") {
+      const item = gallery.add(data.b64_json);
+      cell.image(item, () => gallery.open(item));
+    }
+    if (name === "done") cell.say(seconds(data.timings.denoise_s));
+  }
+}

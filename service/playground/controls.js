@@ -1,0 +1,171 @@
+/** Form controls, each with its label and its complaint. */
+
+import { MAX_SEED, fieldSentence, randomSeed } from "./model.js";
+
+/**
+ * @typedef {object} Field
+ * @property {string} name of the API's field
+ * @property {HTMLElement} root
+ * @property {string} value
+ * @property {(disabled: boolean) => void} disable
+ */
+
+const MAX_CHIPS = 12;
+let made = 0;
+
+/**
+ * An element with properties, attributes (those with a dash, and role) and children.
+ * @param {string} tag
+ * @param {Record<string, any>} properties
+ * @param {...(Node|string)} children
+ * @returns {any}
+ */
+export function h(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-") || name === "role") element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children);
+  return element;
+}
+
+/** A number, by slider or by keys. The slider may end before the number's range does. */
+export function numberField({ name, label, min, max, step = 1, value, slider = max }) {
+  const id = `field-${made++}`;
+  const range = h("input", { type: "range", id, min, max: slider, step, value });
+  const number = h("input", { type: "number", min, max, step, value, "aria-label": `${label}, as a number` });
+  range.addEventListener("input", () => (number.value = range.value));
+  number.addEventListener("input", () => (range.value = number.value));
+  return field(name, h("label", { htmlFor: id }, label), h("div", { className: "pair" }, range, number), [range, number], {
+    kind: "row",
+    get: () => number.value,
+    set: (text) => (number.value = range.value = text),
+  });
+}
+
+/** One of a few, in a list. */
+export function selectField({ name, label, options, value }) {
+  const id = `field-${made++}`;
+  const select = h("select", { id }, ...options.map(([key, text]) => h("option", { value: key }, text)));
+  select.value = value;
+  return field(name, h("label", { htmlFor: id }, label), select, [select], {
+    kind: "row",
+    get: () => select.value,
+    set: (key) => (select.value = key),
+  });
+}
+
+/** One of several: side by side where they are few. */
+export function choiceField({ name, label, options, value }) {
+  if (options.length > MAX_CHIPS + 2) return selectField({ name, label, options, value });
+  const group = `group-${made++}`;
+  const [set, inputs] = chips("radio", group, label, options);
+  const choose = (key) => inputs.forEach((input) => (input.checked = input.value === key));
+  choose(value);
+  return field(name, null, set, inputs, {
+    get: () => inputs.find((input) => input.checked)?.value ?? "",
+    set: choose,
+  });
+}
+
+/** Any of several. The value is those chosen, separated by commas. */
+export function severalField({ name, label, options, value }) {
+  const [set, inputs] = chips("checkbox", `group-${made++}`, label, options);
+  const choose = (keys) => inputs.forEach((input) => (input.checked = keys.split(",").includes(input.value)));
+  choose(value);
+  return field(name, null, set, inputs, {
+    get: () => inputs.filter((input) => input.checked).map((input) => input.value).join(","),
+    set: choose,
+  });
+}
+
+function chips(type, group, label, options) {
+  const inputs = options.map(([key]) => h("input", { type, name: group, value: key }));
+  const labels = options.map(([, text], i) => h("label", { className: "chip" }, inputs[i], h("span", {}, text)));
+  return [h("fieldset", {}, h("legend", {}, label), h("div", { className: "chips" }, ...labels)), inputs];
+}
+
+/** Text. */
+export function textField({ name, label, value, placeholder = "", hint = "" }) {
+  const id = `field-${made++}`;
+  const input = h("input", { type: "text", id, value, placeholder, inputMode: "numeric", autocomplete: "off" });
+  const whole = field(name, h("label", { htmlFor: id }, label), input, [input], {
+    get: () => input.value.trim(),
+    set: (text) => (input.value = text),
+  });
+  if (hint) whole.root.append(h("p", { className: "hint" }, hint));
+  return whole;
+}
+
+/** A seed: a number, or nothing for another each time. */
+export function seedField({ name = "seed", label = "Seed", value = "" }) {
+  const id = `field-${made++}`;
+  const input = h("input", {
+    type: "text", id, value, placeholder: "another each time", inputMode: "numeric", autocomplete: "off", maxLength: String(MAX_SEED).length,
+  });
+  const roll = h("button", { type: "button", className: "button quiet", title: "Take a random seed" }, "Roll");
+  const both = h("div", { className: "pair" }, input, roll);
+  roll.addEventListener("click", () => {
+    input.value = String(randomSeed());
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+  return field(name, h("label", { htmlFor: id }, label), both, [input], {
+    get: () => input.value.trim(),
+    set: (text) => (input.value = text),
+  });
+}
+
+/** @param {""|"row"} kind row: the label is beside the control */
+function field(name, label, control, inputs, { get, set, kind = "", ...more }) {
+  const complaint = h("p", { className: "complaint", id: `field-${made++}`, hidden: true });
+  const root = h("div", { className: `field ${kind}`, "data-field": name }, ...(label ? [label] : []), control, complaint);
+  return {
+    name,
+    root,
+    get value() {
+      return get();
+    },
+    set value(text) {
+      set(String(text));
+    },
+    disable(disabled) {
+      root.classList.toggle("off", disabled);
+      for (const input of inputs) input.disabled = disabled;
+    },
+    /** @param {string} sentence "" where there is nothing to complain of */
+    complain(sentence) {
+      complaint.textContent = sentence;
+      complaint.hidden = !sentence;
+      for (const input of inputs) {
+        if (sentence) input.setAttribute("aria-describedby", complaint.id);
+        else input.removeAttribute("aria-describedby");
+        input.setAttribute("aria-invalid", String(Boolean(sentence)));
+      }
+    },
+    focus: () => inputs[0].focus(),
+    ...more,
+  };
+}
+
+/** A number as the API wants it, nothing where there is none, and the text where it is no number: the server says why. */
+export function numberOf(text) {
+  if (text === "") return undefined;
+  return Number.isFinite(Number(text)) ? Number(text) : text;
+}
+
+/**
+ * Say beside each field what is wrong with it, and forget what was said before.
+ * @param {Field[]} fields
+ * @param {{fields?: {loc: (string|number)[], msg: string}[]}} [error]
+ */
+export function complain(fields, error) {
+  for (const field of fields) field.complain("");
+  const wrong = (error?.fields ?? []).flatMap((one) => {
+    const field = fields.find(({ name }) => name === one.loc[0]);
+    field?.complain(fieldSentence(one));
+    return field ? [field] : [];
+  });
+  wrong[0]?.focus();
+}

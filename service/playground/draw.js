@@ -1,0 +1,119 @@
+/** Drawing: the settings, and the stage on which noise becomes images. */
+
+import { h } from "./controls.js";
+import { watch } from "./events.js";
+import { settingsForm } from "./form.js";
+import { images, isPixelArt, seconds } from "./model.js";
+import { inline, layout, picture } from "./picture.js";
+import { progressOf } from "./progress.js";
+
+const GAP = 10; // pixels, as in the style sheet
+const SHARE_OF_HEIGHT = 0.7; // of the window, for the stage
+
+/**
+ * @param {HTMLElement} view
+ * @param {import("./model.js").Info} info
+ * @param {ReturnType<import("./gallery.js").makeGallery>} gallery
+ */
+export function drawView(view, info, gallery) {
+  const stage = view.querySelector(".stage");
+  const list = stage.querySelector(".tiles");
+  const form = view.querySelector("form");
+  const settings = settingsForm(form, info);
+  const progress = progressOf(stage);
+  const [, height, width] = info.image_shape;
+  let tiles = [];
+  let isBusy = false;
+  let isFresh = true; // nothing was drawn yet
+
+  function place() {
+    const room = { width: stage.clientWidth, height: innerHeight * SHARE_OF_HEIGHT, gap: GAP };
+    const fit = layout(tiles.length, width / height, room, isPixelArt(info) ? width : 1);
+    list.style.setProperty("--columns", String(fit.columns));
+    list.style.setProperty("--width", `${fit.width}px`);
+    list.style.setProperty("--ratio", String(width / height));
+  }
+
+  function set(count) {
+    if (count !== tiles.length || !isFresh) {
+      tiles = Array.from({ length: count }, () => {
+        const shown = picture(info, "span");
+        const button = h("button", { type: "button", className: "tile", disabled: true, "aria-label": "Noise" }, shown.root);
+        return { ...shown, button, item: h("li", {}, button) };
+      });
+      list.replaceChildren(...tiles.map(({ item }) => item));
+    }
+    place();
+  }
+
+  async function draw() {
+    if (isBusy) return;
+    isBusy = true;
+    const request = settings.read();
+    settings.complain();
+    settings.busy(true);
+    const signal = progress.begin("Asking");
+    try {
+      await follow(request, signal);
+    } catch (error) {
+      progress.fail(error);
+      settings.complain(error);
+      for (const tile of tiles) if (tile.button.disabled) tile.blank();
+    } finally {
+      isBusy = false;
+      settings.busy(false);
+    }
+  }
+
+  async function follow(request, signal) {
+    const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request), signal };
+    let come = 0;
+    for await (const event of watch("sample", init)) {
+      const { name, data } = event;
+      progress.tell(event);
+      if (name === "queued") {
+        isFresh = false;
+        set(request.num_images);
+        come = 0;
+        reveal();
+      } else if (name === "preview") {
+        tiles[data.index].show(inline(data.b64_json), "");
+      } else if (name === "image") {
+        const item = gallery.add(data.b64_json);
+        const tile = tiles[data.index];
+        tile.show(item.url, item.alt);
+        tile.button.disabled = false;
+        tile.button.setAttribute("aria-label", `${item.alt}: details`);
+        tile.button.addEventListener("click", () => gallery.open(item));
+        come += 1;
+      } else if (name === "done") {
+        const { denoise_s, decode_s = 0 } = data.timings;
+        progress.end(`${images(come)} in ${seconds(denoise_s + decode_s)}`);
+      }
+    }
+  }
+
+  /** On a narrow screen the stage is below the settings. */
+  function reveal() {
+    if (stage.getBoundingClientRect().top > innerHeight / 2) stage.scrollIntoView();
+  }
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    draw();
+  });
+  form.addEventListener("input", () => isFresh && set(settings.count()));
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && isBusy && !view.hidden) stage.querySelector(".cancel").click();
+  });
+  new ResizeObserver(place).observe(stage);
+  set(settings.count());
+
+  return {
+    /** Draw what a recipe says. @param {import("./png.js").Recipe} recipe */
+    again(recipe) {
+      settings.fill(recipe);
+      return draw();
+    },
+  };
+}

@@ -1,0 +1,72 @@
+/** text/event-stream over fetch, which unlike EventSource can POST and send a key. */
+
+import { Problem, send } from "./api.js";
+
+/** The stream ended before its last event. */
+class Broken extends Error {
+  constructor() {
+    super("The connection broke twice before the images were here.");
+  }
+}
+
+/**
+ * Ask for events, and once more where the stream breaks.
+ * @param {string} path
+ * @param {RequestInit & {signal: AbortSignal}} init whose images have a seed, so that they are the same the second time
+ * @yields {{name: string, data: any}} events as docs/api.md has them, and `again` where it is asked once more
+ * @throws {Error} what `send` throws; Problem also for the event `error`
+ */
+export async function* watch(path, init) {
+  for (let tries = 1; ; tries++) {
+    const response = await send(path, { ...init, headers: { ...init.headers, Accept: "text/event-stream" } });
+    try {
+      yield* told(response, init.signal);
+      return;
+    } catch (error) {
+      if (!(error instanceof Broken) || tries === 2) throw error;
+      yield { name: "again", data: {} };
+    }
+  }
+}
+
+/** All events of a response, to `done`. */
+async function* told(response, signal) {
+  for await (const event of parsed(chunks(response, signal))) {
+    if (event.name === "error") throw new Problem(event.data);
+    yield event;
+    if (event.name === "done") return;
+  }
+  throw new Broken();
+}
+
+/** The text of a response, as it comes. */
+async function* chunks(response, signal) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      yield value;
+    }
+  } catch (error) {
+    throw signal.aborted ? new DOMException("cancelled", "AbortError") : new Broken();
+  }
+}
+
+/** Events of text. Comments are left out, and so is what is cut short. */
+async function* parsed(texts) {
+  let rest = "";
+  for await (const text of texts) {
+    const blocks = (rest + text).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const fields = Object.fromEntries(block.split("\n").map(field));
+      if (fields.data !== undefined) yield { name: fields.event, data: JSON.parse(fields.data) };
+    }
+  }
+}
+
+function field(line) {
+  const colon = line.indexOf(":");
+  return [line.slice(0, colon), line.slice(colon + 1).trimStart()];
+}

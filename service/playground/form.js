@@ -1,0 +1,121 @@
+/** The settings of a drawing. */
+
+import { choiceField, complain, h, numberField, numberOf, seedField, selectField } from "./controls.js";
+import { ETA, GUIDANCE, classNames, randomSeed, samplerName, takesEta } from "./model.js";
+
+export const ANY = "any";
+const EACH = "each";
+const SLIDER_STEPS = 100; // more than that is typed
+const FEW_CLASSES = 16; // so few are drawn all at once unless told otherwise
+const PREVIEWS = [["1", "every step"], ["2", "every 2 steps"], ["5", "every 5 steps"], ["10", "every 10 steps"], ["0", "none"]];
+
+/** The samplers of a model. @param {import("./model.js").Info} info */
+export function samplerField(info) {
+  const options = info.samplers.map((name) => [name, samplerName(name)]);
+  return selectField({ name: "sampler", label: "Sampler", options, value: info.recommended.sampler });
+}
+
+/** The numbers of steps of a model. @param {import("./model.js").Info} info */
+function stepsField(info) {
+  const common = { name: "num_inference_steps", label: "Steps", value: String(info.recommended.num_inference_steps) };
+  const only = info.num_inference_steps;
+  if (only) return choiceField({ ...common, options: only.map((count) => [String(count), String(count)]) });
+  const max = info.num_train_timesteps;
+  return numberField({ ...common, min: 1, max, slider: Math.min(max, SLIDER_STEPS) });
+}
+
+/** Classifier-free guidance. @param {import("./model.js").Info} info */
+export function guidanceField(info) {
+  const value = info.recommended.guidance_scale;
+  return numberField({ name: "guidance_scale", label: "Guidance", ...GUIDANCE, step: 0.1, slider: 8, value });
+}
+
+/** The classes of a model; none of them is one choice, and one of each another. @param {import("./model.js").Info} info */
+export function classField(info, withEach = false) {
+  const options = [[ANY, "Any"], ...classNames(info).map((name, label) => [String(label), name])];
+  const each = withEach && info.num_classes <= info.limits.max_images;
+  if (each) options.splice(1, 0, [EACH, "One of each"]);
+  const value = each && info.num_classes <= FEW_CLASSES ? EACH : ANY;
+  return choiceField({ name: "class_label", label: "Class", options, value });
+}
+
+/** The label that a choice of class stands for. @param {string} value */
+export const labelOf = (value) => (value === ANY ? null : Number(value));
+
+/**
+ * @param {HTMLFormElement} form
+ * @param {import("./model.js").Info} info
+ */
+export function settingsForm(form, info) {
+  const hasClasses = info.num_classes !== null;
+  const label = hasClasses ? classField(info, true) : null;
+  const count = numberField({
+    name: "num_images", label: "Images", min: 1, max: info.limits.max_images, slider: Math.min(info.limits.max_images, 64), value: 1,
+  });
+  const seed = seedField({});
+  const sampler = samplerField(info);
+  const steps = stepsField(info);
+  const guidance = hasClasses ? guidanceField(info) : null;
+  const eta = info.samplers.some(takesEta) ? numberField({ name: "eta", label: "Eta", ...ETA, step: 0.05, value: 0 }) : null;
+  const preview = selectField({ name: "preview_every", label: "Previews", options: PREVIEWS, value: "1" });
+  const fields = [label, count, seed, sampler, steps, guidance, eta, preview].filter(Boolean);
+  const submit = h("button", { className: "button", type: "submit" }, "Draw");
+  const more = h("details", { open: matchMedia("(min-width: 60rem)").matches }, h("summary", {}, "How it is drawn"),
+    ...[sampler, steps, guidance, eta, preview].filter(Boolean).map(({ root }) => root));
+  form.append(...[label, count, seed].filter(Boolean).map(({ root }) => root), more, submit);
+
+  function follow() {
+    count.disable(label?.value === EACH);
+    guidance?.disable(label.value === ANY);
+    if (eta) eta.root.hidden = !takesEta(sampler.value);
+  }
+  form.addEventListener("input", follow);
+  follow();
+
+  return {
+    /** What POST /sample takes. A seed is drawn here, so that a stream that breaks can be asked for again. */
+    read() {
+      const all = label?.value === EACH ? classNames(info).map((_, i) => i) : null;
+      const stepCount = numberOf(steps.value);
+      const every = Number(preview.value);
+      return {
+        num_images: all ? all.length : numberOf(count.value),
+        seed: seed.value === "" ? randomSeed() : numberOf(seed.value),
+        sampler: sampler.value,
+        num_inference_steps: stepCount,
+        eta: takesEta(sampler.value) ? numberOf(eta.value) : undefined,
+        class_label: all ?? (label ? labelOf(label.value) : undefined),
+        guidance_scale: guidance && label.value !== ANY ? numberOf(guidance.value) : undefined,
+        preview_every: stepCount >= 1 ? Math.min(every, stepCount) : every,
+      };
+    },
+
+    /** Set what makes one image again. @param {import("./png.js").Recipe} recipe */
+    fill(recipe) {
+      if (label) label.value = recipe.class_label ?? ANY;
+      count.value = 1;
+      seed.value = recipe.seed;
+      sampler.value = recipe.sampler;
+      steps.value = recipe.num_inference_steps;
+      if (guidance && recipe.class_label !== null) guidance.value = recipe.guidance_scale;
+      if (eta) eta.value = recipe.eta;
+      follow();
+      complain(fields);
+    },
+
+    /** How many images there would be. */
+    count: () => (label?.value === EACH ? info.num_classes : Math.max(1, Math.min(Number(count.value) || 1, info.limits.max_images))),
+
+    /** @param {Error} [error] */
+    complain(error) {
+      if (error?.fields?.some(({ loc }) => fields.find(({ name }) => name === loc[0])?.root.closest("details"))) more.open = true;
+      complain(fields, error);
+    },
+
+    /** @param {boolean} busy */
+    busy(busy) {
+      submit.setAttribute("aria-disabled", String(busy));
+      submit.textContent = busy ? "Drawing…" : "Draw";
+    },
+  };
+}

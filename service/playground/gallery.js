@@ -1,0 +1,84 @@
+/** What was drawn, newest first, until the page is left. */
+
+import { h } from "./controls.js";
+import { className, isPixelArt, settingsOf } from "./model.js";
+import { blobOf, bytesOf, recipeOf } from "./png.js";
+
+const MOST = 500; // images that are kept
+
+/**
+ * @typedef {object} Item
+ * @property {Blob} blob the PNG as it came
+ * @property {string} url of the blob
+ * @property {import("./png.js").Recipe} recipe
+ * @property {string} name of its class
+ * @property {string} alt
+ * @property {string} file its name when it is saved
+ */
+
+/**
+ * @param {HTMLElement} section
+ * @param {import("./model.js").Info} info
+ * @param {(items: Item[], item: Item) => void} open shows one of them
+ */
+export function makeGallery(section, info, open) {
+  const list = section.querySelector("ul");
+  const count = section.querySelector(".count");
+  /** @type {(Item & {card: HTMLElement})[]} */
+  let items = [];
+
+  function tell() {
+    section.hidden = items.length === 0;
+    count.textContent = String(items.length);
+  }
+
+  function drop(dropped) {
+    for (const item of dropped) {
+      item.card.remove();
+      URL.revokeObjectURL(item.url);
+    }
+  }
+
+  section.querySelector("button").addEventListener("click", () => {
+    drop(items);
+    items = [];
+    tell();
+  });
+
+  const show = (item) => open(items, item);
+  return {
+    /** Keep a PNG of the service. @param {string} base64 @returns {Item} */
+    add(base64) {
+      const bytes = bytesOf(base64);
+      const recipe = recipeOf(bytes);
+      const known = items.find((item) => JSON.stringify(item.recipe) === JSON.stringify(recipe));
+      if (known) return known;
+      const name = className(info, recipe.class_label);
+      const blob = blobOf(bytes);
+      const item = {
+        blob, url: URL.createObjectURL(blob), recipe, name,
+        alt: `${name}, seed ${recipe.seed}`,
+        file: `${recipe.model}-${recipe.seed}.png`,
+      };
+      item.card = cardOf(item, info, () => show(item));
+      list.prepend(item.card);
+      items.unshift(item);
+      drop(items.splice(MOST));
+      tell();
+      return item;
+    },
+    open: show,
+  };
+}
+
+function cardOf(item, info, open) {
+  const image = h("img", { src: item.url, alt: "", width: info.image_shape[2], height: info.image_shape[1], loading: "lazy" });
+  image.classList.toggle("pixels", isPixelArt(info));
+  const button = h("button", { type: "button", className: "card", "aria-label": `${item.alt}: details` },
+    h("span", { className: "frame" }, image),
+    h("b", {}, item.name),
+    h("span", { className: "seed" }, `seed ${item.recipe.seed}`),
+    ...settingsOf(item.recipe).map((line) => h("span", { className: "how" }, line)));
+  button.addEventListener("click", open);
+  return h("li", {}, button);
+}

@@ -1,0 +1,128 @@
+/** What is served, in words and in the API's terms. Pure functions of /info. */
+
+/**
+ * @typedef {object} Info the answer of /info; docs/api.md
+ * @property {string} version
+ * @property {{name: string}} model
+ * @property {number} num_train_timesteps
+ * @property {[number, number, number]} image_shape channels, height, width
+ * @property {number[]|null} latent_shape
+ * @property {number|null} num_classes
+ * @property {string[]|null} class_names
+ * @property {string[]} samplers
+ * @property {number[]|null} num_inference_steps of distilled weights, all that they know
+ * @property {{sampler: string, num_inference_steps: number, guidance_scale: number}} recommended
+ * @property {{max_images: number, timeout_s: number}} limits
+ * @property {string} device
+ * @property {string} precision
+ * @property {string} fingerprint
+ */
+
+/** @typedef {import("./png.js").Recipe} Recipe */
+
+/** What the API takes of every model. */
+export const GUIDANCE = { min: 1, max: 20 };
+export const ETA = { min: 0, max: 1 };
+export const MAX_SEED = 2 ** 53 - 1;
+
+const SAMPLERS = { ddim: "DDIM", ddpm: "DDPM", dpmpp_2m: "DPM-Solver++ 2M" };
+const PIXELATED_BELOW = 128; // pixels of the longer side
+
+/** @param {string} name */
+export const samplerName = (name) => SAMPLERS[name] ?? name;
+
+/** @param {string} sampler */
+export const takesEta = (sampler) => sampler === "ddim";
+
+/** @param {Info} info @param {number|null} label */
+export function className(info, label) {
+  if (label === null) return info.num_classes === null ? "Image" : "Any class";
+  return info.class_names?.[label] ?? `Class ${label}`;
+}
+
+/** @param {Info} info @returns {string[]} */
+export function classNames(info) {
+  return Array.from({ length: info.num_classes ?? 0 }, (_, label) => info.class_names?.[label] ?? String(label));
+}
+
+/** Whether images are so small that their pixels should be seen as squares. @param {Info} info */
+export const isPixelArt = (info) => Math.max(info.image_shape[1], info.image_shape[2]) < PIXELATED_BELOW;
+
+/** @param {Info} info */
+export const isLatent = (info) => info.latent_shape !== null;
+
+/** @param {Info} info */
+export const sizeOf = (info) => `${info.image_shape[2]}×${info.image_shape[1]}`;
+
+/** A seed as the server itself draws them. */
+export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
+
+/** How an image was drawn, in two lines. @param {Recipe} recipe */
+export function settingsOf(recipe) {
+  const parts = [steps(recipe.num_inference_steps)];
+  if (recipe.guidance_scale > 1) parts.push(`guidance ${recipe.guidance_scale}`);
+  if (recipe.eta > 0) parts.push(`eta ${recipe.eta}`);
+  return [samplerName(recipe.sampler), parts.join(" · ")];
+}
+
+/** @param {number} count */
+export const steps = (count) => `${count} step${count === 1 ? "" : "s"}`;
+
+/** @param {number} count */
+export const images = (count) => `${count} image${count === 1 ? "" : "s"}`;
+
+/** @param {number} s */
+export const seconds = (s) => (s < 1 ? `${s.toFixed(2)} s` : s < 100 ? `${s.toFixed(1)} s` : `${Math.round(s)} s`);
+
+/**
+ * The address of an image, which draws the same bytes wherever the fingerprint is the same.
+ * @param {Info} info
+ * @param {Recipe} recipe
+ */
+export function linkTo(info, recipe) {
+  const query = new URLSearchParams({
+    seed: String(recipe.seed),
+    sampler: recipe.sampler,
+    num_inference_steps: String(recipe.num_inference_steps),
+    guidance_scale: String(recipe.guidance_scale),
+  });
+  if (recipe.eta > 0) query.set("eta", String(recipe.eta));
+  if (recipe.class_label !== null) query.set("class_label", labelText(info, recipe.class_label));
+  query.set("model", recipe.fingerprint);
+  return `sample?${query}`;
+}
+
+/** A query's labels are text, which is matched as a name first: a class may be named like another's index. */
+function labelText(info, label) {
+  const names = info.class_names ?? [];
+  return names.indexOf(names[label]) === label && names.length ? names[label] : String(label);
+}
+
+const FIELDS = {
+  num_images: "Images",
+  seed: "Seed",
+  sampler: "Sampler",
+  num_inference_steps: "Steps",
+  eta: "Eta",
+  class_label: "Class",
+  guidance_scale: "Guidance",
+  preview_every: "Previews",
+  timestep: "Timestep",
+  image: "The image",
+  timeout_s: "The time limit",
+  model: "The fingerprint",
+};
+
+/**
+ * An invalid field as a sentence.
+ * @param {{loc: (string|number)[], msg: string}} error
+ */
+export function fieldSentence(error) {
+  const [name] = error.loc;
+  return `${FIELDS[name] ?? name} ${error.msg}.`;
+}
+
+/** What went wrong, in sentences. @param {Error & {fields?: any[]}} error */
+export function explained(error) {
+  return error.fields?.length ? error.fields.map(fieldSentence).join(" ") : error.message;
+}

@@ -1,0 +1,234 @@
+/** An image, noised to a timestep of choice, and denoised from there. */
+
+import { isAbort, send } from "./api.js";
+import { choiceField, complain, h, numberField, seedField } from "./controls.js";
+import { watch } from "./events.js";
+import { ANY, classField, labelOf, samplerField } from "./form.js";
+import { isLatent, randomSeed, seconds, sizeOf, steps } from "./model.js";
+import { picture } from "./picture.js";
+import { blobOf, bytesOf } from "./png.js";
+import { prepared } from "./prepare.js";
+import { announce, progressOf } from "./progress.js";
+
+const QUIET_MS = 250; // since the last change, before the network is asked
+
+/**
+ * @param {HTMLElement} view
+ * @param {import("./model.js").Info} info
+ */
+export function noiseView(view, info) {
+  const form = view.querySelector("form");
+  const stage = view.querySelector(".stage");
+  const progress = progressOf(stage);
+  const panels = Object.fromEntries(["clean", "noisy", "mended"].map((name) => [name, panelOf(stage, name, info)]));
+  const last = info.num_train_timesteps - 1;
+  const timestep = numberField({ name: "timestep", label: "Timestep", min: 0, max: last, value: Math.round(0.4 * last) });
+  const label = info.num_classes === null ? null : classField(info);
+  const sampler = samplerField(info);
+  const count = denoiseSteps(info);
+  const seed = seedField({ value: String(randomSeed()), label: "Seed of the noise" });
+  const fields = [timestep, label, sampler, count, seed].filter(Boolean);
+  const drop = dropzone(info);
+  form.append(drop.root, ...fields.map(({ root }) => root));
+
+  /** @type {{blob: Blob, name: string}|null} */
+  let source = null;
+  /** @type {AbortController|null} */
+  let noising = null;
+  let isStale = false; // what is shown is not what is set
+  let quiet = 0; // a timer
+
+  async function take(file, name) {
+    try {
+      const { blob, said } = await prepared(file, name, info);
+      use(blob, said);
+    } catch (error) {
+      progress.clear();
+      progress.fail(error);
+    }
+  }
+
+  function use(blob, said) {
+    source = { blob, name: said };
+    panels.clean.show(blob, "The clean image", said);
+    panels.noisy.blank();
+    panels.mended.blank();
+    announce(`${said}.`);
+    changed();
+  }
+
+  /** Noise again: at once, but one request at a time, the newest settings last. Denoise when it is quiet. */
+  async function changed() {
+    if (!source) return;
+    clearTimeout(quiet);
+    progress.clear();
+    complain(fields);
+    isStale = true;
+    if (noising) return;
+    noising = new AbortController();
+    try {
+      let noisy = null;
+      while (isStale) {
+        isStale = false;
+        noisy = await noised(noising.signal);
+      }
+      quiet = setTimeout(() => denoise(noisy), QUIET_MS);
+    } catch (error) {
+      fail(error);
+    } finally {
+      noising = null;
+    }
+  }
+
+  function fail(error) {
+    progress.fail(error);
+    if (!isAbort(error)) complain(fields, error);
+  }
+
+  /** The noisy image: exact, as .npy, to go on with, and as PNG to look at, with values beyond ±1 clipped. */
+  async function noised(signal) {
+    const t = timestep.value;
+    const chosen = seed.value === "" ? String(randomSeed()) : seed.value;
+    const ask = async (accept) => {
+      const body = formOf({ image: source.blob, timestep: t, seed: chosen });
+      return (await send("noise", { method: "POST", body, signal, headers: { Accept: accept } })).blob();
+    };
+    const [exact, seen] = await Promise.all([ask("application/x-npy"), ask("image/png")]);
+    panels.noisy.show(seen, `The image with the noise of timestep ${t}`, `timestep ${t} of ${info.num_train_timesteps}`);
+    return { exact, timestep: t, seed: chosen };
+  }
+
+  async function denoise(noisy) {
+    const signal = progress.begin("Asking");
+    const most = Math.max(1, Number(noisy.timestep)); // steps that there are from here
+    const asked = !info.num_inference_steps && Number(count.value) > most ? most : count.value || "1";
+    const class_label = label && labelOf(label.value);
+    const body = formOf({
+      image: noisy.exact,
+      timestep: noisy.timestep,
+      num_inference_steps: asked,
+      sampler: sampler.value,
+      seed: noisy.seed,
+      ...(class_label === null ? {} : { class_label: String(class_label), guidance_scale: info.recommended.guidance_scale }),
+    });
+    try {
+      for await (const event of watch("denoise", { method: "POST", body, signal })) {
+        progress.tell(event);
+        if (event.name === "image") {
+          panels.mended.show(blobOf(bytesOf(event.data.b64_json)), "The denoised image", steps(Number(asked)));
+        }
+        if (event.name === "done") {
+          const { denoise_s, decode_s = 0 } = event.data.timings;
+          progress.end(`${steps(Number(asked))} in ${seconds(denoise_s + decode_s)}`);
+        }
+      }
+    } catch (error) {
+      if (!signal.aborted) fail(error);
+    }
+  }
+
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("input", (event) => event.target.type !== "file" && changed());
+  drop.onFile(take);
+  drop.onDraw(async () => {
+    progress.begin("Drawing");
+    try {
+      const response = await send(`sample?seed=${randomSeed()}`, { headers: { Accept: "image/png" } });
+      use(await response.blob(), `A drawn image, seed ${response.headers.get("x-seed")}`);
+    } catch (error) {
+      fail(error);
+    }
+  });
+  drop.listen(view);
+
+  return {
+    /** Take an image of the gallery. @param {import("./gallery.js").Item} item */
+    take(item) {
+      if (label) label.value = item.recipe.class_label ?? ANY;
+      use(item.blob, `${item.name}, seed ${item.recipe.seed}`);
+    },
+  };
+}
+
+function denoiseSteps(info) {
+  const common = { name: "num_inference_steps", label: "Steps", value: String(info.recommended.num_inference_steps) };
+  const only = info.num_inference_steps;
+  if (only) return choiceField({ ...common, options: only.map((count) => [String(count), String(count)]) });
+  const max = Math.max(1, info.num_train_timesteps - 1);
+  return numberField({ ...common, min: 1, max, slider: Math.min(max, 100) });
+}
+
+function formOf(values) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(values)) form.set(name, value);
+  return form;
+}
+
+/** One of the three pictures. */
+function panelOf(stage, name, info) {
+  const figure = stage.querySelector(`.${name}`);
+  const words = figure.querySelector("span");
+  const shown = picture(info);
+  figure.querySelector(".frame").append(shown.root);
+  figure.style.setProperty("--ratio", String(info.image_shape[2] / info.image_shape[1]));
+  figure.classList.toggle("none", true);
+  let url = "";
+  return {
+    show(blob, alt, text) {
+      const before = url;
+      url = URL.createObjectURL(blob);
+      shown.show(url, alt);
+      URL.revokeObjectURL(before);
+      words.textContent = text;
+      figure.classList.remove("none");
+    },
+    blank() {
+      shown.blank();
+      words.textContent = "";
+      figure.classList.add("none");
+    },
+  };
+}
+
+/** Where images are dropped, pasted or chosen. */
+function dropzone(info) {
+  const input = h("input", { type: "file", accept: "image/*", className: "unseen" });
+  const kind = `${sizeOf(info)}${info.image_shape[0] === 1 ? ", grey" : ""}`;
+  const zone = h("label", { className: "drop" }, input, h("b", {}, "Drop an image, or choose one"),
+    h("span", {}, `Any size: it is cropped and scaled to the model's, ${kind}.`));
+  const draw = h("button", { type: "button", className: "button quiet" }, "Draw one");
+  const hint = isLatent(info)
+    ? "This model adds noise to latents. What you see of them is what its decoder makes of them."
+    : "Or open one of the gallery, and press Denoise.";
+  /** @type {(file: File, name: string) => void} */
+  let take = () => {};
+  input.addEventListener("change", () => {
+    const [file] = input.files;
+    if (file) take(file, file.name);
+    input.value = ""; // so that the same file can be chosen again
+  });
+  return {
+    root: h("div", { className: "source" }, zone, h("div", { className: "pair" }, draw, h("p", { className: "hint" }, hint))),
+    onFile: (act) => (take = act),
+    onDraw: (act) => draw.addEventListener("click", act),
+    /** @param {HTMLElement} view that takes files anywhere */
+    listen(view) {
+      const over = (is) => zone.classList.toggle("over", is);
+      view.addEventListener("dragover", (event) => {
+        event.preventDefault();
+        over(true);
+      });
+      view.addEventListener("dragleave", () => over(false));
+      view.addEventListener("drop", (event) => {
+        event.preventDefault();
+        over(false);
+        const [file] = event.dataTransfer.files;
+        if (file) take(file, file.name);
+      });
+      document.addEventListener("paste", (event) => {
+        const [file] = event.clipboardData.files;
+        if (file && !view.hidden) take(file, "What you pasted");
+      });
+    },
+  };
+}

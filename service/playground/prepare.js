@@ -1,0 +1,56 @@
+/** Images of any size → PNGs of the model's, in a canvas. */
+
+import { sizeOf } from "./model.js";
+
+/**
+ * Crop and scale an image to the model's size, grey where the model is grey.
+ * @param {File|Blob} file
+ * @param {string} name
+ * @param {import("./model.js").Info} info
+ * @returns {Promise<{blob: Blob, said: string}>} the PNG, and what was done in words
+ * @throws {Error} a sentence
+ */
+export async function prepared(file, name, info) {
+  const [channels, height, width] = info.image_shape;
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    throw new Error(`${name} is not an image that this browser can read.`);
+  }
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "white";
+  context.fillRect(0, 0, width, height);
+  context.imageSmoothingQuality = "high";
+  const scale = Math.max(width / bitmap.width, height / bitmap.height);
+  const [w, h] = [width / scale, height / scale];
+  context.drawImage(bitmap, (bitmap.width - w) / 2, (bitmap.height - h) / 2, w, h, 0, 0, width, height);
+
+  const did = [];
+  const isCropped = Math.abs(bitmap.width - w) >= 1 || Math.abs(bitmap.height - h) >= 1;
+  if (isCropped) did.push("cropped");
+  if (scale !== 1) did.push(`scaled from ${bitmap.width}×${bitmap.height} to ${sizeOf(info)}`);
+  if (channels === 1 && makeGrey(context, width, height)) did.push("made grey");
+  bitmap.close();
+  const blob = await canvas.convertToBlob({ type: "image/png" });
+  return { blob, said: did.length ? `${name}, ${listed(did)}` : `${name}, as it is` };
+}
+
+/** Whether there was colour. */
+function makeGrey(context, width, height) {
+  const pixels = context.getImageData(0, 0, width, height);
+  let wasColoured = false;
+  for (let i = 0; i < pixels.data.length; i += 4) {
+    const [r, g, b] = pixels.data.subarray(i, i + 3);
+    if (r === g && g === b) continue;
+    wasColoured = true;
+    pixels.data.fill(Math.round(0.299 * r + 0.587 * g + 0.114 * b), i, i + 3); // ITU-R BT.601
+  }
+  context.putImageData(pixels, 0, 0);
+  return wasColoured;
+}
+
+function listed(words) {
+  return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
+}

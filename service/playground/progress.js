@@ -1,0 +1,103 @@
+/** How a request goes: a bar, words, what went wrong, and the way out of it. */
+
+import { isAbort } from "./api.js";
+import { explained, seconds } from "./model.js";
+
+/** Words for all who do not see the screen. @param {string} text */
+export function announce(text) {
+  document.getElementById("status").textContent = text;
+}
+
+/**
+ * @param {HTMLElement} stage with a .progress and a .trouble
+ */
+export function progressOf(stage) {
+  const place = stage.querySelector(".progress");
+  const bar = place.querySelector("progress");
+  const doing = place.querySelector(".doing");
+  const when = place.querySelector(".when");
+  const cancel = place.querySelector(".cancel");
+  const trouble = stage.querySelector(":scope > .trouble");
+  let began = 0;
+  let promise = 0; // seconds after that
+  let abort = null;
+  let isRough = false; // previews are a linear map of latents
+  cancel?.addEventListener("click", () => abort?.abort());
+
+  const left = () => Math.max(0, promise - (performance.now() - began) / 1000);
+
+  return {
+    /** Begin. @returns {AbortSignal} of the way out */
+    begin(text) {
+      abort?.abort();
+      abort = new AbortController();
+      trouble.textContent = "";
+      place.dataset.state = "busy";
+      bar.removeAttribute("value");
+      doing.textContent = text;
+      when.textContent = "";
+      if (cancel) cancel.hidden = false;
+      return abort.signal;
+    },
+
+    /** An event of a stream. @param {{name: string, data: any}} event */
+    tell({ name, data }) {
+      if (name === "queued") {
+        began = performance.now();
+        promise = data.promise_s;
+        const ahead = data.position;
+        doing.textContent = ahead ? `Waiting: ${ahead} request${ahead === 1 ? " goes" : "s go"} first` : "Starting";
+        when.textContent = `about ${seconds(data.eta_s)}, at most ${seconds(data.promise_s)}`;
+        announce(`${doing.textContent}, ${when.textContent}.`);
+      } else if (name === "progress") {
+        bar.value = data.step / data.steps;
+        doing.textContent = `Step ${data.step} of ${data.steps}${isRough ? ", rough preview" : ""}`;
+        when.textContent = `about ${seconds(data.eta_s)} left, at most ${seconds(left())}`;
+      } else if (name === "preview") {
+        isRough = data.decoder === "linear";
+      } else if (name === "again") {
+        bar.removeAttribute("value");
+        doing.textContent = "The connection broke; asking again";
+        when.textContent = "";
+        announce("The connection broke. The same images are asked for again.");
+      }
+    },
+
+    /** Parts of a whole that are done. */
+    part(done, all, text) {
+      bar.value = done / all;
+      doing.textContent = text;
+    },
+
+    /** The end, with what there is to say of it. */
+    end(text) {
+      place.dataset.state = "done";
+      bar.value = 1;
+      doing.textContent = text;
+      when.textContent = "";
+      if (cancel) cancel.hidden = true;
+      announce(`${text}.`);
+    },
+
+    /** The end, for a reason. @param {Error} error */
+    fail(error) {
+      place.dataset.state = "idle";
+      bar.value = 0;
+      doing.textContent = isAbort(error) ? "Cancelled" : "";
+      when.textContent = "";
+      if (cancel) cancel.hidden = true;
+      if (isAbort(error)) announce("Cancelled.");
+      else trouble.textContent = explained(error);
+    },
+
+    /** Nothing is done, and nothing is wrong. */
+    clear(text = "") {
+      abort?.abort();
+      place.dataset.state = "idle";
+      bar.value = 0;
+      doing.textContent = text;
+      when.textContent = "";
+      trouble.textContent = "";
+    },
+  };
+}

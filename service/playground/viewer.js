@@ -1,0 +1,109 @@
+/** One image, large, with its recipe and what can be done with it. */
+
+import { hasKey, send } from "./api.js";
+import { h } from "./controls.js";
+import { explained, isPixelArt, linkTo, randomSeed, samplerName } from "./model.js";
+
+/** @typedef {import("./gallery.js").Item} Item */
+
+/**
+ * @param {HTMLDialogElement} dialog
+ * @param {import("./model.js").Info} info
+ * @param {{draw: (recipe: import("./png.js").Recipe) => void, denoise: (item: Item) => void}} actions
+ */
+export function makeViewer(dialog, info, actions) {
+  const find = (selector) => dialog.querySelector(selector);
+  const note = find(".note");
+  const address = find(".link input");
+  const opener = find(".link a");
+  /** @type {Item[]} */
+  let items = [];
+  /** @type {Item} */
+  let shown;
+
+  function show(item) {
+    shown = item;
+    const image = h("img", { src: item.url, alt: item.alt, width: info.image_shape[2], height: info.image_shape[1] });
+    image.classList.toggle("pixels", isPixelArt(info));
+    find(".picture").replaceChildren(image);
+    find(".picture").style.setProperty("--ratio", String(info.image_shape[2] / info.image_shape[1]));
+    find("h2").textContent = item.name;
+    find("dl").replaceChildren(...facts(item.recipe).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    Object.assign(find(".download"), { href: item.url, download: item.file });
+    opener.href = linkTo(info, item.recipe);
+    address.value = opener.href;
+    note.textContent = "";
+    find(".newer").disabled = item === items[0];
+    find(".older").disabled = item === items.at(-1);
+  }
+
+  function turn(by) {
+    const next = items[items.indexOf(shown) + by];
+    if (next) show(next);
+  }
+
+  function leaveFor(act) {
+    dialog.close();
+    act();
+  }
+
+  find(".close").addEventListener("click", () => dialog.close());
+  find(".newer").addEventListener("click", () => turn(-1));
+  find(".older").addEventListener("click", () => turn(1));
+  find(".again").addEventListener("click", () => leaveFor(() => actions.draw(shown.recipe)));
+  find(".vary").addEventListener("click", () => leaveFor(() => actions.draw({ ...shown.recipe, seed: randomSeed() })));
+  find(".denoise").addEventListener("click", () => leaveFor(() => actions.denoise(shown)));
+  address.addEventListener("focus", () => address.select());
+  find(".copy").addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(address.value);
+      note.textContent = "Copied.";
+    } catch {
+      address.focus(); // selects it; the clipboard is only for pages that came over TLS, or from this machine
+      note.textContent = "Selected: copy it with Ctrl+C or ⌘C.";
+    }
+  });
+  opener.addEventListener("click", (event) => {
+    if (!hasKey()) return;
+    event.preventDefault(); // a link cannot send the key
+    openWithKey(opener.href, note);
+  });
+  dialog.addEventListener("keydown", (event) => {
+    if (event.target === address) return;
+    if (event.key === "ArrowLeft") turn(-1);
+    if (event.key === "ArrowRight") turn(1);
+  });
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close(); // beside it
+  });
+
+  return {
+    /** @param {Item[]} all newest first @param {Item} item */
+    open(all, item) {
+      items = all;
+      show(item);
+      dialog.showModal();
+      find(".download").focus();
+    },
+  };
+}
+
+/** Fetch what a link leads to, and show it in a tab. */
+export async function openWithKey(address, note) {
+  const tab = window.open("about:blank"); // now, while browsers know that somebody clicked
+  try {
+    const blob = await (await send(address)).blob();
+    if (tab) tab.location = URL.createObjectURL(blob);
+    else note.textContent = "The browser did not open a tab.";
+  } catch (error) {
+    tab?.close();
+    note.textContent = explained(error);
+  }
+}
+
+function facts(recipe) {
+  const rows = [["Seed", recipe.seed], ["Sampler", samplerName(recipe.sampler)], ["Steps", recipe.num_inference_steps]];
+  if (recipe.class_label !== null) rows.push(["Guidance", recipe.guidance_scale > 1 ? recipe.guidance_scale : "off"]);
+  if (recipe.eta > 0) rows.push(["Eta", recipe.eta]);
+  return [...rows, ["Model", recipe.model], ["Fingerprint", recipe.fingerprint]].map(([name, value]) => [name, String(value)]);
+}
