@@ -382,7 +382,6 @@ def check_falls_back(kind: type[DiffusionUNet], sizes: list[int]) -> None:
     backend = backend_of(convert(denoiser(network, description_of(network, SHAPE))))
     x, timesteps, labels = inputs(4)
     expected = rows_alone(backend, x, timesteps, labels)
-    run(backend, x[:2], timesteps[:2], labels[:2])
     for _ in range(2):
         assert torch.equal(run(backend, x, timesteps, labels), expected)
     assert backend.sizes == sizes
@@ -391,7 +390,7 @@ def check_falls_back(kind: type[DiffusionUNet], sizes: list[int]) -> None:
 def test_a_size_with_other_bits_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     check_falls_back(MixesRows, [1])
     assert warnings(caplog) == [
-        f"passes of {size} rows have other bits than those of one; they run in smaller pieces" for size in (2, 4)
+        f"passes of {size} rows have other bits than those of one; they run in smaller pieces" for size in (4, 2)
     ]
 
 

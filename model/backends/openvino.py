@@ -60,7 +60,7 @@ class OpenVINOBackend:
         constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
         weights = sum(node.get_byte_size() for node in constants) // (1 if precision == "float32" else 2)
         self._bytes = weights, max(0, resident() - before - weights)  # of every size, and of each row
-        self._asked_for = {1}
+        self._refused: set[int] = set()
 
     @property
     def widths(self) -> Sequence[int]:
@@ -88,12 +88,7 @@ class OpenVINOBackend:
         rows = len(x)
         if rows > self._max_batch:
             raise ValueError(f"{rows} rows do not fit a pass of {self._max_batch}")
-        for size in _pieces(rows, [1 << i for i in range(rows.bit_length())]):
-            if size not in self._asked_for:
-                self._asked_for.add(size)
-                self._add(size)
-
-        sizes = _pieces(rows, self.sizes)
+        sizes = self._prepare(rows)
         inputs = [part.numpy() for part in (x, timesteps, labels)]
         self._requests[sizes[0]].start([part[: sizes[0]] for part in inputs])
 
@@ -108,6 +103,16 @@ class OpenVINOBackend:
             return torch.from_numpy(outputs[0] if len(outputs) == 1 else np.concatenate(outputs))
 
         return finish
+
+    def _prepare(self, rows: int) -> list[int]:
+        """The sizes of a pass's pieces, each in use."""
+        while True:
+            sizes = _pieces(rows, [size for i in range(rows.bit_length()) if (size := 1 << i) not in self._refused])
+            new = set(sizes) - self._requests.keys()
+            if not new:
+                return sizes
+            for size in new:
+                self._add(size)
 
     def _compile(self, rows: int, streams: int) -> ov.CompiledModel:
         """For so many rows at once in each of the streams, which share the threads."""
@@ -125,7 +130,8 @@ class OpenVINOBackend:
         )
 
     def _add(self, size: int) -> None:
-        """Compile a size and take it into use."""
+        """Compile a size and take it into use, or refuse it."""
+        self._refused.add(size)
         try:
             fixed, of_a_row = self._bytes
             if fixed + size * of_a_row > self._free_memory() / 2:  # the other half is for others
@@ -135,6 +141,7 @@ class OpenVINOBackend:
             together, alone = _Request(self._compile(size // parts, parts), parts), _Request(self._size_1, parts=1)
             if keeps_rows_apart(together.run, alone.run, size, self._sample_shape, self.device):
                 self._requests[size] = together
+                self._refused.remove(size)
             else:
                 log.warning("passes of %d rows have other bits than those of one; they run in smaller pieces", size)
         except Exception:
