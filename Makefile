@@ -45,10 +45,11 @@ quality: .venv/develop $(DATA) ## draw 3,000 images with each of the weights and
 	$(BIN)/python -m weights.quality $(STUDENT)
 	$(BIN)/python -m weights.quality $(EMOJI)
 
-figures: .venv/develop $(DATA) ## measure the U-Nets' work, and draw the pictures of docs/unet.md and docs/weights.md
+figures: .venv/develop $(DATA) ## measure the U-Nets' work, and draw the pictures of docs/
 	$(BIN)/python -m bench.unet_macs --figure docs/unet.png
 	$(BIN)/python -m weights.pictures $(WEIGHTS) $(STUDENT) docs
 	$(BIN)/python -m weights.pictures $(EMOJI) docs
+	$(BIN)/python -m bench.forward docs/forward.png
 
 bench: .venv/bench ## compare with what people use now, three quarters of an hour: bench/*.md, and figures of docs/
 	$(BIN)/python -m bench.serving
