@@ -18,7 +18,6 @@ from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, 
 from service.metrics import Metrics
 from service.promises import MARGIN, SHARED
 from service.requests import Finished
-from tests.clients import DECODED_FATES, FATES, Client, Script, Submit, scripts
 from tests.engines import (
     ENDLESS,
     LONG,
@@ -44,6 +43,7 @@ from tests.engines import (
     warm,
     warm_latent,
 )
+from tests.scripted import DECODED_FATES, FATES, Client, Script, Submit, scripts
 from tests.test_answers import SERVED
 
 BLOCKER = 99  # a seed

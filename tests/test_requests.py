@@ -31,7 +31,6 @@ from service.errors import (
 )
 from service.promises import MARGIN
 from service.requests import Accepted, Finished
-from tests.clients import FATES, Cancel, Client, Script, Submit, scripts
 from tests.engines import (
     LONG,
     PATIENCE,
@@ -50,6 +49,7 @@ from tests.engines import (
     warm,
     warm_latent,
 )
+from tests.scripted import FATES, Cancel, Client, Script, Submit, scripts
 
 # Leaving
 
