@@ -17,8 +17,8 @@ CPU := $(if $(shell command -v nvidia-smi),,[cpu])
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-serve: .venv/serve ## serve the weights in the box at http://127.0.0.1:8000 (settings: .venv/bin/python -m service --help)
-	@exec $(BIN)/python -m service
+serve: .venv/serve ## serve the weights in the box at http://127.0.0.1:8000 (settings: .venv/bin/stepwise serve --help)
+	@exec $(BIN)/stepwise serve
 
 test: .venv/develop ## run all tests
 	$(BIN)/python -m pytest
