@@ -1,6 +1,7 @@
 """The program `stepwise`, as a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,7 @@ def running(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
+        preexec_fn=_hear_ctrl_c,
     )
     with process:
         try:
@@ -89,3 +91,8 @@ def read_terminal(terminal: int) -> str:
             break
         pieces.append(piece)
     return b"".join(pieces).decode()
+
+
+def _hear_ctrl_c() -> None:
+    """What a shell starts in the background, and all that this starts, ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
