@@ -4,7 +4,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -73,38 +73,22 @@ def denoise(
     if wanted != "x0" and suffix != ".npy":
         raise Unusable(f"--output {wanted} is no image: it goes to an .npy, and not to {target.path}")
     content = read(image)
+    settings: dict[str, Any] = {
+        "num_inference_steps": steps,
+        "class_label": class_label,
+        "guidance_scale": guidance_scale,
+        "sampler": sampler,
+        "eta": eta,
+        "seed": seed,
+        "scaling": scaling,
+        "value_range": range_of(content, value_range),
+        "timeout_s": timeout,
+    }
 
     async def work(client: AsyncClient) -> bytes:
         if suffix == ".npy":
-            array = await client.denoise_array(
-                content,
-                timestep,
-                output=wanted,
-                num_inference_steps=steps,
-                class_label=class_label,
-                guidance_scale=guidance_scale,
-                sampler=sampler,
-                eta=eta,
-                seed=seed,
-                scaling=scaling,
-                value_range=range_of(content, value_range),
-                timeout_s=timeout,
-            )
-            return _npy(array)
-        events = client.stream_denoise(
-            content,
-            timestep,
-            num_inference_steps=steps,
-            class_label=class_label,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            eta=eta,
-            seed=seed,
-            scaling=scaling,
-            value_range=range_of(content, value_range),
-            timeout_s=timeout,
-        )
-        [clean], _ = await progress.drawn(events)
+            return _npy(await client.denoise_array(content, timestep, output=wanted, **settings))
+        [clean], _ = await progress.drawn(client.stream_denoise(content, timestep, **settings))
         return clean.png
 
     answer = run(Server(url, patience, local, weights), work)
