@@ -17,6 +17,7 @@ import numpy as np
 from model.rows import Forward, Image, Reading, Row
 from model.samplers import Column, StepTable
 from service.engine import Engine, Phase
+from service.errors import ComputationFailed
 from service.places import Places
 from service.requests import Accepted, Finished, Watcher
 from service.scheduler import Scheduler
@@ -546,3 +547,16 @@ def warm_latent(
     decode_seconds = {4: 1.0} if decode_seconds is None else decode_seconds
     with started(a_setting(runner, max_queue, observer, decode_seconds)) as s:
         yield s
+
+
+def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeFirstStage, fault: str) -> None:
+    """Whether what has made a request fail works again."""
+    setattr(faulty, fault, {PROBE_SEED, 1})
+    assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
+    assert s.engine.in_doubt
+    assert isinstance(error_of(s.engine.probe()), ComputationFailed)
+    assert s.engine.in_doubt
+    setattr(faulty, fault, set())
+    s.engine.probe().result(PATIENCE)
+    assert not s.engine.in_doubt
+    assert status_of(s.engine) == "ready"

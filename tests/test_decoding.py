@@ -35,6 +35,7 @@ from tests.engines import (
     a_setting,
     an_estimate,
     an_image,
+    check_that_probes_tell,
     elsewhere,
     error_of,
     images_of,
@@ -484,15 +485,7 @@ def test_the_probe_is_decoded_only_where_decoding_has_failed() -> None:
 @pytest.mark.parametrize("fault", ["breaking", "poisoned"])
 def test_a_probe_shows_whether_decoding_works_again(fault: str) -> None:
     with warm_latent(1) as s:
-        setattr(s.first_stage, fault, {PROBE_SEED, 1})
-        assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
-        assert s.engine.in_doubt
-        assert isinstance(error_of(s.engine.probe()), ComputationFailed)
-        assert s.engine.in_doubt
-        setattr(s.first_stage, fault, set())
-        s.engine.probe().result(PATIENCE)
-        assert not s.engine.in_doubt
-        assert status_of(s.engine) == "ready"
+        check_that_probes_tell(s, s.first_stage, fault)
     assert s.observer.ended == ["failed"]
 
 

@@ -32,6 +32,7 @@ from tests.engines import (
     a_setting,
     an_estimate,
     an_image,
+    check_that_probes_tell,
     elsewhere,
     error_of,
     images_of,
@@ -353,15 +354,7 @@ def test_an_innocent_that_works_alone_shows_that_the_engine_has_not_failed() -> 
 @pytest.mark.parametrize("fault", ["breaking", "poisoned"])
 def test_a_probe_shows_whether_the_model_works_again(fault: str) -> None:
     with warm(1) as s:
-        setattr(s.runner, fault, {PROBE_SEED, 1})
-        assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
-        assert s.engine.in_doubt
-        assert isinstance(error_of(s.engine.probe()), ComputationFailed)
-        assert s.engine.in_doubt
-        setattr(s.runner, fault, set())
-        s.engine.probe().result(PATIENCE)
-        assert not s.engine.in_doubt
-        assert status_of(s.engine) == "ready"
+        check_that_probes_tell(s, s.runner, fault)
     assert s.observer.ended == ["failed"]
 
 

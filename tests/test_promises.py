@@ -105,14 +105,19 @@ def test_nothing_that_runs_leaves_a_plan_less_to_spare_than_the_time_it_takes(cr
     assert after.together >= before.together - ROUNDING
 
 
-@given(crowds(), st.integers(0, 5))
-def test_a_job_that_leaves_takes_nothing_from_others(crowd: Crowd, place: int) -> None:
+def leave(crowd: Crowd, place: int) -> None:
+    """Nobody who stays has less to spare."""
     assume(place < len(crowd.line))
     before = spare(crowd.line, crowd.costs, START)
     del crowd.line[place]
     after = spare(crowd.line, crowd.costs, START)
     assert after.alone >= before.alone
     assert after.together >= before.together
+
+
+@given(crowds(), st.integers(0, 5))
+def test_a_job_that_leaves_takes_nothing_from_others(crowd: Crowd, place: int) -> None:
+    leave(crowd, place)
 
 
 @given(crowds(), st.integers(0, 2**24 - 1))
@@ -363,12 +368,7 @@ def test_nothing_that_runs_or_is_decoded_leaves_a_plan_less_to_spare(crowd: Crow
 
 @given(latent_crowds(), st.integers(0, 5))
 def test_a_job_that_leaves_takes_nothing_from_others_where_images_are_decoded(crowd: Crowd, place: int) -> None:
-    assume(place < len(crowd.line))
-    before = spare(crowd.line, crowd.costs, START)
-    del crowd.line[place]
-    after = spare(crowd.line, crowd.costs, START)
-    assert after.alone >= before.alone
-    assert after.together >= before.together
+    leave(crowd, place)
 
 
 @given(latent_crowds(), st.sampled_from(("alone", "together")))
