@@ -8,11 +8,13 @@ EMOJI := weights/emoji
 # Huge pages: a tenth less time a step.
 TRAIN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python
 DATA := $(WEIGHTS)/work/digits32.npz $(EMOJI)/work/emoji32.npz
+# Two workers. Tests that share a server share a worker: tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 UV := uv==0.13.9
 CPU := $(if $(shell command -v nvidia-smi),,[cpu])
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format data weights quality figures bench soak lock audit image-test clean
+.PHONY: help serve test test-all check format data weights quality figures bench soak lock audit image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +22,11 @@ help: ## this list
 serve: .venv/serve ## serve the weights in the box at http://127.0.0.1:8000 (settings: .venv/bin/stepwise serve --help)
 	@exec $(BIN)/stepwise serve
 
-test: .venv/develop ## run all tests
-	$(BIN)/python -m pytest
+test: .venv/develop ## run the quick tests, in five minutes
+	$(PYTEST) -m 'not slow'
+
+test-all: .venv/develop ## run all tests, with every example of the property tests: what CI runs
+	$(PYTEST) --hypothesis-profile full
 
 check: .venv/develop ## lint, formatting, types
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.servers import PATIENCE, ROOT, Reachable, ServerProcess
+from tests.servers import PATIENCE, ROOT, Reachable, ServerProcess, eventually
 
 TEMPLATE = ROOT / "deploy" / "haproxy.cfg.template"
 RETRIED_BODY = 262_144  # STEPWISE_RETRIED_BODY, as the template has it
@@ -96,11 +96,12 @@ class Balancer(Reachable):
 
     def wait_until(self, **wanted: int) -> None:
         """Until so many replicas are `up`, `down` or, not ready, get nothing new: `nolb`."""
-        for _ in range(3000):
+
+        def reached() -> bool:
             states = self._states()
-            if all(states.count(state.upper()) == count for state, count in wanted.items()):
-                return
-        raise AssertionError(f"the replicas stay {states}")
+            return all(states.count(state.upper()) == count for state, count in wanted.items())
+
+        eventually(lambda: reached() or None)
 
     def _states(self) -> list[str]:
         text = self._monitor.get("/metrics?scope=server&no-maint").text

@@ -5,18 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from safetensors.torch import load_file, save_file
 
+from tests import examples  # noqa: F401  (the profiles)
 from tests.latents import LatentServer, serving_latents
 from tests.servers import PATIENCE, ServerProcess, serving, side_by_side, write_weights
 
 # On networks as small as these, threads mostly wait for each other; on a busy machine, for very long.
 torch.set_num_threads(1)
 
-# A busy machine must not fail a test: no time limits.
-settings.register_profile("stepwise", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("stepwise")
+settings.load_profile("quick")  # `make test-all` asks for the profile `full`
+
+_SHARED = {"server": "servers", "rgb_server": "servers", "servers": "servers", "strict_server": "strict_server"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests that share servers, or else those of a module, in one worker, which then starts these servers once."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        shared = [group for fixture, group in _SHARED.items() if fixture in item.fixturenames]
+        group = shared[0] if shared else item.module.__name__.removeprefix("tests.")
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -32,11 +33,22 @@ from tests.networks import fill
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".pytest_cache" / "stepwise"  # converted models
-PATIENCE = 300.0  # seconds; far longer than anything takes, so that what hangs fails
+PATIENCE = 30.0  # seconds; far longer than anything takes, so that what hangs fails
+START = 4 * PATIENCE  # for a server that starts: several do at once, each with seconds of work for a core
 Json = dict[str, Any]
 Float32 = NDArray[np.float32]
+T = TypeVar("T")
 
 _READY = re.compile(r"ready at (http://\S+), ")
+
+
+def eventually(ask: Callable[[], T | None]) -> T:
+    """Ask again and again, for as long as there is patience, until there is an answer."""
+    deadline = time.monotonic() + PATIENCE
+    while (answer := ask()) is None:
+        assert time.monotonic() < deadline, "that never came"
+        time.sleep(0.01)  # whoever is asked may need this core
+    return answer
 
 
 def write_weights(folder: Path, **config: object) -> Path:
@@ -126,11 +138,8 @@ class Reachable(ABC):
         return self.metrics().get((name, frozenset(labels.items())), 0.0)
 
     def wait_for_metric(self, name: str, wanted: Callable[[float], bool], **labels: str) -> None:
-        """Read /metrics, a bounded number of times, until a sample is as wanted."""
-        for _ in range(20_000):
-            if wanted(value := self.metric(name, **labels)):
-                return
-        raise AssertionError(f"{name} stays {value}")
+        """Read /metrics until a sample is as wanted."""
+        eventually(lambda: wanted(self.metric(name, **labels)) or None)
 
     def hang_up(self) -> None:
         """Close the client, if there is one."""
@@ -141,18 +150,23 @@ class Reachable(ABC):
 class ServerProcess(Reachable):
     """A server on its way up, or up.
 
+    Args:
+        key: that its clients send.
+        settings: names are those of API.md.
+        program: the module that is run.
+
     Attributes:
         lines: its log so far.
         errors: what it wrote to standard error, once it is over.
     """
 
-    def __init__(self, key: str | None, settings: dict[str, object]) -> None:
+    def __init__(self, key: str | None, settings: dict[str, object], program: str = "service") -> None:
         super().__init__(key)
         self.lines: list[Json] = []
         self.errors = ""
         self._more = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
+            [sys.executable, "-m", program],
             cwd=ROOT,
             env=environment(**settings),
             stdout=subprocess.PIPE,
@@ -165,15 +179,15 @@ class ServerProcess(Reachable):
 
     @cached_property
     def url(self) -> str:
-        line = self.wait_for_line(lambda line: _READY.match(line["message"]) is not None)
+        line = self.wait_for_line(lambda line: _READY.match(line["message"]) is not None, START)
         ready = _READY.match(line["message"])
         assert ready
         return ready[1]
 
-    def wait_for_line(self, wanted: Callable[[Json], bool]) -> Json:
+    def wait_for_line(self, wanted: Callable[[Json], bool], patience: float = PATIENCE) -> Json:
         """The first line of the log, there or to come, that is wanted."""
         with self._more:
-            self._more.wait_for(lambda: any(map(wanted, self.lines)) or not self._readers[0].is_alive(), PATIENCE)
+            self._more.wait_for(lambda: any(map(wanted, self.lines)) or not self._readers[0].is_alive(), patience)
             found = next(filter(wanted, self.lines), None)
         assert found, f"not in the log: {self.lines[-3:]}; {self.errors}"
         return found
@@ -205,12 +219,12 @@ class ServerProcess(Reachable):
 
 
 @contextmanager
-def serving(key: str | None = None, **settings: object) -> Iterator[ServerProcess]:
+def serving(key: str | None = None, program: str = "service", **settings: object) -> Iterator[ServerProcess]:
     """Start a server; at the end send it SIGTERM, unless it is over: its exit code must be 0.
 
     Yields at once, so that several can start side by side; `url` and `client` wait until it is ready.
     """
-    server = ServerProcess(key, settings)
+    server = ServerProcess(key, settings, program)
     try:
         yield server
         if server.process.poll() is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from model.checkpoints.load import load_autoencoder
 from model.checkpoints.native import parse
 from model.layers import Attention
 from tests.checkpoints import save_latent_pipeline, small_autoencoder
+from tests.examples import examples
 from tests.networks import fill
 from tests.reference import AutoencoderKL, VQModel
 from tests.test_tensors import GIGABYTE, memory
@@ -154,7 +155,7 @@ def autoencoders(draw: st.DrawFn) -> tuple[str, Fields, tuple[int, int]]:
     )
 
 
-@settings(max_examples=30, derandomize=True)  # float32 leaves more of one network in thousands
+@examples(30, derandomize=True)  # float32 leaves more of one network in thousands
 @given(autoencoders())
 def test_any_autoencoder(drawn: tuple[str, Fields, tuple[int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.balancers import MAX_BODY, QUEUE, Balancer, Replica, balanced
-from tests.servers import Json, Reachable, needs, problem, write_npy
+from tests.servers import Json, Reachable, eventually, needs, problem, write_npy
 from tests.test_denoise import GREY
 from tests.test_events import told, watched, watching
 from tests.test_server import LONG, post, send_long, wait_until_idle, wait_until_running
@@ -202,10 +202,7 @@ def test_the_largest_upload_is_asked_for_again_too(balancer: Balancer, fleet: li
 
 def _first_running(fleet: Sequence[Replica]) -> list[Replica]:
     """The replicas that run something, once there is one."""
-    for _ in range(20_000):
-        if running := [one for one in fleet if one.server.metric("stepwise_rows_running") > 0]:
-            return running
-    raise AssertionError("nothing runs")
+    return eventually(lambda: [one for one in fleet if one.server.metric("stepwise_rows_running") > 0] or None)
 
 
 def test_streams_flow_through(balancer: Balancer, fleet: list[Replica]) -> None:
@@ -229,13 +226,12 @@ def test_replicas_know_the_client_and_the_balancers_id(balancer: Balancer, fleet
 
 def _logged(fleet: Sequence[Replica], request_id: str) -> Json:
     """The line that one of the replicas logs of a request, which its client may have an answer to before."""
-    for _ in range(20_000):
-        for one in fleet:
-            for line in tuple(one.server.lines):
-                if line.get("request_id") == request_id:
-                    return line
-            one.server.metric("stepwise_rows_running")
-    raise AssertionError(f"nobody has logged {request_id}")
+
+    def look() -> Json | None:
+        lines = [line for one in fleet for line in tuple(one.server.lines)]
+        return next((line for line in lines if line.get("request_id") == request_id), None)
+
+    return eventually(look)
 
 
 def test_the_balancer_has_no_metrics_of_a_replica(balancer: Balancer, fleet: list[Replica]) -> None:

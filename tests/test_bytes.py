@@ -193,7 +193,7 @@ def differing(requests: Sequence[Asked], sums: Sequence[str], others: Sequence[s
 def serving_digits(**settings: object) -> AbstractContextManager[ServerProcess]:
     """A server of the weights in the box, eight rows wide in float32 on two threads, unless told otherwise."""
     ours = {"DEVICE": "cpu", "THREADS": 2, "MAX_BATCH": 8}
-    return serving(None, WEIGHTS="digits", **(ours | settings))
+    return serving(None, "tests.steady", WEIGHTS="digits", **(ours | settings))
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,7 @@ def default(variable: str) -> str:
     return str(value)
 
 
+@pytest.mark.slow
 @needs("docker-compose")
 @pytest.mark.parametrize("target", FILES)
 def test_docker_compose_understands_the_files(target: str) -> None:
@@ -80,6 +81,7 @@ def test_docker_compose_understands_the_files(target: str) -> None:
     assert {name for name, fields in known.items() if "profiles" in fields} == {"prometheus", "grafana"}
 
 
+@pytest.mark.slow
 @needs("haproxy")
 def test_haproxy_understands_its_configuration_without_any_variable() -> None:
     done = subprocess.run(

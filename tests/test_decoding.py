@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.rows import Image
@@ -44,6 +44,7 @@ from tests.engines import (
     warm,
     warm_latent,
 )
+from tests.examples import examples
 from tests.scripted import DECODED_FATES, FATES, Client, Script, Submit, scripts
 from tests.test_answers import SERVED
 
@@ -912,7 +913,7 @@ def test_the_observer_is_told_before_whoever_waits() -> None:
 # All of it together
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     st.sampled_from(({1: 1.0}, {4: 1.0}, {1: 1.0, 2: 1.2, 5: 2.0})),
     st.sampled_from(({1: 1.0}, {3: 0.5}, {1: 1.0, 2: 1.5, 4: 2.0})),

@@ -7,11 +7,10 @@ import os
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import kubernetes_validate
@@ -25,26 +24,15 @@ from service.operations import _PROBE_TIMEOUT
 from tests.balancers import balancing
 from tests.engines import FakeRunner
 from tests.local import FakeServer, locally
-from tests.servers import PATIENCE, ROOT, Json, ServerProcess, needs, serving, settings_of, write_npy
+from tests.servers import PATIENCE, ROOT, Json, ServerProcess, eventually, needs, serving, settings_of, write_npy
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-
-T = TypeVar("T")
 
 
 def read(path: Path) -> Any:
     """A file of YAML, which JSON is too."""
     return yaml.safe_load(path.read_text())
-
-
-def eventually(ask: Callable[[], T | None]) -> T:
-    """Ask, a bounded number of times, until there is an answer."""
-    for _ in range(6000):
-        if (answer := ask()) is not None:
-            return answer
-        time.sleep(0.05)
-    raise AssertionError("that never came")
 
 
 # Kubernetes: what kustomize makes of the manifests.
@@ -115,6 +103,7 @@ def settings(manifests: dict[str, Json], monkeypatch: pytest.MonkeyPatch) -> con
     return settings_of(variables, monkeypatch)
 
 
+@pytest.mark.slow
 @needs("kubectl")
 @pytest.mark.parametrize("names", BUILDS, ids="+".join)
 def test_kustomize_builds_the_same(names: Builds, tmp_path: Path) -> None:
@@ -311,6 +300,7 @@ def ask_for_images(server: ServerProcess) -> None:
         assert server.client.post(path, files=image, data={"timestep": "5"}).status_code == 200
 
 
+@pytest.mark.slow
 @needs("promtool")
 @pytest.mark.parametrize(
     "check",
@@ -321,6 +311,7 @@ def test_promtool_is_content(check: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_metrics_that_are_asked_for_exist(monitored: ServerProcess) -> None:
     """Labels too: what is asked to be unlike something matches where there is no such label."""
     ask_for_images(monitored)
@@ -332,6 +323,7 @@ def test_metrics_that_are_asked_for_exist(monitored: ServerProcess) -> None:
         assert keys <= exist[name] | {"instance", "namespace", "pod"}, f"{name}{{{matchers}}}"
 
 
+@pytest.mark.slow
 def test_alerts_are_tested_with_metrics_that_exist(monitored: ServerProcess) -> None:
     """Labels too: a rule may ask for one that no series has, and its test may agree."""
     ask_for_images(monitored)
@@ -514,6 +506,7 @@ def prometheus(monitored: ServerProcess, tmp_path_factory: pytest.TempPathFactor
             prometheus.close()
 
 
+@pytest.mark.slow
 @needs("prometheus")
 @pytest.mark.parametrize("where", expressions())
 def test_prometheus_answers_what_is_asked(prometheus: Prometheus, where: str) -> None:
@@ -531,12 +524,14 @@ def test_prometheus_answers_what_is_asked(prometheus: Prometheus, where: str) ->
         assert all(labels.get(name) for labels, _ in answer), f"no label {name} for the legend"
 
 
+@pytest.mark.slow
 @needs("prometheus")
 def test_prometheus_counts_replicas(prometheus: Prometheus) -> None:
     for letter in "AB":  # reachable, ready
         assert prometheus.ask(expressions()[f"Replicas, {letter}"]) == [({}, 1.0)]
 
 
+@pytest.mark.slow
 @needs("prometheus")
 def test_prometheus_can_evaluate_every_alert(prometheus: Prometheus) -> None:
     def rules() -> list[Json] | None:

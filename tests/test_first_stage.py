@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +23,7 @@ from model.first_stage import FirstStage, Preview, fitted
 from model.layers import Attention
 from model.rows import Image
 from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
+from tests.examples import examples
 from tests.networks import fill
 
 IMAGE = (3, 12, 16)
@@ -174,7 +175,7 @@ def test_codes_are_found_in_float32(library: Library, precision: Precision) -> N
 
 
 @on_each
-@settings(max_examples=25)
+@examples(25)
 @given(which=st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=WIDTH))
 def test_latents_have_the_same_image_in_any_company_at_any_place(
     case: Case, alone: list[Image], which: list[int]

@@ -4,7 +4,7 @@ from itertools import pairwise
 from math import inf
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from service.arrivals import Arrivals
@@ -12,6 +12,7 @@ from service.costs import Costs
 from service.forecast import eta
 from service.jobs import Job
 from service.promises import MARGIN
+from tests.examples import examples
 from tests.lines import (
     Arrival,
     Images,
@@ -117,7 +118,7 @@ def test_a_job_that_would_be_late_is_expected_at_once() -> None:
     assert expected(line, ticket) == 0
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(cost_tables, any_arrivals(max_size=8), any_times, st.lists(st.integers(1, 200), max_size=10))
 def test_no_job_is_expected_after_its_promise(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], sizes: list[int]
@@ -271,7 +272,7 @@ def test_a_slower_decoder_is_expected_to_take_longer() -> None:
     assert expected(line, line.tickets[0]) == pytest.approx(3 + 3.0, rel=0.03)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(costs_with_decoding, any_arrivals(max_size=8, latents=True), any_times, any_decode_times)
 def test_no_job_is_expected_after_its_promise_where_images_are_decoded(
     costs: Costs, arrivals: list[Arrival], times: list[float], decode_times: list[float]

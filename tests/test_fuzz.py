@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,6 +30,7 @@ from service.images import decode
 from service.reading import read_upload
 from service.schemas import NoiseRequest
 from tests.checkpoints import save_latent_pipeline, small_autoencoder, small_unet
+from tests.examples import examples
 from tests.reference import AutoencoderKL
 from tests.servers import ROOT, Json, ServerProcess, problem, read_npy, serving, side_by_side, write_npy
 
@@ -283,19 +284,19 @@ def decoded(data: bytes) -> NDArray[np.float32] | None:
     return image
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(pngs())
 def test_any_png_is_an_image_or_refused(data: bytes) -> None:
     decoded(data)
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(arrays())
 def test_any_npy_is_an_image_or_refused(data: bytes) -> None:
     decoded(data)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.sampled_from([*GOOD_PNGS, *BAD_PNGS]), st.data())
 def test_a_png_with_any_wrong_checksum_is_refused(png: Png, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(png) - 1))
@@ -471,7 +472,7 @@ def is_taken(path: str, data: bytes) -> bool:
     return image is not None and (path == "/noise" or bool((np.abs(image) <= MOST_NOISY).all()))
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(path=PATHS, data=files)
 def test_any_file_in_a_form_is_answered_or_refused(server: ServerProcess, path: str, data: bytes) -> None:
     assert send(server, path, TYPE, upload(data)) is is_taken(path, data)
@@ -490,7 +491,7 @@ def latent_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
 
 
 @pytest.mark.slow
-@settings(max_examples=250)
+@examples(250)
 @given(path=PATHS, data=files)
 def test_any_file_is_encoded_or_refused(latent_server: ServerProcess, path: str, data: bytes) -> None:
     assert send(latent_server, path, TYPE, upload(data)) is is_taken(path, data)
@@ -582,7 +583,7 @@ def forms(draw: st.DrawFn) -> bytes:
     return draw(st.just(body) | cut_and_pasted(body) | bits_flipped(body) | st.just(body.replace(b"\r\n", b"\n")))
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(path=PATHS, media_type=content_types(), body=forms())
 def test_any_form_is_answered_or_refused(server: ServerProcess, path: str, media_type: bytes, body: bytes) -> None:
     send(server, path, media_type, body)
@@ -608,7 +609,7 @@ VALUES = st.one_of(
 FIELDS = st.sampled_from(["timestep", "seed", "value_range", "scaling", "image", "", "\ud800", "__class__", "a" * 3000])
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(path=PATHS, image=VALUES, fields=st.dictionaries(FIELDS, VALUES, max_size=2), data=st.data())
 def test_any_json_is_answered_or_refused(
     server: ServerProcess, path: str, image: object, fields: Json, data: st.DataObject

@@ -345,7 +345,7 @@ def test_the_same_seed_gives_the_same_bytes(checkpoints: Path, precision: str, k
     watched = [a_sample(i) for i in range(40)] + [a_denoise(kind, i) for i in range(12)]
     others = [a_sample(i)._replace(accept=PNG) for i in range(40, 60)]
     settings = {"WEIGHTS": checkpoints / kind, "PRECISION": precision}
-    with side_by_side(*(serving(None, MAX_BATCH=width, **settings) for width in (8, 3))) as servers:
+    with side_by_side(*(serving(None, "tests.steady", MAX_BATCH=width, **settings) for width in (8, 3))) as servers:
         facts = [server.client.get("/info").json() for server in servers]
         alone = [sha256(servers[0], asked) for asked in watched]
         crowds = [crowded(server, watched + others, order) for order, server in enumerate(servers)]

@@ -7,12 +7,13 @@ from itertools import islice, pairwise
 from math import inf
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from service.costs import Costs
 from service.jobs import Job, Task
 from service.promises import MARGIN, PATIENCE, SHARED, SHORTEST, Bounds, Spare, earliest, patient, spare
+from tests.examples import examples
 from tests.lines import Images, alike, any_images, cost_tables, costs_with_decoding
 
 ROUNDING = 1e-7
@@ -150,7 +151,7 @@ def test_the_plan_together_keeps_what_it_has_to_spare(crowd: Crowd, rows: int) -
 # How early they are
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(crowds(), any_images, st.floats(0.0, 300.0))
 def test_no_earlier_promise_could_be_kept(crowd: Crowd, images: Images, wanted: float) -> None:
     """By a search over all places in line, for both plans."""
@@ -387,7 +388,7 @@ def test_either_plan_keeps_what_it_has_to_spare_where_images_are_decoded(crowd: 
         assert getattr(spare(crowd.line, costs, now), plan) >= before - ROUNDING
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(latent_crowds(), any_images, st.booleans(), st.floats(0.0, 300.0))
 def test_no_earlier_promise_could_be_kept_where_images_are_decoded(
     crowd: Crowd, images: Images, decoded: bool, wanted: float

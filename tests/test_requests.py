@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.rows import Row
@@ -49,6 +49,7 @@ from tests.engines import (
     warm,
     warm_latent,
 )
+from tests.examples import examples
 from tests.scripted import FATES, Cancel, Client, Script, Submit, scripts
 
 # Leaving
@@ -258,7 +259,7 @@ cost_tables = st.sampled_from(
 )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(cost_tables, st.lists(st.lists(asks, max_size=3), min_size=1, max_size=12))
 def test_promises_are_kept_where_passes_take_what_was_measured(
     seconds: dict[int, float], arrivals: list[list[Ask]]
@@ -447,7 +448,7 @@ def test_each_refusal_is_told_once_with_its_reason() -> None:
 # All of it together
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     st.sampled_from(({1: 1.0}, {4: 1.0}, {1: 1.0, 2: 2.0, 3: 3.0}, {1: 1.0, 2: 1.2, 5: 2.0})),
     scripts(("admit", "pass", "read", "release"), FATES),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +20,7 @@ from model.rows import Forward, Image, Reading, Row
 from model.runner import SlotRunner
 from model.samplers import Column, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
+from tests.examples import examples
 from tests.trajectories import forwards, runner_of, runner_on, small_network, trajectory
 
 SHAPE = (3, 8, 8)
@@ -93,7 +94,7 @@ class InFlight:
         return self.steps == len(ROWS[self.which].table)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     waiting=st.lists(st.integers(0, len(ROWS) - 1), min_size=2, max_size=9),
     slots=st.sampled_from((1, 2, SLOTS)),

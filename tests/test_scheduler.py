@@ -6,13 +6,14 @@ from itertools import pairwise
 from math import inf
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.costs import Costs
 from service.jobs import Job
 from service.promises import MARGIN, SHARED
 from service.scheduler import Scheduler
+from tests.examples import examples
 from tests.lines import (
     Arrival,
     Images,
@@ -63,7 +64,7 @@ def singles(*steps: int) -> list[Arrival]:
 # Promises
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(cost_tables, any_arrivals(), any_times, st.sampled_from((1, 4, MANY)))
 def test_every_promise_is_kept_while_passes_stay_within_the_margin(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
@@ -134,7 +135,7 @@ def test_a_promise_counts_from_the_end_of_the_present_pass() -> None:
     assert line.came(Arrival(0.5, alike(1, 1), hurry=1.0)).promise == pytest.approx(2 * (1 + MARGIN))
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(max_size=8), any_images, st.integers(0, 20))
 def test_asking_changes_nothing(table: dict[int, float], arrivals: list[Arrival], images: Images, passes: int) -> None:
     def play(asks: bool) -> list[object]:
@@ -151,7 +152,7 @@ def test_asking_changes_nothing(table: dict[int, float], arrivals: list[Arrival]
     assert play(asks=True) == play(asks=False)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(images=shapes), any_times)
 def test_no_job_is_promised_to_be_done_before_another_of_its_size_that_came_before(
     table: dict[int, float], arrivals: list[Arrival], times: list[float]
@@ -231,7 +232,7 @@ def test_a_job_in_many_parts_breaks_nobodys_promise(table: dict[int, float], par
     assert line.tickets[0].promise == played(Costs(table), [long]).tickets[0].promise
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(max_size=6), any_times)
 def test_parts_of_jobs_keep_their_promises_like_whole_ones(
     table: dict[int, float], arrivals: list[Arrival], times: list[float]
@@ -249,7 +250,7 @@ def test_parts_of_jobs_keep_their_promises_like_whole_ones(
 # What runs
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(), any_times, st.sampled_from((1, 4, MANY)))
 def test_each_image_runs_exactly_its_forward_rows_branch_after_branch(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
@@ -265,7 +266,7 @@ def test_each_image_runs_exactly_its_forward_rows_branch_after_branch(
             assert all(b == 1 for (a, _), (n, b) in pairwise(ran) if a == n)  # no two steps in one pass
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(), any_times)
 def test_a_removed_job_never_runs_again(table: dict[int, float], arrivals: list[Arrival], times: list[float]) -> None:
     line = Line(Costs(table), times=times)
@@ -276,7 +277,7 @@ def test_a_removed_job_never_runs_again(table: dict[int, float], arrivals: list[
                 assert ran_until.setdefault(ticket, sum(map(len, ticket.ran))) == sum(map(len, ticket.ran))
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(), any_times, st.sampled_from((1, 4, MANY)))
 def test_no_pass_is_empty_while_work_is_due_and_none_is_wider_than_it_pays(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
@@ -291,7 +292,7 @@ def test_no_pass_is_empty_while_work_is_due_and_none_is_wider_than_it_pays(
     assert not line.present
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(max_size=25, images=st.builds(alike, st.integers(1, 12), st.integers(1, 6))))
 def test_passes_are_full_with_more_than_a_few_jobs_in_line(table: dict[int, float], arrivals: list[Arrival]) -> None:
     line = Line(Costs(table), promises=False)
@@ -326,7 +327,7 @@ def test_a_lone_job_runs_in_full_passes(table: dict[int, float], images: Images,
 # Order
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(cost_tables, any_arrivals(max_size=16, images=shapes), any_times, st.sampled_from((1, 4, MANY)))
 def test_of_equal_jobs_the_first_to_come_is_the_first_to_be_done(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
@@ -410,7 +411,7 @@ def test_a_guided_image_runs_where_only_one_row_fits_a_pass() -> None:
 # Slots
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(deadlines=False), st.integers(1, 6))
 def test_no_more_tasks_start_than_may_hold_a_slot(
     table: dict[int, float], arrivals: list[Arrival], max_started: int
@@ -451,7 +452,7 @@ def test_a_short_job_waits_for_a_slot_where_no_promise_needs_it() -> None:
 # Books
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(), any_times, st.sampled_from((1, 4, MANY)))
 def test_counters_agree_with_a_recount_at_any_time(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
@@ -470,7 +471,7 @@ def test_counters_agree_with_a_recount_at_any_time(
     assert counters(line.scheduler) == (0, 0, 0)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(), any_times)
 def test_finished_tasks_are_told_once_and_leave(
     table: dict[int, float], arrivals: list[Arrival], times: list[float]
@@ -539,7 +540,7 @@ def test_a_removed_job_was_not_preempted() -> None:
     assert line.scheduler.preemptions == 0
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(), any_times)
 def test_preemptions_agree_with_a_recount(table: dict[int, float], arrivals: list[Arrival], times: list[float]) -> None:
     line = Line(Costs(table), times=times)
@@ -564,7 +565,7 @@ def drift(line: Line, rows: int, times: float) -> None:
         line.costs.follow(rows, times * line.costs.seconds(rows))
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(cost_tables, any_arrivals(max_size=8), st.lists(st.tuples(st.integers(1, 16), st.floats(0.3, 3.0)), max_size=20))
 def test_costs_may_change_at_any_time(
     table: dict[int, float], arrivals: list[Arrival], changes: Sequence[tuple[int, float]]
@@ -615,7 +616,7 @@ def test_a_pass_that_has_ended_takes_nothing_from_those_who_come_after_it() -> N
 # Decoding
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(costs_with_decoding, any_arrivals(latents=True), any_times, any_decode_times, st.sampled_from((1, 4, MANY)))
 def test_every_promise_is_kept_while_decoding_stays_within_its_margin_too(
     costs: Costs, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int
@@ -647,7 +648,7 @@ def test_others_that_fill_up_a_batch_were_not_counted_and_broke_promises() -> No
     assert hurried.promise >= line.batches[1].ended - SOON
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(costs_with_decoding, any_arrivals(latents=True), any_times, any_decode_times, st.sampled_from((1, 4, MANY)))
 def test_counters_agree_with_a_recount_while_images_are_decoded(
     costs: Costs, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int

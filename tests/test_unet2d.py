@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +20,7 @@ from model.checkpoints.load import load
 from model.checkpoints.native import parse
 from model.unet2d import UNet2D, UNet2DConfig
 from tests.checkpoints import refusal
+from tests.examples import examples
 from tests.networks import fill
 from tests.reference import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -343,7 +344,7 @@ def networks(draw: st.DrawFn) -> Fields:
     }
 
 
-@settings(max_examples=40, derandomize=True)  # float32 leaves more of one network in thousands
+@examples(40, derandomize=True)  # float32 leaves more of one network in thousands
 @given(networks())
 def test_any_network(fields: Fields) -> None:
     with tempfile.TemporaryDirectory() as folder:
