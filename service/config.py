@@ -22,6 +22,7 @@ PREFIX = "STEPWISE_"
 PLANNED = frozenset({"SIZES", "RECOMMENDED", "LORA", "RECIPE_PROMPTS", "EMBEDDINGS", "TINY_VAE", "CHECK", "LOG_LEVEL"})
 
 _ROOT_PATH = r"^(/|(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?)?$"  # RFC 3986: segments of a path
+_MAX_SECONDS = 1e8  # three years; the system's own timers end at 292
 _LIKE_KEYS = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH")
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
@@ -58,9 +59,9 @@ class Settings(BaseSettings):
         256, ge=1, description="requests accepted and not finished; clients below their share get up to an eighth more"
     )
     max_body: ByteSize = Field(ByteSize(16 * 2**20), ge=1, description="bytes of a request body; 16MiB is understood")
-    timeout: float = Field(300.0, gt=0, allow_inf_nan=False, description="the most seconds a request may take")
+    timeout: float = Field(300.0, gt=0, le=_MAX_SECONDS, description="the most seconds a request may take")
     drain_timeout: float = Field(
-        30.0, ge=0, allow_inf_nan=False, description="seconds to finish what is accepted, after SIGTERM"
+        30.0, ge=0, le=_MAX_SECONDS, description="seconds to finish what is accepted, after SIGTERM"
     )
     api_keys: Secrets = Field((), description="comma-separated; requests then need `Authorization: Bearer KEY`")
     public_metrics: bool = Field(False, description="where keys are set: 1 answers /metrics without one")
@@ -82,6 +83,14 @@ class Settings(BaseSettings):
     forwarded_allow_ips: str | None = Field(
         None, description="comma-separated proxies whose X-Forwarded-* headers are believed"
     )
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _at_home(cls, value: Path) -> Path:
+        try:
+            return value.expanduser()
+        except RuntimeError:
+            raise ValueError("there is no such user") from None
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
@@ -156,7 +165,7 @@ def available_cores() -> int:
 def _problem(error: ErrorDetails) -> str:
     """What is wrong with a setting, on one line."""
     name = f"{PREFIX}{str(error['loc'][0]).upper()}"
-    return " ".join(f"{name}={str(error['input'])[:200]}: {error['msg']}".split())
+    return " ".join(f"{name}={str(error['input'])[:200]}: {error['msg'].removeprefix('Value error, ')}".split())
 
 
 def _plain(value: object) -> str:
