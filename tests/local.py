@@ -55,7 +55,8 @@ class LocalServer(Reachable):
         self._port, *more = (listener.getsockname()[1] for listener in self._listeners)
         self.metrics_url = f"http://127.0.0.1:{more[0]}" if more else None
         app = make_app(engine, served, settings, metrics, self._listeners)
-        config = uvicorn.Config(app, http=Connection, log_config=None, access_log=False)
+        root_path = settings.root_path.rstrip("/")
+        config = uvicorn.Config(app, http=Connection, log_config=None, access_log=False, ws="none", root_path=root_path)
         self._server = Server(config, engine, settings.drain_timeout)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})
 
