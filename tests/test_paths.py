@@ -341,6 +341,14 @@ def test_a_policy_goes_by_the_whole_path(plain: FakeServer, path: str) -> None:
     assert ask(plain, path).headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
 
 
+@pytest.mark.parametrize("path", ["/docs", "/"])
+def test_a_page_has_its_policy_however_it_is_spelt(plain: FakeServer, path: str) -> None:
+    policy = ask(plain, path).headers["content-security-policy"]
+    assert "script-src" in policy
+    for spelling in (path.replace("d", "%64").replace("s", "%73"), f"{path}?x=1", f"http://test{path}"):
+        assert ask(plain, spelling).headers["content-security-policy"] == policy
+
+
 # A port of its own for metrics.
 
 
