@@ -119,6 +119,24 @@ def test_no_other_spelling_is_the_same(plain: FakeServer, target: str) -> None:
     assert b"stepwise_requests_total" not in answer.body
 
 
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("http://test", "/"),
+        ("http://test/", "/"),
+        ("http://user:password@test:80/%73ample", "/sample"),
+        ("http:///sample", "/sample"),
+        ("/http://test/sample", "/http://test/sample"),
+        ("*", "/*"),
+        ("sample", "/sample"),
+        ("", "/"),
+    ],
+)
+def test_of_a_whole_url_only_the_path_counts(target: str, path: str) -> None:
+    """Whether the parser of HTTP takes it apart or not."""
+    assert one_form(target) == path
+
+
 UNRESERVED = string.ascii_letters + string.digits + "-._~"
 
 
