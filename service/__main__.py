@@ -9,19 +9,22 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import FrameType
 from typing import NoReturn
 
 import uvicorn
+from starlette.types import ASGIApp
 
 import service
 from service import config, logs
-from service.app import create_app
+from service.app import ByPort, create_app, create_metrics_app
 from service.build import START_ERRORS, StartError, build
 from service.config import Settings
 from service.connections import Connection
 from service.engine import Engine
+from service.metrics import Metrics
 from service.served import Served
 
 log = logging.getLogger("service")
@@ -80,15 +83,20 @@ def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
     logs.configure()
     for early in (signal.SIGINT, signal.SIGTERM):  # before the server takes them, and after
         signal.signal(early, _leave)
+    config.refuse_open()
     settings = config.read()
     refuse_workers()
     for name in config.unknown():
         log.warning("%s is set, and is no setting", name)
-    with listen(settings) as listener:
+    if planned := config.without_effect():
+        log.warning("not built yet, so without effect: %s", ", ".join(planned))
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in listen_all(settings)]
         engine, served, metrics = build(settings)
         uvicorn_config = uvicorn.Config(
-            create_app(engine, served, settings, metrics),
+            make_app(engine, served, settings, metrics, listeners),
             http=Connection,
+            ws="none",  # else a WebSocket, where a library for those is installed, would pass by `Connection`
             log_config=None,
             access_log=False,
             server_header=False,
@@ -98,9 +106,14 @@ def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
             proxy_headers=settings.forwarded_allow_ips is not None,
             forwarded_allow_ips=settings.forwarded_allow_ips,
         )
-        url = _url(*listener.getsockname()[:2])
+        url, *more = (_url(*listener.getsockname()[:2]) for listener in listeners)
+        for metrics_url in more:
+            log.info("metrics at %s/metrics", metrics_url)
         threading.Thread(target=_announce, args=(engine, served, url, began, when_ready), daemon=True).start()
-        Server(uvicorn_config, engine, settings.drain_timeout).run(sockets=[listener])
+        server = Server(uvicorn_config, engine, settings.drain_timeout)
+        server.run(sockets=listeners)
+        if not server.started:
+            raise StartError("the server could not start; its log says why")
     _leave()
 
 
@@ -119,24 +132,57 @@ def refuse_workers() -> None:
         raise StartError(f"WEB_CONCURRENCY={os.environ['WEB_CONCURRENCY']}: {_ONE_PROCESS}")
 
 
+def listen_all(settings: Settings) -> list[socket.socket]:
+    """The main listener, and that of METRICS_PORT where it is set.
+
+    Raises:
+        StartError: where one cannot be bound. No listener is left open then.
+    """
+    main = listen(settings)
+    if settings.metrics_port is None:
+        return [main]
+    try:
+        return [main, _listen(settings.host, settings.metrics_port, f"{config.PREFIX}METRICS_PORT: ")]
+    except StartError:
+        main.close()
+        raise
+
+
 def listen(settings: Settings) -> socket.socket:
-    """Bind the address now, so that a taken port is told before the weights are loaded.
+    """Take the address now, so that a taken port is told before the weights are loaded.
 
     Raises:
         StartError: where it cannot be bound.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return _listen(settings.host, settings.port)
+
+
+def _listen(host: str, port: int, whose: str = "") -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Only where the protocol is named does asyncio switch Nagle's algorithm off, which costs each answer 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # of all its connections; Linux has it
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * CLIENT_PATIENCE_S))
     try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
+        listener.bind((host, port))
+        listener.listen()  # two servers can bind one port, but only one can listen
+    except (OSError, ValueError) as error:  # ValueError: a name that no host can have
         listener.close()
-        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise StartError(f"{whose}cannot listen on {host}:{port}: {reason}") from None
     return listener
+
+
+def make_app(
+    engine: Engine, served: Served, settings: Settings, metrics: Metrics, listeners: Sequence[socket.socket]
+) -> ASGIApp:
+    """The app of all listeners, which are those of `listen_all`."""
+    app = create_app(engine, served, settings, metrics)
+    if settings.metrics_port is None:
+        return app
+    metrics_port = listeners[1].getsockname()[1]
+    return ByPort(app, metrics_port, create_metrics_app(engine, served, settings, metrics))
 
 
 def _url(host: str, port: int) -> str:

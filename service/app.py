@@ -1,16 +1,18 @@
 """The ASGI app: middleware, routes, errors."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
-from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import service
 from service.config import Settings
@@ -20,7 +22,8 @@ from service.generation import Generation
 from service.metrics import Metrics
 from service.middleware import CLIENT_LEFT, ApiKeys, BodyLimit, RequestLog, path_of
 from service.operations import Operations
-from service.page import Playground
+from service.page import DOCS, documentation, playground
+from service.paths import OnePath
 from service.served import Served
 
 _DESCRIPTION = """Draws and denoises images with a diffusion U-Net.
@@ -40,49 +43,107 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
             watch.cancel()
             await asyncio.to_thread(engine.close)
 
-    app = FastAPIOffline(
-        title="Stepwise",
-        version=service.__version__,
-        description=_DESCRIPTION,
-        lifespan=lifespan,
-        redoc_url=None,
-        swagger_ui_parameters={"validatorUrl": None},  # the default asks another host
-    )
-    methods: dict[str, set[str]] = {}  # of each path
-    playground = Playground()
-    routers = (
+    app = _bare_app(lifespan)
+    page = playground()
+    operations = Operations(engine, served, settings, metrics)
+    routers = [
         Generation(engine, served, settings, metrics).router(),
-        Operations(engine, served, settings, metrics).router(),
-        playground.router(),
-    )
-    for router in routers:
-        app.include_router(router)
-        for route in router.routes:
-            if isinstance(route, APIRoute):
-                methods.setdefault(route.path, set()).update(route.methods or ())
-    app.state.methods = methods
-    app.add_exception_handler(ServiceError, _service_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnect, _client_left)
+        operations.router(),
+        page.router(),
+        documentation(f"{app.title} - Swagger UI", settings.root_path.rstrip("/")).router(),
+    ]
+    if settings.metrics_port is None:
+        routers.append(operations.metrics_router())
+    _route(app, routers)
 
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, max_body=int(settings.max_body))
     if settings.api_keys:
-        open_paths = {"/health", "/health/live", "/health/ready", *playground.paths}
+        open_paths = {"/health", "/health/live", "/health/ready", *page.paths}
         open_paths |= {"/metrics"} if settings.public_metrics else set()
         app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_keys], open_paths=open_paths)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            _Cors,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
             expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Clipped", "X-Request-ID", "X-Seed"],
         )
-    # The files of the playground are not worth a label each: they are `other`, as what is nowhere is.
-    endpoints = [path for path in methods if not path.startswith("/playground/")]
-    app.add_middleware(RequestLog, metrics=metrics, endpoints=endpoints)
+    _log_all(app, metrics)
     return app
+
+
+def create_metrics_app(engine: Engine, served: Served, settings: Settings, metrics: Metrics) -> FastAPI:
+    """Make the app of METRICS_PORT: /metrics, without a key, and nothing else."""
+    app = _bare_app(openapi_url=None)
+    _route(app, [Operations(engine, served, settings, metrics).metrics_router()])
+    _log_all(app, metrics)
+    return app
+
+
+class ByPort:
+    """Gives the requests that come in on one port to an app of their own."""
+
+    def __init__(self, app: ASGIApp, port: int, app_of_port: ASGIApp) -> None:
+        self._app = app
+        self._port = port
+        self._app_of_port = app_of_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_for_port = scope["type"] == "http" and scope["server"][1] == self._port
+        await (self._app_of_port if is_for_port else self._app)(scope, receive, send)
+
+
+def _bare_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None, **more: Any) -> FastAPI:
+    """An app that answers nothing yet, and everything with problem documents.
+
+    FastAPI's redirects to paths with or without a slash at the end would repeat the Host header; its page of
+    documentation would load from other hosts.
+    """
+    app = FastAPI(
+        title="Stepwise",
+        version=service.__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        **more,
+    )
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    return app
+
+
+def _route(app: FastAPI, routers: Iterable[APIRouter]) -> None:
+    """Add routes. The methods of each path are kept in the app's state, for 405 and for the log."""
+    methods: dict[str, set[str]] = {path: {"GET", "HEAD"} for path in (app.openapi_url,) if path}
+    for router in routers:
+        app.include_router(router)
+        for route in router.routes:
+            assert isinstance(route, APIRoute)
+            methods.setdefault(route.path, set()).update(route.methods or ())
+    app.state.methods = methods
+
+
+def _log_all(app: FastAPI, metrics: Metrics) -> None:
+    # The files of pages are not worth a label each: they are `other`, as what is nowhere is.
+    endpoints = [path for path in app.state.methods if not path.startswith(("/playground/", f"{DOCS}/"))]
+    app.add_middleware(RequestLog, metrics=metrics, endpoints=endpoints)
+    app.add_middleware(OnePath)
+
+
+class _Cors(CORSMiddleware):
+    """Starlette's, but what it refuses is a problem document."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        return problem(response.status_code, bytes(response.body).decode(), headers)
 
 
 async def _watch(engine: Engine) -> None:
@@ -98,10 +159,10 @@ async def _service_error(_: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    detail = {
-        404: f"there is nothing at {request.url.path}",
-        405: f"{request.url.path} does not take {request.method}",
-    }.get(error.status_code, str(error.detail))
+    path = request.scope["path"]
+    detail = {404: f"there is nothing at {path}", 405: f"{path} does not take {request.method}"}.get(
+        error.status_code, str(error.detail)
+    )
     headers = dict(error.headers or {})
     methods = request.app.state.methods.get(path_of(request.scope))
     if error.status_code == 405 and methods is not None:

@@ -1,5 +1,10 @@
 """Settings → weights → runner → engine: what serves is put together here, and torch is known nowhere else."""
 
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,6 +26,10 @@ from service.metrics import Metrics
 from service.places import Places
 from service.served import Served, fingerprint_parts
 
+log = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY = re.compile("out of memory|bad_alloc|not enough memory|can't allocate|cannot allocate", re.IGNORECASE)
+
 BOX = Path(__file__).parent.parent / "weights"  # the weights in the box
 
 
@@ -30,6 +39,43 @@ class StartError(Exception):
 
 START_ERRORS = (SettingsError, StartError, CheckpointError)  # each message is one line for the operator
 
+_THREADS_A_CORE = 8  # more only wait for each other
+_SHOWN = 200  # characters of what the operator has set, or of what a library says
+
+
+@contextmanager
+def starting(what_fails: str) -> Iterator[None]:
+    """Make any error of a library one line: torch, OpenVINO, safetensors and the system each have kinds of their own.
+
+    Raises:
+        StartError: beginning with `what_fails`. The error itself is its cause, and is logged at level debug.
+    """
+    try:
+        yield
+    except START_ERRORS:
+        raise
+    except Exception as error:
+        log.debug("the start failed", exc_info=True)
+        raise StartError(f"{what_fails}: {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """An error of a library in a few words, on one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(text):
+        what = "not enough memory"
+    elif isinstance(error, OSError):
+        return shown(text)
+    else:
+        what = type(error).__name__
+    return f"{what} ({shown(text)})" if text else what
+
+
+def shown(text: str) -> str:
+    """Text on one line, without most of what is very long."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
+
 
 def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     """Load the weights and put the engine together.
@@ -37,21 +83,24 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     Raises:
         StartError, CheckpointError: for what cannot be served.
     """
-    device = choose_device(settings.device)
-    threads = settings.threads or config.available_cores()
-    torch.set_num_threads(threads)
-    checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
+    with starting(f"STEPWISE_DEVICE={settings.device} cannot be used"):
+        device = choose_device(settings.device)
+        threads = choose_threads(settings.threads)
+        torch.set_num_threads(threads)
+    with starting(f"STEPWISE_WEIGHTS={shown(settings.weights)} cannot be loaded"):
+        checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
     model = checkpoint.description
     if model.image_shape[0] not in (1, 3):
         raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
 
     how = device, settings.precision, threads
-    backend = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
     first_stage = None
-    if checkpoint.autoencoder is not None:
-        first_stage = choose_first_stage(checkpoint.autoencoder, model, *how, settings.cache_dir)
     no_label = 0 if model.no_label is None else model.no_label  # 0 where the network has no classes, or only those
-    runner = SlotRunner(backend, model.sample_shape, no_label, slots=backend.widths[-1])
+    with starting(f"{model.name} cannot be made ready on {device}"):
+        backend = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
+        if checkpoint.autoencoder is not None:
+            first_stage = choose_first_stage(checkpoint.autoencoder, model, *how, settings.cache_dir)
+        runner = SlotRunner(backend, model.sample_shape, no_label, slots=backend.widths[-1])
 
     computing = backend.fingerprint if first_stage is None else {**backend.fingerprint, **first_stage.fingerprint}
     served = Served(
@@ -94,6 +143,20 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def choose_threads(wanted: int | None, cores: int | None = os.cpu_count()) -> int:
+    """The compute threads of a THREADS setting: by default, the cores that this process may use.
+
+    Raises:
+        StartError: for so many that a pass would take seconds, or the system might end the process.
+    """
+    if wanted is None:
+        return config.available_cores()
+    if cores is not None and wanted > _THREADS_A_CORE * cores:
+        most = f"{_THREADS_A_CORE} threads a core are the most, {_THREADS_A_CORE * cores} on this machine"
+        raise StartError(f"STEPWISE_THREADS={wanted}: {most}")
+    return wanted
+
+
 def find_weights(name: str) -> Path:
     """The path of a WEIGHTS setting: a name in the box, or that of a folder or a file.
 
@@ -103,9 +166,13 @@ def find_weights(name: str) -> Path:
     in_the_box = sorted(path.parent.name for path in BOX.glob(f"*/{native.WEIGHTS}"))
     if name in in_the_box:
         return BOX / name
-    path = Path(name).expanduser()
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        why = "is neither a file nor a folder"
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the home of a user who is none
+        why = f"cannot be opened: {told(error)}"
+    else:
         return path
-    raise StartError(
-        f"STEPWISE_WEIGHTS={name} is neither a file nor a folder; in the box: {', '.join(in_the_box) or 'nothing'}"
-    )
+    raise StartError(f"STEPWISE_WEIGHTS={shown(name)} {why}; in the box: {', '.join(in_the_box) or 'nothing'}")

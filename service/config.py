@@ -1,17 +1,29 @@
 """Every setting, once: name, default, help. Read from the environment, STEPWISE_*, when the program starts."""
 
+import math
 import os
+import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from platformdirs import user_cache_path
 from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model.backends import cgroups
 from service.schemas import MAX_IMAGES
 
 PREFIX = "STEPWISE_"
+
+# Settings of the HTTP contract whose features are not built yet. They are accepted, and have no effect.
+PLANNED = frozenset({"SIZES", "RECOMMENDED", "LORA", "RECIPE_PROMPTS", "EMBEDDINGS", "TINY_VAE", "CHECK", "LOG_LEVEL"})
+
+_ROOT_PATH = r"^(/|(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?)?$"  # RFC 3986: segments of a path
+_MAX_SECONDS = 1e8  # three years; the system's own timers end at 292
+_LIKE_KEYS = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH")
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -47,9 +59,9 @@ class Settings(BaseSettings):
         256, ge=1, description="requests accepted and not finished; clients below their share get up to an eighth more"
     )
     max_body: ByteSize = Field(ByteSize(16 * 2**20), ge=1, description="bytes of a request body; 16MiB is understood")
-    timeout: float = Field(300.0, gt=0, allow_inf_nan=False, description="the most seconds a request may take")
+    timeout: float = Field(300.0, gt=0, le=_MAX_SECONDS, description="the most seconds a request may take")
     drain_timeout: float = Field(
-        30.0, ge=0, allow_inf_nan=False, description="seconds to finish what is accepted, after SIGTERM"
+        30.0, ge=0, le=_MAX_SECONDS, description="seconds to finish what is accepted, after SIGTERM"
     )
     api_keys: Secrets = Field((), description="comma-separated; requests then need `Authorization: Bearer KEY`")
     public_metrics: bool = Field(False, description="where keys are set: 1 answers /metrics without one")
@@ -58,13 +70,27 @@ class Settings(BaseSettings):
         default_factory=lambda: user_cache_path("stepwise"),
         description="folder for converted models; default: stepwise in the user's cache folder",
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port of HOST that /metrics moves to, where it needs no key; 0 takes a free one",
+    )
     cors_origins: CommaSeparated = Field(
         (), description="comma-separated origins of pages that may call this; * for all"
     )
-    root_path: str = Field("", pattern=r"^(/.*)?$", description="path that a proxy serves this under and strips")
+    root_path: str = Field("", pattern=_ROOT_PATH, description="path that a proxy serves this under and strips")
     forwarded_allow_ips: str | None = Field(
         None, description="comma-separated proxies whose X-Forwarded-* headers are believed"
     )
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _at_home(cls, value: Path) -> Path:
+        try:
+            return value.expanduser()
+        except RuntimeError:
+            raise ValueError("there is no such user") from None
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
@@ -81,14 +107,38 @@ def read() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = (f"{PREFIX}{str(e['loc'][0]).upper()}={e['input']!s}: {e['msg']}" for e in error.errors())
-        raise SettingsError("; ".join(problems)) from None
+        raise SettingsError("; ".join(map(_problem, error.errors()))) from None
 
 
-def unknown() -> list[str]:
+def refuse_open(environ: Mapping[str, str] = os.environ) -> None:
+    """Refuse an environment that asks for a closed server and would make an open one.
+
+    Raises:
+        SettingsError: where API_KEYS is set and holds no key, or where a name looks like a misspelt API_KEYS. The
+            message holds no value: that may be a key.
+    """
+    named = {name.upper(): value for name, value in environ.items()}
+    if not any(key.strip() for key in named.get(f"{PREFIX}API_KEYS", "unset").split(",")):
+        raise SettingsError(
+            f"{PREFIX}API_KEYS is set, but holds no key, so everyone could send requests; "
+            "for a server without keys, do not set it"
+        )
+    if f"{PREFIX}API_KEY" in named:
+        raise SettingsError(f"{PREFIX}API_KEY is a setting of the client; the keys of a server are {PREFIX}API_KEYS")
+    for name in unknown(named):
+        if _LIKE_KEYS.search(name.removeprefix(PREFIX)):
+            raise SettingsError(f"{name} is no setting, and looks like a misspelt {PREFIX}API_KEYS; unset or rename it")
+
+
+def unknown(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Names in the environment that look like settings and are none."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
-    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    known = {PREFIX + name for name in (*map(str.upper, Settings.model_fields), *PLANNED)}
+    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+def without_effect(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Names in the environment of settings whose features are not built yet."""
+    return sorted({PREFIX + name for name in PLANNED} & environ.keys())
 
 
 def usage() -> str:
@@ -106,26 +156,16 @@ def usage() -> str:
 
 
 def available_cores() -> int:
-    """The cores that this process may use: its affinity, and the cgroup's quota, rounded up."""
+    """The cores that this process may use: its affinity, and the quota of its cgroups, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_cores(Path("/sys/fs/cgroup"))
-    return cores if quota is None else max(1, min(cores, quota))
+    quota = cgroups.cores()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
-def cgroup_cores(root: Path) -> int | None:
-    """The CPU quota of cgroup v2 or v1, in cores, rounded up; None without one."""
-    for quota_file, period_file in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            words = (root / quota_file).read_text().split()
-            if period_file is not None:
-                words += (root / period_file).read_text().split()
-        except OSError:
-            continue
-        quota, period = words[0], words[1]
-        if quota == "max" or int(quota) <= 0:
-            return None
-        return -(-int(quota) // int(period))
-    return None
+def _problem(error: ErrorDetails) -> str:
+    """What is wrong with a setting, on one line."""
+    name = f"{PREFIX}{str(error['loc'][0]).upper()}"
+    return " ".join(f"{name}={str(error['input'])[:200]}: {error['msg'].removeprefix('Value error, ')}".split())
 
 
 def _plain(value: object) -> str:

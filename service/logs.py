@@ -4,6 +4,7 @@ import datetime
 import json
 import logging
 import sys
+import traceback
 
 access = logging.getLogger("service.access")
 
@@ -22,6 +23,14 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def trace_without_messages(error: BaseException) -> str:
+    """Where an error was raised, and its kind, for an error whose message may quote what a client sent."""
+    trace = traceback.TracebackException.from_exception(error)
+    lines = [f"{type(error).__name__}\n", *trace.stack.format()]
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "".join(lines) + ("" if cause is None else f"after {trace_without_messages(cause)}")
 
 
 def configure() -> None:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import logs
 from service.errors import BodyTooLarge, Draining, ServiceError, TooSlow, Unauthorized, answer, problem
 from service.metrics import Metrics
+from service.paths import loggable
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
+        path = path_of(scope)
         sent_id = Headers(scope=scope).get("x-request-id", "")
         request_id = sent_id if _SANE_ID.fullmatch(sent_id) else uuid.uuid4().hex
         code = 500
@@ -71,7 +73,7 @@ class RequestLog:
                 code, answered = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
-                policy = _POLICIES.get(path_of(scope), _POLICY)
+                policy = _POLICIES.get(path, _POLICY)
                 headers.raw.extend([*_SECURITY, (b"content-security-policy", policy)])
             await send(message)
 
@@ -82,24 +84,24 @@ class RequestLog:
                 raise
             error = Draining("the server shut down before the whole request was here")
             await answer(error)(scope, receive, send_and_note)
-        except Exception:
-            if answered:
-                raise
-            log.exception("a request failed unexpectedly", extra={"fields": {"request_id": request_id}})
-            await problem(500, "the server failed; its log says more")(scope, receive, send_and_note)
+        except Exception as error:
+            fields = {"request_id": request_id, "exception": logs.trace_without_messages(error)}
+            log.error("a request failed unexpectedly", extra={"fields": fields})  # noqa: TRY400
+            if not answered:  # else the answer ends unfinished, and the server closes the connection
+                await problem(500, "the server failed; its log says more")(scope, receive, send_and_note)
         finally:
             seconds = time.perf_counter() - began
-            endpoint = path if (path := path_of(scope)) in self._endpoints else "other"
-            self._metrics.request_done(endpoint, code, seconds)
+            self._metrics.request_done(path if path in self._endpoints else "other", code, seconds)
+            logged_path = loggable(scope["path"])
             logs.access.info(
                 "%s %s",
                 scope["method"],
-                scope["path"],
+                logged_path,
                 extra={
                     "fields": {
                         "request_id": request_id,
                         "method": scope["method"],
-                        "path": scope["path"],
+                        "path": logged_path,
                         "status": code,
                         "duration_ms": round(1000 * seconds, 2),
                         "client": (scope.get("client") or ("unknown",))[0],

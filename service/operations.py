@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
@@ -32,17 +34,15 @@ class Operations:
     metrics: Metrics
 
     def router(self) -> APIRouter:
-        router = APIRouter(tags=["operations"])
-        for path, endpoint, documentation in (
+        return _routed(
             ("/health/live", self.live, openapi.LIVE),
             ("/health/ready", self.ready, openapi.READY),
             ("/health", self.ready, openapi.HEALTH),
-            ("/metrics", self.read_metrics, openapi.METRICS),
             ("/info", self.info, openapi.INFO),
-        ):
-            router.add_api_route(path, endpoint, methods=["GET"], **documentation)
-            router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
-        return router
+        )
+
+    def metrics_router(self) -> APIRouter:
+        return _routed(("/metrics", self.read_metrics, openapi.METRICS))
 
     async def live(self) -> Response:
         """200 while the process can serve at all: its engine has not died, and is not stuck in a pass."""
@@ -122,6 +122,15 @@ class Operations:
             },
             headers={"Cache-Control": "no-store"},
         )
+
+
+def _routed(*endpoints: tuple[str, Callable[[], Awaitable[Response]], dict[str, Any]]) -> APIRouter:
+    """Routes of GET and HEAD: path, endpoint, documentation."""
+    router = APIRouter(tags=["operations"])
+    for path, endpoint, documentation in endpoints:
+        router.add_api_route(path, endpoint, methods=["GET"], **documentation)
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    return router
 
 
 def _by_width(costs: Costs | None) -> dict[str, float]:

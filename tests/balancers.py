@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -62,9 +63,9 @@ class Replica:
 
 
 class Balancer(Reachable):
-    """HAProxy. It asks `names` for the replicas' addresses."""
+    """HAProxy. It asks `names` for the replicas' addresses, and writes a line a request to `log`, if there is one."""
 
-    def __init__(self, names: "Names", port: int) -> None:
+    def __init__(self, names: "Names", port: int, log: IO[bytes] | None = None) -> None:
         super().__init__()
         self._clients, self._metrics = (socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2))
         environment = {
@@ -77,7 +78,7 @@ class Balancer(Reachable):
             ["haproxy", "-db", "-f", TEMPLATE],
             env={**os.environ, **environment},
             pass_fds=(self._clients.fileno(), self._metrics.fileno()),
-            stdout=subprocess.DEVNULL,  # a line a request
+            stdout=log or subprocess.DEVNULL,
         )
 
     @cached_property
@@ -161,12 +162,12 @@ class Names:
 
 
 @contextmanager
-def balancing(hosts: Sequence[str], port: int) -> Iterator[Balancer]:
+def balancing(hosts: Sequence[str], port: int, log: IO[bytes] | None = None) -> Iterator[Balancer]:
     """HAProxy before replicas at these addresses."""
     with ExitStack() as stack:
         names = Names(hosts)
         stack.callback(names.end)
-        balancer = Balancer(names, port)
+        balancer = Balancer(names, port, log)
         stack.callback(balancer.end)
         yield balancer
 

@@ -15,8 +15,7 @@ import uvicorn
 
 from model.description import Recommended
 from model.rows import FirstStage, Image
-from service.__main__ import Server, listen
-from service.app import create_app
+from service.__main__ import Server, listen_all, make_app
 from service.build import build
 from service.config import Settings
 from service.connections import Connection
@@ -51,13 +50,15 @@ class LocalServer(Reachable):
     def __init__(self, engine: Engine, served: Served, settings: Settings, metrics: Metrics) -> None:
         super().__init__()
         self.engine = engine
-        self._listener = listen(settings)
-        self._listener.listen()  # from now on clients wait
-        self._port = self._listener.getsockname()[1]
-        app = create_app(engine, served, settings, metrics)
-        config = uvicorn.Config(app, http=Connection, log_config=None, access_log=False)
+        self._listeners = listen_all(settings)  # from now on clients wait
+        self._listener = self._listeners[0]
+        self._port, *more = (listener.getsockname()[1] for listener in self._listeners)
+        self.metrics_url = f"http://127.0.0.1:{more[0]}" if more else None
+        app = make_app(engine, served, settings, metrics, self._listeners)
+        root_path = settings.root_path.rstrip("/")
+        config = uvicorn.Config(app, http=Connection, log_config=None, access_log=False, ws="none", root_path=root_path)
         self._server = Server(config, engine, settings.drain_timeout)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})
 
     @property
     def url(self) -> str:
@@ -79,7 +80,8 @@ class LocalServer(Reachable):
         self.hang_up()
         self._server.should_exit = True
         self.wait()
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
 
 class FakeServer(LocalServer):

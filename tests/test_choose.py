@@ -9,6 +9,7 @@ from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 from model.backends import openvino
 from model.backends.backend import Backend, Precision
@@ -98,6 +99,40 @@ def test_torch_computes_bfloat16_without_instructions_for_it(
     assert isinstance(backend, PaddedBackend)
     assert backend.fingerprint["precision"] == "bfloat16"
     assert warnings(caplog) == ["this processor has no instructions for bfloat16, so torch computes it, slowly"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("auto", ["bfloat16", "float32", "bfloat16"]), ("bfloat16", ["bfloat16"] * 3), ("float32", ["float32"] * 3)],
+)
+def test_each_gpu_decides_of_its_own_bfloat16(
+    precision: Precision | Literal["auto"], expected: list[Precision], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old card beside new ones: what the first of them could was taken for what all can."""
+    capabilities = {0: (8, 0), 1: (7, 5), 2: (9, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)  # of the current one
+    built: list[tuple[int, Precision]] = []
+
+    class Built(PaddedBackend):
+        """Stands for CudaBackend on a machine without a GPU."""
+
+        def __init__(
+            self,
+            network: nn.Module,
+            sample_shape: tuple[int, int, int],
+            device: torch.device,
+            precision: Precision,
+            max_batch: int,
+        ) -> None:
+            super().__init__(network, sample_shape, precision, max_batch)
+            built.append((device.index, precision))
+
+    monkeypatch.setattr("model.backends.choose.CudaBackend", Built)
+    for index in capabilities:
+        device = torch.device("cuda", index)
+        choose(denoiser(small_network(), DESCRIPTION), device, precision, threads=1, max_batch=1, cache_dir=None)
+    assert built == list(enumerate(expected))
 
 
 def test_converted_models_are_kept_in_the_cache(tmp_path: Path) -> None:

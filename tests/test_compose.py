@@ -10,11 +10,13 @@ import pytest
 import yaml
 from pydantic import ByteSize, TypeAdapter
 
+from service import config
 from service.config import PREFIX, Settings
 from tests.balancers import TEMPLATE
 from tests.servers import ROOT, needs, settings_of
 
 FILES = {"cpu": ("docker-compose.yml",), "cuda": ("docker-compose.yml", "docker-compose.gpu.yml")}
+PROMETHEUS = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
 BESIDE_A_BODY = 65_536  # bytes of a request
 
 
@@ -39,11 +41,14 @@ def services(request: pytest.FixtureRequest) -> dict[str, Any]:
 def settings(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Settings:
     """What the program reads in a replica."""
     variables = services["stepwise"]["environment"].items()
-    return settings_of({name: without_variables(value) for name, value in variables}, monkeypatch)
+    return settings_of({name: without_variables(value) for name, value in variables if value is not None}, monkeypatch)
 
 
 def without_variables(value: str) -> str:
-    """What compose makes of a value where nothing is set: `${NAME:-default}` is the default."""
+    """What compose makes of a value where nothing is set: `${NAME:-default}` is the default.
+
+    A variable without a value is passed on as it is, and so is not set.
+    """
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
 
 
@@ -110,16 +115,44 @@ def test_the_balancer_finds_the_replicas(services: dict[str, Any], settings: Set
     name, port = default("REPLICAS").split(":")
     assert name in services
     assert int(port) == settings.port
-    assert services[name]["expose"] == [port]
+    assert services[name]["expose"] == [port, str(settings.metrics_port)]
     [published] = services["haproxy"]["ports"]
     host, _, inside = without_variables(published).split(":")
     assert host == "127.0.0.1"  # the world, only by decision
     assert f":{inside}" == default("BIND")
 
 
-def test_replicas_believe_the_balancer_and_show_it_their_metrics(settings: Settings) -> None:
+def test_replicas_believe_the_balancer(settings: Settings) -> None:
     assert settings.forwarded_allow_ips == "*"
-    assert settings.public_metrics
+
+
+def test_prometheus_asks_where_the_balancer_does_not(services: dict[str, Any], settings: Settings) -> None:
+    """So that no spelling of a path leads a client of the balancer to the metrics."""
+    [job] = [job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == "stepwise"]
+    [replicas] = job["dns_sd_configs"]
+    assert replicas["names"] == ["stepwise"]
+    assert replicas["port"] == settings.metrics_port
+    assert default("REPLICAS").split(":")[1] != str(settings.metrics_port)
+    assert not settings.public_metrics
+    assert "ports" not in services["stepwise"]
+
+
+def test_no_setting_that_is_empty_opens_a_replica(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that nobody has set are not set; keys that are set and empty are passed on, and refused."""
+    assert services["stepwise"]["environment"]["STEPWISE_API_KEYS"] is None
+    for name, value in services["stepwise"]["environment"].items():
+        if value is not None:
+            monkeypatch.setenv(name, without_variables(value))
+    config.refuse_open()
+
+
+@needs("docker-compose")
+@pytest.mark.parametrize("keys", [None, "", "alpha"])
+def test_docker_compose_passes_keys_on_as_they_are(keys: str | None) -> None:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    env = inherited if keys is None else {**inherited, "STEPWISE_API_KEYS": keys}
+    done = subprocess.run(["docker-compose", "config"], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert yaml.safe_load(done.stdout)["services"]["stepwise"]["environment"]["STEPWISE_API_KEYS"] == keys
 
 
 def test_what_is_mounted_is_there(services: dict[str, Any]) -> None:

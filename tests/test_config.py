@@ -8,8 +8,9 @@ import pytest
 from platformdirs import user_cache_path
 from pydantic import SecretStr, ValidationError
 
+from model.backends import cgroups
 from service import config
-from service.config import PREFIX, Settings, SettingsError, available_cores, cgroup_cores
+from service.config import PREFIX, Settings, SettingsError, available_cores
 
 # The table of the HTTP contract, and what came after it: name, default.
 TABLE: dict[str, object] = {
@@ -29,6 +30,7 @@ TABLE: dict[str, object] = {
     "PUBLIC_METRICS": False,
     "ALLOW_PICKLE": False,
     "CACHE_DIR": user_cache_path("stepwise"),
+    "METRICS_PORT": None,
     "CORS_ORIGINS": (),
     "ROOT_PATH": "",
     "FORWARDED_ALLOW_IPS": None,
@@ -84,9 +86,14 @@ def test_settings_and_their_defaults_are_those_of_the_contract() -> None:
         ("ALLOW_PICKLE", "1", True),
         ("ALLOW_PICKLE", "0", False),
         ("CACHE_DIR", "/var/cache/stepwise", Path("/var/cache/stepwise")),
+        ("CACHE_DIR", "~/models", Path.home() / "models"),
+        ("METRICS_PORT", "9090", 9090),
+        ("METRICS_PORT", "0", 0),
         ("CORS_ORIGINS", "https://a.example,https://b.example", ("https://a.example", "https://b.example")),
         ("CORS_ORIGINS", "*", ("*",)),
         ("ROOT_PATH", "/draw", "/draw"),
+        ("ROOT_PATH", "/draw/all%20day/", "/draw/all%20day/"),
+        ("ROOT_PATH", "/", "/"),
         ("FORWARDED_ALLOW_IPS", "10.0.0.1,10.0.0.2", "10.0.0.1,10.0.0.2"),
     ],
 )
@@ -126,6 +133,15 @@ def test_an_empty_setting_is_the_default(set_environment: SetEnvironment, name: 
         ("TIMEOUT", "nan"),
         ("DRAIN_TIMEOUT", "-1"),
         ("DRAIN_TIMEOUT", "inf"),
+        ("DRAIN_TIMEOUT", "1e300"),
+        ("TIMEOUT", "1e300"),
+        ("METRICS_PORT", "65536"),
+        ("METRICS_PORT", "metrics"),
+        ("ROOT_PATH", "draw"),
+        ("ROOT_PATH", "//other.example"),
+        ("ROOT_PATH", "/dräw"),
+        ("ROOT_PATH", "/draw?x"),
+        ("CACHE_DIR", "~nobody-at-all/cache"),
         ("ALLOW_PICKLE", "perhaps"),
     ],
 )
@@ -137,6 +153,12 @@ def test_a_setting_that_cannot_be_used_is_named_with_its_value(
         config.read()
     assert str(error.value).startswith(f"STEPWISE_{name}={text}: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_value_of_several_lines_is_told_on_one(set_environment: SetEnvironment) -> None:
+    set_environment(PORT="80\n00")
+    with pytest.raises(SettingsError, match=r"^STEPWISE_PORT=80 00: "):
+        config.read()
 
 
 def test_all_settings_that_cannot_be_used_are_named(set_environment: SetEnvironment) -> None:
@@ -166,6 +188,52 @@ def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -
     assert config.read().port == 1
 
 
+def test_settings_that_are_not_built_yet_have_no_effect_and_are_no_mistake(set_environment: SetEnvironment) -> None:
+    assert config.without_effect() == []
+    names = ["CHECK", "EMBEDDINGS", "LOG_LEVEL", "LORA", "RECIPE_PROMPTS", "RECOMMENDED", "SIZES", "TINY_VAE"]
+    set_environment(**dict.fromkeys(names, "x"), PORT="1")
+    assert config.without_effect() == [f"STEPWISE_{name}" for name in names]
+    assert config.unknown() == []
+    config.refuse_open()
+    assert config.read().port == 1
+
+
+# Keys that fail closed
+
+
+@pytest.mark.parametrize("keys", ["", " ", ",", " , ,", "\n", "\t,"])
+@pytest.mark.parametrize("name", ["STEPWISE_API_KEYS", "stepwise_api_keys", "Stepwise_Api_Keys"])
+def test_keys_that_are_set_and_empty_are_refused(name: str, keys: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a Secret that is empty, or from `${STEPWISE_API_KEYS:-}`."""
+    monkeypatch.setenv(name, keys)
+    with pytest.raises(SettingsError, match=r"^STEPWISE_API_KEYS is set, but holds no key, .*, do not set it$"):
+        config.refuse_open()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["API_KEY", "APIKEY", "APIKEYS", "KEY", "KEYS", "API_KEYS_FILE", "api_key", "TOKEN", "API_TOKENS", "AUTH_KEYS"],
+)
+def test_a_name_that_looks_like_a_misspelt_one_is_refused_without_its_value(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"STEPWISE_{name}", "open-sesame")
+    for keys in ({}, {"STEPWISE_API_KEYS": "alpha"}):
+        for key, value in keys.items():
+            monkeypatch.setenv(key, value)
+        with pytest.raises(SettingsError, match=rf"^STEPWISE_{name.upper()} is ") as error:
+            config.refuse_open()
+        assert "STEPWISE_API_KEYS" in str(error.value)
+        assert "sesame" not in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_keys_and_no_keys_are_no_mistake(set_environment: SetEnvironment) -> None:
+    config.refuse_open()
+    set_environment(API_KEYS="alpha,", WIEGHTS="digits", KEEP_ALIVE="3", API_SERVICE_HOST="10.0.0.1")
+    config.refuse_open()
+
+
 @pytest.mark.parametrize(
     ("name", "default"),
     [
@@ -185,6 +253,7 @@ def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -
         ("PUBLIC_METRICS", "0"),
         ("ALLOW_PICKLE", "0"),
         ("CACHE_DIR", "stepwise in the user's cache folder"),
+        ("METRICS_PORT", "none"),
         ("CORS_ORIGINS", "none"),
         ("ROOT_PATH", "none"),
         ("FORWARDED_ALLOW_IPS", "none"),
@@ -209,43 +278,12 @@ def test_usage_is_a_table_that_fits_a_terminal() -> None:
 # Cores
 
 
-@pytest.mark.parametrize(
-    ("text", "cores"),
-    [
-        ("max 100000", None),
-        ("150000 100000", 2),
-        ("200000 100000", 2),
-        ("200001 100000", 3),
-        ("1000 100000", 1),
-        ("50000 50000\n", 1),
-    ],
-)
-def test_the_quota_of_cgroup_v2_is_rounded_up(tmp_path: Path, text: str, cores: int | None) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    assert cgroup_cores(tmp_path) == cores
-
-
-@pytest.mark.parametrize(("quota", "cores"), [("-1", None), ("150000", 2), ("400000", 4), ("1000", 1)])
-def test_the_quota_of_cgroup_v1_is_rounded_up(tmp_path: Path, quota: str, cores: int | None) -> None:
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota + "\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert cgroup_cores(tmp_path) == cores
-
-
-def test_no_cgroup_means_no_quota(tmp_path: Path) -> None:
-    assert cgroup_cores(tmp_path) is None
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000")
-    assert cgroup_cores(tmp_path) is None  # half of it is none
-
-
-@pytest.mark.parametrize(("quota", "cores"), [(None, 4), (1, 1), (3, 3), (64, 4)])
+@pytest.mark.parametrize(("quota", "cores"), [(None, 4), (0.25, 1), (1.0, 1), (2.1, 3), (3.0, 3), (64.0, 4)])
 def test_cores_are_those_of_the_affinity_within_the_quota(
-    monkeypatch: pytest.MonkeyPatch, quota: int | None, cores: int
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5, 7}, raising=False)
-    monkeypatch.setattr(config, "cgroup_cores", lambda _: quota)
+    monkeypatch.setattr(cgroups, "cores", lambda: quota)
     assert available_cores() == cores
 
 

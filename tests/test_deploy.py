@@ -38,7 +38,7 @@ def read(path: Path) -> Any:
 # Kubernetes: what kustomize makes of the manifests.
 
 Builds = tuple[str, ...]
-BUILDS: list[Builds] = [("base",), ("gpu",), ("base", "own-weights"), ("gpu", "own-weights")]
+BUILDS: list[Builds] = [("base",), ("gpu",), ("base", "own-weights"), ("gpu", "own-weights", "public")]
 
 
 def build(folder: str, *components: str) -> dict[str, Json]:
@@ -67,12 +67,16 @@ def build(folder: str, *components: str) -> dict[str, Json]:
     return manifests
 
 
-def apply(document: Any, op: str, path: str, value: object) -> None:
+def apply(document: Any, op: str, path: str, value: object = None) -> None:
     """An operation of RFC 6902."""
     *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in path.split("/")[1:])
     for part in parents:
         document = document[int(part) if isinstance(document, list) else part]
-    if op == "add" and isinstance(document, list):
+    if op == "test":
+        assert document[last] == value
+    elif op == "remove":
+        document.pop(int(last) if isinstance(document, list) else last)
+    elif op == "add" and isinstance(document, list):
         assert last == "-"
         document.append(value)
     else:
@@ -99,8 +103,8 @@ def manifests(request: pytest.FixtureRequest) -> dict[str, Json]:
 @pytest.fixture
 def settings(manifests: dict[str, Json], monkeypatch: pytest.MonkeyPatch) -> config.Settings:
     """What the program reads in the pod."""
-    variables = {variable["name"]: variable.get("value", "") for variable in container_of(manifests)["env"]}
-    return settings_of(variables, monkeypatch)
+    env = container_of(manifests)["env"]
+    return settings_of({variable["name"]: variable.get("value", "a-secret") for variable in env}, monkeypatch)
 
 
 @pytest.mark.slow
@@ -177,16 +181,30 @@ def test_probes_are_patient(manifests: dict[str, Json]) -> None:
     assert manifests["Deployment"]["spec"]["progressDeadlineSeconds"] > allowed
 
 
-def test_ports_are_the_programs(manifests: dict[str, Json], settings: config.Settings, server: ServerProcess) -> None:
-    [port] = container_of(manifests)["ports"]
-    assert port["containerPort"] == settings.port
-    [exposed] = manifests["Service"]["spec"]["ports"]
+def test_ports_are_the_programs(manifests: dict[str, Json], settings: config.Settings) -> None:
+    http, metrics = container_of(manifests)["ports"]
+    assert http["containerPort"] == settings.port
+    assert metrics["containerPort"] == settings.metrics_port
+    [exposed] = manifests["Service"]["spec"]["ports"]  # the metrics' port is not
     assert {exposed["targetPort"], *(probe["httpGet"]["port"] for probe in probes(manifests).values())} == {
-        port["name"]
+        http["name"]
     }
+
+
+def test_metrics_are_where_prometheus_looks(manifests: dict[str, Json]) -> None:
     annotations = manifests["Deployment"]["spec"]["template"]["metadata"]["annotations"]
-    assert annotations["prometheus.io/port"] == str(settings.port)
-    assert "stepwise_images_total" in server.client.get(annotations["prometheus.io/path"]).text
+    assert annotations["prometheus.io/port"] == str(container_of(manifests)["ports"][1]["containerPort"])
+    with locally(server := FakeServer(metrics_port=0, api_keys="alpha")):
+        url = f"{server.metrics_url}{annotations['prometheus.io/path']}"
+        assert "stepwise_images_total" in httpx.get(url, trust_env=False).text
+
+
+def test_a_pod_without_its_secret_does_not_start() -> None:
+    """A Secret with another name used to make a public server."""
+    for base in ("base", "gpu"):
+        [keys] = [e for e in container_of(build(base))["env"] if e["name"] == "STEPWISE_API_KEYS"]
+        assert keys["valueFrom"]["secretKeyRef"] == {"name": "stepwise", "key": "api-keys"}  # not `optional`
+        assert not [e for e in container_of(build(base, "public"))["env"] if "KEY" in e["name"]]
 
 
 def test_kubernetes_sets_no_settings(manifests: dict[str, Json]) -> None:

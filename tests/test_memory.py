@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.backends.memory import available, resident
+from tests.cgroup_files import Layout, layouts, write
 
 MIB = 2**20
 MEMINFO = f"""MemTotal:       {64 * 1024} kB
@@ -18,53 +19,79 @@ a line: of: another kind
 """
 
 
-def folder(path: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(text)
-    return path
+LAYOUTS = layouts("memory")
+V2 = LAYOUTS["v2, a systemd unit"]
+V1 = LAYOUTS["v1, a host"]
 
 
-def v2(most: str, held: int, statistics: str | None = None) -> dict[str, str]:
-    files = {"memory.max": f"{most}\n", "memory.current": f"{held}\n"}
+def v2(most: str, held: int, statistics: str | None = None, high: str = "max") -> dict[str, str]:
+    files = {"memory.max": f"{most}\n", "memory.high": f"{high}\n", "memory.current": f"{held}\n"}
     return files if statistics is None else files | {"memory.stat": statistics}
 
 
 def v1(most: int, held: int, statistics: str | None = None) -> dict[str, str]:
-    files = {"memory/memory.limit_in_bytes": f"{most}\n", "memory/memory.usage_in_bytes": f"{held}\n"}
-    return files if statistics is None else files | {"memory/memory.stat": statistics}
+    files = {"memory.limit_in_bytes": f"{most}\n", "memory.usage_in_bytes": f"{held}\n"}
+    return files if statistics is None else files | {"memory.stat": statistics}
+
+
+def machine(root: Path, layout: Layout, meminfo: str | None, *cgroups: dict[str, str]) -> Path:
+    """What the system shows: its own memory, and the files of the cgroup and of its ancestors, the innermost first."""
+    write(root, layout)
+    if meminfo is not None:
+        (root / "proc/meminfo").write_text(meminfo)
+    for folder, files in zip(layout.folders, cgroups, strict=False):
+        for name, text in files.items():
+            (root / folder[1:] / name).write_text(text)
+    return root
 
 
 @pytest.mark.parametrize(
-    ("meminfo", "cgroup", "expected"),
+    ("meminfo", "layout", "files", "expected"),
     [
-        (MEMINFO, {}, 32 * MIB),
-        ("", {}, math.inf),
-        ("MemTotal: 5 kB\n", {}, math.inf),
-        (None, {}, math.inf),
+        (MEMINFO, V2, {}, 32 * MIB),
+        ("", V2, {}, math.inf),
+        ("MemTotal: 5 kB\n", V2, {}, math.inf),
+        (None, V2, {}, math.inf),
         # v2
-        (MEMINFO, v2(str(10 * MIB), 4 * MIB), 6 * MIB),
-        (None, v2(str(10 * MIB), 4 * MIB), 6 * MIB),
-        (MEMINFO, v2(str(100 * MIB), 4 * MIB), 32 * MIB),  # the machine has less than the cgroup allows
-        (MEMINFO, v2("max", 4 * MIB), 32 * MIB),
-        (None, v2("max", 4 * MIB), math.inf),
-        (MEMINFO, v2(str(10 * MIB), 11 * MIB), 0),  # more than is allowed: a limit lowered afterwards
-        (MEMINFO, {"memory.max": "5"}, 32 * MIB),  # without the other file it says nothing
+        (MEMINFO, V2, v2(str(10 * MIB), 4 * MIB), 6 * MIB),
+        (None, V2, v2(str(10 * MIB), 4 * MIB), 6 * MIB),
+        (None, V2, v2("max", 4 * MIB, high=str(10 * MIB)), 6 * MIB),
+        (None, V2, v2(str(20 * MIB), 4 * MIB, high=str(10 * MIB)), 6 * MIB),
+        (MEMINFO, V2, v2(str(100 * MIB), 4 * MIB), 32 * MIB),  # the machine has less than the cgroup allows
+        (MEMINFO, V2, v2("max", 4 * MIB), 32 * MIB),
+        (None, V2, v2("max", 4 * MIB), math.inf),
+        (MEMINFO, V2, v2(str(10 * MIB), 11 * MIB), 0),  # more than is allowed: a limit lowered afterwards
+        (MEMINFO, V2, {"memory.max": "5"}, 32 * MIB),  # without the other file it says nothing
+        (MEMINFO, V2, v2("much", 4 * MIB), 32 * MIB),
         # v1
-        (MEMINFO, v1(10 * MIB, 4 * MIB), 6 * MIB),
-        (MEMINFO, v1(9223372036854771712, 4 * MIB), 32 * MIB),  # v1's word for no limit
-        (MEMINFO, v1(10 * MIB, 11 * MIB), 0),
-        # Both: the tighter counts
-        (None, v2(str(10 * MIB), 4 * MIB) | v1(10 * MIB, 5 * MIB), 5 * MIB),
+        (MEMINFO, V1, v1(10 * MIB, 4 * MIB), 6 * MIB),
+        (MEMINFO, V1, v1(9223372036854771712, 4 * MIB), 32 * MIB),  # v1's word for no limit
+        (MEMINFO, V1, v1(10 * MIB, 11 * MIB), 0),
         # Files that were read make room
-        (None, v2(str(10 * MIB), 9 * MIB, f"anon 5\ninactive_file {3 * MIB}\nactive_file 7\n"), 4 * MIB),
-        (None, v1(10 * MIB, 9 * MIB, f"inactive_file 1\ntotal_inactive_file {2 * MIB}\n"), 3 * MIB),
-        (None, v2(str(10 * MIB), 9 * MIB, "anon 5\n"), 1 * MIB),
+        (None, V2, v2(str(10 * MIB), 9 * MIB, f"anon 5\ninactive_file {3 * MIB}\nactive_file 7\n"), 4 * MIB),
+        (None, V1, v1(10 * MIB, 9 * MIB, f"inactive_file 1\ntotal_inactive_file {2 * MIB}\n"), 3 * MIB),
+        (None, V2, v2(str(10 * MIB), 9 * MIB, "anon 5\n"), 1 * MIB),
     ],
 )
-def test_available(meminfo: str | None, cgroup: dict[str, str], expected: float, tmp_path: Path) -> None:
-    proc = folder(tmp_path / "proc", {} if meminfo is None else {"meminfo": meminfo})
-    assert available(proc, folder(tmp_path / "cgroup", cgroup)) == expected
+def test_available(meminfo: str | None, layout: Layout, files: dict[str, str], expected: float, tmp_path: Path) -> None:
+    assert available(machine(tmp_path, layout, meminfo, files)) == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_limit_binds_wherever_it_is(layout: Layout, tmp_path: Path) -> None:
+    limit = v2(str(10 * MIB), 4 * MIB) if layout.version == 2 else v1(10 * MIB, 4 * MIB)
+    folders = [folder for folder in layout.folders if "(deleted)" not in folder]
+    for i in range(len(folders)):
+        seen = layout._replace(folders=folders)
+        root = machine(tmp_path / str(i), seen, MEMINFO, *({} for _ in range(i)), limit)
+        assert available(root) == 6 * MIB
+
+
+def test_each_limit_is_held_against_its_own_usage(tmp_path: Path) -> None:
+    """An ancestor's is that of all processes below it."""
+    for i, (inner, outer) in enumerate([((10, 4), (100, 97)), ((10, 7), (100, 50))]):
+        files = [v2(str(most * MIB), held * MIB) for most, held in (inner, outer)]
+        assert available(machine(tmp_path / str(i), V2, None, *files)) == 3 * MIB
 
 
 def test_what_is_available_here() -> None:

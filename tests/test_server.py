@@ -1,5 +1,6 @@
 """The process: how it starts, how it shares its time, how it leaves."""
 
+import errno
 import re
 import signal
 import socket
@@ -10,15 +11,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
+import torch
+from safetensors import SafetensorError
 
 import service
-from service.__main__ import listen, main, refuse_workers
-from service.build import StartError, build
-from service.config import Settings
+from service.__main__ import listen, listen_all, main, refuse_workers
+from service.build import StartError, build, choose_threads, find_weights, starting
+from service.config import Settings, available_cores
 from tests.local import FakeServer, serving_fake
 from tests.servers import (
     PATIENCE,
@@ -347,10 +350,118 @@ def test_what_cannot_start_says_why_in_one_line(weights: Path, tmp_path: Path) -
     assert ended.stdout == ""
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["service"], ["stepwise", "serve"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"API_KEYS": ","}, "STEPWISE_API_KEYS is set, but holds no key"),
+        ({"API_KEYS": ""}, "STEPWISE_API_KEYS is set, but holds no key"),
+        ({"API_KEY": "open-sesame"}, "STEPWISE_API_KEY is a setting of the client"),
+        ({"WEIGHTS": "~no-such-user/x"}, "STEPWISE_WEIGHTS=~no-such-user/x cannot be opened"),
+        ({"CACHE_DIR": "~no-such-user/x"}, "STEPWISE_CACHE_DIR=~no-such-user/x: there is no such user"),
+        ({"THREADS": 1_000_000}, "STEPWISE_THREADS=1000000: "),
+        ({"PORT": "TAKEN"}, "cannot listen on 127.0.0.1:"),
+        ({"METRICS_PORT": "TAKEN"}, "STEPWISE_METRICS_PORT: cannot listen on 127.0.0.1:"),
+    ],
+    ids=str,
+)
+def test_a_start_that_fails_is_one_line_and_an_exit_code(
+    command: list[str], settings: dict[str, object], line: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        env = environment(**{name: port if value == "TAKEN" else value for name, value in settings.items()})
+        ended = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert ended.returncode in (1, 2)
+    [said] = ended.stderr.splitlines()
+    assert said.startswith(f"stepwise: {line}")
+    assert "sesame" not in said
+    assert ended.stdout == ""
+
+
 def test_weights_that_are_nowhere_are_named() -> None:
     box = "digits, digits-4step, emoji"
     with pytest.raises(StartError, match=rf"^STEPWISE_WEIGHTS=nowhere/at all is .*; in the box: {box}$"):
         build(Settings(weights="nowhere/at all"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("~no-such-user/model", "home directory"),
+        ("a" * 5000, "File name too long"),
+        ("a/" * 2500, "File name too long"),
+        ("a\0b", "null byte"),
+        ("two\nlines", "is neither a file nor a folder"),
+        ("/dev/null/model", "Not a directory"),
+        (" ", "is neither a file nor a folder"),
+    ],
+)
+def test_a_path_that_is_none_is_told_in_one_short_line(name: str, reason: str) -> None:
+    with pytest.raises(StartError, match=r"^STEPWISE_WEIGHTS=") as error:
+        find_weights(name)
+    message = str(error.value)
+    assert reason in message
+    assert message.isprintable()
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "not enough memory"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "not enough memory (CUDA out of memory.",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried"), "not enough memory (DefaultCPU"),
+        (RuntimeError("Exception from src/inference: std::bad_alloc"), "not enough memory (Exception"),
+        (RuntimeError("first line\n\n  second line"), "RuntimeError (first line second line)"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "not enough memory (Cannot allocate memory)"),
+        (PermissionError(errno.EACCES, "Permission denied", "/secret/model"), "Permission denied"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "UnicodeDecodeError ("),
+        (SafetensorError("header too large"), "SafetensorError (header too large)"),
+        (KeyError("conv.weight"), "KeyError ('conv.weight')"),
+        (AssertionError(), "AssertionError"),
+        (ValueError("x" * 5000), f"ValueError ({'x' * 200}…)"),
+    ],
+)
+def test_an_error_of_any_library_is_told_in_one_line(error: Exception, told: str) -> None:
+    with pytest.raises(StartError) as raised, starting("the weights cannot be loaded"):
+        raise error
+    message = str(raised.value)
+    assert message.startswith(f"the weights cannot be loaded: {told}")
+    assert message.isprintable()
+    assert len(message) < 300
+    assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize("what", ["load", "choose", "SlotRunner", "torch.set_num_threads"])
+def test_whatever_fails_at_the_start_is_one_line(what: str, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(f"service.build.{what}", fail)
+    with pytest.raises(StartError, match=r"^.* cannot be .*: not enough memory$"):
+        build(Settings(weights=str(weights / "grey"), threads=1, device="cpu"))
+
+
+def test_threads_are_as_many_as_cores_can_use() -> None:
+    assert choose_threads(None) == available_cores()
+    assert choose_threads(3, cores=2) == 3
+    assert choose_threads(1024, cores=None) == 1024
+    most = "8 threads a core are the most, 16 on this machine"
+    with pytest.raises(StartError, match=f"^STEPWISE_THREADS=17: {most}$"):
+        choose_threads(17, cores=2)
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +486,31 @@ def test_a_taken_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(StartError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*in use$"):
+            listen_all(Settings(port=port))
+        with pytest.raises(
+            StartError, match=rf"^STEPWISE_METRICS_PORT: cannot listen on 127\.0\.0\.1:{port}: .*in use$"
+        ):
+            listen_all(Settings(port=0, metrics_port=port))
+
+
+def test_two_servers_cannot_start_on_one_port() -> None:
+    """Both used to bind it, and one died with a traceback when it had loaded its weights."""
+    with listen(Settings(port=0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(StartError, match=r"in use$"):
             listen(Settings(port=port))
+    with listen(Settings(port=port)):  # at once, when the first is over
+        pass
+    with pytest.raises(StartError, match=rf"^STEPWISE_METRICS_PORT: cannot listen on 127\.0\.0\.1:{port}: .*in use$"):
+        listen_all(Settings(port=port, metrics_port=port))
+
+
+@pytest.mark.parametrize("host", ["no such host", "a..b", f"{'a' * 70}.x", "::1::1", " "])
+def test_an_address_that_is_none_is_named(host: str) -> None:
+    with pytest.raises(StartError, match=r"^cannot listen on ") as error:
+        listen(Settings(host=host, port=0))
+    assert str(error.value).startswith(f"cannot listen on {host}:0: ")
+    assert "\n" not in str(error.value)
 
 
 def test_answers_are_not_held_back() -> None:
@@ -443,6 +578,7 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "PUBLIC_METRICS": "0",
         "ALLOW_PICKLE": "0",
         "CACHE_DIR": "stepwise in the user's cache folder",
+        "METRICS_PORT": "none",
         "CORS_ORIGINS": "none",
         "ROOT_PATH": "none",
         "FORWARDED_ALLOW_IPS": "none",

@@ -18,6 +18,8 @@ from model.first_stage import FirstStage
 
 log = logging.getLogger(__name__)
 
+BFLOAT16_CAPABILITY = (8, 0)  # CUDA's compute capability from which on GPUs have instructions for bfloat16: Ampere
+
 Kind = Literal["cuda", "openvino", "padded"]
 Choice = Precision | Literal["auto"]
 
@@ -56,7 +58,7 @@ def choose(
     """
     module, shape = network.module, network.input_shape
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        native = torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY  # of this GPU, not of the first one
         chosen: Precision = ("bfloat16" if native else "float32") if precision == "auto" else precision
         return CudaBackend(module, shape, device, chosen, max_batch or default_width(network, "cuda"))
     if find_spec("openvino") is None:

@@ -5,6 +5,19 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from model.backends import cgroups
+from model.backends.cgroups import Cgroup
+
+# Limit, usage, and of memory.stat the files that were read, the weights' among them: they count as used, and make room
+# when there is need.
+_LIMITS = {
+    1: [("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")],
+    2: [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.high", "memory.current", "inactive_file"),  # above it, the system slows the process down
+    ],
+}
+
 
 def resident() -> int:
     """Bytes of memory that this process holds; 0 where the system does not tell."""
@@ -15,31 +28,30 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def available(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes of memory that this process may still take: the machine's, and those of its cgroup, v2 or v1."""
+def available(root: Path = cgroups.ROOT) -> float:
+    """Bytes of memory that this process may still take: the machine's, and those of each of its cgroups.
+
+    Args:
+        root: the folder with `proc` and with what is mounted.
+    """
     left = math.inf
     with suppress(OSError, KeyError):
-        left = int(_facts(proc / "meminfo")["MemAvailable:"]) * 1024
-    for limit, usage, statistics, idle in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-            "total_inactive_file",
-        ),
-    ):
-        try:
-            most, held = ((cgroup / name).read_text().strip() for name in (limit, usage))
-        except OSError:
-            continue
-        if most != "max":
-            left = min(left, int(most) - int(held) + _cached(cgroup / statistics, idle))
-    return max(0, left)
+        left = int(_facts(root / "proc/meminfo")["MemAvailable:"]) * 1024
+    return max(0, min([left, *map(_left, cgroups.found("memory", root))]))
+
+
+def _left(cgroup: Cgroup) -> float:
+    """Bytes that a cgroup still allows."""
+    left = math.inf
+    for limit, usage, idle in _LIMITS[cgroup.version]:
+        with suppress(OSError, ValueError):
+            most, held = ((cgroup.folder / name).read_text().strip() for name in (limit, usage))
+            if most != "max":
+                left = min(left, int(most) - int(held) + _cached(cgroup.folder / "memory.stat", idle))
+    return left
 
 
 def _cached(statistics: Path, idle: str) -> int:
-    """Bytes of files that were read, the weights' among them, which count as used and make room when there is need."""
     try:
         return int(_facts(statistics)[idle])
     except (OSError, KeyError):
