@@ -81,7 +81,9 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
         )
     # The files of the playground are not worth a label each: they are `other`, as what is nowhere is.
     endpoints = [path for path in methods if not path.startswith("/playground/")]
-    app.add_middleware(RequestLog, metrics=metrics, endpoints=endpoints)
+    app.add_middleware(
+        RequestLog, metrics=metrics, endpoints=endpoints, is_draining=lambda: engine.status == "draining"
+    )
     return app
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import uvicorn
 
 from model.description import Recommended
 from model.rows import FirstStage, Image
@@ -19,7 +18,6 @@ from service.__main__ import Server, listen
 from service.app import create_app
 from service.build import build
 from service.config import Settings
-from service.connections import Connection
 from service.engine import Engine
 from service.metrics import Metrics
 from service.places import Places
@@ -55,8 +53,7 @@ class LocalServer(Reachable):
         self._listener.listen()  # from now on clients wait
         self._port = self._listener.getsockname()[1]
         app = create_app(engine, served, settings, metrics)
-        config = uvicorn.Config(app, http=Connection, log_config=None, access_log=False)
-        self._server = Server(config, engine, settings.drain_timeout)
+        self._server = Server(app, engine, settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
 
     @property

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from service import connections, middleware
-from service.connections import MAX_HEAD
+from service.framing import MAX_HEAD
 from tests.local import FakeServer, serving_fake
 from tests.servers import PATIENCE, Json
 
@@ -70,10 +70,7 @@ def test_a_connection_on_which_nothing_comes_is_closed(impatient: FakeServer) ->
 @pytest.mark.parametrize("begun", [b"P", b"POST /sample HT", HEAD, HEAD + b"X-A"])
 def test_a_head_that_does_not_come_is_refused(impatient: FakeServer, begun: bytes) -> None:
     answer = says(impatient, begun)
-    if begun == b"P":  # is it a request?
-        assert answer == b"" or "within 0.05 s" in refusal(answer, 408)
-    else:
-        assert "headers were not all here within 0.05 s" in refusal(answer, 408)
+    assert "headers were not all here within 0.05 s" in refusal(answer, 408)
     assert is_well(impatient)
 
 
@@ -125,14 +122,7 @@ def test_a_request_that_is_all_here_may_wait(impatient: FakeServer) -> None:
     ],
 )
 def test_a_head_without_end_is_refused(server: FakeServer, endless: bytes) -> None:
-    with socket.create_connection(server.address, PATIENCE) as connection:
-        try:
-            connection.sendall(endless)
-            answer = everything(connection)
-        except ConnectionError:  # it is closed while more was on its way
-            answer = b""
-    if answer:
-        assert refusal(answer, 431) == f"the address and the headers must be at most {MAX_HEAD} bytes"
+    assert refusal(says(server, endless), 431) == f"the address and the headers must be at most {MAX_HEAD} bytes"
     assert is_well(server)
 
 
@@ -153,5 +143,5 @@ def test_a_large_body_is_no_large_head(server: FakeServer) -> None:
     [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9.9\r\n\r\n", b"hello\r\n\r\n", HEAD + b"A\r\n\r\n"],
 )
 def test_what_is_no_http_is_told_so(server: FakeServer, sent: bytes) -> None:
-    assert refusal(says(server, sent), 400) == "this is no HTTP request"
+    assert "this is no HTTP request" in refusal(says(server, sent), 400)
     assert is_well(server)

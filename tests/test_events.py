@@ -221,7 +221,7 @@ def test_a_browsers_event_source_is_answered(server: ServerProcess) -> None:
     assert answer.status_code == 200
     data = told(list(parsed(answer.text.splitlines())), steps=4)
     assert images(data) == images_of(answered(server, {"seed": 7, "num_images": 2, "class_label": [1, 2]}))
-    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["cache-control"] == "no-store, no-transform"
     assert "etag" not in answer.headers
 
 
