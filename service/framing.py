@@ -88,8 +88,11 @@ class _Received(ReceiveBuffer):
 
     def drop_empty_lines(self) -> None:
         """Old clients send some after a body. RFC 9112, section 2.2."""
-        while self._data.startswith(b"\r\n"):
-            self._extract(2)
+        if self._data.startswith(b"\r\n"):
+            blank = len(self._data) - len(self._data.lstrip(b"\r\n"))
+            lines = self._data.count(b"\r\n", 0, blank)
+            if self._data[2 * lines : blank] in (b"", b"\r"):  # else it is no line that comes next
+                self._extract(2 * lines)
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
         """The lines of a head, or of the trailers of a body; None where they are not all here."""

@@ -125,6 +125,9 @@ BROKEN: dict[str, bytes] = {
     "a folded coding": head() + b"Transfer-Encoding:\r\n chunked\r\n\r\nb\r\n" + DRAW + b"\r\n0\r\n\r\n",
     "LF alone": head().replace(b"\r\n", b"\n") + b"\n",
     "LF alone in one header": broken_head(b"X-A: a\nX-B: b\r\n"),
+    "an empty line of LF alone": b"\n" + broken_head(b""),
+    "empty lines of both kinds": b"\r\n\r\n\n\r\n" + broken_head(b""),
+    "empty lines of CR": b"\r\r\n" + broken_head(b""),
     "CR alone": broken_head(b"X-A: a\rX-B: b\r\n"),
     **{f"{c!r} in a value": broken_head(b"X-A: a%bb\r\n" % c) for c in (b"\x00", b"\x01", b"\x0b", b"\x1f", b"\x7f")},
     "a blank before the colon": broken_head(b"X-A : a\r\n"),
@@ -212,7 +215,7 @@ def messages(draw: st.DrawFn) -> tuple[bytes, Read]:
     body = draw(bodies)
     offer = draw(st.sampled_from(sorted(OFFERS.values())))
     framing = FRAMINGS[draw(st.sampled_from(sorted(FRAMINGS)))]
-    empty_lines = draw(st.sampled_from([b"", b"\r\n", b"\r\n\r\n"]))
+    empty_lines = b"\r\n" * draw(st.integers(0, 3))
     return empty_lines + head(method, b"/sample?a=b", offer) + framing(body), Read(method, b"/sample?a=b", body)
 
 
