@@ -91,7 +91,7 @@ class _Received(ReceiveBuffer):
         if self._data.startswith(b"\r\n"):
             blank = len(self._data) - len(self._data.lstrip(b"\r\n"))
             lines = self._data.count(b"\r\n", 0, blank)
-            if self._data[2 * lines : blank] in (b"", b"\r"):  # else it is no line that comes next
+            if bytes(self._data[2 * lines : blank]) in (b"", b"\r"):  # else it is no line that comes next
                 self._extract(2 * lines)
 
     def maybe_extract_lines(self) -> list[bytearray] | None:

@@ -4,8 +4,10 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise, product
+from threading import Thread
 from typing import NamedTuple
 
 import h11
@@ -497,3 +499,37 @@ def test_the_balancer_says_what_a_client_that_closes_its_side_gets(balancer: Rea
     server.runner.let_go()
     [answer] = came
     assert "closed its side" in refused(answer, 400)
+
+
+class Headers(BaseHTTPRequestHandler):
+    """A server that answers with the names of the headers that reached it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = "\n".join(self.headers.keys()).lower().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+@needs("haproxy")
+def test_the_balancer_passes_no_offer_on() -> None:
+    with ExitStack() as stack:
+        origin = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Headers))
+        origin.daemon_threads = True
+        thread = Thread(target=origin.serve_forever)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(origin.shutdown)
+        balancer = stack.enter_context(balancing(["127.0.0.1"], origin.server_port))
+        balancer.wait_until(up=1)
+        for offer in OFFERS.values():
+            [answer] = answers(exchanged(balancer, [head(b"GET", more=offer + b"Connection: close\r\n") + b"\r\n"]))
+            assert b"x-request-id" in answer.body.split()
+            assert not {b"connection", b"upgrade", b"http2-settings"} & set(answer.body.split())
