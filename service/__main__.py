@@ -35,12 +35,27 @@ CLIENT_PATIENCE_S = 60.0  # a client that takes in nothing for so long has left
 class Server(uvicorn.Server):
     """uvicorn, but a signal first lets the engine finish what it has, while the server goes on listening."""
 
-    def __init__(self, uvicorn_config: uvicorn.Config, engine: Engine, drain_timeout: float) -> None:
-        super().__init__(uvicorn_config)
+    def __init__(self, app: ASGIApp, engine: Engine, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Connection,
+                ws="none",  # else a WebSocket, where a library for those is installed, would pass by `Connection`
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                workers=1,  # else uvicorn reads WEB_CONCURRENCY
+                root_path=settings.root_path.rstrip("/"),
+                timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # parts of a second too
+                proxy_headers=settings.forwarded_allow_ips is not None,
+                forwarded_allow_ips=settings.forwarded_allow_ips,
+            )
+        )
         self._engine = engine
-        self._drain_timeout = drain_timeout
+        self._drain_timeout = settings.drain_timeout
         self._draining = False
         self._until = math.inf  # when draining ends
+        self._connections_drain = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self._draining:
@@ -49,6 +64,14 @@ class Server(uvicorn.Server):
         elif sig == signal.SIGINT:  # Ctrl-C once more: wait for nobody
             self._until = time.monotonic()
             threading.Thread(target=self._engine.close, name="hurry", daemon=True).start()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._engine.status == "draining" and not self._connections_drain:
+            self._connections_drain = True
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, Connection)
+                connection.drain()
+        return await super().on_tick(counter)
 
     def _drain(self, signal_name: str) -> None:
         self._engine.drain()
@@ -93,24 +116,12 @@ def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
     with ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in listen_all(settings)]
         engine, served, metrics = build(settings)
-        uvicorn_config = uvicorn.Config(
-            make_app(engine, served, settings, metrics, listeners),
-            http=Connection,
-            ws="none",  # else a WebSocket, where a library for those is installed, would pass by `Connection`
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            workers=1,  # else uvicorn reads WEB_CONCURRENCY
-            root_path=settings.root_path.rstrip("/"),
-            timeout_keep_alive=75,
-            proxy_headers=settings.forwarded_allow_ips is not None,
-            forwarded_allow_ips=settings.forwarded_allow_ips,
-        )
+        app = make_app(engine, served, settings, metrics, listeners)
         url, *more = (_url(*listener.getsockname()[:2]) for listener in listeners)
         for metrics_url in more:
             log.info("metrics at %s/metrics", metrics_url)
         threading.Thread(target=_announce, args=(engine, served, url, began, when_ready), daemon=True).start()
-        server = Server(uvicorn_config, engine, settings.drain_timeout)
+        server = Server(app, engine, settings)
         server.run(sockets=listeners)
         if not server.started:
             raise StartError("the server could not start; its log says why")

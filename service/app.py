@@ -70,7 +70,7 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
             allow_headers=["*"],
             expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Clipped", "X-Request-ID", "X-Seed"],
         )
-    _log_all(app, metrics)
+    _log_all(app, engine, metrics)
     return app
 
 
@@ -78,7 +78,7 @@ def create_metrics_app(engine: Engine, served: Served, settings: Settings, metri
     """Make the app of METRICS_PORT: /metrics, without a key, and nothing else."""
     app = _bare_app(openapi_url=None)
     _route(app, [Operations(engine, served, settings, metrics).metrics_router()])
-    _log_all(app, metrics)
+    _log_all(app, engine, metrics)
     return app
 
 
@@ -128,10 +128,12 @@ def _route(app: FastAPI, routers: Iterable[APIRouter]) -> None:
     app.state.methods = methods
 
 
-def _log_all(app: FastAPI, metrics: Metrics) -> None:
+def _log_all(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     # The files of pages are not worth a label each: they are `other`, as what is nowhere is.
     endpoints = [path for path in app.state.methods if not path.startswith(("/playground/", f"{DOCS}/"))]
-    app.add_middleware(RequestLog, metrics=metrics, endpoints=endpoints)
+    app.add_middleware(
+        RequestLog, metrics=metrics, endpoints=endpoints, is_draining=lambda: engine.status == "draining"
+    )
     app.add_middleware(OnePath)
 
 

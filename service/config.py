@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(
         30.0, ge=0, le=_MAX_SECONDS, description="seconds to finish what is accepted, after SIGTERM"
     )
+    keep_alive: float = Field(
+        75.0, gt=0, allow_inf_nan=False, description="seconds that a connection may be idle between two requests"
+    )
     api_keys: Secrets = Field((), description="comma-separated; requests then need `Authorization: Bearer KEY`")
     public_metrics: bool = Field(False, description="where keys are set: 1 answers /metrics without one")
     allow_pickle: bool = Field(False, description="open .bin files, which are pickles: 1 if you trust them")

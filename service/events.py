@@ -108,7 +108,9 @@ class EventStream(Response):
         metrics: Metrics,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
-        super().__init__(headers={"X-Accel-Buffering": "no", **headers}, media_type=EVENTS)
+        # Proxies that compress, or collect what they send on, would hold events back.
+        not_held = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+        super().__init__(headers={**headers, **not_held}, media_type=EVENTS)
         del self.headers["content-length"]
         self._accepted = accepted
         self._mailbox = mailbox

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,12 +49,18 @@ def path_of(scope: Scope) -> str:
 
 
 class RequestLog:
-    """Gives each request an id, and says how it went, once, in the log and in the metrics."""
+    """Gives each request an id, and says how it went, once, in the log and in the metrics.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, endpoints: Collection[str]) -> None:
+    While the server drains, each answer is the last one of its connection.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, endpoints: Collection[str], is_draining: Callable[[], bool]
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._endpoints = endpoints
+        self._is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,6 +79,8 @@ class RequestLog:
                 code, answered = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
+                if self._is_draining():
+                    headers["Connection"] = "close"
                 policy = _POLICIES.get(path, _POLICY)
                 headers.raw.extend([*_SECURITY, (b"content-security-policy", policy)])
             await send(message)

@@ -11,14 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import uvicorn
 
 from model.description import Recommended
 from model.rows import FirstStage, Image
 from service.__main__ import Server, listen_all, make_app
 from service.build import build
 from service.config import Settings
-from service.connections import Connection
 from service.engine import Engine
 from service.metrics import Metrics
 from service.places import Places
@@ -55,9 +53,7 @@ class LocalServer(Reachable):
         self._port, *more = (listener.getsockname()[1] for listener in self._listeners)
         self.metrics_url = f"http://127.0.0.1:{more[0]}" if more else None
         app = make_app(engine, served, settings, metrics, self._listeners)
-        root_path = settings.root_path.rstrip("/")
-        config = uvicorn.Config(app, http=Connection, log_config=None, access_log=False, ws="none", root_path=root_path)
-        self._server = Server(config, engine, settings.drain_timeout)
+        self._server = Server(app, engine, settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})
 
     @property

@@ -221,7 +221,7 @@ def test_a_browsers_event_source_is_answered(server: ServerProcess) -> None:
     assert answer.status_code == 200
     data = told(list(parsed(answer.text.splitlines())), steps=4)
     assert images(data) == images_of(answered(server, {"seed": 7, "num_images": 2, "class_label": [1, 2]}))
-    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["cache-control"] == "no-store, no-transform"
     assert "etag" not in answer.headers
 
 
@@ -251,7 +251,7 @@ def test_the_headers_keep_it_from_being_held_back_or_kept(strict_server: ServerP
         events = list(parsed(response.iter_lines()))
     told(events, steps=4)
     assert headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert headers["cache-control"] == "no-store"
+    assert headers["cache-control"] == "no-store, no-transform"
     assert headers["x-accel-buffering"] == "no"
     assert headers["x-seed"] == "7"
     assert headers["x-request-id"] == "a-stream"

@@ -574,6 +574,7 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "MAX_BODY": "16 MiB",
         "TIMEOUT": "300",
         "DRAIN_TIMEOUT": "30",
+        "KEEP_ALIVE": "75",
         "API_KEYS": "none",
         "PUBLIC_METRICS": "0",
         "ALLOW_PICKLE": "0",
