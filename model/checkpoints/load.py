@@ -52,7 +52,7 @@ def find(path: Path) -> Source:
             return source
     raise CheckpointError(
         path,
-        f"is no checkpoint: expected {native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library",
+        f"is no checkpoint, and must be {native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library",
     )
 
 
