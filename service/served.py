@@ -17,7 +17,7 @@ from service.images import encode_png
 
 # Raise it with every change of our own code that moves a bit of any image, or of the text in it: networks, schedules,
 # samplers, noise, colours, recipes. tests/test_arithmetic.py knows the sums of each number.
-# 1: up to version 0.1.0. 2: recipes name the model as its config does, and not as its folder.
+# 1: recipes named the model as its folder. 2: they name it as its config does.
 ARITHMETIC = 2
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.backends.padded import PaddedBackend
 from model.checkpoints.config import ModelConfig
+from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, find, load
 from model.description import ModelDescription, Recommended
 from model.rows import Forward, Row
@@ -830,6 +831,7 @@ def test_where_a_part_does_not_say_its_class_the_index_does(pipeline: Path, whol
         "feature_extractor/preprocessor_config.json",
         "config.json",
         "scheduler_config.json",
+        "pytorch_lora_weights.safetensors",
     ],
 )
 @pytest.mark.parametrize("named", ["", "unet"])
@@ -839,7 +841,7 @@ def test_a_part_that_is_not_used_is_named(
     (pipeline / file).parent.mkdir(exist_ok=True)
     (pipeline / file).write_text("{}")
     load(pipeline / named)
-    assert caplog.messages == [f"pipeline: {file} is not used"]
+    assert caplog.messages == [f"pipeline: not used: {file}"]
     assert caplog.records[0].levelname == "WARNING"
 
 
@@ -849,7 +851,7 @@ def test_the_network_that_is_not_taken_of_a_training_checkpoint_is_named(
     load(training / "checkpoint-500")
     load(training / "checkpoint-500" / "unet")
     place = "butterflies/checkpoint-500"
-    assert caplog.messages == [f"{place}: unet/config.json is not used", f"{place}: unet_ema/config.json is not used"]
+    assert caplog.messages == [f"{place}: not used: {name}/config.json" for name in ("unet", "unet_ema")]
 
 
 # Trajectories.
@@ -1143,6 +1145,39 @@ def test_flat_config_that_is_no_json_object(tmp_path: Path) -> None:
     folder = flat_without_index(tmp_path / "flat")
     (folder / "config.json").write_text("[]")
     assert refusal(folder) == "config.json: is JSON of a list, and must be an object"
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        (SCHEDULER_CONFIG, {"_class_name": LONG}),
+        (SCHEDULER_CONFIG, {"prediction_type": LONG, "timestep_spacing": LONG, "beta_schedule": LONG}),
+        (SCHEDULER_CONFIG, {"trained_betas": [LONG] * 1000}),
+        (SCHEDULER_CONFIG, {"timestep_type": LONG}),
+        (UNET_CONFIG, {"_class_name": [LONG] * 9}),
+        (UNET_CONFIG, {"down_block_types": [LONG] * 12}),
+        (UNET_CONFIG, {"sample_size": [8] * 5000}),
+        (UNET_CONFIG, {"block_out_channels": ["8"] * 12, "act_fn": LONG}),
+        ("model_index.json", {LONG: ["diffusers", "CLIP"]}),
+        ("model_index.json", {"unet": [LONG, LONG]}),
+        ("model_index.json", {"unet": [LONG] * 3}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_refusals_are_short_whatever_came(pipeline: Path, file: str, changes: Json) -> None:
+    edit(pipeline / file, changes)
+    message = refusal(pipeline)  # which looks at its length
+    assert message.startswith(f"{file}: ")
+    deep = shutil.copytree(pipeline, pipeline / "/".join(["deep"] * 60))
+    with pytest.raises(CheckpointError) as error:
+        load(deep)
+    line = str(error.value)
+    assert len(line) < 300
+    assert line.startswith("…")
+    assert f"/{file}: {message.removeprefix(f'{file}: ')[:100]}" in line
 
 
 def test_missing_weights_are_refused(pipeline: Path) -> None:

@@ -328,7 +328,7 @@ def test_a_first_stage_that_the_index_leaves_empty_is_not_taken(
 ) -> None:
     edit(pipeline / INDEX, {"vqvae": [None, None]})
     assert load(pipeline).autoencoder is None
-    assert caplog.messages == [f"pipeline: {VQVAE_CONFIG} is not used"]
+    assert caplog.messages == [f"pipeline: not used: {VQVAE_CONFIG}"]
 
 
 def test_the_first_stage_alone(pipeline: Path, whole: Checkpoint) -> None:

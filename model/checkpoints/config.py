@@ -41,7 +41,7 @@ class ModelConfig(BaseModel):
     model_config = _STRICT
 
     architecture: str
-    name: str | None = Field(None, min_length=1, description="of the model, also in recipes; None: not declared")
+    name: str | None = Field(None, description="of the model, also in recipes; None: not declared")
     num_classes: int | None = Field(None, ge=1, le=1_000_000)
     class_names: tuple[str, ...] = Field((), strict=False)
     image_size: tuple[int, int] = Field(strict=False)
@@ -183,7 +183,7 @@ class ModelConfig(BaseModel):
             recommended=self.recommended_settings,
             distilled=Distilled(**self.distilled.model_dump()) if self.distilled else None,
             first_stage=self._first_stage(autoencoder),
-            declared_name=self.name,
+            declared_name=self.name or None,
         )
 
     def _first_stage(self, autoencoder: nn.Module | None) -> FirstStageDescription | None:

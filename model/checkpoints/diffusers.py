@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from model.checkpoints.diffusers_autoencoder import read_autoencoder
 from model.checkpoints.diffusers_config import DEFAULT_SCHEDULER, read_scheduler, read_unet
-from model.checkpoints.errors import CheckpointError, shown
+from model.checkpoints.errors import CheckpointError, listed, shown
 from model.checkpoints.files import read_json
 from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import Naming, Stored
@@ -56,8 +56,8 @@ def find(path: Path) -> Source | None:
         first_stage_path = layout.first_stage / CONFIG
         first_stage = read_autoencoder(first_stage_path, _config(layout, first_stage_path, layout.first_stage.name))
     config = read_unet(config_path, _config(layout, config_path, "unet"), scheduler, first_stage)
-    for file in layout.unused:
-        log.warning("%s: %s is not used", layout.name, file)
+    if layout.unused:
+        log.warning("%s: not used: %s", layout.name, listed(layout.unused, most=10))
     return Source(
         name=layout.name,
         root=root,
@@ -104,9 +104,10 @@ class _Layout(NamedTuple):
 
     @property
     def unused(self) -> list[Path]:
-        """The configs of what else lies in the pipeline's folder, seen from there."""
+        """What else lies in the pipeline's folder, seen from there: the configs of parts, and weights of LoRA."""
         used = {self.unet / CONFIG, self.scheduler, *([self.first_stage / CONFIG] if self.first_stage else [])}
-        found = {file for pattern in ("*config.json", "*/*config.json") for file in self.pipeline.glob(pattern)}
+        patterns = ("*config.json", "*lora*.safetensors")
+        found = {file for name in patterns for place in (name, f"*/{name}") for file in self.pipeline.glob(place)}
         return sorted(file.relative_to(self.pipeline) for file in found - used)
 
 
@@ -130,7 +131,7 @@ def _layout(path: Path) -> _Layout | None:
     elif not (folder / CONFIG).is_file():
         steps = sorted(child.name for child in folder.glob("checkpoint-*") if _holds_unet(child))
         if steps and path.is_dir():
-            raise CheckpointError(path, f"holds no pipeline: name one of its folders {shown(', '.join(steps))}")
+            raise CheckpointError(path, f"holds no pipeline: name one of its folders {listed(steps, most=3)}")
         return None
     elif "_class_name" not in read_json(folder / CONFIG, root):
         return None
@@ -253,9 +254,8 @@ def _best(folder: Path, variant: str) -> Path:
         if len(variants) == 1:
             return variants[0]
         if variants:
-            names = ", ".join(child.name for child in variants[:2])
-            more = f" and {len(variants) - 2} more" if len(variants) > 2 else ""
-            raise CheckpointError(folder, f"holds the variants {names}{more}: name one of these files")
+            names = listed([child.name for child in variants], most=2)
+            raise CheckpointError(folder, f"holds the variants {names}: name one of these files")
     raise CheckpointError(folder, "holds no diffusion_pytorch_model.safetensors")
 
 

@@ -13,15 +13,13 @@ from pydantic import BaseModel, ValidationError
 
 from model.autoencoder import AutoencoderConfig
 from model.checkpoints.config import RecommendedConfig, UNet2DModelConfig
-from model.checkpoints.errors import CheckpointError, shown
+from model.checkpoints.errors import CheckpointError, listed, shown
 from model.checkpoints.files import invalid
 from model.samplers import SAMPLERS, GridError, sample_table
 from model.schedule import Schedule
 from model.unet2d import UNet2DConfig
 
 log = logging.getLogger(__name__)
-
-_NAMED = 10  # unknown fields in one warning
 
 # Of training and of old versions; none of them changes what is computed.
 _IGNORED = {"dropout", "tensor_format", "timestep_values", "timesteps"} | {
@@ -154,8 +152,7 @@ def known_fields(
     }
     unknown = sorted(key for key in values.keys() - known.keys() - _IGNORED - set(silently) if key[:1] != "_")
     if unknown:
-        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        log.warning("%s: unknown fields are passed over: %s%s", path, ", ".join(map(shown, unknown[:_NAMED])), more)
+        log.warning("%s: unknown fields are passed over: %s", path, listed(unknown, most=10))
     return known
 
 

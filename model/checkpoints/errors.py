@@ -1,5 +1,6 @@
 """The one error of unreadable checkpoints."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 _LONGEST = 299  # characters of a message
@@ -17,6 +18,12 @@ class CheckpointError(Exception):
         place = str(path) if len(str(path)) <= _LONGEST_PATH else f"…{str(path)[1 - _LONGEST_PATH :]}"
         line = " ".join(f"{place}: {problem}".splitlines())
         super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…")
+
+
+def listed(names: Sequence[object], most: int) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(shown, names[:most])) + more
 
 
 def shown(value: object) -> str:
