@@ -59,7 +59,7 @@ class AutoencoderConfig(BaseModel):
         if self.kind == "vq" and self.num_vq_embeddings is None:
             raise ValueError("num_vq_embeddings is required where kind is vq")
         if self.kind == "vq" and not (self.use_quant_conv and self.use_post_quant_conv):
-            raise ValueError("use_quant_conv and use_post_quant_conv must be true where kind is vq")
+            raise ValueError("kind is vq, and use_quant_conv and use_post_quant_conv must be true with it")
         return self
 
     @property

@@ -44,7 +44,7 @@ class ModelDescription:
     """Loaded weights, without the network.
 
     Attributes:
-        name: of the model.
+        name: of the model, for people: the declared one, else its folder's.
         digest: SHA-256 over the config and the values of the weights, in hexadecimal; the same for every file format.
         architecture: the network's name in the config.
         image_shape: (channels, height, width) of the images.
@@ -57,6 +57,7 @@ class ModelDescription:
         num_parameters: of the network that denoises.
         distilled: what the weights were distilled for; None where any sampler and number of steps will do.
         first_stage: of latent diffusion; None where the network denoises images.
+        declared_name: what the weights' own config calls the model; None where it does not say.
     """
 
     name: str
@@ -74,6 +75,12 @@ class ModelDescription:
     recommended: Recommended
     distilled: Distilled | None = None
     first_stage: FirstStageDescription | None = None
+    declared_name: str | None = None
+
+    @property
+    def recipe_name(self) -> str:
+        """The model's name in recipes: the same wherever the weights lie, for it is in the bytes of images."""
+        return self.declared_name or f"{self.architecture}-{self.digest[:8]}"
 
     @property
     def needs_label(self) -> bool:

@@ -32,7 +32,7 @@ class Schedule(BaseModel):
     beta_schedule: BetaSchedule = "linear"
     beta_start: float = Field(0.0001, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
-    trained_betas: tuple[float, ...] | None = Field(None, strict=False)
+    trained_betas: tuple[float, ...] | None = Field(None, strict=False)  # of more than T, the first T count
     rescale_betas_zero_snr: bool = False
     prediction_type: PredictionType = "epsilon"
     clip_sample: bool = True
@@ -48,16 +48,21 @@ class Schedule(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.trained_betas is not None:
-            if len(self.trained_betas) != self.num_train_timesteps:
-                raise ValueError(
-                    f"trained_betas has {len(self.trained_betas)} values, "
-                    f"and num_train_timesteps is {self.num_train_timesteps}"
-                )
-            if not all(0 < beta < 1 for beta in self.trained_betas):
-                raise ValueError("trained_betas must lie between 0 and 1, both excluded")
+            self._check_trained(self.trained_betas)
         if self.rescale_betas_zero_snr and self.num_train_timesteps < 2:
-            raise ValueError("rescale_betas_zero_snr needs num_train_timesteps of at least 2")
+            raise ValueError("num_train_timesteps is 1, and must be at least 2 with rescale_betas_zero_snr")
         return self
+
+    def _check_trained(self, betas: tuple[float, ...]) -> None:
+        """The last may be 1: ᾱ is 0 there, and no later timestep divides by it."""
+        if len(betas) < self.num_train_timesteps:
+            raise ValueError(
+                f"trained_betas has {len(betas)} values, and num_train_timesteps is {self.num_train_timesteps}"
+            )
+        for t, beta in enumerate(betas):
+            last = t in (len(betas) - 1, self.num_train_timesteps - 1)
+            if not (0 < beta < 1 or (last and beta == 1)):
+                raise ValueError(f"trained_betas.{t} is {beta:g}, and must lie between 0 and 1; the last may be 1")
 
     def __eq__(self, other: object) -> bool:
         """By the fields, and what follows of how they were set; pydantic's own also compares the arrays below."""
@@ -79,11 +84,12 @@ class Schedule(BaseModel):
     def betas(self) -> Float64:
         """β_t, [num_train_timesteps]."""
         betas = _betas(self)
-        return rescale_zero_terminal_snr(betas) if self.rescale_betas_zero_snr else betas
+        betas = rescale_zero_terminal_snr(betas) if self.rescale_betas_zero_snr else betas
+        return betas[: self.num_train_timesteps]
 
     @cached_property
     def alphas_cumprod(self) -> Float64:
-        """ᾱ_t = Π (1 − β_s), [num_train_timesteps]; the last is exactly 0 with rescale_betas_zero_snr."""
+        """ᾱ_t = Π (1 − β_s), [num_train_timesteps]; the last is exactly 0 where the last β is 1."""
         return np.cumprod(1.0 - self.betas, dtype=np.float64)
 
 

@@ -142,12 +142,12 @@ def _check(
     input_skip: bool,
 ) -> None:
     if model_ch < 2 or model_ch % 2:
-        raise ValueError(f"model_channels must be even, for its sines and cosines, and is {model_ch}")
+        raise ValueError(f"model_channels is {model_ch}, and must be even, for its sines and cosines")
     if not ch_mult or min(ch_mult) < 1:
-        raise ValueError(f"channel_multipliers must be one or more positive integers, and are {list(ch_mult)}")
+        raise ValueError(f"channel_multipliers is {list(ch_mult)}, and must be one or more positive integers")
     if ch_mult[0] != 1 and not input_skip:
         raise ValueError(
-            f"the first of channel_multipliers must be 1, and is {ch_mult[0]}: "
+            f"the first of channel_multipliers is {ch_mult[0]}, and must be 1: "
             "without input_skip, final_conv takes model_channels channels"
         )
     if norm_groups is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from model.backends.backend import host
 from model.backends.choose import choose, choose_first_stage
 from model.backends.network import denoiser
 from model.checkpoints import native
@@ -106,7 +107,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     served = Served(
         model=model,
         device=str(device),
-        fingerprint_parts=fingerprint_parts(model, computing, torch.__version__),
+        fingerprint_parts=fingerprint_parts(model, computing, host()),
         reproducible=backend.reproducible and (first_stage is None or first_stage.reproducible),
         first_draw=first_draw,
         preview=None if first_stage is None else first_stage.preview,

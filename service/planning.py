@@ -210,7 +210,7 @@ def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, 
 
 
 def _model_of(served: Served) -> Parameters:
-    return {"model": served.model.name, "fingerprint": served.fingerprint}
+    return {"model": served.model.recipe_name, "fingerprint": served.fingerprint}
 
 
 def _seed(seed: int | None, num_images: int = 1) -> int:

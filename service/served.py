@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,12 @@ import numpy as np
 import service
 from model.description import ModelDescription
 from model.rows import Image
+from service.images import encode_png
+
+# Raise it with every change of our own code that moves a bit of any image, or of the text in it: networks, schedules,
+# samplers, noise, colours, recipes. tests/test_arithmetic.py knows the sums of each number.
+# 1: recipes named the model as its folder. 2: they name it as its config does.
+ARITHMETIC = 2
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,36 @@ class Served:
 
 
 def fingerprint_parts(
-    model: ModelDescription, backend: Mapping[str, str | int], noise_version: str
+    model: ModelDescription, backend: Mapping[str, str | int], host: Mapping[str, str]
 ) -> dict[str, str | int]:
-    """All that can move a bit: the weights, the backend's own parts, and what draws noise, tables and images."""
+    """All that can move a bit, by name: our own code, the weights, what computes, and what draws and writes images.
+
+    Args:
+        backend: the parts of what computes.
+        host: what draws noise and makes step tables on every backend.
+    """
     return {
+        "arithmetic": ARITHMETIC,
         "stepwise": service.__version__,
+        "model": model.recipe_name,
         "weights": model.digest,
         **backend,
-        "torch": noise_version,
-        "numpy": np.__version__,
-        "image_encoder": f"OpenCV {cv2.__version__}",
+        **host,
+        "numpy": " ".join([np.__version__, *_numpy_instructions()]),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "image_encoder": f"OpenCV {cv2.__version__}, {_encoded_sum()}",
     }
+
+
+def _numpy_instructions() -> list[str]:
+    """The sets of instructions beyond the baseline that NumPy uses here."""
+    found: list[str] = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+    return found
+
+
+def _encoded_sum() -> str:
+    """The sum of a PNG: OpenCV compresses with the system's zlib, whose versions and forks pack otherwise."""
+    y, x = np.mgrid[0:128, 0:128]
+    pattern = np.stack([x * y % 251, (x + y) % 256, (x * x + y * 7) % 13 * 19])  # larger than the window of 32 KiB
+    png = encode_png((pattern / 127.5 - 1).astype(np.float32), {})
+    return hashlib.sha256(png).hexdigest()[:16]

@@ -81,11 +81,14 @@ def edit(path: Path, changes: Json, without: str = "") -> None:
 
 
 def refusal(path: Path, folder: Path | None = None, allow_pickle: bool = False) -> str:
-    """The one line that loading is refused with, without the folder."""
+    """The one line that loading is refused with, without the folder. It is short, and says nothing twice."""
     folder = folder or path
     with pytest.raises(CheckpointError) as error:
         load(path, allow_pickle)
     [line] = str(error.value).splitlines()
+    assert len(line) < 300
+    sentences = line.split("; ")
+    assert len(sentences) == len(set(sentences))
     assert line.startswith((f"{folder}/", f"{folder}: "))
     return line[len(f"{folder}/") :].removeprefix(" ")
 

@@ -39,6 +39,7 @@ MODEL = ModelDescription(
     num_parameters=1,
     schedule=Schedule(),
     recommended=Recommended(num_inference_steps=10, guidance_scale=2.0),
+    declared_name="digits",
 )
 
 
@@ -223,9 +224,11 @@ def test_requests_that_ask_for_other_bytes_have_other_etags(other: dict[str, obj
 def test_an_etag_tells_media_types_and_runtimes_apart() -> None:
     plan = planned()
     other_runtime = replace(SERVED, fingerprint_parts={**SERVED.fingerprint_parts, "torch": "3"})
-    other_name = replace(SERVED, model=replace(MODEL, name="letters"))
+    other_name = replace(SERVED, model=replace(MODEL, declared_name="letters"))
     tags = [etag(plan, PNG), etag(plan, ZIP), etag(planned(other_runtime), PNG), etag(planned(other_name), PNG)]
     assert len(set(tags)) == 4
+    other_folder = replace(SERVED, model=replace(MODEL, name="mine"))
+    assert etag(planned(other_folder), PNG) == tags[0]
 
 
 def test_an_etag_is_strong_and_quoted() -> None:

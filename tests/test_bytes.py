@@ -23,6 +23,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from model.backends.backend import host
 from model.backends.openvino import computes_bfloat16
 from model.backends.padded import PaddedBackend
 from model.noise import first_draw
@@ -197,11 +198,16 @@ def serving_digits(**settings: object) -> AbstractContextManager[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerProcess]]:
+def hiding(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PYTHONPATH with which OpenVINO is as if not installed."""
+    folder = tmp_path_factory.mktemp("hiding")
+    (folder / "sitecustomize.py").write_text('import sys\nsys.modules["openvino"] = None\n')
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@pytest.fixture(scope="module")
+def running(hiding: str) -> Iterator[dict[str, ServerProcess]]:
     """Servers of the weights in the box by what computes them, started side by side."""
-    hiding = tmp_path_factory.mktemp("hiding")
-    (hiding / "sitecustomize.py").write_text('import sys\nsys.modules["openvino"] = None  # as if not installed\n')
-    path = os.pathsep.join([str(hiding), *filter(None, [os.environ.get("PYTHONPATH")])])
     with ExitStack() as stack:
 
         def start(**settings: object) -> ServerProcess:
@@ -211,7 +217,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
         if computes_bfloat16():
             servers["bfloat16"] = start(PRECISION="bfloat16")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", path)
+            patch.setenv("PYTHONPATH", hiding)
             servers |= {"torch": start(MAX_BATCH=4), "torch again": start(MAX_BATCH=4)}
         yield servers
     for server in servers.values():
@@ -305,6 +311,43 @@ def test_where_bytes_differ_fingerprints_do(running: dict[str, ServerProcess]) -
     assert answers["torch"] != answers["float32"]  # so there was something to find
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ATEN_CPU_CAPABILITY", "default"),
+        ("ONEDNN_MAX_CPU_ISA", "AVX2"),
+        ("DNNL_MAX_CPU_ISA", "AVX2"),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "BF16"),
+        ("MKL_CBWR", "COMPATIBLE"),
+        ("MKL_ENABLE_INSTRUCTIONS", "SSE4_2"),
+        ("OMP_THREAD_LIMIT", "1"),
+        ("OV_CPU_MAX_ISA", "AVX2"),
+        ("NPY_DISABLE_CPU_FEATURES", "AVX512_ICL X86_V4"),
+        ("OPENBLAS_CORETYPE", "Haswell"),
+        ("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX512F"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["float32", "torch"])
+def test_where_the_environment_moves_bytes_fingerprints_differ(
+    running: dict[str, ServerProcess],
+    hiding: str,
+    backend: str,
+    name: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Libraries choose their kernels by such variables, and other kernels round otherwise."""
+    monkeypatch.setenv(name, value)
+    if backend == "torch":
+        monkeypatch.setenv("PYTHONPATH", hiding)
+    requests = [*WATCHED[:6], *WATCHED[-6:]]
+    with serving_digits(PRECISION="float32", MAX_BATCH=4 if backend == "torch" else 8) as server:
+        answers = [[answer(where, asked) for asked in requests] for where in (running[backend], server)]
+        facts = [info(where) for where in (running[backend], server)]
+    assert [fact["backend"] for fact in facts] == ["openvino" if backend == "float32" else "torch"] * 2
+    assert answers[0] == answers[1] or facts[0]["fingerprint"] != facts[1]["fingerprint"]
+
+
 @needs_bfloat16
 def test_bfloat16_draws_other_pixels(running: dict[str, ServerProcess]) -> None:
     ours, its = (read_png(answer(running[name], SAMPLES[1])) for name in ("float32", "bfloat16"))
@@ -363,7 +406,7 @@ def broken_promise() -> Iterator[TestClient]:
     served = Served(
         model=MODEL,
         device="cpu",
-        fingerprint_parts=fingerprint_parts(MODEL, backend.fingerprint, "test"),
+        fingerprint_parts=fingerprint_parts(MODEL, backend.fingerprint, host()),
         reproducible=backend.reproducible,
         first_draw=first_draw,
     )

@@ -268,7 +268,7 @@ def test_convert(weights: Path, tmp_path: Path) -> None:
     """What it draws is tested in test_diffusers_server.py and test_latent_server.py."""
     printed = done(stepwise(None, tmp_path, "convert", str(weights / "grey"), "new"))
     first, second = printed.splitlines()
-    assert re.fullmatch(r"new: grey, [\d,]+ parameters, draws images of 16x16", first)
+    assert re.fullmatch(r"new: [\d,]+ parameters, draws images of 16x16", first)
     assert second == "serve it: stepwise serve --weights new"
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"config.json", "model.safetensors"}
 

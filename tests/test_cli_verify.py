@@ -102,10 +102,20 @@ def test_a_recipe_that_another_fingerprint_refuses_is_a_difference(server: Serve
     assert verdict(server, tmp_path, png)["differs"][1].startswith("which refuses the recipe: class_label: must be")
 
 
+def test_old_recipes_name_the_model_as_its_folder(server: ServerProcess, tmp_path: Path) -> None:
+    here = server.client.get("/info").json()["fingerprint"]
+    found = verdict(server, tmp_path, remade(asked(server, seed=1), model="grey", fingerprint="0123456789abcdef"))
+    assert found["differs"] == [
+        f"it is of fingerprint 0123456789abcdef, and here is {here}",
+        "the pixels are the same",
+    ]
+
+
 def test_another_model_draws_nothing(server: ServerProcess, rgb_server: ServerProcess, tmp_path: Path) -> None:
     accepted = rgb_server.metric("stepwise_accepted_total")
     found = verdict(rgb_server, tmp_path, asked(server, seed=1))
-    assert found["differs"][0] == "it is of model grey, and here is rgb"
+    names = [where.client.get("/info").json()["fingerprint_parts"]["model"] for where in (server, rgb_server)]
+    assert found["differs"][0] == f"it is of model {names[0]}, and here is {names[1]}"
     assert found["pixels"] is None
     assert rgb_server.metric("stepwise_accepted_total") == accepted
 

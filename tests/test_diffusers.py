@@ -15,12 +15,13 @@ from torch import Tensor
 
 from model.backends.padded import PaddedBackend
 from model.checkpoints.config import ModelConfig
+from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, find, load
 from model.description import ModelDescription, Recommended
 from model.rows import Forward, Row
 from model.runner import SlotRunner
 from model.samplers import Column, sample_table
-from model.schedule import Schedule
+from model.schedule import Schedule, rescale_zero_terminal_snr
 from model.unet2d import UNet2D
 from tests.checkpoints import STEM, Json, edit, refusal, same_values, save_pipeline, small_unet
 from tests.networks import fill
@@ -393,7 +394,7 @@ def test_root_of_checkpoints_alone_is_refused_and_names_them(training: Path) -> 
         (training / name).unlink()
     shutil.copytree(training / "checkpoint-500", training / "checkpoint-2000")
     (training / "checkpoint-empty").mkdir()
-    message = "holds checkpoint-2000, checkpoint-500, and no pipeline: name one of these folders"
+    message = "holds no pipeline: name one of its folders checkpoint-2000, checkpoint-500"
     assert refusal(training) == message
 
 
@@ -528,8 +529,8 @@ FIELDS: list[Json] = [
     {"clip_sample": False},
     {"clip_sample_range": 2.5},
     {"thresholding": True},
-    {"dynamic_thresholding_ratio": 0.9},
-    {"sample_max_value": 1.5},
+    {"thresholding": True, "dynamic_thresholding_ratio": 0.9},
+    {"thresholding": True, "sample_max_value": 1.5},
     *({"variance_type": name} for name in ("fixed_small_log", "fixed_large", "fixed_large_log")),
     *({"timestep_spacing": name} for name in ("leading", "trailing", "linspace")),
     {"steps_offset": 1},
@@ -629,84 +630,228 @@ def test_channels_that_do_not_fit_the_variance(tmp_path: Path, out_channels: int
         tmp_path / "pipeline", small_unet(out_channels=out_channels), DDPMScheduler(variance_type=variance_type)
     )
     assert refusal(folder) == (
-        f"{UNET_CONFIG}: out_channels is {out_channels}, in_channels 3 and the schedule's variance_type "
-        f"{variance_type}: {CHANNELS}"
+        f"{UNET_CONFIG}: out_channels is {out_channels}, in_channels 3 and variance_type {variance_type}: {CHANNELS}"
     )
+
+
+OF_BETAS = "and must be a scheduler whose noise is a schedule of betas, as DDPMScheduler and DDIMScheduler are"
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         *(
-            (
-                {"_class_name": name},
-                f"_class_name: must be one of {', '.join(SCHEDULERS)}, and is {name}",
+            ({"_class_name": name}, f"_class_name is {name}, {OF_BETAS}")
+            for name in (
+                "FlowMatchEulerDiscreteScheduler",
+                "EDMEulerScheduler",
+                "ScoreSdeVeScheduler",
+                "KarrasVeScheduler",
+                "CMStochasticIterativeScheduler",
+                "VQDiffusion",
             )
-            for name in ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler", "VQDiffusion")
         ),
-        (
-            {"_class_name": ["my_code", "MyScheduler"]},
-            f"_class_name: must be one of {', '.join(SCHEDULERS)}, and is ['my_code', 'MyScheduler']",
-        ),
+        ({"_class_name": ["my_code", "MyScheduler"]}, f"_class_name is ['my_code', 'MyScheduler'], {OF_BETAS}"),
         (
             {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
-            "use_flow_sigmas: must be false: flow matching is not supported",
+            "use_flow_sigmas is true, and must be false: flow matching is not supported",
         ),
         (
             {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"},
-            "timestep_type: must be discrete: continuous noise levels are not supported",
+            "timestep_type is continuous, and must be discrete",
         ),
         (
             {"prediction_type": "flow_prediction"},
-            "prediction_type: must be 'epsilon', 'v_prediction' or 'sample', and is flow_prediction",
+            "prediction_type is flow_prediction, and must be 'epsilon', 'v_prediction' or 'sample'",
         ),
         (
             {"_class_name": "DDPMScheduler", "variance_type": "learned"},
             (
-                "variance_type: learned is not supported: diffusers takes the network's raw output for a variance, "
-                "and that may be negative; learned_range is"
+                "variance_type is learned, and must be learned_range: "
+                "diffusers takes the network's raw output for a variance, and that may be negative"
             ),
         ),
         (
             {"variance_type": "small"},
             (
-                "variance_type: must be 'fixed_small', 'fixed_small_log', 'fixed_large', 'fixed_large_log' or "
-                "'learned_range', and is small"
+                "variance_type is small, and must be 'fixed_small', 'fixed_small_log', 'fixed_large', "
+                "'fixed_large_log' or 'learned_range'"
             ),
         ),
         (
             {"beta_schedule": "cosine"},
             (
-                "beta_schedule: must be 'linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'laplace' or 'exp', "
-                "and is cosine"
+                "beta_schedule is cosine, and must be 'linear', 'scaled_linear', 'squaredcos_cap_v2', "
+                "'sigmoid', 'laplace' or 'exp'"
             ),
         ),
-        ({"beta_start": 0}, "beta_start: must be greater than 0, and is 0"),
-        ({"beta_end": float("nan")}, "beta_end: must be less than 1, and is nan"),
+        ({"beta_start": 0}, "beta_start is 0, and must be greater than 0"),
+        ({"beta_end": float("nan")}, "beta_end is nan, and must be less than 1"),
         (
             {"timestep_spacing": "karras"},
-            "timestep_spacing: must be 'leading', 'trailing' or 'linspace', and is karras",
+            "timestep_spacing is karras, and must be 'leading', 'trailing' or 'linspace'",
         ),
-        ({"num_train_timesteps": 2.5}, "num_train_timesteps: must be a valid integer, and is 2.5"),
+        ({"num_train_timesteps": 2.5}, "num_train_timesteps is 2.5, and must be a valid integer"),
         (
             {"num_train_timesteps": 10**9},
-            "num_train_timesteps: must be less than or equal to 100000, and is 1000000000",
+            "num_train_timesteps is 1000000000, and must be less than or equal to 100000",
         ),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas has 2 values, and num_train_timesteps is 1000"),
         (
-            {"trained_betas": [0.1, 1.0], "num_train_timesteps": 2},
-            "trained_betas must lie between 0 and 1, both excluded",
+            {"trained_betas": [1.0, 0.1], "num_train_timesteps": 2},
+            "trained_betas.0 is 1, and must lie between 0 and 1; the last may be 1",
         ),
-        ({"clip_sample": "yes"}, "clip_sample: must be a valid boolean, and is yes"),
-        ({"beta_strat": 0.1}, "beta_strat: there is no such field"),
-        ({"beta_strat": 0.1, "sigma": 1}, "beta_strat: there is no such field; sigma: there is no such field"),
-        ({"two\nlines": 1}, "two lines: there is no such field"),
+        ({"clip_sample": "yes"}, "clip_sample is yes, and must be a valid boolean"),
     ],
     ids=lambda value: str(value)[:50],
 )
 def test_schedulers_refused(pipeline: Path, config: Json, message: str) -> None:
     (pipeline / SCHEDULER_CONFIG).write_text(json.dumps({"_class_name": "DDPMScheduler", **config}))
     assert refusal(pipeline) == f"{SCHEDULER_CONFIG}: {message}"
+
+
+# What diffusers loads is loaded.
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        (SCHEDULER_CONFIG, {"beta_strat": 0.1, "two\nlines": 1}),
+        (UNET_CONFIG, {"encoder_hid_dim": 8, "in_chanels": 3}),
+        (UNET_CONFIG, {"num_attention_heads": 1, "time_proj_dim": 8}),  # fields of the native config
+    ],
+    ids=str,
+)
+def test_fields_that_diffusers_does_not_know_are_passed_over_and_named(
+    pipeline: Path, whole: Checkpoint, part: str, changes: Json, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(pipeline / part, changes)
+    assert load(pipeline).description.digest == whole.description.digest
+    names = ", ".join(sorted(changes)).replace("\n", " ")
+    assert caplog.messages == [f"{pipeline / part}: unknown fields are passed over: {names}"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timesteps": 1000, "timestep_values": None},  # of the first latent diffusion
+        {"timesteps": 7},
+        {"thresholding": None, "rescale_betas_zero_snr": None},
+        {"dynamic_thresholding_ratio": None, "sample_max_value": 0},
+        {"clip_sample": True, "skip_prk_steps": True},
+    ],
+    ids=str,
+)
+def test_fields_of_schedulers_that_change_nothing(
+    pipeline: Path, whole: Checkpoint, changes: Json, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(pipeline / SCHEDULER_CONFIG, changes)
+    assert load(pipeline).description.digest == whole.description.digest
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mid_block_type": "UNetMidBlock2DCrossAttn"},  # diffusers looks only whether there is one
+        {"center_input_sample": None},
+        {"dropout": 0.1},
+    ],
+    ids=str,
+)
+def test_fields_of_networks_that_change_nothing(
+    pipeline: Path, whole: Checkpoint, changes: Json, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(pipeline / UNET_CONFIG, changes)
+    UNet2DModel.from_pretrained(pipeline / "unet")
+    caplog.clear()
+    assert load(pipeline).description.digest == whole.description.digest
+    assert caplog.messages == []
+
+
+def test_fields_that_others_make_meaningless_do_not_matter(pipeline: Path) -> None:
+    betas = [0.1, 0.2, 0.3]
+    fields: Json = {"num_train_timesteps": 3, "trained_betas": betas, "clip_sample": False}
+    expected = config_of(pipeline, fields)
+    unread: Json = {"beta_start": 0, "beta_end": 2, "beta_schedule": "mine", "clip_sample_range": None}
+    assert config_of(pipeline, fields | unread) == expected
+    cosine: Json = {"beta_schedule": "squaredcos_cap_v2"}
+    assert config_of(pipeline, cosine | {"beta_start": 0, "beta_end": 1}) == config_of(pipeline, cosine)
+
+
+def test_a_variance_that_a_scheduler_does_not_read_does_not_matter(pipeline: Path) -> None:
+    for name in ("DDIMScheduler", "PNDMScheduler"):
+        config_of(pipeline, {"_class_name": name, "variance_type": "learned"})
+
+
+COMPILED = ["torch._dynamo.eval_frame", "OptimizedModule"]
+
+
+@pytest.mark.parametrize(
+    "component",
+    [
+        COMPILED,
+        ["torch.nn.parallel.distributed", "DistributedDataParallel"],
+        ["torch.nn.parallel.data_parallel", "DataParallel"],
+        ["accelerate.utils.operations", "ConvertOutputsToFp32"],
+        ["deepspeed.runtime.engine", "DeepSpeedEngine"],
+    ],
+    ids=lambda component: component[1],
+)
+def test_what_wraps_a_part_in_the_index_is_seen_through(
+    pipeline: Path, whole: Checkpoint, component: list[str]
+) -> None:
+    """The part's own config says what it is."""
+    edit(pipeline / "model_index.json", {"unet": component})
+    assert load(pipeline).description.digest == whole.description.digest
+    edit(pipeline / UNET_CONFIG, {"_class_name": "UNet2DConditionModel"})
+    message = "_class_name is UNet2DConditionModel, and must be UNet2DModel"
+    assert refusal(pipeline) == f"{UNET_CONFIG}: {message}"
+
+
+def test_where_a_part_does_not_say_its_class_the_index_does(pipeline: Path, whole: Checkpoint) -> None:
+    edit(pipeline / UNET_CONFIG, {}, without="_class_name")
+    edit(pipeline / SCHEDULER_CONFIG, {}, without="_class_name")
+    assert load(pipeline).description.digest == whole.description.digest
+    edit(pipeline / "model_index.json", {"scheduler": ["diffusers", "DPMSolverMultistepScheduler"]})
+    assert load(pipeline).description.recommended == Recommended("dpmpp_2m", 25)
+    edit(pipeline / "model_index.json", {"unet": COMPILED})
+    assert refusal(pipeline) == f"{UNET_CONFIG}: _class_name is None, and must be UNet2DModel"
+
+
+# Nothing in the folder is passed over in silence.
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "vae/config.json",
+        "unet_ema/config.json",
+        "text_encoder/config.json",
+        "feature_extractor/preprocessor_config.json",
+        "config.json",
+        "scheduler_config.json",
+        "pytorch_lora_weights.safetensors",
+    ],
+)
+@pytest.mark.parametrize("named", ["", "unet"])
+def test_a_part_that_is_not_used_is_named(
+    pipeline: Path, named: str, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (pipeline / file).parent.mkdir(exist_ok=True)
+    (pipeline / file).write_text("{}")
+    load(pipeline / named)
+    assert caplog.messages == [f"pipeline: not used: {file}"]
+    assert caplog.records[0].levelname == "WARNING"
+
+
+def test_the_network_that_is_not_taken_of_a_training_checkpoint_is_named(
+    training: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load(training / "checkpoint-500")
+    load(training / "checkpoint-500" / "unet")
+    place = "butterflies/checkpoint-500"
+    assert caplog.messages == [f"{place}: not used: {name}/config.json" for name in ("unet", "unet_ema")]
 
 
 # Trajectories.
@@ -790,6 +935,43 @@ def test_trajectories(tmp_path: Path, unet: Any, name: str, fields: Json, sample
     compare(tmp_path, unet, sampler, SAMPLERS[sampler].from_pretrained(tmp_path / "scheduler"))
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_trajectories_of_the_first_latent_diffusion(tmp_path: Path, unet: Any, sampler: str) -> None:
+    """Its scheduler's config has timesteps, which diffusers passes over."""
+    save_pipeline(tmp_path, unet, DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False))
+    edit(tmp_path / SCHEDULER_CONFIG, {"timesteps": 1000, "timestep_values": None})
+    compare(tmp_path, unet, sampler, SAMPLERS[sampler].from_pretrained(tmp_path / "scheduler"))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_trajectories_of_trained_betas_that_end_in_1(tmp_path: Path, unet: Any, sampler: str) -> None:
+    """Zero SNR, written out."""
+    fields: Json = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False}
+    betas = rescale_zero_terminal_snr(Schedule().betas).tolist()
+    assert betas[-1] == 1
+    save_pipeline(tmp_path, unet, DDPMScheduler(trained_betas=betas, **fields))
+    scheduler = SAMPLERS[sampler].from_pretrained(tmp_path / "scheduler")
+    assert scheduler.alphas_cumprod[-1] == 0
+    compare(tmp_path, unet, sampler, scheduler)
+
+
+def test_trained_betas_that_end_in_1_are_zero_snr_for_every_sampler() -> None:
+    """DPM-Solver++ too, of which diffusers makes no number."""
+    rescaled = Schedule(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+    written = Schedule(trained_betas=tuple(rescaled.betas), prediction_type="v_prediction", timestep_spacing="trailing")
+    for sampler in SAMPLERS:
+        ours, expected = (sample_table(schedule, sampler, N).lines for schedule in (written, rescaled))
+        np.testing.assert_allclose(ours, expected, rtol=1e-9)
+
+
+def test_trained_betas_beyond_the_last_timestep_do_not_matter(tmp_path: Path, unet: Any) -> None:
+    betas = np.linspace(0.001, 0.03, 400)
+    save_pipeline(tmp_path, unet, DDPMScheduler(num_train_timesteps=300, trained_betas=betas.tolist()))
+    compare(tmp_path, unet, "ddim", DDIMScheduler.from_pretrained(tmp_path / "scheduler"))
+    expected = Schedule(num_train_timesteps=300, trained_betas=tuple(betas[:300])).alphas_cumprod
+    np.testing.assert_array_equal(load(tmp_path).description.schedule.alphas_cumprod, expected)
+
+
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"])
 def test_trajectories_of_fixed_variances(tmp_path: Path, unet: Any, variance_type: str) -> None:
     """Of fixed_large_log, diffusers takes the root of a logarithm, which is not finite; it means fixed_large."""
@@ -841,15 +1023,16 @@ def test_trajectories_of_fourier_networks(tmp_path: Path, sampler: str, spacing:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unet": ["my_code", "MyUNet"]}, "unet: must be a class of diffusers, for other code is never run"),
+        ({"unet": ["my_code", "MyUNet"]}, "unet is my_code.MyUNet, and must be of diffusers: other code is never run"),
         (
             {"scheduler": ["scheduling_mine", "DDPMScheduler"]},
-            "scheduler: must be a class of diffusers, for other code is never run",
+            "scheduler is scheduling_mine.DDPMScheduler, and must be of diffusers: other code is never run",
         ),
-        ({"unet": ["diffusers"]}, "unet: must be a class of diffusers, for other code is never run"),
+        ({"unet": ["diffusers"]}, "unet is ['diffusers'], and must be a library and a class"),
+        ({"unet": ["diffusers", 3]}, "unet is ['diffusers', 3], and must be a library and a class"),
         (
             {"text_encoder": ["transformers", "CLIP"]},
-            "text_encoder: only pipelines of unet, scheduler and vqvae or vae are supported",
+            "text_encoder is a part, and the parts must be unet, scheduler and vqvae or vae",
         ),
     ],
     ids=str,
@@ -867,7 +1050,7 @@ def test_pipelines_not_refused(pipeline: Path, changes: Json) -> None:
     load(pipeline)
 
 
-FIR = "belongs to NCSN++ and resamples by FIR filters, which is not supported"
+FIR = "is of NCSN++: its FIR filters are not supported"
 DOWN = ["DownBlock2D", "AttnDownBlock2D"]
 
 
@@ -876,49 +1059,45 @@ DOWN = ["DownBlock2D", "AttnDownBlock2D"]
     [
         (
             {"_class_name": "UNet2DConditionModel"},
-            "_class_name: must be UNet2DModel, and is UNet2DConditionModel",
+            "_class_name is UNet2DConditionModel, and must be UNet2DModel",
         ),
-        ({"_class_name": None}, "_class_name: must be UNet2DModel, and is None"),
-        ({"down_block_types": ["SkipDownBlock2D"] * 2}, f"down_block_types: SkipDownBlock2D {FIR}"),
-        ({"down_block_types": [*DOWN[:1], "AttnSkipDownBlock2D"]}, f"down_block_types: AttnSkipDownBlock2D {FIR}"),
-        ({"up_block_types": ["SkipUpBlock2D"] * 2}, f"up_block_types: SkipUpBlock2D {FIR}"),
-        ({"up_block_types": ["UNetResAttnSkipUpBlock2D"] * 2}, f"up_block_types: AttnSkipUpBlock2D {FIR}"),
+        ({"_class_name": None}, "_class_name is None, and must be UNet2DModel"),
+        ({"down_block_types": ["SkipDownBlock2D"] * 2}, f"down_block_types has SkipDownBlock2D, which {FIR}"),
+        (
+            {"down_block_types": [*DOWN[:1], "AttnSkipDownBlock2D"]},
+            f"down_block_types has AttnSkipDownBlock2D, which {FIR}",
+        ),
+        ({"up_block_types": ["SkipUpBlock2D"] * 2}, f"up_block_types has SkipUpBlock2D, which {FIR}"),
+        ({"up_block_types": ["UNetResAttnSkipUpBlock2D"] * 2}, f"up_block_types has AttnSkipUpBlock2D, which {FIR}"),
         (
             {"down_block_types": ["CrossAttnDownBlock2D"] * 2},
-            "down_block_types: CrossAttnDownBlock2D attends to text, which is not supported",
+            "down_block_types has CrossAttnDownBlock2D, which attends to text: that is not supported",
         ),
         (
             {"up_block_types": ["KUpBlock2D"] * 2},
-            "up_block_types: KUpBlock2D belongs to the latent upscaler, which is not supported",
+            "up_block_types has KUpBlock2D, which is of the latent upscaler: that is not supported",
         ),
         (
             {"down_block_types": ["DownBlock2D", "MyDownBlock2D"]},
             (
-                "down_block_types.1: must be 'DownBlock2D', 'AttnDownBlock2D' or 'ResnetDownsampleBlock2D', "
-                "and is MyDownBlock2D"
+                "down_block_types.1 is MyDownBlock2D, and must be 'DownBlock2D', 'AttnDownBlock2D' "
+                "or 'ResnetDownsampleBlock2D'"
             ),
         ),
-        (
-            {"mid_block_type": "UNetMidBlock2DCrossAttn"},
-            "mid_block_type: must be 'UNetMidBlock2D', and is UNetMidBlock2DCrossAttn",
-        ),
-        ({"sample_size": None}, "sample_size: must be the images' size or [height, width], and is None"),
-        ({"sample_size": "8"}, "sample_size: must be the images' size or [height, width], and is 8"),
+        ({"sample_size": None}, "sample_size is None, and must be the images' size or [height, width]"),
+        ({"sample_size": "8"}, "sample_size is 8, and must be the images' size or [height, width]"),
         ({"sample_size": 9}, "image size 9x9 cannot be halved 1 times: height and width must be multiples of 2"),
         ({"sample_size": [8, 9]}, "image size 8x9 cannot be halved 1 times: height and width must be multiples of 2"),
-        ({"sample_size": 0}, "image_size must be from 1 to 8192, and is [0, 0]"),
-        ({"sample_size": 16384}, "image_size must be from 1 to 8192, and is [16384, 16384]"),
-        ({"sample_size": [8]}, "sample_size: must be the images' size or [height, width], and is [8]"),
-        ({"sample_size": [8, 8.5]}, "sample_size: must be the images' size or [height, width], and is [8, 8.5]"),
-        ({"sample_size": True}, "sample_size: must be the images' size or [height, width], and is True"),
-        # Fields of the native config, which UNet2DModel would pass over.
-        ({"num_attention_heads": 1}, "num_attention_heads: there is no such field"),
-        ({"time_proj_dim": 8}, "time_proj_dim: there is no such field"),
+        ({"sample_size": 0}, "image_size is [0, 0], and must be from 1 to 8192"),
+        ({"sample_size": 16384}, "image_size is [16384, 16384], and must be from 1 to 8192"),
+        ({"sample_size": [8]}, "sample_size is [8], and must be the images' size or [height, width]"),
+        ({"sample_size": [8, 8.5]}, "sample_size is [8, 8.5], and must be the images' size or [height, width]"),
+        ({"sample_size": True}, "sample_size is True, and must be the images' size or [height, width]"),
         ({"block_out_channels": [8, 18]}, "norm_num_groups is 4, which does not divide a width of 18"),
         ({"block_out_channels": [8]}, "down_block_types has 2 blocks, and block_out_channels 1 widths"),
-        ({"block_out_channels": [8, 32768]}, "block_out_channels.1: must be less than or equal to 16384, and is 32768"),
-        ({"layers_per_block": 65}, "layers_per_block: must be less than or equal to 64, and is 65"),
-        ({"act_fn": "tanh"}, "act_fn: must be 'silu', 'swish', 'mish', 'gelu' or 'relu', and is tanh"),
+        ({"block_out_channels": [8, 32768]}, "block_out_channels.1 is 32768, and must be less than or equal to 16384"),
+        ({"layers_per_block": 65}, "layers_per_block is 65, and must be less than or equal to 64"),
+        ({"act_fn": "tanh"}, "act_fn is tanh, and must be 'silu', 'swish', 'mish', 'gelu' or 'relu'"),
         (
             {"time_embedding_type": "learned"},
             "num_train_timesteps is required where time_embedding_type is learned",
@@ -927,10 +1106,8 @@ DOWN = ["DownBlock2D", "AttnDownBlock2D"]
             {"time_embedding_type": "learned", "num_train_timesteps": 999},
             "schedule.num_train_timesteps is 1000, and the learned time embedding has only 999 timesteps",
         ),
-        ({"class_embed_type": "projection"}, "class_embed_type: must be 'timestep' or 'identity', and is projection"),
-        ({"norm_eps": float("inf")}, "norm_eps: must be a finite number, and is inf"),
-        ({"encoder_hid_dim": 8}, "encoder_hid_dim: there is no such field"),
-        ({"in_chanels": 3, "x": 1}, "in_chanels: there is no such field; x: there is no such field"),
+        ({"class_embed_type": "projection"}, "class_embed_type is projection, and must be 'timestep' or 'identity'"),
+        ({"norm_eps": float("inf")}, "norm_eps is inf, and must be a finite number"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -941,7 +1118,7 @@ def test_networks_refused(pipeline: Path, changes: Json, message: str) -> None:
 
 def test_networks_without_a_size_are_refused(pipeline: Path) -> None:
     edit(pipeline / UNET_CONFIG, {}, without="sample_size")
-    message = f"{UNET_CONFIG}: sample_size: must be the images' size or [height, width], and is None"
+    message = f"{UNET_CONFIG}: sample_size is None, and must be the images' size or [height, width]"
     assert refusal(pipeline) == message
 
 
@@ -953,9 +1130,9 @@ def test_networks_without_a_size_are_refused(pipeline: Path) -> None:
         (b"{'_class_name': 1}", "cannot be read: Expecting property name enclosed in double quotes: line 1"),
         (b'{"_class_name": "\xff"}', "cannot be read: 'utf-8' codec can't decode"),
         (b"[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
-        (b"[]", "must be a JSON object"),
-        (b'"UNet2DModel"', "must be a JSON object"),
-        (b" " * (16 * 2**20 + 1), "is larger than 16777216 bytes"),
+        (b"[]", "is JSON of a list, and must be an object"),
+        (b'"UNet2DModel"', "is JSON of a str, and must be an object"),
+        (b" " * (16 * 2**20 + 1), "has 16777217 bytes, and must have at most 16777216"),
     ],
     ids=["empty", "quotes", "encoding", "deep", "list", "string", "large"],
 )
@@ -967,7 +1144,40 @@ def test_configs_that_are_no_json_objects(pipeline: Path, name: str, text: bytes
 def test_flat_config_that_is_no_json_object(tmp_path: Path) -> None:
     folder = flat_without_index(tmp_path / "flat")
     (folder / "config.json").write_text("[]")
-    assert refusal(folder) == "config.json: must be a JSON object"
+    assert refusal(folder) == "config.json: is JSON of a list, and must be an object"
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        (SCHEDULER_CONFIG, {"_class_name": LONG}),
+        (SCHEDULER_CONFIG, {"prediction_type": LONG, "timestep_spacing": LONG, "beta_schedule": LONG}),
+        (SCHEDULER_CONFIG, {"trained_betas": [LONG] * 1000}),
+        (SCHEDULER_CONFIG, {"timestep_type": LONG}),
+        (UNET_CONFIG, {"_class_name": [LONG] * 9}),
+        (UNET_CONFIG, {"down_block_types": [LONG] * 12}),
+        (UNET_CONFIG, {"sample_size": [8] * 5000}),
+        (UNET_CONFIG, {"block_out_channels": ["8"] * 12, "act_fn": LONG}),
+        ("model_index.json", {LONG: ["diffusers", "CLIP"]}),
+        ("model_index.json", {"unet": [LONG, LONG]}),
+        ("model_index.json", {"unet": [LONG] * 3}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_refusals_are_short_whatever_came(pipeline: Path, file: str, changes: Json) -> None:
+    edit(pipeline / file, changes)
+    message = refusal(pipeline)  # which looks at its length
+    assert message.startswith(f"{file}: ")
+    deep = shutil.copytree(pipeline, pipeline / "/".join(["deep"] * 60))
+    with pytest.raises(CheckpointError) as error:
+        load(deep)
+    line = str(error.value)
+    assert len(line) < 300
+    assert line.startswith("…")
+    assert f"/{file}: {message.removeprefix(f'{file}: ')[:100]}" in line
 
 
 def test_missing_weights_are_refused(pipeline: Path) -> None:
@@ -977,11 +1187,11 @@ def test_missing_weights_are_refused(pipeline: Path) -> None:
 
 def test_missing_network_is_refused(pipeline: Path) -> None:
     shutil.rmtree(pipeline / "unet")
-    assert refusal(pipeline) == "config.json: cannot be read: No such file or directory"
+    assert refusal(pipeline) == "model_index.json: is there, and neither unet/config.json nor config.json is"
 
 
 def test_folders_of_something_else_are_refused(pipeline: Path, tmp_path: Path) -> None:
-    message = "is no checkpoint: expected config.json and model.safetensors, or a folder of the diffusers library"
+    message = "is no checkpoint, and must be config.json and model.safetensors, or a folder of the diffusers library"
     assert refusal(tmp_path) == message
     assert refusal(pipeline / "scheduler") == message
     assert refusal(tmp_path / "nowhere") == "there is no such file or folder"

@@ -167,21 +167,21 @@ def test_find(bare: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "unet"}, "architecture: must be one of diffusion_unet, unet_2d, and is unet"),
+        ({"architecture": "unet"}, "architecture is unet, and must be one of diffusion_unet, unet_2d"),
         ({"in_chanels": 1}, "in_chanels: there is no such field"),
         ({"two\nlines": 1}, "two lines: there is no such field"),
         ({"schedule": {"beta": 1}}, "schedule.beta: there is no such field"),
         ({"recommended": {"steps": 5}}, "recommended.steps: there is no such field"),
-        ({"in_channels": "3"}, "in_channels: must be a valid integer, and is 3"),
-        ({"in_channels": True}, "in_channels: must be a valid integer, and is True"),
-        ({"in_channels": 0}, "in_channels: must be greater than or equal to 1, and is 0"),
-        ({"middle_attention": "yes"}, "middle_attention: must be a valid boolean, and is yes"),
-        ({"model_channels": 2**20}, "model_channels: must be less than or equal to 4096, and is 1048576"),
-        ({"model_channels": 5}, "model_channels must be even, for its sines and cosines, and is 5"),
-        ({"channel_multipliers": [1, 2.5]}, "channel_multipliers.1: must be a valid integer, and is 2.5"),
-        ({"channel_multipliers": [1, 65]}, "channel_multipliers must be at most 64, and one is 65"),
-        ({"channel_multipliers": [1, 0]}, "channel_multipliers must be one or more positive integers, and are [1, 0]"),
-        ({"channel_multipliers": [2, 2]}, f"the first of channel_multipliers must be 1, and is 2: {BECAUSE}"),
+        ({"in_channels": "3"}, "in_channels is 3, and must be a valid integer"),
+        ({"in_channels": True}, "in_channels is True, and must be a valid integer"),
+        ({"in_channels": 0}, "in_channels is 0, and must be greater than or equal to 1"),
+        ({"middle_attention": "yes"}, "middle_attention is yes, and must be a valid boolean"),
+        ({"model_channels": 2**20}, "model_channels is 1048576, and must be less than or equal to 4096"),
+        ({"model_channels": 5}, "model_channels is 5, and must be even, for its sines and cosines"),
+        ({"channel_multipliers": [1, 2.5]}, "channel_multipliers.1 is 2.5, and must be a valid integer"),
+        ({"channel_multipliers": [1, 65]}, "channel_multipliers has 65, and must be at most 64"),
+        ({"channel_multipliers": [1, 0]}, "channel_multipliers is [1, 0], and must be one or more positive integers"),
+        ({"channel_multipliers": [2, 2]}, f"the first of channel_multipliers is 2, and must be 1: {BECAUSE}"),
         ({"norm_groups": 3}, "norm_groups is 3, which does not divide a width of 8 channels"),
         ({"attention_levels": [2]}, "attention_levels names level 2; the levels are 0 to 1"),
         (
@@ -189,15 +189,15 @@ def test_find(bare: Path, tmp_path: Path) -> None:
             "image size 8x10 cannot be halved 2 times: height and width must be multiples of 4",
         ),
         ({"image_size": [8]}, "image_size.1: is required"),
-        ({"image_size": [-8, 8]}, "image_size must be from 1 to 8192, and is [-8, 8]"),
-        ({"image_size": [0, 8]}, "image_size must be from 1 to 8192, and is [0, 8]"),
-        ({"image_size": [8, 8196]}, "image_size must be from 1 to 8192, and is [8, 8196]"),
+        ({"image_size": [-8, 8]}, "image_size is [-8, 8], and must be from 1 to 8192"),
+        ({"image_size": [0, 8]}, "image_size is [0, 8], and must be from 1 to 8192"),
+        ({"image_size": [8, 8196]}, "image_size is [8, 8196], and must be from 1 to 8192"),
         ({"class_names": ["a"]}, "class_names has 1 names, and num_classes is None"),
         ({"num_classes": 3, "class_names": ["a", "b"]}, "class_names has 2 names, and num_classes is 3"),
         ({"num_classes": 2, "class_names": ["a", "a"]}, "class_names names a class twice"),
         (
             {"schedule": {"prediction_type": "eps"}},
-            "schedule.prediction_type: must be 'epsilon', 'v_prediction' or 'sample', and is eps",
+            "schedule.prediction_type is eps, and must be 'epsilon', 'v_prediction' or 'sample'",
         ),
         (
             {"schedule": {"trained_betas": [0.1] * 3}},
@@ -205,7 +205,7 @@ def test_find(bare: Path, tmp_path: Path) -> None:
         ),
         (
             {"recommended": {"sampler": "euler"}},
-            "recommended.sampler must be one of ddim, ddpm, dpmpp_2m, and is euler",
+            "recommended.sampler is euler, and must be one of ddim, ddpm, dpmpp_2m",
         ),
         (
             {"recommended": {"num_inference_steps": 2000}},
@@ -217,7 +217,7 @@ def test_find(bare: Path, tmp_path: Path) -> None:
         ),
         (
             {"distilled": {"sampler": "euler", "num_inference_steps": [4]}},
-            "distilled.sampler must be one of ddim, ddpm, dpmpp_2m, and is euler",
+            "distilled.sampler is euler, and must be one of ddim, ddpm, dpmpp_2m",
         ),
         (
             {"distilled": {"sampler": "ddim", "num_inference_steps": [4, 2000]}},
@@ -225,17 +225,17 @@ def test_find(bare: Path, tmp_path: Path) -> None:
         ),
         (
             {"distilled": {"sampler": "ddim", "num_inference_steps": [0]}},
-            "distilled.num_inference_steps.0: must be greater than 0, and is 0",
+            "distilled.num_inference_steps.0 is 0, and must be greater than 0",
         ),
         (
             {"distilled": {"sampler": "ddim", "num_inference_steps": [4]}},
-            "recommended must be among what distilled allows",
+            "recommended is ddim with 50 steps, and must be among what distilled allows",
         ),
         (
             {"recommended": {"guidance_scale": 0.5}},
-            "recommended.guidance_scale: must be greater than or equal to 1, and is 0.5",
+            "recommended.guidance_scale is 0.5, and must be greater than or equal to 1",
         ),
-        ({"in_channels": "3", "x": 1}, "in_channels: must be a valid integer, and is 3; x: there is no such field"),
+        ({"in_channels": "3", "x": 1}, "in_channels is 3, and must be a valid integer; x: there is no such field"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -259,9 +259,9 @@ def test_fields_without_a_default(bare: Path, field: str) -> None:
         (b'{"architecture": "diffusion_unet"', "cannot be read: Expecting ',' delimiter"),
         (b'{"architecture": "\xff"}', "cannot be read: 'utf-8' codec can't decode"),
         (b"[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
-        (b"[]", "must be a JSON object"),
-        (b"null", "must be a JSON object"),
-        (b" " * (16 * 2**20 + 1), "is larger than 16777216 bytes"),
+        (b"[]", "is JSON of a list, and must be an object"),
+        (b"null", "is JSON of a NoneType, and must be an object"),
+        (b" " * (16 * 2**20 + 1), "has 16777217 bytes, and must have at most 16777216"),
     ],
     ids=["empty", "quotes", "cut short", "encoding", "deep", "list", "null", "large"],
 )
@@ -288,15 +288,15 @@ def with_tensor(key: str, change: Callable[[Tensor], Tensor]) -> Callable[[Weigh
         ),
         (
             with_tensor("ups.2.conv1.weight", lambda tensor: tensor[:, :11].contiguous()),
-            "ups.2.conv1.weight is [4, 11, 3, 3], and should be [4, 12, 3, 3]",
+            "ups.2.conv1.weight is [4, 11, 3, 3], and must be [4, 12, 3, 3]",
         ),
         (
             with_tensor("final_conv.bias", lambda tensor: tensor[0].clone()),
-            "final_conv.bias is [], and should be [1]",
+            "final_conv.bias is [], and must be [1]",
         ),
         (
             with_tensor("input_conv.bias", lambda tensor: tensor.to(torch.int64)),
-            "input_conv.bias is I64, and should be floating point",
+            "input_conv.bias is I64, and must be floating point",
         ),
         (lambda weights: {}, "lacks the key time_embed.0.weight, [16, 4]"),
     ],
@@ -398,14 +398,14 @@ def test_the_last_class_can_stand_for_no_label(tmp_path: Path) -> None:
         (
             changed(out_channels=6),
             (
-                "out_channels is 6, in_channels 3 and the schedule's variance_type fixed_small: "
+                "out_channels is 6, in_channels 3 and variance_type fixed_small: "
                 "out_channels must be in_channels, or twice that with learned_range"
             ),
         ),
         (
             {**UNET_2D, "schedule": {"variance_type": "learned_range"}},
             (
-                "out_channels is 3, in_channels 3 and the schedule's variance_type learned_range: "
+                "out_channels is 3, in_channels 3 and variance_type learned_range: "
                 "out_channels must be in_channels, or twice that with learned_range"
             ),
         ),
@@ -415,7 +415,7 @@ def test_the_last_class_can_stand_for_no_label(tmp_path: Path) -> None:
         ),
         (
             {**UNET_2D, "recommended": {"guidance_scale": 1.5}},
-            "recommended.guidance_scale must be 1 for a network that only knows labels",
+            "recommended.guidance_scale is 1.5, and must be 1 for a network that only knows labels",
         ),
         (changed(layers=2), "network.layers: there is no such field"),
         (changed(norm_num_groups=3), "network: norm_num_groups is 3, which does not divide a width of 8"),
@@ -430,3 +430,9 @@ def test_unet_2d_configs_refused(tmp_path: Path, config: dict[str, Any], message
     (tmp_path / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     save_file({}, tmp_path / WEIGHTS)
     assert refusal(tmp_path) == f"{CONFIG}: {message}"
+
+
+def test_a_first_stage_that_the_config_does_not_know_is_named(bare: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (bare / "autoencoder.safetensors").write_bytes(b"never opened")
+    load(bare)
+    assert caplog.messages == [f"{bare.name}: autoencoder.safetensors is not used: config.json has no autoencoder"]

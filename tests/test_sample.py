@@ -209,7 +209,7 @@ def test_guidance_of_a_mixed_list_is_for_those_with_a_label(server: ServerProces
 
 
 def test_each_png_says_how_to_make_it_again(server: ServerProcess) -> None:
-    model = server.client.get("/info").json()
+    info = server.client.get("/info").json()
     body = {"seed": 1, "num_images": 3, "class_label": ["dog", None, "7"], "sampler": "ddim", "eta": 0.25}
     for i, image in enumerate(draw(server, body, JSON).json()["images"]):
         png = base64.b64decode(image["b64_json"])
@@ -221,8 +221,8 @@ def test_each_png_says_how_to_make_it_again(server: ServerProcess) -> None:
             "eta": 0.25,
             "class_label": [1, None, 2][i],
             "guidance_scale": [2.0, 1.0, 2.0][i],
-            "model": "grey",
-            "fingerprint": model["fingerprint"],
+            "model": f"diffusion_unet-{info['model']['digest'][:8]}",  # the folder's name is in no bytes
+            "fingerprint": info["fingerprint"],
         }
         del parameters["model"], parameters["fingerprint"]
         assert draw(server, parameters).content == png
@@ -232,8 +232,9 @@ def test_a_contact_sheet_says_how_to_make_it_again(server: ServerProcess) -> Non
     body = {"seed": 1, "num_images": 3, "class_label": ["dog", None, "7"], "guidance_scale": 3, "timeout_s": 200}
     sheet = draw(server, body).content
     parameters = read_parameters(sheet)
-    assert parameters.pop("model") == "grey"
-    del parameters["fingerprint"]
+    info = server.client.get("/info").json()
+    assert parameters.pop("model") == info["fingerprint_parts"]["model"]
+    assert parameters.pop("fingerprint") == info["fingerprint"]
     assert parameters["num_images"] == 3
     assert draw(server, parameters).content == sheet
 

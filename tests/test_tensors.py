@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.checkpoints import native
-from model.checkpoints.errors import CheckpointError
+from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.load import Checkpoint, convert, load
 from model.description import ModelDescription
 from model.schedule import Schedule
@@ -245,7 +245,7 @@ def test_code_beside_a_checkpoint_is_never_imported(
     edit(pipeline / "model_index.json", {"_class_name": ["my_code", "MyPipeline"]})
     load(pipeline)
     edit(pipeline / UNET_CONFIG, {"_class_name": "my_code.MyUNet"})
-    assert refusal(pipeline) == f"{UNET_CONFIG}: _class_name: must be UNet2DModel, and is my_code.MyUNet"
+    assert refusal(pipeline) == f"{UNET_CONFIG}: _class_name is my_code.MyUNet, and must be UNet2DModel"
     assert not marker.exists()
 
 
@@ -267,27 +267,27 @@ def expanded(*shape: int) -> Tensor:
         (torch.zeros(8, 3, 3, 6)[..., ::2], f"{KEY}, {SHAPE}, has strides [54, 18, 6, 2]: it is not dense"),
         (
             torch.zeros(SHAPE).to_sparse(),
-            f"{KEY} is torch.float32, torch.sparse_coo, and should be dense floating point",
+            f"{KEY} is torch.float32, torch.sparse_coo, and must be dense floating point",
         ),
         (
             torch.zeros(SHAPE, dtype=torch.int64),
-            f"{KEY} is torch.int64, torch.strided, and should be dense floating point",
+            f"{KEY} is torch.int64, torch.strided, and must be dense floating point",
         ),
-        (torch.zeros(SHAPE).bool(), f"{KEY} is torch.bool, torch.strided, and should be dense floating point"),
+        (torch.zeros(SHAPE).bool(), f"{KEY} is torch.bool, torch.strided, and must be dense floating point"),
         (
             torch.zeros(SHAPE, dtype=torch.complex64),
-            f"{KEY} is torch.complex64, torch.strided, and should be dense floating point",
+            f"{KEY} is torch.complex64, torch.strided, and must be dense floating point",
         ),
         (
             torch.zeros(SHAPE).to(torch.float8_e4m3fn),
-            f"{KEY} is torch.float8_e4m3fn, torch.strided, and should be dense floating point",
+            f"{KEY} is torch.float8_e4m3fn, torch.strided, and must be dense floating point",
         ),
-        (5, f"must hold a dict of tensors, and {KEY} is a int"),
-        (None, f"must hold a dict of tensors, and {KEY} is a NoneType"),
-        ({"a": torch.zeros(1)}, f"must hold a dict of tensors, and {KEY} is a dict"),
-        ([torch.zeros(1)], f"must hold a dict of tensors, and {KEY} is a list"),
-        (torch.zeros(8, 3, 3), f"{KEY} is [8, 3, 3], and should be {SHAPE}"),
-        (torch.zeros(0), f"{KEY} is [0], and should be {SHAPE}"),
+        (5, f"{KEY} is a int, and must be a tensor"),
+        (None, f"{KEY} is a NoneType, and must be a tensor"),
+        ({"a": torch.zeros(1)}, f"{KEY} is a dict, and must be a tensor"),
+        ([torch.zeros(1)], f"{KEY} is a list, and must be a tensor"),
+        (torch.zeros(8, 3, 3), f"{KEY} is [8, 3, 3], and must be {SHAPE}"),
+        (torch.zeros(0), f"{KEY} is [0], and must be {SHAPE}"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -300,11 +300,11 @@ def test_values_refused(pickled: Path, weights: Values, value: object, message: 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.zeros(1), "must hold a dict of tensors, and holds a Tensor"),
-        ([torch.zeros(1)], "must hold a dict of tensors, and holds a list"),
-        ({3: torch.zeros(1)}, "must hold a dict of tensors, and 3 is a Tensor"),
-        ({"state_dict": {KEY: torch.zeros(1)}}, "must hold a dict of tensors, and state_dict is a dict"),
-        ({"k" * 1000: 1}, f"must hold a dict of tensors, and {'k' * 80} is a int"),
+        (torch.zeros(1), "holds a Tensor, and must hold a dict of tensors"),
+        ([torch.zeros(1)], "holds a list, and must hold a dict of tensors"),
+        ({3: torch.zeros(1)}, "3 is a Tensor, and must be a tensor"),
+        ({"state_dict": {KEY: torch.zeros(1)}}, "state_dict is a dict, and must be a tensor"),
+        ({"k" * 1000: 1}, f"{'k' * 59}… is a int, and must be a tensor"),
         ({}, f"lacks the key {KEY}, {SHAPE}"),
     ],
     ids=["tensor", "list", "key", "nested", "long", "empty"],
@@ -439,7 +439,7 @@ def claiming(path: Path, numel: int, size: int) -> None:
 
 def test_tensors_larger_than_their_storage_are_refused(pickled: Path) -> None:
     claiming(pickled / UNET_BIN, 1, 1)
-    assert refusal(pickled, allow_pickle=True) == f"{UNET_BIN}: {KEY} is [1], and should be {SHAPE}"
+    assert refusal(pickled, allow_pickle=True) == f"{UNET_BIN}: {KEY} is [1], and must be {SHAPE}"
     for numel, size in ((GIGABYTE, GIGABYTE), (1, GIGABYTE), (2, 2), (1, 2)):
         claiming(pickled / UNET_BIN, numel, size)
         with memory(GIGABYTE // 4):
@@ -541,7 +541,7 @@ def test_safetensors_cut_short_are_refused(pipeline: Path, share: float) -> None
 )
 def test_safetensors_of_other_types_are_refused(pipeline: Path, weights: Values, dtype: torch.dtype, name: str) -> None:
     save_file({**weights, KEY: weights[KEY].to(dtype)}, pipeline / UNET)
-    assert refusal(pipeline) == f"{UNET}: {KEY} is {name}, and should be floating point"
+    assert refusal(pipeline) == f"{UNET}: {KEY} is {name}, and must be floating point"
 
 
 def without(key: str) -> Callable[[Values], Values]:
@@ -579,12 +579,12 @@ NORM = "mid_block.attentions.0.group_norm.weight"
             lambda weights: {**weights, "mid_block.attentions.0.query.bias": torch.zeros(16)},
             f"has the key mid_block.attentions.0.to_q.bias, which {SAFE} has as mid_block.attentions.0.query.bias",
         ),
-        (lambda weights: {**weights, KEY: torch.zeros(8, 3, 3, 4)}, f"{KEY} is [8, 3, 3, 4], and should be {SHAPE}"),
-        (lambda weights: {**weights, KEY: torch.zeros(216)}, f"{KEY} is [216], and should be {SHAPE}"),
-        (lambda weights: {**weights, NORM: torch.zeros(())}, f"{NORM} is [], and should be [16]"),
+        (lambda weights: {**weights, KEY: torch.zeros(8, 3, 3, 4)}, f"{KEY} is [8, 3, 3, 4], and must be {SHAPE}"),
+        (lambda weights: {**weights, KEY: torch.zeros(216)}, f"{KEY} is [216], and must be {SHAPE}"),
+        (lambda weights: {**weights, NORM: torch.zeros(())}, f"{NORM} is [], and must be [16]"),
         (
             lambda weights: {**weights, "mid_block.attentions.0.to_q.weight": torch.zeros(16, 16, 1)},
-            "mid_block.attentions.0.to_q.weight is [16, 16, 1], and should be [16, 16]",
+            "mid_block.attentions.0.to_q.weight is [16, 16, 1], and must be [16, 16]",
         ),
         (lambda weights: {}, f"lacks the key {KEY}, {SHAPE}"),
     ],
@@ -612,7 +612,7 @@ def test_huge_configs_allocate_nothing(pipeline: Path, weights: Values, changes:
     """The file's own shapes are looked at first, whether they are wrong or missing."""
     edit(pipeline / UNET_CONFIG, changes)
     with memory(GIGABYTE // 4):
-        assert " and should be [" in refusal(pipeline)
+        assert " and must be [" in refusal(pipeline)
         save_file({}, pipeline / UNET)
         assert refusal(pipeline).startswith(f"{UNET}: lacks the key {KEY}, ")
 
@@ -661,7 +661,7 @@ def moved(file: Path, target: Path) -> None:
 def test_links_that_leave_the_folder_are_refused(pipeline: Path, tmp_path: Path, name: str) -> None:
     moved(pipeline / name, tmp_path / "outside" / Path(name).name)
     file = {"unet": UNET_CONFIG, "scheduler": SCHEDULER_CONFIG}.get(name, name)
-    assert refusal(pipeline) == f"{file}: is a link that leaves the checkpoint's folder, {pipeline}"
+    assert refusal(pipeline) == f"{file}: is a link that leaves the checkpoint's folder"
 
 
 @pytest.mark.parametrize("name", [UNET, UNET_CONFIG])
@@ -669,25 +669,25 @@ def test_links_that_leave_the_folder_are_refused_by_any_name(pipeline: Path, tmp
     moved(pipeline / name, tmp_path / "outside" / Path(name).name)
     for named in ("unet", name, "model_index.json"):
         message = refusal(pipeline / named, pipeline)
-        assert message.startswith(f"{name}: is a link that leaves the checkpoint's folder, {pipeline}")
+        assert message.startswith(f"{name}: is a link that leaves the checkpoint's folder")
 
 
 def test_links_to_folders_whose_name_begins_alike_are_refused(pipeline: Path, tmp_path: Path) -> None:
     moved(pipeline / UNET, tmp_path / "pipeline-other" / SAFE)
-    assert refusal(pipeline) == f"{UNET}: is a link that leaves the checkpoint's folder, {pipeline}"
+    assert refusal(pipeline) == f"{UNET}: is a link that leaves the checkpoint's folder"
 
 
 def test_links_to_links_that_leave_the_folder_are_refused(pipeline: Path, tmp_path: Path) -> None:
     moved(pipeline / UNET, pipeline / "inside")
     moved(pipeline / "inside", tmp_path / "outside")
-    assert refusal(pipeline) == f"{UNET}: is a link that leaves the checkpoint's folder, {pipeline}"
+    assert refusal(pipeline) == f"{UNET}: is a link that leaves the checkpoint's folder"
 
 
 def test_shards_that_leave_the_folder_are_refused(pickled: Path, tmp_path: Path) -> None:
     small_unet().save_pretrained(pickled / "unet", max_shard_size="20KB")
     name = f"unet/{STEM}-00007-of-00012.safetensors"
     moved(pickled / name, tmp_path / "outside" / "shard")
-    assert refusal(pickled) == f"{name}: is a link that leaves the checkpoint's folder, {pickled}"
+    assert refusal(pickled) == f"{name}: is a link that leaves the checkpoint's folder"
 
 
 @pytest.mark.parametrize("named", ["", "model_index.json", "unet", UNET])
@@ -708,7 +708,7 @@ def test_native_links_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     for name in (native.CONFIG, native.WEIGHTS):
         folder = write_digits(tmp_path / f"digits-{name}")
         moved(folder / name, tmp_path / "outside" / name)
-        assert refusal(folder) == f"{name}: is a link that leaves the checkpoint's folder, {folder}"
+        assert refusal(folder) == f"{name}: is a link that leaves the checkpoint's folder"
 
 
 @pytest.mark.parametrize(
@@ -732,7 +732,7 @@ def test_links_into_the_cache_of_huggingface_hub(
     if followed:
         assert load(folder).description.name == "a/b"
     else:
-        assert refusal(folder) == f"{UNET}: is a link that leaves the checkpoint's folder, {folder}"
+        assert refusal(folder) == f"{UNET}: is a link that leaves the checkpoint's folder"
 
 
 @pytest.mark.parametrize("name", [UNET, UNET_BIN])
@@ -801,16 +801,17 @@ def shard(number: int) -> str:
 def test_names_of_shards_refused(sharded: Path, name: object) -> None:
     weight_map = json.loads((sharded / INDEX).read_text())["weight_map"]
     edit(sharded / INDEX, {"weight_map": {**weight_map, KEY: name}})
-    message = f"weight_map: {str(name)[:80]!r} is no bare name of a .safetensors or .bin file"
+    message = f"weight_map has {shown(repr(name))}, which is no bare name of a .safetensors or .bin file"
     assert refusal(sharded) == f"{INDEX}: {message}"
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, [], "x", 3], ids=repr)
 def test_indexes_without_a_map_are_refused(sharded: Path, weight_map: object) -> None:
     edit(sharded / INDEX, {"weight_map": weight_map})
-    assert refusal(sharded) == f"{INDEX}: weight_map: must be an object that names the file of each key"
+    message = "must be an object that names the file of each key"
+    assert refusal(sharded) == f"{INDEX}: weight_map is {weight_map}, and {message}"
     edit(sharded / INDEX, {}, without="weight_map")
-    assert refusal(sharded) == f"{INDEX}: weight_map: must be an object that names the file of each key"
+    assert refusal(sharded) == f"{INDEX}: weight_map is None, and {message}"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff"], ids=repr)
@@ -945,8 +946,7 @@ def test_conversion(tmp_path: Path, kind: str) -> None:
     assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in target.parent.iterdir()] == ["target"]
     after = load(target)
-    assert facts(after.description) == facts(before.description)
-    assert after.description.name == converted.description.name == "my weights"
+    assert facts(after.description) == {**facts(before.description), "name": "target"}
     assert after.description.digest == converted.description.digest
     assert after.description.schedule.clips_multistep == before.description.schedule.clips_multistep
     assert same_values(after, before)
@@ -959,7 +959,7 @@ def test_converted_config_has_the_fields_that_were_set(tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     convert(source, tmp_path / "target")
     text = (tmp_path / "target" / "config.json").read_text()
-    assert json.loads(text) == {**config, "name": "digits"}
+    assert json.loads(text) == config
     assert text.startswith('{\n  "architecture": "diffusion_unet",\n')
     assert text.endswith("}\n")
 
@@ -973,7 +973,6 @@ def test_converted_config_of_diffusers_has_the_fields_that_were_set(tmp_path: Pa
     convert(source, tmp_path / "target")
     assert json.loads((tmp_path / "target" / "config.json").read_text()) == {
         "architecture": "unet_2d",
-        "name": "source",
         "num_classes": None,
         "image_size": [8, 8],
         "schedule": {"beta_end": 0.03},

@@ -527,9 +527,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(model_of({}), tmp_path_factory.mktemp("unet2d") / "model")
 
 
-FIR = "belongs to NCSN++ and resamples by FIR filters, which is not supported"
-TEXT = "attends to text, which is not supported"
-UPSCALER = "belongs to the latent upscaler, which is not supported"
+FIR = "is of NCSN++: its FIR filters are not supported"
+TEXT = "attends to text: that is not supported"
+UPSCALER = "is of the latent upscaler: that is not supported"
 A_DOWN_TYPE = "must be 'DownBlock2D', 'AttnDownBlock2D' or 'ResnetDownsampleBlock2D'"
 
 
@@ -558,61 +558,67 @@ A_DOWN_TYPE = "must be 'DownBlock2D', 'AttnDownBlock2D' or 'ResnetDownsampleBloc
             "image size 8x7 cannot be halved 1 times: height and width must be multiples of 2",
         ),
         # Parts of other networks
-        ({"down_block_types": ["SkipDownBlock2D"] * 2}, f"down_block_types: SkipDownBlock2D {FIR}"),
-        ({"up_block_types": ["UpBlock2D", "AttnSkipUpBlock2D"]}, f"up_block_types: AttnSkipUpBlock2D {FIR}"),
-        ({"down_block_types": ["UNetResAttnSkipDownBlock2D"] * 2}, f"down_block_types: AttnSkipDownBlock2D {FIR}"),
-        ({"down_block_types": ["CrossAttnDownBlock2D"] * 2}, f"down_block_types: CrossAttnDownBlock2D {TEXT}"),
-        ({"up_block_types": ["SimpleCrossAttnUpBlock2D"] * 2}, f"up_block_types: SimpleCrossAttnUpBlock2D {TEXT}"),
-        ({"down_block_types": ["KDownBlock2D"] * 2}, f"down_block_types: KDownBlock2D {UPSCALER}"),
-        ({"up_block_types": ["KCrossAttnUpBlock2D"] * 2}, f"up_block_types: KCrossAttnUpBlock2D {UPSCALER}"),
+        ({"down_block_types": ["SkipDownBlock2D"] * 2}, f"down_block_types has SkipDownBlock2D, which {FIR}"),
+        ({"up_block_types": ["UpBlock2D", "AttnSkipUpBlock2D"]}, f"up_block_types has AttnSkipUpBlock2D, which {FIR}"),
+        (
+            {"down_block_types": ["UNetResAttnSkipDownBlock2D"] * 2},
+            f"down_block_types has AttnSkipDownBlock2D, which {FIR}",
+        ),
+        (
+            {"down_block_types": ["CrossAttnDownBlock2D"] * 2},
+            f"down_block_types has CrossAttnDownBlock2D, which {TEXT}",
+        ),
+        (
+            {"up_block_types": ["SimpleCrossAttnUpBlock2D"] * 2},
+            f"up_block_types has SimpleCrossAttnUpBlock2D, which {TEXT}",
+        ),
+        ({"down_block_types": ["KDownBlock2D"] * 2}, f"down_block_types has KDownBlock2D, which {UPSCALER}"),
+        ({"up_block_types": ["KCrossAttnUpBlock2D"] * 2}, f"up_block_types has KCrossAttnUpBlock2D, which {UPSCALER}"),
         (
             {"down_block_types": ["DownBlock2D", "DownEncoderBlock2D"]},
-            f"down_block_types.1: {A_DOWN_TYPE}, and is DownEncoderBlock2D",
+            f"down_block_types.1 is DownEncoderBlock2D, and {A_DOWN_TYPE}",
         ),
-        ({"down_block_types": ["UpBlock2D", "DownBlock2D"]}, f"down_block_types.0: {A_DOWN_TYPE}, and is UpBlock2D"),
-        ({"down_block_types": ["DownBlock2D", 3]}, f"down_block_types.1: {A_DOWN_TYPE}, and is 3"),
-        (
-            {"mid_block_type": "UNetMidBlock2DCrossAttn"},
-            "mid_block_type: must be 'UNetMidBlock2D', and is UNetMidBlock2DCrossAttn",
-        ),
+        ({"down_block_types": ["UpBlock2D", "DownBlock2D"]}, f"down_block_types.0 is UpBlock2D, and {A_DOWN_TYPE}"),
+        ({"down_block_types": ["DownBlock2D", 3]}, f"down_block_types.1 is 3, and {A_DOWN_TYPE}"),
         (
             {"time_embedding_type": "rope"},
-            "time_embedding_type: must be 'positional', 'fourier' or 'learned', and is rope",
+            "time_embedding_type is rope, and must be 'positional', 'fourier' or 'learned'",
         ),
-        ({"act_fn": "GLU"}, "act_fn: must be 'silu', 'swish', 'mish', 'gelu' or 'relu', and is glu"),
+        ({"act_fn": "GLU"}, "act_fn is glu, and must be 'silu', 'swish', 'mish', 'gelu' or 'relu'"),
         (
             {"resnet_time_scale_shift": "ada_group"},
-            "resnet_time_scale_shift: must be 'default' or 'scale_shift', and is ada_group",
+            "resnet_time_scale_shift is ada_group, and must be 'default' or 'scale_shift'",
         ),
         (
             {"class_embed_type": "projection"},
-            "class_embed_type: must be 'timestep' or 'identity', and is projection",
+            "class_embed_type is projection, and must be 'timestep' or 'identity'",
         ),
-        ({"downsample_type": "fir"}, "downsample_type: must be 'conv' or 'resnet', and is fir"),
-        ({"_class_name": "UNet2DConditionModel"}, "_class_name: must be UNet2DModel, and is UNet2DConditionModel"),
+        ({"downsample_type": "fir"}, "downsample_type is fir, and must be 'conv' or 'resnet'"),
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name is UNet2DConditionModel, and must be UNet2DModel"),
         # Names, types and bounds
-        ({"cross_attention_dim": 8}, "cross_attention_dim: there is no such field"),
-        ({"norm_groups": 8}, "norm_groups: there is no such field"),
-        ({"in_channels": "3"}, "in_channels: must be a valid integer, and is 3"),
-        ({"layers_per_block": 1.5}, "layers_per_block: must be a valid integer, and is 1.5"),
-        ({"layers_per_block": True}, "layers_per_block: must be a valid integer, and is True"),
-        ({"layers_per_block": 0}, "layers_per_block: must be greater than or equal to 1, and is 0"),
-        ({"norm_num_groups": None}, "norm_num_groups: must be a valid integer, and is None"),
-        ({"norm_eps": "1e-5"}, "norm_eps: must be a valid number, and is 1e-5"),
-        ({"norm_eps": math.nan}, "norm_eps: must be a finite number, and is nan"),
-        ({"flip_sin_to_cos": 1}, "flip_sin_to_cos: must be a valid boolean, and is 1"),
-        ({"add_attention": "no"}, "add_attention: must be a valid boolean, and is no"),
-        ({"act_fn": 7}, "act_fn: must be 'silu', 'swish', 'mish', 'gelu' or 'relu', and is 7"),
-        ({"block_out_channels": 8}, "block_out_channels: must be a valid tuple, and is 8"),
-        ({"block_out_channels": [8, "16"]}, "block_out_channels.1: must be a valid integer, and is 16"),
-        ({"block_out_channels": [8, 2**15]}, "block_out_channels.1: must be less than or equal to 16384, and is 32768"),
-        ({"downsample_padding": 2}, "downsample_padding: must be less than or equal to 1, and is 2"),
-        ({"mid_block_scale_factor": 0}, "mid_block_scale_factor: must be greater than 0, and is 0"),
-        ({"sample_size": None}, "sample_size: must be the images' size or [height, width], and is None"),
-        ({"sample_size": "8"}, "sample_size: must be the images' size or [height, width], and is 8"),
+        ({"in_channels": "3"}, "in_channels is 3, and must be a valid integer"),
+        ({"layers_per_block": 1.5}, "layers_per_block is 1.5, and must be a valid integer"),
+        ({"layers_per_block": True}, "layers_per_block is True, and must be a valid integer"),
+        ({"layers_per_block": 0}, "layers_per_block is 0, and must be greater than or equal to 1"),
+        ({"norm_num_groups": None}, "norm_num_groups is None, and must be a valid integer"),
+        ({"norm_eps": "1e-5"}, "norm_eps is 1e-5, and must be a valid number"),
+        ({"norm_eps": math.nan}, "norm_eps is nan, and must be a finite number"),
+        ({"flip_sin_to_cos": 1}, "flip_sin_to_cos is 1, and must be a valid boolean"),
+        ({"add_attention": "no"}, "add_attention is no, and must be a valid boolean"),
+        ({"act_fn": 7}, "act_fn is 7, and must be 'silu', 'swish', 'mish', 'gelu' or 'relu'"),
+        ({"block_out_channels": 8}, "block_out_channels is 8, and must be a valid tuple"),
+        ({"block_out_channels": [8, "16"]}, "block_out_channels.1 is 16, and must be a valid integer"),
+        ({"block_out_channels": [8, 2**15]}, "block_out_channels.1 is 32768, and must be less than or equal to 16384"),
+        ({"downsample_padding": 2}, "downsample_padding is 2, and must be less than or equal to 1"),
+        ({"mid_block_scale_factor": 0}, "mid_block_scale_factor is 0, and must be greater than 0"),
+        ({"sample_size": None}, "sample_size is None, and must be the images' size or [height, width]"),
+        ({"sample_size": "8"}, "sample_size is 8, and must be the images' size or [height, width]"),
         (
-            {"in_channels": "3", "x": 1},
-            "in_channels: must be a valid integer, and is 3; x: there is no such field",
+            {"in_channels": "3", "layers_per_block": 0},
+            (
+                "in_channels is 3, and must be a valid integer; "
+                "layers_per_block is 0, and must be greater than or equal to 1"
+            ),
         ),
     ],
     ids=lambda value: str(value)[:60],
@@ -633,8 +639,8 @@ def test_what_is_refused_is_what_was_changed(written: Path) -> None:
     ("changes", "message"),
     [
         ({"num_attention_heads": 3}, "network: num_attention_heads is 3, which does not divide 16"),
-        ({"num_attention_heads": 0}, "network.num_attention_heads: must be greater than or equal to 1, and is 0"),
-        ({"time_proj_dim": 0}, "network.time_proj_dim: must be greater than or equal to 1, and is 0"),
+        ({"num_attention_heads": 0}, "network.num_attention_heads is 0, and must be greater than or equal to 1"),
+        ({"time_proj_dim": 0}, "network.time_proj_dim is 0, and must be greater than or equal to 1"),
         ({"time_proj_dim": 2, "freq_shift": 1}, "network: freq_shift is 1, which leaves no frequency of 2"),
     ],
     ids=str,

@@ -1,5 +1,6 @@
 """What computes: the network on some device, in some precision."""
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,14 @@ import torch
 from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
+
+# How the names of variables begin by which libraries choose kernels: torch, oneDNN, MKL, OpenMP, OpenVINO, NumPy, the C
+# library, and those of CUDA. NumPy's OpenBLAS is not among them, for nothing in the bytes is a product of its matrices.
+_CHOOSING_KERNELS = (
+    "ATEN_", "TORCH_ALLOW_", "TORCH_BLAS_", "TORCH_CUDNN_", "TORCH_LINALG_", "TORCH_LINEAR_", "TORCH_MKLDNN_",
+    "DNNL_", "ONEDNN_", "MKL_", "OMP_DYNAMIC", "OMP_THREAD_LIMIT", "OV_", "NPY_", "GLIBC_TUNABLES",
+    "CUBLAS", "CUDNN_", "NVIDIA_TF32_OVERRIDE",
+)  # fmt: skip
 
 
 class Backend(Protocol):
@@ -71,3 +80,15 @@ def processor(device: torch.device) -> str:
     vector = sorted(flag for flag in facts.get("flags", "").split() if flag.startswith(("avx", "amx", "fma")))
     name = facts.get("model name", platform.processor())
     return " ".join([platform.machine(), name, torch.backends.cpu.get_cpu_capability(), *vector])
+
+
+def host() -> dict[str, str]:
+    """What of this process can move a bit on every backend, by name: it draws noise, and makes the step tables."""
+    return {
+        "torch": torch.__version__,
+        "instructions": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "libc": " ".join(platform.libc_ver()).strip(),
+        "environment": " ".join(
+            f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(_CHOOSING_KERNELS)
+        ),
+    }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from model import autoencoder, layers, unet, unet2d
-from model.backends.backend import processor
+from model.backends.backend import host, processor
 from model.backends.network import Network
 from model.unet import DiffusionUNet
 from model.unet2d import UNet2D
@@ -152,8 +152,8 @@ def _key(network: Network) -> str:
     """Of all that decides the converted model."""
     code = hashlib.sha256(b"".join(Path(source).read_bytes() for source in _SOURCES)).hexdigest()
     # The table of time embeddings has the bits of the processor that computed it, and machines may share the folder.
-    computed = processor(torch.device("cpu"))
-    facts = [network.name, network.digest, network.input_shape, torch.__version__, ov.__version__, computed, code]
+    computed = [processor(torch.device("cpu")), host()]
+    facts = [network.name, network.digest, network.input_shape, ov.__version__, computed, code]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
 
 from model.autoencoder import AutoencoderConfig
+from model.checkpoints.errors import shown
 from model.description import Distilled, FirstStageDescription, ModelDescription, Recommended
 from model.samplers import SAMPLERS, GridError, sample_table
 from model.schedule import Schedule
@@ -40,7 +41,7 @@ class ModelConfig(BaseModel):
     model_config = _STRICT
 
     architecture: str
-    name: str | None = Field(None, description="of the model; None: the folder's")
+    name: str | None = Field(None, description="of the model, also in recipes; None: not declared")
     num_classes: int | None = Field(None, ge=1, le=1_000_000)
     class_names: tuple[str, ...] = Field((), strict=False)
     image_size: tuple[int, int] = Field(strict=False)
@@ -91,7 +92,7 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if min(self.image_size) < 1 or max(self.image_size) > 8192:
-            raise ValueError(f"image_size must be from 1 to 8192, and is {list(self.image_size)}")
+            raise ValueError(f"image_size is {list(self.image_size)}, and must be from 1 to 8192")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names has {len(self.class_names)} names, and num_classes is {self.num_classes}")
         if len(set(self.class_names)) != len(self.class_names):
@@ -99,7 +100,10 @@ class ModelConfig(BaseModel):
         self._check_autoencoder()
         self._check_variance()
         if self.num_classes is not None and self.no_label is None and self.recommended.guidance_scale > 1:
-            raise ValueError("recommended.guidance_scale must be 1 for a network that only knows labels")
+            raise ValueError(
+                f"recommended.guidance_scale is {self.recommended.guidance_scale:g}, "
+                "and must be 1 for a network that only knows labels"
+            )
         recommended = self.recommended_settings
         self._check_steps("recommended", recommended.sampler, recommended.num_inference_steps)
         if self.distilled is not None:
@@ -108,12 +112,15 @@ class ModelConfig(BaseModel):
             if recommended.sampler != self.distilled.sampler or (
                 recommended.num_inference_steps not in self.distilled.num_inference_steps
             ):
-                raise ValueError("recommended must be among what distilled allows")
+                raise ValueError(
+                    f"recommended is {recommended.sampler} with {recommended.num_inference_steps} steps, "
+                    "and must be among what distilled allows"
+                )
         return self
 
     def _check_steps(self, field: str, sampler: str, steps: int) -> None:
         if sampler not in SAMPLERS:
-            raise ValueError(f"{field}.sampler must be one of {', '.join(SAMPLERS)}, and is {sampler}")
+            raise ValueError(f"{field}.sampler is {shown(sampler)}, and must be one of {', '.join(SAMPLERS)}")
         if steps > self.schedule.num_train_timesteps:
             raise ValueError(
                 f"{field}.num_inference_steps is {steps}, "
@@ -139,13 +146,15 @@ class ModelConfig(BaseModel):
             )
         factor = self.autoencoder.factor
         if any(side % factor for side in self.image_size):
-            raise ValueError(f"image_size must be a multiple of {factor}, the autoencoder's factor")
+            raise ValueError(
+                f"image_size is {list(self.image_size)}, and must be a multiple of {factor}, the autoencoder's factor"
+            )
 
     def _check_variance(self) -> None:
         learned = self.schedule.variance_type == "learned_range"
         if self.out_channels != self.channels * (2 if learned else 1):
             raise ValueError(
-                f"out_channels is {self.out_channels}, in_channels {self.channels} and the schedule's variance_type "
+                f"out_channels is {self.out_channels}, in_channels {self.channels} and variance_type "
                 f"{self.schedule.variance_type}: out_channels must be in_channels, or twice that with learned_range"
             )
 
@@ -174,6 +183,7 @@ class ModelConfig(BaseModel):
             recommended=self.recommended_settings,
             distilled=Distilled(**self.distilled.model_dump()) if self.distilled else None,
             first_stage=self._first_stage(autoencoder),
+            declared_name=self.name or None,
         )
 
     def _first_stage(self, autoencoder: nn.Module | None) -> FirstStageDescription | None:
@@ -202,7 +212,7 @@ class DiffusionUNetConfig(ModelConfig):
     @model_validator(mode="after")
     def _check_multipliers(self) -> Self:
         if max(self.channel_multipliers) > 64:
-            raise ValueError(f"channel_multipliers must be at most 64, and one is {max(self.channel_multipliers)}")
+            raise ValueError(f"channel_multipliers has {max(self.channel_multipliers)}, and must be at most 64")
         return self
 
     @property
@@ -255,7 +265,10 @@ class UNet2DModelConfig(ModelConfig):
     def _check_timesteps(self) -> Self:
         timesteps = self.schedule.num_train_timesteps
         if timesteps <= self.first_timestep:
-            raise ValueError("schedule.num_train_timesteps must be at least 2 where the time embedding is fourier")
+            raise ValueError(
+                f"schedule.num_train_timesteps is {timesteps}, "
+                "and must be at least 2 where the time embedding is fourier"
+            )
         if self.network.time_embedding_type == "learned":
             most = self.network.num_train_timesteps
             labels = self.num_classes if self.network.class_embed_type == "timestep" else None

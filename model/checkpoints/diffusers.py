@@ -1,7 +1,7 @@
 """Checkpoints of the diffusers library: UNet2DModel and a scheduler, as its pipelines and training scripts write them.
 
 Found are pipelines, nested (unet/, scheduler/) or flat; a U-Net's folder alone; and the checkpoint-N folders of
-train_unconditional.py. A first stage of latent diffusion (vqvae/ or vae/) is there where model_index.json names one.
+train_unconditional.py. A first stage of latent diffusion (vqvae/ or vae/) is used where model_index.json names one.
 Class names in configs choose among what is written here, and import nothing.
 """
 
@@ -9,11 +9,11 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from model.checkpoints.diffusers_autoencoder import read_autoencoder
 from model.checkpoints.diffusers_config import DEFAULT_SCHEDULER, read_scheduler, read_unet
-from model.checkpoints.errors import CheckpointError
+from model.checkpoints.errors import CheckpointError, listed, shown
 from model.checkpoints.files import read_json
 from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import Naming, Stored
@@ -26,6 +26,8 @@ SCHEDULER_CONFIG = "scheduler_config.json"
 
 _UNETS = ("unet", "unet_ema")
 _FIRST_STAGES = ("vqvae", "vae")
+# Libraries whose classes are parts of diffusers, or wrap one: torch.compile, parallel training, mixed precision.
+_LIBRARIES = ("diffusers", "torch", "accelerate", "deepspeed")
 _TRAINING_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _WEIGHTS = re.compile(
     r"diffusion_pytorch_model(\.(?P<variant>\w+))?(?P<suffix>\.safetensors|\.bin)"
@@ -48,18 +50,26 @@ def find(path: Path) -> Source | None:
         log.warning("%s has no %s: DDPMScheduler's defaults are taken", layout.name, SCHEDULER_CONFIG)
         scheduler = DEFAULT_SCHEDULER
     else:
-        scheduler = read_scheduler(layout.scheduler, read_json(layout.scheduler, root))
+        scheduler = read_scheduler(layout.scheduler, _config(layout, layout.scheduler, "scheduler"))
     first_stage = None
     if layout.first_stage is not None:
         first_stage_path = layout.first_stage / CONFIG
-        first_stage = read_autoencoder(first_stage_path, read_json(first_stage_path, root))
+        first_stage = read_autoencoder(first_stage_path, _config(layout, first_stage_path, layout.first_stage.name))
+    config = read_unet(config_path, _config(layout, config_path, "unet"), scheduler, first_stage)
+    if layout.unused:
+        log.warning("%s: not used: %s", layout.name, listed(layout.unused, most=10))
     return Source(
         name=layout.name,
         root=root,
-        config=read_unet(config_path, read_json(config_path, root), scheduler, first_stage),
+        config=config,
         network=_part(layout, layout.unet),
         autoencoder=None if layout.first_stage is None else _part(layout, layout.first_stage),
     )
+
+
+def _config(layout: "_Layout", path: Path, part: str) -> dict[str, Any]:
+    """The config of a pipeline's part. Where it does not say its class, model_index.json does."""
+    return {**layout.classes.get(part, {}), **read_json(path, layout.root)}
 
 
 class _Layout(NamedTuple):
@@ -67,16 +77,20 @@ class _Layout(NamedTuple):
 
     Attributes:
         root: the outermost folder.
+        pipeline: the folder of all parts: the root, or a checkpoint-N in it.
         unet: the U-Net's folder.
         first_stage: the autoencoder's, if there is one.
         scheduler: its config, if there is one.
+        classes: {"_class_name": …} of each part of diffusers that model_index.json names, by the part's name.
         named: the file of weights that was asked for, if one was.
     """
 
     root: Path
+    pipeline: Path
     unet: Path
     first_stage: Path | None
     scheduler: Path | None
+    classes: dict[str, dict[str, Any]]
     named: Path | None
 
     @property
@@ -88,6 +102,14 @@ class _Layout(NamedTuple):
                 return "/".join(folder.parent.parent.name.split("--")[1:])
         return f"{place.parent.name}/{place.name}" if _TRAINING_CHECKPOINT.fullmatch(place.name) else place.name
 
+    @property
+    def unused(self) -> list[Path]:
+        """What else lies in the pipeline's folder, seen from there: the configs of parts, and weights of LoRA."""
+        used = {self.unet / CONFIG, self.scheduler, *([self.first_stage / CONFIG] if self.first_stage else [])}
+        patterns = ("*config.json", "*lora*.safetensors")
+        found = {file for name in patterns for place in (name, f"*/{name}") for file in self.pipeline.glob(place)}
+        return sorted(file.relative_to(self.pipeline) for file in found - used)
+
 
 def _layout(path: Path) -> _Layout | None:
     folder = (path if path.is_dir() else path.parent).absolute()
@@ -96,28 +118,33 @@ def _layout(path: Path) -> _Layout | None:
     pipeline = folder.parent if folder.name in _UNETS else folder
     root = pipeline.parent if _TRAINING_CHECKPOINT.fullmatch(pipeline.name) else pipeline
     has_index = (pipeline / MODEL_INDEX).is_file()
+    # What a training checkpoint belongs to tells whether its U-Net denoises images or latents.
+    index = next((place / MODEL_INDEX for place in (pipeline, root) if (place / MODEL_INDEX).is_file()), None)
+    classes = {} if index is None else _classes(index, root)
     unet = folder
     if folder == pipeline and (has_index or _holds_unet(folder)):
         # Beside unet/, a training checkpoint has unet_ema/, the average that its pipeline would be made of.
         order = _UNETS if has_index else reversed(_UNETS)
         unet = next((folder / name for name in order if (folder / name / CONFIG).is_file()), folder)
+        if not (unet / CONFIG).is_file():
+            raise CheckpointError(pipeline / MODEL_INDEX, f"is there, and neither unet/{CONFIG} nor {CONFIG} is")
     elif not (folder / CONFIG).is_file():
         steps = sorted(child.name for child in folder.glob("checkpoint-*") if _holds_unet(child))
         if steps and path.is_dir():
-            raise CheckpointError(path, f"holds {', '.join(steps)}, and no pipeline: name one of these folders")
+            raise CheckpointError(path, f"holds no pipeline: name one of its folders {listed(steps, most=3)}")
         return None
     elif "_class_name" not in read_json(folder / CONFIG, root):
         return None
 
-    # What a training checkpoint belongs to tells whether its U-Net denoises images or latents.
-    indexes = [place / MODEL_INDEX for place in (pipeline, root) if (place / MODEL_INDEX).is_file()]
     names = (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG)
     schedulers = [place / name for place in (unet, pipeline, root) for name in names]
     return _Layout(
         root=root,
+        pipeline=pipeline,
         unet=unet,
-        first_stage=_first_stage(indexes[0], root) if indexes else None,
+        first_stage=_first_stage(pipeline, root, index, classes),
         scheduler=next((file for file in schedulers if file.is_file()), None),
+        classes=classes,
         named=path.absolute() if path.is_file() and (path.suffix in _FORMATS or ".index." in path.name) else None,
     )
 
@@ -126,25 +153,54 @@ def _holds_unet(folder: Path) -> bool:
     return any((folder / name / CONFIG).is_file() for name in _UNETS)
 
 
-def _first_stage(index: Path, root: Path) -> Path | None:
-    """The folder of a pipeline's first stage; None where its U-Net denoises images.
+def _classes(index: Path, root: Path) -> dict[str, dict[str, Any]]:
+    """What model_index.json says of each part that a pipeline has: its class, unless that is one that wraps it.
 
     Raises:
         CheckpointError: for a pipeline of other parts, by the part's name.
     """
-    found = None
+    classes: dict[str, dict[str, Any]] = {}
     for name, component in read_json(index, root).items():
         if name.startswith("_") or not isinstance(component, list) or component == [None, None]:
             continue
         if name not in ("unet", "scheduler", *_FIRST_STAGES):
-            raise CheckpointError(index, f"{name}: only pipelines of unet, scheduler and vqvae or vae are supported")
-        if len(component) != 2 or component[0] != "diffusers":
-            raise CheckpointError(index, f"{name}: must be a class of diffusers, for other code is never run")
-        if name in _FIRST_STAGES:
-            if found is not None:
-                raise CheckpointError(index, f"{name}: must not be there beside {found.name}")
-            found = index.parent / name
-    return found
+            raise CheckpointError(
+                index, f"{shown(name)} is a part, and the parts must be unet, scheduler and vqvae or vae"
+            )
+        if len(component) != 2 or not all(isinstance(text, str) for text in component):
+            raise CheckpointError(index, f"{name} is {shown(component)}, and must be a library and a class")
+        library, kind = component
+        if library.partition(".")[0] not in _LIBRARIES:
+            raise CheckpointError(
+                index, f"{name} is {shown('.'.join(component))}, and must be of diffusers: other code is never run"
+            )
+        classes[name] = {"_class_name": kind} if library == "diffusers" else {}
+    return classes
+
+
+def _first_stage(pipeline: Path, root: Path, index: Path | None, classes: dict[str, dict[str, Any]]) -> Path | None:
+    """The folder of a pipeline's first stage; None where its U-Net denoises images.
+
+    Raises:
+        CheckpointError: where the files do not tell which it is.
+    """
+    if index is None:
+        there = [place / name for place in (pipeline, root) for name in _FIRST_STAGES]
+        for folder in there:
+            if (folder / CONFIG).is_file():
+                raise CheckpointError(
+                    folder, f"is there, and no {MODEL_INDEX} names it: add that file, or move this folder away"
+                )
+        return None
+    match [name for name in classes if name in _FIRST_STAGES]:
+        case []:
+            return None
+        case [name]:
+            if not (index.parent / name / CONFIG).is_file():
+                raise CheckpointError(index, f"names {name}, and there is no {name}/{CONFIG}")
+            return index.parent / name
+        case names:
+            raise CheckpointError(index, f"names {' and '.join(names)}, and must name one of them")
 
 
 def _part(layout: _Layout, folder: Path) -> Part:
@@ -163,11 +219,13 @@ def _weights(layout: _Layout, folder: Path) -> Sequence[Path]:
         return [file]
     weight_map = read_json(file, layout.root).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(file, "weight_map: must be an object that names the file of each key")
+        raise CheckpointError(
+            file, f"weight_map is {shown(weight_map)}, and must be an object that names the file of each key"
+        )
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in _FORMATS:
             raise CheckpointError(
-                file, f"weight_map: {str(name)[:80]!r} is no bare name of a .safetensors or .bin file"
+                file, f"weight_map has {shown(repr(name))}, which is no bare name of a .safetensors or .bin file"
             )
     return [file.parent / name for name in sorted(set(weight_map.values()))]
 
@@ -196,7 +254,7 @@ def _best(folder: Path, variant: str) -> Path:
         if len(variants) == 1:
             return variants[0]
         if variants:
-            names = ", ".join(child.name for child in variants)
+            names = listed([child.name for child in variants], most=2)
             raise CheckpointError(folder, f"holds the variants {names}: name one of these files")
     raise CheckpointError(folder, "holds no diffusion_pytorch_model.safetensors")
 

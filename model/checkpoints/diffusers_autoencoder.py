@@ -1,7 +1,7 @@
 """What config.json of diffusers' VQModel and AutoencoderKL says, in our terms.
 
-Missing fields take diffusers' defaults, but for one. Fields that change nothing here are passed over, by name; others
-are refused.
+Missing fields take diffusers' defaults, but for one. Fields that the class does not know are passed over, as diffusers
+does, with a warning.
 """
 
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from model.autoencoder import AutoencoderConfig
-from model.checkpoints.errors import CheckpointError
+from model.checkpoints.diffusers_config import known_fields
+from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.files import invalid
 
 _KINDS: dict[str, Literal["kl", "vq"]] = {"VQModel": "vq", "AutoencoderKL": "kl"}
@@ -22,11 +23,20 @@ _DEFAULTS: dict[Literal["kl", "vq"], dict[str, Any]] = {
     "kl": {"latent_channels": 4, "scaling_factor": 0.18215},
 }
 # Of tiles, of float16, and of latents that are codes' numbers; none of them changes what is computed here.
-_IGNORED = {"sample_size", "force_upcast", "lookup_from_codebook", "tensor_format"}
-# Fields of AutoencoderConfig that diffusers' classes lack, and so would pass over.
-_OURS = ("kind", "image_channels")
-_OTHER_SCALES = ("shift_factor", "latents_mean", "latents_std")
+_IGNORED = {"sample_size", "force_upcast", "lookup_from_codebook"}
 _BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+_CHANNELS = ("in_channels", "out_channels")
+_OTHER_SCALES = ("shift_factor", "latents_mean", "latents_std")
+# Fields of either class that are read here and not by AutoencoderConfig.
+_READ: dict[Literal["kl", "vq"], set[str]] = {
+    "vq": {*_CHANNELS, *_BLOCKS, "norm_type"},
+    "kl": {*_CHANNELS, *_BLOCKS, *_OTHER_SCALES},
+}
+# Fields of AutoencoderConfig that diffusers' class lacks.
+_OURS: dict[Literal["kl", "vq"], set[str]] = {
+    "vq": {"kind", "image_channels", "use_quant_conv", "use_post_quant_conv"},
+    "kl": {"kind", "image_channels", "num_vq_embeddings", "vq_embed_dim"},
+}
 
 
 def read_autoencoder(path: Path, values: dict[str, Any]) -> AutoencoderConfig:
@@ -37,38 +47,40 @@ def read_autoencoder(path: Path, values: dict[str, Any]) -> AutoencoderConfig:
     """
     name = values.get("_class_name")
     if not isinstance(name, str) or name not in _KINDS:
-        raise CheckpointError(path, f"_class_name: must be {' or '.join(_KINDS)}, and is {name}")
+        raise CheckpointError(path, f"_class_name is {shown(name)}, and must be {' or '.join(_KINDS)}")
     kind = _KINDS[name]
-    fields = {**_DEFAULTS[kind], **{k: v for k, v in values.items() if k[:1] != "_" and k not in _IGNORED}}
-    for field in _OURS:
-        if field in fields:
-            raise CheckpointError(path, f"{field}: there is no such field")
+    known = known_fields(path, values, AutoencoderConfig, _IGNORED | _READ[kind], lacks=_OURS[kind])
+    fields = {**_DEFAULTS[kind], **known}
+    read = {field: values[field] for field in _READ[kind] & values.keys()}
     for field in _OTHER_SCALES:
-        if fields.pop(field, None) is not None:
-            raise CheckpointError(path, f"{field}: must be null: LDMPipeline would pass it over")
-    norm_type = fields.pop("norm_type", "group")
+        if read.get(field) is not None:
+            raise CheckpointError(
+                path, f"{field} is {shown(read[field])}, and must be null: LDMPipeline would pass it over"
+            )
+    norm_type = read.get("norm_type", "group")
     if norm_type != "group":
-        raise CheckpointError(path, f"norm_type: must be group, and is {norm_type}")
-    channels, out_channels = fields.pop("in_channels", 3), fields.pop("out_channels", 3)
+        raise CheckpointError(path, f"norm_type is {shown(norm_type)}, and must be group")
+    channels, out_channels = (read.get(field, 3) for field in _CHANNELS)
     if type(channels) is not int or channels != out_channels:
         raise CheckpointError(
-            path, f"in_channels and out_channels must be the same number, and are {channels} and {out_channels}"
+            path,
+            f"in_channels is {shown(channels)} and out_channels {shown(out_channels)}, "
+            "and they must be the same number",
         )
-    blocks = {field: fields.pop(field, [only]) for field, only in _BLOCKS.items()}
     if isinstance(fields.get("act_fn"), str):
         fields["act_fn"] = fields["act_fn"].lower()
     try:
         config = AutoencoderConfig.model_validate({"kind": kind, "image_channels": channels, **fields})
     except ValidationError as error:
         raise invalid(path, error) from error
-    for field, types in blocks.items():
-        _check_blocks(path, field, types, levels=len(config.block_out_channels))
+    for field, only in _BLOCKS.items():
+        _check_blocks(path, field, read.get(field, [only]), levels=len(config.block_out_channels))
     return config
 
 
 def _check_blocks(path: Path, field: str, types: object, levels: int) -> None:
     """Refuse other blocks than the one that there is, and other numbers of them than of widths."""
     if not isinstance(types, list) or any(block != _BLOCKS[field] for block in types):
-        raise CheckpointError(path, f"{field}: must be a list of {_BLOCKS[field]} alone, and is {str(types)[:80]}")
+        raise CheckpointError(path, f"{field} is {shown(types)}, and must be a list of {_BLOCKS[field]} alone")
     if len(types) != levels:
         raise CheckpointError(path, f"{field} has {len(types)} blocks, and block_out_channels {levels} widths")

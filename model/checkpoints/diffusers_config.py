@@ -1,35 +1,39 @@
 """What config.json and scheduler_config.json of the diffusers library say, in our terms.
 
-Missing fields take diffusers' defaults. Fields that change nothing here are passed over, by name; others are refused.
+Missing fields take diffusers' defaults. Fields that diffusers does not know are passed over as it does, with a warning.
 """
 
+import logging
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from model.autoencoder import AutoencoderConfig
 from model.checkpoints.config import RecommendedConfig, UNet2DModelConfig
-from model.checkpoints.errors import CheckpointError
+from model.checkpoints.errors import CheckpointError, listed, shown
 from model.checkpoints.files import invalid
 from model.samplers import SAMPLERS, GridError, sample_table
 from model.schedule import Schedule
 from model.unet2d import UNet2DConfig
 
-# Of training and of old versions; none of them changes what the network computes.
-_IGNORED = {"dropout", "tensor_format", "timestep_values"} | {
+log = logging.getLogger(__name__)
+
+# Of training and of old versions; none of them changes what is computed.
+_IGNORED = {"dropout", "tensor_format", "timestep_values", "timesteps"} | {
     "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
 }  # fmt: skip
-# Fields of UNet2DConfig that UNet2DModel lacks, and so would pass over.
+# Fields of UNet2DConfig that UNet2DModel lacks.
 _OURS = {"num_attention_heads", "time_proj_dim"}
 _OTHER_BLOCKS = {
-    "Skip": "belongs to NCSN++ and resamples by FIR filters, which is not supported",
-    "AttnSkip": "belongs to NCSN++ and resamples by FIR filters, which is not supported",
-    "CrossAttn": "attends to text, which is not supported",
-    "SimpleCrossAttn": "attends to text, which is not supported",
-    "K": "belongs to the latent upscaler, which is not supported",
-    "KCrossAttn": "belongs to the latent upscaler, which is not supported",
+    "Skip": "is of NCSN++: its FIR filters are not supported",
+    "AttnSkip": "is of NCSN++: its FIR filters are not supported",
+    "CrossAttn": "attends to text: that is not supported",
+    "SimpleCrossAttn": "attends to text: that is not supported",
+    "K": "is of the latent upscaler: that is not supported",
+    "KCrossAttn": "is of the latent upscaler: that is not supported",
 }
 
 # Schedulers whose noise schedule is one of betas, and the betas that they have where their config names none.
@@ -91,34 +95,82 @@ def read_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
     """
     kind = values.get("_class_name", "DDPMScheduler")
     if not isinstance(kind, str) or kind not in _SCHEDULERS:
-        raise CheckpointError(path, f"_class_name: must be one of {', '.join(_SCHEDULERS)}, and is {kind}")
+        raise CheckpointError(
+            path,
+            f"_class_name is {shown(kind)}, and must be a scheduler whose noise is a schedule of betas, "
+            "as DDPMScheduler and DDIMScheduler are",
+        )
     if values.get("use_flow_sigmas"):
-        raise CheckpointError(path, "use_flow_sigmas: must be false: flow matching is not supported")
-    if values.get("timestep_type", "discrete") != "discrete":
-        raise CheckpointError(path, "timestep_type: must be discrete: continuous noise levels are not supported")
-    passed_over = _IGNORED | _OF_OTHER_SAMPLERS | {"use_flow_sigmas", "timestep_type", "predict_epsilon"}
-    fields = {**_SCHEDULERS[kind], **{k: v for k, v in values.items() if k[:1] != "_" and k not in passed_over}}
+        raise CheckpointError(path, "use_flow_sigmas is true, and must be false: flow matching is not supported")
+    timestep_type = values.get("timestep_type", "discrete")
+    if timestep_type != "discrete":
+        raise CheckpointError(path, f"timestep_type is {shown(timestep_type)}, and must be discrete")
+    silently = _OF_OTHER_SAMPLERS | {"use_flow_sigmas", "timestep_type", "predict_epsilon"}
+    fields = {**_SCHEDULERS[kind], **known_fields(path, values, Schedule, silently)}
 
     if values.get("predict_epsilon") is False and fields.get("prediction_type") in (None, "epsilon"):
         fields["prediction_type"] = "sample"  # of diffusers 0.8 to 0.12; later ones carry it along unread
-    if fields.get("clip_sample") is True:
-        # The default. Named, it would bound x_0 in DPM-Solver++, too, which diffusers never does.
-        del fields["clip_sample"]
+    for field in _unread(fields):
+        fields.pop(field, None)
     if fields.get("variance_type", "") is None:
         del fields["variance_type"]
     elif fields.get("variance_type") == "learned":
-        if not kind.startswith("DPMSolver"):
+        if kind.startswith("DDPM"):
             raise CheckpointError(
                 path,
-                "variance_type: learned is not supported: diffusers takes the network's raw output for a variance, "
-                "and that may be negative; learned_range is",
+                "variance_type is learned, and must be learned_range: "
+                "diffusers takes the network's raw output for a variance, and that may be negative",
             )
-        fields["variance_type"] = "learned_range"  # all that it says there is that there are twice the channels
+        # Other schedulers read no variance. All that it says is that there may be twice the channels.
+        del fields["variance_type"]
+        if kind.startswith("DPMSolver"):
+            fields["variance_type"] = "learned_range"
     try:
         schedule = Schedule.model_validate(fields)
     except ValidationError as error:
         raise invalid(path, error) from error
     return Scheduler(schedule, *_RECOMMENDED.get(kind, ("ddim", 50)))
+
+
+def known_fields(
+    path: Path,
+    values: dict[str, Any],
+    model: type[BaseModel],
+    silently: Collection[str] = (),
+    lacks: Collection[str] = (),
+) -> dict[str, Any]:
+    """The fields of a config that are those of a class of ours. null is false where a boolean is wanted, as in Python.
+
+    Args:
+        silently: fields to pass over without a warning.
+        lacks: fields of the class that diffusers does not know.
+    """
+    known = {
+        key: False if value is None and model.model_fields[key].annotation is bool else value
+        for key, value in values.items()
+        if key in model.model_fields and key not in lacks
+    }
+    unknown = sorted(key for key in values.keys() - known.keys() - _IGNORED - set(silently) if key[:1] != "_")
+    if unknown:
+        log.warning("%s: unknown fields are passed over: %s", path, listed(unknown, most=10))
+    return known
+
+
+def _unread(fields: dict[str, Any]) -> set[str]:
+    """Fields that others make meaningless, so that their values do not matter."""
+    unread = set()
+    if fields.get("clip_sample") is True:
+        # The default. Named, it would bound x_0 in DPM-Solver++, too, which diffusers never does.
+        unread |= {"clip_sample"}
+    if fields.get("clip_sample") is False:
+        unread |= {"clip_sample_range"}
+    if not fields.get("thresholding"):
+        unread |= {"dynamic_thresholding_ratio", "sample_max_value"}
+    if fields.get("trained_betas") is not None:
+        unread |= {"beta_schedule", "beta_start", "beta_end"}
+    elif fields.get("beta_schedule") in ("squaredcos_cap_v2", "laplace", "exp"):
+        unread |= {"beta_start", "beta_end"}
+    return unread
 
 
 def read_unet(
@@ -133,21 +185,21 @@ def read_unet(
         CheckpointError: naming the file, the field and what was expected.
     """
     if values.get("_class_name") != "UNet2DModel":
-        raise CheckpointError(path, f"_class_name: must be UNet2DModel, and is {values.get('_class_name')}")
-    values = {key: value for key, value in values.items() if key[:1] != "_" and key not in _IGNORED}
-    size = values.pop("sample_size", None)
+        raise CheckpointError(path, f"_class_name is {shown(values.get('_class_name'))}, and must be UNet2DModel")
+    size = values.get("sample_size")
+    values = known_fields(path, values, UNet2DConfig, {"sample_size"}, lacks=_OURS)
     if type(size) is int:
         size = [size, size]
     if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
         whose = "images'" if autoencoder is None else "latents'"
-        raise CheckpointError(path, f"sample_size: must be the {whose} size or [height, width], and is {size}")
-    for name in _OURS & values.keys():
-        raise CheckpointError(path, f"{name}: there is no such field")
+        raise CheckpointError(path, f"sample_size is {shown(size)}, and must be the {whose} size or [height, width]")
     for name in ("down_block_types", "up_block_types"):
         if isinstance(values.get(name), list):
             values[name] = [_block_type(path, name, kind) for kind in values[name]]
     if isinstance(values.get("act_fn"), str):
         values["act_fn"] = values["act_fn"].lower()
+    if isinstance(values.get("mid_block_type"), str):
+        values["mid_block_type"] = "UNetMidBlock2D"  # diffusers has no other, and does not look at the name
     factor = 1 if autoencoder is None else autoencoder.factor
     latent = {} if autoencoder is None else {"autoencoder": autoencoder}  # unset, it is not written on conversion
     try:
@@ -177,7 +229,7 @@ def _block_type(path: Path, name: str, kind: object) -> object:
     kind = kind.removeprefix("UNetRes")
     family = re.sub(r"(Down|Up)Block2D$", "", kind)
     if family in _OTHER_BLOCKS:
-        raise CheckpointError(path, f"{name}: {kind} {_OTHER_BLOCKS[family]}")
+        raise CheckpointError(path, f"{name} has {kind}, which {_OTHER_BLOCKS[family]}")
     return kind
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from model.checkpoints.errors import CheckpointError
+from model.checkpoints.errors import CheckpointError, shown
 
 MAX_JSON_BYTES = 16 * 2**20  # trained_betas, and the index of shards, can be long
+_TOLD = 2  # fields of a config that are wrong
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -26,7 +27,7 @@ def check_file(path: Path, root: Path) -> None:
     except (OSError, RuntimeError) as error:  # a link to itself
         raise CheckpointError(path, "is a link that leads nowhere") from error
     if not resolved.is_relative_to(root) and not _is_cached(resolved, root):
-        raise CheckpointError(path, f"is a link that leaves the checkpoint's folder, {root}")
+        raise CheckpointError(path, "is a link that leaves the checkpoint's folder")
     if resolved.exists() and not resolved.is_file() and not resolved.is_dir():
         raise CheckpointError(path, "is no regular file")
     try:
@@ -59,29 +60,32 @@ def read_json(path: Path, root: Path) -> dict[str, Any]:
     check_file(path, root)
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(path, f"is larger than {MAX_JSON_BYTES} bytes")
+            raise CheckpointError(path, f"has {path.stat().st_size} bytes, and must have at most {MAX_JSON_BYTES}")
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(path, f"cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(path, "must be a JSON object")
+        raise CheckpointError(path, f"is JSON of a {type(values).__name__}, and must be an object")
     return values
 
 
 def invalid(path: Path, error: ValidationError) -> CheckpointError:
-    """The one error for all that is wrong with a config, field by field."""
-    return CheckpointError(path, "; ".join(map(_sentence, error.errors())))
+    """The one error for all that is wrong with a config: the first fields by name, and how many more there are."""
+    sentences = list(dict.fromkeys(map(_sentence, error.errors())))
+    told, more = sentences[:_TOLD], len(sentences) - _TOLD
+    return CheckpointError(path, "; ".join([*told, f"and {more} more"] if more > 0 else told))
 
 
 def _sentence(error: ErrorDetails) -> str:
     field = ".".join(map(str, error["loc"]))
     match error["type"]:
         case "extra_forbidden":
-            return f"{field}: there is no such field"
+            return f"{shown(field)}: there is no such field"
         case "missing":
             return f"{field}: is required"
         case "value_error":  # the validators' own sentences
             message = error["msg"].removeprefix("Value error, ")
+            return f"{field}: {message}" if field else message
         case _:
-            message = f"{error['msg'].replace('Input should be', 'must be')}, and is {str(error['input'])[:80]}"
-    return f"{field}: {message}" if field else message
+            expected = error["msg"].replace("Input should be", "must be").replace("Tuple should", "must")
+            return f"{field} is {shown(error['input'])}, and {expected}"

@@ -52,7 +52,7 @@ def find(path: Path) -> Source:
             return source
     raise CheckpointError(
         path,
-        f"is no checkpoint: expected {native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library",
+        f"is no checkpoint, and must be {native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library",
     )
 
 
@@ -99,15 +99,14 @@ def _built(build: Callable[[], Network], part: Part, root: Path, allow_pickle: b
 
 
 def convert(source: Path, target: Path, allow_pickle: bool = False) -> Checkpoint:
-    """Write any checkpoint as native weights, which draw the same bytes.
+    """Write any checkpoint as native weights, which draw the same bytes. A name is written where one was declared.
 
     Raises:
         CheckpointError: for a source that cannot be loaded.
         OSError: for a target that cannot be written, or is not empty.
     """
     checkpoint = load(source, allow_pickle)
-    named = checkpoint.config.model_copy(update={"name": checkpoint.description.name})
-    native.save(checkpoint.network, checkpoint.autoencoder, named, target)
+    native.save(checkpoint.network, checkpoint.autoencoder, checkpoint.config, target)
     return checkpoint
 
 

@@ -2,6 +2,7 @@
 autoencoder.safetensors."""
 
 import json
+import logging
 import tempfile
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from model.checkpoints.config import ARCHITECTURES, ModelConfig
-from model.checkpoints.errors import CheckpointError
+from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.files import invalid, read_json
 from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import Naming
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -32,8 +35,11 @@ def find(path: Path) -> Source | None:
     if not config_path.is_file() and not (folder / WEIGHTS).is_file():
         return None
     config = read_config(folder)
+    name = folder.resolve().name
+    if config.autoencoder is None and (folder / AUTOENCODER).is_file():
+        log.warning("%s: %s is not used: %s has no autoencoder", name, AUTOENCODER, CONFIG)
     return Source(
-        name=folder.resolve().name,
+        name=name,
         root=folder,
         config=config,
         network=Part(config_path, [folder / WEIGHTS], Naming()),
@@ -62,7 +68,9 @@ def parse(path: Path, values: dict[str, object]) -> ModelConfig:
     architecture = values["architecture"]
     kind = ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
     if kind is None:
-        raise CheckpointError(path, f"architecture: must be one of {', '.join(ARCHITECTURES)}, and is {architecture}")
+        raise CheckpointError(
+            path, f"architecture is {shown(architecture)}, and must be one of {', '.join(ARCHITECTURES)}"
+        )
     try:
         return kind.model_validate(values)
     except ValidationError as error:

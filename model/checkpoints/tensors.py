@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.checkpoints.errors import CheckpointError
+from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.files import check_file
 
 _MAPPED_BYTES = 16 * 2**20
@@ -103,12 +103,14 @@ def _matched(
             if key is None:
                 continue
             if key not in expected:
-                raise CheckpointError(path, f"has the key {raw_key}, which the network of {config} does not")
+                raise CheckpointError(path, f"has the key {shown(raw_key)}, which the network of {config} does not")
             if key in seen:
-                raise CheckpointError(path, f"has the key {raw_key}, which {seen[key]}")
+                raise CheckpointError(path, f"has the key {shown(raw_key)}, which {seen[key]}")
             if shape != expected[key].shape:
-                raise CheckpointError(path, f"{raw_key} is {list(shape)}, and should be {list(expected[key].shape)}")
-            seen[key] = f"{path.name} has as {raw_key}"
+                raise CheckpointError(
+                    path, f"{shown(raw_key)} is {shown(list(shape))}, and must be {list(expected[key].shape)}"
+                )
+            seen[key] = f"{path.name} has as {shown(raw_key)}"
             found[path][raw_key] = expected[key]
     for key, part in expected.items():
         if key not in seen:
@@ -141,7 +143,7 @@ class _SafetensorsFile:
                 for key in file.keys():  # noqa: SIM118  (it is no dict)
                     view = file.get_slice(key)
                     if view.get_dtype() not in _FLOATS:
-                        raise CheckpointError(path, f"{key} is {view.get_dtype()}, and should be floating point")
+                        raise CheckpointError(path, f"{shown(key)} is {view.get_dtype()}, and must be floating point")
                     self.shapes[key] = tuple(view.get_shape())
         except (OSError, SafetensorError) as error:
             raise CheckpointError(path, f"cannot be read: {error}") from error
@@ -170,7 +172,7 @@ class _PickleFile:
         _check_archive(path)
         values = _unpickled(path)
         if not isinstance(values, dict):
-            raise CheckpointError(path, f"must hold a dict of tensors, and holds a {type(values).__name__}")
+            raise CheckpointError(path, f"holds a {type(values).__name__}, and must hold a dict of tensors")
         for key, value in values.items():
             _check_tensor(path, key, value)
         claimed, held = sum(tensor.nbytes for tensor in values.values()), path.stat().st_size
@@ -192,7 +194,7 @@ def _unpickled(path: Path) -> object:
     except Exception as error:  # of a damaged file, torch raises nearly anything
         raise CheckpointError(path, f"cannot be read: {type(error).__name__}: {error}") from error
     if unsafe:
-        raise CheckpointError(path, f"would run {', '.join(sorted(set(unsafe)))}, and is not opened")
+        raise CheckpointError(path, f"would run {shown(', '.join(sorted(set(unsafe))))}, and is not opened")
     return values
 
 
@@ -221,10 +223,12 @@ def _check_archive(path: Path) -> None:
 def _check_tensor(path: Path, key: object, value: object) -> None:
     """Refuse what is no dense tensor of floats: a tensor's strides can claim far more values than it has."""
     if not isinstance(key, str) or not isinstance(value, Tensor):
-        raise CheckpointError(path, f"must hold a dict of tensors, and {str(key)[:80]} is a {type(value).__name__}")
+        raise CheckpointError(path, f"{shown(key)} is a {type(value).__name__}, and must be a tensor")
     dense = value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
     if not dense or not value.is_floating_point() or value.dtype.itemsize == 1:
-        raise CheckpointError(path, f"{key} is {value.dtype}, {value.layout}, and should be dense floating point")
+        raise CheckpointError(path, f"{shown(key)} is {value.dtype}, {value.layout}, and must be dense floating point")
     channels_last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
     if not value.is_contiguous() and not channels_last:
-        raise CheckpointError(path, f"{key}, {list(value.shape)}, has strides {list(value.stride())}: it is not dense")
+        raise CheckpointError(
+            path, f"{shown(key)}, {list(value.shape)}, has strides {list(value.stride())}: it is not dense"
+        )

@@ -29,5 +29,5 @@ def convert(
         except OSError as error:
             raise Unusable(f"{error.filename}: {error.strerror}" if error.strerror else str(error)) from None
     shape = "x".join(map(str, converted.image_shape[1:]))
-    print(f"{target}: {converted.name}, {converted.num_parameters:,} parameters, draws images of {shape}")
+    print(f"{target}: {converted.num_parameters:,} parameters, draws images of {shape}")
     print(f"serve it: stepwise serve --weights {target}")

@@ -145,7 +145,7 @@ class Again:
         except ValueError as error:
             raise Unusable(f"{file}: {error}") from None
         differs = self._drawn_by_others(recipe)
-        if recipe.get("model") != self.info["model"]["name"]:
+        if recipe.get("model") not in self._names:
             return Verdict(file, recipe, differs)
         try:
             drawn = await self._draw(recipe)
@@ -164,12 +164,18 @@ class Again:
         pixels, words = compare_pixels(file, png, drawn)
         return Verdict(file, recipe, [*differs, words], pixels)
 
+    @property
+    def _names(self) -> list[str]:
+        """What recipes may call the model: what they call it here, and what old ones did, its name for people."""
+        name = self.info["model"]["name"]
+        return [str(self.info["fingerprint_parts"].get("model", name)), name]
+
     def _drawn_by_others(self, recipe: Mapping[str, Any]) -> list[str]:
-        here = {"model": self.info["model"]["name"], "fingerprint": self.info["fingerprint"]}
+        here = {"model": self._names, "fingerprint": [self.info["fingerprint"]]}
         return [
-            f"it is of {name} {recipe.get(name)}, and here is {here[name]}"
+            f"it is of {name} {recipe.get(name)}, and here is {here[name][0]}"
             for name in _DRAWN_BY
-            if recipe.get(name) != here[name]
+            if recipe.get(name) not in here[name]
         ]
 
     async def _draw(self, recipe: Mapping[str, Any]) -> bytes:

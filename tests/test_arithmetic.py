@@ -1,0 +1,169 @@
+"""Sums of our own maths, for each number of service.served.ARITHMETIC: who moves a bit raises the number, and adds its
+sums here.
+
+Machines differ in the last bits, so sums are compared with a tolerance. A change of last bits alone is not found here.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.autoencoder import Autoencoder, AutoencoderConfig
+from model.noise import first_draw
+from model.rows import Image
+from model.samplers import SAMPLERS, Column, StepTable, denoise_table, sample_table
+from model.schedule import Schedule
+from model.unet import DiffusionUNet
+from model.unet2d import UNet2D, UNet2DConfig
+from model.update import guided, update
+from service.images import contact_sheet, encode_png, to_uint8
+from service.served import ARITHMETIC
+from tests.test_answers import planned
+
+
+def waves(*shape: int) -> Tensor:
+    """Numbers from −1 to 1, none of them random."""
+    i = torch.arange(int(np.prod(shape)), dtype=torch.float64)
+    return (((i * 37) % 101) / 50 - 1).reshape(shape).float()
+
+
+def weighed(values: object) -> float:
+    """The sum of all values, each with another weight; what is not finite counts as 9."""
+    flat = np.nan_to_num(np.asarray(values, np.float64).ravel(), nan=9, posinf=9, neginf=9)
+    return float(flat @ (1 + np.arange(len(flat)) % 89))
+
+
+def filled(network: nn.Module) -> nn.Module:
+    for parameter in network.parameters():
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 16
+        parameter.detach().copy_(waves(*parameter.shape) / fan_in**0.5)
+    return network.requires_grad_(False).eval()
+
+
+SCHEDULES = [
+    *(Schedule(beta_schedule=name) for name in ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")),
+    Schedule(variance_type="learned_range", clip_sample=False, steps_offset=1, set_alpha_to_one=False),
+    Schedule(variance_type="fixed_large", timestep_spacing="linspace", thresholding=True),
+    Schedule(prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True),
+    Schedule(prediction_type="sample", num_train_timesteps=100),
+]
+
+
+def all_tables() -> list[StepTable]:
+    return [
+        table
+        for schedule in SCHEDULES
+        for sampler, kind in SAMPLERS.items()
+        for eta in ((0.0, 0.5) if kind.takes_eta else (0.0,))
+        for table in (sample_table(schedule, sampler, 7, eta), denoise_table(schedule, sampler, 60, 5, eta))
+    ]
+
+
+def tables() -> float:
+    return weighed(np.arcsinh(np.concatenate([table.lines for table in all_tables()])))  # none outweighs the others
+
+
+def grids() -> float:
+    return weighed(np.concatenate([table.timesteps for table in all_tables()]))
+
+
+def schedules() -> float:
+    return weighed([schedule.alphas_cumprod.sum() for schedule in SCHEDULES])
+
+
+def steps() -> float:
+    """The update and guidance, with each column at work."""
+    x, out, x0_previous, noise = (waves(3, 2, 4, 4) * k for k in (1, 0.7, 0.4, 1.3))
+    lines = waves(3, len(Column)) + 1.5
+    lines[:, Column.BOUND] = 0.8
+    lines[0, Column.QUANTILE], lines[0, Column.MAXIMUM] = 0.9, 1.5
+    plain = update(x, out, x0_previous, noise, lines, [0])
+    learned = update(x, torch.cat([out, waves(3, 2, 4, 4)], dim=1), x0_previous, noise, lines, [])
+    return weighed(torch.stack([*plain, *learned, guided(x, out, torch.tensor([1.0, 2.0, 7.5]))]))
+
+
+def noise() -> float:
+    return weighed(np.stack([first_draw(seed, (1, 8, 8)) for seed in (0, 7, 2**53 - 1)]))
+
+
+@torch.inference_mode()
+def networks() -> float:
+    t, labels = torch.tensor([3, 900]), torch.tensor([0, 2])
+    skeleton = DiffusionUNet(
+        3, 8, (1, 2), norm_groups=4, attention_levels=(1,), middle_attention=True, num_classes=2, input_skip=True
+    )
+    blocks = UNet2DConfig(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    first_stage = Autoencoder(
+        AutoencoderConfig(kind="kl", latent_channels=3, block_out_channels=(8, 12), norm_num_groups=4)
+    )
+    filled(first_stage)
+    x = waves(2, 3, 8, 8)
+    outputs = [filled(skeleton)(x, t, labels), filled(UNet2D(blocks))(x, t), first_stage.encode(x)]
+    return weighed(torch.cat([out.flatten() for out in outputs]))
+
+
+SUMS: dict[int, dict[str, float]] = {
+    2: {
+        "schedules": 14252.558824417616,
+        "tables": 115919.64789755261,
+        "grids": 4996292.0,
+        "steps": 9102.099634431303,
+        "noise": -169.6767815592466,
+        "networks": -2297.7193843779387,
+    },
+}
+PARTS: dict[str, tuple[Callable[[], float], float]] = {  # with how far rounding may carry a sum, relatively
+    "schedules": (schedules, 1e-12),
+    "tables": (tables, 1e-11),
+    "grids": (grids, 0),
+    "steps": (steps, 1e-5),
+    "noise": (noise, 1e-4),
+    "networks": (networks, 1e-5),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_who_moves_a_bit_raises_the_number(part: str) -> None:
+    compute, tolerance = PARTS[part]
+    assert compute() == pytest.approx(SUMS[ARITHMETIC][part], rel=tolerance)
+
+
+# What is exact on every machine.
+
+TEXTS: dict[int, dict[str, str]] = {
+    2: {
+        "colours": "e8cc7c2f5ca660e3",
+        "recipes": "a964ddd9be046b49",
+        "before the pixels": "fa91d6a2a275d837",
+    },
+}
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def texts() -> dict[str, str]:
+    images: list[Image] = [waves(1, 4, 4).mul(k).numpy() for k in (1.0, 0.5, 1.2)]
+    plan = planned(num_images=3, class_label=["zero", None, 2], sampler="ddim", eta=0.25)
+    sheet = encode_png(contact_sheet(images), plan.canonical)
+    return {
+        "colours": sha256(b"".join(to_uint8(image).tobytes() for image in [*images, contact_sheet(images)])),
+        "recipes": sha256(json.dumps(plan.recipes, sort_keys=True).encode()),
+        "before the pixels": sha256(sheet[: sheet.index(b"IDAT") - 4]),
+    }
+
+
+def test_who_changes_recipes_or_colours_raises_the_number() -> None:
+    assert texts() == TEXTS[ARITHMETIC]
