@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 import service
+from service.bodies import Room
 from service.config import Settings
 from service.engine import Engine
 from service.errors import ServiceError, answer, problem
@@ -22,6 +23,8 @@ from service.middleware import CLIENT_LEFT, ApiKeys, BodyLimit, RequestLog, path
 from service.operations import Operations
 from service.page import Playground
 from service.served import Served
+
+_BODIES = 4  # bodies of the largest size that are held at once, at most
 
 _DESCRIPTION = """Draws and denoises images with a diffusion U-Net.
 Rows of all requests in flight share each forward pass; the same seed gives the same bytes."""
@@ -66,7 +69,9 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
     app.add_exception_handler(ClientDisconnect, _client_left)
 
     # The last one added is the first that a request meets.
-    app.add_middleware(BodyLimit, max_body=int(settings.max_body))
+    max_body = int(settings.max_body)
+    room = Room(_BODIES * max_body, spare=max_body)
+    app.add_middleware(BodyLimit, room=room, max_body=max_body, has_keys=bool(settings.api_keys))
     if settings.api_keys:
         open_paths = {"/health", "/health/live", "/health/ready", *playground.paths}
         open_paths |= {"/metrics"} if settings.public_metrics else set()

@@ -24,6 +24,8 @@ UInt8 = NDArray[np.uint8]
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _HEADER_ENDS = 33  # bytes of the magic and of the chunk IHDR
 _NPY_MAGIC = b"\x93NUMPY"
+_CHUNKS = 1024  # of a PNG, beside those of its pixels
+_LEAST_CHUNK = 1024  # bytes of pixels in each chunk, on average; libpng writes 8192
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3, 4: 2, 6: 4}  # grey, RGB, and both with alpha; 3 is a palette
 
 
@@ -48,9 +50,8 @@ def contact_sheet(images: Sequence[Image]) -> Image:
 def encode_png(x: Image, parameters: Mapping[str, object]) -> bytes:
     """An 8-bit PNG, grey or RGB, with its recipe in the text chunk `parameters`."""
     bare = _png_of(to_uint8(x))
-    text = b"tEXtparameters\0" + json.dumps(parameters, sort_keys=True).encode()
-    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
-    return bare[:_HEADER_ENDS] + chunk + bare[_HEADER_ENDS:]
+    recipe = b"parameters\0" + json.dumps(parameters, sort_keys=True).encode()
+    return bare[:_HEADER_ENDS] + _chunk(b"tEXt", recipe) + bare[_HEADER_ENDS:]
 
 
 def _png_of(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
@@ -83,6 +84,18 @@ def encode_npy(x: Image) -> bytes:
 def is_png(data: bytes) -> bool:
     """Whether an upload is a PNG, or would be."""
     return data.startswith(_PNG_MAGIC)
+
+
+def is_image(data: bytes | bytearray) -> bool:
+    """Whether this begins as the files do that are read here."""
+    return data.startswith((_PNG_MAGIC, _NPY_MAGIC))
+
+
+def most_bytes(shape: tuple[int, int, int], latent_shape: tuple[int, int, int] | None = None) -> int:
+    """The bytes of any sensible file of this image, [C, H, W]: twice its values, and a MiB for texts and profiles."""
+    _, height, width = shape
+    deepest = height * (1 + 8 * width)  # a PNG of RGBA with 16 bits
+    return 2**20 + 2 * max(deepest, 4 * math.prod(latent_shape or shape))
 
 
 def decode(
@@ -140,35 +153,45 @@ def _decode_png(data: bytes, shape: tuple[int, int, int], value_range: float) ->
 def _bare_png(data: bytes) -> bytes:
     """A PNG's header and pixels alone, so that no decoder meets a second header, profiles, text or animation.
 
+    The pixels come in one chunk, for Pillow reads chunks by a loop in Python.
+
     Raises:
-        Invalid: where the file is cut short or damaged, or has a transparent colour.
+        Invalid: where the file is cut short or damaged, has a transparent colour, or very many chunks.
     """
-    kept, pixels = [_PNG_MAGIC], []
-    begin, name = len(_PNG_MAGIC), b""
+    width, height, depth, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    values = height * width * _CHANNELS_OF_COLOUR_TYPE[colour_type] * depth // 8
+    most = _CHUNKS + values // _LEAST_CHUNK
+    whole, pixels = memoryview(data), []
+    begin, name, count = len(_PNG_MAGIC), b"", 0
     while name != b"IEND":
+        count += 1
+        if count > most:
+            raise _invalid(f"is a PNG of more than {most} chunks")
         end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
         if end > len(data):
             raise _invalid("is a PNG that is cut short")
         name = data[begin + 4 : begin + 8]
-        if zlib.crc32(data[begin + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        if zlib.crc32(whole[begin + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise _invalid("is a PNG that is damaged")
         if name == b"tRNS":
             raise _invalid("must be opaque, and has a transparent colour")
-        if name in (b"IDAT", b"IEND") or len(kept) == 1:
-            kept.append(data[begin:end])
         if name == b"IDAT":
-            pixels.append(data[begin + 8 : end - 4])
+            pixels.append(whole[begin + 8 : end - 4])
         begin = end
-    width, height, depth, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    values = height * width * _CHANNELS_OF_COLOUR_TYPE[colour_type] * depth // 8
+    packed = b"".join(pixels)
     least = values + (0 if interlaced else height)  # one byte more a row names its filter
     try:
-        complete = len(zlib.decompressobj().decompress(b"".join(pixels), least)) == least
+        complete = len(zlib.decompressobj().decompress(packed, least)) == least
     except zlib.error:
         complete = False
     if not complete:  # Pillow takes rows that are not there for black
         raise _invalid("is a PNG whose pixels cannot be read")
-    return b"".join(kept)
+    return data[:_HEADER_ENDS] + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(content, zlib.crc32(name))
+    return b"".join((struct.pack(">I", len(content)), name, content, struct.pack(">I", checksum)))
 
 
 def _with_channels(values: NDArray[np.generic], channels: int) -> NDArray[np.generic]:
