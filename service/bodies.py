@@ -162,24 +162,16 @@ class Body:
             return not self._data
         return self._declared == 0
 
-    async def read(self, max_bytes: int | None = None) -> bytes:
+    async def read(self) -> bytearray:
         """All of the body. Its bytes are the caller's then, who calls `let_go` once they are gone.
-
-        Args:
-            max_bytes: of this body, if fewer than of any.
 
         Raises:
             BodyTooLarge, TooSlow, ShareTaken, QueueFull: as soon as that is known.
             ClientDisconnect: the client closed the connection.
         """
-        if max_bytes is not None:
-            self._max_bytes = min(self._max_bytes, max_bytes)
-        if self._declared is not None:
-            self._check_size(self._declared)
         while self.is_unread:
             await self._read_on()
-        whole = bytes(self._data)
-        self._data = bytearray()
+        whole, self._data = self._data, bytearray()
         return whole
 
     async def discard(self) -> None:
@@ -205,15 +197,12 @@ class Body:
         message = await self._in_time(self._receive())
         self._count += len(message.get("body", b""))
         self.is_unread = message.get("more_body", False)
-        self._check_size(self._count)
+        if self._count > self._max_bytes:
+            self.is_too_large = True
+            raise self.too_large()
         if self._count > max(FREE, self._taken):
             await self._take(min(self._count + _GROWTH, self._max_bytes) - self._taken)
         return message
-
-    def _check_size(self, size: int) -> None:
-        if size > self._max_bytes:
-            self.is_too_large = True
-            raise self.too_large()
 
     def too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body must be at most {self._max_bytes} bytes")

@@ -7,9 +7,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import Invalid, UnsupportedMedia
+from service.images import Bytes
 
 MAX_FIELDS = 32
 _MAX_FIELD = 2**16  # bytes
+_MAX_PARAMETERS = 32  # of a Content-Disposition
 _MAX_TYPE = 1000  # characters of a Content-Type
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")  # Python knows some that raise, or take very long
 _PIECE = 2**16  # bytes that are searched at once: in between, other threads may have the interpreter's lock
@@ -36,7 +38,7 @@ class Part:
             raise Invalid.field(self.name, "must be text in UTF-8") from None
 
 
-def read_form(content_type: str, body: bytes) -> list[Part]:
+def read_form(content_type: str, body: Bytes) -> list[Part]:
     """The parts of a form: at most one file, and MAX_FIELDS others of which one may be a file that has no filename.
 
     Raises:
@@ -57,7 +59,7 @@ def read_form(content_type: str, body: bytes) -> list[Part]:
     try:
         parser = MultipartParser(boundary, collected.callbacks)  # type: ignore[arg-type]
         for begin in range(0, len(body), _PIECE):
-            parser.write(body[begin : begin + _PIECE])
+            parser.write(bytes(body[begin : begin + _PIECE]))
     except FormParserError as error:
         raise _unreadable(str(error)) from None
     if not collected.ended:  # the parser takes a form that is cut short
@@ -69,7 +71,7 @@ def _unreadable(why: str) -> Invalid:
     return Invalid.field("body", f"is not a readable form: {why}")
 
 
-def _check_boundaries(body: bytes, boundary: bytes) -> None:
+def _check_boundaries(body: Bytes, boundary: bytes) -> None:
     """The parser looks at each byte after a boundary by a loop in Python, however many there are.
 
     RFC 2046 allows no boundary within a part.
@@ -87,7 +89,7 @@ def _check_boundaries(body: bytes, boundary: bytes) -> None:
         raise _unreadable("its first line is not its boundary")
 
 
-def _ends(body: bytes, delimiter: bytes) -> Iterator[int]:
+def _ends(body: Bytes, delimiter: bytes) -> Iterator[int]:
     """Where each delimiter ends. It is searched for in pieces."""
     for piece in range(0, len(body), _PIECE):
         begin = piece
@@ -132,6 +134,8 @@ class _Parts:
         self._value.clear()
 
     def _end_headers(self) -> None:
+        if self._disposition is not None and self._disposition.count(b";") > _MAX_PARAMETERS:
+            raise _unreadable(f"a Content-Disposition has more than {_MAX_PARAMETERS} parameters")
         _, options = parse_options_header(self._disposition)
         if b"name" not in options:
             raise _unreadable("a part has no name in its Content-Disposition")

@@ -26,7 +26,7 @@ from service.config import Settings
 from service.engine import Engine
 from service.errors import DeadlinePassed, Invalid
 from service.events import EventStream, Mailbox
-from service.images import decode, encode_npy, encode_png16, is_png, most_bytes
+from service.images import Bytes, decode, encode_npy, encode_png16, is_png, most_bytes
 from service.leaving import unless_client_leaves
 from service.metrics import Metrics
 from service.middleware import CLIENT_LEFT, client_of
@@ -180,7 +180,9 @@ class Generation:
         body = Body.of(request)
         if not await body.is_empty():
             check_json_type(_content_type(request))
-        return read_json(await body.read(MAX_PLAIN_JSON), SampleRequest, self._numbers[SampleRequest])
+        fields = read_json(await body.read(), SampleRequest, self._numbers[SampleRequest])
+        body.let_go()
+        return fields
 
     async def _upload(
         self, request: Request, model: type[Fields], value_range: Callable[[Fields], float]
@@ -199,7 +201,7 @@ class Generation:
         max_json = MAX_PLAIN_JSON + most_bytes(shape, latent_shape) * 4 // 3
         numbers = self._numbers[model]
 
-        def read(sent: bytes) -> Upload[Fields]:
+        def read(sent: Bytes) -> Upload[Fields]:
             fields, data = read_upload(content_type, sent, model, numbers, max_json)
             image = decode(data, shape, value_range(fields), latent_shape)
             return Upload(fields, image, self._is_latent and is_png(data))
