@@ -173,7 +173,7 @@ def _bare_png(data: Bytes) -> bytes:
         end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
         if end > len(data):
             raise _invalid("is a PNG that is cut short")
-        name = data[begin + 4 : begin + 8]
+        name = bytes(data[begin + 4 : begin + 8])
         if zlib.crc32(whole[begin + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise _invalid("is a PNG that is damaged")
         if name == b"tRNS":
