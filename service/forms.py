@@ -8,13 +8,13 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import Invalid, UnsupportedMedia
 from service.images import Bytes
+from service.pieces import PIECE, pieces
 
 MAX_FIELDS = 32
 _MAX_FIELD = 2**16  # bytes
 _MAX_PARAMETERS = 32  # of a Content-Disposition
 _MAX_TYPE = 1000  # characters of a Content-Type
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")  # Python knows some that raise, or take very long
-_PIECE = 2**16  # bytes that are searched at once: in between, other threads may have the interpreter's lock
 
 
 @dataclass
@@ -58,8 +58,8 @@ def read_form(content_type: str, body: Bytes) -> list[Part]:
     collected = _Parts()
     try:
         parser = MultipartParser(boundary, collected.callbacks)  # type: ignore[arg-type]
-        for begin in range(0, len(body), _PIECE):
-            parser.write(bytes(body[begin : begin + _PIECE]))
+        for begin in pieces(len(body)):
+            parser.write(bytes(body[begin : begin + PIECE]))
     except FormParserError as error:
         raise _unreadable(str(error)) from None
     if not collected.ended:  # the parser takes a form that is cut short
@@ -91,9 +91,9 @@ def _check_boundaries(body: Bytes, boundary: bytes) -> None:
 
 def _ends(body: Bytes, delimiter: bytes) -> Iterator[int]:
     """Where each delimiter ends. It is searched for in pieces."""
-    for piece in range(0, len(body), _PIECE):
+    for piece in pieces(len(body)):
         begin = piece
-        end = piece + _PIECE + len(delimiter) - 1  # a delimiter belongs to the piece that it begins in
+        end = piece + PIECE + len(delimiter) - 1  # a delimiter belongs to the piece that it begins in
         while (found := body.find(delimiter, begin, end)) >= 0:
             begin = found + len(delimiter)
             yield begin

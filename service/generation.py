@@ -30,6 +30,7 @@ from service.images import Bytes, decode, encode_npy, encode_png16, is_png, most
 from service.leaving import unless_client_leaves
 from service.metrics import Metrics
 from service.middleware import CLIENT_LEFT, client_of
+from service.pieces import PIECE
 from service.planning import Plan, noised, plan_denoise, plan_sample
 from service.reading import (
     MAX_PLAIN_JSON,
@@ -180,7 +181,12 @@ class Generation:
         body = Body.of(request)
         if not await body.is_empty():
             check_json_type(_content_type(request))
-        fields = read_json(await body.read(), SampleRequest, self._numbers[SampleRequest])
+        sent = await body.read()
+        read = partial(read_json, sent, SampleRequest, self._numbers[SampleRequest])
+        if len(sent) <= PIECE:
+            return read()
+        async with self.reading:
+            fields = await run_in_threadpool(read)
         body.let_go()
         return fields
 

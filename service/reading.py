@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from service.errors import FieldError, Invalid, UnsupportedMedia
 from service.forms import MAX_FIELDS, Part, read_form
 from service.images import Bytes, is_image
+from service.pieces import PIECE, pieces
 
 Model = TypeVar("Model", bound=BaseModel)
 Ranges = Mapping[str, str]  # what each field with a number must be, by its name
@@ -29,7 +30,6 @@ _MAX_VALUES = 2**14  # of JSON: `[],[],[],…` takes 25 times its length in memo
 _MAX_DIGITS = 400  # of a number in JSON; a float has no more
 _MAX_QUERY = 2**13  # fields
 _MAX_SHOWN = 80  # characters of a value in a message
-_PIECE = 2**16  # bytes that are read at once: in between, other threads may have the interpreter's lock
 
 
 def is_json(content_type: str) -> bool:
@@ -162,16 +162,18 @@ def _json_object(body: Bytes, max_bytes: int) -> dict[str, object]:
 def _without_blanks(text: Bytes) -> Bytes:
     """Without blanks at the end, of which JSON may have any number."""
     end = len(text)
-    while end and not text[max(0, end - _PIECE) : end].translate(None, _BLANKS):
-        end = max(0, end - _PIECE)
+    for _ in pieces(len(text)):
+        if text[max(0, end - PIECE) : end].translate(None, _BLANKS):
+            break
+        end = max(0, end - PIECE)
     return text if end == len(text) else text[:end]
 
 
 def _count_values(text: Bytes) -> int:
     """The values in JSON, at most: for as long as there are not too many."""
     count = 0
-    for begin in range(0, len(text), _PIECE):
-        piece = text[begin : begin + _PIECE]
+    for begin in pieces(len(text)):
+        piece = text[begin : begin + PIECE]
         count += sum(map(piece.count, (b"[", b"{", b",")))
         if count > _MAX_VALUES:
             break
@@ -206,8 +208,8 @@ def _from_base64(text: object) -> Bytes:
     begin = _after_data_prefix(text)
     data, rest, ended = bytearray(), b"", False
     try:
-        for place in range(begin, len(text), _PIECE):
-            piece = rest + text[place : place + _PIECE].encode("ascii").translate(None, _BLANKS)
+        for place in pieces(len(text)):
+            piece = rest + text[max(place, begin) : place + PIECE].encode("ascii").translate(None, _BLANKS)
             whole = len(piece) // 4 * 4
             if ended and piece:
                 raise _no_base64("Excess data after padding")
