@@ -86,10 +86,10 @@ def _file_part(parts: Sequence[Part]) -> Part:
     found = [part for part in parts if part.name == "image"]
     if len(found) > 1:
         raise Invalid.field("image", "is given twice")
-    if found and (found[0].filename is not None or is_image(found[0].data)):
-        return found[0]
     names = [part.name for part in parts if part.filename is not None]
-    if found:
+    if found and (names == ["image"] or (not names and is_image(found[0].data))):
+        return found[0]
+    if found and not names:
         why = "the form has the field 'image' without a filename, and its content is neither a PNG nor an .npy file"
     elif names:
         why = f"the form has the file part {names[0][:_MAX_SHOWN]!r}"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service import pieces
 from service.errors import Invalid
 from service.forms import read_form
 from service.reading import read_upload
@@ -272,6 +273,11 @@ def test_text_in_place_of_a_file_is_told_so(server: ServerProcess) -> None:
     assert "without a filename" in invalid(answer, "image")
 
 
+def test_no_other_file_is_passed_over(server: ServerProcess) -> None:
+    other = ('name="mask"; filename="m"', FILE)
+    assert "'mask'" in invalid(post(server, "/noise", form((IMAGE, FILE), other, TIMESTEP), TYPE), "image")
+
+
 def test_fields_are_in_utf_8(server: ServerProcess) -> None:
     answer = post(server, "/denoise", form((IMAGE, FILE), TIMESTEP, ('name="class_label"', b"\xe9")), TYPE)
     assert invalid(answer, "class_label") == "must be text in UTF-8"
@@ -334,3 +340,18 @@ def test_numbers_have_ranges_that_hold(server: ServerProcess) -> None:
     for name in RANGES:
         limits = {key: value for kind in (fields[name], *fields[name].get("anyOf", [])) for key, value in kind.items()}
         assert f" {limits['maximum']:g}" in RANGES[name] or math.isclose(limits["maximum"], MAX_SEED)
+
+
+def test_passes_get_the_interpreter_between_pieces_of_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[None] = []
+    monkeypatch.setattr(pieces, "rest", lambda: rests.append(None))
+    size = 16 * pieces.PIECE
+    long = form((IMAGE + '; filename="a"', bytes(size)), TIMESTEP)
+    read_upload(TYPE, long, NoiseRequest, {}, max_json=0)
+    assert len(rests) >= 2 * 16  # once to look for boundaries, and once to take it apart
+    rests.clear()
+    read_image("A" * size)
+    assert len(rests) >= 2 * 15
+    rests.clear()
+    read_image("A" * 400)
+    assert rests == []  # small ones do not wait
