@@ -350,8 +350,8 @@ def test_passes_get_the_interpreter_between_pieces_of_an_upload(monkeypatch: pyt
     read_upload(TYPE, long, NoiseRequest, {}, max_json=0)
     assert len(rests) >= 2 * 16  # once to look for boundaries, and once to take it apart
     rests.clear()
-    read_image("A" * size)
-    assert len(rests) >= 2 * 15
+    read_image("A" * (size // 2))
+    assert len(rests) >= 2 * 7
     rests.clear()
     read_image("A" * 400)
     assert rests == []  # small ones do not wait
