@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from service.served import Served
 PNG, JSON, ZIP, NPY = "image/png", "application/json", "application/zip", "application/x-npy"
 EVENTS = "text/event-stream"
 
+_MAX_ACCEPT = 4096  # characters; browsers send less than 200
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same bytes at any time
 
 
@@ -28,8 +30,11 @@ def negotiate(accept: str, offers: Sequence[str]) -> str:
     Among equals, one that is named goes before one that only a wildcard covers, then the earlier offer.
 
     Raises:
-        NotAcceptable: naming the offers.
+        NotAcceptable: naming the offers; also where the header is very long, and would take long to read.
     """
+    if len(accept) > _MAX_ACCEPT:
+        offered = ", ".join(offers)
+        raise NotAcceptable(f"Accept has {len(accept)} characters, and may have {_MAX_ACCEPT}; this is {offered}")
     ranges = _media_ranges(accept) or [("*", "*", 1.0)]
     best: tuple[float, int, int] = (0.0, 0, 0)
     chosen = None
@@ -136,8 +141,8 @@ def etag(plan: Plan, media_type: str) -> str:
 
 def matches(if_none_match: str, tag: str) -> bool:
     """Whether an If-None-Match header names the ETag. Comparison is weak: RFC 9110, section 13.1.2."""
-    candidates = [candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")]
-    return "*" in candidates or tag in candidates
+    named = rf"(?:^|,)\s*+(?:W/)?{re.escape(tag)}"
+    return if_none_match.strip() == "*" or re.search(named, if_none_match) is not None
 
 
 def respond(plan: Plan, finished: Finished, encoded: Encoded, served: Served, headers: Mapping[str, str]) -> Response:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import service
+from service.bodies import Room
 from service.config import Settings
 from service.engine import Engine
 from service.errors import ServiceError, answer, problem
@@ -25,6 +26,8 @@ from service.operations import Operations
 from service.page import DOCS, documentation, playground
 from service.paths import OnePath
 from service.served import Served
+
+_BODIES = 4  # bodies of the largest size that are held at once, at most
 
 _DESCRIPTION = """Draws and denoises images with a diffusion U-Net.
 Rows of all requests in flight share each forward pass; the same seed gives the same bytes."""
@@ -57,7 +60,9 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
     _route(app, routers)
 
     # The last one added is the first that a request meets.
-    app.add_middleware(BodyLimit, max_body=int(settings.max_body))
+    max_body = int(settings.max_body)
+    room = Room(_BODIES * max_body, spare=max_body)
+    app.add_middleware(BodyLimit, room=room, max_body=max_body, has_keys=bool(settings.api_keys))
     if settings.api_keys:
         open_paths = {"/health", "/health/live", "/health/ready", *page.paths}
         open_paths |= {"/metrics"} if settings.public_metrics else set()

@@ -7,6 +7,7 @@
     ├── TooSlow               408
     ├── BodyTooLarge          413
     ├── UnsupportedMedia      415
+    │   └── UnsupportedCoding      Accept-Encoding
     ├── Invalid               422
     ├── HeadTooLarge          431
     ├── ComputationFailed     500
@@ -77,6 +78,10 @@ class UnsupportedMedia(ServiceError):
     pass
 
 
+class UnsupportedCoding(UnsupportedMedia):
+    """The body has a Content-Encoding."""
+
+
 class Invalid(ServiceError):
     """Input that cannot be served, field by field."""
 
@@ -122,7 +127,7 @@ class Failed(Unavailable):
 
 
 class QueueFull(Unavailable):
-    pass
+    """Of requests, or of the room for their bodies."""
 
 
 class TooLate(Unavailable):
@@ -130,7 +135,7 @@ class TooLate(Unavailable):
 
 
 class ShareTaken(Unavailable):
-    """The client holds its share of a full queue."""
+    """The client holds its share of a full queue, or of the room for bodies."""
 
 
 class DeadlinePassed(ServiceError):
@@ -160,6 +165,8 @@ def answer(error: ServiceError) -> JSONResponse:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnsupportedCoding):
+        headers["Accept-Encoding"] = "identity"
     if isinstance(error, NotHTTP | TooSlow | BodyTooLarge | HeadTooLarge):
         headers["Connection"] = "close"  # the rest of the request is not read
     return _respond(document(error), headers)

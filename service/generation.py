@@ -4,14 +4,16 @@ Of latent diffusion, PNGs are pixels and .npy files are latents. A PNG that is u
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from time import perf_counter
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -19,17 +21,27 @@ from starlette.responses import Response
 from model.rows import Image
 from service import openapi
 from service.answers import EVENTS, JSON, NPY, PNG, ZIP, encode, etag, matches, negotiate, respond
+from service.bodies import Body
 from service.config import Settings
 from service.engine import Engine
 from service.errors import DeadlinePassed, Invalid
 from service.events import EventStream, Mailbox
-from service.images import decode, encode_npy, encode_png16, is_png
+from service.images import Bytes, decode, encode_npy, encode_png16, is_png, most_bytes
 from service.leaving import unless_client_leaves
 from service.metrics import Metrics
-from service.middleware import CLIENT_LEFT
-from service.places import household
+from service.middleware import CLIENT_LEFT, client_of
+from service.pieces import PIECE
 from service.planning import Plan, noised, plan_denoise, plan_sample
-from service.reading import read_json, read_text, read_upload
+from service.reading import (
+    MAX_PLAIN_JSON,
+    Ranges,
+    check_json_type,
+    check_query,
+    check_upload_type,
+    read_json,
+    read_text,
+    read_upload,
+)
 from service.schemas import DenoiseRequest, NoiseRequest, SampleRequest
 from service.served import Served
 
@@ -40,14 +52,35 @@ _SMALL = 2**12  # values; encoding so few takes no longer than handing them to a
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 
 
-@dataclass(frozen=True, slots=True)
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+class Upload(NamedTuple, Generic[Fields]):
+    """What came with an image.
+
+    Attributes:
+        image: [C, H, W], or latents.
+        is_encoded: the image goes through the encoder, and is latents only then.
+    """
+
+    fields: Fields
+    image: Image
+    is_encoded: bool
+
+
+@dataclass(frozen=True)
 class Generation:
-    """The routes' dependencies."""
+    """The routes' dependencies.
+
+    Attributes:
+        reading: held while an upload is read. However many there are, passes share the interpreter with one.
+    """
 
     engine: Engine
     served: Served
     settings: Settings
     metrics: Metrics
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["images"])
@@ -62,16 +95,19 @@ class Generation:
 
     async def sample(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
-        body = await read_json(request, SampleRequest)
-        plan = plan_sample(body, self.served, self.settings.max_images, self.settings.timeout)
+        fields = await self._fields(request)
+        plan = plan_sample(fields, self.served, self.settings.max_images, self.settings.timeout)
         return await self._draw(request, plan, media_type, _NEVER_STORE)
 
     async def sample_by_query(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
-        await request.body()  # there should be none; one that is too large is refused here, and not amid the answer
+        await Body.of(request).discard()  # one that is too large is refused here, and not amid the answer
+        check_query(request.scope["query_string"])
         query = request.query_params
         wanted = query.getlist("model")
-        fields = read_text([item for item in query.multi_items() if item[0] != "model"], SampleRequest)
+        fields = read_text(
+            [item for item in query.multi_items() if item[0] != "model"], SampleRequest, self._numbers[SampleRequest]
+        )
         if any(fingerprint != self.served.fingerprint for fingerprint in wanted):
             raise Invalid.field("model", f"must be {self.served.fingerprint}, what answers here, and is {wanted[0]}")
         plan = plan_sample(fields, self.served, self.settings.max_images, self.settings.timeout)
@@ -91,14 +127,13 @@ class Generation:
         return await self._draw(request, plan, media_type, headers)
 
     async def denoise(self, request: Request) -> Response:
-        fields, upload = await read_upload(request, DenoiseRequest)
+        fields, image, is_encoded = await self._upload(request, DenoiseRequest, lambda fields: fields.value_range)
         offers = (PNG, JSON, NPY, EVENTS) if fields.output == "x0" else (NPY,)
         media_type = negotiate(_accept(request), offers)
-        image = await self._read(upload, fields.value_range)
         planned = partial(
             plan_denoise, fields, served=self.served, timeout=self.settings.timeout, latent=media_type == NPY
         )
-        if not self._is_encoded(upload):
+        if not is_encoded:
             return await self._draw(request, planned(image), media_type, _NEVER_STORE)
 
         draft = planned(self._no_latents)  # what is wrong is refused here, and not after the encoding
@@ -114,10 +149,9 @@ class Generation:
 
     async def noise(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), (PNG, NPY))
-        fields, upload = await read_upload(request, NoiseRequest)
-        clean = await self._read(upload, value_range=1.0)
+        fields, clean, is_encoded = await self._upload(request, NoiseRequest, lambda _: 1.0)
         timeout_s = self.settings.timeout
-        if self._is_encoded(upload):
+        if is_encoded:
             noised(fields, self._no_latents, self.served)  # what is wrong is refused here, and not after the encoding
             clean = await self._answer(request, self.engine.encode(clean), timeout_s)
         noisy, seed = await run_in_threadpool(noised, fields, clean, self.served)
@@ -137,14 +171,52 @@ class Generation:
     def _no_latents(self) -> Image:
         return np.zeros(self.served.model.sample_shape, np.float32)
 
-    async def _read(self, upload: bytes, value_range: float) -> Image:
-        model = self.served.model
-        latent_shape = model.sample_shape if self._is_latent else None
-        return await run_in_threadpool(decode, upload, model.image_shape, value_range, latent_shape)
+    @cached_property
+    def _numbers(self) -> dict[type[BaseModel], Ranges]:
+        requests = (SampleRequest, DenoiseRequest, NoiseRequest)
+        return {request: openapi.numbers(request, self.served, self.settings) for request in requests}
 
-    def _is_encoded(self, upload: bytes) -> bool:
-        """Whether an upload goes through the encoder, and is latents only then."""
-        return self._is_latent and is_png(upload)
+    async def _fields(self, request: Request) -> SampleRequest:
+        """What POST /sample asks for. An empty body is `{}`, whatever its type."""
+        body = Body.of(request)
+        if not await body.is_empty():
+            check_json_type(_content_type(request))
+        sent = await body.read()
+        read = partial(read_json, sent, SampleRequest, self._numbers[SampleRequest])
+        if len(sent) <= PIECE:
+            return read()
+        async with self.reading:
+            fields = await run_in_threadpool(read)
+        body.let_go()
+        return fields
+
+    async def _upload(
+        self, request: Request, model: type[Fields], value_range: Callable[[Fields], float]
+    ) -> Upload[Fields]:
+        """Read an upload. Its bytes are gone when this returns.
+
+        Args:
+            value_range: of a PNG, by the fields beside it.
+        """
+        body = Body.of(request)
+        content_type = _content_type(request)
+        if not await body.is_empty():
+            check_upload_type(content_type)
+        latent_shape = self.served.model.sample_shape if self._is_latent else None
+        shape = self.served.model.image_shape
+        max_json = MAX_PLAIN_JSON + most_bytes(shape, latent_shape) * 4 // 3
+        numbers = self._numbers[model]
+
+        def read(sent: Bytes) -> Upload[Fields]:
+            fields, data = read_upload(content_type, sent, model, numbers, max_json)
+            image = decode(data, shape, value_range(fields), latent_shape)
+            return Upload(fields, image, self._is_latent and is_png(data))
+
+        sent = await body.read()
+        async with self.reading:
+            upload = await run_in_threadpool(read, sent)
+        body.let_go()
+        return upload
 
     async def _answer(self, request: Request, errand: Future[Image], timeout_s: float) -> Image:
         """Wait for an answer of the first stage.
@@ -163,7 +235,7 @@ class Generation:
         return image
 
     async def _draw(self, request: Request, plan: Plan, media_type: str, headers: Mapping[str, str]) -> Response:
-        client = self._client(request)
+        client = client_of(request.scope, has_keys=bool(self.settings.api_keys))
         if media_type == EVENTS:
             mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
             accepted = self.engine.submit(plan.rows, plan.timeout_s, client, mailbox)
@@ -179,12 +251,6 @@ class Generation:
         self.metrics.encoded(encoded.encode_s)
         return respond(plan, finished, encoded, self.served, headers)
 
-    def _client(self, request: Request) -> str:
-        """Who shares the queue: a key, or an address where there are no keys."""
-        if self.settings.api_keys:
-            return request.headers["authorization"].partition(" ")[2].strip()  # "bearer KEY" is no other client
-        return household(request.client.host) if request.client else "unknown"
-
     def _cache_control(self, immutable: bool) -> str:
         scope = "private, " if self.settings.api_keys else ""  # for the one who has the key
         return scope + ("max-age=31536000, immutable" if immutable else "max-age=3600")
@@ -192,6 +258,10 @@ class Generation:
 
 def _passed(timeout_s: float) -> DeadlinePassed:
     return DeadlinePassed(f"not done within {timeout_s:g} s")
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "")
 
 
 def _accept(request: Request) -> str:

@@ -18,12 +18,19 @@ from PIL import Image as PillowImage
 
 from model.rows import Image
 from service.errors import Invalid
+from service.pieces import rest
 
 UInt8 = NDArray[np.uint8]
+Bytes = bytes | bytearray
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _HEADER_ENDS = 33  # bytes of the magic and of the chunk IHDR
 _NPY_MAGIC = b"\x93NUMPY"
+_CHUNKS = 1024  # of a PNG, beside those of its pixels
+_CHUNKS_AT_ONCE = 128  # are read in less than half a millisecond
+_PACKED = 2**16  # bytes of compressed pixels, beside twice the pixels
+_LEAST_CHUNK = 1024  # bytes of pixels in each chunk, on average; libpng writes 8192
+_NPY_HEADER = 2**12 + 12  # bytes of an .npy ahead of its values, at most; numpy writes 128
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3, 4: 2, 6: 4}  # grey, RGB, and both with alpha; 3 is a palette
 
 
@@ -48,9 +55,8 @@ def contact_sheet(images: Sequence[Image]) -> Image:
 def encode_png(x: Image, parameters: Mapping[str, object]) -> bytes:
     """An 8-bit PNG, grey or RGB, with its recipe in the text chunk `parameters`."""
     bare = _png_of(to_uint8(x))
-    text = b"tEXtparameters\0" + json.dumps(parameters, sort_keys=True).encode()
-    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
-    return bare[:_HEADER_ENDS] + chunk + bare[_HEADER_ENDS:]
+    recipe = b"parameters\0" + json.dumps(parameters, sort_keys=True).encode()
+    return bare[:_HEADER_ENDS] + _chunk(b"tEXt", recipe) + bare[_HEADER_ENDS:]
 
 
 def _png_of(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
@@ -80,13 +86,25 @@ def encode_npy(x: Image) -> bytes:
     return file.getvalue()
 
 
-def is_png(data: bytes) -> bool:
+def is_png(data: Bytes) -> bool:
     """Whether an upload is a PNG, or would be."""
     return data.startswith(_PNG_MAGIC)
 
 
+def is_image(data: Bytes) -> bool:
+    """Whether this begins as the files do that are read here."""
+    return data.startswith((_PNG_MAGIC, _NPY_MAGIC))
+
+
+def most_bytes(shape: tuple[int, int, int], latent_shape: tuple[int, int, int] | None = None) -> int:
+    """The bytes of any sensible file of this image, [C, H, W]: twice its values, and a MiB for texts and profiles."""
+    _, height, width = shape
+    deepest = height * (1 + 8 * width)  # a PNG of RGBA with 16 bits
+    return 2**20 + 2 * max(deepest, 4 * math.prod(latent_shape or shape))
+
+
 def decode(
-    data: bytes, shape: tuple[int, int, int], value_range: float, latent_shape: tuple[int, int, int] | None = None
+    data: Bytes, shape: tuple[int, int, int], value_range: float, latent_shape: tuple[int, int, int] | None = None
 ) -> Image:
     """Read an uploaded PNG or .npy as float32 of `shape`, [C, H, W].
 
@@ -104,7 +122,7 @@ def decode(
     raise _invalid("must be a PNG or an .npy file, and is neither" if data else "is empty")
 
 
-def _decode_png(data: bytes, shape: tuple[int, int, int], value_range: float) -> Image:
+def _decode_png(data: Bytes, shape: tuple[int, int, int], value_range: float) -> Image:
     channels, height, width = shape
     if len(data) < _HEADER_ENDS or data[8:16] != b"\0\0\0\x0dIHDR":
         raise _invalid("is a PNG without a header")
@@ -114,15 +132,15 @@ def _decode_png(data: bytes, shape: tuple[int, int, int], value_range: float) ->
     if depth not in (8, 16) or colour_type not in _CHANNELS_OF_COLOUR_TYPE:
         kind = "a palette" if colour_type == 3 else f"{depth}-bit values"
         raise _invalid(f"must be grey or RGB with 8 or 16 bits a channel, and has {kind}")
-    data = _bare_png(data)
+    bare = _bare_png(data)
     try:
-        with PillowImage.open(io.BytesIO(data), formats=["PNG"]) as png:
+        with PillowImage.open(io.BytesIO(bare), formats=["PNG"]) as png:
             pixels = np.asarray(png)
     except (OSError, SyntaxError, ValueError):
         raise _invalid("is a PNG whose pixels cannot be read") from None
     if depth == 16 and colour_type != 0:
         # Pillow has checked the file, but keeps 8 bits of 16 where there is more than one channel.
-        deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        deep = cv2.imdecode(np.frombuffer(bare, np.uint8), cv2.IMREAD_UNCHANGED)
         if deep is None or deep.dtype != np.uint16:
             raise _invalid("is a PNG whose pixels cannot be read")
         pixels = deep[:, :, [2, 1, 0, 3][: deep.shape[2]]]
@@ -137,38 +155,53 @@ def _decode_png(data: bytes, shape: tuple[int, int, int], value_range: float) ->
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
 
 
-def _bare_png(data: bytes) -> bytes:
+def _bare_png(data: Bytes) -> bytes:
     """A PNG's header and pixels alone, so that no decoder meets a second header, profiles, text or animation.
 
+    The pixels come in one chunk, for Pillow reads chunks by a loop in Python.
+
     Raises:
-        Invalid: where the file is cut short or damaged, or has a transparent colour.
+        Invalid: where the file is cut short or damaged, has a transparent colour, or very many chunks.
     """
-    kept, pixels = [_PNG_MAGIC], []
-    begin, name = len(_PNG_MAGIC), b""
+    width, height, depth, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    values = height * width * _CHANNELS_OF_COLOUR_TYPE[colour_type] * depth // 8
+    most = _CHUNKS + values // _LEAST_CHUNK
+    whole, pixels = memoryview(data), []
+    begin, name, count = len(_PNG_MAGIC), b"", 0
     while name != b"IEND":
+        count += 1
+        if count > most:
+            raise _invalid(f"is a PNG of more than {most} chunks")
+        if count % _CHUNKS_AT_ONCE == 0:
+            rest()
         end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
         if end > len(data):
             raise _invalid("is a PNG that is cut short")
-        name = data[begin + 4 : begin + 8]
-        if zlib.crc32(data[begin + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        name = bytes(data[begin + 4 : begin + 8])
+        if zlib.crc32(whole[begin + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise _invalid("is a PNG that is damaged")
         if name == b"tRNS":
             raise _invalid("must be opaque, and has a transparent colour")
-        if name in (b"IDAT", b"IEND") or len(kept) == 1:
-            kept.append(data[begin:end])
         if name == b"IDAT":
-            pixels.append(data[begin + 8 : end - 4])
+            pixels.append(whole[begin + 8 : end - 4])
         begin = end
-    width, height, depth, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    values = height * width * _CHANNELS_OF_COLOUR_TYPE[colour_type] * depth // 8
     least = values + (0 if interlaced else height)  # one byte more a row names its filter
+    size, most_packed = sum(map(len, pixels)), _PACKED + 2 * least
+    if size > most_packed:
+        raise _invalid(f"is a PNG with {size} bytes of compressed pixels, and may have at most {most_packed}")
+    packed = b"".join(pixels)
     try:
-        complete = len(zlib.decompressobj().decompress(b"".join(pixels), least)) == least
+        complete = len(zlib.decompressobj().decompress(packed, least)) == least
     except zlib.error:
         complete = False
     if not complete:  # Pillow takes rows that are not there for black
         raise _invalid("is a PNG whose pixels cannot be read")
-    return b"".join(kept)
+    return bytes(data[:_HEADER_ENDS]) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, content: Bytes) -> bytes:
+    checksum = zlib.crc32(content, zlib.crc32(name))
+    return b"".join((struct.pack(">I", len(content)), name, content, struct.pack(">I", checksum)))
 
 
 def _with_channels(values: NDArray[np.generic], channels: int) -> NDArray[np.generic]:
@@ -182,8 +215,8 @@ def _with_channels(values: NDArray[np.generic], channels: int) -> NDArray[np.gen
     return values
 
 
-def _decode_npy(data: bytes, shape: tuple[int, int, int], what: str = "") -> Image:
-    file = io.BytesIO(data)
+def _decode_npy(data: Bytes, shape: tuple[int, int, int], what: str = "") -> Image:
+    file = io.BytesIO(data[:_NPY_HEADER])
     try:
         version = np.lib.format.read_magic(file)
         read_header = {
@@ -198,11 +231,15 @@ def _decode_npy(data: bytes, shape: tuple[int, int, int], what: str = "") -> Ima
         raise _invalid("must be an .npy of float32, and holds pickled objects, which are never opened")
     if dtype.newbyteorder("=") != np.float32 or came != shape:
         raise _invalid(f"must be an .npy of float32 {what}{list(shape)}, and is {kind}")
-    body = data[file.tell() :]
+    size = len(data) - file.tell()
     expected = math.prod(shape) * 4
-    if len(body) != expected:
-        raise _invalid(f"must be an .npy with {expected} bytes of values, and has {len(body)}")
-    values = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order else "C").astype(np.float32)
+    if size != expected:
+        raise _invalid(f"must be an .npy with {expected} bytes of values, and has {size}")
+    values = (
+        np.frombuffer(data, dtype, offset=file.tell())
+        .reshape(shape, order="F" if fortran_order else "C")
+        .astype(np.float32)
+    )
     if not np.isfinite(values).all():
         raise _invalid("must have finite values, and has NaN or infinity")
     return values

@@ -13,15 +13,19 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.errors import BodyTooLarge, Draining, ServiceError, TooSlow, Unauthorized, answer, problem
+from service.bodies import IN_SCOPE, Body, Room
+from service.errors import Draining, ServiceError, Unauthorized, UnsupportedCoding, answer, problem
 from service.metrics import Metrics
 from service.paths import loggable
+from service.places import household
 
 log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _LINGER_S = 5.0  # for a client that sends on after a 413
 BODY_PATIENCE_S = 60.0  # for all of a body
+BODY_WAIT_S = 10.0  # for room
+_MAX_SHOWN = 80  # characters of a header in a message
 # Nothing here belongs into a frame, and nothing is a page that loads anything, but the playground and /docs.
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
@@ -29,6 +33,8 @@ _SECURITY = [
     (b"x-frame-options", b"DENY"),
 ]
 _POLICY = b"default-src 'none'; frame-ancestors 'none'"
+# A browser that shows an image in a tab makes a page around it, and styles that page.
+_POLICY_OF_IMAGES = b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _POLICY_OF_DOCS = (
     b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     b"connect-src 'self'; frame-ancestors 'none'"
@@ -81,7 +87,8 @@ class RequestLog:
                 headers["X-Request-ID"] = request_id
                 if self._is_draining():
                     headers["Connection"] = "close"
-                policy = _POLICIES.get(path, _POLICY)
+                is_image = headers.get("content-type", "").startswith("image/")
+                policy = _POLICY_OF_IMAGES if is_image else _POLICIES.get(path, _POLICY)
                 headers.raw.extend([*_SECURITY, (b"content-security-policy", policy)])
             await send(message)
 
@@ -119,56 +126,66 @@ class RequestLog:
 
 
 class BodyLimit:
-    """Answers 413 as soon as a body is known to be too large, before it is read to its end; 408 where it does not come.
+    """Puts a Body into each request's scope. Refuses what is too large or is encoded before it is read.
 
     Closing the connection at once would reset it, and a client that is still sending would lose the answer. So what
-    it sends on is thrown away, for a short while.
+    it sends on after a 413 is thrown away, for a short while.
+
+    Args:
+        room: for all bodies.
+        max_body: bytes of one.
+        has_keys: clients are API keys.
     """
 
-    def __init__(self, app: ASGIApp, max_body: int) -> None:
+    def __init__(self, app: ASGIApp, room: Room, max_body: int, has_keys: bool) -> None:
         self._app = app
+        self._room = room
         self._max_body = max_body
+        self._has_keys = has_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = BodyTooLarge(f"the body must be at most {self._max_body} bytes")
-        declared = Headers(scope=scope).get("content-length", "")
-        too_large = declared.isdigit() and int(declared) > self._max_body
-        received = 0
-        more = True
-
-        deadline = asyncio.get_running_loop().time() + BODY_PATIENCE_S
-
-        async def receive_in_time() -> Message:
-            try:
-                async with asyncio.timeout_at(deadline if more else None):
-                    return await receive()
-            except TimeoutError:
-                raise TooSlow(f"the whole body was not here within {BODY_PATIENCE_S:g} s") from None
-
-        async def receive_and_count() -> Message:
-            nonlocal received, more, too_large
-            message = await receive_in_time()
-            received += len(message.get("body", b""))
-            more = message.get("more_body", False)
-            if received > self._max_body:
-                too_large = True
-                raise error
-            return message
+        client = client_of(scope, self._has_keys)
+        body = Body(scope, receive, self._room, client, self._max_body, BODY_PATIENCE_S, BODY_WAIT_S)
 
         async def send_and_linger(message: Message) -> None:
-            if too_large and more and message["type"] == "http.response.body":
+            if message["type"] == "http.response.body" and body.is_too_large and body.is_unread:
+                body.let_go()
                 await send({**message, "more_body": True})
                 await _discard(receive)
                 message = {"type": "http.response.body"}
             await send(message)
 
-        if too_large:
-            await answer(error)(scope, receive, send_and_linger)
-        else:
-            await self._app(scope, receive_and_count, send_and_linger)
+        try:
+            if body.is_too_large:
+                await answer(body.too_large())(scope, receive, send_and_linger)
+            elif coding := _coding_of(scope):
+                error = UnsupportedCoding(f"a body must have no Content-Encoding, and has {coding}")
+                await answer(error)(scope, receive, send)
+            else:
+                scope[IN_SCOPE] = body
+                await self._app(scope, body.receive, send_and_linger)
+        finally:
+            body.let_go()
+
+
+def client_of(scope: Scope, has_keys: bool) -> str:
+    """Who shares queue and memory with others: a key, or an address where there is none."""
+    headers = Headers(scope=scope)
+    if has_keys and "authorization" in headers:
+        return headers["authorization"].partition(" ")[2].strip()  # "bearer KEY" is no other client
+    return household(scope["client"][0]) if scope.get("client") else "unknown"
+
+
+def _coding_of(scope: Scope) -> str:
+    """The content codings of a body, without `identity`. Empty where there is none, or no body."""
+    headers = Headers(scope=scope)
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return ""
+    codings = (coding.strip().lower() for value in headers.getlist("content-encoding") for coding in value.split(","))
+    return ", ".join(coding for coding in codings if coding not in ("", "identity"))[:_MAX_SHOWN]
 
 
 async def _discard(receive: Receive) -> None:

@@ -30,9 +30,9 @@ _PROBLEMS = {
     406: "No answer of an accepted media type",
     408: "The body did not come in time",
     413: "The body is too large",
-    415: "The body's media type is not read",
+    415: "The body's media type or Content-Encoding is not read",
     422: _REFUSED,
-    429: "The client holds its share of a full queue; Retry-After says when to ask again",
+    429: "The client holds its share of a full queue, or of the room for bodies; Retry-After says when to ask again",
     500: "This request's own computation failed",
     503: "Not now; Retry-After says when",
     504: "Not done within timeout_s",
@@ -56,6 +56,14 @@ def _or_null(schema: Schema) -> Schema:
 
 
 # To most readers of schemas the encoding alone is but a remark.
+_BLANKS = r"[ \t\r\n]*"
+_BASE64_SENT = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "pattern": r"^(data:(image/png|application/x-npy|application/octet-stream)?;base64,)?"
+    rf"{_BLANKS}(([A-Za-z0-9+/]{_BLANKS}){{4}})*"
+    rf"(([A-Za-z0-9+/]{_BLANKS}){{2}}(={_BLANKS}){{2}}|([A-Za-z0-9+/]{_BLANKS}){{3}}={_BLANKS})?$",
+}
 _BASE64 = {
     "type": "string",
     "contentEncoding": "base64",
@@ -189,6 +197,27 @@ def _schema(request: type[BaseModel], served: Served, settings: Settings) -> Sch
     return schema
 
 
+def numbers(request: type[BaseModel], served: Served, settings: Settings) -> dict[str, str]:
+    """What each field that holds a number must be, in words."""
+    fields: dict[str, Schema] = _schema(request, served, settings)["properties"]
+    return {name: words for name, field in fields.items() if (words := _number_in_words(field))}
+
+
+def _number_in_words(field: Schema) -> str | None:
+    """The range of a field that holds a number; None of another."""
+    members: list[Schema] = [*field.get("anyOf", []), field]
+    kinds = {kind["type"] for kind in members if "type" in kind} - {"null"}
+    if not kinds or not kinds <= {"integer", "number"}:
+        return None
+    limits = {name: value for member in members for name, value in member.items()}
+    if "enum" in limits:
+        return f"one of {', '.join(str(value) for value in limits['enum'] if value is not None)}"
+    if "exclusiveMinimum" in limits:
+        return f"a number of more than {limits['exclusiveMinimum']:g} and at most {limits['maximum']:g}"
+    kind = "an integer" if kinds == {"integer"} else "a number"
+    return f"{kind} from {limits['minimum']} to {limits['maximum']}"
+
+
 def _without_null(schema: Schema) -> Schema | None:
     """What text in a query or a form can say, where null is said by leaving the field out; None for nothing at all."""
     if "anyOf" in schema:
@@ -222,7 +251,7 @@ def _upload(schema: Schema, served: Served, steps: int) -> Schema:
     if served.model.first_stage:
         files = "a PNG of the model's image_shape, which is encoded, or an .npy of latents, of its latent_shape"
     file = {"type": "string", "format": "binary", "description": files}
-    text = {**_BASE64, "description": "the same file in base64"}
+    text = {**_BASE64_SENT, "description": "the same file in base64, perhaps as a data: URL"}
     required = ["image", *schema["required"]]
     by_form = {**schema, "properties": {"image": file, **_text_fields(schema)}, "required": required}
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
@@ -292,7 +321,7 @@ def sample_by_query(served: Served, settings: Settings) -> dict[str, Any]:
         "description": "the fingerprint that must answer; the image may then be kept for a year",
     }
     headers = {**_timing(served), **_VARY, **_etag(required=False)}
-    responses = _responses(_sample_content(served), headers, 415)
+    responses = _responses(_sample_content(served), headers)
     responses[304] = {
         "description": "If-None-Match names the image's ETag",
         "headers": {**_ID, **_CACHE, **_VARY, **_etag(required=True)},
@@ -325,12 +354,12 @@ def denoise(served: Served, settings: Settings) -> dict[str, Any]:
 
 def noise(served: Served, settings: Settings) -> dict[str, Any]:
     content = {"image/png": _BINARY, "application/x-npy": _BINARY}
-    never = [] if served.model.first_stage else [500, 503, 504]  # where nothing has to be encoded or decoded
+    never = [] if served.model.first_stage else [500, 504]  # where nothing has to be encoded or decoded
     return {
         "operation_id": "noise",
         "response_class": Response,
         "summary": "Add noise to a clean image: the forward process",
-        "responses": _responses(content, {**_CLIPPED, **_VARY}, 429, *never),
+        "responses": _responses(content, {**_CLIPPED, **_VARY}, *never),
         "openapi_extra": {"requestBody": _upload(_schema(NoiseRequest, served, settings), served, steps=1)},
     }
 

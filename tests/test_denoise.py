@@ -426,7 +426,7 @@ BAD_IMAGES: Mapping[str, tuple[bytes, str]] = {
     "brackets": (npy_header("[" * 9000), "header cannot be read"),
     "minus signs": (npy_header("-" * 9000 + "1"), "header cannot be read"),
     "mixed keys": (npy_header("{1: 2, 'a': 3}"), "header cannot be read"),
-    "a long header": (npy_header(" " * 2_000_000 + "{}", version=2), "header cannot be read"),
+    "a long header": (npy_header(" " * 1_000_000 + "{}", version=2), "header cannot be read"),
     "a negative shape": (npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 16, 16), }"), ""),
 }
 
@@ -525,7 +525,7 @@ def test_json_types_are_strict(server: ServerProcess) -> None:
 
 @pytest.mark.usefixtures("unharmed")
 def test_bad_base64_is_refused(server: ServerProcess) -> None:
-    for image in ("%%%", "é", "AAA", "data:image/png;base64,AAAA", 5, None, ["AAAA"]):
+    for image in ("%%%", "é", "AAA", "QQ==QQ==", "Q=Q=", 5, None, ["AAAA"]):
         invalid(server.client.post("/denoise", json={"image": image, "timestep": 5}), "image")
     assert "is required" in invalid(server.client.post("/denoise", json={"timestep": 5}), "image")
 
@@ -555,7 +555,7 @@ def test_the_form_of_these_tests_is_right(server: ServerProcess) -> None:
     ("parts", "field", "named"),
     [
         ([_TIMESTEP], "image", "is required, as a file part; the form has no file part"),
-        ([_TEXT, _TIMESTEP], "image", "is required, as a file part"),
+        ([_TEXT, _TIMESTEP], "image", "the field 'image' without a filename, and its content is neither a PNG nor"),
         ([_OTHER_FILE, _TIMESTEP], "image", "the form has the file part 'picture'"),
         ([_FILE, _TEXT, _TIMESTEP], "image", "is given twice"),
         ([_TEXT, _FILE, _TIMESTEP], "image", "is given twice"),
@@ -617,7 +617,7 @@ def test_json_of_very_many_values_is_refused(server: ServerProcess) -> None:
     for values in (b"[]," * 70_000 + b"[]", b"{}," * 70_000 + b"{}", b"1," * 70_000 + b"1"):
         body = b'{"timestep": 5, "image": [%b]}' % values
         response = server.client.post("/denoise", content=body, headers={"Content-Type": JSON})
-        assert invalid(response, "body") == "has more than 65536 values"
+        assert invalid(response, "body") == "has more than 16384 values"
     long = base64.b64encode(write_npy(GREY) + bytes(1_000_000)).decode()  # one value, however long
     assert "1024" in invalid(server.client.post("/denoise", json={"image": long, "timestep": 5}), "image")
 

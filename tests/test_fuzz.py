@@ -1,6 +1,5 @@
 """Uploads that are wrong in every way we could think of: a clean refusal or an image, and never much memory."""
 
-import asyncio
 import base64
 import contextlib
 import io
@@ -23,7 +22,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from starlette.requests import Request
 
 from service.errors import Invalid, ServiceError
 from service.images import decode
@@ -397,12 +395,7 @@ def body_bombs() -> dict[str, tuple[bytes, bytes]]:
 
 
 def read(media_type: bytes, body: bytes) -> None:
-    async def receive() -> Json:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    headers = [(b"content-type", media_type)]
-    request = Request({"type": "http", "method": "POST", "headers": headers, "app": None}, receive)
-    asyncio.run(read_upload(request, NoiseRequest))
+    read_upload(media_type.decode(), body, NoiseRequest, {}, max_json=2**24)
 
 
 def growth(work: Callable[[], object]) -> int:

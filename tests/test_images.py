@@ -7,6 +7,7 @@ import re
 import struct
 import zlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from model.rows import Image
+from service import images
 from service.errors import Invalid
 from service.images import contact_sheet, decode, encode_npy, encode_png, encode_png16, is_png, to_uint8
 
@@ -273,6 +275,48 @@ def test_a_png_must_begin_with_its_header() -> None:
 
 def test_a_png_without_pixels_is_refused() -> None:
     assert problem_of(a_file(a_header(W, H, 8, GREY))) == "is a PNG whose pixels cannot be read"
+
+
+def split(data: bytes, size: int) -> list[Chunk]:
+    return [(b"IDAT", data[begin : begin + size]) for begin in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_png_of_many_small_chunks_is_read(depth: int) -> None:
+    """libpng writes 8192 bytes in each; some write less, and some write empty ones."""
+    pixels: Pixels = rng().integers(0, 2**depth, (256, 256, 3)).astype(np.uint8 if depth == 8 else np.uint16)
+    _, packed = pixel_data(pixels)
+    empty: list[Chunk] = [(b"IDAT", b"")]
+    file = a_file(a_header(256, 256, depth, RGB), *empty, *split(packed, 1024), *empty * 50, (b"tEXt", b"a\0b"))
+    whole = a_file(a_header(256, 256, depth, RGB), (b"IDAT", packed))
+    np.testing.assert_array_equal(decode(file, (3, 256, 256), 1.0), decode(whole, (3, 256, 256), 1.0))
+
+
+@pytest.mark.parametrize("chunk", [(b"IDAT", b""), (b"tEXt", b"a\0b"), (b"abCd", b"")], ids=str)
+def test_a_png_of_very_many_chunks_is_refused(chunk: Chunk) -> None:
+    """A loop in Python reads them, while passes wait for the interpreter."""
+    pixels = pixel_data(some_pixels(1, 8))
+    assert problem_of(a_file(a_header(W, H, 8, GREY), *[chunk] * 2000, pixels)) == "is a PNG of more than 1024 chunks"
+
+
+def test_decoders_meet_one_chunk_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow, too, reads chunks by a loop in Python."""
+    met: list[bytes] = []
+
+    def opening(file: io.BytesIO, formats: list[str]) -> Any:
+        met.append(file.getvalue())
+        return PillowImage.open(file, formats=formats)
+
+    monkeypatch.setattr(images, "PillowImage", SimpleNamespace(open=opening))
+    _, packed = pixel_data(some_pixels(1, 8))
+    decode(a_file(a_header(W, H, 8, GREY), (b"IDAT", b""), *split(packed, 3)), (1, H, W), 1.0)
+    assert met == [a_file(a_header(W, H, 8, GREY), (b"IDAT", packed))]
+
+
+def test_a_png_with_far_more_data_than_pixels_is_refused() -> None:
+    packed = zlib.compress(bytes((W + 1) * H)) + bytes(70_000)
+    problem = problem_of(a_file(a_header(W, H, 8, GREY), (b"IDAT", packed)))
+    assert problem == f"is a PNG with {len(packed)} bytes of compressed pixels, and may have at most {2**16 + 48}"
 
 
 @pytest.mark.parametrize("flags", [(1, 0, 0), (0, 1, 0), (0, 0, 2)], ids=["compression", "filter", "interlacing"])

@@ -2,8 +2,9 @@
 
 import pytest
 
+from tests.browser import chromium, visiting
 from tests.local import serving_fake
-from tests.servers import Reachable, problem
+from tests.servers import Reachable, needs, problem
 
 LOCKED = "default-src 'none'; frame-ancestors 'none'"
 
@@ -15,13 +16,27 @@ def security(server: Reachable, path: str) -> dict[str, str]:
 
 
 def test_no_answer_is_a_page_that_loads_or_is_framed(server: Reachable) -> None:
-    for path in ("/sample?seed=1", "/sample?seed=one", "/info", "/health/ready", "/metrics", "/nowhere"):
+    for path in ("/sample?seed=one", "/info", "/health/ready", "/metrics", "/nowhere"):
         assert security(server, path) == {
             "content-security-policy": LOCKED,
             "x-content-type-options": "nosniff",
             "referrer-policy": "no-referrer",
             "x-frame-options": "DENY",
         }
+
+
+def test_an_image_may_be_styled_by_the_browser_that_shows_it(server: Reachable) -> None:
+    policy = security(server, "/sample?seed=1")["content-security-policy"]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+    answer = server.client.get("/sample?seed=1", headers={"Accept": "application/json"})
+    assert answer.headers["content-security-policy"] == LOCKED
+
+
+@pytest.mark.slow
+@needs("chromium")
+def test_chromium_shows_an_image_in_a_tab_without_a_complaint(server: Reachable) -> None:
+    with chromium() as browser, visiting(browser, f"{server.url}/sample?seed=1") as page:
+        assert page.locator("img").evaluate("image => getComputedStyle(image).display") == "block"
 
 
 def test_the_documentation_may_load_what_it_needs_from_here_alone(server: Reachable) -> None:

@@ -402,9 +402,9 @@ def test_what_is_no_json_object_is_refused(server: ServerProcess, body: bytes) -
 
 def test_many_fields_or_long_values_are_refused_in_few_words(server: ServerProcess) -> None:
     """A body of 16 MiB used to keep the server busy for 20 seconds, and to be answered with 112 MB."""
-    many = {f"field{i}": 1 for i in range(60_000)}
-    assert "60000 fields" in refuse(server, many, "body")
-    assert len(refuse(server, {"class_label": [0] * 50_000}, "class_label")) < 300
+    many = {f"field{i}": 1 for i in range(16_000)}
+    assert "16000 fields" in refuse(server, many, "body")
+    assert len(refuse(server, {"class_label": [0] * 16_000}, "class_label")) < 300
     for body in ({"x" * 1_000_000: 1}, {"sampler": "x" * 1_000_000}, {"class_label": "x" * 1_000_000}):
         response = server.client.post("/sample", json=body)
         problem(response, 422)
@@ -437,7 +437,7 @@ def test_only_json_is_read(server: ServerProcess, media_type: str) -> None:
         ("seed=7.5", "seed", "and is 7.5"),
         ("seed=true", "seed", 'and is "true"'),
         ("seed=0x10", "seed", 'and is "0x10"'),
-        ("seed=%D9%A7", "seed", "valid integer"),  # an Arabic digit
+        ("seed=%D9%A7", "seed", f"must be an integer from 0 to {2**53 - 1}"),  # an Arabic digit
         ("eta=nan", "eta", 'and is "nan"'),
         ("num_images=0", "num_images", "1 to 64, and is 0"),
         ("class_label=3", "class_label", "0 to 2, or one of cat, dog, 7"),
