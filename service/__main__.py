@@ -26,6 +26,7 @@ from service.served import Served
 
 log = logging.getLogger("service")
 
+FAREWELL_S = 2.0  # in which an engine beyond help is told to whoever asks, before the process ends
 CLIENT_PATIENCE_S = 60.0  # a client that takes in nothing for so long has left
 
 
@@ -38,6 +39,16 @@ class Server(uvicorn.Server):
         self._drain_timeout = drain_timeout
         self._draining = False
         self._until = math.inf  # when draining ends
+        self._farewell: float | None = None  # when an engine beyond help was noticed
+
+    async def on_tick(self, counter: int) -> bool:
+        """Leave also where only a new process helps."""
+        if self._engine.beyond_help is not None:
+            self._farewell = self._farewell or time.monotonic()
+            if time.monotonic() - self._farewell >= FAREWELL_S:
+                self.config.timeout_graceful_shutdown = math.ceil(FAREWELL_S)
+                self.should_exit = True
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self._draining:
@@ -68,7 +79,7 @@ def main() -> None:
 
 
 def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
-    """Serve as the environment says, until a signal ends the process with exit code 0.
+    """Serve as the environment says, until a signal ends the process with exit code 0, or an engine beyond help with 1.
 
     Args:
         when_ready: is called with the server's URL, on a thread of its own, once requests are served.
@@ -101,6 +112,11 @@ def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
         url = _url(*listener.getsockname()[:2])
         threading.Thread(target=_announce, args=(engine, served, url, began, when_ready), daemon=True).start()
         Server(uvicorn_config, engine, settings.drain_timeout).run(sockets=[listener])
+    if engine.beyond_help is not None:
+        if engine.scheduler is None:
+            raise StartError(engine.beyond_help)
+        logging.shutdown()
+        os._exit(1)  # a thread that is stuck in the device's driver would keep the process
     _leave()
 
 
