@@ -127,7 +127,7 @@ class Health:
             return self._probe
 
     def _note_probe(self) -> None:
-        """Note whether the last probe has failed. One that was answered as all are, since something is stuck, has not."""
+        """Note whether the last probe has failed. One that all others were answered with, at a hang, has not."""
         if self._probe is None or not self._probe.done():
             return
         ended, self._probe = self._probe, None

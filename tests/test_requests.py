@@ -41,11 +41,11 @@ from tests.engines import (
     a_row,
     a_setting,
     an_image,
+    check_that_nothing_but_a_hang_does_harm,
     elsewhere,
     error_of,
     images_of,
     started,
-    status_of,
     warm,
     warm_latent,
 )
@@ -455,7 +455,8 @@ def test_each_refusal_is_told_once_with_its_reason() -> None:
 def test_nothing_is_left_behind_by_any_mix_of_requests(costs: dict[int, float], script: Script) -> None:
     """Whatever arrives, leaves, fails, comes too late or gets stuck, by another thread, in whatever call of a runner.
 
-    Innocent rows never fail, but by passes that do not return.
+    Innocent rows never fail, but by passes that do not return. The engine gives up where one of those takes too long,
+    and for nothing else.
     """
     with started(a_setting(FakeRunner(costs), max_queue=5)) as s:
         client, to_come = Client(s), list(script)
@@ -466,18 +467,14 @@ def test_nothing_is_left_behind_by_any_mix_of_requests(costs: dict[int, float], 
                 to_come.pop(0)
 
         s.runner.during = act
-        while to_come:  # each round makes each of the calls
+        while to_come and s.engine.beyond_help is None:  # each round makes each of the calls
             s.settle()
             with suppress(Unavailable):
                 s.engine.probe().exception(PATIENCE)
         s.settle()  # a pass that was stuck returns
         assert s.engine.wait_idle(PATIENCE)
-        s.engine.probe().result(PATIENCE)
-        assert status_of(s.engine) == "ready"
-        assert s.engine.alive
-        assert not s.engine.in_doubt
-    client.check_ends()
-    assert s.is_empty()
+        client.check_ends()
+        check_that_nothing_but_a_hang_does_harm(s)
 
 
 @pytest.mark.parametrize("setting", [warm, warm_latent])
