@@ -1,5 +1,7 @@
 """What is known of a thread that calls the model: whether it gets on, and whether the model works."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import pytest
@@ -64,7 +66,12 @@ def test_rest_counts_from_when_work_ended(pulse: Pulse, clock: FakeClock) -> Non
 
 
 def test_failures_are_a_suspicion_until_an_image_is_finite(pulse: Pulse) -> None:
-    for fail in (lambda: pulse.pass_ended(worked=False), pulse.raised, lambda: pulse.image_ended(finite=False)):
+    failures: list[Callable[[], None]] = [
+        partial(pulse.pass_ended, worked=False),
+        pulse.raised,
+        partial(pulse.image_ended, finite=False),
+    ]
+    for fail in failures:
         assert not pulse.suspected
         for _ in range(100):
             fail()
@@ -132,4 +139,4 @@ def test_work_that_ends_in_time_is_never_a_failure_however_slow_it_is(expected_s
             pulse.rest()
             clock.now += share * 1e6 if what == "wait" else 0.0
         assert pulse.overdue is None
-        assert not (pulse.suspected or pulse.broken or pulse.hopeless)
+        assert (pulse.suspected, pulse.broken, pulse.hopeless) == (False, False, False)
