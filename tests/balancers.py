@@ -97,12 +97,13 @@ class Balancer(Reachable):
     def wait_until(self, **wanted: int) -> None:
         """Until so many replicas are `up`, `down` or, not ready, get nothing new: `nolb`."""
         for _ in range(3000):
-            states = self._states()
+            states = self.states()
             if all(states.count(state.upper()) == count for state, count in wanted.items()):
                 return
         raise AssertionError(f"the replicas stay {states}")
 
-    def _states(self) -> list[str]:
+    def states(self) -> list[str]:
+        """Of each replica: UP, DOWN or NOLB."""
         text = self._monitor.get("/metrics?scope=server&no-maint").text
         return [
             sample.labels["state"]

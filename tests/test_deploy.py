@@ -329,7 +329,7 @@ def test_metrics_that_are_asked_for_exist(monitored: ServerProcess) -> None:
     assert set(re.findall(r"\b(?:stepwise|process)_\w+", asked)) <= exist.keys()
     for name, matchers in re.findall(r"\b((?:stepwise|process)_\w+)\{([^}]*)\}", asked):
         keys = set(re.findall(r'(\w+)(?:=|!=|=~|!~)"', matchers))
-        assert keys <= exist[name] | {"instance", "namespace", "pod"}, f"{name}{{{matchers}}}"
+        assert keys <= exist[name] | {"instance", "job", "namespace", "pod"}, f"{name}{{{matchers}}}"
 
 
 def test_alerts_are_tested_with_metrics_that_exist(monitored: ServerProcess) -> None:

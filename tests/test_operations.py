@@ -118,12 +118,12 @@ def test_an_engine_that_died_is_told_and_then_the_server_ends() -> None:
         server.wait()
 
 
-def test_a_device_that_works_no_longer_ends_the_server() -> None:
+def test_a_device_that_works_no_longer_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_EVERY", 0.05)
     with serving_fake() as server:
         server.runner.breaking = {7, PROBE_SEED}
         problem(server.client.post("/sample", json={"seed": 7}), 500)
         assert server.metric("stepwise_pass_failures_total") == 2  # together with others, then alone
-        wait_for_health(server, (200, 503, "failed"))
         wait_for_health(server, (503, 503, "failed"))
         assert "has stopped" in refused(server.client.post("/sample", json={}))
         server.wait()
@@ -194,6 +194,7 @@ def test_a_server_whose_passes_take_long_is_ready_idle_and_busy() -> None:
 
 
 def test_a_server_goes_on_looking_after_its_engine_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_EVERY", 0.05)
     with serving_fake() as server, monkeypatch.context() as patch:
         looked = threading.Semaphore(0)
 

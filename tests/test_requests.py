@@ -204,6 +204,35 @@ def test_what_cannot_be_done_in_time_even_alone_is_refused_for_good() -> None:
     assert s.observer.ended == [1]
 
 
+@pytest.mark.parametrize("decoded", [False, True])
+def test_what_only_the_present_speed_makes_impossible_may_come_again(decoded: bool) -> None:
+    """220 passes of 1 s are promised within 275 s. One slow pass once made that a 422."""
+    with (warm_latent if decoded else warm)(1) as s:
+        rows, timeout_s = [a_row(1, steps=220)], 300.0
+        s.keep_busy()
+        s.clock.now += 40  # the outlier
+        s.runner.let_go()
+        assert s.engine.wait_idle(PATIENCE)
+        for refused in (lambda: s.submit(*rows, timeout_s=timeout_s), lambda: check_possible(s, rows, timeout_s)):
+            with pytest.raises(TooLate, match=r"cannot be done within 300 s now, but within \d+ s") as refusal:
+                refused()
+            assert 1 < refusal.value.retry_after < 120
+        for ask in (lambda: s.submit(*rows, timeout_s=200), lambda: check_possible(s, rows, 200)):
+            with pytest.raises(
+                Invalid, match=r"must be at least 2[0-9]{2} for this, even on an idle server, and is 200"
+            ):
+                ask()  # never, at the best speed
+        for _ in range(30):  # until it may come again, an idle engine looks whether it has become faster
+            s.engine.check_pulse()
+            assert s.engine.wait_idle(PATIENCE)
+        assert s.submit(*rows, timeout_s=timeout_s).result(PATIENCE)
+    assert s.observer.refused == ["late", "late", "impossible", "impossible"]
+
+
+def check_possible(s: Setting, rows: list[Row], timeout_s: float) -> None:
+    s.engine.check_possible(rows, timeout_s)
+
+
 @pytest.mark.parametrize("now", [1000 + i / 7 for i in range(50)])
 def test_a_promise_at_the_very_end_of_the_time_is_no_refusal_whatever_the_clock_says(now: float) -> None:
     """Rounding once made such promises late by 1e-13 s."""
