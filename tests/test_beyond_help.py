@@ -25,6 +25,8 @@ from service.places import Places
 from tests.engines import PROBE_SEED, FakeRunner, a_row
 from tests.local import SERVED
 
+FAULT = sys.argv.pop()
+
 class Fast:
     def __call__(self): return 30 * time.monotonic()
     def advance(self, seconds): pass
@@ -32,18 +34,17 @@ class Fast:
 class Faulty(FakeRunner):
     def step(self, forwards):
         if 13 in (self.rows[slot].row.seed for slot, _ in forwards):
-            if sys.argv[1] == "hangs": threading.Event().wait()
-            if sys.argv[1] == "works no longer": self.breaking = set(range(100))
+            if FAULT == "hangs": threading.Event().wait()
+            if FAULT == "works no longer": self.breaking = set(range(100))
         super().step(forwards)
 
 runner = Faulty({1: 0.5})
 runner.clock = Fast()
-runner.unreleased = {13} if sys.argv[1] == "dies" else set()
-runner.breaking = {PROBE_SEED} if sys.argv[1] == "never works" else set()
+runner.unreleased = {13} if FAULT == "dies" else set()
+runner.breaking = {PROBE_SEED} if FAULT == "never works" else set()
 metrics = Metrics()
 engine = Engine(runner, a_row(PROBE_SEED), Places(8), metrics, runner.clock)
 program.build = lambda settings: (engine, SERVED, metrics)
-sys.argv = sys.argv[:1]
 program.main()
 """
 

@@ -1,10 +1,12 @@
 """Health, metrics, /info, the documentation, errors, keys and logs, as API.md has them, on running servers."""
 
+import asyncio
 import json
 import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -212,6 +214,28 @@ def test_a_server_goes_on_looking_after_its_engine_whatever_happens(monkeypatch:
             server.runner.next_pass()
             server.runner.clock.now += 31
             assert "does not return" in refused(running.result())
+
+
+def test_a_process_that_stood_still_gives_its_passes_until_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other look is taken, however late all of them are."""
+    monkeypatch.setattr(app, "_EVERY", 0)
+    monkeypatch.setattr(app, "_LATE", -1)
+    looks: list[int] = []
+
+    async def watch() -> None:
+        watching = asyncio.create_task(app._watch(engine))
+        for turn in range(8):
+            before = len(looks)
+            await asyncio.sleep(0)
+            looks[before:] = [turn] * (len(looks) - before)
+        watching.cancel()
+
+    with serving_fake() as server, monkeypatch.context() as patch:
+        engine = server.engine
+        patch.setattr(engine, "check_pulse", lambda: looks.append(-1))
+        asyncio.run(watch())
+    assert len(looks) >= 3
+    assert all(later - earlier == 2 for earlier, later in pairwise(looks))
 
 
 # Metrics.
