@@ -16,7 +16,7 @@ import pytest
 
 import service
 from service import app
-from tests.engines import PROBE, PROBE_SEED, FakeRunner
+from tests.engines import PROBE, PROBE_SEED, FakeRunner, a_setting
 from tests.latents import LatentServer, serving_latents
 from tests.local import FakeServer, locally, no_complaints, serving_fake
 from tests.servers import PATIENCE, Json, Reachable, ServerProcess, problem, serving, write_npy
@@ -230,10 +230,9 @@ def test_a_process_that_stood_still_gives_its_passes_until_the_next_look(monkeyp
             looks[before:] = [turn] * (len(looks) - before)
         watching.cancel()
 
-    with serving_fake() as server, monkeypatch.context() as patch:
-        engine = server.engine
-        patch.setattr(engine, "check_pulse", lambda: looks.append(-1))
-        asyncio.run(watch())
+    engine = a_setting(FakeRunner({1: 1.0})).engine
+    monkeypatch.setattr(engine, "check_pulse", lambda: looks.append(-1))
+    asyncio.run(watch())
     assert len(looks) >= 3
     assert all(later - earlier == 2 for earlier, later in pairwise(looks))
 
