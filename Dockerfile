@@ -94,7 +94,7 @@ ENV PYTHONUNBUFFERED=1 \
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=6s --start-period=60s \
+HEALTHCHECK --interval=10s --timeout=6s --start-period=600s \
     CMD ["/opt/venv/bin/python", "-c", "import os, sys, http.client as h; c = h.HTTPConnection('127.0.0.1', int(os.environ.get('STEPWISE_PORT') or 8000), timeout=5); c.request('GET', '/health/ready'); sys.exit(c.getresponse().status != 200)"]
 # tini, because a process that is number 1 does not hear SIGTERM before it has a handler, which takes seconds of imports.
 ENTRYPOINT ["/usr/bin/tini", "--", "/opt/venv/bin/python", "-m", "service"]
@@ -117,7 +117,7 @@ ENV PYTHONUNBUFFERED=1 \
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=6s --start-period=60s \
+HEALTHCHECK --interval=10s --timeout=6s --start-period=600s \
     CMD ["/opt/venv/bin/python", "-c", "import os, sys, http.client as h; c = h.HTTPConnection('127.0.0.1', int(os.environ.get('STEPWISE_PORT') or 8000), timeout=5); c.request('GET', '/health/ready'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["/usr/bin/tini", "--", "/opt/venv/bin/python", "-m", "service"]
 ARG VERSION=unknown

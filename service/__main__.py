@@ -29,6 +29,7 @@ from service.served import Served
 
 log = logging.getLogger("service")
 
+FAREWELL_S = 2.0  # in which an engine beyond help is told to whoever asks, before the process ends
 CLIENT_PATIENCE_S = 60.0  # a client that takes in nothing for so long has left
 
 
@@ -56,6 +57,7 @@ class Server(uvicorn.Server):
         self._draining = False
         self._until = math.inf  # when draining ends
         self._connections_drain = False
+        self._farewell: float | None = None  # when an engine beyond help was noticed
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self._draining:
@@ -66,11 +68,17 @@ class Server(uvicorn.Server):
             threading.Thread(target=self._engine.close, name="hurry", daemon=True).start()
 
     async def on_tick(self, counter: int) -> bool:
+        """What uvicorn asks ten times a second: close idle connections while draining; leave what is beyond help."""
         if self._engine.status == "draining" and not self._connections_drain:
             self._connections_drain = True
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, Connection)
                 connection.drain()
+        if self._engine.beyond_help is not None:
+            self._farewell = self._farewell or time.monotonic()
+            if time.monotonic() - self._farewell >= FAREWELL_S:
+                self.config.timeout_graceful_shutdown = math.ceil(FAREWELL_S)
+                self.should_exit = True
         return await super().on_tick(counter)
 
     def _drain(self, signal_name: str) -> None:
@@ -94,7 +102,7 @@ def main() -> None:
 
 
 def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
-    """Serve as the environment says, until a signal ends the process with exit code 0.
+    """Serve as the environment says, until a signal ends the process with exit code 0, or an engine beyond help with 1.
 
     Args:
         when_ready: is called with the server's URL, on a thread of its own, once requests are served.
@@ -123,8 +131,13 @@ def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
         threading.Thread(target=_announce, args=(engine, served, url, began, when_ready), daemon=True).start()
         server = Server(app, engine, settings)
         server.run(sockets=listeners)
-        if not server.started:
-            raise StartError("the server could not start; its log says why")
+    if engine.beyond_help is not None:
+        if engine.scheduler is None:
+            raise StartError(engine.beyond_help)
+        logging.shutdown()
+        os._exit(1)  # a thread that is stuck in the device's driver would keep the process
+    if not server.started:
+        raise StartError("the server could not start; its log says why")
     _leave()
 
 

@@ -1,6 +1,8 @@
 """The ASGI app: middleware, routes, errors."""
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -28,6 +30,10 @@ from service.paths import OnePath
 from service.served import Served
 
 _BODIES = 4  # bodies of the largest size that are held at once, at most
+log = logging.getLogger(__name__)
+
+_EVERY = 1.0  # seconds, from one look at the engine to the next
+_LATE = 3.0  # seconds; a look that comes so late tells that the whole process stood still
 
 _DESCRIPTION = """Draws and denoises images with a diffusion U-Net.
 Rows of all requests in flight share each forward pass; the same seed gives the same bytes."""
@@ -154,9 +160,22 @@ class _Cors(CORSMiddleware):
 
 
 async def _watch(engine: Engine) -> None:
+    """Look after the engine, whatever happens.
+
+    A process that stood still (SIGSTOP, `docker pause`, a machine that was moved) finds its passes overdue when it goes
+    on. They get until the next look to end.
+    """
+    was_late = False
     while True:
-        await asyncio.sleep(1.0)
-        engine.check_pulse()
+        before = time.monotonic()
+        await asyncio.sleep(_EVERY)
+        was_late = time.monotonic() - before > _LATE and not was_late
+        if was_late:
+            continue
+        try:
+            engine.check_pulse()
+        except Exception:
+            log.exception("looking after the engine failed; the next look is in %g s", _EVERY)
 
 
 async def _service_error(_: Request, error: Exception) -> Response:

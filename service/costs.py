@@ -7,7 +7,6 @@ machine that slows down shows it at every width at once, whichever was run. The 
 
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Self
 
 _SPEED_FOLLOWS = 0.1  # share of a new measurement
 _SHAPE_FOLLOWS = 0.02
@@ -31,12 +30,14 @@ class Costs:
         version: rises when `width` and `ceilings` change.
     """
 
-    def __init__(self, measured: Mapping[int, float], decoding: Self | None = None) -> None:
+    def __init__(self, measured: Mapping[int, float], decoding: "Costs | None" = None) -> None:
         self.decoding = decoding
         self._widths = sorted(measured)
         self._measured = {width: max(seconds, _SHORTEST) for width, seconds in measured.items()}
         self._width_of = [0, *(min(w for w in self._widths if w >= n) for n in range(1, self._widths[-1] + 1))]
-        self.speed = 1.0
+        self._at_start = dict(self._measured)
+        self._least = dict(self._measured)  # seconds that a pass of each width ever took
+        self._best_speed = self.speed = 1.0
         self.version = 0
         self._settle()
 
@@ -50,6 +51,12 @@ class Costs:
         """The expected seconds of a pass at each width."""
         return {width: seconds * self.speed for width, seconds in self._measured.items()}
 
+    @property
+    def best(self) -> "Costs":
+        """The least that passes, and decoding, have ever cost: what this machine can do."""
+        least = {width: min(self._least[width], self._best_speed * self._at_start[width]) for width in self._widths}
+        return Costs(least, None if self.decoding is None else self.decoding.best)
+
     def seconds(self, rows: int) -> float:
         """The expected seconds of a pass of so many rows."""
         return self._measured[self._width_of[rows]] * self.speed
@@ -62,9 +69,11 @@ class Costs:
     def follow(self, rows: int, seconds: float) -> None:
         """Take in what a pass of so many rows took."""
         width = self._width_of[rows]
+        self._least[width] = min(self._least[width], max(seconds, _SHORTEST))
         found = min(seconds / self._measured[width], _OUTLIER * self.speed)
         self._measured[width] *= 1 + _SHAPE_FOLLOWS * (found / self.speed - 1)
         self.speed += _SPEED_FOLLOWS * (found - self.speed)
+        self._best_speed = min(self._best_speed, self.speed)
         if abs(self._measured[width] / self._settled[width] - 1) > _MOVED:
             self._settle()
             self.version += 1

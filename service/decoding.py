@@ -12,19 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from model.rows import FirstStage, Image
 from service.costs import Costs
 from service.errors import ComputationFailed, QueueFull, ServiceError, Unavailable
-from service.pulse import Pulse
+from service.pulse import FIRST_TIME, Pulse
 from service.requests import Clock, Request, Requests, dead
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _MEASURED = 3  # batches of each width, at warm-up
 
@@ -61,13 +59,11 @@ class Decoding:
         first_stage: only this thread calls it, once the engine is warm.
         requests: those that latents belong to. Their lock guards what waits.
         most: errands that may wait.
+        pulse: of this thread.
         observer: is told of batches.
         clock: seconds, never falling.
         take: is given each image. It may find its request gone.
         died: is called where the thread ends, and should not have.
-
-    Attributes:
-        pulse: of the first stage.
     """
 
     def __init__(
@@ -75,6 +71,7 @@ class Decoding:
         first_stage: FirstStage,
         requests: Requests,
         most: int,
+        pulse: Pulse,
         observer: Observer,
         clock: Clock,
         take: Callable[[Request, int, Image], None],
@@ -83,6 +80,7 @@ class Decoding:
         self._first_stage = first_stage
         self._requests = requests
         self._most = most
+        self._pulse = pulse
         self._observer = observer
         self._clock = clock
         self._take = take
@@ -92,8 +90,8 @@ class Decoding:
         self._errands: deque[_Errand] = deque()  # the first may be under way
         self._closed: Callable[[], Unavailable] | None = None
         self._costs: Costs | None = None
+        self._encode_s = 0.0  # what encoding took at warm-up
         self._thread = threading.Thread(target=self._main, name="decoding", daemon=True)
-        self.pulse = Pulse(clock)
 
     # What the engine's thread calls.
 
@@ -103,12 +101,16 @@ class Decoding:
         Raises:
             ComputationFailed: where the image of these latents is not finite.
         """
+        self._pulse.beat(FIRST_TIME)
         [image] = self._first_stage.decode([latents])
         if not np.isfinite(image).all():
             raise ComputationFailed("the probe's image is not finite")
+        self._pulse.beat(FIRST_TIME)
+        began = self._clock()
         self._first_stage.encode(image)
+        self._encode_s = self._clock() - began
         self._costs = Costs({width: self._measure(latents, width) for width in self._first_stage.widths})
-        self.pulse.pass_ended(worked=True)
+        self._pulse.rest()
         self._thread.start()
         return self._costs
 
@@ -116,6 +118,7 @@ class Decoding:
         """The fewest seconds of a batch; the first one also builds what it needs, and does not count."""
         seconds = []
         for _ in range(1 + _MEASURED):
+            self._pulse.beat(FIRST_TIME)
             began = self._clock()
             self._first_stage.decode([latents] * images)
             seconds.append(self._clock() - began)
@@ -190,6 +193,7 @@ class Decoding:
             log.exception("decoding died")
             self._died()
         finally:
+            self._pulse.rest()
             self.close(dead)
             assert self._closed is not None
             self.fail_errands(self._closed)
@@ -199,9 +203,11 @@ class Decoding:
         assert self._costs is not None
         with self._changed:
             while not (self._waiting or self._errands or self._closed):
+                self._pulse.rest()
                 self._changed.wait()
             if self._closed:
                 return False
+            self._pulse.beat(self._costs.seconds(1))
             late = self._requests.take_out_late(self._clock())
             batch = self._earliest(self._costs.width)
             self._forget_cancelled()
@@ -247,11 +253,16 @@ class Decoding:
 
     def _batch(self, batch: Sequence[Latents], costs: Costs) -> list[Image]:
         began = self._clock()
+        self._pulse.beat(costs.seconds(len(batch)))
         try:
-            images = self._watched(partial(self._first_stage.decode, [one.latents for one in batch]), len(batch), costs)
+            images = self._first_stage.decode([one.latents for one in batch])
         except Exception:
+            self._pulse.pass_ended(worked=False)
             self._observer.decoding_failed()
             raise
+        finally:
+            self._pulse.beat(costs.seconds(1))
+        self._pulse.pass_ended(worked=True)
         seconds = self._clock() - began
         with self._changed:
             costs.follow(len(batch), seconds)
@@ -261,14 +272,16 @@ class Decoding:
     def _run(self, errand: _Errand, costs: Costs) -> None:
         """Run an errand. What a client sent may be why it fails, so only requests tell whether decoding works again."""
         outcome: Image | ServiceError
+        self._pulse.beat(max(costs.seconds(1), self._encode_s))
         try:
-            outcome = self._watched(errand.run, 1, costs)
+            outcome = errand.run()
         except Exception:
             log.exception("an upload could not be encoded or decoded")
             outcome = ComputationFailed("this could not be encoded or decoded")
         else:
             if not np.isfinite(outcome).all():
                 outcome = ComputationFailed("what was encoded or decoded has values that are not finite")
+        self._pulse.beat(costs.seconds(1))
         with self._changed:
             is_here = bool(self._errands) and self._errands[0] is errand  # else it has been answered, or cancelled
             if is_here:
@@ -276,18 +289,6 @@ class Decoding:
                 self._changed.notify_all()
         if is_here:
             _answer(errand.future, outcome)
-
-    def _watched(self, run: Callable[[], T], images: int, costs: Costs) -> T:
-        """Run something of the first stage that takes about as long as to decode so many images."""
-        self.pulse.pass_begins(costs.seconds(images))
-        worked = False
-        try:
-            done = run()
-            worked = True
-        finally:
-            with self._changed:  # so that the engine's check_pulse sees either all of this or nothing
-                self.pulse.pass_ended(worked)
-        return done
 
 
 def _answer(future: Future[Image], outcome: Image | ServiceError) -> None:

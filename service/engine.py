@@ -9,22 +9,24 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from functools import partial
 from itertools import groupby
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from model.rows import FirstStage, Forward, Image, Row, Runner
+from model.rows import FirstStage, Forward, Image, Reading, Row, Runner
 from service.costs import Costs
 from service.decoding import Decoding
 from service.decoding import Observer as DecodingObserver
 from service.errors import ComputationFailed, Unavailable
 from service.forecast import eta
+from service.health import DECODING, PASSES, Health
 from service.jobs import Batch, Task
+from service.observers import Unfailing
 from service.places import Places
-from service.pulse import Pulse
-from service.requests import Accepted, Clock, Finished, Request, Requests, Watcher, dead, draining, stuck
+from service.pulse import FIRST_TIME, Pulse
+from service.requests import Accepted, Clock, Finished, Request, Requests, Watcher, dead, draining
 from service.requests import Observer as RequestObserver
 from service.scheduler import Scheduler
 
@@ -59,7 +61,7 @@ class Engine:
         runner: the model. Only the engine's thread calls it.
         probe: a row that shows that the model works, for the warm-up and for readiness.
         places: for requests accepted and not finished.
-        observer: is told of passes and requests.
+        observer: is told of passes and requests. What it raises is logged.
         clock: seconds, never falling.
         scheduler: makes the line of jobs.
         first_stage: makes images of what has taken its steps, where those are latents.
@@ -75,6 +77,7 @@ class Engine:
         scheduler: Callable[[Costs, int], Scheduler] = Scheduler,
         first_stage: FirstStage | None = None,
     ) -> None:
+        observer = cast(Observer, Unfailing(observer))
         self._runner = runner
         self._probe = probe
         self._observer = observer
@@ -82,12 +85,16 @@ class Engine:
         self._new_scheduler = scheduler
         self._requests = Requests(places, observer, clock)
         self._changed = self._requests.changed  # guards the line, and what follows
-        self._draining = self._stopping = self._stopped = self._is_stuck = False
-        self._pulse = Pulse(clock)
+        self._draining = self._stopping = False
+        self._health = Health(self._requests, probe, clock, self._fail_all)
+        self._pulse = self._health.new_pulse(PASSES)
+        self._pulses = [self._pulse]
         self._decoding: Decoding | None = None
         if first_stage is not None:
-            most = places.total
-            self._decoding = Decoding(first_stage, self._requests, most, observer, clock, self._decoded, self._end)
+            most, pulse = places.total, self._health.new_pulse(DECODING)
+            self._pulses.append(pulse)
+            told = observer, clock, self._decoded, self._died
+            self._decoding = Decoding(first_stage, self._requests, most, pulse, *told)
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._free_since = clock()  # the end of the last pass, or of idleness
 
@@ -121,15 +128,20 @@ class Engine:
         self._requests.check_possible(rows, timeout_s)
 
     def probe(self) -> Future[Finished]:
-        """Run the probe as a request of its own, which needs no place in the queue. Decoded only where that failed.
+        """Run the probe as a request of its own, which needs no place in the queue. One that is under way is shared.
 
         Raises:
-            Unavailable: where the engine is loading or dead.
+            Unavailable: where the engine is loading, stuck or dead.
         """
-        with self._changed:
-            if not self.alive:
-                raise dead() if self._stopped else stuck()
-            return self._requests.accept_probe(replace(self._probe, latent=not self._decoding_failed))
+        return self._health.probe()
+
+    def asked(self) -> None:
+        """Somebody asks whether the engine works. Where nothing has run for long, `check_pulse` starts a probe."""
+        self._health.asked()
+
+    def check_pulse(self) -> None:
+        """Notice what does not return, probe where there is doubt, give up where there is no hope. For every second."""
+        self._health.check()
 
     def encode(self, image: Image) -> Future[Image]:
         """Make latents, [c, h, w], of an image, [C, H, W], where the model has a first stage. Cancelling forgets it.
@@ -158,7 +170,9 @@ class Engine:
     def wait_loaded(self, timeout_s: float | None = None) -> bool:
         """Wait until the model is warm, or never will be. False where that takes longer than `timeout_s`."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._requests.scheduler is not None or self._stopped, timeout_s)
+            return self._changed.wait_for(
+                lambda: self._requests.scheduler is not None or self._health.stopped, timeout_s
+            )
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no request and no upload is left. False where that takes longer than `timeout_s`."""
@@ -178,34 +192,13 @@ class Engine:
         if self._decoding is not None:
             self._decoding.close(draining)
         while self._thread.is_alive() or not (self._decoding is None or self._decoding.join(0.0)):
-            if self._stuck_s:  # it may never end
+            if self._health.overdue is not None:  # it may never end
                 self._fail_all(draining, "draining")
+                self._health.check()
                 return
             self._thread.join(1.0)
             if self._decoding is not None:
                 self._decoding.join(1.0)
-
-    def check_pulse(self) -> None:
-        """Notice what does not return, and fail all requests, for who knows when it will. To be called often."""
-        with self._changed:
-            self._reopen()
-            stuck_s = self._stuck_s
-            is_new = stuck_s > 0 and not self._is_stuck
-            if is_new:
-                self._is_stuck = True
-                self._requests.close(stuck)
-        if is_new:
-            what = "a forward pass" if self._pulse.stuck_s else "decoding"
-            log.error("%s has not returned for %.0f s", what, stuck_s)
-            self._fail_all(stuck)
-
-    def _reopen(self) -> None:
-        """Where what was stuck has returned."""
-        if self._is_stuck and not (self._stuck_s or self._stopped):
-            log.warning("nothing is stuck any longer")
-            self._is_stuck = False
-            if self._requests.scheduler is not None:
-                self._requests.open(self._requests.scheduler)
 
     def _fail_all(self, why: Callable[[], Unavailable], reason: str = "failed") -> None:
         """Answer everybody with an error."""
@@ -214,37 +207,28 @@ class Engine:
             self._decoding.fail_errands(why)
 
     @property
-    def _pulses(self) -> list[Pulse]:
-        return [self._pulse] if self._decoding is None else [self._pulse, self._decoding.pulse]
-
-    @property
-    def _stuck_s(self) -> float:
-        return max(pulse.stuck_s for pulse in self._pulses)
-
-    @property
     def alive(self) -> bool:
-        """Whether the thread goes on: it has not died, and no pass is stuck."""
-        return not self._stopped and not self._stuck_s
-
-    @property
-    def status(self) -> Status:
-        if self._draining:
-            return "draining"
-        if not self.alive or any(pulse.failing for pulse in self._pulses):
-            return "failed"
-        return "loading" if self._requests.scheduler is None else "ready"
+        """Whether the threads go on: they have not ended, and what they are at is not known to be stuck."""
+        return self._health.alive
 
     @property
     def in_doubt(self) -> bool:
-        """Whether no recent forward pass is known to have worked: the last failed, or was long ago.
-
-        Also whether decoding failed last; it may be long ago without doubt, for a model whose images take long.
-        """
-        return self._pulse.in_doubt or self._decoding_failed
+        """Whether something failed last, or nothing has run for long."""
+        return self._health.in_doubt
 
     @property
-    def _decoding_failed(self) -> bool:
-        return self._decoding is not None and self._decoding.pulse.failed
+    def beyond_help(self) -> str | None:
+        """Why only a new process helps; None while there is hope."""
+        return self._health.beyond_help
+
+    @property
+    def status(self) -> Status:
+        """`failed` where the threads do not go on, or the probe has failed and nothing has worked since."""
+        if self._draining:
+            return "draining"
+        if not self._health.alive or self._health.broken:
+            return "failed"
+        return "loading" if self._requests.scheduler is None else "ready"
 
     @property
     def widths(self) -> Sequence[int]:
@@ -262,16 +246,26 @@ class Engine:
         try:
             scheduler = self._warm_up()
             while (batch := self._schedule(scheduler)) is not None:
-                self._advance(scheduler, self._run(scheduler, self._admit(batch)))
-        except Exception:
-            log.exception("the engine died")
+                self._advance(scheduler, self._run(scheduler, self._admit(scheduler, batch)))
+        except Exception as error:
+            if self.scheduler is None:
+                why = str(error) if isinstance(error, ComputationFailed) else " ".join(repr(error).split())
+                self._health.give_up(f"the model could not be warmed up: {why}")
+            else:
+                log.exception("the engine died")
+                self._health.give_up("the engine has died")
         finally:
             self._end()
+
+    def _died(self) -> None:
+        """Decoding has died. Its thread calls this."""
+        self._health.give_up("decoding has died")
+        self._end()
 
     def _end(self) -> None:
         """A thread has ended: so does the other, and all that is left is answered."""
         with self._changed:
-            self._stopping = self._stopped = True
+            self._stopping = self._health.stopped = True
             self._requests.close(dead)
             why, reason = (draining, "draining") if self._draining else (dead, "failed")
         if self._decoding is not None:
@@ -280,17 +274,21 @@ class Engine:
 
     def _warm_up(self) -> Scheduler:
         """Run the probe until it is known what passes cost."""
+        self._pulse.beat(FIRST_TIME)
         slot = self._runner.admit(self._probe)
         for _ in range(len(self._probe.table)):
+            self._pulse.beat(FIRST_TIME)
             self._runner.step([Forward(slot, 0)])
+        self._pulse.beat(FIRST_TIME)
         image = self._runner.read(slot).x
         self._runner.release(slot)
         if not np.isfinite(image).all():
             raise ComputationFailed("the probe's image is not finite")
+        self._pulse.rest()
         decoding = None if self._decoding is None else self._decoding.warm_up(image)
         costs = Costs({width: self._measure(width) for width in self._runner.widths}, decoding)
         scheduler = self._new_scheduler(costs, STARTED_PER_ROW * self._runner.widths[-1])
-        self._pulse.pass_ended(worked=True)
+        self._pulse.rest()
         self._requests.open(scheduler)
         return scheduler
 
@@ -298,6 +296,7 @@ class Engine:
         """The fewest seconds of a pass; the first one also builds what it needs, and does not count."""
         seconds = []
         for _ in range(1 + _MEASURED):
+            self._pulse.beat(FIRST_TIME)
             slots = [self._runner.admit(self._probe) for _ in range(rows)]
             began = self._clock()
             self._runner.step([Forward(slot, 0) for slot in slots])
@@ -306,16 +305,23 @@ class Engine:
                 self._runner.release(slot)
         return min(seconds[1:])
 
+    def _beat(self, scheduler: Scheduler) -> None:
+        """Something begins: whatever the device has still to do for the last pass, that takes no longer than a pass."""
+        self._pulse.beat(scheduler.costs.seconds(self._runner.widths[-1]))
+
     def _schedule(self, scheduler: Scheduler) -> Batch | None:
         """Wait for work, and choose the next pass. None when it is time to stop."""
         now = self._clock()
         with self._changed:
             while not (scheduler.outstanding or self._requests.abandoned or self._stopping):
+                self._pulse.rest()
                 self._changed.wait()
                 self._observer.phase_done("idle", self._clock() - now)
                 now = self._free_since = self._clock()
             if self._stopping:
+                self._pulse.rest()
                 return None
+            self._beat(scheduler)
             late = self._requests.take_out_late(now)
             abandoned, self._requests.abandoned = self._requests.abandoned, []
             batch = scheduler.next_batch(now)
@@ -325,7 +331,7 @@ class Engine:
         self._observer.phase_done("schedule", self._clock() - now)
         return batch
 
-    def _admit(self, batch: Batch) -> list[_Placed]:
+    def _admit(self, scheduler: Scheduler, batch: Batch) -> list[_Placed]:
         """Give rows that start a slot. Rows that left meanwhile, or that cannot start, are left out."""
         began = self._clock()
         placed = []
@@ -333,6 +339,7 @@ class Engine:
             request = self._requests.of(task.job)
             slot = None if request is None else request.slots.get(task)
             if request is not None and slot is None:
+                self._beat(scheduler)
                 slot = self._start(request, task, began)
             if slot is not None:
                 placed.append(_Placed(task, Forward(slot, branch)))
@@ -344,6 +351,7 @@ class Engine:
             slot = self._runner.admit(request.rows[task.index])
         except Exception:
             log.exception("a row could not be admitted")
+            self._pulse.raised()
             self._requests.fail(request, ComputationFailed("this request could not be started"))
             return None
         return slot if self._requests.start(request, task, slot, now) else None
@@ -378,7 +386,7 @@ class Engine:
 
     def _pass(self, scheduler: Scheduler, forwards: Sequence[Forward]) -> None:
         began = self._clock()
-        self._pulse.pass_begins(scheduler.costs.seconds(len(forwards)))
+        self._pulse.beat(scheduler.costs.seconds(len(forwards)))
         worked = False
         try:
             self._runner.step(forwards)
@@ -386,11 +394,12 @@ class Engine:
         finally:
             now = self._clock()
             free_since, self._free_since = self._free_since, now
-            with self._changed:  # so that check_pulse sees either all of this or nothing
+            with self._changed:  # so that a check sees either all of this or nothing
+                self._beat(scheduler)
                 self._pulse.pass_ended(worked)
                 if worked:
                     scheduler.costs.follow(len(forwards), now - free_since)
-                self._reopen()
+                self._health.reopen()
             self._observer.phase_done("pass", now - began)
             if not worked:
                 self._observer.pass_failed()
@@ -414,31 +423,54 @@ class Engine:
                     to_come = job.left or job.undecoded
                     watched[watching] = eta(job, scheduler, self._requests.arrivals, began) if to_come else 0.0
         for request, eta_s in watched.items():
+            self._beat(scheduler)
             self._show(request, eta_s, [placed for placed in ran if placed.task.job is request.job])
         stepped = []
         for request, index, slot in ended:
-            x = self._runner.read(slot).x
+            self._beat(scheduler)
+            reading = self._read(request, slot)
             self._runner.release(slot)
+            if reading is None:
+                continue
             if request.job.undecoded:
-                stepped.append((request, index, x))
+                stepped.append((request, index, reading.x))
             else:
-                self._take(request, index, x, [self._pulse])
+                self._take(request, index, reading.x, [self._pulse])
         if stepped:
             assert self._decoding is not None
             self._decoding.put(stepped)
         self._observer.phase_done("advance", self._clock() - began)
 
+    def _read(self, request: Request, slot: int) -> Reading | None:
+        """Copy out a row of a request. Where that raises, the request fails."""
+        try:
+            return self._runner.read(slot)
+        except Exception:
+            log.exception("a row could not be read")
+            self._pulse.raised()
+            self._requests.fail(request, ComputationFailed("what was computed for this request could not be read"))
+            return None
+
     def _show(self, request: Request, eta_s: float, ran: Sequence[_Placed]) -> None:
         """Tell a watcher of its rows that ran."""
-        assert request.watcher is not None
         steps = len(request.rows[0].table)
-        request.watcher.progress(steps - request.job.steps, steps, eta_s)
-        every = request.watcher.preview_every
+        self._tell(request, lambda watcher: watcher.progress(steps - request.job.steps, steps, eta_s))
+        every = 0 if request.watcher is None else request.watcher.preview_every
         for task, forward in ran if every else ():
             step = steps - task.steps_left
             has_stepped = forward.branch == task.forwards_per_step - 1  # the last of its branches
-            if has_stepped and step % every == 0:
-                request.watcher.preview(task.index, step, self._runner.read(forward.slot).x0)
+            if has_stepped and step % every == 0 and (reading := self._read(request, forward.slot)) is not None:
+                self._tell(request, partial(_preview, task.index, step, reading.x0))
+
+    def _tell(self, request: Request, tell: Callable[[Watcher], None]) -> None:
+        """Tell a request's watcher, if it has one. Where that raises, the request fails, and no other."""
+        if request.watcher is None:
+            return
+        try:
+            tell(request.watcher)
+        except Exception:
+            log.exception("a watcher failed")
+            self._requests.fail(request, ComputationFailed("this request could not be followed to its end"))
 
     def _decoded(self, request: Request, index: int, image: Image) -> None:
         """Take an image from decoding. Its thread calls this."""
@@ -465,7 +497,10 @@ class Engine:
             self._requests.fail(request, ComputationFailed("the image has values that are not finite"))
             return
         request.images[index] = image
-        if request.watcher is not None:
-            request.watcher.image(index, image)
+        self._tell(request, lambda watcher: watcher.image(index, image))
         if len(request.images) == len(request.rows):
             self._requests.finish(request)
+
+
+def _preview(index: int, step: int, x0: Image, watcher: Watcher) -> None:
+    watcher.preview(index, step, x0)

@@ -1,7 +1,5 @@
 """The routes for those who run the service: health, metrics, facts."""
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,13 +13,8 @@ from service import openapi
 from service.config import Settings
 from service.costs import Costs
 from service.engine import Engine
-from service.errors import ServiceError
 from service.metrics import CONTENT_TYPE, Metrics
 from service.served import Served
-
-log = logging.getLogger(__name__)
-
-_PROBE_TIMEOUT = 5.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +38,21 @@ class Operations:
         return _routed(("/metrics", self.read_metrics, openapi.METRICS))
 
     async def live(self) -> Response:
-        """200 while the process can serve at all: its engine has not died, and is not stuck in a pass."""
-        alive = self.engine.alive or self.engine.status == "draining"
+        """200 while the process can serve at all: its engine has not died, and nothing that it is at is stuck."""
+        self.engine.asked()
+        alive = self.engine.alive or (self.engine.status == "draining" and self.engine.beyond_help is None)
         status, code = ("live", 200) if alive else ("failed", 503)
         return JSONResponse({"status": status}, code, {"Cache-Control": "no-store"})
 
     async def ready(self) -> Response:
-        """200 only while a request would be served: warmed up, and a recent forward pass known to have worked."""
+        """200 while a request would be served, from what is known: nobody waits for a pass to be told."""
+        self.engine.asked()
         status = self.engine.status
-        if status in ("ready", "failed") and self.engine.in_doubt:
-            status = "ready" if await self._probe() else "failed"
         return JSONResponse(
             {"status": status, "model": self.served.model.name, "version": service.__version__},
             200 if status == "ready" else 503,
             {"Cache-Control": "no-store"} | ({} if status == "ready" else {"Retry-After": "2"}),
         )
-
-    async def _probe(self) -> bool:
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(self.engine.probe()), _PROBE_TIMEOUT)
-        except (ServiceError, TimeoutError) as error:
-            log.warning("the probe failed: %r", error)
-            return False
-        return True
 
     async def read_metrics(self) -> Response:
         """Prometheus text."""

@@ -100,6 +100,11 @@ def patient(job: Job, rows_ahead: int, costs: Costs, images_ahead: int = 0) -> f
     return max(SHORTEST, PATIENCE * in_full_passes / (1 + MARGIN))
 
 
+def seconds_alone(job: Job, costs: Costs) -> float:
+    """The earliest promise, in seconds, on an idle server."""
+    return earliest(job, [], costs, 0.0, 0.0)
+
+
 def earliest(job: Job, line: Sequence[Job], costs: Costs, start: float, wanted: float) -> float:
     """The earliest promise for a job, not before `wanted`, with which its own and all others will be kept.
 

@@ -1,16 +1,35 @@
-"""Whether the model works: what the last passes said, and whether the present one ever ends."""
+"""What is known of a thread that calls the model: whether it gets on, and whether what it computes is any good.
+
+The thread says what it begins, how that ended, and when it has nothing to do. Others ask. Two questions are kept apart:
+
+- Does it get on? What it is at is overdue after many times its expected seconds. Time alone is never a failure.
+- Does the model work? A request that fails may be at fault itself, so its failure is a suspicion and no more. Only the
+  engine's own probe tells: while the probe fails, the model is broken. A finite image ends either.
+"""
 
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
-_IN_DOUBT_AFTER = 10.0  # seconds without a pass that worked
-_FAILING_AFTER = 3  # passes in a row that raised
-_STUCK_AFTER = 30.0  # seconds in one pass, and no less than
-_TIMES_EXPECTED = 20.0  # times what it should take
+# What takes milliseconds may still have to wait for a busy machine: for memory that was swapped out, or for other
+# processes that hold the cores. Eight seconds is far beyond that. It is also 16 times a pass of 0.5 s, so that with a
+# second until somebody looks, such a pass is found to hang within 20 times its time. Slower ones are, by the factor.
+_AT_LEAST = 8.0  # seconds
+_TIMES_EXPECTED = 15.0
+
+FIRST_TIME = 40.0  # seconds to expect of a first call, which may also compile; so it is overdue after ten minutes
+_PROBES = 5  # that fail in a row, with nothing in between that works; the next would fail as well
+
+
+class Overdue(NamedTuple):
+    """What should have ended long ago: how long it has taken, and how long it was given, in seconds."""
+
+    taken_s: float
+    given_s: float
 
 
 class Pulse:
-    """Is told by the engine's thread, and asked by others.
+    """Of one thread.
 
     Args:
         clock: seconds, never falling.
@@ -19,51 +38,86 @@ class Pulse:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()  # guards what follows
-        self._began: float | None = None  # the present pass
-        self._overdue = 0.0  # the time from which on it is stuck
-        self._raised = 0  # passes in a row
-        self._doubt = False  # what was computed last failed, and no good image has come since
-        self._worked = clock()  # the last time that a pass did
+        self._began: float | None = None  # what the thread is at; None at rest
+        self._given = 0.0  # seconds for that
+        self._resting_since = clock()
+        self._suspected = False
+        self._broken = False
+        self._raised = False  # the last pass
+        self._probes_failed = 0  # in a row
 
-    def pass_begins(self, expected_s: float) -> None:
+    # What the thread tells.
+
+    def beat(self, expected_s: float) -> None:
+        """Something begins that should take so long. What was begun before has ended."""
         with self._lock:
             self._began = self._clock()
-            self._overdue = self._began + max(_STUCK_AFTER, _TIMES_EXPECTED * expected_s)
+            self._given = max(_AT_LEAST, _TIMES_EXPECTED * expected_s)
+
+    def rest(self) -> None:
+        """There is nothing to do."""
+        with self._lock:
+            if self._began is not None:
+                self._began = None
+                self._resting_since = self._clock()
 
     def pass_ended(self, worked: bool) -> None:
+        """A pass has ended, or a batch. What it computed may still be wrong."""
         with self._lock:
-            self._began = None
-            self._raised = 0 if worked else self._raised + 1
-            if worked:
-                self._worked = self._clock()
-            else:
-                self._doubt = True
+            if not worked:
+                self._suspected = True
+            elif self._raised:  # not every pass raises, so the probes whose passes did are no row
+                self._probes_failed = 0
+            self._raised = not worked
+
+    def raised(self) -> None:
+        """Another call of the model has raised an error."""
+        with self._lock:
+            self._suspected = True
 
     def image_ended(self, finite: bool) -> None:
+        """An image is there, of whatever request."""
         with self._lock:
-            self._doubt = not finite
+            self._suspected = not finite
+            if finite:
+                self._broken = False
+                self._probes_failed = 0
+
+    def probe_failed(self) -> None:
+        """The engine's own probe has raised, or its image is not finite."""
+        with self._lock:
+            self._broken = True
+            self._probes_failed += 1
+
+    # What others ask.
 
     @property
-    def stuck_s(self) -> float:
-        """How long a pass has run that should have ended long ago; 0 where there is none."""
+    def overdue(self) -> Overdue | None:
+        """What the thread is at, where that should have ended long ago."""
         with self._lock:
-            now = self._clock()
-            return 0.0 if self._began is None or now < self._overdue else now - self._began
+            taken = 0.0 if self._began is None else self._clock() - self._began
+            return Overdue(taken, self._given) if self._began is not None and taken >= self._given else None
 
     @property
-    def failing(self) -> bool:
-        """Whether passes raise, one after the other."""
+    def rest_s(self) -> float:
+        """How long there has been nothing to do; 0 at work."""
         with self._lock:
-            return self._raised >= _FAILING_AFTER
+            return self._clock() - self._resting_since if self._began is None else 0.0
 
     @property
-    def failed(self) -> bool:
-        """Whether what was computed last failed, and no good image has come since."""
+    def suspected(self) -> bool:
+        """Whether something failed last, and no finite image has come since."""
         with self._lock:
-            return self._doubt
+            return self._suspected
 
     @property
-    def in_doubt(self) -> bool:
-        """Whether only a probe can tell: the last pass or image failed, or the last one is long ago."""
+    def broken(self) -> bool:
+        """Whether the engine's own probe has failed, and no finite image has come since."""
         with self._lock:
-            return self._doubt or self._clock() - self._worked > _IN_DOUBT_AFTER
+            return self._broken
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the engine's own probe fails time after time, and nothing else works."""
+        with self._lock:
+            return self._probes_failed >= _PROBES

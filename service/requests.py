@@ -33,9 +33,12 @@ from service.errors import (
 from service.forecast import eta
 from service.jobs import Job, Task
 from service.places import Places
+from service.promises import seconds_alone
 from service.scheduler import Scheduler
 
 Clock = Callable[[], float]
+
+_LOOK_FOR = 60.0  # seconds at most, in which an idle engine looks whether passes have become faster
 
 REFUSALS: dict[type[ServiceError], str] = {
     Invalid: "impossible",
@@ -140,6 +143,7 @@ class Requests:
         changed: guards all of this, and is notified when it changes.
         scheduler: the line; None until it is known what passes cost.
         arrivals: what was accepted lately.
+        slow_until: when the last of those may come again who were refused for the present speed of passes alone.
         abandoned: slots of rows that have left, for the engine to release.
     """
 
@@ -150,6 +154,7 @@ class Requests:
         self.changed = threading.Condition()
         self.scheduler: Scheduler | None = None
         self.arrivals = Arrivals(clock())
+        self.slow_until = -inf
         self.abandoned: list[int] = []
         self._closed: Callable[[], Unavailable] | None = loading  # why nothing is accepted
         self._places = places
@@ -188,7 +193,7 @@ class Requests:
                 scheduler = self.check_open()
                 self._check_places(client, scheduler)
                 job = _job_of(rows, scheduler.costs)
-                _check_possible(job, scheduler, timeout_s)
+                self._check_possible(rows, job, scheduler, timeout_s)
                 promise = _promise(job, scheduler, now, timeout_s)
             request = Request(rows, job, now, now + timeout_s, client, watcher)
             self._places.take(client)
@@ -208,10 +213,25 @@ class Requests:
             return request.future
 
     def check_possible(self, rows: Sequence[Row], timeout_s: float) -> None:
-        """Refuse what no idle server could do in time, before there is all of it. Raises as Engine.submit says."""
+        """Refuse what could not be done in time even alone, before there is all of it. Raises as Engine.submit says."""
         with self.changed, self._counting_refusals():
             scheduler = self.check_open()
-            _check_possible(_job_of(rows, scheduler.costs), scheduler, timeout_s)
+            self._check_possible(rows, _job_of(rows, scheduler.costs), scheduler, timeout_s)
+
+    def _check_possible(self, rows: Sequence[Row], job: Job, scheduler: Scheduler, timeout_s: float) -> None:
+        """Refuse what could not be done in time even alone: for good only where the best speed would not do either."""
+        alone_s = scheduler.seconds_alone(job)
+        if alone_s <= timeout_s:
+            return
+        best = scheduler.costs.best
+        at_best_s = seconds_alone(_job_of(rows, best), best)
+        if at_best_s > timeout_s:
+            needed = f"must be at least {at_best_s:.3g} for this, even on an idle server, and is {timeout_s:g}"
+            raise Invalid.field("timeout_s", needed)
+        missing_s = alone_s - timeout_s
+        self.slow_until = max(self.slow_until, self._clock() + min(missing_s, _LOOK_FOR))
+        message = f"this cannot be done within {timeout_s:g} s now, but within {alone_s:.3g} s"
+        raise TooLate(f"{message}: the machine is slower than it was", missing_s)
 
     @contextmanager
     def _counting_refusals(self) -> Iterator[None]:
@@ -360,13 +380,6 @@ def stuck() -> Failed:
 def _job_of(rows: Sequence[Row], costs: Costs) -> Job:
     decoded = costs.decoding is not None and rows[0].is_decoded  # rows of one request are all alike in this
     return Job(((len(row.table), row.forwards_per_step) for row in rows), costs, decoded)
-
-
-def _check_possible(job: Job, scheduler: Scheduler, timeout_s: float) -> None:
-    alone_s = scheduler.seconds_alone(job)
-    if alone_s > timeout_s:
-        needed = f"must be at least {alone_s:.3g} for this, even on an idle server, and is {timeout_s:g}"
-        raise Invalid.field("timeout_s", needed)
 
 
 def _promise(job: Job, scheduler: Scheduler, now: float, timeout_s: float) -> float:

@@ -10,7 +10,7 @@ from math import inf
 
 from service.costs import Costs
 from service.jobs import Batch, Job, Task
-from service.promises import Bounds, earliest, patient, spare
+from service.promises import Bounds, earliest, patient, seconds_alone, spare
 
 _MUCH_LONGER = 4.0  # times the work left
 _KEEPS_PACE = 1.25  # times the seconds of a pass
@@ -48,7 +48,7 @@ class Scheduler:
 
     def seconds_alone(self, job: Job) -> float:
         """The earliest promise, in seconds, on an idle server."""
-        return earliest(job, [], self.costs, 0.0, 0.0)
+        return seconds_alone(job, self.costs)
 
     def earliest_promise(self, job: Job, now: float, latest: float) -> float:
         """The earliest time that can be promised: a patient one, if `latest` allows; if it must be, a later one.

@@ -99,12 +99,13 @@ class Balancer(Reachable):
         """Until so many replicas are `up`, `down` or, not ready, get nothing new: `nolb`."""
 
         def reached() -> bool:
-            states = self._states()
+            states = self.states()
             return all(states.count(state.upper()) == count for state, count in wanted.items())
 
         eventually(lambda: reached() or None)
 
-    def _states(self) -> list[str]:
+    def states(self) -> list[str]:
+        """Of each replica: UP, DOWN or NOLB."""
         text = self._monitor.get("/metrics?scope=server&no-maint").text
         return [
             sample.labels["state"]

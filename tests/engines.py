@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import pytest
 
 from model.rows import Forward, Image, Reading, Row
 from model.samplers import Column, StepTable
 from service.engine import Engine, Phase
-from service.errors import ComputationFailed
+from service.errors import ComputationFailed, Failed
 from service.places import Places
 from service.requests import Accepted, Finished, Watcher
 from service.scheduler import Scheduler
@@ -109,6 +110,7 @@ class FakeRunner:
         rows: the rows in flight, by slot.
         admitted: seeds of all rows ever admitted.
         refused, breaking, poisoned: seeds of rows whose admission raises, whose passes raise, whose image is NaN.
+        unreadable, unreleased: seeds of rows whose reading raises, and whose release does.
         faults: passes to come that raise, whatever is in them.
         complaints: what was called against the rules.
         during: is called inside each call, by the engine's thread, with its name: admit, pass, read or release.
@@ -125,6 +127,8 @@ class FakeRunner:
         self.refused: set[int] = set()
         self.breaking: set[int] = set()
         self.poisoned: set[int] = set()
+        self.unreadable: set[int] = set()
+        self.unreleased: set[int] = set()
         self.faults = 0
         self.complaints: list[str] = []
         self.during: Callable[[str], None] = lambda call: None
@@ -179,13 +183,17 @@ class FakeRunner:
     def read(self, slot: int) -> Reading:
         self._called("read")
         state = self.rows[slot]
+        if state.row.seed in self.unreadable:
+            raise RuntimeError("this row cannot be read")
         value = math.nan if state.row.seed in self.poisoned else state.row.seed
         return Reading(*(np.array([[[value, steps]]], dtype=np.float32) for steps in (state.steps, -state.steps)))
 
     def release(self, slot: int) -> None:
         self._called("release")
-        if self.rows.pop(slot, None) is None:
+        if (state := self.rows.pop(slot, None)) is None:
             self.complaints.append(f"slot {slot} was released twice")
+        elif state.row.seed in self.unreleased:
+            raise RuntimeError("this row cannot be released")
 
     def _called(self, call: str) -> None:
         self._threads.add(threading.get_ident())
@@ -213,6 +221,7 @@ class FakeFirstStage:
         calls: those that began.
         breaking, poisoned: seeds of images that cannot be made, or are NaN.
         faults: calls to come that raise, whatever is in them.
+        forgetful: whether it returns an image too many, as no first stage may.
         complaints: what was called against the rules.
         during: is called inside each call, by its thread, with its name: decode or encode.
     """
@@ -226,6 +235,7 @@ class FakeFirstStage:
         self.breaking: set[int] = set()
         self.poisoned: set[int] = set()
         self.faults = 0
+        self.forgetful = False
         self.complaints: list[str] = []
         self.during: Callable[[str], None] = lambda call: None
         self._at_work = threading.Lock()
@@ -281,6 +291,8 @@ class FakeFirstStage:
                 raise RuntimeError("a fault of the device")
             if self.breaking & set(seeds):
                 raise RuntimeError("this batch breaks")
+            images = [*images, images[0]] if self.forgetful else images
+            seeds = [int(image.flat[0]) for image in images]
             made = np.array([0.0, more], np.float32)
             return [
                 image + (math.nan if seed in self.poisoned else made) for image, seed in zip(images, seeds, strict=True)
@@ -458,9 +470,12 @@ class Setting(NamedTuple):
         assert over, "a batch does not end"
 
     def wait_alive(self) -> None:
-        """Wait until nothing is stuck."""
-        with self.observer.told_of_pass:
-            assert self.observer.told_of_pass.wait_for(lambda: self.engine.alive, PATIENCE), "something is stuck"
+        """Wait until nothing is stuck. Nobody is told of that, so this looks again and again."""
+        for _ in range(int(PATIENCE / 0.001)):
+            if self.engine.alive:
+                return
+            threading.Event().wait(0.001)
+        raise AssertionError("something is stuck")
 
     def take_all_steps(self) -> None:
         """Wait until no row has steps left, and what is to be decoded waits for that."""
@@ -550,13 +565,58 @@ def warm_latent(
 
 
 def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeFirstStage, fault: str) -> None:
-    """Whether what has made a request fail works again."""
+    """Whether what has made a request fail works again; until then the engine has not failed."""
     setattr(faulty, fault, {PROBE_SEED, 1})
     assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
     assert s.engine.in_doubt
+    assert status_of(s.engine) == "ready"
     assert isinstance(error_of(s.engine.probe()), ComputationFailed)
+    s.engine.check_pulse()
     assert s.engine.in_doubt
+    assert status_of(s.engine) == "failed"
+    assert s.engine.alive
     setattr(faulty, fault, set())
+    error_of(s.engine.probe())  # may have begun before
     s.engine.probe().result(PATIENCE)
     assert not s.engine.in_doubt
     assert status_of(s.engine) == "ready"
+
+
+def check_that_it_gives_up(s: Setting, faulty: FakeRunner | FakeFirstStage, fault: str) -> None:
+    """After its own probe has failed five times in a row, with nothing in between that works."""
+    setattr(faulty, fault, {PROBE_SEED, 1})
+    assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
+    for _ in range(5):
+        assert isinstance(error_of(s.engine.probe()), ComputationFailed)
+        assert s.engine.beyond_help is None
+    assert s.engine.alive
+    s.engine.check_pulse()
+    check_beyond_help(s, "fails whatever it is given")
+
+
+def check_that_nothing_but_a_hang_does_harm(s: Setting) -> None:
+    """The idle engine is as good as new; or it has given up on what did not return, and forgotten everything."""
+    if s.engine.beyond_help is not None:
+        check_beyond_help(s, "has not returned for")
+        return
+    s.engine.probe().exception(PATIENCE)  # perhaps one that began before something failed
+    s.engine.probe().result(PATIENCE)
+    assert status_of(s.engine) == "ready"
+    assert s.engine.alive
+    assert not s.engine.in_doubt
+    assert s.engine.wait_idle(PATIENCE)
+    assert s.is_empty()
+
+
+def check_beyond_help(s: Setting, why: str) -> None:
+    """Everybody is refused, for good."""
+    assert why in (s.engine.beyond_help or "")
+    assert status_of(s.engine) == "failed"
+    assert not s.engine.alive
+    with pytest.raises(Failed, match="the engine has stopped"):
+        s.submit(a_row(99))
+    with pytest.raises(Failed, match="the engine has stopped"):
+        s.engine.probe()
+    s.engine.check_pulse()  # changes nothing
+    assert s.engine.wait_idle(0)
+    assert s.places.taken == 0

@@ -60,7 +60,7 @@ def scripts(calls: Sequence[str], fates: Sequence[str], latents: bool = False) -
         st.booleans() if latents else st.just(False),
     )
     actions = st.one_of(
-        submissions, submissions, st.integers(0, 99).map(Cancel), st.sampled_from((0.1, 2.0, 35.0)).map(Wait)
+        submissions, submissions, st.integers(0, 99).map(Cancel), st.sampled_from((0.1, 2.0, 16.0)).map(Wait)
     )
     return st.lists(st.tuples(st.sampled_from(calls), st.lists(actions)), max_size=16)
 

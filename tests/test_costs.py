@@ -187,3 +187,27 @@ def test_what_decoding_costs_follows_decoding_and_not_passes() -> None:
         costs.follow(4, 2 * CPU[4])
     assert decoding.by_width == {1: 1.0, 4: 2.0}
     assert Costs(CPU).decoding is None
+
+
+@given(cost_tables, st.lists(st.tuples(st.integers(1, 16), st.floats(0.2, 50.0)), max_size=40))
+def test_the_best_is_what_no_slow_pass_makes_worse(table: dict[int, float], passes: list[tuple[int, float]]) -> None:
+    costs = Costs(table)
+    best = costs.best.by_width
+    assert best == table
+    for rows, times in passes:
+        costs.follow(min(rows, max(table)), times * costs.seconds(min(rows, max(table))))
+        assert all(costs.best.by_width[width] <= seconds for width, seconds in best.items())
+        best = costs.best.by_width
+
+
+def test_the_best_follows_a_machine_that_turns_out_faster_than_at_its_start_at_all_widths() -> None:
+    costs = Costs(GPU, Costs({1: 4.0}))
+    for _ in range(60):
+        costs.follow(4, GPU[4] / 3)
+    for width, seconds in costs.best.by_width.items():
+        assert seconds == pytest.approx(GPU[width] / 3, rel=0.25)  # a part of that is taken for the shape's
+    assert costs.best.decoding is not None
+    assert costs.best.decoding.by_width == {1: 4.0}
+    for _ in range(60):
+        costs.follow(4, 10 * GPU[4])
+    assert costs.best.by_width[4] == pytest.approx(GPU[4] / 3)

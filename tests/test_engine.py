@@ -1,23 +1,26 @@
 """The engine on a fake runner and a fake clock: rows join, overtake, run, fail and are shown, pass after pass."""
 
 import itertools
+import logging
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from service.engine import Phase
+from model.rows import Image
+from service.engine import Observer, Phase
 from service.errors import (
     ComputationFailed,
     Draining,
     Failed,
+    Invalid,
     Loading,
     QueueFull,
     Unavailable,
 )
 from service.promises import MARGIN
-from service.requests import Finished
 from tests.engines import (
     ENDLESS,
     LONG,
@@ -28,10 +31,13 @@ from tests.engines import (
     Diary,
     FakeRunner,
     Recorder,
+    a_decoded,
     a_row,
     a_setting,
     an_estimate,
     an_image,
+    check_beyond_help,
+    check_that_it_gives_up,
     check_that_probes_tell,
     elsewhere,
     error_of,
@@ -95,7 +101,9 @@ def test_an_engine_is_loading_until_it_is_warm_and_then_ready() -> None:
 
 
 @pytest.mark.parametrize("fault", ["refused", "breaking", "poisoned", "too wide"])
-def test_an_engine_whose_warm_up_fails_is_failed_and_refuses_requests(fault: str) -> None:
+def test_an_engine_whose_warm_up_fails_is_failed_and_refuses_requests(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
     s = a_setting(FakeRunner({1: 1.0, 2: 1.0}))
 
     def too_wide(call: str) -> None:
@@ -114,6 +122,8 @@ def test_an_engine_whose_warm_up_fails_is_failed_and_refuses_requests(fault: str
     with pytest.raises(Failed, match="the engine has stopped"):
         s.engine.probe()
     assert s.observer.refused == ["failed"]
+    assert (s.engine.beyond_help or "").startswith("the model could not be warmed up: ")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # whoever starts it says why
     s.engine.close()
     assert s.runner.complaints == []
 
@@ -313,30 +323,35 @@ def test_who_is_cancelled_during_a_pass_that_raises_is_not_tried_again() -> None
     assert s.is_empty()
 
 
-def test_after_three_passes_in_a_row_that_raise_the_engine_is_failed_until_one_works() -> None:
+@pytest.mark.parametrize("fault", ["refused", "breaking", "poisoned", "unreadable"])
+def test_requests_that_fail_never_make_the_engine_fail_however_many_there_are(fault: str) -> None:
     with warm(1) as s:
-        s.keep_busy()
-        s.runner.breaking = {1, 2}
-        culprits = [s.submit(a_row(1)), s.submit(a_row(2))]
-        s.runner.next_pass()
-        s.runner.next_pass()  # the second try
-        assert status_of(s.engine) == "ready"
-        s.runner.next_pass()
-        assert status_of(s.engine) == "ready"
-        s.runner.next_pass()
-        assert status_of(s.engine) == "failed"
+        for seed in range(1, 30):
+            setattr(s.runner, fault, {seed})
+            assert isinstance(error_of(s.submit(a_row(seed))), ComputationFailed)
+            assert s.engine.in_doubt
+            assert status_of(s.engine) == "ready"
+            if seed % 3 == 0:  # many of them may come between two looks
+                s.engine.check_pulse()
+                assert status_of(s.engine) == "ready"
+                s.engine.probe().result(PATIENCE)
+                assert not s.engine.in_doubt
         assert s.engine.alive
-        good = s.submit(a_row(3, steps=2))  # it takes requests all the same
-        assert s.runner.next_pass() == [(3, 0)]
-        assert [type(error_of(job)) for job in culprits] == [ComputationFailed] * 2
-        assert status_of(s.engine) == "failed"
-        assert s.runner.next_pass() == [(3, 0)]
-        assert status_of(s.engine) == "ready"
-        assert s.engine.in_doubt  # no image has come yet
+        assert s.engine.beyond_help is None
+    assert s.is_empty()
+
+
+def test_one_of_several_rows_that_cannot_be_read_fails_its_request_alone() -> None:
+    with warm(3) as s:
+        s.keep_busy()
+        s.runner.unreadable = {1}
+        bad, good = s.submit(a_row(1), a_row(2, steps=9)), s.accept(a_row(3, steps=9)).future
         s.runner.let_go()
-        assert images_of(good) == [an_image(3, 2)]
-        assert not s.engine.in_doubt
-    assert s.observer.failed_passes == 4
+        with pytest.raises(ComputationFailed, match="could not be read"):
+            bad.result(PATIENCE)
+        assert images_of(good) == [an_image(3, 9)]
+    assert s.observer.ended == ["failed", 1]
+    assert s.is_empty()
 
 
 def test_an_innocent_that_works_alone_shows_that_the_engine_has_not_failed() -> None:
@@ -358,15 +373,71 @@ def test_a_probe_shows_whether_the_model_works_again(fault: str) -> None:
     assert s.observer.ended == ["failed"]
 
 
-def test_an_idle_engine_comes_into_doubt_after_ten_seconds_and_a_probe_clears_that() -> None:
+@pytest.mark.parametrize("fault", ["refused", "breaking", "poisoned", "unreadable"])
+def test_an_engine_whose_probes_keep_failing_gives_up(fault: str) -> None:
     with warm(1) as s:
-        s.clock.now += 10
+        check_that_it_gives_up(s, s.runner, fault)
+
+
+@pytest.mark.parametrize("works", ["an image", "a pass"])
+def test_an_engine_does_not_give_up_while_anything_works(works: str) -> None:
+    """The image of a request, while each pass of the probe raises; or its passes alone, where its image is NaN."""
+    with warm(1) as s:
+        s.runner.breaking = {PROBE_SEED}
+        s.runner.poisoned = {1} if works == "a pass" else set()
+        for _ in range(5):
+            for _ in range(3):
+                assert isinstance(error_of(s.engine.probe()), ComputationFailed)
+            s.engine.check_pulse()
+            assert status_of(s.engine) == "failed"
+            assert isinstance(error_of(s.engine.probe()), ComputationFailed)  # perhaps the one that the check began
+            failed = error_of(s.submit(a_row(1, steps=3)))
+            assert (failed is not None) == (works == "a pass")
+            assert s.engine.alive
+        s.engine.check_pulse()
+        assert s.engine.beyond_help is None
+
+
+@pytest.mark.parametrize(("seconds", "fresh_s"), [(0.01, 10.0), (0.25, 10.0), (1.0, 20.0), (4.0, 80.0)])
+def test_an_idle_engine_comes_into_doubt_and_a_probe_clears_that_once_somebody_asks(
+    seconds: float, fresh_s: float
+) -> None:
+    """After ten seconds, and after twenty times what the probe takes."""
+    with warm(1, seconds=seconds) as s:
+        s.clock.now += fresh_s
         assert not s.engine.in_doubt
         s.clock.now += 0.5
         assert s.engine.in_doubt
-        assert status_of(s.engine) == "ready"
+        s.engine.check_pulse()
+        assert s.runner.passes == []  # nobody has asked
+        s.runner.hold()
+        for _ in range(500):
+            s.engine.asked()
+            s.engine.check_pulse()
+            assert status_of(s.engine) == "ready"
+        assert s.runner.next_pass() == PROBE
+        s.clock.now += 2 * seconds
+        for _ in range(500):
+            s.engine.asked()
+            s.engine.check_pulse()
+            assert status_of(s.engine) == "ready"
+        s.runner.let_go()
         s.engine.probe().result(PATIENCE)
         assert not s.engine.in_doubt
+        assert s.engine.wait_idle(PATIENCE)
+        assert s.runner.passes == [PROBE]
+
+
+def test_what_runs_is_no_doubt() -> None:
+    with warm(1, seconds=4.0) as s:
+        s.runner.hold()
+        job = s.submit(a_row(1))
+        s.runner.next_pass()
+        s.clock.now += 55
+        assert not s.engine.in_doubt
+        assert status_of(s.engine) == "ready"
+        s.runner.let_go()
+        job.result(PATIENCE)
 
 
 # Rows that fail by themselves
@@ -429,7 +500,7 @@ def test_a_row_that_cannot_be_admitted_fails_its_request_alone(refused: int) -> 
 # Passes that do not return
 
 
-@pytest.mark.parametrize(("seconds", "limit"), [(0.25, 30.0), (1.0, 30.0), (5.0, 100.0)])
+@pytest.mark.parametrize(("seconds", "limit"), [(0.01, 8.0), (0.5, 8.0), (1.0, 15.0), (5.0, 75.0)])
 def test_a_pass_that_does_not_return_fails_all_requests(seconds: float, limit: float) -> None:
     with warm(1, seconds=seconds) as s:
         s.runner.hold()
@@ -482,6 +553,64 @@ def test_an_engine_that_was_stuck_recovers_when_the_pass_returns(breaking: set[i
     assert watcher.entries == []
     assert s.observer.ended == ["failed", 1]
     assert s.is_empty()
+
+
+@pytest.mark.parametrize("call", ["admit", "pass", "read", "release"])
+def test_whatever_does_not_return_is_found_and_given_up_on(call: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Not only a pass: on CUDA, what a pass has queued runs on while its rows are updated and read."""
+    with warm(1, seconds=0.5) as s:
+        inside, leave = threading.Event(), threading.Event()
+
+        def hang(made: str) -> None:
+            if made == call:
+                inside.set()
+                assert leave.wait(PATIENCE)
+
+        s.runner.during = hang
+        jobs = [s.submit(a_row(1)), s.submit(a_row(2))]
+        assert inside.wait(PATIENCE)
+        s.clock.now += 7.9
+        s.engine.check_pulse()
+        assert s.engine.alive
+        s.clock.now += 0.1
+        for _ in range(3):
+            s.engine.check_pulse()
+            assert not s.engine.alive
+            assert s.engine.beyond_help is None  # it may still return
+            assert all(isinstance(error_of(job), Failed) for job in jobs)
+            s.clock.now += 7.9
+        s.clock.now += 0.3
+        s.engine.check_pulse()
+        check_beyond_help(s, "a forward pass has not returned for 32 s")
+        leave.set()
+        s.engine.close()
+    assert [record.levelname for record in caplog.records] == ["ERROR", "CRITICAL"]
+
+
+@pytest.mark.parametrize("call", ["admit", "pass", "read"])
+def test_a_warm_up_that_does_not_return_is_given_up_on(call: str) -> None:
+    s = a_setting(FakeRunner({1: 1.0}))
+    inside, leave = threading.Event(), threading.Event()
+
+    def hang(made: str) -> None:
+        if made == call:
+            inside.set()
+            assert leave.wait(PATIENCE)
+
+    s.runner.during = hang
+    s.engine.start()
+    assert inside.wait(PATIENCE)
+    s.clock.now += 599  # it may have to compile first
+    s.engine.check_pulse()
+    assert status_of(s.engine) == "loading"
+    s.clock.now += 1
+    s.engine.check_pulse()
+    assert status_of(s.engine) == "failed"
+    s.clock.now += 1800
+    s.engine.check_pulse()
+    assert s.engine.beyond_help == "a forward pass has not returned for 2400 s"
+    leave.set()
+    s.engine.close()
 
 
 def test_an_idle_engine_is_never_stuck() -> None:
@@ -784,25 +913,81 @@ def test_an_engine_that_never_started_can_be_closed() -> None:
         engine.probe()
 
 
-def test_requests_of_an_engine_that_dies_fail() -> None:
-    class Bomb(Recorder):
-        def request_finished(self, finished: Finished, kept: bool, eta_s: float, taken_s: float) -> None:
-            raise RuntimeError("the observer is broken")
-
-    with started(a_setting(FakeRunner({2: 1.0}), observer=Bomb())) as s:
-        s.runner.hold()
-        last = s.submit(a_row(1))
-        s.runner.next_pass()
-        others = [s.submit(a_row(2)), s.submit(a_row(3, ENDLESS))]
+def test_requests_of_an_engine_that_dies_fail(caplog: pytest.LogCaptureFixture) -> None:
+    with warm(2) as s:
+        s.keep_busy()
+        s.runner.unreleased = {1}
+        jobs = [s.submit(a_row(1)), s.submit(a_row(2)), s.submit(a_row(3, ENDLESS))]
         s.runner.let_go()
-        assert images_of(last) == [an_image(1, 1)]
-        assert all(isinstance(error_of(job), Failed) for job in others)
-        assert status_of(s.engine) == "failed"
-        assert not s.engine.alive
-        assert s.engine.wait_idle(0)
-        assert s.places.taken == 0
-        with pytest.raises(Failed, match="the engine has stopped"):
-            s.submit(a_row(4))
-        with pytest.raises(Failed, match="the engine has stopped"):
-            s.engine.probe()
-        assert s.observer.ended == ["failed"] * 2
+        assert all(isinstance(error_of(job), Failed) for job in jobs)
+        check_beyond_help(s, "the engine has died")
+        assert s.observer.ended == ["failed"] * 3
+    [last] = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert last.getMessage() == "the engine has died: only a new process helps"
+
+
+class Deaf(Recorder):
+    """Raises whatever it is told."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in dir(Observer) and not name.startswith("_"):
+            return self._raise
+        return super().__getattribute__(name)
+
+    def _raise(self, *args: object) -> None:
+        raise RuntimeError("the observer is broken")
+
+
+def test_an_observer_that_raises_harms_nobody() -> None:
+    runner = FakeRunner({2: 1.0})
+    with started(a_setting(runner, observer=Deaf(), decode_seconds={1: 1.0})) as s:
+        for seed in range(1, 4):
+            assert images_of(s.submit(a_row(seed))) == [a_decoded(seed, 1)]
+        runner.breaking = s.first_stage.breaking = {4, 5}
+        for latent in (True, False):
+            assert isinstance(error_of(s.submit(a_row(4, latent=latent))), ComputationFailed)
+        with pytest.raises(Invalid):
+            s.submit(a_row(6), timeout_s=0.001)
+        s.submit(a_row(7)).cancel()
+        assert s.engine.wait_idle(PATIENCE)
+        assert s.engine.alive
+    assert s.is_empty()
+
+
+class Bomb(Diary):
+    """A watcher that raises when it is told of one thing."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__(preview_every=1)
+        self.at = at
+
+    def progress(self, step: int, steps: int, eta_s: float) -> None:
+        self._blow_up("progress")
+
+    def preview(self, index: int, step: int, x0: Image) -> None:
+        self._blow_up("preview")
+
+    def image(self, index: int, image: Image) -> None:
+        self._blow_up("image")
+
+    def _blow_up(self, told: str) -> None:
+        if told == self.at:
+            raise RuntimeError("the watcher is broken")
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("told", ["progress", "preview", "image"])
+@pytest.mark.parametrize("decode_seconds", [None, {1: 1.0}], ids=["passes", "decoding"])
+def test_a_watcher_that_raises_fails_its_request_alone(
+    told: str, steps: int, decode_seconds: dict[int, float] | None
+) -> None:
+    with started(a_setting(FakeRunner({2: 1.0}), decode_seconds=decode_seconds)) as s:
+        s.keep_busy()
+        bad = s.accept(a_row(1, steps), a_row(2, steps), watcher=Bomb(told)).future
+        good = s.submit(a_row(3, steps=4))
+        s.runner.let_go()
+        with pytest.raises(ComputationFailed, match="could not be followed"):
+            bad.result(PATIENCE)
+        assert images_of(good) == [(a_decoded if decode_seconds else an_image)(3, 4)]
+        assert not s.engine.in_doubt  # that says nothing of the model
+    assert s.is_empty()

@@ -1,9 +1,12 @@
 """Health, metrics, /info, the documentation, errors, keys and logs, as API.md has them, on running servers."""
 
+import asyncio
 import json
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -12,8 +15,8 @@ import httpx
 import pytest
 
 import service
-from model.rows import Reading
-from tests.engines import PROBE_SEED, FakeRunner
+from service import app
+from tests.engines import PROBE, PROBE_SEED, FakeRunner, a_setting
 from tests.latents import LatentServer, serving_latents
 from tests.local import FakeServer, locally, no_complaints, serving_fake
 from tests.servers import PATIENCE, Json, Reachable, ServerProcess, problem, serving, write_npy
@@ -97,48 +100,141 @@ def test_a_pass_that_does_not_return_fails_all_that_waits_and_the_server() -> No
         assert server.client.post("/sample", json={}).status_code == 200
 
 
-class Deadly(FakeRunner):
-    """Raises what no runner may."""
+def wait_for_health(server: Reachable, wanted: tuple[int, int, str]) -> None:
+    """Ask again and again, as balancers do."""
+    for _ in range(20_000):
+        if (found := health(server)) == wanted:
+            return
+    raise AssertionError(f"the health stays {found}")
 
-    def read(self, slot: int) -> Reading:
-        if self.rows[slot].row.seed == 13:
-            raise RuntimeError("out of memory")
-        return super().read(slot)
 
-
-def test_an_engine_that_died_fails_the_server_for_good() -> None:
-    with serving_fake(Deadly({1: 1.0, 2: 1.0})) as server:
+def test_an_engine_that_died_is_told_and_then_the_server_ends() -> None:
+    runner = FakeRunner({1: 1.0, 2: 1.0})
+    with serving_fake(runner) as server:
+        runner.unreleased = {13}
         assert "has stopped" in refused(server.client.post("/sample", json={"seed": 13}))
         assert health(server) == (503, 503, "failed")
         assert "has stopped" in refused(server.client.post("/sample", json={}))
         assert server.metric("stepwise_cancelled_total", reason="failed") == 1
         assert server.metric("stepwise_refused_total", reason="failed") == 1
+        server.wait()
 
 
-def test_after_a_failure_a_probe_tells_whether_the_model_works() -> None:
+def test_a_device_that_works_no_longer_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_EVERY", 0.05)
     with serving_fake() as server:
         server.runner.breaking = {7, PROBE_SEED}
         problem(server.client.post("/sample", json={"seed": 7}), 500)
         assert server.metric("stepwise_pass_failures_total") == 2  # together with others, then alone
+        wait_for_health(server, (503, 503, "failed"))
+        assert "has stopped" in refused(server.client.post("/sample", json={}))
+        server.wait()
+
+
+def test_a_server_is_unready_while_its_probes_fail_and_serves_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_EVERY", PATIENCE)  # this test looks itself
+    with serving_fake() as server:
+        server.runner.breaking = {7, PROBE_SEED}
+        problem(server.client.post("/sample", json={"seed": 7}), 500)
+        assert health(server) == (200, 200, "ready")  # the request may be at fault
+        assert server.engine.probe().exception(PATIENCE)
+        server.engine.check_pulse()
         assert health(server) == (200, 503, "failed")
-        assert server.client.post("/sample", json={"seed": 1}).status_code == 200  # and yet what works is served
         server.runner.breaking = {7}
-        assert health(server) == (200, 200, "ready")
-        server.runner.poisoned = {8}
-        problem(server.client.post("/sample", json={"seed": 8}), 500)
+        assert server.client.post("/sample", json={"seed": 1}).status_code == 200
         assert health(server) == (200, 200, "ready")
 
 
-def test_a_server_that_was_idle_runs_a_probe() -> None:
+@pytest.mark.parametrize("fault", ["breaking", "poisoned", "refused", "unreadable"])
+def test_requests_that_fail_make_no_server_unready(fault: str) -> None:
+    with serving_fake() as server:
+        for seed in range(1, 40):
+            setattr(server.runner, fault, {seed})
+            problem(server.client.post("/sample", json={"seed": seed}), 500)
+            assert health(server) == (200, 200, "ready")
+
+
+def test_a_server_that_was_idle_runs_one_probe_however_many_ask() -> None:
+    """And answers all of them at once, from what it knows."""
     with serving_fake() as server:
         passes = len(server.runner.passes)
         assert health(server) == (200, 200, "ready")
         assert len(server.runner.passes) == passes
-        server.runner.clock.now += 11
+        server.runner.hold()
+        server.runner.clock.now += 21
+        for _ in range(250):
+            assert health(server) == (200, 200, "ready")
+        assert server.runner.next_pass() == PROBE
+        for _ in range(250):
+            assert health(server) == (200, 200, "ready")
+        server.runner.let_go()
+        assert server.engine.wait_idle(PATIENCE)
         assert health(server) == (200, 200, "ready")
         assert len(server.runner.passes) == passes + 1
         assert server.metric("stepwise_images_total") == 0  # the probe's does not count
         assert server.metric("stepwise_promises_total", outcome="kept") == 0
+
+
+def test_a_server_whose_passes_take_long_is_ready_idle_and_busy() -> None:
+    """A pass of 12 s, which no check of a balancer could wait for."""
+    with serving_fake(FakeRunner({1: 12.0})) as server, ThreadPoolExecutor(1) as pool:
+        server.runner.hold()
+        answer = pool.submit(server.client.post, "/sample", json={"num_inference_steps": 3})
+        for _ in range(3):
+            server.runner.next_pass()
+            for _ in range(10):
+                assert health(server) == (200, 200, "ready")
+                server.runner.clock.now += 1.2
+        server.runner.let_go()
+        assert answer.result().status_code == 200
+        server.runner.hold()
+        for _ in range(30):
+            assert health(server) == (200, 200, "ready")
+            server.runner.clock.now += 12
+        assert server.runner.next_pass() == PROBE
+        assert health(server) == (200, 200, "ready")
+
+
+def test_a_server_goes_on_looking_after_its_engine_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_EVERY", 0.05)
+    with serving_fake() as server, monkeypatch.context() as patch:
+        looked = threading.Semaphore(0)
+
+        def fail() -> None:
+            looked.release()
+            raise RuntimeError("a mistake in the watch")
+
+        patch.setattr(server.engine, "check_pulse", fail)
+        for _ in range(2):
+            assert looked.acquire(timeout=PATIENCE)
+        patch.undo()
+        server.runner.hold()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(server.client.post, "/sample", json={})
+            server.runner.next_pass()
+            server.runner.clock.now += 31
+            assert "does not return" in refused(running.result())
+
+
+def test_a_process_that_stood_still_gives_its_passes_until_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other look is taken, however late all of them are."""
+    monkeypatch.setattr(app, "_EVERY", 0)
+    monkeypatch.setattr(app, "_LATE", -1)
+    looks: list[int] = []
+
+    async def watch() -> None:
+        watching = asyncio.create_task(app._watch(engine))
+        for turn in range(8):
+            before = len(looks)
+            await asyncio.sleep(0)
+            looks[before:] = [turn] * (len(looks) - before)
+        watching.cancel()
+
+    engine = a_setting(FakeRunner({1: 1.0})).engine
+    monkeypatch.setattr(engine, "check_pulse", lambda: looks.append(-1))
+    asyncio.run(watch())
+    assert len(looks) >= 3
+    assert all(later - earlier == 2 for earlier, later in pairwise(looks))
 
 
 # Metrics.

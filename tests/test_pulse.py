@@ -1,6 +1,12 @@
-"""What passes say of the model, and when one has gone on for too long."""
+"""What is known of a thread that calls the model: whether it gets on, and whether the model works."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.pulse import Pulse
 from tests.engines import FakeClock
@@ -16,70 +22,121 @@ def pulse(clock: FakeClock) -> Pulse:
     return Pulse(clock)
 
 
-@pytest.mark.parametrize(("expected_s", "limit"), [(0.001, 30.0), (1.5, 30.0), (2.0, 40.0), (60.0, 1200.0)])
-def test_a_pass_is_stuck_after_thirty_seconds_and_twenty_times_what_it_should_take(
-    pulse: Pulse, clock: FakeClock, expected_s: float, limit: float
+@pytest.mark.parametrize(("expected_s", "given_s"), [(0.001, 8.0), (0.5, 8.0), (1.0, 15.0), (4.0, 60.0), (12.0, 180.0)])
+def test_what_takes_fifteen_times_its_time_and_eight_seconds_is_overdue(
+    pulse: Pulse, clock: FakeClock, expected_s: float, given_s: float
 ) -> None:
     for _ in range(2):
-        clock.now += 10_000  # without a pass nothing is stuck
-        assert pulse.stuck_s == 0
-        pulse.pass_begins(expected_s)
-        clock.now += limit - 0.5
-        assert pulse.stuck_s == 0
+        clock.now += 10_000  # at rest nothing is overdue
+        assert pulse.overdue is None
+        pulse.beat(expected_s)
+        clock.now += given_s - 0.5
+        assert pulse.overdue is None
         clock.now += 0.5
-        assert pulse.stuck_s == limit
+        assert pulse.overdue == (given_s, given_s)
         clock.now += 1
-        assert pulse.stuck_s == limit + 1
-        pulse.pass_ended(worked=False)
-        assert pulse.stuck_s == 0
+        assert pulse.overdue == (given_s + 1, given_s)
+        pulse.beat(expected_s)  # the next thing begins
+        assert pulse.overdue is None
+        pulse.rest()
 
 
-def test_three_passes_in_a_row_that_raise_are_failing_until_one_works(pulse: Pulse) -> None:
-    for _ in range(2):
-        for failing in (False, False, True, True):
-            pulse.pass_ended(worked=False)
-            assert pulse.failing == failing
+@given(st.floats(0.5, 1e4))
+def test_a_hang_is_found_within_twenty_times_the_expected_time(expected_s: float) -> None:
+    """By somebody who looks every second."""
+    clock = FakeClock()
+    pulse = Pulse(clock)
+    pulse.beat(expected_s)
+    clock.now += 20 * expected_s - 1
+    assert pulse.overdue is not None
+
+
+def test_rest_counts_from_when_work_ended(pulse: Pulse, clock: FakeClock) -> None:
+    clock.now += 5
+    assert pulse.rest_s == 5
+    pulse.rest()
+    assert pulse.rest_s == 5
+    pulse.beat(1.0)
+    clock.now += 7
+    assert pulse.rest_s == 0
+    pulse.rest()
+    clock.now += 3
+    pulse.rest()
+    assert pulse.rest_s == 3
+
+
+def test_failures_are_a_suspicion_until_an_image_is_finite(pulse: Pulse) -> None:
+    failures: list[Callable[[], None]] = [
+        partial(pulse.pass_ended, worked=False),
+        pulse.raised,
+        partial(pulse.image_ended, finite=False),
+    ]
+    for fail in failures:
+        assert not pulse.suspected
+        for _ in range(100):
+            fail()
+        assert pulse.suspected
+        assert not pulse.broken  # the requests may be at fault
+        assert not pulse.hopeless
         pulse.pass_ended(worked=True)
-        assert not pulse.failing
-
-
-def test_what_failed_is_in_doubt_until_an_image_is_finite(pulse: Pulse) -> None:
-    assert not pulse.in_doubt
-    pulse.pass_ended(worked=False)
-    assert pulse.in_doubt
-    pulse.pass_ended(worked=True)
-    assert pulse.in_doubt
-    pulse.image_ended(finite=True)
-    assert not pulse.in_doubt
-    pulse.image_ended(finite=False)
-    assert pulse.in_doubt
-    pulse.pass_ended(worked=True)
-    assert pulse.in_doubt
-    pulse.image_ended(finite=True)
-    assert not pulse.in_doubt
-
-
-def test_what_failed_last_has_failed_until_an_image_is_finite_however_long_ago(pulse: Pulse, clock: FakeClock) -> None:
-    assert not pulse.failed
-    clock.now += 100
-    assert pulse.in_doubt
-    assert not pulse.failed
-    pulse.pass_ended(worked=False)
-    pulse.pass_ended(worked=True)
-    assert pulse.failed
-    pulse.image_ended(finite=True)
-    assert not pulse.failed
-    pulse.image_ended(finite=False)
-    assert pulse.failed
-
-
-def test_ten_seconds_without_a_pass_that_worked_are_a_doubt(pulse: Pulse, clock: FakeClock) -> None:
-    for _ in range(2):
-        clock.now += 10
-        assert not pulse.in_doubt
-        clock.now += 0.5
-        assert pulse.in_doubt
+        assert pulse.suspected
         pulse.image_ended(finite=True)
-        assert pulse.in_doubt
-        pulse.pass_ended(worked=True)
-        assert not pulse.in_doubt
+
+
+def test_a_probe_that_fails_shows_that_the_model_is_broken_until_an_image_is_finite(pulse: Pulse) -> None:
+    pulse.probe_failed()
+    assert pulse.broken
+    pulse.pass_ended(worked=True)
+    pulse.image_ended(finite=False)
+    assert pulse.broken
+    pulse.image_ended(finite=True)
+    assert not pulse.broken
+
+
+@pytest.mark.parametrize("fault", ["the pass raises", "the image is not finite"])
+def test_five_probes_in_a_row_that_fail_leave_no_hope(pulse: Pulse, fault: str) -> None:
+    for _ in range(5):
+        assert not pulse.hopeless
+        pulse.pass_ended(worked=fault != "the pass raises")
+        pulse.probe_failed()
+    assert pulse.hopeless
+    pulse.image_ended(finite=True)
+    assert not pulse.hopeless
+
+
+def test_a_pass_that_works_between_probes_whose_passes_raise_leaves_hope(pulse: Pulse) -> None:
+    for _ in range(5):
+        for _ in range(4):
+            pulse.pass_ended(worked=False)
+            pulse.probe_failed()
+        pulse.pass_ended(worked=True)  # of a long request
+    assert pulse.broken
+    assert not pulse.hopeless
+
+
+Told = tuple[Literal["pass", "image", "rest", "wait"], float]
+
+
+@given(
+    st.floats(1e-3, 60.0),
+    st.lists(st.tuples(st.sampled_from(("pass", "image", "rest", "wait")), st.floats(0, 1)), max_size=50),
+)
+def test_work_that_ends_in_time_is_never_a_failure_however_slow_it_is(expected_s: float, script: list[Told]) -> None:
+    """Whatever comes in whatever order, and however long there is nothing to do."""
+    clock = FakeClock()
+    pulse = Pulse(clock)
+    for what, share in script:
+        if what == "pass":
+            pulse.beat(expected_s)
+            clock.now += share * 14.9 * expected_s
+            assert pulse.overdue is None
+            assert pulse.rest_s == 0  # what runs is no doubt
+            pulse.pass_ended(worked=True)
+            pulse.beat(expected_s)
+        elif what == "image":
+            pulse.image_ended(finite=True)
+        else:
+            pulse.rest()
+            clock.now += share * 1e6 if what == "wait" else 0.0
+        assert pulse.overdue is None
+        assert (pulse.suspected, pulse.broken, pulse.hopeless) == (False, False, False)
