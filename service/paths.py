@@ -5,7 +5,6 @@ import re
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _ENCODED_UNRESERVED = re.compile("%(?:2[DE]|3[0-9]|4[1-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9AE])", re.IGNORECASE)
-_ORIGIN = re.compile("[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 _NOT_PLAIN = re.compile("[^A-Za-z0-9/._~-]")
 _LOGGED = 100  # characters
 
@@ -14,8 +13,7 @@ class OnePath:
     """Gives a request the one form of its path, which the rules and the routes inside then compare as text.
 
     An unreserved character is the same, encoded or not, and is decoded here. A reserved one is not: `%2F` is no slash.
-    Slashes and dots stay as they were sent, so `//metrics` and `/./metrics` are nowhere. A request may name a whole
-    URL: only its path counts. RFC 3986, 2.3 and 6.2.2.2; RFC 9112, 3.2.2.
+    Slashes and dots stay as they were sent, so `//metrics` and `/./metrics` are nowhere. RFC 3986, 2.3 and 6.2.2.2.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -29,11 +27,8 @@ class OnePath:
         await self._app(scope, receive, send)
 
 
-def one_form(target: str) -> str:
-    """The path of a request's target, which has no query: it begins with a slash, its unreserved characters decoded."""
-    if whole := _ORIGIN.match(target):
-        target = target[whole.end() :]
-    path = target if target.startswith("/") else f"/{target}"
+def one_form(path: str) -> str:
+    """A path with its unreserved characters decoded."""
     return _ENCODED_UNRESERVED.sub(lambda encoded: chr(int(encoded[0][1:], 16)), path)
 
 
