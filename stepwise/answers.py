@@ -14,6 +14,8 @@ import numpy as np
 from stepwise.results import Drawn, Float32, Image, Info, Noisy, NoisyArray
 from stepwise.shapes import checked
 
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
 
 class _Image(TypedDict):
     seed: int
@@ -41,6 +43,8 @@ def read_drawn(_: httpx.Headers, body: bytes) -> Drawn:
 
 
 def read_noisy(headers: httpx.Headers, body: bytes) -> Noisy:
+    if not body.startswith(_PNG_MAGIC):
+        raise ValueError("it is no PNG")
     return Noisy(body, int(headers["x-seed"]), float(headers["x-clipped"]))
 
 

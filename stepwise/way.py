@@ -19,7 +19,6 @@ import httpx
 
 from stepwise.errors import Unreachable
 
-_TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 _EXCEPTION = re.compile(r"(?:(?P<scheme>\w+)://)?(?:\[(?P<v6>[^]]*)\]|(?P<name>[^:\[\]]*))(?::(?P<port>\d+))?")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -129,10 +128,9 @@ def _proxy(variable: str, value: str) -> httpx.Proxy:
         url = httpx.URL(value if "://" in value else f"http://{value}")
         usable = bool(url.host) and (url.port is None or 0 < url.port < 65536)
     except (httpx.InvalidURL, ValueError) as error:
-        raise Unreachable(f"{said} is no URL of a proxy: {error}{more}") from None
+        raise Unreachable(f"{said} cannot be used: {error}{more}") from None
     if url.scheme not in ("http", "https", "socks5", "socks5h") or not usable:
-        what = "must be http:// or https://, a host and a port"
-        raise Unreachable(f"{said} is no URL of a proxy that can be used: it {what}{more}")
+        raise Unreachable(f"{said} cannot be used: a proxy is http:// or https://, a host and a port{more}")
     if url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise Unreachable(f"{said} needs a package that is not installed: pip install 'httpx[socks]'{more}")
     return httpx.Proxy(url)
@@ -142,12 +140,13 @@ def _tls(needed: bool) -> ssl.SSLContext:
     """The certificates that are trusted: those of SSL_CERT_FILE or SSL_CERT_DIR, else certifi's."""
     if not needed:
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
-    folders = [] if os.environ.get("SSL_CERT_FILE") else os.environ.get("SSL_CERT_DIR", "").split(os.pathsep)
-    if any(folders) and not any(folder and Path(folder).is_dir() for folder in folders):
-        raise Unreachable(f"SSL_CERT_DIR={os.environ['SSL_CERT_DIR']} is no folder")
+    source = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), None)
+    used = {name: os.environ[name] for name in (source, "SSLKEYLOGFILE") if name and os.environ.get(name)}
+    said = " or ".join(f"{name}={value}" for name, value in used.items())
+    if source == "SSL_CERT_DIR" and not any(Path(folder).is_dir() for folder in used[source].split(os.pathsep)):
+        raise Unreachable(f"{source}={used[source]} cannot be used: it is no folder")
     try:
         return httpx.create_ssl_context()
     except (OSError, ValueError) as error:
-        named = [f"{name}={os.environ[name]}" for name in _TLS_VARIABLES if os.environ.get(name)]
         why = getattr(error, "strerror", None) or str(error)
-        raise Unreachable(f"{' or '.join(named) or 'the certificates'} cannot be used: {why}") from None
+        raise Unreachable(f"{said or 'the certificates'} cannot be used: {why}") from None
