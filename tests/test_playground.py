@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from model.description import Distilled
-from tests.browser import GONE, REFUSED, chromium, visiting
+from tests.browser import GONE, REFUSED, assert_accessible, chromium, visiting
 from tests.latents import LatentServer
 from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints, serving_fake
 from tests.servers import PATIENCE, Json, Reachable, ServerProcess, needs, problem, read_parameters, read_png
@@ -189,10 +189,10 @@ def test_one_of_each_class_is_drawn(browser: Browser, server: ServerProcess) -> 
         expect(view(page).get_by_label("Images", exact=True)).to_be_disabled()
         draw(page, Seed=3)
         expect(finished(page)).to_have_text(re.compile("^3 images"))
-        names = [f"{name}, seed {seed}: details" for seed, name in enumerate(("cat", "dog", "7"), start=3)]
-        for name in names:
-            expect(view(page).get_by_role("button", name=name)).to_be_enabled()
-        assert [card.get_attribute("aria-label") for card in cards(page).all()] == names[::-1]
+        for seed, name in enumerate(("cat", "dog", "7"), start=3):
+            expect(view(page).get_by_role("button", name=f"{name}, seed {seed}: details")).to_be_enabled()
+        for card, shown in zip(cards(page).all(), ("7 seed 5", "dog seed 4", "cat seed 3"), strict=True):
+            expect(card).to_have_accessible_name(re.compile(f"^{shown} DPM-Solver"))
         expected = server.client.get("/sample?seed=4&class_label=dog").content
         assert saved(page, opened(page, cards(page).nth(1))) == expected
 
@@ -683,6 +683,60 @@ def test_the_keyboard_is_enough(browser: Browser, server: ServerProcess) -> None
         page.locator("nav a").last.focus()
         keys.press("Enter")
         expect(page.locator("#view-denoise")).to_be_visible()
+
+
+def test_every_control_has_a_name_of_its_own_that_holds_what_is_seen(browser: Browser, server: ServerProcess) -> None:
+    """In each state of the page: fresh, drawn, opened, compared, denoised, and where something is wrong."""
+    with playing(browser, server, REFUSED) as page:
+        view(page).get_by_text("How it is drawn").click()
+        assert_accessible(page)
+        choose(page, "Class", "One of each")
+        draw(page, Seed=7)
+        finished(page)
+        assert_accessible(page)
+        viewer = opened(page, cards(page).first)
+        assert_accessible(page)
+        expect(viewer.get_by_role("textbox")).to_have_accessible_name("Draws the same bytes")
+        viewer.get_by_role("button", name="Denoise").click()
+        finished(page)
+        assert_accessible(page)
+        page.get_by_role("link", name="Compare").click()
+        assert_accessible(page)
+        fill(page, "Steps", "1, 2")
+        press(page, "Compare")
+        finished(page)
+        assert_accessible(page)
+        fill(page, "Steps", "2000")
+        press(page, "Compare")
+        finished(page)
+        assert_accessible(page)
+        page.get_by_role("link", name="Draw").click()
+        draw(page, Steps=2000)
+        expect(trouble(page)).to_contain_text("Steps must be")
+        assert_accessible(page)
+
+
+def test_controls_have_names_while_it_is_drawn(browser: Browser, local: FakeServer) -> None:
+    with playing(browser, local, path="/#denoise") as page:
+        assert_accessible(page)
+        page.get_by_role("link", name="Draw").click()
+        local.runner.hold()
+        draw(page, Images=3, Seed=1)
+        local.runner.next_pass()
+        expect(view(page).get_by_role("button", name="Cancel")).to_be_visible()
+        assert_accessible(page)
+
+
+def test_controls_have_names_where_a_key_is_asked_for(browser: Browser, strict_server: ServerProcess) -> None:
+    with visiting(browser, strict_server.url, (REFUSED,), viewport=DESK) as page:
+        key = page.get_by_role("textbox", name="Key")
+        key.fill("gamma")
+        key.press("Enter")
+        expect(page.get_by_role("dialog").get_by_role("alert")).to_have_text("The API key is not known.")
+        assert_accessible(page)
+        page.get_by_role("button", name="Not now").click()
+        expect(page.get_by_role("button", name="Try again")).to_be_visible()
+        assert_accessible(page)
 
 
 def test_escape_cancels(browser: Browser, local: FakeServer) -> None:
