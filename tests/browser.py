@@ -65,11 +65,12 @@ _SHOWN = re.compile(r'(?P<role>[a-z]+)(?: "(?P<name>(?:[^"\\\\]|\\\\.)*)")?')
 def assert_accessible(page: Page) -> None:
     """What is shown breaks no rule of axe, and each control has a name, which no other of its kind and group has."""
     found = Axe().run(page, options={**_RULES, **_RULES_TOO}).response["violations"]
-    assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == []
+    broken = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found]
+    assert broken == [], broken
     named = Counter(_controls(yaml.safe_load(page.locator("body").aria_snapshot()), ""))
     assert named
-    assert [control for control in named if not control[2]] == []
-    assert [control for control, count in named.items() if count > 1] == []
+    wrong = [control for control, count in named.items() if not control[2] or count > 1]
+    assert wrong == [], wrong
 
 
 def _controls(shown: Any, group: str) -> Iterator[tuple[str, str, str]]:

@@ -69,6 +69,12 @@ def view(page: Page) -> Locator:
     return page.locator(".view:not([hidden])")
 
 
+def go(page: Page, name: str) -> None:
+    """Another view."""
+    page.get_by_role("link", name=name).click()
+    expect(page.locator(f"#view-{name.lower()}")).to_be_visible()
+
+
 def draw(page: Page, **fields: object) -> None:
     """Set fields by their labels, and press Draw."""
     for label, value in fields.items():
@@ -688,7 +694,6 @@ def test_the_keyboard_is_enough(browser: Browser, server: ServerProcess) -> None
 def test_every_control_has_a_name_of_its_own_that_holds_what_is_seen(browser: Browser, server: ServerProcess) -> None:
     """In each state of the page: fresh, drawn, opened, compared, denoised, and where something is wrong."""
     with playing(browser, server, REFUSED) as page:
-        view(page).get_by_text("How it is drawn").click()
         assert_accessible(page)
         choose(page, "Class", "One of each")
         draw(page, Seed=7)
@@ -700,7 +705,7 @@ def test_every_control_has_a_name_of_its_own_that_holds_what_is_seen(browser: Br
         viewer.get_by_role("button", name="Denoise").click()
         finished(page)
         assert_accessible(page)
-        page.get_by_role("link", name="Compare").click()
+        go(page, "Compare")
         assert_accessible(page)
         fill(page, "Steps", "1, 2")
         press(page, "Compare")
@@ -710,7 +715,7 @@ def test_every_control_has_a_name_of_its_own_that_holds_what_is_seen(browser: Br
         press(page, "Compare")
         finished(page)
         assert_accessible(page)
-        page.get_by_role("link", name="Draw").click()
+        go(page, "Draw")
         draw(page, Steps=2000)
         expect(trouble(page)).to_contain_text("Steps must be")
         assert_accessible(page)
@@ -719,8 +724,9 @@ def test_every_control_has_a_name_of_its_own_that_holds_what_is_seen(browser: Br
 def test_controls_have_names_while_it_is_drawn(browser: Browser, local: FakeServer) -> None:
     with playing(browser, local, path="/#denoise") as page:
         assert_accessible(page)
-        page.get_by_role("link", name="Draw").click()
+        go(page, "Draw")
         local.runner.hold()
+        choose(page, "Class", "Any")
         draw(page, Images=3, Seed=1)
         local.runner.next_pass()
         expect(view(page).get_by_role("button", name="Cancel")).to_be_visible()
