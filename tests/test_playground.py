@@ -474,7 +474,7 @@ def test_what_is_no_image_is_said_to_be_none(browser: Browser, server: ServerPro
 def test_latent_diffusion(browser: Browser, latents: LatentServer) -> None:
     with playing(browser, latents, path="/#denoise") as page:
         fill(page, "Seed of the noise", 3)  # the fake's noise is as large as its seed
-        page.get_by_role("link", name="Draw").click()
+        go(page, "Draw")
         latents.runner.hold()
         choose(page, "Class", "Any")
         draw(page, Seed=3)
