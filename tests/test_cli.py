@@ -304,7 +304,7 @@ def test_a_busy_server_is_asked_for_as_long_as_there_is_patience(tmp_path: Path)
     assert files(tmp_path).keys() == {"2.png"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_cancels_the_work(tmp_path: Path, number: signal.Signals) -> None:
     with serving_fake() as local:
         local.runner.hold()
