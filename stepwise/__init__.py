@@ -4,7 +4,10 @@
     flows.py            what they send, and when again, without sending it
     requests.py         what can be asked for, once
     events.py           event streams, read
-    results.py          what is answered
+    results.py          what is answered, as values
+    answers.py          what is answered, read
+    shapes.py           whether an answer has the shape that docs/api.md says
+    way.py              what the environment says of proxies and certificates
     errors.py           the tree of errors
     recipe.py           the recipe in a PNG
     unet.py             a server in the place of a diffusers pipeline's U-Net; needs torch, so it is not imported here

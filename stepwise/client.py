@@ -18,6 +18,7 @@ from stepwise.errors import Unreachable
 from stepwise.flows import Flow, Give, Line, Read, Send, Step, Wait, ask, resume, watch
 from stepwise.requests import Call, Request
 from stepwise.results import Event
+from stepwise.way import way_to
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -106,8 +107,11 @@ class Client:
             further. A server that has never been there is not waited for.
         transport: in the place of httpx's own.
 
+    Proxies and certificates are those of the environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE,
+    SSL_CERT_DIR. A server on this machine is asked without a proxy.
+
     Raises:
-        Unreachable: where `url` is none of http or https.
+        Unreachable: where `url` is none of http or https, and where the environment or the key cannot be used.
     """
 
     def __init__(
@@ -120,10 +124,13 @@ class Client:
         _clock: Clock | None = None,
     ) -> None:
         self._clock = _clock or Clock()
-        self._line = Line(url, patience_s, self._clock.now)
-        self._http = httpx.Client(
-            base_url=_checked(url), headers=_headers(api_key), limits=_LIMITS, transport=transport
-        )
+        base_url, headers, variable = _checked(url), _headers(api_key), None
+        if transport is None:
+            way = way_to(base_url)
+            transport = httpx.HTTPTransport(verify=way.tls, proxy=way.proxy, limits=_LIMITS)
+            variable = way.variable
+        self._line = Line(url, patience_s, self._clock.now, variable)
+        self._http = httpx.Client(base_url=base_url, headers=headers, transport=transport, trust_env=False)
 
     def __enter__(self) -> Self:
         return self
@@ -174,10 +181,13 @@ class AsyncClient:
         _clock: Clock | None = None,
     ) -> None:
         self._clock = _clock or Clock()
-        self._line = Line(url, patience_s, self._clock.now)
-        self._http = httpx.AsyncClient(
-            base_url=_checked(url), headers=_headers(api_key), limits=_LIMITS, transport=transport
-        )
+        base_url, headers, variable = _checked(url), _headers(api_key), None
+        if transport is None:
+            way = way_to(base_url)
+            transport = httpx.AsyncHTTPTransport(verify=way.tls, proxy=way.proxy, limits=_LIMITS)
+            variable = way.variable
+        self._line = Line(url, patience_s, self._clock.now, variable)
+        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -226,10 +236,12 @@ class _Wire:
 
     def do(self, step: Step) -> Outcome:
         """What comes of a step."""
+        built = _built(self._http, step.request) if isinstance(step, Send) else None
         try:
             match step:
-                case Send(request):
-                    self._response = self._http.send(_built(self._http, request), stream=True)
+                case Send():
+                    assert built
+                    self._response = self._http.send(built, stream=True)
                     self._pieces = self._response.iter_bytes()
                     return self._response
                 case Read():
@@ -237,8 +249,8 @@ class _Wire:
                 case Wait(seconds):
                     self.close()
                     self._clock.sleep(seconds)
-        except httpx.RequestError as error:
-            return error
+        except Exception as error:  # also of the libraries below httpx, which lets some of them through
+            return _as_request_error(error)
         return None
 
     def close(self) -> None:
@@ -257,10 +269,12 @@ class _AsyncWire:
 
     async def do(self, step: Step) -> Outcome:
         """What comes of a step."""
+        built = _built(self._http, step.request) if isinstance(step, Send) else None
         try:
             match step:
-                case Send(request):
-                    self._response = await self._http.send(_built(self._http, request), stream=True)
+                case Send():
+                    assert built
+                    self._response = await self._http.send(built, stream=True)
                     self._pieces = self._response.aiter_bytes()
                     return self._response
                 case Read():
@@ -268,8 +282,8 @@ class _AsyncWire:
                 case Wait(seconds):
                     await self.aclose()
                     await self._clock.wait(seconds)
-        except httpx.RequestError as error:
-            return error
+        except Exception as error:  # also of the libraries below httpx, which lets some of them through
+            return _as_request_error(error)
         return None
 
     async def aclose(self) -> None:
@@ -285,15 +299,39 @@ def _built(http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Re
     )
 
 
+def _as_request_error(error: Exception) -> httpx.RequestError:
+    """What went wrong on the way, as httpx says it; it would go wrong again, where httpx does not know it."""
+    if isinstance(error, httpx.RequestError):
+        return error
+    first: BaseException = error
+    while isinstance(first, BaseExceptionGroup):  # anyio's
+        first = first.exceptions[0]
+    known = httpx.LocalProtocolError(f"{type(first).__name__}: {first}")
+    known.__cause__ = error
+    return known
+
+
 def _checked(url: str) -> httpx.URL:
     try:
         checked = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        host, port = checked.host, checked.port
+    except (httpx.InvalidURL, ValueError) as error:
         raise Unreachable(f"{url!r} is no URL: {error}") from None
-    if checked.scheme not in ("http", "https") or not checked.host:
+    if checked.scheme not in ("http", "https") or not host:
         raise Unreachable(f"a server's URL begins with http:// or https:// and a host, and this is {url!r}")
+    if port is not None and not 0 < port < 65536:
+        raise Unreachable(f"{url!r} is no URL: a port is 1 to 65535, and this is {port}")
     return checked
 
 
 def _headers(api_key: str | None) -> dict[bytes, bytes]:
-    return {} if api_key is None else {b"Authorization": f"Bearer {api_key.strip()}".encode()}
+    if api_key is None:
+        return {}
+    key = api_key.strip()
+    try:
+        encoded = f"Bearer {key}".encode()
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if not key or any(byte < 0x20 or byte == 0x7F for byte in encoded):
+        raise Unreachable("the API key cannot be sent: it is empty, or has a line break or another control character")
+    return {b"Authorization": encoded}

@@ -3,7 +3,7 @@
 StepwiseError
 ├── Unreachable            no connection, or what answers is no Stepwise server
 └── ApiError               what the server says: a problem document, RFC 9457
-    ├── BadRequest         4xx, if nothing below
+    ├── BadRequest         3xx and 4xx, if nothing below
     ├── Unauthorized       401
     ├── Invalid            422
     ├── TooManyRequests    429
@@ -141,13 +141,15 @@ def _document(status: int, headers: Mapping[str, str], body: bytes) -> Mapping[s
     if headers.get("content-type", "").split(";")[0] == PROBLEM:
         try:
             document = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if isinstance(document, dict):
             return document
     said = " ".join(text.split())
     shown = said if len(said) <= _MAX_TEXT else said[: _MAX_TEXT - 3] + "..."
     what = f"the answer is {status} {_phrase(status)}"
+    if location := headers.get("location"):
+        what += f", to {location[:_MAX_TEXT]}"
     return {"title": _phrase(status), "status": status, "detail": f"{what}: {shown}" if shown else what}
 
 

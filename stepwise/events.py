@@ -7,9 +7,10 @@ import base64
 import codecs
 import json
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from stepwise.results import Done, Event, Image, ImageDone, Preview, Progress, Queued
+from stepwise.shapes import checked
 
 _LINE_END = re.compile("\r\n|\n|\r")
 
@@ -66,13 +67,47 @@ class Parser:
         return Message(name, "\n".join(data)) if data else None
 
 
+class _Queued(TypedDict):
+    position: int
+    eta_s: float
+    promise_s: float
+
+
+class _Progress(TypedDict):
+    step: int
+    steps: int
+    eta_s: float
+
+
+class _Preview(TypedDict):
+    index: int
+    step: int
+    b64_json: str
+
+
+class _Image(TypedDict):
+    index: int
+    seed: int
+    b64_json: str
+
+
+class _Done(TypedDict):
+    parameters: dict[str, Any]
+    timings: dict[str, float]
+
+
+_SHAPES = {"queued": _Queued, "progress": _Progress, "preview": _Preview, "image": _Image, "done": _Done}
+
+
 def read_event(message: Message) -> Event | None:
     """The event that a message is; None of a kind that is not known here.
 
     Raises:
         KeyError, TypeError, ValueError: where it is not what docs/api.md says.
     """
-    data: dict[str, Any] = json.loads(message.data)
+    if message.name not in _SHAPES:
+        return None
+    data: dict[str, Any] = checked(json.loads(message.data), _SHAPES[message.name])
     match message.name:
         case "queued":
             return Queued(data["position"], data["eta_s"], data["promise_s"])
@@ -82,10 +117,8 @@ def read_event(message: Message) -> Event | None:
             return Preview(data["index"], data["step"], _png(data), data.get("decoder"))
         case "image":
             return ImageDone(data["index"], Image(data["seed"], _png(data)))
-        case "done":
-            return Done(data["parameters"], data["timings"])
         case _:
-            return None
+            return Done(data["parameters"], data["timings"])
 
 
 def _png(data: dict[str, Any]) -> bytes:

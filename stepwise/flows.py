@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 8.0
+_MOST_DIGITS = 20  # of a seed, which has 64 bits at most
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,25 @@ class Line:
         url: where it is.
         patience_s: for how long one that fails is asked again.
         now: seconds, of a clock that only goes on.
+        proxy: the variable that names the proxy on the way, if there is one.
         reached: whether something has ever answered there.
     """
 
     url: str
     patience_s: float
     now: Callable[[], float]
+    proxy: str | None = None
     reached: bool = False
 
 
 class BrokenStream(Exception):
     """It ended before its last event."""
 
+
+# Where nothing has answered yet, nothing may be there at all.
+_NOT_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+# What this client does, or what comes of any answer: the next time is no better.
+_LASTING = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.DecodingError)
 
 Passing = httpx.RequestError | BrokenStream | Unavailable | TooManyRequests
 _PASSING = (httpx.RequestError, BrokenStream, Unavailable, TooManyRequests)  # what may be over when asked again
@@ -120,8 +128,8 @@ class Patience:
             self._since = now
         wait = _wait(failure, self._failures)
         self._failures += 1
-        hopeless = isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout) and not self._line.reached
-        if hopeless or now - self._since + wait > self._line.patience_s:
+        is_lost = isinstance(failure, _NOT_THERE) and not self._line.reached
+        if is_lost or isinstance(failure, _LASTING) or now - self._since + wait > self._line.patience_s:
             raise self._told(failure) from (None if isinstance(failure, ApiError) else failure)
         return wait
 
@@ -129,8 +137,13 @@ class Patience:
         if isinstance(failure, ApiError):
             return failure
         what = str(failure) or type(failure).__name__
-        if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout):
-            return Unreachable(f"no connection to {self._line.url}: {what}")
+        if isinstance(failure, httpx.DecodingError):
+            return _foreign(self._line, f"its answer cannot be read: {what}")
+        if isinstance(failure, httpx.LocalProtocolError):
+            return Unreachable(f"nothing can be sent to {self._line.url}: {what}")
+        if isinstance(failure, _NOT_THERE):
+            by = "" if self._line.proxy is None else f" through the proxy that {self._line.proxy} names"
+            return Unreachable(f"no connection to {self._line.url}{by}: {what}")
         return Unreachable(f"the connection to {self._line.url} was lost: {what}")
 
 
@@ -194,7 +207,7 @@ def watch(request: Request, line: Line) -> Flow[Event]:
     while True:
         try:
             response = yield from _send(request, line)
-            if (seed := response.headers.get("x-seed", "")).isdecimal():
+            if (seed := response.headers.get("x-seed", "")).isdecimal() and len(seed) <= _MOST_DIGITS:
                 request = request.with_seed(int(seed))
             yield from _follow(response, line, story, patience)
         except _PASSING as failure:
@@ -232,7 +245,12 @@ def _send(request: Request, line: Line) -> Generator[Send | Read, Any, httpx.Res
     Raises:
         ApiError: that it is an error.
     """
-    response: httpx.Response = yield Send(request)
+    try:
+        response: httpx.Response = yield Send(request)
+    except httpx.RemoteProtocolError as error:
+        if _is_nonsense(error):
+            raise _foreign(line, f"what it says is no HTTP: {error}") from error
+        raise
     line.reached = True
     if not response.is_success:
         raise from_answer(response.status_code, response.headers, (yield from _read_all()))
@@ -255,10 +273,19 @@ def _understood(read: Callable[..., T], line: Line) -> Callable[..., T]:
     def understood(*args: object) -> T:
         try:
             return read(*args)
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # NumPy and json have many kinds for what is broken
             raise _foreign(line, f"its answer cannot be read: {error!r}") from error
 
     return understood
+
+
+def _is_nonsense(error: BaseException | None) -> bool:
+    """Whether an answer cannot be parsed, rather than cut short, which httpx calls by the same name."""
+    while error is not None:
+        if isinstance(error, httpx.InvalidURL) or type(error).__module__.startswith("h11."):
+            return True
+        error = error.__context__
+    return False
 
 
 def _foreign(line: Line, why: str) -> Unreachable:

@@ -30,6 +30,6 @@ def _object(text: bytes) -> dict[str, Any]:
         match json.loads(text):
             case dict(recipe):
                 return recipe
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise ValueError("this PNG has no recipe: its text chunk `parameters` is no JSON object")

@@ -17,7 +17,8 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwise.results import Drawn, Float32, Image, Info, Noisy, NoisyArray
+from stepwise import answers
+from stepwise.results import Drawn, Float32, Info, Noisy, NoisyArray
 
 T = TypeVar("T")
 
@@ -69,8 +70,8 @@ class Call(Generic[T]):
     """A request, and what its answer means.
 
     Attributes:
-        read: reads the headers and the body of an answer of the media type that was asked for. Raises KeyError,
-            TypeError or ValueError where they are not what docs/api.md says.
+        read: reads the headers and the body of an answer of the media type that was asked for. Raises whatever
+            reading raises where they are not what docs/api.md says.
     """
 
     request: Request
@@ -79,7 +80,7 @@ class Call(Generic[T]):
 
 def info() -> Call[Info]:
     """The model, what computes it, and what a request may ask for: GET /info."""
-    return Call(Request("GET", "info", JSON), _read_info)
+    return Call(Request("GET", "info", JSON), answers.read_info)
 
 
 def sample(
@@ -115,7 +116,7 @@ def sample(
         guidance_scale=guidance_scale,
         timeout_s=timeout_s,
     )
-    return Call(Request("POST", "sample", JSON, fields, _silence(timeout_s)), _read_drawn)
+    return Call(Request("POST", "sample", JSON, fields, _silence(timeout_s)), answers.read_drawn)
 
 
 def stream(
@@ -192,7 +193,7 @@ def denoise(
         guidance_scale=guidance_scale,
         timeout_s=timeout_s,
     )
-    return Call(Request("POST", "denoise", JSON, fields, _silence(timeout_s)), _read_drawn)
+    return Call(Request("POST", "denoise", JSON, fields, _silence(timeout_s)), answers.read_drawn)
 
 
 def stream_denoise(
@@ -264,7 +265,7 @@ def denoise_array(
         timeout_s=timeout_s,
     )
     fields = {**(call.request.fields or {}), "output": output}
-    return Call(replace(call.request, accept=NPY, fields=fields), lambda _, body: _read_npy(body))
+    return Call(replace(call.request, accept=NPY, fields=fields), lambda _, body: answers.read_npy(body))
 
 
 def noise(
@@ -285,7 +286,7 @@ def noise(
         value_range: 1 to 16, of the answer: what is beyond is clipped.
     """
     fields = _fields(image=_upload(image), timestep=timestep, scaling=scaling, seed=seed, value_range=value_range)
-    return Call(Request("POST", "noise", PNG, fields, _LONG_S), _read_noisy)
+    return Call(Request("POST", "noise", PNG, fields, _LONG_S), answers.read_noisy)
 
 
 def noise_array(
@@ -293,7 +294,7 @@ def noise_array(
 ) -> Call[NoisyArray]:
     """Add noise to a clean image, for an exact array: POST /noise. All arguments are those of `noise`."""
     fields = _fields(image=_upload(image), timestep=timestep, scaling=scaling, seed=seed)
-    return Call(Request("POST", "noise", NPY, fields, _LONG_S), _read_noisy_array)
+    return Call(Request("POST", "noise", NPY, fields, _LONG_S), answers.read_noisy_array)
 
 
 def _fields(**values: object) -> dict[str, object]:
@@ -307,7 +308,7 @@ def _labels(label: Label | Sequence[Label]) -> Label | list[Label]:
 
 def _silence(timeout_s: float | None) -> float:
     """A plain answer is silent until it is there."""
-    return _LONG_S if timeout_s is None else _SILENCE_S + min(_LONGEST_S, timeout_s)
+    return _LONG_S if timeout_s is None else _SILENCE_S + max(0.0, min(_LONGEST_S, timeout_s))
 
 
 def _upload(image: Upload) -> str:
@@ -319,28 +320,3 @@ def _upload(image: Upload) -> str:
     else:
         content = image if isinstance(image, bytes) else Path(image).read_bytes()
     return base64.b64encode(content).decode()
-
-
-def _read_info(_: httpx.Headers, body: bytes) -> Info:
-    document: Info = json.loads(body)
-    document["fingerprint"]  # there is none without one
-    return document
-
-
-def _read_drawn(_: httpx.Headers, body: bytes) -> Drawn:
-    document = json.loads(body)
-    images = [Image(image["seed"], base64.b64decode(image["b64_json"], validate=True)) for image in document["images"]]
-    return Drawn(tuple(images), document["parameters"], document["timings"], document["model"])
-
-
-def _read_noisy(headers: httpx.Headers, body: bytes) -> Noisy:
-    return Noisy(body, int(headers["x-seed"]), float(headers["x-clipped"]))
-
-
-def _read_noisy_array(headers: httpx.Headers, body: bytes) -> NoisyArray:
-    return NoisyArray(_read_npy(body), int(headers["x-seed"]))
-
-
-def _read_npy(body: bytes) -> Float32:
-    array: Float32 = np.load(io.BytesIO(body), allow_pickle=False)
-    return array

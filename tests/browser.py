@@ -1,11 +1,15 @@
 """Chromium without a window, by Playwright, and what must hold of every page that it shows."""
 
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+import yaml
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.servers import PATIENCE
@@ -48,3 +52,33 @@ def visiting(browser: Browser, url: str, expected: tuple[str, ...] = (), **optio
     assert [text for text in said if not text.startswith(expected)] == []
     host = urlsplit(url).netloc
     assert {urlsplit(one).netloc for one in asked if one.startswith(("http:", "https:", "ws"))} <= {host}
+
+
+# axe's rules for WCAG 2.2, and one that is experimental there: names hold the text that is seen, for who speaks to it.
+_RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+_RULES_TOO = {"rules": {"label-content-name-mismatch": {"enabled": True}}}
+_CONTROLS = {"link", "button", "textbox", "radio", "checkbox", "slider", "spinbutton", "combobox", "progressbar"}
+_GROUPS = {"group", "region", "dialog", "form", "table", "navigation", "list"}
+_SHOWN = re.compile(r'(?P<role>[a-z]+)(?: "(?P<name>(?:[^"\\\\]|\\\\.)*)")?')
+
+
+def assert_accessible(page: Page) -> None:
+    """What is shown breaks no rule of axe, and each control has a name, which no other of its kind and group has."""
+    found = Axe().run(page, options={**_RULES, **_RULES_TOO}).response["violations"]
+    broken = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found]
+    assert broken == [], broken
+    named = Counter(_controls(yaml.safe_load(page.locator("body").aria_snapshot()), ""))
+    assert named
+    wrong = [control for control, count in named.items() if not control[2] or count > 1]
+    assert wrong == [], wrong
+
+
+def _controls(shown: Any, group: str) -> Iterator[tuple[str, str, str]]:
+    """Group, role and name of each control in a snapshot of Playwright's, which is YAML."""
+    for one in shown if isinstance(shown, list) else []:
+        text, below = next(iter(one.items())) if isinstance(one, dict) else (one, None)
+        match = _SHOWN.match(str(text))
+        role, name = (match["role"], match["name"] or "") if match else ("", "")
+        if role in _CONTROLS:
+            yield group, role, name
+        yield from _controls(below, f"{role} {name}" if role in _GROUPS and name else group)

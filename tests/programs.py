@@ -1,14 +1,19 @@
-"""The program `stepwise`, as a process of its own."""
+"""The program `stepwise`: in this process, which spares a new one's start, and as a process of its own."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
+
+from stepwise import cli
 from tests.servers import PATIENCE, ROOT, Reachable, environment
 
 Ended = subprocess.CompletedProcess[bytes]
@@ -23,7 +28,38 @@ def surroundings(server: Reachable | None, **more: str) -> dict[str, str]:
 
 
 def stepwise(server: Reachable | None, folder: Path, *arguments: str, stdin: bytes = b"", **more: str) -> Ended:
-    """Run it to its end in a folder."""
+    """Run it in this process and a folder, from main() to its exit code."""
+    binaries = io.BytesIO(stdin), io.BytesIO(), io.BytesIO()
+    streams = [io.TextIOWrapper(binary, encoding="utf-8", write_through=True) for binary in binaries]
+    with (
+        _replaced(["stepwise", *arguments], streams, surroundings(server, **more)),
+        contextlib.chdir(folder),
+        pytest.raises(SystemExit) as ending,
+    ):
+        cli.main()
+    code = ending.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, binaries[1].getvalue(), binaries[2].getvalue())
+
+
+@contextmanager
+def _replaced(argv: list[str], streams: Sequence[io.TextIOWrapper], variables: Mapping[str, str]) -> Iterator[None]:
+    """Put arguments, standard streams and the environment in place of this process's own."""
+    before = sys.argv, sys.stdin, sys.stdout, sys.stderr
+    environ = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv, (sys.stdin, sys.stdout, sys.stderr) = argv, streams
+    try:
+        yield
+    finally:
+        sys.argv, sys.stdin, sys.stdout, sys.stderr = before
+        os.environ.clear()
+        os.environ.update(environ)
+
+
+def process(server: Reachable | None, folder: Path, *arguments: str, stdin: bytes = b"", **more: str) -> Ended:
+    """Run it to its end as a process of its own."""
     return subprocess.run(
         [*COMMAND, *arguments],
         cwd=folder,

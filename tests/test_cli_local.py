@@ -18,7 +18,7 @@ from service.config import Settings
 from stepwise import AsyncClient, Queued
 from stepwise.cli import app, exits
 from stepwise.cli.local import AppTransport, assemble
-from tests.programs import done, refused, running, stepwise
+from tests.programs import done, process, refused, running, stepwise
 from tests.servers import PATIENCE, Json, ServerProcess
 from tests.test_cli import asked, files
 
@@ -248,9 +248,10 @@ def test_serve(weights: Path, tmp_path: Path) -> None:
     assert b"SIGTERM: draining" in log
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_told(tmp_path: Path) -> None:
     for option, said in ("--precision", "STEPWISE_PRECISION=no: "), ("--weights", "STEPWISE_WEIGHTS=no is neither"):
-        assert refused(stepwise(None, tmp_path, "serve", option, "no"), exits.UNUSABLE).startswith(said)
+        assert refused(process(None, tmp_path, "serve", option, "no"), exits.UNUSABLE).startswith(said)
 
 
 def test_help_lists_every_setting() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from model.description import Distilled
-from tests.browser import GONE, REFUSED, chromium, visiting
+from tests.browser import GONE, REFUSED, assert_accessible, chromium, visiting
 from tests.latents import LatentServer
 from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints, serving_fake
 from tests.servers import PATIENCE, Json, Reachable, ServerProcess, needs, problem, read_parameters, read_png
@@ -67,6 +67,12 @@ def choose(page: Page, group: str, name: str) -> None:
 
 def view(page: Page) -> Locator:
     return page.locator(".view:not([hidden])")
+
+
+def go(page: Page, name: str) -> None:
+    """Another view."""
+    page.get_by_role("link", name=name).click()
+    expect(page.locator(f"#view-{name.lower()}")).to_be_visible()
 
 
 def draw(page: Page, **fields: object) -> None:
@@ -189,10 +195,10 @@ def test_one_of_each_class_is_drawn(browser: Browser, server: ServerProcess) -> 
         expect(view(page).get_by_label("Images", exact=True)).to_be_disabled()
         draw(page, Seed=3)
         expect(finished(page)).to_have_text(re.compile("^3 images"))
-        names = [f"{name}, seed {seed}: details" for seed, name in enumerate(("cat", "dog", "7"), start=3)]
-        for name in names:
-            expect(view(page).get_by_role("button", name=name)).to_be_enabled()
-        assert [card.get_attribute("aria-label") for card in cards(page).all()] == names[::-1]
+        for seed, name in enumerate(("cat", "dog", "7"), start=3):
+            expect(view(page).get_by_role("button", name=f"{name}, seed {seed}: details")).to_be_enabled()
+        for card, shown in zip(cards(page).all(), ("7 seed 5", "dog seed 4", "cat seed 3"), strict=True):
+            expect(card).to_have_accessible_name(re.compile(f"^{shown} DPM-Solver"))
         expected = server.client.get("/sample?seed=4&class_label=dog").content
         assert saved(page, opened(page, cards(page).nth(1))) == expected
 
@@ -468,7 +474,7 @@ def test_what_is_no_image_is_said_to_be_none(browser: Browser, server: ServerPro
 def test_latent_diffusion(browser: Browser, latents: LatentServer) -> None:
     with playing(browser, latents, path="/#denoise") as page:
         fill(page, "Seed of the noise", 3)  # the fake's noise is as large as its seed
-        page.get_by_role("link", name="Draw").click()
+        go(page, "Draw")
         latents.runner.hold()
         choose(page, "Class", "Any")
         draw(page, Seed=3)
@@ -683,6 +689,60 @@ def test_the_keyboard_is_enough(browser: Browser, server: ServerProcess) -> None
         page.locator("nav a").last.focus()
         keys.press("Enter")
         expect(page.locator("#view-denoise")).to_be_visible()
+
+
+def test_every_control_has_a_name_of_its_own_that_holds_what_is_seen(browser: Browser, server: ServerProcess) -> None:
+    """In each state of the page: fresh, drawn, opened, compared, denoised, and where something is wrong."""
+    with playing(browser, server, REFUSED) as page:
+        assert_accessible(page)
+        choose(page, "Class", "One of each")
+        draw(page, Seed=7)
+        finished(page)
+        assert_accessible(page)
+        viewer = opened(page, cards(page).first)
+        assert_accessible(page)
+        expect(viewer.get_by_role("textbox")).to_have_accessible_name("Draws the same bytes")
+        viewer.get_by_role("button", name="Denoise").click()
+        finished(page)
+        assert_accessible(page)
+        go(page, "Compare")
+        assert_accessible(page)
+        fill(page, "Steps", "1, 2")
+        press(page, "Compare")
+        finished(page)
+        assert_accessible(page)
+        fill(page, "Steps", "2000")
+        press(page, "Compare")
+        finished(page)
+        assert_accessible(page)
+        go(page, "Draw")
+        draw(page, Steps=2000)
+        expect(trouble(page)).to_contain_text("Steps must be")
+        assert_accessible(page)
+
+
+def test_controls_have_names_while_it_is_drawn(browser: Browser, local: FakeServer) -> None:
+    with playing(browser, local, path="/#denoise") as page:
+        assert_accessible(page)
+        go(page, "Draw")
+        local.runner.hold()
+        choose(page, "Class", "Any")
+        draw(page, Images=3, Seed=1)
+        local.runner.next_pass()
+        expect(view(page).get_by_role("button", name="Cancel")).to_be_visible()
+        assert_accessible(page)
+
+
+def test_controls_have_names_where_a_key_is_asked_for(browser: Browser, strict_server: ServerProcess) -> None:
+    with visiting(browser, strict_server.url, (REFUSED,), viewport=DESK) as page:
+        key = page.get_by_role("textbox", name="Key")
+        key.fill("gamma")
+        key.press("Enter")
+        expect(page.get_by_role("dialog").get_by_role("alert")).to_have_text("The API key is not known.")
+        assert_accessible(page)
+        page.get_by_role("button", name="Not now").click()
+        expect(page.get_by_role("button", name="Try again")).to_be_visible()
+        assert_accessible(page)
 
 
 def test_escape_cancels(browser: Browser, local: FakeServer) -> None:

@@ -138,7 +138,7 @@ function table(sheet, info, rows, columns, seed) {
 
 function cellOf(info, sampler, count) {
   const shown = picture(info, "span");
-  const button = h("button", { type: "button", className: "tile", disabled: true, "aria-label": "Noise" }, shown.root);
+  const button = h("button", { type: "button", className: "tile", disabled: true, "aria-label": `${samplerName(sampler)}, ${steps(count)}: noise` }, shown.root);
   const words = h("p", { className: "words" }, "\u00a0");
   return {
     sampler,

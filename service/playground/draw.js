@@ -36,9 +36,10 @@ export function drawView(view, info, gallery) {
 
   function set(count) {
     if (count !== tiles.length || !isFresh) {
-      tiles = Array.from({ length: count }, () => {
+      tiles = Array.from({ length: count }, (_, i) => {
         const shown = picture(info, "span");
-        const button = h("button", { type: "button", className: "tile", disabled: true, "aria-label": "Noise" }, shown.root);
+        const name = `Image ${i + 1}: noise`;
+        const button = h("button", { type: "button", className: "tile", disabled: true, "aria-label": name }, shown.root);
         return { ...shown, button, item: h("li", {}, button) };
       });
       list.replaceChildren(...tiles.map(({ item }) => item));

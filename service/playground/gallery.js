@@ -74,7 +74,7 @@ export function makeGallery(section, info, open) {
 function cardOf(item, info, open) {
   const image = h("img", { src: item.url, alt: "", width: info.image_shape[2], height: info.image_shape[1], loading: "lazy" });
   image.classList.toggle("pixels", isPixelArt(info));
-  const button = h("button", { type: "button", className: "card", "aria-label": `${item.alt}: details` },
+  const button = h("button", { type: "button", className: "card" },
     h("span", { className: "frame" }, image),
     h("b", {}, item.name),
     h("span", { className: "seed" }, `seed ${item.recipe.seed}`),

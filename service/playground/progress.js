@@ -24,6 +24,8 @@ export function progressOf(stage) {
   let isRough = false; // previews are a linear map of latents
   cancel?.addEventListener("click", () => abort?.abort());
 
+  let taken = ""; // the steps so far, in words
+  const rough = () => (isRough ? ", rough preview" : "");
   const left = () => Math.max(0, promise - (performance.now() - began) / 1000);
 
   return {
@@ -35,6 +37,7 @@ export function progressOf(stage) {
       place.dataset.state = "busy";
       bar.removeAttribute("value");
       doing.textContent = text;
+      taken = "";
       when.textContent = "";
       if (cancel) cancel.hidden = false;
       return abort.signal;
@@ -51,12 +54,15 @@ export function progressOf(stage) {
         announce(`${doing.textContent}, ${when.textContent}.`);
       } else if (name === "progress") {
         bar.value = data.step / data.steps;
-        doing.textContent = `Step ${data.step} of ${data.steps}${isRough ? ", rough preview" : ""}`;
+        taken = `Step ${data.step} of ${data.steps}`;
+        doing.textContent = taken + rough();
         when.textContent = `about ${seconds(data.eta_s)} left, at most ${seconds(left())}`;
       } else if (name === "preview") {
         isRough = data.decoder === "linear";
+        if (taken) doing.textContent = taken + rough();
       } else if (name === "again") {
         bar.removeAttribute("value");
+        taken = "";
         doing.textContent = "The connection broke; asking again";
         when.textContent = "";
         announce("The connection broke. The same images are asked for again.");

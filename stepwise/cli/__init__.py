@@ -1,6 +1,6 @@
 """The program `stepwise`, a module for each command. What a command needs of torch is imported when it runs."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -19,9 +19,8 @@ _EPILOG = "Exit codes: " + "; ".join(f"{code}, {meaning}" for code, meaning in e
 class Commands(TyperGroup):
     """Has every command end as exits.py says."""
 
-    def invoke(self, ctx: Any) -> Any:
-        with exits.explained():
-            return super().invoke(ctx)
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        exits.end(lambda: super(Commands, self).main(*args, **options))
 
 
 app = typer.Typer(

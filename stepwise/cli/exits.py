@@ -2,15 +2,22 @@
 
 error
 ├── Unusable         what was asked for cannot be done           2
+├── OSError          a file or a stream cannot be used           2
 ├── Invalid, …       the server refuses a field or an image      2
 ├── Unreachable      no server answers                           3
-└── StepwiseError    the server refuses, is busy, or has failed  4
+├── StepwiseError    the server refuses, is busy, or has failed  4
+└── any other        a fault of the program's own, with a trace  70
+
+1 is what `verify` says of a file, and nothing else.
 """
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable
+from typing import NoReturn, TextIO
 
 import typer
 
@@ -20,8 +27,11 @@ DIFFERENT = 1
 UNUSABLE = 2
 UNREACHABLE = 3
 REFUSED = 4
+FAULTY = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + 2  # SIGINT
 READER_LEFT = 128 + 13  # SIGPIPE
+
+STANDARD_OUTPUT = "standard output"  # in the place of a file's name, in an OSError
 
 MEANINGS = {
     0: "done",
@@ -29,6 +39,7 @@ MEANINGS = {
     UNUSABLE: "what was asked for cannot be done: options, files, fields, settings",
     UNREACHABLE: "no server answers",
     REFUSED: "the server refuses (its API key, a full queue, a deadline) or has failed",
+    FAULTY: "stepwise itself is at fault; what it prints belongs into a report",
     INTERRUPTED: "Ctrl-C",
     READER_LEFT: "whoever read the output has left",
 }
@@ -45,19 +56,92 @@ def code_of(error: Unusable | StepwiseError) -> int:
     return UNREACHABLE if isinstance(error, Unreachable) else REFUSED
 
 
-@contextmanager
-def explained() -> Iterator[None]:
-    """Have errors end the program with their line on standard error, and their code."""
+def end(command: Callable[[], object]) -> NoReturn:
+    """Run the program, which may end itself too, and end it with its code. An error is told in one line.
+
+    Raises:
+        SystemExit: always.
+    """
+    sys.exit(_code(command))
+
+
+def _code(command: Callable[[], object]) -> int:
     try:
-        yield
-        sys.stdout.flush()
+        _prepare_streams()
+        return _finished(command)
     except (Unusable, StepwiseError) as error:
         hint = "; start one with `stepwise serve`, or do without: --local" if isinstance(error, Unreachable) else ""
-        print(f"stepwise: {error}{hint}", file=sys.stderr)
-        raise typer.Exit(code_of(error)) from None
+        say(f"{error}{hint}")
+        return code_of(error)
     except KeyboardInterrupt:
-        print("stepwise: interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        say("interrupted")
+        return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else flushing at the end fails once more
-        raise typer.Exit(READER_LEFT) from None
+        _give_up(sys.stdout)
+        return READER_LEFT
+    except OSError as error:
+        say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        if error.filename in (None, STANDARD_OUTPUT):
+            _give_up(sys.stdout)
+        return UNUSABLE
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
+        say(f"a fault of its own, {type(error).__name__}: {error}")
+        return FAULTY
+
+
+def _finished(command: Callable[[], object]) -> int:
+    """The code that typer ends a command with, once all that it has printed is out."""
+    code: object = 0
+    try:
+        command()
+    except SystemExit as ending:
+        # rich and typer end the program with 1 themselves where they cannot write, or input ends amid a question.
+        if isinstance(ending.__context__, BrokenPipeError | EOFError | typer.Abort):
+            raise ending.__context__ from None
+        code = ending.code
+    if code == INTERRUPTED:  # typer says nothing
+        raise KeyboardInterrupt
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, STANDARD_OUTPUT) from None
+    return code if isinstance(code, int) else FAULTY if code else 0
+
+
+def say(text: str) -> None:
+    """Print a line on standard error, which a terminal shows as it is. Where that is closed, the exit code must do."""
+    try:
+        print(f"stepwise: {printable(text)}", file=sys.stderr, flush=True)
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def printable(text: str) -> str:
+    """A text of others on one line, without what a terminal would obey."""
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+
+
+def _prepare_streams() -> None:
+    """Have characters that an encoding lacks be written in another way, and streams that are closed be empty.
+
+    Raises:
+        Unusable: where standard output is closed, which would lose what is printed.
+    """
+    for name, mode in ("stdin", "r"), ("stderr", "w"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        raise Unusable("standard output is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _give_up(stream: TextIO) -> None:
+    """Have what is left for a stream go nowhere: flushing at the end would fail once more."""
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), stream.fileno())

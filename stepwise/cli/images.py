@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stepwise import DEFAULT_URL, AsyncClient, Noisy, NoisyArray
 from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
-from stepwise.cli.exits import Unusable
+from stepwise.cli.exits import Unusable, say
 from stepwise.cli.output import Output, refuse_json_beside
 
 VALUE_RANGE = 4.0  # of noisy PNGs: noise seldom goes beyond four times its standard deviation
@@ -88,7 +88,7 @@ def denoise(
     async def work(client: AsyncClient) -> bytes:
         if suffix == ".npy":
             return _npy(await client.denoise_array(content, timestep, output=wanted, **settings))
-        [clean], _ = await progress.drawn(client.stream_denoise(content, timestep, **settings))
+        [clean], _ = await progress.drawn(client.stream_denoise(content, timestep, **settings), 1)
         return clean.png
 
     answer = run(Server(url, patience, local, weights), work)
@@ -136,10 +136,7 @@ def noise(
     paths = target.write({f"{_stem(image)}-noisy{suffix}": answer})
     if clipped:
         hint = "a larger --value-range keeps them, and an .npy keeps all"
-        print(
-            f"stepwise: {clipped:.2%} of the values are beyond ±{value_range:g} and were clipped: {hint}",
-            file=sys.stderr,
-        )
+        say(f"{clipped:.2%} of the values are beyond ±{value_range:g} and were clipped: {hint}")
     if as_json:
         print(json.dumps({"file": str(paths[0]), "seed": noisy.seed, "clipped": clipped}))
     else:
@@ -153,10 +150,8 @@ def read(image: str) -> bytes:
     Raises:
         Unusable: where it cannot be read.
     """
-    if image == "-":
-        return sys.stdin.buffer.read()
     try:
-        return Path(image).read_bytes()
+        return sys.stdin.buffer.read() if image == "-" else Path(image).read_bytes()
     except OSError as error:
         raise Unusable(f"{image}: cannot be read: {error.strerror or error}") from None
 

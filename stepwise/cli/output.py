@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepwise.cli.exits import Unusable
+from stepwise.cli.exits import STANDARD_OUTPUT, Unusable
 
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same bytes at any time, as the server's
 
@@ -75,8 +75,7 @@ class Output:
         """
         if self.path is None:
             [content] = files.values()
-            sys.stdout.buffer.write(content)
-            sys.stdout.buffer.flush()
+            _write_out(content)
             return []
         if self.is_folder:
             targets = {self.path / name: content for name, content in files.items()}
@@ -106,6 +105,16 @@ def refuse_json_beside(output: Output, as_json: bool) -> None:
     """
     if as_json and output.path is None:
         raise Unusable("--json and the image cannot both go to standard output: name a file with -o")
+
+
+def _write_out(content: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, STANDARD_OUTPUT) from None
 
 
 def _in_the_way(path: Path) -> str:

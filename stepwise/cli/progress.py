@@ -7,7 +7,7 @@ from contextlib import aclosing, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from stepwise import Done, Event, Image, ImageDone, Queued, StepwiseError
+from stepwise import Done, Event, Image, ImageDone, Queued, Unreachable
 from stepwise import Progress as Taken
 
 
@@ -19,8 +19,12 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
-async def drawn(events: AsyncGenerator[Event, None]) -> tuple[list[Image], Done]:
-    """Show how a request goes; its images, in their order, and its end."""
+async def drawn(events: AsyncGenerator[Event, None], count: int) -> tuple[list[Image], Done]:
+    """Show how a request goes; its `count` images, in their order, and its end.
+
+    Raises:
+        Unreachable: other images came.
+    """
     images: dict[int, Image] = {}
     async with aclosing(events):  # which ends the server's work where this one's ends early
         with _bar() as bar:
@@ -36,8 +40,10 @@ async def drawn(events: AsyncGenerator[Event, None]) -> tuple[list[Image], Done]
                     case ImageDone(index, image):
                         images[index] = image
                     case Done():
-                        return [images[index] for index in sorted(images)], event
-    raise StepwiseError("the server's events ended without the last")
+                        if sorted(images) != list(range(count)):
+                            raise Unreachable(f"of {count} images the server sent those of the indices {list(images)}")
+                        return [images[index] for index in range(count)], event
+    raise Unreachable("the server's events ended without the last")
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def sample(
             guidance_scale=guidance_scale,
             timeout_s=timeout,
         )
-        return await progress.drawn(events)
+        return await progress.drawn(events, count)
 
     images, done = run(Server(url, patience, local, weights), draw)
     pngs = {f"{image.seed}.png": image.png for image in images}

@@ -9,7 +9,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from service.images import contact_sheet, encode_png
-from stepwise import read_recipe
+from stepwise import Unreachable, read_recipe
 
 
 def sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
@@ -18,9 +18,19 @@ def sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
     Args:
         pngs: as they were answered.
         parameters: of the whole request, its defaults filled in.
+
+    Raises:
+        Unreachable: they are no images of one request to a Stepwise server.
     """
     if len(pngs) == 1:
         return pngs[0]
+    try:
+        return _sheet(pngs, parameters)
+    except (KeyError, OSError, SyntaxError, ValueError) as error:
+        raise Unreachable(f"the server sends no images of Stepwise: {error}") from error
+
+
+def _sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
     recipes = [read_recipe(png) for png in pngs]
     shared = {name: recipes[0][name] for name in ("sampler", "num_inference_steps", "eta", "model", "fingerprint")}
     recipe = {

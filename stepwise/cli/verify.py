@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
@@ -12,10 +11,10 @@ import numpy as np
 import PIL.Image
 import typer
 
-from stepwise import DEFAULT_URL, AsyncClient, Info, Invalid, StepwiseError, read_recipe
+from stepwise import DEFAULT_URL, AsyncClient, Info, Invalid, StepwiseError, Unreachable, read_recipe
 from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
-from stepwise.cli.exits import DIFFERENT, Unusable, code_of
+from stepwise.cli.exits import DIFFERENT, UNUSABLE, Unusable, code_of, printable, say
 from stepwise.cli.images import range_of, read
 
 AT_ONCE = 8  # files; a server draws them together
@@ -55,6 +54,8 @@ def verify(
                     return await again.compare(file, read(file))
             except (Unusable, StepwiseError) as error:
                 return Failure(file, str(error), code_of(error))
+            except RecursionError:
+                return Failure(file, "its recipe is nested too deeply", UNUSABLE)
             finally:
                 count.one_more()
 
@@ -66,9 +67,9 @@ def verify(
         print(json.dumps([one.document() for one in found]))
     for one in found:
         if isinstance(one, Failure):
-            print(f"stepwise: {one}", file=sys.stderr)
+            say(str(one))
         elif not as_json:
-            print(one)
+            print(printable(str(one)))
     failures = [one.code for one in found if isinstance(one, Failure)]
     differ = any(isinstance(one, Verdict) and not one.same for one in found)
     raise typer.Exit(max(failures) if failures else DIFFERENT if differ else 0)
@@ -100,7 +101,14 @@ class Verdict:
         return f"{self.file}: {'the same bytes' if self.same else 'different: ' + '; '.join(self.differs)}"
 
     def document(self) -> dict[str, Any]:
-        return {"file": self.file, "same": self.same, **asdict(self)}
+        pixels = None if self.pixels is None else asdict(self.pixels)
+        return {
+            "file": self.file,
+            "same": self.same,
+            "recipe": self.recipe,
+            "differs": self.differs,
+            "pixels": pixels,
+        }
 
 
 @dataclass(frozen=True)
@@ -147,17 +155,18 @@ class Again:
         differs = self._drawn_by_others(recipe)
         if recipe.get("model") not in self._names:
             return Verdict(file, recipe, differs)
+        for name in _needed(recipe):
+            if name not in recipe:
+                raise Unusable(f"{file}: its recipe does not say {name}")
         try:
             drawn = await self._draw(recipe)
-        except KeyError as error:
-            raise Unusable(f"{file}: its recipe does not say {error.args[0]}") from None
         except Invalid as error:
             if not differs:
                 raise
             return Verdict(file, recipe, [*differs, f"which refuses the recipe: {error}"])
         if drawn == png:
             return Verdict(file, recipe)
-        again = read_recipe(drawn)
+        again = _recipe_of_answer(drawn)
         for name in sorted({*recipe, *again} - set(_DRAWN_BY)):
             if recipe.get(name) != again.get(name):
                 differs.append(_difference(name, recipe.get(name), again.get(name)))
@@ -195,6 +204,17 @@ class Again:
         return (await self.client.sample(**settings)).images[0].png
 
 
+def _needed(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    return (*_SETTINGS, *_OF_DENOISE) if "image_sha256" in recipe else _SETTINGS
+
+
+def _recipe_of_answer(png: bytes) -> dict[str, Any]:
+    try:
+        return read_recipe(png)
+    except ValueError as error:
+        raise Unreachable(f"the server sends no images of Stepwise: {error}") from None
+
+
 def compare_pixels(file: str, png: bytes, drawn: bytes) -> tuple[Pixels | None, str]:
     """How the pixels of two PNGs differ, in numbers where they have the same size, and in words."""
     one, other = _pixels(file, png), _pixels(file, drawn)
@@ -212,7 +232,7 @@ def _pixels(file: str, png: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
     try:
         with PIL.Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             return np.asarray(image, np.int64)
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # Pillow has many kinds for what is broken, or too large
         raise Unusable(f"{file}: its pixels cannot be read") from None
 
 

@@ -1,0 +1,59 @@
+"""Answers, read.
+
+Each function raises whatever reading raises where an answer is not what docs/api.md says.
+"""
+
+import base64
+import io
+import json
+from typing import Any, TypedDict
+
+import httpx
+import numpy as np
+
+from stepwise.results import Drawn, Float32, Image, Info, Noisy, NoisyArray
+from stepwise.shapes import checked
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+class _Image(TypedDict):
+    seed: int
+    b64_json: str
+
+
+class _Drawn(TypedDict):
+    images: list[_Image]
+    parameters: dict[str, Any]
+    timings: dict[str, float]
+    model: dict[str, str]
+
+
+def read_info(_: httpx.Headers, body: bytes) -> Info:
+    document: Info = checked(json.loads(body), Info)
+    return document
+
+
+def read_drawn(_: httpx.Headers, body: bytes) -> Drawn:
+    document: _Drawn = checked(json.loads(body), _Drawn)
+    images = [Image(image["seed"], base64.b64decode(image["b64_json"], validate=True)) for image in document["images"]]
+    if not images:
+        raise ValueError("it has no images")
+    return Drawn(tuple(images), document["parameters"], document["timings"], document["model"])
+
+
+def read_noisy(headers: httpx.Headers, body: bytes) -> Noisy:
+    if not body.startswith(_PNG_MAGIC):
+        raise ValueError("it is no PNG")
+    return Noisy(body, int(headers["x-seed"]), float(headers["x-clipped"]))
+
+
+def read_noisy_array(headers: httpx.Headers, body: bytes) -> NoisyArray:
+    return NoisyArray(read_npy(body), int(headers["x-seed"]))
+
+
+def read_npy(body: bytes) -> Float32:
+    array: Float32 = np.lib.format.read_array(io.BytesIO(body), allow_pickle=False)
+    if array.dtype != np.float32 or array.ndim != 3:
+        raise ValueError(f"it is an array of {array.dtype} with the shape {list(array.shape)}")
+    return array

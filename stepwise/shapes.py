@@ -1,0 +1,53 @@
+"""Whether JSON has the shape that docs/api.md says. What a server answers is checked here, before anything uses it."""
+
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+
+def checked(value: object, shape: Any, name: str = "the answer") -> Any:
+    """The value itself. An object may have more keys than its TypedDict.
+
+    Args:
+        shape: a TypedDict, list[…], dict[str, …], a union, a Literal, or a type that JSON has. An int is a float too.
+        name: of the value, in errors.
+
+    Raises:
+        KeyError: a key is missing.
+        TypeError: a value is of another type.
+    """
+    if shape is Any:
+        return value
+    if is_typeddict(shape):
+        for key, inner in get_type_hints(shape).items():
+            checked(_is(value, dict, name)[key], inner, key)
+        return value
+    origin, inner = get_origin(shape), get_args(shape)
+    if origin in (types.UnionType, Union):
+        if not any(_fits(value, kind, name) for kind in inner):
+            raise TypeError(f"{name} is {value!r:.80}")
+    elif origin is list:
+        for one in _is(value, list, name):
+            checked(one, inner[0], name)
+    elif origin is dict:
+        for one in _is(value, dict, name).values():
+            checked(one, inner[1], name)
+    elif origin is Literal:
+        _is(value, str, name)  # a newer server may have more of them
+    else:
+        _is(value, shape, name)
+    return value
+
+
+def _fits(value: object, shape: Any, name: str) -> bool:
+    try:
+        checked(value, shape, name)
+    except (KeyError, TypeError):
+        return False
+    return True
+
+
+def _is(value: Any, kind: type, name: str) -> Any:
+    kinds: tuple[type, ...] = (int, float) if kind is float else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{name} is {value!r:.80}, and no {kind.__name__}")
+    return value
