@@ -103,6 +103,11 @@ def test_what_is_no_stepwise_server_is_told_at_once(tmp_path: Path, name: str) -
             assert line.startswith((f"{peer.url} is no Stepwise server: ", "of 1 images the server sent"))
             assert len(line) < 400
             assert len(peer.asked) == number
+        with package.Client(peer.url) as client:
+            for ask in (client.info, client.sample):
+                with pytest.raises(package.Unreachable):
+                    ask()
+        assert len(peer.asked) == len(COMMANDS) + 2
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -112,7 +117,10 @@ def test_what_refuses_is_told(tmp_path: Path, name: str) -> None:
     with saying(content) as peer:
         for command in COMMANDS:
             told(stepwise(peer, tmp_path, *command, "--patience", "0"), code)
-    assert len(peer.asked) == len(COMMANDS)
+        with package.Client(peer.url, patience_s=0) as client, pytest.raises(package.StepwiseError) as raised:
+            client.info()
+    assert exits.code_of(raised.value) == code
+    assert len(peer.asked) == len(COMMANDS) + 1
 
 
 def image(seed: object, png: bytes = b"x", **more: object) -> Json:
@@ -269,7 +277,7 @@ def test_urls_that_are_none(tmp_path: Path, url: str) -> None:
     assert told(stepwise(None, tmp_path, "verify", "a.png", "--url", url), exits.UNUSABLE).startswith("--url ")
 
 
-@pytest.mark.parametrize("url", ["http://a..b", "http://" + "a" * 70, "http://no.invalid", "http://127.0.0.1:9"])
+@pytest.mark.parametrize("url", ["http://a..b", "http://" + "a" * 70, "http://127.0.0.1:9"])
 def test_hosts_that_are_not_there(tmp_path: Path, url: str) -> None:
     line = told(stepwise(None, tmp_path, "verify", "a.png", "--url", url), exits.UNREACHABLE)
     assert line.startswith((f"no connection to {url}: ", f"nothing can be sent to {url}: "))
