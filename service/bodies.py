@@ -84,21 +84,27 @@ class Room:
 
     def _admit(self) -> None:
         """Let in whoever there is room for, and refuse those who hold their share while others wait."""
-        clients = self._held.keys() | {waiter.client for waiter in self._line}
-        share = self._total / max(1, len(clients))
+        while True:
+            clients = self._held.keys() | {waiter.client for waiter in self._line}
+            share = self._total / max(1, len(clients))
+            self._let_in(share if len(clients) > 1 else 0)
+            waiting = {waiter.client for waiter in self._line}
+            greedy = next((client for client in sorted(waiting) if self._held[client] >= share), None)
+            if greedy is None or len(waiting) == 1:
+                return
+            for waiter in [waiter for waiter in self._line if waiter.client == greedy]:
+                self._leave(waiter, granted=False)
+
+    def _let_in(self, share: float) -> None:
+        """In order of arrival, but who holds less than `share` may use the spare room."""
         in_turn = True
         for waiter in list(self._line):
             free = self._total - self.held - waiter.size
-            below_share = len(clients) > 1 and self._held[waiter.client] < share
-            if (in_turn and free >= 0) or (below_share and free + self._spare >= 0):
+            if (in_turn and free >= 0) or (self._held[waiter.client] < share and free + self._spare >= 0):
                 self._held[waiter.client] += waiter.size
                 self._leave(waiter, granted=True)
             else:
                 in_turn = False
-        for waiter in list(self._line):
-            others_wait = any(other.client != waiter.client for other in self._line)
-            if others_wait and self._held[waiter.client] >= share:
-                self._leave(waiter, granted=False)
 
     def _leave(self, waiter: _Waiter, granted: bool) -> None:
         self._line.remove(waiter)
