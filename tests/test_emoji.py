@@ -376,6 +376,7 @@ def criteria(text: str = "", without: str = "") -> str:
     return f"copies_without = [{without}]\n[at_least]\n[at_most]\n{text}"
 
 
+@pytest.mark.slow
 def test_quality_tells_of_classes_and_of_the_autoencoder(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -488,6 +489,7 @@ def pixels_of(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image)
 
 
+@pytest.mark.slow
 def test_pictures_of_weights_alone(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = trained.parent
     monkeypatch.setattr("sys.argv", ["pictures", str(trained), str(target)])

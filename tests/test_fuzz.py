@@ -429,6 +429,7 @@ def grown() -> dict[str, int]:
     return measured
 
 
+@pytest.mark.slow
 def test_what_is_small_takes_little_memory(grown: dict[str, int]) -> None:
     assert grown.pop("goes off") > LEAST  # the measure sees it
     assert len(grown) >= 30

@@ -432,6 +432,7 @@ def test_fingerprint_names_what_moves_bits(tiny: Any) -> None:
     assert backend_of(tiny, precision="bfloat16").fingerprint == first | {"precision": "bfloat16"}
 
 
+@pytest.mark.slow
 def test_no_usage_statistics_are_sent() -> None:
     """OpenVINO's import sends some, and its convert_model: by this package, which must not even be imported.
 

@@ -393,6 +393,7 @@ def run_quality(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) ->
     quality.main()
 
 
+@pytest.mark.slow
 def test_quality_judges_and_keeps_its_classifier(
     recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -455,6 +456,7 @@ def trained(recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> P
     return folder
 
 
+@pytest.mark.slow
 def test_quality_judges_a_student_by_its_teachers_data_and_by_its_own_limits(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -471,6 +473,7 @@ def test_quality_judges_a_student_by_its_teachers_data_and_by_its_own_limits(
     assert "| at most 0.8 |" in said
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_and_their_figures_told(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
