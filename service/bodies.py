@@ -124,8 +124,7 @@ class Body:
         wait_s: for room.
 
     Attributes:
-        is_too_large: is known to be.
-        is_unread: more of it may come.
+        is_too_large: its declared length is.
     """
 
     def __init__(
@@ -152,7 +151,7 @@ class Body:
         self._count = 0  # of the bytes that have come
         self._data = bytearray()
         self.is_too_large = self._declared is not None and self._declared > max_bytes
-        self.is_unread = True
+        self._is_unread = True
 
     @staticmethod
     def of(request: Request) -> "Body":
@@ -163,7 +162,7 @@ class Body:
     async def is_empty(self) -> bool:
         """Whether not one byte comes."""
         if self._declared is None:
-            while self.is_unread and not self._data:
+            while self._is_unread and not self._data:
                 await self._read_on()
             return not self._data
         return self._declared == 0
@@ -175,7 +174,7 @@ class Body:
             BodyTooLarge, TooSlow, ShareTaken, QueueFull: as soon as that is known.
             ClientDisconnect: the client closed the connection.
         """
-        while self.is_unread:
+        while self._is_unread:
             await self._read_on()
         whole, self._data = self._data, bytearray()
         return whole
@@ -188,13 +187,13 @@ class Body:
     async def _read_on(self) -> None:
         message = await self.receive()
         if message["type"] == "http.disconnect":
-            self.is_unread = False
+            self._is_unread = False
             raise ClientDisconnect
         self._data += message.get("body", b"")
 
     async def receive(self) -> Message:
         """The next piece of the body, and what comes after it."""
-        if not self.is_unread:
+        if not self._is_unread:
             return await self._receive()
         if self._deadline is None:
             self._deadline = asyncio.get_running_loop().time() + self._patience_s
@@ -202,9 +201,8 @@ class Body:
                 await self._take(self._declared)
         message = await self._in_time(self._receive())
         self._count += len(message.get("body", b""))
-        self.is_unread = message.get("more_body", False)
+        self._is_unread = message.get("more_body", False)
         if self._count > self._max_bytes:
-            self.is_too_large = True
             raise self.too_large()
         if self._count > max(FREE, self._taken):
             await self._take(min(self._count + _GROWTH, self._max_bytes) - self._taken)

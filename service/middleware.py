@@ -1,7 +1,6 @@
 """What happens to every request: an id, one line in the log, metrics, security headers, limits, keys."""
 
 import asyncio
-import contextlib
 import hmac
 import logging
 import re
@@ -22,7 +21,6 @@ from service.places import household
 log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_LINGER_S = 5.0  # for a client that sends on after a 413
 BODY_PATIENCE_S = 60.0  # for all of a body
 BODY_WAIT_S = 10.0  # for room
 _MAX_SHOWN = 80  # characters of a header in a message
@@ -128,9 +126,6 @@ class RequestLog:
 class BodyLimit:
     """Puts a Body into each request's scope. Refuses what is too large or is encoded before it is read.
 
-    Closing the connection at once would reset it, and a client that is still sending would lose the answer. So what
-    it sends on after a 413 is thrown away, for a short while.
-
     Args:
         room: for all bodies.
         max_body: bytes of one.
@@ -150,23 +145,15 @@ class BodyLimit:
         client = client_of(scope, self._has_keys)
         body = Body(scope, receive, self._room, client, self._max_body, BODY_PATIENCE_S, BODY_WAIT_S)
 
-        async def send_and_linger(message: Message) -> None:
-            if message["type"] == "http.response.body" and body.is_too_large and body.is_unread:
-                body.let_go()
-                await send({**message, "more_body": True})
-                await _discard(receive)
-                message = {"type": "http.response.body"}
-            await send(message)
-
         try:
             if body.is_too_large:
-                await answer(body.too_large())(scope, receive, send_and_linger)
+                await answer(body.too_large())(scope, receive, send)
             elif coding := _coding_of(scope):
                 error = UnsupportedCoding(f"a body must have no Content-Encoding, and has {coding}")
                 await answer(error)(scope, receive, send)
             else:
                 scope[IN_SCOPE] = body
-                await self._app(scope, body.receive, send_and_linger)
+                await self._app(scope, body.receive, send)
         finally:
             body.let_go()
 
@@ -186,14 +173,6 @@ def _coding_of(scope: Scope) -> str:
         return ""
     codings = (coding.strip().lower() for value in headers.getlist("content-encoding") for coding in value.split(","))
     return ", ".join(coding for coding in codings if coding not in ("", "identity"))[:_MAX_SHOWN]
-
-
-async def _discard(receive: Receive) -> None:
-    """Read a body to its end, or for as long as is fair."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_S):
-            while (await receive()).get("more_body", False):
-                pass
 
 
 class ApiKeys:
