@@ -146,17 +146,22 @@ def test_what_a_hung_replica_had_is_drawn_elsewhere(balancer: Balancer, fleet: l
     bodies: list[Json] = [{**LONG, "seed": i} for i in range(REPLICAS)]
     alone = [post(balancer, body).content for body in bodies]
     hung = fleet[1]
-    with ThreadPoolExecutor(REPLICAS) as pool:
-        long = [pool.submit(post, balancer, {**body, "num_images": 1}) for body in bodies]
+    accepted = [replica.server.metric("stepwise_accepted_total") for replica in fleet]
+    with ThreadPoolExecutor(REPLICAS) as pool, ExitStack() as stack:
+        for _ in fleet:  # what no replica ends before one of them hangs
+            stack.enter_context(send_long(balancer, 64))
         for replica in fleet:
             wait_until_running(replica.server)
+        long = [pool.submit(post, balancer, {**body, "num_images": 1}) for body in bodies]
+        for replica, before in zip(fleet, accepted, strict=True):
+            replica.server.wait_for_metric("stepwise_accepted_total", partial(operator.eq, before + 2))
         hung.hang()
         balancer.wait_until(up=REPLICAS - 1, down=1)
         assert [post(balancer, {"seed": i}).status_code for i in range(10)] == [200] * 10
         assert [answer.result().content for answer in long] == alone
-    hung.go_on()
-    balancer.wait_until(up=REPLICAS)
-    assert hung.server.wait_for_line(lambda line: line.get("status") == 499)  # its client has left
+        hung.go_on()
+        balancer.wait_until(up=REPLICAS)
+        assert hung.server.wait_for_line(lambda line: line.get("status") == 499)  # its client has left
 
 
 def test_when_all_are_full_the_client_is_told_when_to_come_again(balancer: Balancer, fleet: list[Replica]) -> None:
