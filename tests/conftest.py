@@ -8,7 +8,7 @@ import torch
 from hypothesis import settings
 from safetensors.torch import load_file, save_file
 
-from tests import examples  # noqa: F401  (the profiles)
+from tests import properties  # noqa: F401  (the profiles)
 from tests.latents import LatentServer, serving_latents
 from tests.servers import PATIENCE, ServerProcess, serving, side_by_side, write_weights
 

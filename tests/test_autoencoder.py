@@ -18,8 +18,8 @@ from model.checkpoints.load import load_autoencoder
 from model.checkpoints.native import parse
 from model.layers import Attention
 from tests.checkpoints import save_latent_pipeline, small_autoencoder
-from tests.examples import examples
 from tests.networks import fill
+from tests.properties import examples
 from tests.reference import AutoencoderKL, VQModel
 from tests.test_tensors import GIGABYTE, memory
 

@@ -47,7 +47,7 @@ from tests.engines import (
     warm,
     warm_latent,
 )
-from tests.examples import examples
+from tests.properties import examples
 from tests.scripted import DECODED_FATES, FATES, Client, Script, Submit, scripts
 from tests.test_answers import SERVED
 

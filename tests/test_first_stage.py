@@ -23,8 +23,8 @@ from model.first_stage import FirstStage, Preview, fitted
 from model.layers import Attention
 from model.rows import Image
 from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
-from tests.examples import examples
 from tests.networks import fill
+from tests.properties import examples
 
 IMAGE = (3, 12, 16)
 WIDTH = 5

@@ -12,7 +12,6 @@ from service.costs import Costs
 from service.forecast import eta
 from service.jobs import Job
 from service.promises import MARGIN
-from tests.examples import examples
 from tests.lines import (
     Arrival,
     Images,
@@ -26,6 +25,7 @@ from tests.lines import (
     cost_tables,
     costs_with_decoding,
 )
+from tests.properties import examples
 
 ONE_ROW = {1: 1.0}
 BETWEEN = {1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}

@@ -28,7 +28,7 @@ from service.images import decode
 from service.reading import read_upload
 from service.schemas import NoiseRequest
 from tests.checkpoints import save_latent_pipeline, small_autoencoder, small_unet
-from tests.examples import examples
+from tests.properties import examples
 from tests.reference import AutoencoderKL
 from tests.servers import ROOT, Json, ServerProcess, problem, read_npy, serving, side_by_side, write_npy
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from service.costs import Costs
 from service.jobs import Job, Task
 from service.promises import MARGIN, PATIENCE, SHARED, SHORTEST, Bounds, Spare, earliest, patient, spare
-from tests.examples import examples
 from tests.lines import Images, alike, any_images, cost_tables, costs_with_decoding
+from tests.properties import examples
 
 ROUNDING = 1e-7
 START = 100.0

@@ -49,7 +49,7 @@ from tests.engines import (
     warm,
     warm_latent,
 )
-from tests.examples import examples
+from tests.properties import examples
 from tests.scripted import FATES, Cancel, Client, Script, Submit, scripts
 
 # Leaving

@@ -20,7 +20,7 @@ from model.rows import Forward, Image, Reading, Row
 from model.runner import SlotRunner
 from model.samplers import Column, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
-from tests.examples import examples
+from tests.properties import examples
 from tests.trajectories import forwards, runner_of, runner_on, small_network, trajectory
 
 SHAPE = (3, 8, 8)

@@ -13,7 +13,6 @@ from service.costs import Costs
 from service.jobs import Job
 from service.promises import MARGIN, SHARED
 from service.scheduler import Scheduler
-from tests.examples import examples
 from tests.lines import (
     Arrival,
     Images,
@@ -28,6 +27,7 @@ from tests.lines import (
     costs_with_decoding,
     played,
 )
+from tests.properties import examples
 
 SOON = 1e-6  # seconds, of rounding
 MANY = 1000

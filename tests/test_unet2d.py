@@ -20,8 +20,8 @@ from model.checkpoints.load import load
 from model.checkpoints.native import parse
 from model.unet2d import UNet2D, UNet2DConfig
 from tests.checkpoints import refusal
-from tests.examples import examples
 from tests.networks import fill
+from tests.properties import examples
 from tests.reference import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 Fields = dict[str, Any]
