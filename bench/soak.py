@@ -1,12 +1,13 @@
 """Minutes of all that clients do, and of what they should not: nothing of it may stay, and nothing may be lost.
 
-    python -m bench.soak [--minutes 10]
+    python -m bench.soak [--minutes 10] [--slow]
 
 Clients ask the digits' server for images or streams, and read all of it, leave midway, leave while they wait, or never
 read what they asked for. Others send what is no request, or half of one. At times a burst fills the queue. Prints what
 became of all of them, and what the server holds each time that a fifth of the time has passed. Fails where an answer is
-none that the contract has; where requests were accepted that did not end, or promises not counted; or where memory,
-threads or descriptors grow.
+none that the contract has; where the server was not ready; where requests were accepted that did not end, or promises
+not counted; or where memory, threads or descriptors grow. With --slow the network has random weights, and one of its
+passes takes seconds.
 """
 
 import argparse
@@ -16,9 +17,11 @@ import contextlib
 import json
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,12 +29,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.load import PATIENCE
 from bench.memory import resident_mb
 from bench.servers import Server, running
+from model.checkpoints import native
 from service.build import BOX
 
 PARTS = 5
 CLIENTS_A_MINUTE = 400
 BURST, BURSTS_A_PART = 150, 4  # requests; more than there are places
-SETTINGS = {"STEPWISE_WEIGHTS": str(BOX / "digits"), "STEPWISE_MAX_QUEUE": "64", "STEPWISE_MAX_BODY": "1MiB"}
+SETTINGS = {"STEPWISE_MAX_QUEUE": "64", "STEPWISE_MAX_BODY": "1MiB"}
 GAUGES = ("rows_running", "rows_waiting", "outstanding_row_steps")
 MAY_GROW_MB = 8.0  # from the first fifth to the last
 MAY_GROW = 3  # threads, descriptors: those of pools and of idle connections
@@ -59,6 +63,34 @@ SENSELESS = (  # method, path, content type, body, status
 HALVES = (b"", b"GET", b"\x16\x03\x01\0", b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
 
 
+class Steps(NamedTuple):
+    """The steps that clients ask for."""
+
+    one_by_one: tuple[int, ...]
+    in_a_burst: tuple[int, ...]
+
+
+STEPS = Steps((1, 5, 15, 50, 100), (1, 10))
+STEPS_OF_SLOW = Steps((1, 1, 2, 4), (1, 2))
+SLOW = {  # 4 s a pass on two cores in float32
+    "architecture": "diffusion_unet",
+    "in_channels": 1,
+    "image_size": [768, 768],
+    "model_channels": 64,
+    "channel_multipliers": [1, 2],
+    "norm_groups": 4,
+    "num_classes": 10,
+    "schedule": {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+    "recommended": {"num_inference_steps": 2},
+}
+
+
+def write_slow(folder: Path) -> None:
+    """Random weights."""
+    config = native.parse(folder, SLOW)
+    native.save(config.build(), None, config, folder)
+
+
 class Outcomes(Counter[str]):
     """How often what became of a client; and what should not have, in words."""
 
@@ -71,11 +103,11 @@ class Outcomes(Counter[str]):
             self.wrong.append(str(what)[:300])
 
 
-async def visit(url: str, draw: random.Random, outcomes: Outcomes) -> None:
+async def visit(url: str, steps: Steps, draw: random.Random, outcomes: Outcomes) -> None:
     """One client: all of an answer, or a part of it."""
     stays = draw.choice(("reads", "reads", "leaves", "leaves at once", "never reads"))
     fields = {
-        "num_inference_steps": draw.choice((1, 5, 15, 50, 100)),
+        "num_inference_steps": draw.choice(steps.one_by_one),
         "num_images": draw.choice((1, 1, 2, 8)),
         "class_label": draw.randrange(10),
     }
@@ -107,7 +139,7 @@ def is_answer(response: httpx.Response, body: bytes) -> bool:
     return response.status_code == 200 and body.endswith(ends)
 
 
-async def talk_nonsense(url: str, draw: random.Random, outcomes: Outcomes) -> None:
+async def talk_nonsense(url: str, steps: Steps, draw: random.Random, outcomes: Outcomes) -> None:
     """One client that sends what is refused, or does not send all, and leaves."""
     if draw.random() < 0.3:
         host, port = url.removeprefix("http://").split(":")
@@ -125,34 +157,50 @@ async def talk_nonsense(url: str, draw: random.Random, outcomes: Outcomes) -> No
         outcomes.check(response.status_code == status and response.json()["status"] == status, (path, response.text))
 
 
-async def burst(url: str, draw: random.Random, outcomes: Outcomes) -> None:
+async def burst(url: str, steps: Steps, draw: random.Random, outcomes: Outcomes) -> None:
     """More requests at once than there are places."""
     limits = httpx.Limits(max_connections=BURST)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False, limits=limits) as client:
-        asked = [{"seed": draw.randrange(2**31), "num_inference_steps": draw.choice((1, 10))} for _ in range(BURST)]
+        asked = [
+            {"seed": draw.randrange(2**31), "num_inference_steps": draw.choice(steps.in_a_burst)} for _ in range(BURST)
+        ]
         for response in await asyncio.gather(*(client.post("/sample", json=fields) for fields in asked)):
             outcomes[f"in a burst: {response.status_code}"] += 1
             outcomes.check(is_answer(response, response.content), (response.status_code, response.text))
 
 
-async def come_and_go(url: str, seconds: float, seed: int, outcomes: Outcomes) -> None:
+async def ask_health(url: str, seconds: float, outcomes: Outcomes) -> None:
+    """A balancer: twice a second, and each time for a second at most."""
+    async with httpx.AsyncClient(base_url=url, timeout=1.0, trust_env=False) as client:
+        for _ in range(int(2 * seconds)):
+            for path in ("/health/live", "/health/ready"):
+                try:
+                    ready = (await client.get(path)).status_code == 200
+                except httpx.TransportError:
+                    ready = False
+                outcomes["ready" if ready else "not ready"] += 1
+            await asyncio.sleep(0.5)
+
+
+async def come_and_go(url: str, steps: Steps, seconds: float, seed: int, outcomes: Outcomes) -> None:
     """A part of the time."""
     draw = random.Random(seed)
     loop = asyncio.get_running_loop()
     end, next_burst = loop.time() + seconds, loop.time()
     async with asyncio.TaskGroup() as group:
+        group.create_task(ask_health(url, seconds, outcomes))
         while loop.time() < end:
             what = draw.choice((visit, visit, visit, talk_nonsense))
             if loop.time() >= next_burst:
                 what, next_burst = burst, next_burst + seconds / BURSTS_A_PART
-            group.create_task(what(url, random.Random(draw.random()), outcomes))
+            group.create_task(what(url, steps, random.Random(draw.random()), outcomes))
             await asyncio.sleep(draw.expovariate(CLIENTS_A_MINUTE / 60))
 
 
 def holds(server: Server, outcomes: Outcomes) -> dict[str, float]:
     """What the server holds once it is idle, whose counts are checked."""
     with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
-        for _ in range(600):
+        for _ in range(4000):
             samples = [
                 one for family in text_string_to_metric_families(client.get("/metrics").text) for one in family.samples
             ]
@@ -183,12 +231,22 @@ def holds(server: Server, outcomes: Outcomes) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long")
-    minutes = parser.parse_args().minutes
+    parser.add_argument("--slow", action="store_true", help="a network of which one pass takes seconds")
+    arguments = parser.parse_args()
+    minutes: float = arguments.minutes
+    steps = STEPS_OF_SLOW if arguments.slow else STEPS
     outcomes, found = Outcomes(), []
-    with running(("Stepwise", "service", SETTINGS)) as [server], server.awake():
-        for seed in range(PARTS):
-            asyncio.run(come_and_go(server.url, 60 * minutes / PARTS, seed, outcomes))
-            found.append(holds(server, outcomes))
+    with tempfile.TemporaryDirectory() as folder:
+        weights = BOX / "digits"
+        if arguments.slow:
+            weights = Path(folder) / "slow"
+            write_slow(weights)
+        settings = {**SETTINGS, "STEPWISE_WEIGHTS": str(weights)}
+        with running(("Stepwise", "service", settings)) as [server], server.awake():
+            for seed in range(PARTS):
+                asyncio.run(come_and_go(server.url, steps, 60 * minutes / PARTS, seed, outcomes))
+                found.append(holds(server, outcomes))
+    outcomes.check(outcomes["not ready"] <= outcomes["ready"] / 1000, "the server was not ready")
     print("| what became of clients | |\n|---|---|")
     for outcome, count in sorted(outcomes.items()):
         print(f"| {outcome} | {count:,} |")

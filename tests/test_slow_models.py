@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
 from service import app
-from tests.balancers import balancing
+from tests.balancers import Balancer, balancing
 from tests.engines import PROBE, FakeClock, FakeRunner
 from tests.local import FakeServer, serving_fake
-from tests.servers import PATIENCE, ROOT, needs
+from tests.servers import PATIENCE, ROOT, START, needs, serving, write_weights
 
 Check = Callable[[FakeServer], None]
 
@@ -94,6 +95,15 @@ class RealTime(FakeClock):
         threading.Event().wait(seconds)
 
 
+def watch_until(balancer: Balancer, done: Callable[[], bool]) -> None:
+    """The one replica is up whenever somebody looks."""
+    looks = 0
+    while not done() or not looks:
+        assert balancer.states() == ["UP"]
+        assert balancer.client.get("/health/ready").status_code == 200
+        looks += 1
+
+
 @pytest.mark.slow
 @needs("haproxy")
 def test_a_slow_model_is_never_down_behind_the_balancer() -> None:
@@ -106,20 +116,35 @@ def test_a_slow_model_is_never_down_behind_the_balancer() -> None:
         ThreadPoolExecutor(1) as pool,
     ):
         balancer.wait_until(up=1)
-
-        def watch_until(done: Callable[[], bool]) -> None:
-            """It is up whenever somebody looks."""
-            looks = 0
-            while not done() or not looks:
-                assert balancer.states() == ["UP"]
-                assert balancer.client.get("/health/ready").status_code == 200
-                looks += 1
-
         answer = pool.submit(balancer.client.post, "/sample", json={"num_inference_steps": 2}, timeout=PATIENCE)
-        watch_until(answer.done)
+        watch_until(balancer, answer.done)
         assert answer.result().status_code == 200
         passes = len(runner.passes)
         runner.clock.now += 100  # nothing has run for long
-        watch_until(lambda: len(runner.passes) > passes and server.engine.wait_idle(0))
+        watch_until(balancer, lambda: len(runner.passes) > passes and server.engine.wait_idle(0))
         assert runner.passes[passes:] == [PROBE]
         assert balancer.client.post("/sample", json={"num_inference_steps": 1}).status_code == 200
+
+
+@pytest.mark.slow
+@needs("haproxy")
+def test_a_slow_network_is_never_down_behind_the_balancer(tmp_path: Path) -> None:
+    """A real one, in a process of its own, of which a pass takes seconds."""
+    weights = write_weights(
+        tmp_path / "slow",
+        in_channels=1,
+        image_size=[512, 512],
+        model_channels=64,
+        channel_multipliers=[1, 2],
+        norm_groups=4,
+        schedule={"beta_schedule": "squaredcos_cap_v2"},
+    )
+    with (
+        serving(WEIGHTS=weights, MAX_BATCH=1) as server,
+        balancing(["127.0.0.1"], server.address[1]) as balancer,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        balancer.wait_until(up=1)
+        answer = pool.submit(balancer.client.post, "/sample", json={"num_inference_steps": 3}, timeout=START)
+        watch_until(balancer, answer.done)
+        assert answer.result().status_code == 200
