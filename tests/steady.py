@@ -4,7 +4,6 @@ So a test can say which width pays: the widest. Everything else is `python -m se
 """
 
 from collections.abc import Mapping
-from typing import Self
 
 import pytest
 
@@ -15,7 +14,7 @@ from service.costs import Costs
 class SteadyCosts(Costs):
     """A pass costs 2 ms, and 0.5 ms more for each row. No measurement changes that."""
 
-    def __init__(self, measured: Mapping[int, float], decoding: Self | None = None) -> None:
+    def __init__(self, measured: Mapping[int, float], decoding: Costs | None = None) -> None:
         super().__init__({width: 0.002 + 0.0005 * width for width in measured}, decoding)
 
     def follow(self, rows: int, seconds: float) -> None:
