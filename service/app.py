@@ -29,9 +29,9 @@ from service.page import DOCS, documentation, playground
 from service.paths import OnePath
 from service.served import Served
 
-_BODIES = 4  # bodies of the largest size that are held at once, at most
 log = logging.getLogger(__name__)
 
+_BODIES = 4  # bodies of the largest size that are held at once, at most
 _EVERY = 1.0  # seconds, from one look at the engine to the next
 _LATE = 3.0  # seconds; a look that comes so late tells that the whole process stood still
 
