@@ -204,8 +204,13 @@ def _title(status: int) -> str:
 
 def _shortened(error: FieldError) -> FieldError:
     """Without most of what a client sent as a name or a value of many thousands of characters."""
-    loc = [_short(part) if isinstance(part, str) else part for part in error["loc"]]
-    return {"loc": loc, "msg": _short(error["msg"])}
+    loc = [_encodable(_short(part)) if isinstance(part, str) else part for part in error["loc"]]
+    return {"loc": loc, "msg": _encodable(_short(error["msg"]))}
+
+
+def _encodable(text: str) -> str:
+    """With escapes in the place of halves of characters, which JSON can name and UTF-8 cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _printable(text: str) -> str:

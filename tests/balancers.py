@@ -1,6 +1,7 @@
 """The real HAProxy before real servers, as deploy/haproxy.cfg.template has it."""
 
 import os
+import random
 import signal
 import socket
 import struct
@@ -192,7 +193,7 @@ def balanced(weights: Path, replicas: int) -> Iterator[tuple[Balancer, list[Repl
 def _free_port(hosts: Sequence[str]) -> int:
     """A port that is free at all of these, and that the system gives to nobody who asks for any."""
     [lowest, _] = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    for port in range(lowest - 1, 1024, -1):
+    for port in random.sample(range(1025, lowest), 1000):  # not those that another run of these tests takes
         with ExitStack() as stack, suppress(OSError):
             for host in hosts:
                 stack.enter_context(socket.create_server((host, port)))

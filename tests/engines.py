@@ -599,6 +599,7 @@ def check_that_nothing_but_a_hang_does_harm(s: Setting) -> None:
     if s.engine.beyond_help is not None:
         check_beyond_help(s, "has not returned for")
         return
+    s.wait_alive()  # what did not return has, and its thread will say so
     s.engine.probe().exception(PATIENCE)  # perhaps one that began before something failed
     s.engine.probe().result(PATIENCE)
     assert status_of(s.engine) == "ready"

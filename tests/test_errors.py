@@ -161,12 +161,19 @@ def test_any_status_makes_a_problem_document(status: int, title: str) -> None:
     assert document(response) == {"type": "about:blank", "title": title, "status": status, "detail": "it went wrong"}
 
 
-@given(st.text())
+@given(st.text(st.characters(exclude_categories=())))
 def test_what_a_client_sent_is_told_in_printable_characters(text: str) -> None:
-    """The field is named as it came."""
-    said = document(answer(Invalid.field(text, "there is no such field")))
+    """The field is named as it came, but for halves of characters, which no answer can hold."""
+    said = document(answer(Invalid.field(text, f"{text} is no such field")))
     assert str(said["detail"]).isprintable()
-    assert said["errors"] == [{"loc": [text], "msg": "there is no such field"}]
+    named = text.encode("utf-8", "backslashreplace").decode()
+    assert said["errors"] == [{"loc": [named], "msg": f"{named} is no such field"}]
+
+
+def test_half_a_character_is_escaped() -> None:
+    said = document(answer(Invalid.field("\ud800", "is given twice")))
+    assert said["errors"] == [{"loc": ["\\ud800"], "msg": "is given twice"}]
+    assert said["detail"] == "\\ud800: is given twice"
 
 
 def test_what_cannot_be_printed_is_escaped() -> None:

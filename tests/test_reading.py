@@ -104,6 +104,7 @@ def test_a_body_of_another_type_is_refused_as_soon_as_it_comes(server: ServerPro
         (b'{"class_label": [{"deep": {"a": 1, "b": 2, "a": 3}}]}', "a"),
         (b'{"class_label": [[{"": 1, "": 1}]]}', ""),
         ('{"é": 1, "é": 1}'.encode(), "é"),
+        (rb'{"\ud800": 1, "\ud800": 1}', r"\ud800"),  # half a character
     ],
 )
 def test_a_key_that_is_given_twice_is_refused_and_named(server: ServerProcess, body: bytes, key: str) -> None:
