@@ -15,6 +15,7 @@ from typing import IO
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.servers import PATIENCE, ROOT, Reachable, ServerProcess, eventually
 
@@ -105,16 +106,19 @@ class Balancer(Reachable):
 
         eventually(lambda: reached() or None)
 
+    def wait_until_idle(self) -> None:
+        """Until no replica has a request, as the balancer counts, which is how it divides those that come."""
+        eventually(lambda: all(one.value == 0 for one in self._samples("haproxy_server_current_sessions")) or None)
+
     def states(self) -> list[str]:
         """Of each replica: UP, DOWN or NOLB."""
+        return [one.labels["state"] for one in self._samples("haproxy_server_status") if one.value]
+
+    def _samples(self, name: str) -> list[Sample]:
+        """Of each replica, what the balancer knows."""
         text = self._monitor.get("/metrics?scope=server&no-maint").text
-        return [
-            sample.labels["state"]
-            for family in text_string_to_metric_families(text)
-            if family.name == "haproxy_server_status"
-            for sample in family.samples
-            if sample.value
-        ]
+        families = text_string_to_metric_families(text)
+        return [sample for family in families if family.name == name for sample in family.samples]
 
     def end(self) -> None:
         self.hang_up()

@@ -43,6 +43,7 @@ def fleet(behind: tuple[Balancer, list[Replica]]) -> Iterator[list[Replica]]:
             replica.start_again()
         wait_until_idle(replica.server)
     balancer.wait_until(up=REPLICAS)
+    balancer.wait_until_idle()
 
 
 @pytest.fixture
