@@ -6,6 +6,7 @@ that holds less is let in all the same, so that however much one sends, others a
 
 import ipaddress
 from collections import Counter
+from functools import lru_cache
 from typing import Literal
 
 
@@ -48,6 +49,7 @@ class Places:
             del self._held[client]
 
 
+@lru_cache(maxsize=4096)
 def household(host: str) -> str:
     """An IPv4 address as it is; of an IPv6 address the first 64 bits, for the others are its owner's to choose."""
     try:
