@@ -63,19 +63,21 @@ SENSELESS = (  # method, path, content type, body, status
 HALVES = (b"", b"GET", b"\x16\x03\x01\0", b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
 
 
-class Steps(NamedTuple):
-    """The steps that clients ask for."""
+class Wishes(NamedTuple):
+    """What clients ask for."""
 
-    one_by_one: tuple[int, ...]
-    in_a_burst: tuple[int, ...]
+    steps: tuple[int, ...]
+    steps_in_a_burst: tuple[int, ...]
+    num_images: tuple[int, ...]
 
 
-STEPS = Steps((1, 5, 15, 50, 100), (1, 10))
-STEPS_OF_SLOW = Steps((1, 1, 2, 4), (1, 2))
-SLOW = {  # 4 s a pass on two cores in float32
+WISHES = Wishes((1, 5, 15, 50, 100), (1, 10), (1, 1, 2, 8))
+WISHES_OF_SLOW = Wishes((1, 1, 2), (1, 2), (1, 1, 2))
+SETTINGS_OF_SLOW = {"STEPWISE_THREADS": "1", "STEPWISE_TIMEOUT": "120"}
+SLOW = {  # about 4 s a pass on one core
     "architecture": "diffusion_unet",
     "in_channels": 1,
-    "image_size": [768, 768],
+    "image_size": [512, 512],
     "model_channels": 64,
     "channel_multipliers": [1, 2],
     "norm_groups": 4,
@@ -103,12 +105,12 @@ class Outcomes(Counter[str]):
             self.wrong.append(str(what)[:300])
 
 
-async def visit(url: str, steps: Steps, draw: random.Random, outcomes: Outcomes) -> None:
+async def visit(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcomes) -> None:
     """One client: all of an answer, or a part of it."""
     stays = draw.choice(("reads", "reads", "leaves", "leaves at once", "never reads"))
     fields = {
-        "num_inference_steps": draw.choice(steps.one_by_one),
-        "num_images": draw.choice((1, 1, 2, 8)),
+        "num_inference_steps": draw.choice(wishes.steps),
+        "num_images": draw.choice(wishes.num_images),
         "class_label": draw.randrange(10),
     }
     media_type = draw.choice(("image/png", JSON, "text/event-stream"))
@@ -139,7 +141,7 @@ def is_answer(response: httpx.Response, body: bytes) -> bool:
     return response.status_code == 200 and body.endswith(ends)
 
 
-async def talk_nonsense(url: str, steps: Steps, draw: random.Random, outcomes: Outcomes) -> None:
+async def talk_nonsense(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcomes) -> None:
     """One client that sends what is refused, or does not send all, and leaves."""
     if draw.random() < 0.3:
         host, port = url.removeprefix("http://").split(":")
@@ -157,12 +159,13 @@ async def talk_nonsense(url: str, steps: Steps, draw: random.Random, outcomes: O
         outcomes.check(response.status_code == status and response.json()["status"] == status, (path, response.text))
 
 
-async def burst(url: str, steps: Steps, draw: random.Random, outcomes: Outcomes) -> None:
+async def burst(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcomes) -> None:
     """More requests at once than there are places."""
     limits = httpx.Limits(max_connections=BURST)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False, limits=limits) as client:
         asked = [
-            {"seed": draw.randrange(2**31), "num_inference_steps": draw.choice(steps.in_a_burst)} for _ in range(BURST)
+            {"seed": draw.randrange(2**31), "num_inference_steps": draw.choice(wishes.steps_in_a_burst)}
+            for _ in range(BURST)
         ]
         for response in await asyncio.gather(*(client.post("/sample", json=fields) for fields in asked)):
             outcomes[f"in a burst: {response.status_code}"] += 1
@@ -182,7 +185,7 @@ async def ask_health(url: str, seconds: float, outcomes: Outcomes) -> None:
             await asyncio.sleep(0.5)
 
 
-async def come_and_go(url: str, steps: Steps, seconds: float, seed: int, outcomes: Outcomes) -> None:
+async def come_and_go(url: str, wishes: Wishes, seconds: float, seed: int, outcomes: Outcomes) -> None:
     """A part of the time."""
     draw = random.Random(seed)
     loop = asyncio.get_running_loop()
@@ -193,7 +196,7 @@ async def come_and_go(url: str, steps: Steps, seconds: float, seed: int, outcome
             what = draw.choice((visit, visit, visit, talk_nonsense))
             if loop.time() >= next_burst:
                 what, next_burst = burst, next_burst + seconds / BURSTS_A_PART
-            group.create_task(what(url, steps, random.Random(draw.random()), outcomes))
+            group.create_task(what(url, wishes, random.Random(draw.random()), outcomes))
             await asyncio.sleep(draw.expovariate(CLIENTS_A_MINUTE / 60))
 
 
@@ -234,17 +237,17 @@ def main() -> None:
     parser.add_argument("--slow", action="store_true", help="a network of which one pass takes seconds")
     arguments = parser.parse_args()
     minutes: float = arguments.minutes
-    steps = STEPS_OF_SLOW if arguments.slow else STEPS
+    wishes = WISHES_OF_SLOW if arguments.slow else WISHES
     outcomes, found = Outcomes(), []
     with tempfile.TemporaryDirectory() as folder:
         weights = BOX / "digits"
         if arguments.slow:
             weights = Path(folder) / "slow"
             write_slow(weights)
-        settings = {**SETTINGS, "STEPWISE_WEIGHTS": str(weights)}
+        settings = {**SETTINGS, **(SETTINGS_OF_SLOW if arguments.slow else {}), "STEPWISE_WEIGHTS": str(weights)}
         with running(("Stepwise", "service", settings)) as [server], server.awake():
             for seed in range(PARTS):
-                asyncio.run(come_and_go(server.url, steps, 60 * minutes / PARTS, seed, outcomes))
+                asyncio.run(come_and_go(server.url, wishes, 60 * minutes / PARTS, seed, outcomes))
                 found.append(holds(server, outcomes))
     outcomes.check(outcomes["not ready"] <= outcomes["ready"] / 1000, "the server was not ready")
     print("| what became of clients | |\n|---|---|")
