@@ -134,7 +134,7 @@ def test_a_slow_network_is_never_down_behind_the_balancer(tmp_path: Path) -> Non
         tmp_path / "slow",
         in_channels=1,
         image_size=[512, 512],
-        model_channels=64,
+        model_channels=128,
         channel_multipliers=[1, 2],
         norm_groups=4,
         schedule={"beta_schedule": "squaredcos_cap_v2"},
