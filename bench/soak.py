@@ -74,7 +74,7 @@ class Wishes(NamedTuple):
 WISHES = Wishes((1, 5, 15, 50, 100), (1, 10), (1, 1, 2, 8))
 WISHES_OF_SLOW = Wishes((1, 1, 2), (1, 2), (1, 1, 2))
 SETTINGS_OF_SLOW = {"STEPWISE_THREADS": "1", "STEPWISE_TIMEOUT": "120"}
-SLOW = {  # a third of a second a pass on one core that computes bfloat16, a second and more on others
+SLOW = {  # about a second a pass on one core
     "architecture": "diffusion_unet",
     "in_channels": 1,
     "image_size": [512, 512],
