@@ -141,6 +141,11 @@ class Reachable(ABC):
         """Read /metrics until a sample is as wanted."""
         eventually(lambda: wanted(self.metric(name, **labels)) or None)
 
+    def wait_until_idle(self) -> None:
+        """Until no row runs or waits. The engine's own probe may run for a moment, after somebody asked for health."""
+        for name in ("rows_running", "rows_waiting", "outstanding_row_steps"):
+            self.wait_for_metric(f"stepwise_{name}", lambda rows: rows == 0)
+
     def hang_up(self) -> None:
         """Close the client, if there is one."""
         if "client" in vars(self):
