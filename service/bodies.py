@@ -124,6 +124,7 @@ class Body:
         wait_s: for room.
 
     Attributes:
+        client: as above.
         is_too_large: its declared length is.
     """
 
@@ -142,7 +143,7 @@ class Body:
         self._declared = int(length) if length.isdigit() and b"transfer-encoding" not in headers else None
         self._receive = receive
         self._room = room
-        self._client = client
+        self.client = client
         self._max_bytes = max_bytes
         self._patience_s = patience_s
         self._wait_s = wait_s
@@ -221,7 +222,7 @@ class Body:
     async def _take(self, size: int) -> None:
         now: Callable[[], float] = asyncio.get_running_loop().time
         began = now()
-        await self._room.take(self._client, size, self._wait_s, first=self._taken > 0)
+        await self._room.take(self.client, size, self._wait_s, first=self._taken > 0)
         self._taken += size
         assert self._deadline is not None
         self._deadline += now() - began
@@ -230,5 +231,5 @@ class Body:
         """The bytes are gone: others may have the room."""
         self._data = bytearray()
         if self._taken:
-            self._room.give_back(self._client, self._taken)
+            self._room.give_back(self.client, self._taken)
             self._taken = 0

@@ -23,6 +23,7 @@ from model.samplers import denoise_table
 from service import config
 from service.config import Settings, SettingsError
 from service.engine import Engine
+from service.errors import printable
 from service.metrics import Metrics
 from service.places import Places
 from service.served import Served, fingerprint_parts
@@ -74,7 +75,7 @@ def told(error: BaseException) -> str:
 
 def shown(text: str) -> str:
     """Text on one line, without most of what is very long."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    line = printable(" ".join(text.split()))
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
 

@@ -187,7 +187,7 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 
 
 def _document(status: int, detail: str) -> Document:
-    return {"type": "about:blank", "title": _title(status), "status": status, "detail": _printable(detail)}
+    return {"type": "about:blank", "title": _title(status), "status": status, "detail": printable(detail)}
 
 
 def _respond(said: Document, headers: Mapping[str, str]) -> JSONResponse:
@@ -213,7 +213,7 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """With escapes in the place of what a client sent and no screen should be sent."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

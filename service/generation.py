@@ -29,7 +29,7 @@ from service.events import EventStream, Mailbox
 from service.images import Bytes, decode, encode_npy, encode_png16, is_png, most_bytes
 from service.leaving import unless_client_leaves
 from service.metrics import Metrics
-from service.middleware import CLIENT_LEFT, client_of
+from service.middleware import CLIENT_LEFT
 from service.pieces import PIECE
 from service.planning import Plan, noised, plan_denoise, plan_sample
 from service.reading import (
@@ -235,7 +235,7 @@ class Generation:
         return image
 
     async def _draw(self, request: Request, plan: Plan, media_type: str, headers: Mapping[str, str]) -> Response:
-        client = client_of(request.scope, has_keys=bool(self.settings.api_keys))
+        client = Body.of(request).client
         if media_type == EVENTS:
             mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
             accepted = self.engine.submit(plan.rows, plan.timeout_s, client, mailbox)

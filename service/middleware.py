@@ -142,7 +142,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client = client_of(scope, self._has_keys)
+        client = _client_of(scope, self._has_keys)
         body = Body(scope, receive, self._room, client, self._max_body, BODY_PATIENCE_S, BODY_WAIT_S)
 
         try:
@@ -158,7 +158,7 @@ class BodyLimit:
             body.let_go()
 
 
-def client_of(scope: Scope, has_keys: bool) -> str:
+def _client_of(scope: Scope, has_keys: bool) -> str:
     """Who shares queue and memory with others: a key, or an address where there is none."""
     headers = Headers(scope=scope)
     if has_keys and "authorization" in headers:

@@ -31,6 +31,7 @@ from tests.engines import (
     Diary,
     FakeRunner,
     Recorder,
+    Setting,
     a_decoded,
     a_row,
     a_setting,
@@ -555,18 +556,24 @@ def test_an_engine_that_was_stuck_recovers_when_the_pass_returns(breaking: set[i
     assert s.is_empty()
 
 
+def hanging(s: Setting, call: str) -> tuple[threading.Event, threading.Event]:
+    """Have a call of the runner not return: events that tell that the engine is inside, and that let it out."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def hang(made: str) -> None:
+        if made == call:
+            inside.set()
+            assert leave.wait(PATIENCE)
+
+    s.runner.during = hang
+    return inside, leave
+
+
 @pytest.mark.parametrize("call", ["admit", "pass", "read", "release"])
 def test_whatever_does_not_return_is_found_and_given_up_on(call: str, caplog: pytest.LogCaptureFixture) -> None:
     """Not only a pass: on CUDA, what a pass has queued runs on while its rows are updated and read."""
     with warm(1, seconds=0.5) as s:
-        inside, leave = threading.Event(), threading.Event()
-
-        def hang(made: str) -> None:
-            if made == call:
-                inside.set()
-                assert leave.wait(PATIENCE)
-
-        s.runner.during = hang
+        inside, leave = hanging(s, call)
         jobs = [s.submit(a_row(1)), s.submit(a_row(2))]
         assert inside.wait(PATIENCE)
         s.clock.now += 7.9
@@ -590,14 +597,7 @@ def test_whatever_does_not_return_is_found_and_given_up_on(call: str, caplog: py
 @pytest.mark.parametrize("call", ["admit", "pass", "read"])
 def test_a_warm_up_that_does_not_return_is_given_up_on(call: str) -> None:
     s = a_setting(FakeRunner({1: 1.0}))
-    inside, leave = threading.Event(), threading.Event()
-
-    def hang(made: str) -> None:
-        if made == call:
-            inside.set()
-            assert leave.wait(PATIENCE)
-
-    s.runner.during = hang
+    inside, leave = hanging(s, call)
     s.engine.start()
     assert inside.wait(PATIENCE)
     s.clock.now += 599  # it may have to compile first
