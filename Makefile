@@ -28,10 +28,11 @@ test: .venv/develop ## run the quick tests, in five minutes
 test-all: .venv/develop ## run all tests, with every example of the property tests: what CI runs
 	$(PYTEST) --hypothesis-profile full
 
-check: .venv/develop ## lint, formatting, types
+check: .venv/develop ## lint, formatting, types, who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: .venv/develop ## mend what lint and formatting can mend
 	$(BIN)/ruff check --fix .

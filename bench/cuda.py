@@ -27,11 +27,11 @@ from bench.architectures import CIFAR10
 from model.backends.backend import Backend, Precision
 from model.backends.cuda import CudaBackend
 from model.checkpoints.load import load
+from model.nets.unet2d import UNet2D, UNet2DConfig
 from model.rows import Forward, Reading, Row
 from model.runner import SlotRunner
 from model.samplers import Column, sample_table
 from model.schedule import Schedule
-from model.unet2d import UNet2D, UNet2DConfig
 from service.build import BOX
 
 WARM_UP = 5  # rounds that are not counted

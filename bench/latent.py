@@ -24,9 +24,8 @@ import torch
 from torch import nn
 
 from bench.peak import peak_bytes
-from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backends.backend import Backend, Precision
-from model.backends.choose import choose, choose_first_stage
+from model.backends.choose import choose
 from model.backends.conversion import converted
 from model.backends.memory import resident
 from model.backends.network import Network, decoder, denoiser
@@ -35,9 +34,10 @@ from model.checkpoints import native
 from model.checkpoints.config import ModelConfig, UNet2DModelConfig
 from model.checkpoints.load import find, load, load_autoencoder
 from model.description import ModelDescription
-from model.first_stage import FirstStage
+from model.first_stage import FirstStage, choose_first_stage
+from model.nets.autoencoder import Autoencoder, AutoencoderConfig
+from model.nets.unet2d import UNet2DConfig
 from model.schedule import Schedule
-from model.unet2d import UNet2DConfig
 from service.config import available_cores
 
 STEPS = 50  # of an image

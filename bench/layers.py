@@ -33,10 +33,10 @@ from model.runner import SlotRunner
 from model.samplers import sample_table
 from service.build import BOX, probe_row
 from service.config import available_cores
-from service.engine import Engine
-from service.metrics import Metrics
-from service.places import Places
-from service.requests import Finished
+from service.engine.engine import Engine
+from service.engine.fairness import Places
+from service.engine.requests import Finished
+from service.http.metrics import Metrics
 
 STEPS = 20
 JOBS = 64

@@ -26,9 +26,9 @@ from bench.load import PATIENCE, Arrival, Fields, alone, arrivals, at_their_time
 from bench.servers import ROOT, Server, running
 from bench.serving import machine
 from service.build import BOX
-from service.costs import Costs
-from service.jobs import Job
-from service.scheduler import Scheduler
+from service.engine.costs import Costs
+from service.engine.jobs import Job
+from service.engine.scheduler import Scheduler
 
 LONG_ENOUGH = 0.5  # seconds; estimates are judged of requests that take longer
 MIXES: dict[str, list[Fields]] = {

@@ -30,7 +30,7 @@ from bench.servers import ROOT, Server, Start, running
 from bench.simulated import simulated
 from service.build import BOX
 from service.config import available_cores
-from service.scheduler import Scheduler
+from service.engine.scheduler import Scheduler
 
 STEPS = (10, 20, 50)
 SOLO_STEPS = 50

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from bench.load import Load, Outcome, arrivals
-from service.costs import Costs
-from service.engine import STARTED_PER_ROW
-from service.jobs import Job
-from service.scheduler import Scheduler
+from service.engine.costs import Costs
+from service.engine.engine import STARTED_PER_ROW
+from service.engine.jobs import Job
+from service.engine.scheduler import Scheduler
 
 PATIENCE = 300.0  # seconds; the timeout_s of all
 

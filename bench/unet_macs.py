@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.unet import DiffusionUNet
+from model.nets.unet import DiffusionUNet
 
 WIDTHS = (128, 256, 512, 1024)
 SIZE = 32

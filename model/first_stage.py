@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.backends.backend import Backend
+from model.backends.choose import Choice, choose
+from model.backends.network import decoder, encoder
+from model.description import ModelDescription
+from model.nets.autoencoder import Autoencoder
 from model.rows import Image
 
 _PLACES = 1024  # of latents, that a preview is fitted to
@@ -73,6 +78,20 @@ class FirstStage:
     def _on_its_stream(self) -> AbstractContextManager[object]:
         """So that a GPU's next pass does not wait for what is done here."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+def choose_first_stage(
+    autoencoder: Autoencoder,
+    model: ModelDescription,
+    device: torch.device,
+    precision: Choice,
+    threads: int,
+    cache_dir: Path | None,
+) -> FirstStage:
+    """The best backends for an autoencoder. Arguments are as those of `choose`."""
+    decodes = choose(decoder(autoencoder, model), device, precision, threads, None, cache_dir)
+    encodes = choose(encoder(autoencoder, model), device, precision, threads, 1, cache_dir)
+    return FirstStage(autoencoder.unscaled, decodes, encodes, model.image_shape)
 
 
 def _run(backend: Backend, x: Tensor) -> Tensor:

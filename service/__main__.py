@@ -18,14 +18,15 @@ import uvicorn
 from starlette.types import ASGIApp
 
 import service
-from service import config, logs
-from service.app import ByPort, create_app, create_metrics_app
+from service import config
 from service.build import START_ERRORS, StartError, build
 from service.config import Settings
-from service.connections import Connection
-from service.engine import Engine
-from service.metrics import Metrics
-from service.served import Served
+from service.engine.engine import Engine
+from service.http import logs
+from service.http.app import ByPort, create_app, create_metrics_app
+from service.http.connections import Connection
+from service.http.metrics import Metrics
+from service.plan.served import Served
 
 log = logging.getLogger("service")
 

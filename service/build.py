@@ -10,23 +10,25 @@ from pathlib import Path
 import torch
 
 from model.backends.backend import host
-from model.backends.choose import choose, choose_first_stage
+from model.backends.choose import choose
 from model.backends.network import denoiser
 from model.checkpoints import native
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.description import ModelDescription
+from model.first_stage import choose_first_stage
 from model.noise import first_draw
 from model.rows import Row
 from model.runner import SlotRunner
 from model.samplers import denoise_table
 from service import config
 from service.config import Settings, SettingsError
-from service.engine import Engine
-from service.errors import printable
-from service.metrics import Metrics
-from service.places import Places
-from service.served import Served, fingerprint_parts
+from service.engine.engine import Engine
+from service.engine.fairness import Places
+from service.http.codecs import image_encoder
+from service.http.metrics import Metrics
+from service.http.problems import printable
+from service.plan.served import Served, fingerprint_parts
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +110,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     served = Served(
         model=model,
         device=str(device),
-        fingerprint_parts=fingerprint_parts(model, computing, host()),
+        fingerprint_parts=fingerprint_parts(model, computing, host(), image_encoder()),
         reproducible=backend.reproducible and (first_stage is None or first_stage.reproducible),
         first_draw=first_draw,
         preview=None if first_stage is None else first_stage.preview,

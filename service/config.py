@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.backends import cgroups
-from service.schemas import MAX_IMAGES
+from service.plan.fields import MAX_IMAGES
 
 PREFIX = "STEPWISE_"
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.description import FirstStageDescription, ModelDescription
+from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.rows import Image
 from tests.networks import fill
 from tests.trajectories import description_of

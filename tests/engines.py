@@ -17,11 +17,11 @@ import pytest
 
 from model.rows import Forward, Image, Reading, Row
 from model.samplers import Column, StepTable
-from service.engine import Engine, Phase
+from service.engine.engine import Engine, Phase
+from service.engine.fairness import Places
+from service.engine.requests import Accepted, Finished, Watcher
+from service.engine.scheduler import Scheduler
 from service.errors import ComputationFailed, Failed
-from service.places import Places
-from service.requests import Accepted, Finished, Watcher
-from service.scheduler import Scheduler
 
 PATIENCE = 60.0  # seconds; longer than anything takes, so that what hangs fails
 LONG = 1e9  # seconds of the fake clock
@@ -358,7 +358,7 @@ class Recorder:
 
 
 class Diary:
-    """A watcher that writes down what it is told, in its order. Implements service.requests.Watcher."""
+    """A watcher that writes down what it is told, in its order. Implements service.engine.requests.Watcher."""
 
     def __init__(self, preview_every: int = 0) -> None:
         self.preview_every = preview_every

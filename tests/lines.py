@@ -12,10 +12,10 @@ from math import inf
 
 from hypothesis import strategies as st
 
-from service.costs import Costs
-from service.jobs import Batch, Job, Task
-from service.promises import MARGIN, SHARED
-from service.scheduler import Scheduler
+from service.engine.costs import Costs
+from service.engine.jobs import Batch, Job, Task
+from service.engine.promises import MARGIN, SHARED
+from service.engine.scheduler import Scheduler
 
 Images = tuple[tuple[int, int], ...]  # of each the steps, and the forward rows of a step
 

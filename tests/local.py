@@ -17,16 +17,16 @@ from model.rows import FirstStage, Image
 from service.__main__ import Server, listen_all, make_app
 from service.build import build
 from service.config import Settings
-from service.engine import Engine
-from service.metrics import Metrics
-from service.places import Places
-from service.served import Served
-from tests import test_answers
+from service.engine.engine import Engine
+from service.engine.fairness import Places
+from service.http.metrics import Metrics
+from service.plan.served import Served
+from tests import test_responses
 from tests.engines import PROBE_SEED, FakeRunner, a_row
 from tests.servers import CACHE, PATIENCE, Reachable
 
 MODEL = replace(
-    test_answers.MODEL,
+    test_responses.MODEL,
     name="fake",
     architecture="none",
     image_shape=(1, 1, 2),  # FakeRunner's

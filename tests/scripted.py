@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from service.engine.requests import Finished
 from service.errors import ComputationFailed, DeadlinePassed, Failed, Invalid, Unavailable
-from service.requests import Finished
 from tests.engines import LONG, Diary, Setting, a_decoded, a_row, an_image, images_of
 
 

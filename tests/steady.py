@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from service.__main__ import main
-from service.costs import Costs
+from service.engine.costs import Costs
 
 
 class SteadyCosts(Costs):
@@ -24,5 +24,5 @@ class SteadyCosts(Costs):
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
         for module in ("engine", "decoding"):
-            patch.setattr(f"service.{module}.Costs", SteadyCosts)
+            patch.setattr(f"service.engine.{module}.Costs", SteadyCosts)
         main()

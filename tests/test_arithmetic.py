@@ -1,5 +1,6 @@
-"""Sums of our own maths, for each number of service.served.ARITHMETIC: who moves a bit raises the number, and adds its
-sums here.
+"""Sums of our own maths, for each number of service.plan.served.ARITHMETIC.
+
+Who moves a bit raises the number, and adds its sums here.
 
 Machines differ in the last bits, so sums are compared with a tolerance. A change of last bits alone is not found here.
 """
@@ -13,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.autoencoder import Autoencoder, AutoencoderConfig
+from model.nets.autoencoder import Autoencoder, AutoencoderConfig
+from model.nets.unet import DiffusionUNet
+from model.nets.unet2d import UNet2D, UNet2DConfig
 from model.noise import first_draw
 from model.rows import Image
 from model.samplers import SAMPLERS, Column, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
-from model.unet import DiffusionUNet
-from model.unet2d import UNet2D, UNet2DConfig
 from model.update import guided, update
-from service.images import contact_sheet, encode_png, to_uint8
-from service.served import ARITHMETIC
-from tests.test_answers import planned
+from service.http.codecs import contact_sheet, encode_png, to_uint8
+from service.plan.served import ARITHMETIC
+from tests.test_responses import planned
 
 
 def waves(*shape: int) -> Tensor:

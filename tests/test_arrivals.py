@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.arrivals import Arrivals
+from service.engine.arrivals import Arrivals
 
 MINUTE = 60.0
 ANY = 10**6  # forward rows; all jobs are smaller

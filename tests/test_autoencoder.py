@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.autoencoder import Autoencoder, AutoencoderConfig, Codebook, DecoderOnly, EncoderOnly
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load_autoencoder
 from model.checkpoints.native import parse
-from model.layers import Attention
+from model.nets.autoencoder import Autoencoder, AutoencoderConfig, Codebook, DecoderOnly, EncoderOnly
+from model.nets.layers import Attention
 from tests.checkpoints import save_latent_pipeline, small_autoencoder
 from tests.networks import fill
 from tests.properties import examples

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys, threading, time
 from service import __main__ as program
-from service.engine import Engine
-from service.metrics import Metrics
-from service.places import Places
+from service.engine.engine import Engine
+from service.http.metrics import Metrics
+from service.engine.fairness import Places
 from tests.engines import PROBE_SEED, FakeRunner, a_row
 from tests.local import SERVED
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import middleware
-from service.bodies import FREE, Room
 from service.errors import QueueFull, ShareTaken
+from service.http import middleware
+from service.http.bodies import FREE, Room
 from tests.local import FakeServer, serving_fake
 from tests.servers import PATIENCE, ServerProcess, problem, serving, write_npy
 

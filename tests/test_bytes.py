@@ -28,15 +28,16 @@ from model.backends.openvino import computes_bfloat16
 from model.backends.padded import PaddedBackend
 from model.noise import first_draw
 from model.runner import SlotRunner
-from service.app import create_app
 from service.build import probe_row
 from service.config import Settings
-from service.engine import Engine
-from service.metrics import Metrics
-from service.places import Places
-from service.served import Served, fingerprint_parts
+from service.engine.engine import Engine
+from service.engine.fairness import Places
+from service.http.app import create_app
+from service.http.codecs import image_encoder
+from service.http.metrics import Metrics
+from service.plan.served import Served, fingerprint_parts
 from tests.servers import PATIENCE, Json, ServerProcess, read_parameters, read_png, serving, write_npy
-from tests.test_answers import MODEL
+from tests.test_responses import MODEL
 from tests.test_runner import MixesRows
 
 PNG, ZIP, NPY = "image/png", "application/zip", "application/x-npy"
@@ -406,7 +407,7 @@ def broken_promise() -> Iterator[TestClient]:
     served = Served(
         model=MODEL,
         device="cpu",
-        fingerprint_parts=fingerprint_parts(MODEL, backend.fingerprint, host()),
+        fingerprint_parts=fingerprint_parts(MODEL, backend.fingerprint, host(), image_encoder()),
         reproducible=backend.reproducible,
         first_draw=first_draw,
     )

@@ -13,10 +13,11 @@ from torch import nn
 
 from model.backends import openvino
 from model.backends.backend import Backend, Precision
-from model.backends.choose import choose, choose_first_stage, default_width
+from model.backends.choose import choose, default_width
 from model.backends.network import decoder, denoiser
 from model.backends.openvino import OpenVINOBackend
 from model.backends.padded import PaddedBackend
+from model.first_stage import choose_first_stage
 from tests.autoencoders import latent_description, random_images, small_autoencoder
 from tests.trajectories import CPU, description_of, small_network
 

@@ -28,8 +28,9 @@ from hypothesis import strategies as st
 from PIL.PngImagePlugin import PngInfo
 
 import service.errors
+import service.http.problems
 import stepwise
-from service.images import encode_png
+from service.http.codecs import encode_png
 from stepwise import (
     AsyncClient,
     Client,
@@ -394,11 +395,11 @@ def test_a_deadline_that_passes(make: Make) -> None:
             list(events)
 
 
-@pytest.mark.parametrize("kind", [*service.errors.STATUS, service.errors.Draining])
+@pytest.mark.parametrize("kind", [*service.http.problems.STATUS, service.errors.Draining])
 def test_each_error_of_the_service_is_one_of_the_clients(make: Make, kind: type[service.errors.ServiceError]) -> None:
     message = "so it is"
     error = service.errors.Invalid.field("eta", message) if kind is service.errors.Invalid else kind(message)
-    answer = service.errors.answer(error)
+    answer = service.http.problems.answer(error)
     script = Script(httpx.Response(answer.status_code, headers=dict(answer.headers), content=bytes(answer.body)))
     with script.client(make, patience_s=0) as client, pytest.raises(stepwise.ApiError) as raised:
         client.sample()

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from service import connections, middleware
-from service.framing import MAX_HEAD
+from service.http import connections, middleware
+from service.http.framing import MAX_HEAD
 from tests.local import FakeServer, serving_fake
 from tests.servers import PATIENCE, Json
 

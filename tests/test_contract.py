@@ -25,7 +25,7 @@ from schemathesis.core.transport import Response
 from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.transport.serialization import Binary
 
-from service.schemas import MAX_SEED
+from service.plan.fields import MAX_SEED
 from tests.checkpoints import save_latent_pipeline
 from tests.reference import DDIMScheduler
 from tests.servers import ROOT, Json, ServerProcess, serving, side_by_side

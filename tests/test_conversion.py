@@ -23,7 +23,7 @@ from model.backends.conversion import MODEL, SUMS, WEIGHTS, convert, converted
 from model.backends.network import decoder, denoiser, encoder
 from model.backends.openvino import OpenVINOBackend
 from model.description import ModelDescription
-from model.unet import DiffusionUNet
+from model.nets.unet import DiffusionUNet
 from tests.autoencoders import latent_description, small_autoencoder
 from tests.networks import fill
 from tests.servers import PATIENCE, ROOT

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.costs import Costs
+from service.engine.costs import Costs
 from tests.lines import cost_tables
 
 GPU = {1: 5.0, 2: 5.0, 4: 5.2, 8: 6.0, 16: 8.0}

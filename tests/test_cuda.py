@@ -19,17 +19,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.autoencoder import Autoencoder
 from model.backends import cuda
 from model.backends.backend import Precision
-from model.backends.choose import choose_first_stage
 from model.backends.cuda import CudaBackend
 from model.backends.padded import PaddedBackend
+from model.first_stage import choose_first_stage
+from model.nets.autoencoder import Autoencoder
+from model.nets.unet2d import UNet2D, UNet2DConfig
 from model.rows import Forward, Reading, Row
 from model.runner import SlotRunner
 from model.samplers import Column, denoise_table, sample_table
 from model.schedule import Schedule
-from model.unet2d import UNet2D, UNet2DConfig
 from model.update import update
 from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
 from tests.trajectories import CPU, forwards, small_network, trajectory

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.rows import Image
+from service.engine.promises import MARGIN, SHARED
+from service.engine.requests import Finished
 from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, Loading, QueueFull, Unavailable
-from service.metrics import Metrics
-from service.promises import MARGIN, SHARED
-from service.requests import Finished
+from service.http.metrics import Metrics
 from tests.engines import (
     ENDLESS,
     LONG,
@@ -49,7 +49,7 @@ from tests.engines import (
 )
 from tests.properties import examples
 from tests.scripted import DECODED_FATES, FATES, Client, Script, Submit, scripts
-from tests.test_answers import SERVED
+from tests.test_responses import SERVED
 
 BLOCKER = 99  # a seed
 SLOWEST = SHARED * (1 + MARGIN)  # times what a batch takes, in a promise

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.checkpoints import native
 from model.checkpoints.load import load, load_autoencoder
 from model.description import Recommended
+from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from tests.networks import fill
 from weights import autoencode, classifier, data, descent, drawing, exam, pictures, quality, train
 from weights.emoji import prepare

@@ -10,17 +10,9 @@ from typing import Any
 import pytest
 
 from model.rows import Image
-from service.engine import Observer, Phase
-from service.errors import (
-    ComputationFailed,
-    Draining,
-    Failed,
-    Invalid,
-    Loading,
-    QueueFull,
-    Unavailable,
-)
-from service.promises import MARGIN
+from service.engine.engine import Observer, Phase
+from service.engine.promises import MARGIN
+from service.errors import ComputationFailed, Draining, Failed, Invalid, Loading, QueueFull, Unavailable
 from tests.engines import (
     ENDLESS,
     LONG,

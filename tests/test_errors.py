@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import Response
 
-import service.app
 import service.errors
+import service.http.app
+import service.http.problems
 from service.errors import (
-    STATUS,
     BodyTooLarge,
     ComputationFailed,
     DeadlinePassed,
@@ -28,11 +28,10 @@ from service.errors import (
     Unauthorized,
     Unavailable,
     UnsupportedMedia,
-    answer,
-    problem,
 )
+from service.http.problems import STATUS, answer, problem
 
-assert service.app  # all that the program has is imported, so that all errors are known
+assert service.http.app  # all that the program has is imported, so that all errors are known
 
 
 def descendants(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:
@@ -42,7 +41,8 @@ def descendants(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:
 
 
 KINDS = sorted(set(descendants(ServiceError)), key=lambda kind: kind.__name__)
-DRAWN = re.compile(r"[├└]── (\w+)(?: +(\d{3}))?", re.MULTILINE)
+DRAWN = re.compile(r"[├└]── (\w+)", re.MULTILINE)
+MAPPED = re.compile(r"^ *(\w+) +(\d{3})\b", re.MULTILINE)
 
 
 def an_error(kind: type[ServiceError]) -> ServiceError:
@@ -99,11 +99,15 @@ def test_status_and_title_are_those_of_http(kind: type[ServiceError], status: in
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_code() -> None:
-    drawn = dict(DRAWN.findall(service.errors.__doc__ or ""))
-    assert drawn.keys() == {kind.__name__ for kind in KINDS}
-    assert {name: int(status) for name, status in drawn.items() if status} == {
-        kind.__name__: status for kind, status in STATUS.items()
-    }
+    drawn = DRAWN.findall(service.errors.__doc__ or "")
+    assert sorted(drawn) == [kind.__name__ for kind in KINDS]
+
+
+def test_the_map_in_the_docstring_is_the_map_of_the_code() -> None:
+    mapped = {name: int(status) for name, status in MAPPED.findall(service.http.problems.__doc__ or "")}
+    kinds = {kind.__name__: kind for kind in KINDS}
+    assert mapped == {name: answer(an_error(kinds[name])).status_code for name in mapped}
+    assert mapped.keys() >= {kind.__name__ for kind in STATUS}
 
 
 def test_the_tree_in_the_docstring_shows_who_descends_from_whom() -> None:

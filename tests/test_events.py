@@ -19,14 +19,14 @@ import pytest
 from starlette.types import Message
 
 from model.rows import Image
+from service.engine.requests import Accepted, Finished
 from service.errors import ComputationFailed
-from service.events import EventStream, Mailbox
-from service.images import to_uint8
-from service.metrics import Metrics
-from service.planning import plan_sample
-from service.requests import Accepted, Finished
-from service.schemas import SampleRequest
-from service.served import Served
+from service.http.codecs import to_uint8
+from service.http.events import EventStream, Mailbox
+from service.http.metrics import Metrics
+from service.plan.fields import SampleRequest
+from service.plan.plan import plan_sample
+from service.plan.served import Served
 from tests.latents import LatentServer, decoded, rough, serving_latents
 from tests.local import SERVED, FakeServer, no_complaints, serving_fake
 from tests.servers import (

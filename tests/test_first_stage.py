@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backends.backend import Backend, Precision
 from model.backends.conversion import convert
 from model.backends.network import Network, decoder, encoder
 from model.backends.openvino import OpenVINOBackend, computes_bfloat16
 from model.backends.padded import PaddedBackend
 from model.first_stage import FirstStage, Preview, fitted
-from model.layers import Attention
+from model.nets.autoencoder import Autoencoder, AutoencoderConfig
+from model.nets.layers import Attention
 from model.rows import Image
 from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
 from tests.networks import fill

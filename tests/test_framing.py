@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import STATUS, ServiceError
-from service.framing import CHUNK_BYTES, FREE_CHUNKS, MAX_HEAD, MAX_HEADERS, Framing
+from service.errors import ServiceError
+from service.http.framing import CHUNK_BYTES, FREE_CHUNKS, MAX_HEAD, MAX_HEADERS, Framing
+from service.http.problems import STATUS
 from tests.balancers import balancing
 from tests.local import FakeServer, serving_fake
 from tests.servers import PATIENCE, Reachable, needs

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import Invalid, ServiceError
-from service.images import decode
-from service.reading import read_upload
-from service.schemas import NoiseRequest
+from service.http.codecs import decode
+from service.http.parsing import read_upload
+from service.plan.fields import NoiseRequest
 from tests.checkpoints import save_latent_pipeline, small_autoencoder, small_unet
 from tests.properties import examples
 from tests.reference import AutoencoderKL

@@ -22,7 +22,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 # What the images need, and what they must not see.
 NEEDED = (
     "service/__main__.py",
-    "service/playground/index.html",
+    "service/http/playground/index.html",
     "stepwise/cli/verify.py",
     "model/runner.py",
     "weights/digits/model.safetensors",

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.costs import Costs
-from service.jobs import Job, Task
+from service.engine.costs import Costs
+from service.engine.jobs import Job, Task
 from tests.lines import Images, alike, any_images, cost_tables
 
 ROUNDING = 1e-9

@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.autoencoder import Autoencoder, AutoencoderConfig
 from model.backends.padded import PaddedBackend
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, convert, find, load, load_autoencoder
 from model.checkpoints.native import AUTOENCODER, CONFIG, WEIGHTS
 from model.description import FirstStageDescription, Recommended
+from model.nets.autoencoder import Autoencoder, AutoencoderConfig
+from model.nets.unet2d import UNet2D
 from model.rows import Forward, Row
 from model.runner import SlotRunner
 from model.samplers import sample_table
 from model.schedule import Schedule
-from model.unet2d import UNet2D
 from tests.checkpoints import (
     STEM,
     Json,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import logs
-from service.logs import JsonLines
+from service.http import logs
+from service.http.logs import JsonLines
 
 
 def a_record(message: str, *args: object, **more: object) -> logging.LogRecord:
@@ -101,7 +101,7 @@ def test_all_logs_go_to_standard_output_as_json(capsys: pytest.CaptureFixture[st
     try:
         break_down()
     except ValueError:
-        logging.getLogger("service.engine").exception("the engine died")
+        logging.getLogger("service.engine.engine").exception("the engine died")
     output = capsys.readouterr()
     lines = [json.loads(line) for line in output.out.splitlines()]
     assert [line["message"] for line in lines] == ["hello", "GET /", "the engine died"]

@@ -16,8 +16,8 @@ from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load as load_checkpoint
 from model.checkpoints.native import CONFIG, WEIGHTS, find, parse
 from model.description import ModelDescription, Recommended
+from model.nets.unet import DiffusionUNet
 from model.schedule import Schedule
-from model.unet import DiffusionUNet
 from tests.checkpoints import refusal
 from tests.networks import fill
 

@@ -18,8 +18,8 @@ from model.backends.backend import Precision
 from model.backends.conversion import convert
 from model.backends.network import denoiser
 from model.backends.openvino import OpenVINOBackend, computes_bfloat16
-from model.unet import DiffusionUNet
-from model.unet2d import UNet2D, UNet2DConfig
+from model.nets.unet import DiffusionUNet
+from model.nets.unet2d import UNet2D, UNet2DConfig
 from tests.networks import fill
 from tests.servers import PATIENCE, ROOT
 
@@ -444,7 +444,7 @@ import sys, torch
 from model.backends.conversion import convert
 from model.backends.network import denoiser
 from model.backends.openvino import OpenVINOBackend
-from model.unet import DiffusionUNet
+from model.nets.unet import DiffusionUNet
 from tests.trajectories import description_of
 network = DiffusionUNet(3, 4, (1,))
 model = convert(denoiser(network, description_of(network, (3, 8, 8))))

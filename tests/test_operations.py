@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import service
-from service import app
+from service.http import app
 from tests.engines import PROBE, PROBE_SEED, FakeRunner, a_setting
 from tests.latents import LatentServer, serving_latents
 from tests.local import FakeServer, locally, no_complaints, serving_fake

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service import page
+from service.http import page
 from tests.servers import ServerProcess, problem
 
 FOLDER = Path(page.__file__).with_name("playground")

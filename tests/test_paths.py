@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Scope
 
-from service.app import create_app
 from service.config import Settings
-from service.logs import trace_without_messages
-from service.metrics import Metrics
-from service.paths import loggable, one_form
+from service.http.app import create_app
+from service.http.logs import trace_without_messages
+from service.http.metrics import Metrics
+from service.http.paths import loggable, one_form
 from tests.balancers import balancing
 from tests.local import SERVED, FakeServer, LocalServer, serving_fake
 from tests.servers import PATIENCE, Reachable, ServerProcess, needs, problem, serving

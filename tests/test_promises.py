@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from service.costs import Costs
-from service.jobs import Job, Task
-from service.promises import MARGIN, PATIENCE, SHARED, SHORTEST, Bounds, Spare, earliest, patient, spare
+from service.engine.costs import Costs
+from service.engine.jobs import Job, Task
+from service.engine.promises import MARGIN, PATIENCE, SHARED, SHORTEST, Bounds, Spare, earliest, patient, spare
 from tests.lines import Images, alike, any_images, cost_tables, costs_with_decoding
 from tests.properties import examples
 

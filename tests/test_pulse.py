@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.pulse import Pulse
+from service.engine.pulse import Pulse
 from tests.engines import FakeClock
 
 

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.rows import Row
+from service.engine.promises import MARGIN
+from service.engine.requests import Accepted, Finished
 from service.errors import (
-    STATUS,
     DeadlinePassed,
     Draining,
     Failed,
@@ -29,8 +30,7 @@ from service.errors import (
     TooLate,
     Unavailable,
 )
-from service.promises import MARGIN
-from service.requests import Accepted, Finished
+from service.http.problems import STATUS
 from tests.engines import (
     LONG,
     PATIENCE,

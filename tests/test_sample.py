@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.images import to_uint8
+from service.http.codecs import to_uint8
 from tests.latents import decoded, serving_latents
 from tests.servers import (
     Json,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.costs import Costs
-from service.jobs import Job
-from service.promises import MARGIN, SHARED
-from service.scheduler import Scheduler
+from service.engine.costs import Costs
+from service.engine.jobs import Job
+from service.engine.promises import MARGIN, SHARED
+from service.engine.scheduler import Scheduler
 from tests.lines import (
     Arrival,
     Images,

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from service import app
+from service.http import app
 from tests.balancers import Balancer, balancing
 from tests.engines import PROBE, FakeClock, FakeRunner
 from tests.local import FakeServer, serving_fake

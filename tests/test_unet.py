@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layers import Attention, ResnetBlock, sinusoidal_embedding
-from model.unet import DiffusionUNet
+from model.nets.layers import Attention, ResnetBlock, sinusoidal_embedding
+from model.nets.unet import DiffusionUNet
 from tests.networks import fill
 
 SKELETONS = [

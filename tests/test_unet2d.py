@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.checkpoints.native import parse
-from model.unet2d import UNet2D, UNet2DConfig
+from model.nets.unet2d import UNet2D, UNet2DConfig
 from tests.checkpoints import refusal
 from tests.networks import fill
 from tests.properties import examples

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.unet_macs import NETWORKS, TIME, VARIANTS, count, ddpm_cifar10, diffusion_unet, original_unet, report, run
-from model.unet import DiffusionUNet
+from model.nets.unet import DiffusionUNet
 
 ATTENTION = partial(DiffusionUNet, 3, 8, (1, 2), attention_levels=(1,), middle_attention=True)
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from model.checkpoints import native
 from model.checkpoints.load import load
 from model.description import Distilled, Recommended
+from model.nets.unet import DiffusionUNet
 from model.schedule import Schedule
-from model.unet import DiffusionUNet
 from weights import classifier, data, descent, distill, drawing, exam, measures, npm, pictures, quality, train
 from weights.digits import prepare
 

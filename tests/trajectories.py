@@ -8,11 +8,11 @@ from torch import nn
 from model.backends.backend import Backend, Precision
 from model.backends.padded import PaddedBackend
 from model.description import ModelDescription, Recommended
+from model.nets.unet import DiffusionUNet
+from model.nets.unet2d import UNet2D
 from model.rows import Forward, Reading, Row
 from model.runner import SlotRunner
 from model.schedule import Schedule
-from model.unet import DiffusionUNet
-from model.unet2d import UNet2D
 from tests.networks import fill
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.autoencoder import Autoencoder
 from model.checkpoints import native
+from model.nets.autoencoder import Autoencoder
 from weights import data, descent
 from weights.descent import Descent, Pace, random_numbers
 

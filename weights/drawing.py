@@ -12,16 +12,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.backends.backend import Backend
-from model.backends.choose import Choice, choose, choose_first_stage
+from model.backends.choose import Choice, choose
 from model.backends.network import denoiser
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.description import ModelDescription, Recommended
+from model.first_stage import choose_first_stage
 from model.rows import FirstStage, Forward, Image, Row
 from model.runner import SlotRunner
 from model.samplers import sample_table
 from service.config import available_cores
-from service.images import UInt8, to_uint8
+from service.http.codecs import UInt8, to_uint8
 
 WIDTH = 64  # rows of one forward pass
 

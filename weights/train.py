@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from model.checkpoints import native
 from model.checkpoints.config import DiffusionUNetConfig
 from model.checkpoints.load import load_autoencoder
+from model.nets.unet import DiffusionUNet
 from model.schedule import Schedule
-from model.unet import DiffusionUNet
 from weights import autoencode, data, descent
 from weights.descent import Descent, Pace, random_numbers
 

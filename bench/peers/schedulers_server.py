@@ -11,9 +11,9 @@ import os
 from functools import partial
 
 from service import __main__, build
-from service.engine import Engine
-from service.jobs import Batch
-from service.scheduler import Scheduler, fill
+from service.engine.engine import Engine
+from service.engine.jobs import Batch
+from service.engine.scheduler import Scheduler, fill
 
 
 class OneAtATime(Scheduler):

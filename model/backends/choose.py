@@ -7,14 +7,11 @@ from typing import Literal
 
 import torch
 
-from model.autoencoder import Autoencoder
 from model.backends.backend import Backend, Precision
 from model.backends.cuda import CudaBackend
 from model.backends.memory import available
-from model.backends.network import Network, decoder, encoder
+from model.backends.network import Network
 from model.backends.padded import PaddedBackend
-from model.description import ModelDescription
-from model.first_stage import FirstStage
 
 log = logging.getLogger(__name__)
 
@@ -22,20 +19,6 @@ BFLOAT16_CAPABILITY = (8, 0)  # CUDA's compute capability from which on GPUs hav
 
 Kind = Literal["cuda", "openvino", "padded"]
 Choice = Precision | Literal["auto"]
-
-
-def choose_first_stage(
-    autoencoder: Autoencoder,
-    model: ModelDescription,
-    device: torch.device,
-    precision: Choice,
-    threads: int,
-    cache_dir: Path | None,
-) -> FirstStage:
-    """The best backends for an autoencoder. Arguments are as those of `choose`."""
-    decodes = choose(decoder(autoencoder, model), device, precision, threads, None, cache_dir)
-    encodes = choose(encoder(autoencoder, model), device, precision, threads, 1, cache_dir)
-    return FirstStage(autoencoder.unscaled, decodes, encodes, model.image_shape)
 
 
 def choose(

@@ -17,11 +17,11 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
-from model import autoencoder, layers, unet, unet2d
 from model.backends.backend import host, processor
 from model.backends.network import Network
-from model.unet import DiffusionUNet
-from model.unet2d import UNet2D
+from model.nets import autoencoder, layers, unet, unet2d
+from model.nets.unet import DiffusionUNet
+from model.nets.unet2d import UNet2D
 
 log = logging.getLogger(__name__)
 

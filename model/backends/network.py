@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from model.autoencoder import Autoencoder, DecoderOnly, EncoderOnly
 from model.description import ModelDescription
+from model.nets.autoencoder import Autoencoder, DecoderOnly, EncoderOnly
 
 
 @dataclass(frozen=True, slots=True)

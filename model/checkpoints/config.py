@@ -9,13 +9,13 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
 
-from model.autoencoder import AutoencoderConfig
 from model.checkpoints.errors import shown
 from model.description import Distilled, FirstStageDescription, ModelDescription, Recommended
+from model.nets.autoencoder import AutoencoderConfig
+from model.nets.unet import DiffusionUNet
+from model.nets.unet2d import UNet2D, UNet2DConfig
 from model.samplers import SAMPLERS, GridError, sample_table
 from model.schedule import Schedule
-from model.unet import DiffusionUNet
-from model.unet2d import UNet2D, UNet2DConfig
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -198,7 +198,7 @@ def _parameters(network: nn.Module) -> int:
 
 
 class DiffusionUNetConfig(ModelConfig):
-    """model.unet.DiffusionUNet. Every extra is off unless named, which leaves the bare skeleton."""
+    """model.nets.unet.DiffusionUNet. Every extra is off unless named, which leaves the bare skeleton."""
 
     architecture: Literal["diffusion_unet"] = "diffusion_unet"
     in_channels: int = Field(ge=1, le=1024)
@@ -235,7 +235,7 @@ class DiffusionUNetConfig(ModelConfig):
 
 
 class UNet2DModelConfig(ModelConfig):
-    """model.unet2d.UNet2D.
+    """model.nets.unet2d.UNet2D.
 
     With one class fewer than network.num_class_embeds, the last of these stands for "no label". With as many, the
     network only knows labels.

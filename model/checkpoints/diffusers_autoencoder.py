@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from model.autoencoder import AutoencoderConfig
 from model.checkpoints.diffusers_config import known_fields
 from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.files import invalid
+from model.nets.autoencoder import AutoencoderConfig
 
 _KINDS: dict[str, Literal["kl", "vq"]] = {"VQModel": "vq", "AutoencoderKL": "kl"}
 # Where AutoencoderConfig has none, or another. A VQModel's scaling_factor is 0.18215 in diffusers, too, but published

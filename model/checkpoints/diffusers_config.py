@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from model.autoencoder import AutoencoderConfig
 from model.checkpoints.config import RecommendedConfig, UNet2DModelConfig
 from model.checkpoints.errors import CheckpointError, listed, shown
 from model.checkpoints.files import invalid
+from model.nets.autoencoder import AutoencoderConfig
+from model.nets.unet2d import UNet2DConfig
 from model.samplers import SAMPLERS, GridError, sample_table
 from model.schedule import Schedule
-from model.unet2d import UNet2DConfig
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from model.autoencoder import Autoencoder
 from model.checkpoints import diffusers, native
 from model.checkpoints.config import ModelConfig
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import load_strictly
 from model.description import ModelDescription
+from model.nets.autoencoder import Autoencoder
 
 FAMILIES = (diffusers.find, native.find)
 

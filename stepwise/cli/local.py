@@ -15,8 +15,8 @@ import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import config
-from service.app import create_app
 from service.build import START_ERRORS, build
+from service.http.app import create_app
 from stepwise import StepwiseError
 from stepwise.cli.exits import Unusable
 

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from service.images import contact_sheet, encode_png
+from service.http.codecs import contact_sheet, encode_png
 from stepwise import Unreachable, read_recipe
 
 

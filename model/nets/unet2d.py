@@ -1,0 +1,392 @@
+"""The DDPM-family U-Net: diffusers' UNet2DModel, and with it improved- and guided-diffusion (ADM) and latent diffusion.
+
+Several ResnetBlocks a level, each with a skip of its own, and one more on the way up; resampling between the levels
+only. Ho et al. 2020 (arXiv:2006.11239), appendix B; the variants of Dhariwal & Nichol 2021 (arXiv:2105.05233).
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.nets.layers import (
+    ACTIVATIONS,
+    Attention,
+    Downsample,
+    ResnetBlock,
+    Upsample,
+    doubled,
+    halved,
+    sinusoidal_embedding,
+)
+
+Width = Annotated[int, Field(ge=1, le=16384)]
+DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+UpBlockType = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+Resampling = Literal["conv", "resnet"]
+
+
+class UNet2DConfig(BaseModel):
+    """What the network is built from: the arguments and defaults of diffusers' UNet2DModel, and two that it lacks.
+
+    Raises:
+        ValidationError: for a network that cannot be built. Bounds keep what is built small enough to be looked at.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    in_channels: int = Field(3, ge=1, le=1024)
+    out_channels: int = Field(3, ge=1, le=2048)
+    center_input_sample: bool = False  # map 0 … 1 to −1 … 1
+    time_embedding_type: Literal["positional", "fourier", "learned"] = "positional"
+    time_embedding_dim: Width | None = None  # None: 4 × that of the encoding
+    time_proj_dim: Width | None = None  # of the encoding; None: the first width. ADM-512 has another
+    freq_shift: float = 0.0
+    flip_sin_to_cos: bool = True
+    num_train_timesteps: int | None = Field(None, ge=1, le=100_000)  # rows of a learned encoding
+    down_block_types: tuple[DownBlockType, ...] = Field(
+        ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"), strict=False
+    )
+    mid_block_type: Literal["UNetMidBlock2D"] | None = "UNetMidBlock2D"
+    up_block_types: tuple[UpBlockType, ...] = Field(
+        ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"), strict=False
+    )
+    block_out_channels: tuple[Width, ...] = Field((224, 448, 672, 896), min_length=1, max_length=12, strict=False)
+    layers_per_block: int = Field(2, ge=1, le=64)
+    mid_block_scale_factor: float = Field(1.0, gt=0)
+    downsample_padding: int = Field(1, ge=0, le=1)
+    downsample_type: Resampling | None = "conv"  # of AttnDownBlock2D alone; None is conv
+    upsample_type: Resampling | None = "conv"  # of AttnUpBlock2D alone; None is conv
+    act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
+    attention_head_dim: Width | None = 8  # None: one head
+    num_attention_heads: Width | None = None  # so many at every width, in the place of attention_head_dim
+    norm_num_groups: Width = 32
+    attn_norm_num_groups: Width | None = None  # of the middle attention
+    norm_eps: float = Field(1e-5, gt=0)
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    add_attention: bool = True  # in the middle
+    class_embed_type: Literal["timestep", "identity"] | None = None
+    num_class_embeds: int | None = Field(None, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        levels = len(self.block_out_channels)
+        for name, types in (("down_block_types", self.down_block_types), ("up_block_types", self.up_block_types)):
+            if len(types) != levels:
+                raise ValueError(f"{name} has {len(types)} blocks, and block_out_channels {levels} widths")
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                raise ValueError(f"norm_num_groups is {self.norm_num_groups}, which does not divide a width of {width}")
+        for width in self._attention_widths:
+            if self.num_attention_heads is None and self.attention_heads(width) < 1:
+                raise ValueError(f"attention_head_dim is {self.attention_head_dim}, and a width only {width}")
+            if self.num_attention_heads is not None and width % self.num_attention_heads:
+                raise ValueError(f"num_attention_heads is {self.num_attention_heads}, which does not divide {width}")
+        groups = self.middle_norm_groups
+        if groups is not None and self.block_out_channels[-1] % groups and self.has_middle_attention:
+            raise ValueError(
+                f"attn_norm_num_groups is {groups}, which does not divide a width of {self.block_out_channels[-1]}"
+            )
+        if self.time_embedding_type == "learned" and self.num_train_timesteps is None:
+            raise ValueError("num_train_timesteps is required where time_embedding_type is learned")
+        if self.time_embedding_type == "positional" and self.encoding_dim // 2 == self.freq_shift:
+            raise ValueError(f"freq_shift is {self.freq_shift:g}, which leaves no frequency of {self.encoding_dim}")
+        return self
+
+    @property
+    def encoding_dim(self) -> int:
+        """Width of the timestep's encoding, ahead of the MLP; half of it where the encoding is fourier."""
+        return self.block_out_channels[0] if self.time_proj_dim is None else self.time_proj_dim
+
+    @property
+    def first_timestep(self) -> int:
+        """The least that the network can be asked at."""
+        return 1 if self.time_embedding_type == "fourier" else 0  # it takes the logarithm
+
+    @property
+    def has_middle_attention(self) -> bool:
+        return self.mid_block_type is not None and self.add_attention
+
+    @property
+    def middle_norm_groups(self) -> int | None:
+        """Groups of the middle attention's norm. With scale_shift it has none, unless attn_norm_num_groups says so."""
+        if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
+            return self.norm_num_groups
+        return self.attn_norm_num_groups
+
+    @property
+    def _attention_widths(self) -> set[int]:
+        downs = zip(self.down_block_types, self.block_out_channels, strict=True)
+        ups = zip(self.up_block_types, reversed(self.block_out_channels), strict=True)
+        widths = {width for kind, width in (*downs, *ups) if kind.startswith("Attn")}
+        return widths | ({self.block_out_channels[-1]} if self.has_middle_attention else set())
+
+    def attention_heads(self, width: int) -> int:
+        if self.num_attention_heads is not None:
+            return self.num_attention_heads
+        return 1 if self.attention_head_dim is None else width // self.attention_head_dim
+
+    def attention_head_width(self, width: int) -> int:
+        if self.num_attention_heads is not None:
+            return width // self.num_attention_heads
+        return width if self.attention_head_dim is None else self.attention_head_dim
+
+
+class UNet2D(nn.Module):
+    """Predict ε, v or x_0 of noisy images at their timesteps; with twice the channels, also a variance.
+
+    Parameters have diffusers' names, but for those inside ResnetBlock and Attention.
+    """
+
+    def __init__(self, config: UNet2DConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        time_emb_dim = config.time_embedding_dim or 4 * config.encoding_dim
+        resnet = partial(
+            ResnetBlock,
+            time_emb_dim=time_emb_dim,
+            norm_groups=config.norm_num_groups,
+            eps=config.norm_eps,
+            activation=ACTIVATIONS[config.act_fn],
+            scale_shift=config.resnet_time_scale_shift == "scale_shift",
+        )
+
+        def attention(
+            ch: int, norm_groups: int | None = config.norm_num_groups, residual_scale: float = 1
+        ) -> Attention:
+            heads, head_dim = config.attention_heads(ch), config.attention_head_width(ch)
+            return Attention(
+                ch, norm_groups, eps=config.norm_eps, heads=heads, head_dim=head_dim, residual_scale=residual_scale
+            )
+
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_proj = _time_proj(config)
+        encoding_dim = config.encoding_dim * (2 if config.time_embedding_type == "fourier" else 1)
+        self.time_embedding = TimeEmbedding(encoding_dim, time_emb_dim)
+        self.class_embedding: nn.Module | None = None
+        if config.class_embed_type == "timestep":
+            self.class_embedding = TimeEmbedding(encoding_dim, time_emb_dim)
+        elif config.class_embed_type is None and config.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(config.num_class_embeds, time_emb_dim)
+
+        last = len(widths) - 1
+        ch = widths[0]
+        skips = [ch]  # channels of what the way up concatenates
+        self.down_blocks = nn.ModuleList()
+        for level, (kind, width) in enumerate(zip(config.down_block_types, widths, strict=True)):
+            resnets = [resnet(ch if i == 0 else width, width) for i in range(config.layers_per_block)]
+            attentions = [attention(width) for _ in resnets] if kind == "AttnDownBlock2D" else []
+            ch = width
+            skips += [ch] * len(resnets)
+            downsampler = None
+            if level != last:
+                by_resnet = _by_resnet(kind, config.downsample_type)
+                downsampler = (
+                    resnet(ch, ch, resample=halved) if by_resnet else Downsample(ch, config.downsample_padding)
+                )
+                skips.append(ch)
+            self.down_blocks.append(DownBlock(resnets, attentions, downsampler))
+
+        self.mid_block: MiddleBlock | None = None
+        if config.mid_block_type is not None:
+            scale = config.mid_block_scale_factor
+            resnets = [resnet(ch, ch, residual_scale=scale) for _ in range(2)]
+            attentions = [attention(ch, config.middle_norm_groups, scale)] if config.add_attention else []
+            self.mid_block = MiddleBlock(resnets, attentions)
+
+        self.up_blocks = nn.ModuleList()
+        for level, (up_kind, width) in enumerate(zip(config.up_block_types, reversed(widths), strict=True)):
+            resnets = []
+            for _ in range(config.layers_per_block + 1):
+                resnets.append(resnet(ch + skips.pop(), width))
+                ch = width
+            attentions = [attention(ch) for _ in resnets] if up_kind == "AttnUpBlock2D" else []
+            upsampler = None
+            if level != last:
+                by_resnet = _by_resnet(up_kind, config.upsample_type)
+                upsampler = resnet(ch, ch, resample=doubled) if by_resnet else Upsample(ch)
+            self.up_blocks.append(UpBlock(resnets, attentions, upsampler))
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, ch, config.norm_eps)
+        self.conv_out = nn.Conv2d(ch, config.out_channels, 3, padding=1)
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """Map t [B] to the time embedding, [B, time_embedding_dim]."""
+        out: Tensor = self.time_embedding(self._encoded(t))
+        return out
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
+        """Map x [B, C, H, W], t [B] and labels to the prediction, [B, out_channels, H, W].
+
+        Labels are [B] integers; with class_embed_type identity, [B, time_embedding_dim] numbers that are added to the
+        time embedding. Without labels, or without classes, nothing is added. `t_emb` is embed_time(t), where that is
+        known already.
+        """
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            self.check_size(x.shape[-2], x.shape[-1])
+        if self.config.center_input_sample:
+            x = 2 * x - 1
+        if t_emb is None:
+            t_emb = self.embed_time(t)
+        if self.class_embedding is not None and labels is not None:
+            timestep_like = self.config.class_embed_type == "timestep"
+            t_emb = t_emb + self.class_embedding(self._encoded(labels) if timestep_like else labels)
+        elif self.config.class_embed_type == "identity" and labels is not None and labels.ndim == 2:
+            t_emb = t_emb + labels
+
+        h = self.conv_in(x)
+        skips = [h]
+        for block in self.down_blocks:
+            skips += block(h, t_emb)
+            h = skips[-1]
+        if self.mid_block is not None:
+            h = self.mid_block(h, t_emb)
+        for block in self.up_blocks:
+            h = block(h, t_emb, skips)
+
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
+        if self.config.time_embedding_type == "fourier":
+            out = out / t[:, None, None, None]
+        return out
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError unless the levels can halve height and width."""
+        factor = 2 ** (len(self.config.block_out_channels) - 1)
+        if height % factor or width % factor or not height or not width:
+            raise ValueError(
+                f"image size {height}x{width} cannot be halved {len(self.config.block_out_channels) - 1} times: "
+                f"height and width must be multiples of {factor}"
+            )
+
+    def _encoded(self, t: Tensor) -> Tensor:
+        encoded: Tensor = self.time_proj(t).to(self.conv_in.weight.dtype)
+        return encoded
+
+
+class DownBlock(nn.Module):
+    """ResnetBlocks, each followed by attention where there is any, then a Downsample."""
+
+    def __init__(
+        self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], downsampler: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.downsamplers = nn.ModuleList([] if downsampler is None else [downsampler])
+
+    def forward(self, h: Tensor, t_emb: Tensor) -> list[Tensor]:
+        """All that the way up concatenates; the last goes on down."""
+        states = []
+        for i, resnet in enumerate(self.resnets):
+            h = resnet(h, t_emb)
+            if self.attentions:
+                h = self.attentions[i](h)
+            states.append(h)
+        for downsampler in self.downsamplers:
+            h = _resampled(downsampler, h, t_emb)
+            states.append(h)
+        return states
+
+
+class MiddleBlock(nn.Module):
+    """Two ResnetBlocks, with attention between them where there is any."""
+
+    def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+
+    def forward(self, h: Tensor, t_emb: Tensor | None) -> Tensor:
+        h = self.resnets[0](h, t_emb)
+        for attention in self.attentions:
+            h = attention(h)
+        out: Tensor = self.resnets[1](h, t_emb)
+        return out
+
+
+class UpBlock(nn.Module):
+    """ResnetBlocks on what is concatenated with the last skip, each followed by attention where there is any, then an
+    Upsample."""
+
+    def __init__(
+        self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], upsampler: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.upsamplers = nn.ModuleList([] if upsampler is None else [upsampler])
+
+    def forward(self, h: Tensor, t_emb: Tensor, skips: list[Tensor]) -> Tensor:
+        """Takes its skips off the end of the list."""
+        for i, resnet in enumerate(self.resnets):
+            h = resnet(torch.cat([h, skips.pop()], dim=1), t_emb)
+            if self.attentions:
+                h = self.attentions[i](h)
+        for upsampler in self.upsamplers:
+            h = _resampled(upsampler, h, t_emb)
+        return h
+
+
+class TimeEmbedding(nn.Module):
+    """Linear, SiLU, Linear."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, out_dim)
+        self.linear_2 = nn.Linear(out_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return out
+
+
+class SinusoidalEncoding(nn.Module):
+    """layers.sinusoidal_embedding."""
+
+    def __init__(self, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.flip_sin_to_cos = flip_sin_to_cos
+        self.freq_shift = freq_shift
+
+    def forward(self, t: Tensor) -> Tensor:
+        return sinusoidal_embedding(t, self.dim, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift)
+
+
+class FourierEncoding(nn.Module):
+    """[sin(2π·w·ln t), cos(2π·w·ln t)] with w [dim] from the file; t > 0. Song et al. 2021, arXiv:2011.13456, C.2."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t.float().log()[:, None] * self.weight * 2 * math.pi
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _time_proj(config: UNet2DConfig) -> nn.Module:
+    match config.time_embedding_type:
+        case "positional":
+            return SinusoidalEncoding(config.encoding_dim, config.flip_sin_to_cos, config.freq_shift)
+        case "fourier":
+            return FourierEncoding(config.encoding_dim)
+        case "learned":
+            assert config.num_train_timesteps is not None
+            return nn.Embedding(config.num_train_timesteps, config.encoding_dim)
+
+
+def _by_resnet(kind: str, resampling: Resampling | None) -> bool:
+    """Whether a block resamples by a ResnetBlock; only blocks with attention can be told how."""
+    return kind.startswith("Resnet") or (kind.startswith("Attn") and resampling == "resnet")
+
+
+def _resampled(module: nn.Module, h: Tensor, t_emb: Tensor) -> Tensor:
+    out: Tensor = module(h, t_emb) if isinstance(module, ResnetBlock) else module(h)
+    return out

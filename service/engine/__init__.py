@@ -1,0 +1,1 @@
+"""What runs, and when. Nothing here knows HTTP or asyncio."""

@@ -1,0 +1,188 @@
+"""The health of the engine: what its pulses say, and what is done about it.
+
+Whoever asks is answered from what is known. `check`, called every second, finds out more: it notices what does not
+return, starts the engine's own probe where there is doubt, and gives up where nothing but a new process helps.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+
+from model.rows import Row
+from service.engine.pulse import Overdue, Pulse
+from service.engine.requests import Clock, Finished, Requests, dead, stuck
+from service.errors import ComputationFailed, Unavailable
+
+log = logging.getLogger(__name__)
+
+_STALE_AFTER = 10.0  # seconds with nothing to do, after which a question is worth a probe
+_TIMES_PROBE = 20.0  # and times what a probe takes, so that an idle server spends 5 % of its time on them at most
+_GIVE_UP_AFTER = 3.0  # times what a call was given, after it was found to be stuck
+
+PASSES = "a forward pass"
+DECODING = "decoding"
+
+
+class Health:
+    """Knows whether the engine works.
+
+    Args:
+        requests: those in line; the probe is put among them. Their lock guards what follows.
+        probe: a row that shows that the model works.
+        clock: seconds, never falling.
+        fail_all: answers everybody with an error.
+
+    Attributes:
+        stopped: whether the engine's threads have ended, or are about to.
+        beyond_help: why nothing but a new process helps; None while there is hope.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        probe: Row,
+        clock: Clock,
+        fail_all: Callable[[Callable[[], Unavailable]], None],
+    ) -> None:
+        self._requests = requests
+        self._row = probe
+        self._clock = clock
+        self._fail_all = fail_all
+        self._changed = requests.changed
+        self._pulses: dict[str, Pulse] = {}
+        self._probe: Future[Finished] | None = None  # under way, or its end is not noted yet
+        self._asked = False  # since the last probe
+        self._stuck_since: float | None = None  # when that was noticed
+        self.stopped = False
+        self.beyond_help: str | None = None
+
+    def new_pulse(self, name: str) -> Pulse:
+        """The pulse of a thread that does what this names."""
+        self._pulses[name] = Pulse(self._clock)
+        return self._pulses[name]
+
+    # What is known.
+
+    @property
+    def overdue(self) -> tuple[str, Overdue] | None:
+        """What should have ended long ago, and how long ago, whether or not that was noticed."""
+        for name, pulse in self._pulses.items():
+            if (overdue := pulse.overdue) is not None:
+                return name, overdue
+        return None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine goes on: its threads have not ended, and none of them is stuck."""
+        with self._changed:
+            is_stuck = self._stuck_since is not None and self.overdue is not None
+            return not (self.stopped or is_stuck or self.beyond_help is not None)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the probe has failed, and nothing has worked since."""
+        return any(pulse.broken for pulse in self._pulses.values())
+
+    @property
+    def suspected(self) -> bool:
+        """Whether something failed last. It may have been the fault of a request."""
+        return any(pulse.suspected for pulse in self._pulses.values())
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether only a probe can tell: something failed last, or nothing has run for long."""
+        return self.suspected or self.stale
+
+    @property
+    def stale(self) -> bool:
+        """Whether nothing has run for so long that what is known says little."""
+        scheduler = self._requests.scheduler
+        if scheduler is None:
+            return False
+        a_probe_s = len(self._row.table) * scheduler.costs.seconds(1)
+        rested_s = min(pulse.rest_s for pulse in self._pulses.values())
+        return rested_s > max(_STALE_AFTER, _TIMES_PROBE * a_probe_s)
+
+    # What is done.
+
+    def asked(self) -> None:
+        """Somebody wants to know. Where what is known is stale, the next check starts a probe."""
+        self._asked = True
+
+    def probe(self) -> Future[Finished]:
+        """The probe that is under way, or a new one. It is decoded only where decoding has failed last.
+
+        Raises:
+            Unavailable: where the engine is loading, stuck or dead.
+        """
+        with self._changed:
+            if not self.alive:
+                raise dead() if self.stopped or self.beyond_help is not None else stuck()
+            self._note_probe()
+            if self._probe is None:
+                latent = not (DECODING in self._pulses and self._pulses[DECODING].suspected)
+                self._probe = self._requests.accept_probe(replace(self._row, latent=latent))
+                self._asked = False
+            return self._probe
+
+    def _note_probe(self) -> None:
+        """Note whether the last probe has failed. One that all others were answered with, at a hang, has not."""
+        if self._probe is None or not self._probe.done():
+            return
+        ended, self._probe = self._probe, None
+        if not ended.cancelled() and isinstance(error := ended.exception(), ComputationFailed):
+            log.warning("the probe failed: %s", error)
+            for pulse in self._pulses.values():
+                if pulse.suspected:  # at least the one that it failed in
+                    pulse.probe_failed()
+
+    def check(self) -> None:
+        """Look after the engine. To be called every second."""
+        with self._changed:
+            if self.stopped or self.beyond_help is not None:
+                return
+            self.reopen()
+            self._note_probe()
+            found, now = self.overdue, self._clock()
+            is_new = found is not None and self._stuck_since is None
+            if is_new:
+                self._stuck_since = now
+                self._requests.close(stuck)
+        if found is not None:
+            name, (taken_s, given_s) = found
+            if is_new:
+                log.error("%s has not returned for %.0f s", name, taken_s)
+                self._fail_all(stuck)
+            elif self._stuck_since is not None and now - self._stuck_since >= _GIVE_UP_AFTER * given_s:
+                self.give_up(f"{name} has not returned for {taken_s:.0f} s")
+        elif any(pulse.hopeless for pulse in self._pulses.values()):
+            self.give_up("the model fails whatever it is given, time after time")
+        elif self._requests.scheduler is not None and self._wants_probe(now):
+            self.probe()
+
+    def _wants_probe(self, now: float) -> bool:
+        """Whether there is doubt; or somebody was refused for the present speed alone, and nothing runs to show it."""
+        idle = not len(self._requests)
+        return self.suspected or (self._asked and self.stale) or (idle and now < self._requests.slow_until)
+
+    def reopen(self) -> None:
+        """Accept requests again where what was stuck has returned."""
+        if self._stuck_since is None or self.overdue is not None or self.stopped or self.beyond_help is not None:
+            return
+        log.warning("nothing is stuck any longer")
+        self._stuck_since = None
+        if self._requests.scheduler is not None:
+            self._requests.open(self._requests.scheduler)
+
+    def give_up(self, why: str) -> None:
+        """Nothing but a new process helps. Answer everybody, so that whoever runs this process can end it."""
+        with self._changed:
+            if self.beyond_help is not None:
+                return
+            self.beyond_help = why
+            self._requests.close(dead)
+            is_loading = self._requests.scheduler is None
+        if not is_loading:  # else whoever starts the process says why it does not start
+            log.critical("%s: only a new process helps", why)
+        self._fail_all(dead)

@@ -1,0 +1,1 @@
+"""What HTTP is: connections, routes, bodies, answers."""

@@ -1,0 +1,177 @@
+"""A client's connection: uvicorn's on h11, with an end to all that uvicorn would wait for without end."""
+
+import asyncio
+from typing import Any
+
+import h11
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from service.errors import ServiceError, TooSlow
+from service.http import logs
+from service.http.framing import Framing
+from service.http.problems import answer
+
+HEAD_PATIENCE_S = 30.0  # for all of a head, and for the first request of a connection to begin
+REST_PATIENCE_S = 60.0  # for the rest of a body whose request is answered
+LINGER_S = 5.0  # for a client to close a connection that is closed here
+
+
+class Connection(H11Protocol):
+    """What cannot be read is answered as all errors are, after the answers before it, and nothing is read after it."""
+
+    conn: Framing
+    transport: "_Lingering"  # type: ignore[assignment]  # it has what uvicorn uses of a transport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.conn = Framing()
+        self._inner: Any = self.app
+        self.app = self._serve
+        self._refused: ServiceError | None = None
+        self._patience: asyncio.TimerHandle | None = None  # runs while the client is to send what `_awaited` says
+        self._awaited: str | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_Lingering(transport, self.loop))  # type: ignore[arg-type]
+        self._be_patient()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.transport.end()
+        self._be_patient()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused is None and not self.transport.is_closing() and not self.conn.is_over:
+            super().data_received(data)
+
+    def handle_events(self) -> None:
+        try:
+            super().handle_events()
+        except ServiceError as error:
+            self._refuse(error)
+        self._be_patient()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._be_patient()
+
+    def drain(self) -> None:
+        """Close after the answer that is on its way; now, where the client has had an answer and asks nothing."""
+        if self._is_answering:
+            self.cycle.keep_alive = False
+        elif self.cycle is not None and not self.conn.has_unread:
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """Close after the answer that is on its way, or now. The process is about to end."""
+        self.transport.linger_s = 0.0
+        if self._is_answering:
+            self.cycle.keep_alive = False
+        else:
+            self.transport.end()
+
+    def _should_upgrade(self) -> bool:
+        return False  # an offer of another protocol may be passed over: RFC 9110, section 7.8
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _be_patient(self) -> None:
+        """Let the client have its time for what it is to send next."""
+        awaited = None
+        if self.transport.is_closing():
+            pass
+        elif self.conn.awaits_head and (self.conn.has_unread or self.timeout_keep_alive_task is None):
+            self._unset_keepalive_if_required()
+            awaited = "head"
+        elif self.conn.awaits_body and not self._is_answering:
+            awaited = "rest"
+        if awaited != self._awaited:
+            self._awaited = awaited
+            if self._patience is not None:
+                self._patience.cancel()
+            patience_s = HEAD_PATIENCE_S if awaited == "head" else REST_PATIENCE_S
+            self._patience = self.loop.call_later(patience_s, self._too_slow) if awaited else None
+
+    def _too_slow(self) -> None:
+        if self.conn.awaits_head and self.conn.has_unread:
+            self._refuse(TooSlow(f"the headers were not all here within {HEAD_PATIENCE_S:g} s"))
+        else:  # nothing was asked, or it is answered
+            self.transport.close()
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer what cannot be read, and close."""
+        self._refused = error
+        if self._is_answering:  # a request whose body is broken: `_serve` answers
+            self.cycle.keep_alive = False
+            self.cycle.message_event.set()
+            return
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else its request is answered
+            response = answer(error)
+            headers = b"".join(
+                b"%b: %b\r\n" % header for header in self.server_state.default_headers + response.raw_headers
+            )
+            self.transport.write(b"HTTP/1.1 %d \r\n%b\r\n%b" % (response.status_code, headers, bytes(response.body)))
+            client = self.client[0] if self.client else "unknown"
+            fields = {"status": response.status_code, "client": client}
+            logs.access.info("no request: %s", error, extra={"fields": fields})
+        self.transport.close()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The app, which is told of a body that is broken where it reads it.
+
+        Raises:
+            ServiceError: from `receive`, unless an answer has begun.
+        """
+        cycle = self.cycle
+
+        async def receive_or_refuse() -> Message:
+            message = await receive()
+            if self._refused is None:
+                return message
+            if cycle.response_started:
+                return {"type": "http.disconnect"}
+            raise self._refused
+
+        await self._inner(scope, receive_or_refuse, send)
+
+
+class _Lingering:
+    """A transport that is closed for writing first, and reads on until the client closes its side, or for a while.
+
+    To close one at once that something unread comes to resets the connection, and the client may lose its answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None  # where it is closed
+        self.linger_s = LINGER_S
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._timer is not None or self._transport.is_closing()
+
+    def close(self) -> None:
+        if not self.is_closing():
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._timer = self._loop.call_later(self.linger_s, self._transport.close)
+
+    def end(self) -> None:
+        """Close at once."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport.close()

@@ -1,0 +1,168 @@
+"""What Prometheus sees. Base units, prefix stepwise_; and what it knows of every process, process_*."""
+
+from collections.abc import Iterable
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+import service
+from service.engine.engine import Engine, Phase
+from service.engine.requests import REFUSALS, Finished
+from service.plan.served import Served
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+_ERROR_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4)
+
+
+class Metrics:
+    """The metrics of one server. Implements service.engine.engine.Observer."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, descriptors, CPU time
+        self._requests = self._counter("requests", "Requests answered", "endpoint", "code")
+        self._request_seconds = self._histogram(
+            "request_seconds", "Seconds from a request to the end of its answer", _REQUEST_BUCKETS, "endpoint"
+        )
+        self._queue_seconds = self._histogram(
+            "queue_seconds", "Seconds that a request waited for its first step", _REQUEST_BUCKETS
+        )
+        self._denoise_seconds = self._histogram(
+            "denoise_seconds", "Seconds from a request's first step to its last", _REQUEST_BUCKETS
+        )
+        self._decode_seconds = self._histogram(
+            "decode_seconds", "Seconds to decode a batch of latents", _REQUEST_BUCKETS
+        )
+        self._decode_images = self._histogram("decode_images", "Images of a batch of latents decoded", _BATCH_BUCKETS)
+        self._decode_failures = self._counter("decode_failures", "Batches of latents whose decoding raised an error")
+        self._encode_seconds = self._histogram("encode_seconds", "Seconds to encode an answer", _REQUEST_BUCKETS)
+        self._images = self._counter("images", "Images finished")
+        self._step_seconds = self._histogram("step_seconds", "Seconds of a forward pass", _STEP_BUCKETS)
+        self._batch_rows = self._histogram("batch_rows", "Forward rows of a pass", _BATCH_BUCKETS)
+        self._pass_failures = self._counter("pass_failures", "Forward passes that raised an error")
+        self._accepted = self._counter("accepted", "Requests for images that were accepted, and given a promise")
+        self._refused = self._counter("refused", "Requests for images that were not accepted", "reason")
+        self._cancelled = self._counter("cancelled", "Requests for images that ended before they were done", "reason")
+        self._promises = self._counter("promises", "Promised times that were kept, or missed", "outcome")
+        self._eta_error = self._histogram(
+            "eta_error_ratio", "How far the time expected at arrival was from the time taken, over that", _ERROR_BUCKETS
+        )
+        engine_seconds = self._counter("engine_seconds", "Seconds of the engine's thread", "phase")
+        self._phase_seconds = {phase: engine_seconds.labels(phase) for phase in get_args(Phase)}  # at every pass
+        for counter, values in (
+            (self._refused, REFUSALS.values()),
+            (self._cancelled, ("disconnect", "timeout", "failed", "draining")),
+            (self._promises, ("kept", "missed")),
+        ):
+            for value in values:
+                counter.labels(value)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"stepwise_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"stepwise_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def watch(self, engine: Engine, served: Served) -> None:
+        """Show an engine's state whenever the metrics are read."""
+        self.registry.register(_EngineState(engine))
+        Info("stepwise_model", "The model that is served", registry=self.registry).info(
+            {
+                "name": served.model.name,
+                "digest": served.model.digest,
+                "architecture": served.model.architecture,
+                "fingerprint": served.fingerprint,
+                "device": served.device,
+                "version": service.__version__,
+            }
+        )
+
+    def exposition(self) -> bytes:
+        """All metrics, as Prometheus text."""
+        return generate_latest(self.registry)
+
+    def request_done(self, endpoint: str, code: int, seconds: float) -> None:
+        self._requests.labels(endpoint, str(code)).inc()
+        self._request_seconds.labels(endpoint).observe(seconds)
+
+    def encoded(self, seconds: float) -> None:
+        self._encode_seconds.observe(seconds)
+
+    def phase_done(self, phase: Phase, seconds: float) -> None:
+        self._phase_seconds[phase].inc(seconds)
+
+    def pass_done(self, rows: int, seconds: float) -> None:
+        self._batch_rows.observe(rows)
+        self._step_seconds.observe(seconds)
+
+    def batch_decoded(self, images: int, seconds: float) -> None:
+        self._decode_images.observe(images)
+        self._decode_seconds.observe(seconds)
+
+    def decoding_failed(self) -> None:
+        self._decode_failures.inc()
+
+    def pass_failed(self) -> None:
+        self._pass_failures.inc()
+
+    def request_accepted(self) -> None:
+        self._accepted.inc()
+
+    def request_refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
+
+    def request_started(self, queue_s: float) -> None:
+        self._queue_seconds.observe(queue_s)
+
+    def request_finished(self, finished: Finished, kept: bool, eta_s: float, taken_s: float) -> None:
+        self._images.inc(len(finished.images))
+        self._denoise_seconds.observe(finished.denoise_s)
+        self._promises.labels("kept" if kept else "missed").inc()
+        if taken_s > 0:
+            self._eta_error.observe(abs(eta_s - taken_s) / taken_s)
+
+    def request_cancelled(self, reason: str) -> None:
+        self._cancelled.labels(reason).inc()
+        if reason == "timeout":
+            self._promises.labels("missed").inc()
+
+
+class _EngineState(Collector):
+    """What the scheduler counts itself."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        line = self._engine.scheduler
+        for name, text, value in (
+            ("rows_running", "Images that have started", line.running if line else 0),
+            ("rows_waiting", "Images that wait for their first step", line.waiting if line else 0),
+            ("outstanding_row_steps", "Forward rows still to run", line.outstanding if line else 0),
+            ("images_decoding", "Images that are decoded, or wait for it", line.decoding if line else 0),
+        ):
+            yield GaugeMetricFamily(f"stepwise_{name}", text, value=value)
+        preemptions = line.preemptions if line else 0
+        yield CounterMetricFamily(
+            "stepwise_preemptions", "How often an image had to wait between two steps", value=preemptions
+        )
+        cost = GaugeMetricFamily(
+            "stepwise_step_cost_seconds", "Expected seconds of a forward pass, by its width", labels=["rows"]
+        )
+        for rows, seconds in line.costs.by_width.items() if line else ():
+            cost.add_metric([str(rows)], seconds)
+        yield cost
+        decoding = line.costs.decoding if line else None
+        if decoding is not None:
+            text = "Expected seconds of decoding, by the images of a batch"
+            cost = GaugeMetricFamily("stepwise_decode_cost_seconds", text, labels=["images"])
+            for images, seconds in decoding.by_width.items():
+                cost.add_metric([str(images)], seconds)
+            yield cost

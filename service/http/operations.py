@@ -1,0 +1,123 @@
+"""The routes for those who run the service: health, metrics, facts."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+import service
+from model.samplers import SAMPLERS
+from service.config import Settings
+from service.engine.costs import Costs
+from service.engine.engine import Engine
+from service.http import openapi
+from service.http.metrics import CONTENT_TYPE, Metrics
+from service.plan.served import Served
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """The routes' dependencies."""
+
+    engine: Engine
+    served: Served
+    settings: Settings
+    metrics: Metrics
+
+    def router(self) -> APIRouter:
+        return _routed(
+            ("/health/live", self.live, openapi.LIVE),
+            ("/health/ready", self.ready, openapi.READY),
+            ("/health", self.ready, openapi.HEALTH),
+            ("/info", self.info, openapi.INFO),
+        )
+
+    def metrics_router(self) -> APIRouter:
+        return _routed(("/metrics", self.read_metrics, openapi.METRICS))
+
+    async def live(self) -> Response:
+        """200 while the process can serve at all: its engine has not died, and nothing that it is at is stuck."""
+        self.engine.asked()
+        alive = self.engine.alive or (self.engine.status == "draining" and self.engine.beyond_help is None)
+        status, code = ("live", 200) if alive else ("failed", 503)
+        return JSONResponse({"status": status}, code, {"Cache-Control": "no-store"})
+
+    async def ready(self) -> Response:
+        """200 while a request would be served, from what is known: nobody waits for a pass to be told."""
+        self.engine.asked()
+        status = self.engine.status
+        return JSONResponse(
+            {"status": status, "model": self.served.model.name, "version": service.__version__},
+            200 if status == "ready" else 503,
+            {"Cache-Control": "no-store"} | ({} if status == "ready" else {"Retry-After": "2"}),
+        )
+
+    async def read_metrics(self) -> Response:
+        """Prometheus text."""
+        return Response(self.metrics.exposition(), media_type=CONTENT_TYPE)
+
+    async def info(self) -> Response:
+        """The model, what computes it, and what a request may ask for."""
+        served, model, settings = self.served, self.served.model, self.settings
+        distilled, parts = model.distilled, served.fingerprint_parts
+        first_stage = model.first_stage
+        costs = self.engine.scheduler.costs if self.engine.scheduler else None
+        return JSONResponse(
+            {
+                "version": service.__version__,
+                "model": {
+                    "name": model.name,
+                    "digest": model.digest,
+                    "architecture": model.architecture,
+                    "num_parameters": model.num_parameters,
+                },
+                "prediction_type": model.schedule.prediction_type,
+                "num_train_timesteps": model.schedule.num_train_timesteps,
+                "image_shape": list(model.image_shape),
+                "latent_shape": None if first_stage is None else list(model.sample_shape),
+                "first_stage": None if first_stage is None else asdict(first_stage),
+                "preview": None if served.preview is None else "linear",
+                "out_channels": model.out_channels,
+                "num_classes": model.num_classes,
+                "class_names": list(model.class_names) or None,
+                "samplers": [distilled.sampler] if distilled else list(SAMPLERS),
+                "num_inference_steps": list(distilled.num_inference_steps) if distilled else None,
+                "recommended": {
+                    "sampler": model.recommended.sampler,
+                    "num_inference_steps": model.recommended.num_inference_steps,
+                    "guidance_scale": model.recommended.guidance_scale,
+                },
+                "limits": {
+                    "max_images": settings.max_images,
+                    "max_batch": max(self.engine.widths),
+                    "max_queue": settings.max_queue,
+                    "max_body": int(settings.max_body),
+                    "timeout_s": settings.timeout,
+                },
+                "device": served.device,
+                "backend": parts["backend"],
+                "precision": parts["precision"],
+                "fingerprint": served.fingerprint,
+                "fingerprint_parts": dict(parts),
+                "reproducible": served.reproducible,
+                "seconds_per_step": _by_width(costs),
+                "seconds_per_decode": None if first_stage is None else _by_width(costs and costs.decoding),
+            },
+            headers={"Cache-Control": "no-store"},
+        )
+
+
+def _routed(*endpoints: tuple[str, Callable[[], Awaitable[Response]], dict[str, Any]]) -> APIRouter:
+    """Routes of GET and HEAD: path, endpoint, documentation."""
+    router = APIRouter(tags=["operations"])
+    for path, endpoint, documentation in endpoints:
+        router.add_api_route(path, endpoint, methods=["GET"], **documentation)
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    return router
+
+
+def _by_width(costs: Costs | None) -> dict[str, float]:
+    """Seconds of a batch by its width; none of them while they are not known."""
+    return {} if costs is None else {str(width): seconds for width, seconds in costs.by_width.items()}

@@ -1,0 +1,274 @@
+"""Requests as they come in: JSON, queries and forms → the models of schemas.py. What is read is bounded first."""
+
+import binascii
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from annotated_types import Ge, Le
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from service.errors import FieldError, Invalid, UnsupportedMedia
+from service.http.codecs import Bytes, is_image
+from service.http.forms import MAX_FIELDS, Part, read_form
+from service.http.pieces import PIECE, pieces
+
+Model = TypeVar("Model", bound=BaseModel)
+Ranges = Mapping[str, str]  # what each field with a number must be, by its name
+
+MAX_PLAIN_JSON = 2**19  # bytes of JSON beside an image, and blanks at the end
+_INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,8}),", re.IGNORECASE)
+_MEDIA_OF_FILES = ("", "image/png", "application/x-npy", "application/octet-stream")
+_BLANKS = b" \t\r\n"
+_MAX_VALUES = 2**14  # of JSON: `[],[],[],…` takes 25 times its length in memory, and time in which nobody is served
+_MAX_DIGITS = 400  # of a number in JSON; a float has no more
+_MAX_QUERY = 2**13  # fields
+_MAX_SHOWN = 80  # characters of a value in a message
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a body of this type is read as JSON: one without a type is."""
+    return _media_type(content_type) in ("application/json", "")
+
+
+def read_json(body: Bytes, model: type[Model], ranges: Ranges) -> Model:
+    """Read a JSON body. An empty body is `{}`."""
+    return validated(model, _json_object(body, MAX_PLAIN_JSON), ranges)
+
+
+def read_upload(
+    content_type: str, body: Bytes, model: type[Model], ranges: Ranges, max_json: int
+) -> tuple[Model, Bytes]:
+    """Read an image and the fields beside it: a form with a file part, or JSON with base64.
+
+    Args:
+        max_json: bytes.
+    """
+    if _media_type(content_type) == "multipart/form-data":
+        return _read_form(content_type, body, model, ranges)
+    if body:
+        check_upload_type(content_type)
+    values = _json_object(body, max_json)
+    if "image" not in values:
+        raise Invalid.field("image", "is required: a PNG or .npy file, in base64")
+    image_text = values.pop("image")
+    return validated(model, values, ranges), _from_base64(image_text)
+
+
+def check_upload_type(content_type: str) -> None:
+    """Raises UnsupportedMedia where a body of this type cannot hold an image."""
+    if not is_json(content_type) and _media_type(content_type) != "multipart/form-data":
+        raise UnsupportedMedia(
+            f"the body must be multipart/form-data or application/json, and is {_media_type(content_type)[:_MAX_SHOWN]}"
+        )
+
+
+def check_json_type(content_type: str) -> None:
+    """Raises UnsupportedMedia where a body of this type is no JSON."""
+    if not is_json(content_type):
+        raise UnsupportedMedia(f"the body must be application/json, and is {_media_type(content_type)[:_MAX_SHOWN]}")
+
+
+def _read_form(content_type: str, body: Bytes, model: type[Model], ranges: Ranges) -> tuple[Model, Bytes]:
+    parts = read_form(content_type, body)
+    image = _file_part(parts)
+    fields = [(part.name, part.text) for part in parts if part is not image and part.filename is None]
+    return read_text(fields, model, ranges), image.data
+
+
+def _file_part(parts: Sequence[Part]) -> Part:
+    found = [part for part in parts if part.name == "image"]
+    if len(found) > 1:
+        raise Invalid.field("image", "is given twice")
+    names = [part.name for part in parts if part.filename is not None]
+    if found and (names == ["image"] or (not names and is_image(found[0].data))):
+        return found[0]
+    if found and not names:
+        why = "the form has the field 'image' without a filename, and its content is neither a PNG nor an .npy file"
+    elif names:
+        why = f"the form has the file part {names[0][:_MAX_SHOWN]!r}"
+    else:
+        why = "the form has no file part"
+    raise Invalid.field("image", f"is required, as a file part; {why}")
+
+
+def validated(model: type[Model], values: Mapping[str, object], ranges: Ranges) -> Model:
+    """Check values against a model, strictly.
+
+    Raises:
+        Invalid: naming each field, its value and what it may be.
+    """
+    if len(values) > MAX_FIELDS:
+        raise Invalid.field("body", f"has {len(values)} fields, and may have at most {MAX_FIELDS}")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise Invalid([_field_error(model, e, ranges) for e in error.errors()]) from None
+
+
+def check_query(query: bytes) -> None:
+    """Raises Invalid where a query has very many fields, before it is read."""
+    if query.count(b"&") >= _MAX_QUERY:
+        raise Invalid.field("query", f"has more than {_MAX_QUERY} fields")
+
+
+def read_text(items: Iterable[tuple[str, str]], model: type[Model], ranges: Ranges) -> Model:
+    """Read the fields of a query or a form. A class_label that is given several times is a list."""
+    values: dict[str, object] = {}
+    labels: list[object] = []
+    for key, text in items:
+        field = model.model_fields.get(key)
+        value = _number(text) if field is not None and key != "class_label" and key != "sampler" else text
+        if key == "class_label":
+            labels.append(text)
+            values[key] = labels if len(labels) > 1 else text
+        elif key in values:
+            raise Invalid.field(key, "is given twice")
+        else:
+            values[key] = value
+    return validated(model, values, ranges)
+
+
+def _number(text: str) -> int | float | str:
+    """The number that decimal text stands for; other text as it is."""
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if len(text) < 64 and _NUMBER.fullmatch(text) else text
+
+
+def _json_object(body: Bytes, max_bytes: int) -> dict[str, object]:
+    text = _without_blanks(body)
+    if len(text) > max_bytes:
+        raise Invalid.field("body", f"has {len(text)} bytes of JSON, and may have at most {max_bytes} here")
+    if _count_values(text) > _MAX_VALUES:
+        raise Invalid.field("body", f"has more than {_MAX_VALUES} values")
+    try:
+        values = _DECODER.decode(text.decode("utf-8-sig")) if text else {}
+    except UnicodeDecodeError:
+        raise Invalid.field("body", "is not valid JSON: it is not in UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise Invalid.field("body", f"is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise Invalid.field("body", "must be a JSON object")
+    return values
+
+
+def _without_blanks(text: Bytes) -> Bytes:
+    """Without blanks at the end, of which JSON may have any number."""
+    end = len(text)
+    for _ in pieces(len(text)):
+        if text[max(0, end - PIECE) : end].translate(None, _BLANKS):
+            break
+        end = max(0, end - PIECE)
+    return text if end == len(text) else text[:end]
+
+
+def _count_values(text: Bytes) -> int:
+    """The values in JSON, at most: for as long as there are not too many."""
+    count = 0
+    for begin in pieces(len(text)):
+        piece = text[begin : begin + PIECE]
+        count += sum(map(piece.count, (b"[", b"{", b",")))
+        if count > _MAX_VALUES:
+            break
+    return count
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Of two values of one key some readers take the first, and some the last."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise Invalid.field(key, "is given twice")
+            seen.add(key)
+    return values
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
+
+
+def _from_base64(text: object) -> Bytes:
+    """The bytes of base64, which may have line breaks (RFC 2045) and be a data URL (RFC 2397)."""
+    if not isinstance(text, str):
+        raise Invalid.field("image", "must be a string: a PNG or .npy file, in base64")
+    begin = _after_data_prefix(text)
+    data, rest, ended = bytearray(), b"", False
+    try:
+        for place in pieces(len(text)):
+            piece = rest + text[max(place, begin) : place + PIECE].encode("ascii").translate(None, _BLANKS)
+            whole = len(piece) // 4 * 4
+            if ended and piece:
+                raise _no_base64("Excess data after padding")
+            data += binascii.a2b_base64(piece[:whole], strict_mode=True)
+            ended = piece[:whole].endswith(b"=")
+            rest = piece[whole:]
+        if rest:
+            raise _no_base64("Excess data after padding" if ended else "Incorrect padding")
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise _no_base64(str(error)) from None
+    return data
+
+
+def _no_base64(why: str) -> Invalid:
+    return Invalid.field("image", f"is not valid base64: {why}")
+
+
+def _after_data_prefix(text: str) -> int:
+    """Where the base64 of a data URL begins; 0 where the text is none."""
+    if text[:5].lower() != "data:":
+        return 0
+    prefix = _DATA_URL.match(text)
+    if prefix is None or not prefix[2].lower().endswith(";base64"):
+        raise Invalid.field("image", f"must be in base64, and begins with {_shown(text[:40])}")
+    if prefix[1].strip().lower() not in _MEDIA_OF_FILES:
+        raise Invalid.field("image", f"must be a PNG or .npy file, and is {_shown(prefix[1])} by its data: prefix")
+    return prefix.end()
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.split(";", 1)[0].strip().lower()
+
+
+def _field_error(model: type[BaseModel], error: ErrorDetails, ranges: Ranges) -> FieldError:
+    loc = list(error["loc"])
+    name = str(loc[0]) if loc else ""
+    match error["type"]:
+        case "extra_forbidden":
+            return {"loc": loc, "msg": "there is no such field"}
+        case "missing":
+            return {"loc": loc, "msg": "is required"}
+        case "greater_than_equal" | "less_than_equal":
+            expected = _bounds(model.model_fields[name])
+        case _ if name in ranges:
+            expected = f"must be {ranges[name]}"
+        case _:
+            expected = error["msg"].replace("Input should be", "must be")
+    return {"loc": loc, "msg": f"{expected}, and is {_shown(error['input'])}"}
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value as JSON; what follows, however much, is not even looked at."""
+    pieces = json.JSONEncoder(default=str).iterencode(value)
+    text = "".join(itertools.islice(pieces, _MAX_SHOWN + 1))
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+
+
+def _bounds(field: FieldInfo) -> str:
+    """The range that a field's value must lie in."""
+    [low] = [bound.ge for bound in field.metadata if isinstance(bound, Ge)]
+    [high] = [bound.le for bound in field.metadata if isinstance(bound, Le)]
+    return f"must be {low} to {high}"

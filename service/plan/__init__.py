@@ -1,0 +1,1 @@
+"""What a request means: its fields, its rows, its recipe."""

@@ -1,0 +1,298 @@
+"""What a valid request means for this model: defaults filled in, limits of the model checked, rows built.
+
+Pure functions. A plan's `recipes` say how to make each image again; its `canonical` form is the same for any two
+requests that ask for the same bytes.
+"""
+
+import hashlib
+import math
+import secrets
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.description import ModelDescription
+from model.rows import Image, Row
+from model.samplers import SAMPLERS, GridError, denoise_table, sample_table
+from model.schedule import Schedule
+from service.errors import Invalid
+from service.plan.fields import MAX_SEED, DenoiseRequest, Label, Labels, NoiseRequest, SampleRequest
+from service.plan.fields import Request as AnyRequest
+from service.plan.served import Served
+
+Parameters = dict[str, object]
+
+# Beyond this a noisy image is no image of any timestep; it keeps the network's arithmetic finite.
+_MAX_NOISY_VALUE = 1e4
+
+_DISTILLED = "which these weights were distilled for"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A request, ready for the engine.
+
+    Attributes:
+        rows: one an image.
+        seeds: one an image.
+        parameters: the request with its defaults filled in.
+        recipes: for each image, all that is needed to make it again.
+        canonical: what decides the bytes of the whole answer.
+        timeout_s: seconds from now.
+        preview_every: steps; 0 for no previews.
+    """
+
+    rows: list[Row]
+    seeds: list[int]
+    parameters: Parameters
+    recipes: list[Parameters]
+    canonical: Parameters
+    timeout_s: float
+    preview_every: int = 0
+
+
+def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout: float) -> Plan:
+    """Plan POST /sample.
+
+    Raises:
+        Invalid: naming the field, the value and what it may be.
+    """
+    model = served.model
+    n = request.num_images
+    _check_range("num_images", n, 1, max_images)
+    seed = _seed(request.seed, n)
+    sampler = _sampler(request, model)
+    steps = request.num_inference_steps
+    if steps is None:
+        steps = model.recommended.num_inference_steps
+    _check_steps(steps, model.schedule.num_train_timesteps, "", model)
+    _check_range("preview_every", request.preview_every, 0, steps, ", the steps")
+    try:
+        table = sample_table(model.schedule, sampler, steps, request.eta)
+    except GridError as error:
+        raise Invalid.field("num_inference_steps", str(error)) from None
+    if table.timesteps[-1] < model.first_timestep:
+        raise Invalid.field(
+            "num_inference_steps",
+            f"{steps} steps of {sampler} end at timestep {table.timesteps[-1]}, "
+            f"and this network knows those from {model.first_timestep} on",
+        )
+
+    labels = _labels(request.class_label, n, model)
+    if model.needs_label:
+        labels = [_class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]
+    if request.guidance_scale is None:
+        guidance_scale = model.recommended.guidance_scale
+    else:
+        _check_guidance(request.guidance_scale, labels, model)
+        guidance_scale = float(request.guidance_scale)
+    scales = [1.0 if label is None else guidance_scale for label in labels]
+    rows = [
+        Row(table, seed + i, label=label, guidance_scale=scale)
+        for i, (label, scale) in enumerate(zip(labels, scales, strict=True))
+    ]
+
+    settings: Parameters = {"sampler": sampler, "num_inference_steps": steps, "eta": abs(float(request.eta))}
+    asked_label = labels if isinstance(request.class_label, list) or len(set(labels)) > 1 else labels[0]
+    scale = float(request.guidance_scale or max(scales))
+    canonical = {"num_images": n, "seed": seed, **settings, "class_label": labels, "guidance_scale": scale}
+    timeout_s = _timeout(request, timeout)
+    return Plan(
+        rows=rows,
+        seeds=[row.seed for row in rows],
+        parameters={
+            "num_images": n,
+            "seed": seed,
+            **settings,
+            "class_label": asked_label,
+            "guidance_scale": scale,
+            "timeout_s": timeout_s,
+            "preview_every": request.preview_every,
+        },
+        recipes=[
+            {
+                "seed": row.seed,
+                **settings,
+                "class_label": row.label,
+                "guidance_scale": row.guidance_scale,
+                **_model_of(served),
+            }
+            for row in rows
+        ],
+        canonical={**canonical, **_model_of(served)},
+        timeout_s=timeout_s,
+        preview_every=request.preview_every,
+    )
+
+
+def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout: float, latent: bool = False) -> Plan:
+    """Plan POST /denoise, with the image, or its latents, as float32 [C, H, W] in the model's own scale.
+
+    Of latent diffusion, `latent` says that x0 is wanted as latents too.
+
+    Raises:
+        Invalid: naming the field, the value and what it may be.
+    """
+    model = served.model
+    schedule, t = model.schedule, request.timestep
+    _check_timestep(t, request.scaling, schedule, model.first_timestep)
+    N = request.num_inference_steps
+    _check_steps(N, max(1, t), f" at timestep {t}", model)
+    seed = _seed(request.seed)
+    sampler = _sampler(request, model)
+    [label] = _labels(request.class_label, 1, model)
+    if label is None and model.needs_label:
+        raise Invalid.field("class_label", "is required: this model was trained with labels only")
+    scale = 1.0 if request.guidance_scale is None else float(request.guidance_scale)
+    _check_guidance(scale, [label], model)
+
+    if request.scaling == "additive":
+        image = image * np.float32(math.sqrt(schedule.alphas_cumprod[t]))
+    if not (np.abs(image) <= _MAX_NOISY_VALUE).all():
+        raise Invalid.field("image", f"must have values of at most {_MAX_NOISY_VALUE:g} in the model's own scale")
+
+    wants_output = request.output == "model_output"
+    table = denoise_table(schedule, sampler, t, 1 if wants_output else N, request.eta)
+    if request.output == "previous":
+        table = table.first()
+
+    settings: Parameters = {
+        "timestep": t,
+        "scaling": request.scaling,
+        "num_inference_steps": N,
+        "output": request.output,
+        "seed": seed,
+        "sampler": sampler,
+        "eta": abs(float(request.eta)),
+        "class_label": label,
+        "guidance_scale": scale,
+    }
+    digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+    recipe = {**settings, "image_sha256": digest, **_model_of(served)}
+    timeout_s = _timeout(request, timeout)
+    return Plan(
+        rows=[
+            Row(
+                table,
+                seed,
+                start=image,
+                label=label,
+                guidance_scale=scale,
+                model_output=wants_output,
+                latent=latent or request.output == "previous",
+            )
+        ],
+        seeds=[seed],
+        parameters={**settings, "value_range": float(request.value_range), "timeout_s": timeout_s},
+        recipes=[recipe],
+        canonical=recipe,
+        timeout_s=timeout_s,
+    )
+
+
+def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, int]:
+    """The forward process: the noisy image, or its latents, float32 [C, H, W], and the seed of its noise.
+
+    Raises:
+        Invalid: naming the field, the value and what it may be.
+    """
+    schedule = served.model.schedule
+    _check_timestep(request.timestep, request.scaling, schedule)
+    seed = _seed(request.seed)
+    alpha_bar = schedule.alphas_cumprod[request.timestep]
+    noise = served.first_draw(seed, served.model.sample_shape)
+    signal, sigma = (
+        (math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+        if request.scaling == "variance_preserving"
+        else (1.0, math.sqrt((1 - alpha_bar) / alpha_bar))
+    )
+    return np.float32(signal) * image + np.float32(sigma) * noise, seed
+
+
+def _model_of(served: Served) -> Parameters:
+    return {"model": served.model.recipe_name, "fingerprint": served.fingerprint}
+
+
+def _seed(seed: int | None, num_images: int = 1) -> int:
+    if seed is None:
+        return secrets.randbelow(2**32)
+    _check_range("seed", seed, 0, MAX_SEED + 1 - num_images, f" for {num_images} images")
+    return seed
+
+
+def _sampler(request: AnyRequest, model: ModelDescription) -> str:
+    sampler = request.sampler or model.recommended.sampler
+    if request.sampler == "" or sampler not in SAMPLERS:
+        raise Invalid.field("sampler", f"must be one of {', '.join(SAMPLERS)}, and is {request.sampler!r}")
+    if model.distilled is not None and sampler != model.distilled.sampler:
+        raise Invalid.field("sampler", f"must be {model.distilled.sampler}, {_DISTILLED}, and is {sampler}")
+    if request.eta and not SAMPLERS[sampler].takes_eta:
+        raise Invalid.field("eta", f"must be 0 with {sampler}, and is {request.eta:g}; it is for ddim")
+    return sampler
+
+
+def _check_steps(steps: int, most: int, why: str, model: ModelDescription) -> None:
+    if model.distilled is not None and steps not in model.distilled.num_inference_steps:
+        *others, last = map(str, model.distilled.num_inference_steps)
+        counts = f"{', '.join(others)} or {last}" if others else last
+        raise Invalid.field("num_inference_steps", f"must be {counts}, {_DISTILLED}, and is {steps}")
+    _check_range("num_inference_steps", steps, 1, most, why)
+
+
+def _check_timestep(timestep: int, scaling: str, schedule: Schedule, first: int = 0) -> None:
+    _check_range("timestep", timestep, first, schedule.num_train_timesteps - 1)
+    if scaling == "additive" and schedule.alphas_cumprod[timestep] == 0:
+        raise Invalid.field("timestep", f"{timestep} is pure noise, which no additive noise level reaches")
+
+
+def _check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
+    if not low <= value <= high:
+        raise Invalid.field(name, f"must be {low} to {high}{why}, and is {value}")
+
+
+def _labels(label: Labels, num_images: int, model: ModelDescription) -> list[int | None]:
+    """The class of each image, by index."""
+    if not isinstance(label, list):
+        return [_label(label, model)] * num_images
+    if len(label) != num_images:
+        raise Invalid.field("class_label", f"must be one label, or {num_images} in a list, and is {len(label)}")
+    return [_label(one, model) for one in label]
+
+
+def _label(label: Label, model: ModelDescription) -> int | None:
+    if label is None:
+        return None
+    if model.num_classes is None:
+        raise Invalid.field("class_label", f"must be null: this model has no classes, and the label is {label!r}")
+    if label in model.class_names:
+        return model.class_names.index(str(label))
+    if isinstance(label, str) and label.isascii() and label.isdigit() and len(label) < 10:
+        label = int(label)
+    if isinstance(label, int) and 0 <= label < model.num_classes:
+        return label
+    named = model.class_names != tuple(map(str, range(model.num_classes)))  # else the numbers say it all
+    names = f", or one of {', '.join(model.class_names[:20])}" if model.class_names and named else ""
+    more = ", …" if len(model.class_names) > 20 else ""
+    raise Invalid.field("class_label", f"must be 0 to {model.num_classes - 1}{names}{more}, and is {label!r}")
+
+
+def _class_of(seed: int, model: ModelDescription) -> int:
+    """The class of an image that names none, where the network needs one: any, as the seed has it."""
+    assert model.num_classes is not None
+    digest = hashlib.sha256(f"class of {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % model.num_classes
+
+
+def _check_guidance(scale: float, labels: list[int | None], model: ModelDescription) -> None:
+    if scale > 1 and model.needs_label:
+        raise Invalid.field("guidance_scale", f"must be 1: this model was trained with labels only; it is {scale:g}")
+    if scale > 1 and all(label is None for label in labels):
+        raise Invalid.field("guidance_scale", f"must be 1 without a class_label, and is {scale:g}")
+
+
+def _timeout(request: AnyRequest, timeout: float) -> float:
+    if request.timeout_s is None:
+        return timeout
+    if not 0 < request.timeout_s <= timeout:
+        raise Invalid.field("timeout_s", f"must be more than 0 and at most {timeout:g}, and is {request.timeout_s:g}")
+    return float(request.timeout_s)
