@@ -66,8 +66,8 @@ def runner_of(model: Model, backend: Backend, slots: int) -> SlotRunner:
     return SlotRunner(backend, model.image_shape, model.no_label, slots)
 
 
-def forwards(row: Row, slot: int) -> list[Forward]:
-    return [Forward(slot, branch) for branch in range(row.forwards_per_step)]
+def forwards(row: Row, slot: int, line: int) -> list[Forward]:
+    return [Forward(slot, branch, line) for branch in range(row.forwards_per_step)]
 
 
 # What is promised.
@@ -102,7 +102,7 @@ def drawn(runner: SlotRunner, rows: list[Row]) -> list[Reading]:
     slots = [runner.admit(row) for row in rows]
     for step in range(max(len(row.table) for row in rows)):
         going = [(row, slot) for row, slot in zip(rows, slots, strict=True) if step < len(row.table)]
-        pending = [forward for row, slot in going for forward in forwards(row, slot)]
+        pending = [forward for row, slot in going for forward in forwards(row, slot, step)]
         for i in range(0, len(pending), runner.widths[-1]):
             runner.step(pending[i : i + runner.widths[-1]])
     return [runner.read(slot) for slot in slots]
@@ -141,8 +141,14 @@ def pass_ms(model: Model, backend: Backend, width: int, rounds: int) -> float:
 def step_ms(model: Model, backend: Backend, width: int, rounds: int) -> float:
     runner = runner_of(model, backend, width)
     table = sample_table(model.schedule, "ddim", WARM_UP + rounds)
-    pending = [Forward(runner.admit(Row(table, seed)), 0) for seed in range(width)]
-    return median_ms(lambda: runner.step(pending), rounds, backend.device)
+    slots = [runner.admit(Row(table, seed)) for seed in range(width)]
+    lines = iter(range(len(table)))
+
+    def step() -> None:
+        line = next(lines)
+        runner.step([Forward(slot, 0, line) for slot in slots])
+
+    return median_ms(step, rounds, backend.device)
 
 
 def eager_ms(model: Model, network: nn.Module, width: int, rounds: int, device: torch.device, tf32: bool) -> float:

@@ -35,7 +35,7 @@ def estimates(by: Pen, noisy: list[Image]) -> list[Image]:
     tables = [denoise_table(by.model.schedule, "ddim", timestep, 1) for timestep in TIMESTEPS]
     rows = [Row(table, seed=0, start=x, label=LABEL) for table, x in zip(tables, noisy, strict=True)]
     slots = [runner.admit(row) for row in rows]
-    runner.step([Forward(slot, 0) for slot in slots])
+    runner.step([Forward(slot, 0, 0) for slot in slots])
     return [runner.read(slot).x for slot in slots]
 
 

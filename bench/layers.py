@@ -90,8 +90,8 @@ def through_slots(backend: Backend, model: ModelDescription) -> float:
     runner = runner_of(backend, model)
     slots = [runner.admit(row_of(model, seed)) for seed in range(width)]
     began = perf_counter()
-    for _ in range(STEPS):
-        runner.step([Forward(slot, 0) for slot in slots])
+    for line in range(STEPS):
+        runner.step([Forward(slot, 0, line) for slot in slots])
     return (perf_counter() - began) / STEPS / width
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from bench.load import Load, Outcome, arrivals
+from service.engine.admission import earliest_promise
 from service.engine.costs import Costs
-from service.engine.engine import STARTED_PER_ROW
+from service.engine.denoising import STARTED_PER_ROW
 from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler
 
@@ -33,14 +34,14 @@ def simulated(
             request = waiting.pop()
             n = int(str(request.fields["num_inference_steps"]))
             job = Job([(n, 1)], line.costs)
-            line.add(job, line.earliest_promise(job, request.at, request.at + PATIENCE))
+            line.add(job, earliest_promise(job, line, request.at, request.at + PATIENCE))
             here[job] = request.at, n
         batch = line.next_batch(now)
         if not batch:
             now = waiting[-1].at
             continue
         now += line.costs.seconds(len(batch))
-        for task in line.advance(batch):
-            at, n = here.pop(task.job)
+        for row in line.advance(batch):
+            at, n = here.pop(row.job)
             outcomes.append(Outcome(n, now - at))
     return Load(outcomes, now)

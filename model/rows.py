@@ -48,16 +48,23 @@ class Row:
 
 
 class Forward(NamedTuple):
-    """One row of a forward pass: `branch` 0 is with the row's own label, 1 (of a guided row only) without."""
+    """One row of a forward pass.
+
+    Attributes:
+        slot: where the runner holds the row.
+        branch: 0 is with the row's own label; 1, of a guided row only, is without.
+        line: of the row's step table, for the step that is to be taken.
+    """
 
     slot: int
     branch: int
+    line: int
 
 
 class Reading(NamedTuple):
     """The state of a row: the image, and the last estimate of x_0, [C, H, W] each.
 
-    Of a row that wants the network's prediction and is done, that is in the place of the image: [out_channels, H, W].
+    For a row that wants the network's prediction and is done, `x` holds that instead, [out_channels, H, W].
     """
 
     x: Image
@@ -96,6 +103,8 @@ class Runner(Protocol):
 
     def step(self, forwards: Sequence[Forward]) -> None:
         """Run one forward pass. A row whose branches have all run takes its step; they may come in several passes.
+
+        The runner does not know how far a row is: each forward row says which line of its table is to be taken.
 
         If the network raises, no row has changed, and the same rows can be run again.
         """

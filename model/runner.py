@@ -15,20 +15,14 @@ from model.update import guided, update
 
 
 class _Slot:
-    """A row in flight: how far it is, and what of the present step has come in."""
+    """A row in flight, and what of the present step has come in."""
 
     def __init__(self, row: Row, rng: torch.Generator) -> None:
         self.row = row
         self.rng = rng
-        self.taken = 0  # steps
         self.waiting: dict[int, Tensor] = {}  # predictions of the present step, by branch, until all are there
         self.noise: Tensor | None = None  # of the present step, once it is drawn
         self.prediction: Tensor | None = None  # of the last step, where the row wants it
-
-    @property
-    def step(self) -> Step:
-        """The present one."""
-        return self.row.table.steps[self.taken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +95,7 @@ class SlotRunner:
         slots = [self._slots[f.slot] for f in forwards]
         index, timesteps, labels = self._send(
             [f.slot for f in forwards],
-            [slot.step.timestep for slot in slots],
+            [slot.row.table.steps[f.line].timestep for f, slot in zip(forwards, slots, strict=True)],
             [self._label(slot.row, f.branch) for f, slot in zip(forwards, slots, strict=True)],
         ).unbind()
         x = self._x.index_select(0, index)
@@ -121,7 +115,7 @@ class SlotRunner:
     def _complete(self, forwards: Sequence[Forward]) -> list[int]:
         """The slots of rows that take their step with these forward rows."""
         branches: dict[int, int] = {}
-        for slot, _ in forwards:
+        for slot, *_ in forwards:
             branches[slot] = branches.get(slot, len(self._slots[slot].waiting)) + 1
         return [slot for slot, run in branches.items() if run == self._slots[slot].row.forwards_per_step]
 
@@ -131,23 +125,25 @@ class SlotRunner:
             index = self._send(complete)
             x = self._x.index_select(0, index)
         slots = [self._slots[i] for i in complete]
+        lines = {f.slot: f.line for f in forwards}
+        steps = [slot.row.table.steps[lines[i]] for i, slot in zip(complete, slots, strict=True)]
         return _Inputs(
             complete,
             index,
             x,
             self._x0.index_select(0, index),
-            self._noise(slots),
-            self._backend.send(torch.from_numpy(np.array([slot.step.line for slot in slots]))),
-            [i for i, slot in enumerate(slots) if slot.step.is_thresholded],
+            self._noise(slots, steps),
+            self._backend.send(torch.from_numpy(np.array([step.line for step in steps]))),
+            [i for i, step in enumerate(steps) if step.is_thresholded],
         )
 
-    def _noise(self, slots: Sequence[_Slot]) -> Tensor:
+    def _noise(self, slots: Sequence[_Slot], steps: Sequence[Step]) -> Tensor:
         """The noise of rows that take their step, [B, C, H, W] on the device; 0 for those that need none."""
-        if not any(slot.step.is_noisy for slot in slots):
+        if not any(step.is_noisy for step in steps):
             return self._no_noise.expand(len(slots), *self._shape)
         noise = torch.zeros((len(slots), *self._shape))
-        for i, slot in enumerate(slots):
-            if slot.step.is_noisy:
+        for i, (slot, step) in enumerate(zip(slots, steps, strict=True)):
+            if step.is_noisy:
                 if slot.noise is None:
                     slot.noise = draw(slot.rng, self._shape)
                 noise[i] = slot.noise
@@ -164,7 +160,6 @@ class SlotRunner:
         for i, prediction in wanted.items():
             slots[i].prediction = prediction
         for slot in slots:
-            slot.taken += 1
             slot.waiting.clear()
             slot.noise = None
 
@@ -172,15 +167,15 @@ class SlotRunner:
         """The predictions for rows that take their step, one each: of a pass, and of those that waited for it."""
         if len(complete) == len(forwards) and not any(self._slots[i].waiting for i in complete):
             return predictions
-        waiting = {Forward(i, branch): out for i in complete for branch, out in self._slots[i].waiting.items()}
+        waiting = {(i, branch): out for i in complete for branch, out in self._slots[i].waiting.items()}
         if waiting:
             predictions = torch.cat([predictions, torch.stack(list(waiting.values()))])
-        place = {f: i for i, f in enumerate([*forwards, *waiting])}
-        out = predictions.index_select(0, self._send([place[Forward(i, 0)] for i in complete]))
+        place = {key: i for i, key in enumerate([*((f.slot, f.branch) for f in forwards), *waiting])}
+        out = predictions.index_select(0, self._send([place[i, 0] for i in complete]))
         with_guidance = [i for i, slot in enumerate(complete) if self._slots[slot].row.forwards_per_step == 2]
         if not with_guidance:
             return out
-        rows, places = self._send(with_guidance, [place[Forward(complete[i], 1)] for i in with_guidance]).unbind()
+        rows, places = self._send(with_guidance, [place[complete[i], 1] for i in with_guidance]).unbind()
         scale = self._backend.send(torch.tensor([self._slots[complete[i]].row.guidance_scale for i in with_guidance]))
         # A learned variance, behind the image's channels, is that of the row's own label.
         own, *variance = torch.split(out.index_select(0, rows), self._shape[0], dim=1)
@@ -193,8 +188,7 @@ class SlotRunner:
 
     def read(self, slot: int) -> Reading:
         state = self._slots[slot]
-        done = state.taken == len(state.row.table)
-        x = state.prediction if done and state.prediction is not None else self._x[slot]
+        x = self._x[slot] if state.prediction is None else state.prediction
         return Reading(x.cpu().numpy().copy(), self._x0[slot].cpu().numpy().copy())
 
     def release(self, slot: int) -> None:

@@ -117,7 +117,15 @@ class QueueFull(Unavailable):
 
 
 class TooLate(Unavailable):
-    """Its deadline cannot be met, or not without breaking promises."""
+    """The deadline cannot be met, or not without breaking promises.
+
+    Attributes:
+        even_alone: whether it could not be met now if there were no other request.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0, even_alone: bool = False) -> None:
+        super().__init__(message, retry_after)
+        self.even_alone = even_alone
 
 
 class ShareTaken(Unavailable):

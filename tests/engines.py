@@ -17,7 +17,8 @@ import pytest
 
 from model.rows import Forward, Image, Reading, Row
 from model.samplers import Column, StepTable
-from service.engine.engine import Engine, Phase
+from service.engine.denoising import Phase
+from service.engine.engine import Engine
 from service.engine.fairness import Places
 from service.engine.requests import Accepted, Finished, Watcher
 from service.engine.scheduler import Scheduler
@@ -174,8 +175,9 @@ class FakeRunner:
             raise RuntimeError("this pass breaks")
         for forward in forwards:
             state = self.rows[forward.slot]
-            if forward.branch != state.forwards or state.steps == len(state.row.table):
-                self.complaints.append(f"branch {forward.branch} of seed {state.row.seed} out of turn")
+            turn = forward.branch == state.forwards and forward.line == state.steps
+            if not turn or state.steps == len(state.row.table):
+                self.complaints.append(f"{forward} of seed {state.row.seed} out of turn")
             state.forwards += 1
             if state.forwards == state.row.forwards_per_step:
                 state.steps, state.forwards = state.steps + 1, 0
@@ -571,7 +573,7 @@ def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeFirstStage, faul
     assert s.engine.in_doubt
     assert status_of(s.engine) == "ready"
     assert isinstance(error_of(s.engine.probe()), ComputationFailed)
-    s.engine.check_pulse()
+    s.engine.check_health()
     assert s.engine.in_doubt
     assert status_of(s.engine) == "failed"
     assert s.engine.alive
@@ -590,7 +592,7 @@ def check_that_it_gives_up(s: Setting, faulty: FakeRunner | FakeFirstStage, faul
         assert isinstance(error_of(s.engine.probe()), ComputationFailed)
         assert s.engine.beyond_help is None
     assert s.engine.alive
-    s.engine.check_pulse()
+    s.engine.check_health()
     check_beyond_help(s, "fails whatever it is given")
 
 
@@ -618,6 +620,6 @@ def check_beyond_help(s: Setting, why: str) -> None:
         s.submit(a_row(99))
     with pytest.raises(Failed, match="the engine has stopped"):
         s.engine.probe()
-    s.engine.check_pulse()  # changes nothing
+    s.engine.check_health()  # changes nothing
     assert s.engine.wait_idle(0)
     assert s.places.taken == 0

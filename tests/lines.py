@@ -12,8 +12,9 @@ from math import inf
 
 from hypothesis import strategies as st
 
+from service.engine.admission import earliest_promise
 from service.engine.costs import Costs
-from service.engine.jobs import Batch, Job, Task
+from service.engine.jobs import Batch, Job, RowState
 from service.engine.promises import MARGIN, SHARED
 from service.engine.scheduler import Scheduler
 
@@ -161,7 +162,7 @@ class Line:
         self._began: tuple[Batch, float] | None = None
         self.batches: list[Decoded] = []
         self._decode_times = cycle(decode_times)
-        self._to_decode: list[tuple[float, int, int, Ticket]] = []  # in this order
+        self._to_decode: list[tuple[float, float, int, Ticket]] = []  # in this order
         self._decodes = False
 
     @property
@@ -184,10 +185,10 @@ class Line:
         decoded = self.costs.decoding is not None and arrival.decoded
         job, latest = Job(arrival.images, self.costs, decoded), self.now + arrival.within
         if arrival.hurry < inf:
-            earliest = self.scheduler.earliest_promise(job, self.now, self.now)
+            earliest = earliest_promise(job, self.scheduler, self.now, self.now)
             late = (arrival.hurry - 1) * (earliest - self.now)
             latest = min(latest, earliest + late)
-        promise = self.scheduler.earliest_promise(job, self.now, latest) if self._promises else inf
+        promise = earliest_promise(job, self.scheduler, self.now, latest) if self._promises else inf
         ticket = Ticket(arrival, job, self.now, latest, promise, promise <= latest, ran=[[] for _ in arrival.images])
         ticket.undecoded = set(range(len(arrival.images))) if decoded else set()
         self.tickets.append(ticket)
@@ -208,7 +209,7 @@ class Line:
         self._began = batch, self.now
         if batch:
             seconds = next(self._times) * self._at_most[len(batch)]
-            rows = [(self._of[task.job], task.index, branch) for task, branch in batch]
+            rows = [(self._of[row.job], row.index, branch) for row, branch in batch]
             jobs = sum(ticket.left > 0 for ticket in tickets)
             due = sum(ticket.due for ticket in tickets)
             self.passes.append(Pass(self.now, self.now + seconds, rows, due, jobs))
@@ -216,7 +217,7 @@ class Line:
                 ticket.ran[index].append((len(self.passes), branch))
         return batch
 
-    def end(self) -> list[Task]:
+    def end(self) -> list[RowState]:
         """The pass has ended."""
         assert self._began is not None, "no pass has begun"
         (batch, began), self._began = self._began, None
@@ -225,11 +226,11 @@ class Line:
         finished = self.scheduler.advance(batch)
         if batch and self._follows:
             self.costs.follow(len(batch), self.now - began)
-        for task in finished:
-            ticket = self._of[task.job]
-            self.finished.append((ticket, task.index))
+        for row in finished:
+            ticket = self._of[row.job]
+            self.finished.append((ticket, row.index))
             if ticket.undecoded:
-                heappush(self._to_decode, (ticket.promise, ticket.job.number, task.index, ticket))
+                heappush(self._to_decode, (ticket.promise, ticket.job.number, row.index, ticket))
             elif not ticket.left:
                 ticket.done, ticket.present = self.now, False
         return finished

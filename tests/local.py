@@ -95,7 +95,6 @@ class FakeServer(LocalServer):
         metrics = Metrics()
         places = Places(read.max_queue, max(1, len(read.api_keys)))
         engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock, first_stage=first_stage)
-        metrics.watch(engine, served)
         super().__init__(engine, served, read, metrics)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of its connections: for slow readers
 

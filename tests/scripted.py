@@ -91,7 +91,7 @@ class Client:
                     list(self.jobs)[action.pick % len(self.jobs)].cancel()
                 case Wait():
                     self.s.clock.advance(action.seconds)
-                    self.s.engine.check_pulse()
+                    self.s.engine.check_health()
 
     def submit(self, action: Submit) -> Future[Finished] | None:
         """Its Future; None where it is refused."""

@@ -23,6 +23,6 @@ class SteadyCosts(Costs):
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("engine", "decoding"):
+        for module in ("denoising", "warm_up"):
             patch.setattr(f"service.engine.{module}.Costs", SteadyCosts)
         main()

@@ -414,7 +414,6 @@ def broken_promise() -> Iterator[TestClient]:
     runner = SlotRunner(backend, MODEL.image_shape, no_label=3, slots=4)
     metrics = Metrics()
     engine = Engine(runner, probe_row(MODEL), Places(4), metrics)
-    metrics.watch(engine, served)
     with TestClient(create_app(engine, served, Settings(), metrics)) as client:
         assert engine.wait_loaded(PATIENCE)
         yield client

@@ -168,7 +168,7 @@ def test_a_step_brings_the_device_what_is_sent_and_asks_it_nothing(names: list[s
         slots = [runner.admit(row) for row in rows]
         for step in range(max(len(row.table) for row in rows)):
             going = [(row, slot) for row, slot in zip(rows, slots, strict=True) if step < len(row.table)]
-            runner.step([forward for row, slot in going for forward in forwards(row, slot)])
+            runner.step([forward for row, slot in going for forward in forwards(row, slot, step)])
     assert moves.to_cpu == []
     assert len(moves.to_device) == backend.sent, moves.to_device
 
@@ -192,7 +192,7 @@ def test_a_runner_on_cuda_0(out_channels: int) -> None:
         slots = [runner.admit(row) for row in rows]
         for step in range(max(len(row.table) for row in rows)):
             going = [(row, slot) for row, slot in zip(rows, slots, strict=True) if step < len(row.table)]
-            runner.step([forward for row, slot in going for forward in forwards(row, slot)])
+            runner.step([forward for row, slot in going for forward in forwards(row, slot, step)])
         with pytest.raises(RuntimeError, match="device"):
             torch.zeros(2, device=backend.device) + torch.zeros(2)
     assert len(backend.passes) == 3
@@ -226,7 +226,7 @@ def row_of(name: str, out_channels: int) -> Row:
 def test_what_reaches_a_pass(out_channels: int) -> None:
     runner, backend = meta_runner(out_channels)
     slots = [runner.admit(row) for row in ROWS.values()]
-    runner.step([f for row, slot in zip(ROWS.values(), slots, strict=True) for f in forwards(row, slot)])
+    runner.step([f for row, slot in zip(ROWS.values(), slots, strict=True) for f in forwards(row, slot, 0)])
     [(x, timesteps, labels)] = backend.passes
     assert x.shape == (len(ROWS) + 3, *SHAPE)  # three rows are guided
     assert x.dtype == torch.float32
@@ -243,7 +243,7 @@ def test_a_branch_that_waits_for_the_other_sends_little() -> None:
     sent = []
     for branch in (0, 1):
         before = backend.sent
-        runner.step([Forward(slot, branch)])
+        runner.step([Forward(slot, branch, 0)])
         sent.append(backend.sent - before)
     assert sent[0] < sent[1]
 
@@ -252,7 +252,7 @@ def test_a_branch_that_waits_for_the_other_sends_little() -> None:
 def test_only_reading_fetches(out_channels: int) -> None:
     runner, backend = meta_runner(out_channels)
     slots = {name: runner.admit(ROWS[name]) for name in ("plain", "the prediction")}
-    runner.step([f for name, slot in slots.items() for f in forwards(ROWS[name], slot)])
+    runner.step([f for name, slot in slots.items() for f in forwards(ROWS[name], slot, 0)])
     sent = backend.sent
     for name, slot in slots.items():
         with Moves() as moves:
@@ -479,7 +479,7 @@ def test_a_crowd_of_mixed_rows_has_the_bits_of_each_alone(backend: CudaBackend) 
     slots = {name: crowd.admit(row) for name, row in ROWS.items()}
     for step in range(3):
         pending = [
-            f for name, slot in slots.items() if step < len(ROWS[name].table) for f in forwards(ROWS[name], slot)
+            f for name, slot in slots.items() if step < len(ROWS[name].table) for f in forwards(ROWS[name], slot, step)
         ]
         while pending:
             crowd.step(pending[:WIDTH])

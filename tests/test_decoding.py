@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.rows import Image
+from service.engine.engine import Engine
 from service.engine.promises import MARGIN, SHARED
 from service.engine.requests import Finished
 from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, Loading, QueueFull, Unavailable
-from service.http.metrics import Metrics
+from service.http.metrics import Metrics, exposition
 from tests.engines import (
     ENDLESS,
     LONG,
@@ -533,7 +534,7 @@ def test_images_that_cannot_be_decoded_never_make_the_engine_fail_however_many_t
             assert isinstance(error_of(s.submit(a_row(seed))), ComputationFailed)
             assert status_of(s.engine) == "ready"
             if seed % 3 == 0:
-                s.engine.check_pulse()
+                s.engine.check_health()
                 s.engine.probe().result(PATIENCE)
                 assert not s.engine.in_doubt
         assert s.engine.alive
@@ -555,7 +556,7 @@ def test_an_upload_that_is_encoded_is_no_doubt() -> None:
         s.clock.advance(100)
         assert not s.engine.in_doubt
         s.engine.asked()
-        s.engine.check_pulse()
+        s.engine.check_health()
         assert s.runner.passes == []
         assert status_of(s.engine) == "ready"
         s.first_stage.let_go()
@@ -578,13 +579,13 @@ def test_a_batch_that_does_not_return_fails_all_requests_and_uploads(seconds: fl
         s.runner.next_pass()
         upload = s.engine.encode(pixels(3, 1))
         s.clock.now = began + limit - 0.1
-        s.engine.check_pulse()
+        s.engine.check_health()
         assert s.engine.alive
         assert not any(job.done() for job in jobs)
 
         s.clock.now = began + limit
         for _ in range(2):  # a second time does nothing
-            s.engine.check_pulse()
+            s.engine.check_health()
             assert all(isinstance(error_of(job), Failed) for job in jobs)
             assert isinstance(upload.exception(PATIENCE), Failed)
             assert status_of(s.engine) == "failed"
@@ -606,7 +607,7 @@ def test_an_engine_whose_decoder_was_stuck_recovers_when_that_returns_and_no_ear
         s.submit(a_row(1))
         s.runner.next_pass()
         s.clock.advance(4)
-        s.engine.check_pulse()
+        s.engine.check_health()
         s.runner.let_go()
         s.settle()
         assert not s.engine.alive
@@ -615,7 +616,7 @@ def test_an_engine_whose_decoder_was_stuck_recovers_when_that_returns_and_no_ear
         s.first_stage.let_go()
         s.settle_decoding()
         assert s.engine.alive
-        s.engine.check_pulse()
+        s.engine.check_health()
         assert images_of(s.submit(a_row(3))) == [a_decoded(3, 1)]
         assert status_of(s.engine) == "ready"
         assert not s.engine.in_doubt
@@ -629,7 +630,7 @@ def test_an_upload_that_is_stuck_is_answered_once() -> None:
         uploads = [s.engine.encode(pixels(1, 1)), s.engine.encode(pixels(2, 1))]
         assert s.first_stage.next_call() == Call("encode", [1])
         s.clock.advance(30)
-        s.engine.check_pulse()
+        s.engine.check_health()
         assert all(isinstance(upload.exception(PATIENCE), Failed) for upload in uploads)
         assert not s.engine.alive
         s.first_stage.let_go()
@@ -643,7 +644,7 @@ def test_an_engine_whose_decoder_is_stuck_can_be_closed(noticed: bool) -> None:
         job, upload = keep_decoder_busy(s), s.engine.encode(pixels(1, 1))
         s.clock.advance(40)
         if noticed:
-            s.engine.check_pulse()
+            s.engine.check_health()
         elsewhere(s.engine.close)
         for error in (error_of(job), upload.exception(PATIENCE)):
             assert isinstance(error, Failed if noticed else Draining)
@@ -863,18 +864,17 @@ def test_what_cannot_be_decoded_in_time_is_refused() -> None:
 
 
 def test_metrics_tell_of_decoding() -> None:
-    def shown(metrics: Metrics) -> dict[str, float]:
-        lines = [line for line in metrics.exposition().decode().splitlines() if not line.startswith("#")]
+    def shown(metrics: Metrics, engine: Engine) -> dict[str, float]:
+        lines = [line for line in exposition(metrics, engine, SERVED).decode().splitlines() if not line.startswith("#")]
         values = dict(line.removeprefix("stepwise_").rsplit(" ", 1) for line in lines)
         return {name: float(value) for name, value in values.items() if "decod" in name and "bucket" not in name}
 
     with warm_latent(1, decode_seconds={1: 0.5, 2: 0.75}) as s:
         metrics = Metrics()
-        metrics.watch(s.engine, SERVED)
         keep_decoder_busy(s)
         metrics.batch_decoded(3, 1.5)
         metrics.decoding_failed()
-        found = {name: value for name, value in shown(metrics).items() if not name.endswith("_created")}
+        found = {name: value for name, value in shown(metrics, s.engine).items() if not name.endswith("_created")}
         assert found == {
             "decode_seconds_count": 1,
             "decode_seconds_sum": 1.5,
@@ -887,8 +887,7 @@ def test_metrics_tell_of_decoding() -> None:
         }
     with warm(1) as plain:
         metrics = Metrics()
-        metrics.watch(plain.engine, SERVED)
-        assert not [name for name in shown(metrics) if "cost" in name]
+        assert not [name for name in shown(metrics, plain.engine) if "cost" in name]
 
 
 # What the probe is to others
@@ -955,7 +954,7 @@ def test_nothing_is_left_behind_by_any_mix_of_requests_that_are_decoded(
 
         s.runner.during = s.first_stage.during = act
         while to_come and s.engine.beyond_help is None:  # each round makes each of the calls
-            s.engine.check_pulse()
+            s.engine.check_health()
             with playing:
                 job = client.submit(Submit(((1, False, "good"),), LONG, "d", watched=False))
             if job is not None:
@@ -964,7 +963,7 @@ def test_nothing_is_left_behind_by_any_mix_of_requests_that_are_decoded(
         assert s.engine.wait_idle(PATIENCE)
         if s.engine.beyond_help is None:
             s.wait_alive()  # what was stuck returns
-            s.engine.check_pulse()
+            s.engine.check_health()
             s.engine.decode(pixels(0, 0)).result(PATIENCE)  # after the last batch
         client.check_ends()
         check_that_nothing_but_a_hang_does_harm(s)

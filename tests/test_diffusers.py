@@ -873,8 +873,8 @@ def our_steps(checkpoint: Checkpoint, sampler: str, labels: bool) -> Tensor:
         for seed, label in zip(SEEDS, LABELS, strict=True)
     ]
     states = []
-    for _ in range(len(table)):
-        runner.step([Forward(slot, 0) for slot in slots])
+    for line in range(len(table)):
+        runner.step([Forward(slot, 0, line) for slot in slots])
         states.append(list(zip(*(runner.read(slot) for slot in slots), strict=True)))
     return torch.from_numpy(np.array(states))
 

@@ -5,14 +5,16 @@ import logging
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from model.rows import Image
-from service.engine.engine import Observer, Phase
+from service.engine.denoising import Phase
+from service.engine.engine import Engine, Observer
 from service.engine.promises import MARGIN
-from service.errors import ComputationFailed, Draining, Failed, Invalid, Loading, QueueFull, Unavailable
+from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, Invalid, Loading, QueueFull, Unavailable
 from tests.engines import (
     ENDLESS,
     LONG,
@@ -325,7 +327,7 @@ def test_requests_that_fail_never_make_the_engine_fail_however_many_there_are(fa
             assert s.engine.in_doubt
             assert status_of(s.engine) == "ready"
             if seed % 3 == 0:  # many of them may come between two looks
-                s.engine.check_pulse()
+                s.engine.check_health()
                 assert status_of(s.engine) == "ready"
                 s.engine.probe().result(PATIENCE)
                 assert not s.engine.in_doubt
@@ -381,13 +383,13 @@ def test_an_engine_does_not_give_up_while_anything_works(works: str) -> None:
         for _ in range(5):
             for _ in range(3):
                 assert isinstance(error_of(s.engine.probe()), ComputationFailed)
-            s.engine.check_pulse()
+            s.engine.check_health()
             assert status_of(s.engine) == "failed"
             assert isinstance(error_of(s.engine.probe()), ComputationFailed)  # perhaps the one that the check began
             failed = error_of(s.submit(a_row(1, steps=3)))
             assert (failed is not None) == (works == "a pass")
             assert s.engine.alive
-        s.engine.check_pulse()
+        s.engine.check_health()
         assert s.engine.beyond_help is None
 
 
@@ -401,18 +403,18 @@ def test_an_idle_engine_comes_into_doubt_and_a_probe_clears_that_once_somebody_a
         assert not s.engine.in_doubt
         s.clock.now += 0.5
         assert s.engine.in_doubt
-        s.engine.check_pulse()
+        s.engine.check_health()
         assert s.runner.passes == []  # nobody has asked
         s.runner.hold()
         for _ in range(500):
             s.engine.asked()
-            s.engine.check_pulse()
+            s.engine.check_health()
             assert status_of(s.engine) == "ready"
         assert s.runner.next_pass() == PROBE
         s.clock.now += 2 * seconds
         for _ in range(500):
             s.engine.asked()
-            s.engine.check_pulse()
+            s.engine.check_health()
             assert status_of(s.engine) == "ready"
         s.runner.let_go()
         s.engine.probe().result(PATIENCE)
@@ -501,7 +503,7 @@ def test_a_pass_that_does_not_return_fails_all_requests(seconds: float, limit: f
         assert s.runner.next_pass() == [(1, 0)]
         jobs.append(s.engine.probe())
         s.clock.now += limit - 0.1
-        s.engine.check_pulse()
+        s.engine.check_health()
         assert status_of(s.engine) == "ready"
         assert s.engine.alive
         jobs.append(s.submit(a_row(3)))
@@ -509,7 +511,7 @@ def test_a_pass_that_does_not_return_fails_all_requests(seconds: float, limit: f
 
         s.clock.now += 0.1
         for _ in range(2):  # a second time does nothing
-            s.engine.check_pulse()
+            s.engine.check_health()
             assert all(isinstance(error_of(job), Failed) for job in jobs)
             assert status_of(s.engine) == "failed"
             assert not s.engine.alive
@@ -532,7 +534,7 @@ def test_an_engine_that_was_stuck_recovers_when_the_pass_returns(breaking: set[i
         job = s.accept(a_row(1), a_row(2, steps=3), watcher=watcher).future
         s.runner.next_pass()
         s.clock.now += 40
-        s.engine.check_pulse()
+        s.engine.check_health()
         assert isinstance(error_of(job), Failed)
         released, both = threading.Event(), itertools.count(1)
         s.runner.during = lambda call: released.set() if call == "release" and next(both) == 2 else None
@@ -569,17 +571,17 @@ def test_whatever_does_not_return_is_found_and_given_up_on(call: str, caplog: py
         jobs = [s.submit(a_row(1)), s.submit(a_row(2))]
         assert inside.wait(PATIENCE)
         s.clock.now += 7.9
-        s.engine.check_pulse()
+        s.engine.check_health()
         assert s.engine.alive
         s.clock.now += 0.1
         for _ in range(3):
-            s.engine.check_pulse()
+            s.engine.check_health()
             assert not s.engine.alive
             assert s.engine.beyond_help is None  # it may still return
             assert all(isinstance(error_of(job), Failed) for job in jobs)
             s.clock.now += 7.9
         s.clock.now += 0.3
-        s.engine.check_pulse()
+        s.engine.check_health()
         check_beyond_help(s, "a forward pass has not returned for 32 s")
         leave.set()
         s.engine.close()
@@ -593,13 +595,13 @@ def test_a_warm_up_that_does_not_return_is_given_up_on(call: str) -> None:
     s.engine.start()
     assert inside.wait(PATIENCE)
     s.clock.now += 599  # it may have to compile first
-    s.engine.check_pulse()
+    s.engine.check_health()
     assert status_of(s.engine) == "loading"
     s.clock.now += 1
-    s.engine.check_pulse()
+    s.engine.check_health()
     assert status_of(s.engine) == "failed"
     s.clock.now += 1800
-    s.engine.check_pulse()
+    s.engine.check_health()
     assert s.engine.beyond_help == "a forward pass has not returned for 2400 s"
     leave.set()
     s.engine.close()
@@ -608,11 +610,11 @@ def test_a_warm_up_that_does_not_return_is_given_up_on(call: str) -> None:
 def test_an_idle_engine_is_never_stuck() -> None:
     s = a_setting(FakeRunner({1: 1.0}))
     s.clock.now += LONG
-    s.engine.check_pulse()
+    s.engine.check_health()
     assert status_of(s.engine) == "loading"
     with started(s):
         s.clock.now += LONG
-        s.engine.check_pulse()
+        s.engine.check_health()
         assert s.engine.alive
         assert images_of(s.submit(a_row(1))) == [an_image(1, 1)]
 
@@ -625,7 +627,7 @@ def test_a_stuck_engine_can_be_closed(noticed: bool) -> None:
         s.runner.next_pass()
         s.clock.now += 40
         if noticed:
-            s.engine.check_pulse()
+            s.engine.check_health()
         elsewhere(s.engine.close)
         assert isinstance(error_of(job), Failed if noticed else Draining)
         assert status_of(s.engine) == "draining"
@@ -669,6 +671,53 @@ def test_progress_is_that_of_the_slowest_row() -> None:
     first = [entry[0] for entry in diary.entries].index("image")
     assert diary.entries[first - 1] != ("progress", 2, 2)  # the first image is done, and the second is not
     assert diary.of("image") == [(0, an_image(1, 2)), (1, an_image(2, 2))]
+
+
+def test_a_watched_request_is_estimated_anew_every_100_ms_and_no_more_often() -> None:
+    """Passes take longer than expected, so each new estimate is another. In between the last one counts down."""
+    with warm(1, seconds=0.0625) as s:
+        diary = Diary()
+        s.runner.seconds[1] = pass_s = 0.09375
+        s.accept(a_row(1, steps=20), watcher=diary).future.result(PATIENCE)
+    etas = diary.etas[:-1]  # the last pass leaves nothing to expect
+    new = [i for i in range(1, len(etas)) if etas[i] != etas[i - 1] - pass_s]
+    assert new
+    assert all((later - earlier) * pass_s >= 0.1 for earlier, later in pairwise([0, *new]))
+
+
+class Asking(Recorder):
+    """An observer that has another thread ask for what the engine's lock guards, whenever it is told anything."""
+
+    engine: Engine | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        engine = super().__getattribute__("engine")
+        if engine is not None and name.split("_")[0] in ("phase", "pass", "batch", "decoding", "request"):
+            elsewhere(lambda: engine.alive)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("decode_seconds", [None, {1: 1.0}], ids=["images", "latents"])
+def test_no_observer_is_told_anything_while_the_lock_is_held(
+    decode_seconds: dict[int, float] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    observer = Asking()
+    with started(a_setting(FakeRunner({1: 1.0}), 2, observer, decode_seconds)) as s:
+        observer.engine = s.engine
+        s.keep_busy()
+        with pytest.raises(Invalid):
+            s.submit(a_row(5, steps=50), timeout_s=1.0, client="5")
+        seconds = {1: 9.0, 2: LONG, 3: LONG}
+        late, left, done = (s.submit(a_row(i, steps=2), timeout_s=seconds[i], client=f"{i}") for i in seconds)
+        with pytest.raises(Unavailable):
+            s.submit(a_row(4), client="1")
+        left.cancel()
+        s.clock.advance(9.5)
+        s.runner.let_go()
+        assert isinstance(error_of(late), DeadlinePassed)
+        done.result(PATIENCE)
+    assert observer.ended == ["disconnect", "timeout", 1]
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_guided_row_has_stepped_when_both_its_branches_have_run() -> None:
@@ -840,7 +889,7 @@ def test_an_engine_that_drains_while_it_is_stuck_never_takes_requests_again() ->
     with warm(1) as s:
         s.keep_busy()
         s.clock.now += 40
-        s.engine.check_pulse()
+        s.engine.check_health()
         s.engine.drain()
         s.runner.let_go()
         s.settle()

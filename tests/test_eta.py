@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.engine.arrivals import Arrivals
 from service.engine.costs import Costs
-from service.engine.eta import eta
+from service.engine.eta import outlook
 from service.engine.jobs import Job
 from service.engine.promises import MARGIN
 from tests.lines import (
@@ -34,7 +34,8 @@ rising_tables = cost_tables.map(lambda table: dict(zip(table, sorted(table.value
 
 
 def expected(line: Line, ticket: Ticket, arrivals: Arrivals | None = None) -> float:
-    return eta(ticket.job, line.scheduler, arrivals or Arrivals(line.now), line.now)
+    known = arrivals or Arrivals(line.now)
+    return outlook(ticket.job, line.scheduler, known, line.now, ticket.job.promise).eta()
 
 
 def crowd(table: dict[int, float], *jobs: Images) -> Line:
@@ -203,9 +204,19 @@ def test_a_job_without_promise_has_a_forecast_too() -> None:
     assert expected(line, line.tickets[0]) == pytest.approx(4.0)
 
 
-def test_a_job_that_is_not_in_line_is_expected_when_the_present_pass_ends() -> None:
+def test_a_job_that_is_to_come_is_expected_as_if_it_were_in_line() -> None:
     line = crowd(ONE_ROW, alike(1, 4))
-    assert eta(Job(alike(1, 1), line.costs), line.scheduler, Arrivals(0.0), 0.0) == 0
+    to_come = Job(alike(1, 6), line.costs)
+    assert outlook(to_come, line.scheduler, Arrivals(0.0), 0.0, inf).eta() == pytest.approx(10)
+    assert outlook(to_come, line.scheduler, Arrivals(0.0), 0.0, promise=9.0).eta() == 9
+    line.scheduler.add(to_come, inf)
+    assert outlook(to_come, line.scheduler, Arrivals(0.0), 0.0, inf).eta() == pytest.approx(10)
+
+
+def test_an_estimate_can_be_asked_for_again() -> None:
+    line = crowd(BETWEEN, alike(2, 4), alike(1, 9))
+    ahead = outlook(line.tickets[1].job, line.scheduler, Arrivals(0.0), 0.0, inf)
+    assert ahead.eta() == ahead.eta() > 0
 
 
 # Decoding

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.costs import Costs
-from service.engine.jobs import Job, Task
+from service.engine.jobs import Job, RowState
 from tests.lines import Images, alike, any_images, cost_tables
 
 ROUNDING = 1e-9
@@ -17,21 +17,21 @@ ROUNDING = 1e-9
 any_passes = st.lists(st.integers(0, 2**24 - 1), max_size=12)
 
 
-def due(job: Job) -> list[Task]:
-    """A task for each forward row that could run."""
-    return [task for task in job.behind_first() for _ in range(task.due)]
+def due(job: Job) -> list[RowState]:
+    """A row for each forward row that could run."""
+    return [row for row in job.behind_first() for _ in range(row.due)]
 
 
 def run(job: Job, costs: Costs, rows: int) -> None:
     """A pass of some of the rows that are due."""
-    chosen = [task for i, task in enumerate(due(job)) if rows >> i & 1]
+    chosen = [row for i, row in enumerate(due(job)) if rows >> i & 1]
     if chosen:
         job.count(chosen, costs)
 
 
-def plan(job: Job, costs: Costs) -> list[Task]:
+def plan(job: Job, costs: Costs) -> list[RowState]:
     """The next pass of the plan that `seconds` is about."""
-    tasks = (task for task in job.furthest_behind() for _ in range(task.due))
+    tasks = (row for row in job.furthest_behind() for _ in range(row.due))
     return list(islice(tasks, costs.width))
 
 
@@ -105,17 +105,17 @@ def test_what_is_left_agrees_with_a_recount(table: dict[int, float], images: Ima
     costs = Costs(table)
     job = Job(images, costs)
     ran = [0] * len(images)
-    tasks = list(job.tasks)
+    tasks = list(job.rows)
     for rows in passes:
-        for task in (task for i, task in enumerate(due(job)) if rows >> i & 1):
-            ran[task.index] += 1
+        for row in (row for i, row in enumerate(due(job)) if rows >> i & 1):
+            ran[row.index] += 1
         run(job, costs, rows)
-        for task, (steps, forwards), n in zip(tasks, images, ran, strict=True):
-            assert task.steps_left == steps - n // forwards
-            assert list(task.branches) == list(range(n % forwards, forwards))
+        for row, (steps, forwards), n in zip(tasks, images, ran, strict=True):
+            assert row.steps_left == steps - n // forwards
+            assert list(row.branches) == list(range(n % forwards, forwards))
         assert job.left == job.size - sum(ran) == sum(left for *_, left in job.groups)
-        assert sum(together for together, *_ in job.groups) == len([task for task in tasks if task.steps_left])
-        assert job.steps == max(task.steps_left for task in tasks)
+        assert sum(together for together, *_ in job.groups) == len([row for row in tasks if row.steps_left])
+        assert job.steps == max(row.steps_left for row in tasks)
     assert job.size == sum(steps * forwards for steps, forwards in images)
 
 
@@ -139,18 +139,18 @@ def test_images_come_group_after_group_and_those_behind_first(
 ) -> None:
     job, _ = partly_run(table, images, passes)
     tasks = list(job.behind_first())
-    assert sorted(task.index for task in tasks) == [task.index for task in job.tasks if task.steps_left]
+    assert sorted(row.index for row in tasks) == [row.index for row in job.rows if row.steps_left]
     rest = iter(tasks)
     for together, _, left in job.groups:
-        group: list[Task] = []
+        group: list[RowState] = []
         while left:
             group.append(next(rest))
             left -= (group[-1].steps_left - 1) * group[-1].forwards_per_step + group[-1].due
         assert len(group) == together
-        steps = [task.steps_left for task in group]
+        steps = [row.steps_left for row in group]
         assert steps == sorted(steps, reverse=True)
     if tasks:
-        behind = list(takewhile(lambda task: task.steps_left == tasks[0].steps_left, tasks))
+        behind = list(takewhile(lambda row: row.steps_left == tasks[0].steps_left, tasks))
         first = job.furthest_behind()
         assert first
         assert set(first) <= set(behind)
@@ -159,7 +159,7 @@ def test_images_come_group_after_group_and_those_behind_first(
 def test_both_branches_of_a_task_may_be_counted_at_once() -> None:
     costs = Costs({4: 1.0})
     job = Job(alike(2, 2, 2), costs)
-    [a, b] = job.tasks
+    [a, b] = job.rows
     job.count([a, a, b], costs)
     assert (a.steps_left, list(a.branches), b.steps_left, list(b.branches)) == (1, [0, 1], 2, [1])
     assert (job.left, job.steps) == (5, 2)

@@ -152,8 +152,8 @@ def test_images_are_the_pipelines(kind: str, tmp_path: Path) -> None:
     runner = SlotRunner(backend, model.sample_shape, no_label=0, slots=len(SEEDS))
     table = sample_table(model.schedule, "ddim", N)
     slots = [runner.admit(Row(table, seed)) for seed in SEEDS]
-    for _ in range(len(table)):
-        runner.step([Forward(slot, 0) for slot in slots])
+    for line in range(len(table)):
+        runner.step([Forward(slot, 0, line) for slot in slots])
     latents = torch.from_numpy(np.stack([runner.read(slot).x for slot in slots]))
     images = autoencoder_of(checkpoint).decode(latents).permute(0, 2, 3, 1) / 2 + 0.5
     assert np.abs(images.clamp(0, 1).numpy() - expected).max() <= 1e-4

@@ -138,7 +138,7 @@ def test_a_server_is_unready_while_its_probes_fail_and_serves_what_works(monkeyp
         problem(server.client.post("/sample", json={"seed": 7}), 500)
         assert health(server) == (200, 200, "ready")  # the request may be at fault
         assert server.engine.probe().exception(PATIENCE)
-        server.engine.check_pulse()
+        server.engine.check_health()
         assert health(server) == (200, 503, "failed")
         server.runner.breaking = {7}
         assert server.client.post("/sample", json={"seed": 1}).status_code == 200
@@ -204,7 +204,7 @@ def test_a_server_goes_on_looking_after_its_engine_whatever_happens(monkeypatch:
             looked.release()
             raise RuntimeError("a mistake in the watch")
 
-        patch.setattr(server.engine, "check_pulse", fail)
+        patch.setattr(server.engine, "check_health", fail)
         for _ in range(2):
             assert looked.acquire(timeout=PATIENCE)
         patch.undo()
@@ -231,7 +231,7 @@ def test_a_process_that_stood_still_gives_its_passes_until_the_next_look(monkeyp
         watching.cancel()
 
     engine = a_setting(FakeRunner({1: 1.0})).engine
-    monkeypatch.setattr(engine, "check_pulse", lambda: looks.append(-1))
+    monkeypatch.setattr(engine, "check_health", lambda: looks.append(-1))
     asyncio.run(watch())
     assert len(looks) >= 3
     assert all(later - earlier == 2 for earlier, later in pairwise(looks))

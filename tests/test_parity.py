@@ -47,8 +47,8 @@ def ours(network: nn.Module, rows: list[Row]) -> Trajectory:
     runner = runner_of(network, SHAPE, width=sum(row.forwards_per_step for row in rows))
     slots = [runner.admit(row) for row in rows]
     states = []
-    for _ in range(len(rows[0].table)):
-        runner.step([forward for row, slot in zip(rows, slots, strict=True) for forward in forwards(row, slot)])
+    for line in range(len(rows[0].table)):
+        runner.step([forward for row, slot in zip(rows, slots, strict=True) for forward in forwards(row, slot, line)])
         states.append([runner.read(slot) for slot in slots])
     x, x0 = (np.array([[state[part] for state in step] for step in states]) for part in range(2))
     return Trajectory(torch.from_numpy(x), torch.from_numpy(x0))

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from service.engine.costs import Costs
-from service.engine.jobs import Job, Task
+from service.engine.jobs import Job, RowState
 from service.engine.promises import MARGIN, PATIENCE, SHARED, SHORTEST, Bounds, Spare, earliest, patient, spare
 from tests.lines import Images, alike, any_images, cost_tables, costs_with_decoding
 from tests.properties import examples
@@ -62,20 +62,20 @@ def with_promise(crowd: Crowd, job: Job, promise: float) -> list[Job]:
     return sorted([*crowd.line, job], key=lambda one: (one.promise, one.number))
 
 
-def run(job: Job, tasks: Sequence[Task], costs: Costs, line: list[Job]) -> None:
+def run(job: Job, tasks: Sequence[RowState], costs: Costs, line: list[Job]) -> None:
     job.count(tasks, costs)
     if not (job.left or job.undecoded):
         line.remove(job)
 
 
-def fill(line: Sequence[Job], width: int) -> list[Task]:
+def fill(line: Sequence[Job], width: int) -> list[RowState]:
     """The rows of a pass, those of the earliest promises first."""
-    return list(islice((task for job in line for task in job.behind_first() for _ in range(task.due)), width))
+    return list(islice((row for job in line for row in job.behind_first() for _ in range(row.due)), width))
 
 
-def counted(tasks: Sequence[Task], crowd: Crowd) -> None:
-    for job in dict.fromkeys(task.job for task in tasks):
-        run(job, [task for task in tasks if task.job is job], crowd.costs, crowd.line)
+def counted(tasks: Sequence[RowState], crowd: Crowd) -> None:
+    for job in dict.fromkeys(row.job for row in tasks):
+        run(job, [row for row in tasks if row.job is job], crowd.costs, crowd.line)
 
 
 # Why promises are kept
@@ -100,7 +100,7 @@ def test_a_promise_leaves_all_others_as_they_were(crowd: Crowd, images: Images, 
 def test_nothing_that_runs_leaves_a_plan_less_to_spare_than_the_time_it_takes(crowd: Crowd, rows: int) -> None:
     before = spare(crowd.line, crowd.costs, START)
     due = fill(crowd.line, 24)
-    counted([task for i, task in enumerate(due) if rows >> i & 1], crowd)
+    counted([row for i, row in enumerate(due) if rows >> i & 1], crowd)
     after = spare(crowd.line, crowd.costs, START)
     assert after.alone >= before.alone - ROUNDING
     assert after.together >= before.together - ROUNDING
@@ -124,12 +124,12 @@ def test_a_job_that_leaves_takes_nothing_from_others(crowd: Crowd, place: int) -
 @given(crowds(), st.integers(0, 2**24 - 1))
 def test_the_plan_alone_keeps_what_it_has_to_spare(crowd: Crowd, rows: int) -> None:
     due = fill(crowd.line, 24)
-    counted([task for i, task in enumerate(due) if rows >> i & 1], crowd)
+    counted([row for i, row in enumerate(due) if rows >> i & 1], crowd)
     now = START
     while crowd.line:
         before = spare(crowd.line, crowd.costs, now).alone
         tasks = crowd.line[0].furthest_behind()
-        tasks = list(islice((task for task in tasks for _ in range(task.due)), crowd.costs.width))
+        tasks = list(islice((row for row in tasks for _ in range(row.due)), crowd.costs.width))
         now += crowd.costs.ceilings[len(tasks)] * (1 + MARGIN)
         counted(tasks, crowd)
         assert spare(crowd.line, crowd.costs, now).alone >= before - ROUNDING
@@ -138,7 +138,7 @@ def test_the_plan_alone_keeps_what_it_has_to_spare(crowd: Crowd, rows: int) -> N
 @given(crowds(), st.integers(0, 2**24 - 1))
 def test_the_plan_together_keeps_what_it_has_to_spare(crowd: Crowd, rows: int) -> None:
     due = fill(crowd.line, 24)
-    counted([task for i, task in enumerate(due) if rows >> i & 1], crowd)
+    counted([row for i, row in enumerate(due) if rows >> i & 1], crowd)
     now = START
     while crowd.line:
         before = spare(crowd.line, crowd.costs, now).together
@@ -305,14 +305,14 @@ def run_some(crowd: Crowd, passes: Sequence[int]) -> None:
     """Passes of some of the rows that are due, those of the earliest promises first."""
     for rows in passes:
         due = fill(crowd.line, 24)
-        counted([task for i, task in enumerate(due) if rows >> i & 1], crowd)
+        counted([row for i, row in enumerate(due) if rows >> i & 1], crowd)
 
 
 def decode(crowd: Crowd, most: int) -> None:
     """Images that have taken their steps are decoded, those of the earliest promises first."""
     for job in list(crowd.line):
         if job.undecoded:
-            unfinished = sum(task.steps_left > 0 for task in job.tasks)
+            unfinished = sum(row.steps_left > 0 for row in job.rows)
             images = min(most, job.undecoded - unfinished)
             job.undecoded -= images
             most -= images
@@ -382,7 +382,7 @@ def test_either_plan_keeps_what_it_has_to_spare_where_images_are_decoded(crowd: 
             tasks = fill(crowd.line, costs.width)
         else:
             behind = with_steps[0].furthest_behind()
-            tasks = list(islice((task for task in behind for _ in range(task.due)), costs.width))
+            tasks = list(islice((row for row in behind for _ in range(row.due)), costs.width))
         now += costs.ceilings[len(tasks)] * (1 + MARGIN)
         counted(tasks, crowd)
         assert getattr(spare(crowd.line, costs, now), plan) >= before - ROUNDING

@@ -224,7 +224,7 @@ def test_what_only_the_present_speed_makes_impossible_may_come_again(decoded: bo
             ):
                 ask()  # never, at the best speed
         for _ in range(30):  # until it may come again, an idle engine looks whether it has become faster
-            s.engine.check_pulse()
+            s.engine.check_health()
             assert s.engine.wait_idle(PATIENCE)
         assert s.submit(*rows, timeout_s=timeout_s).result(PATIENCE)
     assert s.observer.refused == ["late", "late", "impossible", "impossible"]
@@ -466,7 +466,7 @@ def test_each_refusal_is_told_once_with_its_reason() -> None:
         s.submit(a_row(4, steps=9), client="carol")
         refused(QueueFull, client="dave")
         s.clock.now += 40
-        s.engine.check_pulse()
+        s.engine.check_health()
         refused(Failed)
         s.engine.drain()
         refused(Draining)

@@ -81,13 +81,13 @@ class InFlight:
         self.which = which
         self.slot = slot
         self.steps = 0
-        self.pending = forwards(ROWS[which], slot)
+        self.pending = forwards(ROWS[which], slot, 0)
 
     def ran(self, forward: Forward) -> None:
         self.pending.remove(forward)
         if not self.pending:
             self.steps += 1
-            self.pending = forwards(ROWS[self.which], self.slot)
+            self.pending = forwards(ROWS[self.which], self.slot, self.steps)
 
     @property
     def done(self) -> bool:
@@ -147,11 +147,11 @@ def test_branches_of_a_guided_row_may_come_in_any_order(alone: Alone) -> None:
     which = 2
     runner = alone.runner(slots=1)
     slot = runner.admit(ROWS[which])
-    for step, branches in enumerate([(0, 1), (1, 0), (1, 0), (0, 1)], start=1):
-        runner.step([Forward(slot, branches[0])])
-        assert same(runner.read(slot), alone.states[which][step - 1])  # it waits for the other branch
-        runner.step([Forward(slot, branches[1])])
-        assert same(runner.read(slot), alone.states[which][step])
+    for line, branches in enumerate([(0, 1), (1, 0), (1, 0), (0, 1)]):
+        runner.step([Forward(slot, branches[0], line)])
+        assert same(runner.read(slot), alone.states[which][line])  # it waits for the other branch
+        runner.step([Forward(slot, branches[1], line)])
+        assert same(runner.read(slot), alone.states[which][line + 1])
 
 
 @pytest.mark.parametrize("passes", [[], [0], [1], [0, 1], [0, 1, 0], [0, 1, 1]])
@@ -159,8 +159,8 @@ def test_a_slot_released_at_any_time_is_as_new(alone: Alone, passes: list[int]) 
     guided, second = ROWS[5], 6
     runner = alone.runner(slots=1)
     slot = runner.admit(guided)
-    for branch in passes:
-        runner.step([Forward(slot, branch)])
+    for number, branch in enumerate(passes):
+        runner.step([Forward(slot, branch, number // 2)])
     runner.release(slot)
     for state, expected in zip(trajectory(runner, ROWS[second]), alone.states[second][1:], strict=True):
         assert same(state, expected)
@@ -177,7 +177,8 @@ def test_where_all_slots_are_taken_there_will_be_twice_as_many(alone: Alone, slo
     for which, row in enumerate(ROWS):
         member = InFlight(which, runner.admit(row))
         crowd.append(member)
-        for forward in list(member.pending[:1] if which % 2 else member.pending * len(row.table)):
+        for _ in range(1 if which % 2 else row.forwards_per_step * len(row.table)):
+            forward = member.pending[0]
             runner.step([forward])
             member.ran(forward)
         for other in crowd:
@@ -234,7 +235,7 @@ def test_a_row_that_finds_no_memory_has_taken_nothing(alone: Alone) -> None:
     slots: list[int] = []
     assert times_without_memory(lambda: slots.append(runner.admit(ROWS[8]))) > 3
     assert slots == [1]
-    runner.step([guided.pending[1], *forwards(ROWS[8], slots[0])])
+    runner.step([guided.pending[1], *forwards(ROWS[8], slots[0], 0)])
     assert same(runner.read(guided.slot), alone.states[2][1])
     assert same(runner.read(slots[0]), alone.states[8][1])
     assert runner.admit(ROWS[0]) == 2
@@ -290,7 +291,9 @@ def test_a_pass_that_raises_changes_no_row_and_can_be_run_again(alone: Alone, in
     for which, row in enumerate(ROWS):
         slot = runner.admit(row)
         for step in range(len(row.table)):
-            for batch in ([forward] for forward in forwards(row, slot)) if step % 2 else [forwards(row, slot)]:
+            for batch in (
+                ([forward] for forward in forwards(row, slot, step)) if step % 2 else [forwards(row, slot, step)]
+            ):
                 backend.in_start, backend.in_wait = in_start, in_wait
                 for _ in range(in_start + in_wait):
                     with pytest.raises(RuntimeError, match="a fault of the device"):
@@ -314,9 +317,10 @@ def test_whatever_operation_of_a_pass_raises_it_can_be_run_again(which: int, tog
     expected = list(trajectory(runner_of(Cheap(), SHAPE, WIDTH), row))
     runner = runner_of(Cheap(), SHAPE, WIDTH)
     slot = runner.admit(row)
-    batches = [forwards(row, slot)] if together else [[forward] for forward in forwards(row, slot)]
     before = runner.read(slot)
-    for after in expected:
+    for line, after in enumerate(expected):
+        pending = forwards(row, slot, line)
+        batches = [pending] if together else [[forward] for forward in pending]
         for batch in batches:
             assert same(runner.read(slot), before)
             assert times_without_memory(lambda batch=batch: runner.step(batch)) > 5  # type: ignore[misc]
@@ -336,7 +340,7 @@ def test_who_is_in_a_pass_that_raises_may_be_overtaken_or_leave(alone: Alone) ->
     runner.release(leaver.slot)
     other = InFlight(7, runner.admit(ROWS[7]))
     for batch in ([other], [noisy, other], [guided], [noisy]):
-        runner.step([Forward(member.slot, int(member is guided)) for member in batch])
+        runner.step([Forward(member.slot, int(member is guided), member.steps) for member in batch])
         for member in batch:
             member.steps += 1
         for member in (noisy, guided, other):
@@ -348,7 +352,7 @@ def test_readings_are_copies() -> None:
     slot = runner.admit(ROWS[0])
     before = runner.read(slot)
     kept = Reading(before.x.copy(), before.x0.copy())
-    runner.step([Forward(slot, 0)])
+    runner.step([Forward(slot, 0, 0)])
     assert same(before, kept)
     after = runner.read(slot)
     after.x[:] = 0
@@ -439,7 +443,7 @@ def test_a_pass_wider_than_the_width_is_refused() -> None:
     assert list(runner.widths) == [2]
     slots = [runner.admit(row) for row in ROWS[:3]]
     with pytest.raises(ValueError, match="3 rows do not fit a pass of 2"):
-        runner.step([Forward(slot, 0) for slot in slots])
+        runner.step([Forward(slot, 0, 0) for slot in slots])
 
 
 def draws(seed: int, number: int) -> list[Image]:
@@ -519,8 +523,8 @@ def test_rows_with_a_learned_variance_have_their_own_bytes() -> None:
 
     crowd = runner()
     slots = [crowd.admit(row) for row in rows]
-    for _ in range(4):
-        crowd.step([Forward(slot, 0) for slot in slots])
+    for line in range(4):
+        crowd.step([Forward(slot, 0, line) for slot in slots])
     for row, slot in zip(rows, slots, strict=True):
         assert same(crowd.read(slot), list(trajectory(runner(), row))[-1])
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.engine.admission import earliest_promise
 from service.engine.costs import Costs
 from service.engine.jobs import Job
-from service.engine.promises import MARGIN, SHARED
+from service.engine.promises import MARGIN, SHARED, seconds_alone
 from service.engine.scheduler import Scheduler
 from tests.lines import (
     Arrival,
@@ -93,38 +94,38 @@ def test_on_an_idle_server_the_shortest_promise_is_the_same_at_any_time(
 ) -> None:
     scheduler = Scheduler(Costs(table), MANY)
     job = Job(images, scheduler.costs)
-    alone_s = scheduler.seconds_alone(job)
-    assert scheduler.earliest_promise(job, now, now) == pytest.approx(now + alone_s, abs=1e-9)
-    assert scheduler.earliest_promise(job, now, now + 0.99 * alone_s) > now + 0.99 * alone_s  # so it is refused
-    assert scheduler.earliest_promise(job, now, now + 1.01 * alone_s) <= now + 1.01 * alone_s
+    alone_s = seconds_alone(job, scheduler.costs)
+    assert earliest_promise(job, scheduler, now, now) == pytest.approx(now + alone_s, abs=1e-9)
+    assert earliest_promise(job, scheduler, now, now + 0.99 * alone_s) > now + 0.99 * alone_s  # so it is refused
+    assert earliest_promise(job, scheduler, now, now + 1.01 * alone_s) <= now + 1.01 * alone_s
 
 
 def test_what_a_job_takes_alone_does_not_depend_on_others() -> None:
     line = Line(Costs(ONE_ROW))
     line.came(Arrival(0.0, alike(1, 20), hurry=1.0))
     line.begin()
-    assert line.scheduler.seconds_alone(Job(alike(1, 10), line.costs)) == pytest.approx(10 * (1 + MARGIN))
+    assert seconds_alone(Job(alike(1, 10), line.costs), line.scheduler.costs) == pytest.approx(10 * (1 + MARGIN))
 
 
 def test_an_idle_server_promises_twice_what_full_passes_would_take() -> None:
     scheduler = Scheduler(Costs(EQUAL), MANY)
     job = Job(alike(2, 10), scheduler.costs)  # at most 20/4 passes, and 3/4 of its 10 steps: 12.5
-    assert scheduler.earliest_promise(job, 100.0, inf) == pytest.approx(100.0 + 2 * 12.5)
-    assert scheduler.seconds_alone(job) == pytest.approx(10 * (1 + MARGIN))
+    assert earliest_promise(job, scheduler, 100.0, inf) == pytest.approx(100.0 + 2 * 12.5)
+    assert seconds_alone(job, scheduler.costs) == pytest.approx(10 * (1 + MARGIN))
 
 
 def test_no_promise_is_shorter_than_a_quarter_of_a_second_unless_it_must_be() -> None:
     scheduler = Scheduler(Costs({1: 0.001}), MANY)
     job = Job(alike(1, 10), scheduler.costs)
-    assert scheduler.earliest_promise(job, 100.0, inf) == 100.25
-    assert scheduler.earliest_promise(job, 100.0, 100.125) == 100.125
+    assert earliest_promise(job, scheduler, 100.0, inf) == 100.25
+    assert earliest_promise(job, scheduler, 100.0, 100.125) == 100.125
 
 
 def test_the_shortest_promise_is_that_of_the_plan_which_is_sooner_done() -> None:
     """Images of two rows leave a third of each pass of three empty, where one runs after the other."""
     scheduler = Scheduler(Costs({3: 1.0}), MANY)
     job = Job(alike(4, 10, 2), scheduler.costs)
-    assert scheduler.seconds_alone(job) == pytest.approx((80 / 3 + 10 * 2 / 3) * (1 + MARGIN))
+    assert seconds_alone(job, scheduler.costs) == pytest.approx((80 / 3 + 10 * 2 / 3) * (1 + MARGIN))
 
 
 def test_a_promise_counts_from_the_end_of_the_present_pass() -> None:
@@ -143,9 +144,9 @@ def test_asking_changes_nothing(table: dict[int, float], arrivals: list[Arrival]
         for _ in line.moments(arrivals):
             if asks:
                 job = Job(images, line.costs)
-                line.scheduler.seconds_alone(job)
+                seconds_alone(job, line.scheduler.costs)
                 for latest in (line.now, line.now + passes, inf):
-                    line.scheduler.earliest_promise(job, line.now, latest)
+                    earliest_promise(job, line.scheduler, line.now, latest)
                 line.scheduler.ahead_of(job)
         return [(ticket.promise, ticket.done, ticket.ran) for ticket in line.tickets]
 
@@ -466,14 +467,14 @@ def test_counters_agree_with_a_recount_at_any_time(
         with_work = [ticket.job for ticket in line.present if ticket.left]
         assert sorted(line.scheduler.by_work, key=id) == sorted(with_work, key=id)
         assert all(ticket.job.left == ticket.left for ticket in line.present)
-        tasks = [(ticket, task.index) for ticket in line.present for task in ticket.job.tasks]
-        assert tasks == images
+        rows = [(ticket, row.index) for ticket in line.present for row in ticket.job.rows if not row.stepped]
+        assert rows == images
     assert counters(line.scheduler) == (0, 0, 0)
 
 
 @examples(50)
 @given(cost_tables, any_arrivals(), any_times)
-def test_finished_tasks_are_told_once_and_leave(
+def test_finished_rows_are_told_once_and_leave(
     table: dict[int, float], arrivals: list[Arrival], times: list[float]
 ) -> None:
     line = Line(Costs(table), times=times)
@@ -483,7 +484,7 @@ def test_finished_tasks_are_told_once_and_leave(
         assert len(set(told)) == len(told)
         if ticket.done is not None:
             assert sorted(told) == list(range(len(ticket.arrival.images)))
-            assert ticket.job.tasks == []
+            assert all(row.stepped for row in ticket.job.rows)
 
 
 def test_jobs_are_counted_by_the_work_that_is_ahead() -> None:
@@ -507,7 +508,7 @@ def test_a_job_can_be_removed_at_any_time_and_twice(passes: int) -> None:
     line.left(guided)
     line.left(guided)
     assert counters(line.scheduler) == (0, 1, 9)
-    assert [task.job for task, _ in line.begin()] == [other.job]
+    assert [row.job for row, _ in line.begin()] == [other.job]
 
 
 def test_a_job_removed_during_its_pass_is_not_finished_by_it() -> None:
@@ -517,7 +518,7 @@ def test_a_job_removed_during_its_pass_is_not_finished_by_it() -> None:
     assert counters(line.scheduler) == (4, 0, 0)
     line.left(gone)
     assert counters(line.scheduler) == (2, 0, 0)
-    assert [task.job for task in line.end()] == [stays.job] * 2
+    assert [row.job for row in line.end()] == [stays.job] * 2
     assert counters(line.scheduler) == (0, 0, 0)
 
 
@@ -589,7 +590,7 @@ def test_jobs_are_weighed_again_when_the_costs_have_changed() -> None:
     ticket = line.came(Arrival(0.0, alike(1, 10)))
     drift(line, rows=1, times=3.0)
     assert ticket.job.seconds == pytest.approx(10.0)
-    line.scheduler.earliest_promise(Job(alike(1, 1), line.costs), 0.0, inf)
+    earliest_promise(Job(alike(1, 1), line.costs), line.scheduler, 0.0, inf)
     assert ticket.job.seconds == pytest.approx(10.0 * line.costs.ceilings[1])
     drift(line, rows=1, times=3.0)
     line.begin()
@@ -601,7 +602,7 @@ def test_a_job_without_a_promise_delays_nobodys() -> None:
     scheduler = Scheduler(Costs({1: 1.0}), MANY)
     scheduler.add(Job(alike(1, 2), scheduler.costs), inf)
     job = Job(alike(1, 2), scheduler.costs)
-    assert scheduler.earliest_promise(job, 0.0, 1000.0) == pytest.approx(2 * 4.0)
+    assert earliest_promise(job, scheduler, 0.0, 1000.0) == pytest.approx(2 * 4.0)
 
 
 def test_a_pass_that_has_ended_takes_nothing_from_those_who_come_after_it() -> None:
@@ -610,7 +611,7 @@ def test_a_pass_that_has_ended_takes_nothing_from_those_who_come_after_it() -> N
     scheduler.add(Job(alike(1, 1), scheduler.costs), inf)
     scheduler.advance(scheduler.next_batch(0.0))
     latest = 1.0 + 4 * (1 + MARGIN)  # it took 1 s
-    assert scheduler.earliest_promise(Job(alike(1, 4), scheduler.costs), 1.0, latest) == pytest.approx(latest)
+    assert earliest_promise(Job(alike(1, 4), scheduler.costs), scheduler, 1.0, latest) == pytest.approx(latest)
 
 
 # Decoding
@@ -665,8 +666,8 @@ def test_counters_agree_with_a_recount_while_images_are_decoded(
         with_work = [ticket.job for ticket in line.present if ticket.left]
         assert sorted(line.scheduler.by_work, key=id) == sorted(with_work, key=id)
     assert (counters(line.scheduler), to_decode(line.scheduler)) == ((0, 0, 0), (0, 0))
-    assert line.scheduler.earliest_promise(Job(alike(1, 1), costs), line.now, line.now) == pytest.approx(
-        line.now + line.scheduler.seconds_alone(Job(alike(1, 1), costs))
+    assert earliest_promise(Job(alike(1, 1), costs), line.scheduler, line.now, line.now) == pytest.approx(
+        line.now + seconds_alone(Job(alike(1, 1), costs), line.scheduler.costs)
     )  # nobody is left in line
 
 
@@ -693,10 +694,10 @@ def test_a_promise_allows_for_decoding_beside_passes_and_behind_a_batch() -> Non
     scheduler = Scheduler(Costs({1: 1.0}, Costs({1: 0.5, 4: 1.0})), MANY)
     passes = 10 * (1 + MARGIN)
     in_batches = (3 / 4 + 2 - 1 / 4) * SHARED * (1 + MARGIN)
-    assert scheduler.seconds_alone(Job(alike(1, 10), scheduler.costs)) == pytest.approx(passes)
-    assert scheduler.seconds_alone(Job(((4, 1), (3, 1), (3, 1)), scheduler.costs, decoded=True)) == pytest.approx(
-        passes + in_batches
-    )
+    assert seconds_alone(Job(alike(1, 10), scheduler.costs), scheduler.costs) == pytest.approx(passes)
+    assert seconds_alone(
+        Job(((4, 1), (3, 1), (3, 1)), scheduler.costs, decoded=True), scheduler.costs
+    ) == pytest.approx(passes + in_batches)
 
 
 def test_the_backlog_is_what_is_left_to_decode_too() -> None:
@@ -771,7 +772,7 @@ def test_a_job_is_in_line_until_its_last_image_is_decoded() -> None:
     for left in (2, 1):
         assert to_decode(line.scheduler) == (left, left)
         peer = Job(alike(2, 1), line.costs, decoded=True)
-        assert line.scheduler.earliest_promise(peer, line.now, inf) >= ticket.promise
+        assert earliest_promise(peer, line.scheduler, line.now, inf) >= ticket.promise
         line.begin_batch()
         line.end_batch()
     assert ticket.done is not None

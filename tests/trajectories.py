@@ -72,15 +72,15 @@ def description_of(
     )
 
 
-def forwards(row: Row, slot: int) -> list[Forward]:
-    """The forward rows of one step."""
-    return [Forward(slot, branch) for branch in range(row.forwards_per_step)]
+def forwards(row: Row, slot: int, line: int) -> list[Forward]:
+    """The forward rows of the step of one line."""
+    return [Forward(slot, branch, line) for branch in range(row.forwards_per_step)]
 
 
 def trajectory(runner: SlotRunner, row: Row) -> Iterator[Reading]:
     """The row's state after each step, running alone."""
     slot = runner.admit(row)
-    for _ in range(len(row.table)):
-        runner.step(forwards(row, slot))
+    for line in range(len(row.table)):
+        runner.step(forwards(row, slot, line))
         yield runner.read(slot)
     runner.release(slot)

@@ -104,9 +104,9 @@ def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_A
         for first in range(0, len(rows), at_once):
             slots = [runner.admit(row) for row in rows[first : first + at_once]]
             yield _At(0, runner, slots)
-            for step in range(1, len(table) + 1):
-                runner.step([Forward(slot, branch) for slot in slots for branch in branches])
-                yield _At(step, runner, slots)
+            for line in range(len(table)):
+                runner.step([Forward(slot, branch, line) for slot in slots for branch in branches])
+                yield _At(line + 1, runner, slots)
             for slot in slots:
                 runner.release(slot)
             bar.update(len(slots))

@@ -1,30 +1,32 @@
-"""Decoding: a thread beside the engine's that owns the first stage of latent diffusion.
+"""Decoding: a thread beside denoising, which owns the first stage of latent diffusion.
 
-What has taken its steps is decoded in batches of its own, while others take theirs: the earliest promise first. Between
-batches it encodes and decodes what clients upload or ask to see, which has no promise.
+Rows that have taken their steps are decoded in batches of their own: the earliest promise first. Between batches the
+thread runs errands.
 """
 
 import heapq
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from model.rows import FirstStage, Image
 from service.engine.costs import Costs
-from service.engine.pulse import FIRST_TIME, Pulse
-from service.engine.requests import Clock, Request, Requests, dead
-from service.errors import ComputationFailed, QueueFull, ServiceError, Unavailable
+from service.engine.delivery import deliver
+from service.engine.errands import Errand, Errands
+from service.engine.health import DECODING, Health
+from service.engine.jobs import RowState
+from service.engine.queue import Queue
+from service.engine.requests import Clock, Request
+from service.engine.warm_up import measure_first_stage
+from service.errors import ComputationFailed, ServiceError
 
 log = logging.getLogger(__name__)
-
-_MEASURED = 3  # batches of each width, at warm-up
 
 
 class Observer(Protocol):
@@ -35,21 +37,15 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True, order=True, slots=True)
-class Latents:
-    """What has taken its steps, in the order in which it is decoded."""
+class _Latents:
+    """A row that has taken its steps, in the order in which rows are decoded."""
 
     promise: float
-    number: int
+    number: float
     index: int
     request: Request = field(compare=False)
+    row: RowState = field(compare=False)
     latents: Image = field(compare=False)
-
-
-class _Errand(NamedTuple):
-    """What a client waits for that is no request."""
-
-    run: Callable[[], Image]
-    future: Future[Image]
 
 
 class Decoding:
@@ -57,131 +53,64 @@ class Decoding:
 
     Args:
         first_stage: only this thread calls it, once the engine is warm.
-        requests: those that latents belong to. Their lock guards what waits.
-        most: errands that may wait.
-        pulse: of this thread.
+        queue: the requests. Its lock guards what waits.
+        errands: what else the first stage does.
+        health: is told how it goes.
         observer: is told of batches.
         clock: seconds, never falling.
-        take: is given each image. It may find its request gone.
-        died: is called where the thread ends, and should not have.
     """
 
     def __init__(
         self,
         first_stage: FirstStage,
-        requests: Requests,
-        most: int,
-        pulse: Pulse,
+        queue: Queue,
+        errands: Errands,
+        health: Health,
         observer: Observer,
         clock: Clock,
-        take: Callable[[Request, int, Image], None],
-        died: Callable[[], None],
     ) -> None:
         self._first_stage = first_stage
-        self._requests = requests
-        self._most = most
-        self._pulse = pulse
+        self._queue = queue
+        self._errands = errands
+        self._health = health
+        self._stage = health.new_stage(DECODING)
         self._observer = observer
         self._clock = clock
-        self._take = take
-        self._died = died
-        self._changed = requests.changed
-        self._waiting: list[Latents] = []
-        self._errands: deque[_Errand] = deque()  # the first may be under way
-        self._closed: Callable[[], Unavailable] | None = None
-        self._costs: Costs | None = None
-        self._encode_s = 0.0  # what encoding took at warm-up
-        self._thread = threading.Thread(target=self._main, name="decoding", daemon=True)
+        self._changed = queue.changed
+        self._waiting: list[_Latents] = []
+        self.thread = threading.Thread(target=self._main, name="decoding", daemon=True)
 
-    # What the engine's thread calls.
+    # What denoising calls.
 
     def warm_up(self, latents: Image) -> Costs:
-        """Decode until it is known what that costs, then start the thread.
+        """Find out what decoding costs, then start the thread.
 
         Raises:
             ComputationFailed: where the image of these latents is not finite.
         """
-        self._pulse.beat(FIRST_TIME)
-        [image] = self._first_stage.decode([latents])
-        if not np.isfinite(image).all():
-            raise ComputationFailed("the probe's image is not finite")
-        self._pulse.beat(FIRST_TIME)
-        began = self._clock()
-        self._first_stage.encode(image)
-        self._encode_s = self._clock() - began
-        self._costs = Costs({width: self._measure(latents, width) for width in self._first_stage.widths})
-        self._pulse.rest()
-        self._thread.start()
+        measured = measure_first_stage(self._first_stage, latents, self._stage, self._clock)
+        self._costs, self._encode_s = measured
+        self._errands.seconds = self._costs.seconds(1)
+        self.thread.start()
         return self._costs
 
-    def _measure(self, latents: Image, images: int) -> float:
-        """The fewest seconds of a batch; the first one also builds what it needs, and does not count."""
-        seconds = []
-        for _ in range(1 + _MEASURED):
-            self._pulse.beat(FIRST_TIME)
-            began = self._clock()
-            self._first_stage.decode([latents] * images)
-            seconds.append(self._clock() - began)
-        return min(seconds[1:])
-
-    def put(self, stepped: Iterable[tuple[Request, int, Image]]) -> None:
-        """Have latents decoded: of each the request and the index of the row. They come at once, to share batches."""
+    def put(self, stepped: Iterable[tuple[Request, RowState, Image]]) -> None:
+        """Have rows decoded: the request, the row and its latents. They come at once, to share batches."""
         with self._changed:
-            for request, index, latents in stepped:
+            for request, row, latents in stepped:
                 job = request.job
-                heapq.heappush(self._waiting, Latents(job.promise, job.number, index, request, latents))
+                heapq.heappush(self._waiting, _Latents(job.promise, job.number, row.index, request, row, latents))
             self._changed.notify_all()
 
     # What other threads call.
 
-    def close(self, why: Callable[[], Unavailable]) -> None:
-        """Stop after the present batch. What waits is forgotten; its requests are not answered here."""
-        with self._changed:
-            self._closed = self._closed or why
-            self._changed.notify_all()
-
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the thread. False where that takes longer than `timeout_s`."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
     def encode(self, image: Image) -> Future[Image]:
         """The latents of an image, [c, h, w]. Raises Unavailable."""
-        return self._ask(partial(self._first_stage.encode, image))
+        return self._errands.add(partial(self._first_stage.encode, image))
 
     def decode(self, latents: Image) -> Future[Image]:
         """The image of latents, [C, H, W]. Raises Unavailable."""
-        return self._ask(lambda: self._first_stage.decode([latents])[0])
-
-    def _ask(self, run: Callable[[], Image]) -> Future[Image]:
-        with self._changed:
-            if self._closed is not None:
-                raise self._closed()
-            self._forget_cancelled()
-            if len(self._errands) >= self._most:
-                seconds = 0.0 if self._costs is None else len(self._errands) * self._costs.seconds(1)
-                raise QueueFull(f"{len(self._errands)} uploads wait to be encoded or decoded", seconds)
-            errand = _Errand(run, Future())
-            self._errands.append(errand)
-            self._changed.notify_all()
-            return errand.future
-
-    def _forget_cancelled(self) -> None:
-        self._errands = deque(errand for errand in self._errands if not errand.future.cancelled())
-
-    @property
-    def has_errands(self) -> bool:
-        """Whether somebody waits for one."""
-        return any(not errand.future.cancelled() for errand in self._errands)
-
-    def fail_errands(self, why: Callable[[], Unavailable]) -> None:
-        """Answer all of them with an error, also one that is under way."""
-        with self._changed:
-            errands, self._errands = self._errands, deque()
-            self._changed.notify_all()
-        for errand in errands:
-            _answer(errand.future, why())
+        return self._errands.add(lambda: self._first_stage.decode([latents])[0])
 
     # What its own thread does.
 
@@ -191,88 +120,90 @@ class Decoding:
                 pass
         except Exception:
             log.exception("decoding died")
-            self._died()
+            self._health.give_up("decoding has died")
         finally:
-            self._pulse.rest()
-            self.close(dead)
-            assert self._closed is not None
-            self.fail_errands(self._closed)
+            self._stage.rest()
+            self._health.end()
 
     def _work(self) -> bool:
         """Wait for something to do, and do it. False when it is time to stop."""
-        assert self._costs is not None
         with self._changed:
-            while not (self._waiting or self._errands or self._closed):
-                self._pulse.rest()
+            while not (self._waiting or len(self._errands) or self._queue.stopping):
+                self._stage.rest()
                 self._changed.wait()
-            if self._closed:
+            if self._queue.stopping:
                 return False
-            self._pulse.beat(self._costs.seconds(1))
-            late = self._requests.take_out_late(self._clock())
+            self._stage.beat(self._costs.seconds(1))
+            late = self._queue.take_out_late(self._clock())
             batch = self._earliest(self._costs.width)
-            self._forget_cancelled()
-            errand = self._errands[0] if self._errands else None
-        self._requests.answer_late(late)
+            errand = self._errands.first()
+        self._queue.answer_late(late)
         if batch:
-            self._decode(batch, self._costs)
+            self._decode(batch)
         elif errand is not None:
-            self._run(errand, self._costs)
+            self._run(errand)
         return True
 
-    def _earliest(self, most: int) -> list[Latents]:
+    def _earliest(self, most: int) -> list[_Latents]:
         """Take out those that are decoded next, without those whose requests have left."""
-        batch: list[Latents] = []
+        batch: list[_Latents] = []
         while self._waiting and len(batch) < most:
             latents = heapq.heappop(self._waiting)
-            if self._requests.of(latents.request.job) is not None:
+            if self._queue.of(latents.request.job) is not None:
                 batch.append(latents)
         return batch
 
-    def _decode(self, batch: Sequence[Latents], costs: Costs) -> None:
-        """Decode a batch. Where that raises, each image is tried again alone."""
+    def _decode(self, batch: Sequence[_Latents]) -> None:
+        """Decode a batch. Where that raises, each row is tried again alone."""
         try:
-            images = self._batch(batch, costs)
+            images = self._batch(batch)
         except Exception:
             log.exception("decoding of %d images failed; each is tried alone", len(batch))
             for one in batch:
-                self._decode_alone(one, costs)
+                self._decode_alone(one)
             return
         for one, image in zip(batch, images, strict=True):
-            self._take(one.request, one.index, image)
+            self._deliver(one, image)
 
-    def _decode_alone(self, one: Latents, costs: Costs) -> None:
-        if self._requests.of(one.request.job) is None:
+    def _decode_alone(self, one: _Latents) -> None:
+        if self._queue.of(one.request.job) is None:
             return
         try:
-            [image] = self._batch([one], costs)
+            [image] = self._batch([one])
         except Exception:
             log.exception("and alone")
-            self._requests.fail(one.request, ComputationFailed("an image of this request could not be decoded"))
+            self._queue.fail(one.request, ComputationFailed("an image of this request could not be decoded"))
         else:
-            self._take(one.request, one.index, image)
+            self._deliver(one, image)
 
-    def _batch(self, batch: Sequence[Latents], costs: Costs) -> list[Image]:
+    def _batch(self, batch: Sequence[_Latents]) -> list[Image]:
         began = self._clock()
-        self._pulse.beat(costs.seconds(len(batch)))
+        self._stage.beat(self._costs.seconds(len(batch)))
         try:
             images = self._first_stage.decode([one.latents for one in batch])
         except Exception:
-            self._pulse.pass_ended(worked=False)
+            self._stage.pass_ended(worked=False)
             self._observer.decoding_failed()
             raise
         finally:
-            self._pulse.beat(costs.seconds(1))
-        self._pulse.pass_ended(worked=True)
+            self._stage.beat(self._costs.seconds(1))
+        self._stage.pass_ended(worked=True)
         seconds = self._clock() - began
         with self._changed:
-            costs.follow(len(batch), seconds)
+            self._costs.follow(len(batch), seconds)
         self._observer.batch_decoded(len(batch), seconds)
         return images
 
-    def _run(self, errand: _Errand, costs: Costs) -> None:
+    def _deliver(self, one: _Latents, image: Image) -> None:
+        assert self._queue.scheduler is not None
+        with self._changed:
+            self._queue.scheduler.decoded(one.request.job)
+        deliver(self._queue, one.request, one.row, image, self._health.stages.values())
+
+    def _run(self, errand: Errand) -> None:
         """Run an errand. What a client sent may be why it fails, so only requests tell whether decoding works again."""
         outcome: Image | ServiceError
-        self._pulse.beat(max(costs.seconds(1), self._encode_s))
+        self._stage.beat(max(self._costs.seconds(1), self._encode_s))
         try:
             outcome = errand.run()
         except Exception:
@@ -281,20 +212,5 @@ class Decoding:
         else:
             if not np.isfinite(outcome).all():
                 outcome = ComputationFailed("what was encoded or decoded has values that are not finite")
-        self._pulse.beat(costs.seconds(1))
-        with self._changed:
-            is_here = bool(self._errands) and self._errands[0] is errand  # else it has been answered, or cancelled
-            if is_here:
-                self._errands.popleft()
-                self._changed.notify_all()
-        if is_here:
-            _answer(errand.future, outcome)
-
-
-def _answer(future: Future[Image], outcome: Image | ServiceError) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, ServiceError):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+        self._stage.beat(self._costs.seconds(1))
+        self._errands.answer(errand, outcome)

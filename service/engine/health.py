@@ -1,4 +1,4 @@
-"""The health of the engine: what its pulses say, and what is done about it.
+"""The health of the engine: what is known of its threads, and what is done about it.
 
 Whoever asks is answered from what is known. `check`, called every second, finds out more: it notices what does not
 return, starts the engine's own probe where there is doubt, and gives up where nothing but a new process helps.
@@ -10,8 +10,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from model.rows import Row
-from service.engine.pulse import Overdue, Pulse
-from service.engine.requests import Clock, Finished, Requests, dead, stuck
+from service.engine.errands import Errands
+from service.engine.queue import Queue
+from service.engine.requests import Clock, Finished, dead, draining, stuck
+from service.engine.stage_health import Overdue, StageHealth
 from service.errors import ComputationFailed, Unavailable
 
 log = logging.getLogger(__name__)
@@ -28,47 +30,48 @@ class Health:
     """Knows whether the engine works.
 
     Args:
-        requests: those in line; the probe is put among them. Their lock guards what follows.
+        queue: the requests; the probe is put among them. Its lock guards what follows.
+        errands: what else clients wait for.
         probe: a row that shows that the model works.
         clock: seconds, never falling.
-        fail_all: answers everybody with an error.
 
     Attributes:
-        stopped: whether the engine's threads have ended, or are about to.
+        stages: the health of each thread, by what the thread does.
+        stopped: whether a thread has ended. Then all do.
         beyond_help: why nothing but a new process helps; None while there is hope.
     """
 
     def __init__(
         self,
-        requests: Requests,
+        queue: Queue,
+        errands: Errands,
         probe: Row,
         clock: Clock,
-        fail_all: Callable[[Callable[[], Unavailable]], None],
     ) -> None:
-        self._requests = requests
+        self._queue = queue
+        self._errands = errands
         self._row = probe
         self._clock = clock
-        self._fail_all = fail_all
-        self._changed = requests.changed
-        self._pulses: dict[str, Pulse] = {}
+        self._changed = queue.changed
+        self.stages: dict[str, StageHealth] = {}
         self._probe: Future[Finished] | None = None  # under way, or its end is not noted yet
         self._asked = False  # since the last probe
         self._stuck_since: float | None = None  # when that was noticed
         self.stopped = False
         self.beyond_help: str | None = None
 
-    def new_pulse(self, name: str) -> Pulse:
-        """The pulse of a thread that does what this names."""
-        self._pulses[name] = Pulse(self._clock)
-        return self._pulses[name]
+    def new_stage(self, name: str) -> StageHealth:
+        """The health of a thread that does what this names."""
+        self.stages[name] = StageHealth(self._clock)
+        return self.stages[name]
 
     # What is known.
 
     @property
     def overdue(self) -> tuple[str, Overdue] | None:
         """What should have ended long ago, and how long ago, whether or not that was noticed."""
-        for name, pulse in self._pulses.items():
-            if (overdue := pulse.overdue) is not None:
+        for name, stage in self.stages.items():
+            if (overdue := stage.overdue) is not None:
                 return name, overdue
         return None
 
@@ -82,12 +85,12 @@ class Health:
     @property
     def broken(self) -> bool:
         """Whether the probe has failed, and nothing has worked since."""
-        return any(pulse.broken for pulse in self._pulses.values())
+        return any(stage.broken for stage in self.stages.values())
 
     @property
     def suspected(self) -> bool:
         """Whether something failed last. It may have been the fault of a request."""
-        return any(pulse.suspected for pulse in self._pulses.values())
+        return any(stage.suspected for stage in self.stages.values())
 
     @property
     def in_doubt(self) -> bool:
@@ -97,11 +100,11 @@ class Health:
     @property
     def stale(self) -> bool:
         """Whether nothing has run for so long that what is known says little."""
-        scheduler = self._requests.scheduler
+        scheduler = self._queue.scheduler
         if scheduler is None:
             return False
         a_probe_s = len(self._row.table) * scheduler.costs.seconds(1)
-        rested_s = min(pulse.rest_s for pulse in self._pulses.values())
+        rested_s = min(stage.rest_s for stage in self.stages.values())
         return rested_s > max(_STALE_AFTER, _TIMES_PROBE * a_probe_s)
 
     # What is done.
@@ -121,8 +124,8 @@ class Health:
                 raise dead() if self.stopped or self.beyond_help is not None else stuck()
             self._note_probe()
             if self._probe is None:
-                latent = not (DECODING in self._pulses and self._pulses[DECODING].suspected)
-                self._probe = self._requests.accept_probe(replace(self._row, latent=latent))
+                latent = not (DECODING in self.stages and self.stages[DECODING].suspected)
+                self._probe = self._queue.accept_probe(replace(self._row, latent=latent))
                 self._asked = False
             return self._probe
 
@@ -133,9 +136,9 @@ class Health:
         ended, self._probe = self._probe, None
         if not ended.cancelled() and isinstance(error := ended.exception(), ComputationFailed):
             log.warning("the probe failed: %s", error)
-            for pulse in self._pulses.values():
-                if pulse.suspected:  # at least the one that it failed in
-                    pulse.probe_failed()
+            for stage in self.stages.values():
+                if stage.suspected:  # at least the one that it failed in
+                    stage.probe_failed()
 
     def check(self) -> None:
         """Look after the engine. To be called every second."""
@@ -148,23 +151,23 @@ class Health:
             is_new = found is not None and self._stuck_since is None
             if is_new:
                 self._stuck_since = now
-                self._requests.close(stuck)
+                self._queue.close(stuck)
         if found is not None:
             name, (taken_s, given_s) = found
             if is_new:
                 log.error("%s has not returned for %.0f s", name, taken_s)
-                self._fail_all(stuck)
+                self.fail_all(stuck)
             elif self._stuck_since is not None and now - self._stuck_since >= _GIVE_UP_AFTER * given_s:
                 self.give_up(f"{name} has not returned for {taken_s:.0f} s")
-        elif any(pulse.hopeless for pulse in self._pulses.values()):
+        elif any(stage.hopeless for stage in self.stages.values()):
             self.give_up("the model fails whatever it is given, time after time")
-        elif self._requests.scheduler is not None and self._wants_probe(now):
+        elif self._queue.scheduler is not None and self._wants_probe(now):
             self.probe()
 
     def _wants_probe(self, now: float) -> bool:
         """Whether there is doubt; or somebody was refused for the present speed alone, and nothing runs to show it."""
-        idle = not len(self._requests)
-        return self.suspected or (self._asked and self.stale) or (idle and now < self._requests.slow_until)
+        idle = not len(self._queue)
+        return self.suspected or (self._asked and self.stale) or (idle and now < self._queue.slow_until)
 
     def reopen(self) -> None:
         """Accept requests again where what was stuck has returned."""
@@ -172,8 +175,21 @@ class Health:
             return
         log.warning("nothing is stuck any longer")
         self._stuck_since = None
-        if self._requests.scheduler is not None:
-            self._requests.open(self._requests.scheduler)
+        if self._queue.scheduler is not None:
+            self._queue.open(self._queue.scheduler)
+
+    def fail_all(self, why: Callable[[], Unavailable]) -> None:
+        """Answer everybody with an error."""
+        self._queue.fail_all(why)
+        self._errands.fail_all(why)
+
+    def end(self) -> None:
+        """A thread has ended: so do the others, and whoever is left is answered."""
+        with self._changed:
+            self.stopped = True
+            self._queue.stop()
+            self._queue.close(dead)
+        self.fail_all(draining if self._queue.is_draining else dead)
 
     def give_up(self, why: str) -> None:
         """Nothing but a new process helps. Answer everybody, so that whoever runs this process can end it."""
@@ -181,8 +197,8 @@ class Health:
             if self.beyond_help is not None:
                 return
             self.beyond_help = why
-            self._requests.close(dead)
-            is_loading = self._requests.scheduler is None
+            self._queue.close(dead)
+            is_loading = self._queue.scheduler is None
         if not is_loading:  # else whoever starts the process says why it does not start
             log.critical("%s: only a new process helps", why)
-        self._fail_all(dead)
+        self.fail_all(dead)

@@ -1,154 +1,194 @@
-"""Jobs, as the scheduler sees them: a request's images, and what is left of each. Pure Python.
+"""Jobs, as the scheduler sees them: the rows of a request, and how far each is. Pure Python.
 
-A job has a task for each image. A step of a task takes one forward row, or two with guidance, which may fall into
-different passes.
+A step of a row takes one forward row, or two with guidance, which may fall into different passes.
 """
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import inf
 
+from model.rows import Image
 from service.engine.costs import Costs
 
 
-class Task:
-    """One image of a job.
+class RowState:
+    """How far one row of a job is. No other place knows that.
 
     Attributes:
-        steps_left: sampler steps still to take.
+        index: of the row in its request.
+        steps: of the row in all.
+        steps_left: those still to take. A pass that completes a step counts when it is chosen.
         forwards_per_step: forward rows of each step, 1 or 2.
-        due: those of the present step that have not run.
-        started: whether it ever ran.
+        due: those of the present step that are not chosen yet.
+        line: of the row's table, for the forward rows that were chosen last.
+        started: whether any forward row was chosen.
+        stepped: whether the pass with the last step has ended.
+        slot: where the runner holds the row; None before the row starts, and after it is read.
+        image: what became of the row; None until that is there.
     """
 
-    __slots__ = ("due", "forwards_per_step", "group", "index", "job", "started", "steps_left")
+    __slots__ = (
+        "due",
+        "forwards_per_step",
+        "group",
+        "image",
+        "index",
+        "job",
+        "line",
+        "slot",
+        "started",
+        "stepped",
+        "steps",
+        "steps_left",
+    )
 
     def __init__(self, job: "Job", index: int, group: "_Group", steps: int, forwards_per_step: int) -> None:
         self.job = job
         self.index = index
         self.group = group
-        self.steps_left = steps
+        self.steps = self.steps_left = steps
         self.forwards_per_step = forwards_per_step
         self.due = forwards_per_step
-        self.started = False
+        self.line = 0
+        self.started = self.stepped = False
+        self.slot: int | None = None
+        self.image: Image | None = None
 
     @property
     def branches(self) -> range:
-        """Those of the present step that have not run."""
+        """Those of the present step that are not chosen yet."""
         return range(self.forwards_per_step - self.due, self.forwards_per_step)
 
+    def choose(self) -> None:
+        """Count a forward row of the present step as chosen."""
+        self.started = True
+        self.line = self.steps - self.steps_left
+        self.due -= 1
+        if self.due == 0:
+            self.steps_left -= 1
+            self.due = self.forwards_per_step
 
-Batch = list[tuple[Task, int]]  # the forward rows of a pass: task and branch
+
+Batch = list[tuple[RowState, int]]  # the forward rows of a pass: row and branch
 
 
 class _Group:
-    """Tasks of a job that step together, as many as fill a pass.
+    """Rows of a job that step together, as many as fill a pass.
 
     Attributes:
-        tasks: those that are not done.
+        rows: those with steps left.
         at_once: the forward rows of a step of all of them.
-        left: their forward rows still to run.
+        left: their forward rows that are not chosen yet.
         seconds: at least what they take alone, at speed 1.
     """
 
-    __slots__ = ("at_once", "left", "seconds", "tasks")
+    __slots__ = ("at_once", "left", "rows", "seconds")
 
     def __init__(self) -> None:
-        self.tasks: list[Task] = []
+        self.rows: list[RowState] = []
         self.at_once = self.left = 0
         self.seconds = 0.0
 
-    def add(self, task: Task) -> None:
-        self.tasks.append(task)
-        self.at_once += task.forwards_per_step
-        self.left += task.steps_left * task.forwards_per_step
+    def add(self, row: RowState) -> None:
+        self.rows.append(row)
+        self.at_once += row.forwards_per_step
+        self.left += row.steps_left * row.forwards_per_step
 
-    def count(self, task: Task) -> None:
-        """Count a forward row of a task."""
+    def count(self, row: RowState) -> None:
+        """Count a forward row of a row as chosen."""
         self.left -= 1
-        task.due -= 1
-        if task.due == 0:
-            task.steps_left -= 1
-            task.due = task.forwards_per_step
-            if task.steps_left == 0:
-                self.tasks.remove(task)
-                self.at_once -= task.forwards_per_step
+        row.choose()
+        if row.steps_left == 0:
+            self.rows.remove(row)
+            self.at_once -= row.forwards_per_step
 
     def weigh(self, costs: Costs) -> None:
-        """Add up what the steps cost that the tasks have left, those that are furthest behind first."""
-        if len(self.tasks) == 1:  # the same sum, for the most common group
-            [task] = self.tasks
-            self.seconds = costs.rounds(task.due) + (task.steps_left - 1) * costs.rounds(task.forwards_per_step)
+        """Add up what the steps cost that the rows have left. Those furthest behind go first."""
+        if len(self.rows) == 1:  # the same sum, for the most common group
+            [row] = self.rows
+            self.seconds = costs.rounds(row.due) + (row.steps_left - 1) * costs.rounds(row.forwards_per_step)
             return
-        self.seconds, rows = 0.0, 0
-        levels = sorted({task.steps_left for task in self.tasks}, reverse=True)
+        self.seconds, forwards = 0.0, 0
+        levels = sorted({row.steps_left for row in self.rows}, reverse=True)
         for level, below in pairwise([*levels, 0]):
-            here = [task for task in self.tasks if task.steps_left == level]
-            self.seconds += costs.rounds(rows + sum(task.due for task in here))
-            rows += sum(task.forwards_per_step for task in here)
-            self.seconds += (level - below - 1) * costs.rounds(rows)
+            here = [row for row in self.rows if row.steps_left == level]
+            self.seconds += costs.rounds(forwards + sum(row.due for row in here))
+            forwards += sum(row.forwards_per_step for row in here)
+            self.seconds += (level - below - 1) * costs.rounds(forwards)
 
 
 class Job:
-    """A request's images.
+    """The rows of a request.
 
     Args:
-        images: the steps of each image, and the forward rows of each of its steps.
+        rows: the steps of each row, and the forward rows of each of its steps.
         costs: of passes.
-        decoded: whether each image is decoded when its steps are done.
+        decoded: whether each row is decoded after its last step.
 
     Attributes:
-        tasks: of images that have steps left.
-        undecoded: images that are still to be decoded, also those that have steps left.
-        promise: the time by which all of them will be.
-        number: in the order of arrival.
-        size: the forward rows of all of it.
-        left: those still to run.
-        steps: the most steps that one of its images has left.
-        seconds: at least what it takes alone, at speed 1, in groups that fill a pass, one after the other.
+        rows: all of them.
+        unstepped: how many of them have not ended their last step.
+        undecoded: how many are still to be decoded, also of those with steps left.
+        promise: the time by which all images are there.
+        number: in the order of arrival; infinite before the job is in line.
+        size: the forward rows of the whole job.
+        left: those that are not chosen yet.
+        steps: the most steps that one of its rows has left.
+        seconds: at least what the job takes alone, at speed 1, in groups that fill a pass, one after the other.
     """
 
-    __slots__ = ("_groups", "left", "number", "promise", "seconds", "size", "steps", "tasks", "undecoded")
+    __slots__ = ("_groups", "left", "number", "promise", "rows", "seconds", "size", "steps", "undecoded", "unstepped")
 
-    def __init__(self, images: Iterable[tuple[int, int]], costs: Costs, decoded: bool = False) -> None:
+    def __init__(self, rows: Iterable[tuple[int, int]], costs: Costs, decoded: bool = False) -> None:
         self.promise = inf
-        self.number = 0
-        self.tasks: list[Task] = []
+        self.number = inf
+        self.rows: list[RowState] = []
         self._groups: list[_Group] = []
-        images = list(images)
-        together = max(1, costs.width // max(forwards_per_step for _, forwards_per_step in images))
-        for index, (steps, forwards_per_step) in enumerate(images):
+        shapes = list(rows)
+        together = max(1, costs.width // max(forwards_per_step for _, forwards_per_step in shapes))
+        for index, (steps, forwards_per_step) in enumerate(shapes):
             if index % together == 0:
                 self._groups.append(_Group())
-            self.tasks.append(Task(self, index, self._groups[-1], steps, forwards_per_step))
-            self._groups[-1].add(self.tasks[-1])
-        self.undecoded = len(images) if decoded else 0
-        self.size = self.left = sum(task.steps_left * task.forwards_per_step for task in self.tasks)
+            self.rows.append(RowState(self, index, self._groups[-1], steps, forwards_per_step))
+            self._groups[-1].add(self.rows[-1])
+        self.unstepped = len(self.rows)
+        self.undecoded = len(self.rows) if decoded else 0
+        self.size = self.left = sum(row.steps_left * row.forwards_per_step for row in self.rows)
         self.weigh(costs)
+
+    def at(self, costs: Costs) -> "Job":
+        """The same job at other costs, as it was before its first pass."""
+        rows = ((row.steps, row.forwards_per_step) for row in self.rows)
+        return Job(rows, costs, decoded=bool(self.undecoded))
 
     @property
     def groups(self) -> list[tuple[int, int, int]]:
-        """Of the images that step together: how many, the forward rows of a step, and those still to run."""
-        return [(len(group.tasks), group.at_once, group.left) for group in self._groups]
+        """For rows that step together: how many, the forward rows of a step of theirs, and those not chosen yet."""
+        return [(len(group.rows), group.at_once, group.left) for group in self._groups]
 
-    def behind_first(self) -> Iterable[Task]:
-        """Tasks with something left: group after group, of a group those first that are furthest behind."""
+    def behind_first(self) -> Iterable[RowState]:
+        """Rows with steps left, group after group. In a group, those furthest behind go first."""
         for group in self._groups:
-            yield from sorted(group.tasks, key=lambda task: -task.steps_left)
+            yield from sorted(group.rows, key=lambda row: -row.steps_left)
 
-    def furthest_behind(self) -> list[Task]:
-        """Of the first group, the tasks that have the most steps left."""
-        tasks = self._groups[0].tasks
-        most = max(task.steps_left for task in tasks)
-        return [task for task in tasks if task.steps_left == most]
+    def furthest_behind(self) -> list[RowState]:
+        """The rows of the first group that have the most steps left."""
+        rows = self._groups[0].rows
+        most = max(row.steps_left for row in rows)
+        return [row for row in rows if row.steps_left == most]
 
-    def count(self, tasks: Sequence[Task], costs: Costs) -> None:
-        """Count a forward row of each of these tasks; of a task that is here twice, two."""
-        self.left -= len(tasks)
+    def end(self, row: RowState) -> None:
+        """The pass with the last step of a row has ended."""
+        row.stepped = True
+        self.unstepped -= 1
+
+    def count(self, rows: Sequence[RowState], costs: Costs) -> None:
+        """Count a forward row of each of these rows as chosen. A row that is here twice has two."""
+        self.left -= len(rows)
         groups: dict[_Group, None] = {}
-        for task in tasks:
-            task.group.count(task)
-            groups[task.group] = None
+        for row in rows:
+            row.group.count(row)
+            groups[row.group] = None
         for group in groups:
             group.weigh(costs)
         self._add_up()
@@ -160,7 +200,7 @@ class Job:
         self._add_up()
 
     def _add_up(self) -> None:
-        if not all(group.tasks for group in self._groups):
-            self._groups = [group for group in self._groups if group.tasks]
+        if not all(group.rows for group in self._groups):
+            self._groups = [group for group in self._groups if group.rows]
         self.seconds = sum(group.seconds for group in self._groups)
-        self.steps = max((task.steps_left for group in self._groups for task in group.tasks), default=0)
+        self.steps = max((row.steps_left for group in self._groups for row in group.rows), default=0)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from service.engine.costs import Costs
-from service.engine.jobs import Batch, Job, Task
-from service.engine.promises import Bounds, earliest, patient, seconds_alone, spare
+from service.engine.jobs import Batch, Job, RowState
+from service.engine.promises import Bounds, spare
 
 _MUCH_LONGER = 4.0  # times the work left
 _KEEPS_PACE = 1.25  # times the seconds of a pass
-_FEW = 8  # jobs; with more in line, full passes are worth more than a short job's pace
+_FEW = 8  # jobs
 
 
 class Scheduler:
@@ -22,15 +22,15 @@ class Scheduler:
 
     Args:
         costs: of passes.
-        max_started: while so many tasks hold a slot, no other starts, but for a promise.
+        max_started: while so many rows run, no other starts, but for a promise.
 
     Attributes:
-        running: tasks that have started and are not done.
-        waiting: tasks that have not started.
+        running: rows that have started and have steps left.
+        waiting: rows that have not started.
         outstanding: forward rows still to run, without those of the present pass.
-        undecoded: images still to be decoded.
-        decoding: those of them that have taken all their steps.
-        preemptions: tasks that ran in a pass and, with steps left, not in the next; so far.
+        undecoded: rows still to be decoded.
+        decoding: those of them that have ended their last step.
+        preemptions: how often a row with steps left ran in a pass and not in the next.
         busy_until: when the present pass will have ended, with the margin.
     """
 
@@ -44,22 +44,13 @@ class Scheduler:
         self._present: set[Job] = set()
         self._by_work: list[Job] = []  # those with something left to run
         self._by_promise: list[Job] = []  # and also those with something left to decode
-        self._ran: set[Task] = set()  # in the last pass
+        self._ran: set[RowState] = set()  # in the last pass
 
-    def seconds_alone(self, job: Job) -> float:
-        """The earliest promise, in seconds, on an idle server."""
-        return seconds_alone(job, self.costs)
-
-    def earliest_promise(self, job: Job, now: float, latest: float) -> float:
-        """The earliest time that can be promised: a patient one, if `latest` allows; if it must be, a later one.
-
-        Of jobs of one size none is promised to be done before those that are here already.
-        """
+    @property
+    def by_promise(self) -> Sequence[Job]:
+        """The jobs with something left to run or to decode, those with the earliest promise first."""
         self._follow_costs()
-        promised = (other for other in self._by_promise if other.promise < inf)  # the engine's probe is not
-        equals = (other.promise for other in promised if other.size == job.size)
-        wanted = min(latest, max([now + patient(job, self.outstanding, self.costs, self.undecoded), *equals]))
-        return earliest(job, self._by_promise, self.costs, max(now, self.busy_until), wanted)
+        return self._by_promise
 
     def add(self, job: Job, promise: float) -> None:
         """Put a job in line."""
@@ -68,7 +59,7 @@ class Scheduler:
         self._present.add(job)
         insort(self._by_work, job, key=_work)
         insort(self._by_promise, job, key=_promise)
-        self.waiting += len(job.tasks)
+        self.waiting += len(job.rows)
         self.outstanding += job.left
         self.undecoded += job.undecoded
 
@@ -83,10 +74,10 @@ class Scheduler:
             _take_out(self._by_promise, job, _promise)
         if job.undecoded:
             self.undecoded -= job.undecoded
-            self.decoding -= job.undecoded - len(job.tasks)
-        started = sum(task.started for task in job.tasks)
+            self.decoding -= job.undecoded - job.unstepped
+        started = sum(row.started for row in job.rows if not row.stepped)
         self.running -= started
-        self.waiting -= len(job.tasks) - started
+        self.waiting -= job.unstepped - started
         self.outstanding -= job.left
 
     def ahead_of(self, job: Job) -> int:
@@ -114,22 +105,22 @@ class Scheduler:
         self._count(batch)
         return batch
 
-    def advance(self, batch: Batch) -> list[Task]:
-        """After a pass: the tasks that it finished and whose jobs are still here. They leave, or are to be decoded."""
+    def advance(self, batch: Batch) -> list[RowState]:
+        """After a pass: the rows whose last step it was, if their jobs are here. They leave, or are decoded next."""
         self.busy_until = -inf
-        finished = [task for task in dict.fromkeys(task for task, _ in batch) if not task.steps_left]
-        finished = [task for task in finished if task.job in self._present]
-        for task in finished:
-            task.job.tasks.remove(task)
+        finished = [row for row in dict.fromkeys(row for row, _ in batch) if not row.steps_left]
+        finished = [row for row in finished if row.job in self._present]
+        for row in finished:
+            row.job.end(row)
             self.running -= 1
-            if task.job.undecoded:
+            if row.job.undecoded:
                 self.decoding += 1
-            elif not task.job.tasks:
-                self._present.remove(task.job)
+            elif not row.job.unstepped:
+                self._present.remove(row.job)
         return finished
 
     def decoded(self, job: Job) -> None:
-        """An image of a job has been decoded. With its last one the job leaves. One that is not here is ignored."""
+        """A row of a job is decoded. With its last row the job leaves. A job that is not here is ignored."""
         if job not in self._present:
             return
         job.undecoded -= 1
@@ -155,54 +146,52 @@ class Scheduler:
         limit = self.costs.width
         may_start = max(0, self._max_started - self.running)
         for job in self._by_work:
-            if batch:
-                limit = self.limit(limit, len(batch), batch[0][0].job.left, job.left)
+            if batch and self.keeps_pace:
+                limit = pace_limit(self.costs, limit, len(batch), batch[0][0].job.left, job.left)
             may_start -= fill(batch, job, limit, may_start)
             if len(batch) >= limit:
                 break
         return batch
 
-    def limit(self, limit: int, rows: int, least: float, left: float) -> int:
-        """How wide a pass with `rows` may become, if the next to join has `left` to do, and the first the `least`."""
-        if left > _MUCH_LONGER * least and len(self._by_work) <= _FEW:
-            ceilings = self.costs.ceilings
-            while limit > rows and ceilings[limit] > _KEEPS_PACE * ceilings[rows]:
-                limit -= 1
-        return limit
+    @property
+    def keeps_pace(self) -> bool:
+        """Whether a short job keeps its pace: with many in line, full passes are worth more."""
+        return len(self._by_work) <= _FEW
 
     def _filled(self) -> Batch:
         """The plan `together`."""
         batch: Batch = []
         for job in self._by_promise:
-            fill(batch, job, self.costs.width, len(job.tasks))
+            fill(batch, job, self.costs.width, len(job.rows))
             if len(batch) >= self.costs.width:
                 break
         return batch
 
     def _first_alone(self) -> Batch:
         """The plan `alone`."""
-        tasks = next(job for job in self._by_promise if job.left).furthest_behind()
-        return [(task, branch) for task in tasks for branch in task.branches][: self.costs.width]
+        rows = next(job for job in self._by_promise if job.left).furthest_behind()
+        return [(row, branch) for row in rows for branch in row.branches][: self.costs.width]
 
     def _count(self, batch: Batch) -> None:
-        ran: set[Task] = set()
-        by_job: dict[Job, list[Task]] = {}
-        for task, _ in batch:
-            ran.add(task)
-            by_job.setdefault(task.job, []).append(task)
-            if not task.started:
-                task.started = True
-                self.running += 1
-                self.waiting -= 1
+        ran: set[RowState] = set()
+        starting: set[RowState] = set()
+        by_job: dict[Job, list[RowState]] = {}
+        for row, _ in batch:
+            ran.add(row)
+            by_job.setdefault(row.job, []).append(row)
+            if not row.started:
+                starting.add(row)
+        self.running += len(starting)
+        self.waiting -= len(starting)
         stopped = self._ran - ran
-        self.preemptions += sum(task.steps_left > 0 and task.job in self._present for task in stopped)
+        self.preemptions += sum(row.steps_left > 0 and row.job in self._present for row in stopped)
         self._ran = ran
         self.outstanding -= len(batch)
-        for job, tasks in by_job.items():
+        for job, rows in by_job.items():
             place = bisect_left(self._by_work, _work(job), key=_work)
-            if job.left == len(tasks) and not job.undecoded:
+            if job.left == len(rows) and not job.undecoded:
                 _take_out(self._by_promise, job, _promise)
-            job.count(tasks, self.costs)
+            job.count(rows, self.costs)
             if not job.left:
                 del self._by_work[place]
             elif place and _work(self._by_work[place - 1]) > _work(job):  # it has overtaken others
@@ -219,29 +208,38 @@ class Scheduler:
                 job.weigh(self.costs)
 
 
-def _work(job: Job) -> tuple[int, int]:
+def pace_limit(costs: Costs, limit: int, rows: int, least: float, left: float) -> int:
+    """How wide a pass with `rows` may become, if the next to join has `left` to do, and the first the `least`."""
+    if left > _MUCH_LONGER * least:
+        ceilings = costs.ceilings
+        while limit > rows and ceilings[limit] > _KEEPS_PACE * ceilings[rows]:
+            limit -= 1
+    return limit
+
+
+def _work(job: Job) -> tuple[int, float]:
     return job.left, job.number
 
 
-def _promise(job: Job) -> tuple[float, int]:
+def _promise(job: Job) -> tuple[float, float]:
     return job.promise, job.number
 
 
-def _take_out(line: list[Job], job: Job, key: Callable[[Job], tuple[float, int]]) -> None:
+def _take_out(line: list[Job], job: Job, key: Callable[[Job], tuple[float, float]]) -> None:
     place = bisect_left(line, key(job), key=key)
     assert line[place] is job
     del line[place]
 
 
 def fill(batch: Batch, job: Job, limit: int, may_start: int) -> int:
-    """Put forward rows of a job into a batch that has room for them. Returns how many tasks start."""
+    """Put forward rows of a job into a batch that has room for them. Returns how many rows start."""
     starting = 0
-    for task in job.behind_first():
+    for row in job.behind_first():
         if len(batch) >= limit:
             break
-        if not task.started:
+        if not row.started:
             if starting == may_start:
                 continue
             starting += 1
-        batch += [(task, branch) for branch in task.branches[: limit - len(batch)]]
+        batch += [(row, branch) for branch in row.branches[: limit - len(batch)]]
     return starting

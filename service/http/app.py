@@ -174,7 +174,7 @@ async def _watch(engine: Engine) -> None:
         if was_late:
             continue
         try:
-            engine.check_pulse()
+            engine.check_health()
         except Exception:
             log.exception("looking after the engine failed; the next look is in %g s", _EVERY)
 

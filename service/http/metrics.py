@@ -9,8 +9,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 import service
-from service.engine.engine import Engine, Phase
-from service.engine.requests import REFUSALS, Finished
+from service.engine.admission import REFUSALS
+from service.engine.denoising import Phase
+from service.engine.engine import Engine
+from service.engine.requests import Finished
 from service.plan.served import Served
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -70,24 +72,6 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"stepwise_{name}", text, labels, buckets=buckets, registry=self.registry)
 
-    def watch(self, engine: Engine, served: Served) -> None:
-        """Show an engine's state whenever the metrics are read."""
-        self.registry.register(_EngineState(engine))
-        Info("stepwise_model", "The model that is served", registry=self.registry).info(
-            {
-                "name": served.model.name,
-                "digest": served.model.digest,
-                "architecture": served.model.architecture,
-                "fingerprint": served.fingerprint,
-                "device": served.device,
-                "version": service.__version__,
-            }
-        )
-
-    def exposition(self) -> bytes:
-        """All metrics, as Prometheus text."""
-        return generate_latest(self.registry)
-
     def request_done(self, endpoint: str, code: int, seconds: float) -> None:
         self._requests.labels(endpoint, str(code)).inc()
         self._request_seconds.labels(endpoint).observe(seconds)
@@ -132,6 +116,23 @@ class Metrics:
         self._cancelled.labels(reason).inc()
         if reason == "timeout":
             self._promises.labels("missed").inc()
+
+
+def exposition(metrics: Metrics, engine: Engine, served: Served) -> bytes:
+    """All metrics, as Prometheus text: what was counted, what is served, and how the engine is now."""
+    state = CollectorRegistry()
+    state.register(_EngineState(engine))
+    Info("stepwise_model", "The model that is served", registry=state).info(
+        {
+            "name": served.model.name,
+            "digest": served.model.digest,
+            "architecture": served.model.architecture,
+            "fingerprint": served.fingerprint,
+            "device": served.device,
+            "version": service.__version__,
+        }
+    )
+    return generate_latest(metrics.registry) + generate_latest(state)
 
 
 class _EngineState(Collector):

@@ -13,7 +13,7 @@ from service.config import Settings
 from service.engine.costs import Costs
 from service.engine.engine import Engine
 from service.http import openapi
-from service.http.metrics import CONTENT_TYPE, Metrics
+from service.http.metrics import CONTENT_TYPE, Metrics, exposition
 from service.plan.served import Served
 
 
@@ -56,7 +56,7 @@ class Operations:
 
     async def read_metrics(self) -> Response:
         """Prometheus text."""
-        return Response(self.metrics.exposition(), media_type=CONTENT_TYPE)
+        return Response(exposition(self.metrics, self.engine, self.served), media_type=CONTENT_TYPE)
 
     async def info(self) -> Response:
         """The model, what computes it, and what a request may ask for."""

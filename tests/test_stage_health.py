@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.pulse import Pulse
+from service.engine.stage_health import StageHealth
 from tests.engines import FakeClock
 
 
@@ -18,13 +18,13 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def pulse(clock: FakeClock) -> Pulse:
-    return Pulse(clock)
+def pulse(clock: FakeClock) -> StageHealth:
+    return StageHealth(clock)
 
 
 @pytest.mark.parametrize(("expected_s", "given_s"), [(0.001, 8.0), (0.5, 8.0), (1.0, 15.0), (4.0, 60.0), (12.0, 180.0)])
 def test_what_takes_fifteen_times_its_time_and_eight_seconds_is_overdue(
-    pulse: Pulse, clock: FakeClock, expected_s: float, given_s: float
+    pulse: StageHealth, clock: FakeClock, expected_s: float, given_s: float
 ) -> None:
     for _ in range(2):
         clock.now += 10_000  # at rest nothing is overdue
@@ -45,13 +45,13 @@ def test_what_takes_fifteen_times_its_time_and_eight_seconds_is_overdue(
 def test_a_hang_is_found_within_twenty_times_the_expected_time(expected_s: float) -> None:
     """By somebody who looks every second."""
     clock = FakeClock()
-    pulse = Pulse(clock)
+    pulse = StageHealth(clock)
     pulse.beat(expected_s)
     clock.now += 20 * expected_s - 1
     assert pulse.overdue is not None
 
 
-def test_rest_counts_from_when_work_ended(pulse: Pulse, clock: FakeClock) -> None:
+def test_rest_counts_from_when_work_ended(pulse: StageHealth, clock: FakeClock) -> None:
     clock.now += 5
     assert pulse.rest_s == 5
     pulse.rest()
@@ -65,7 +65,7 @@ def test_rest_counts_from_when_work_ended(pulse: Pulse, clock: FakeClock) -> Non
     assert pulse.rest_s == 3
 
 
-def test_failures_are_a_suspicion_until_an_image_is_finite(pulse: Pulse) -> None:
+def test_failures_are_a_suspicion_until_an_image_is_finite(pulse: StageHealth) -> None:
     failures: list[Callable[[], None]] = [
         partial(pulse.pass_ended, worked=False),
         pulse.raised,
@@ -83,7 +83,7 @@ def test_failures_are_a_suspicion_until_an_image_is_finite(pulse: Pulse) -> None
         pulse.image_ended(finite=True)
 
 
-def test_a_probe_that_fails_shows_that_the_model_is_broken_until_an_image_is_finite(pulse: Pulse) -> None:
+def test_a_probe_that_fails_shows_that_the_model_is_broken_until_an_image_is_finite(pulse: StageHealth) -> None:
     pulse.probe_failed()
     assert pulse.broken
     pulse.pass_ended(worked=True)
@@ -94,7 +94,7 @@ def test_a_probe_that_fails_shows_that_the_model_is_broken_until_an_image_is_fin
 
 
 @pytest.mark.parametrize("fault", ["the pass raises", "the image is not finite"])
-def test_five_probes_in_a_row_that_fail_leave_no_hope(pulse: Pulse, fault: str) -> None:
+def test_five_probes_in_a_row_that_fail_leave_no_hope(pulse: StageHealth, fault: str) -> None:
     for _ in range(5):
         assert not pulse.hopeless
         pulse.pass_ended(worked=fault != "the pass raises")
@@ -104,7 +104,7 @@ def test_five_probes_in_a_row_that_fail_leave_no_hope(pulse: Pulse, fault: str) 
     assert not pulse.hopeless
 
 
-def test_a_pass_that_works_between_probes_whose_passes_raise_leaves_hope(pulse: Pulse) -> None:
+def test_a_pass_that_works_between_probes_whose_passes_raise_leaves_hope(pulse: StageHealth) -> None:
     for _ in range(5):
         for _ in range(4):
             pulse.pass_ended(worked=False)
@@ -124,7 +124,7 @@ Told = tuple[Literal["pass", "image", "rest", "wait"], float]
 def test_work_that_ends_in_time_is_never_a_failure_however_slow_it_is(expected_s: float, script: list[Told]) -> None:
     """Whatever comes in whatever order, and however long there is nothing to do."""
     clock = FakeClock()
-    pulse = Pulse(clock)
+    pulse = StageHealth(clock)
     for what, share in script:
         if what == "pass":
             pulse.beat(expected_s)

@@ -28,8 +28,8 @@ class Overdue(NamedTuple):
     given_s: float
 
 
-class Pulse:
-    """Of one thread.
+class StageHealth:
+    """The health of one thread.
 
     Args:
         clock: seconds, never falling.

@@ -1,0 +1,122 @@
+"""Whether a request is accepted: a promise and an estimate, or a refusal that says why. Pure Python."""
+
+from dataclasses import dataclass
+from math import inf
+
+from service.engine.arrivals import Arrivals
+from service.engine.costs import Costs
+from service.engine.eta import Outlook, outlook
+from service.engine.fairness import Places
+from service.engine.jobs import Job
+from service.engine.promises import earliest, patient, seconds_alone
+from service.engine.scheduler import Scheduler
+from service.errors import Draining, Failed, Invalid, Loading, QueueFull, ServiceError, ShareTaken, TooLate
+
+REFUSALS: dict[type[ServiceError], str] = {
+    Invalid: "impossible",
+    TooLate: "late",
+    ShareTaken: "share",
+    QueueFull: "full",
+    Loading: "loading",
+    Draining: "draining",
+    Failed: "failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What an admission depends on.
+
+    Attributes:
+        scheduler: the jobs in line, and what passes cost.
+        places: who holds how many.
+        arrivals: what was accepted lately.
+    """
+
+    scheduler: Scheduler
+    places: Places
+    arrivals: Arrivals
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What an accepted job is told.
+
+    Attributes:
+        promise: the time by which the job will be done, whatever comes later.
+        position: the jobs that are to go first, as things stand.
+        outlook: what its estimate depends on.
+    """
+
+    promise: float
+    position: int
+    outlook: Outlook
+
+
+def admit(job: Job, client: str, line: Line, now: float, timeout_s: float) -> Admission:
+    """Accept a job that is not in line yet, or refuse it. Nothing changes.
+
+    Args:
+        client: who asks.
+        now: the time.
+        timeout_s: the seconds that the job may take.
+
+    Raises:
+        Invalid: where the job would take longer even if there were no others.
+        ShareTaken, QueueFull: where there is no place.
+        TooLate: where the job would take longer now.
+    """
+    check_place(client, line)
+    check_possible(job, line.scheduler.costs, timeout_s)
+    latest = now + timeout_s
+    promise = earliest_promise(job, line.scheduler, now, latest)
+    if promise > latest:
+        message = f"this cannot be done within {timeout_s:g} s now, but within {promise - now:.3g} s"
+        raise TooLate(message, promise - latest)
+    ahead = outlook(job, line.scheduler, line.arrivals, now, promise)
+    return Admission(promise, line.scheduler.ahead_of(job), ahead)
+
+
+def check_place(client: str, line: Line) -> None:
+    """Refuse a client that gets no place.
+
+    Raises:
+        ShareTaken, QueueFull: saying how long it takes, roughly, until a place is free.
+    """
+    refusal = line.places.refusal(client)
+    a_place_s = line.scheduler.backlog_s / max(1, line.places.taken)
+    if refusal == "share":
+        raise ShareTaken("the queue is full, and you hold your share of its places", a_place_s)
+    if refusal == "full":
+        raise QueueFull(f"all {line.places.taken} places of the queue are taken", a_place_s)
+
+
+def check_possible(job: Job, costs: Costs, timeout_s: float) -> None:
+    """Refuse a job that takes too long even alone.
+
+    Raises:
+        Invalid: where the best speed that the machine ever had would not do either.
+        TooLate: where that speed would do.
+    """
+    alone_s = seconds_alone(job, costs)
+    if alone_s <= timeout_s:
+        return
+    at_best_s = seconds_alone(job.at(costs.best), costs.best)
+    if at_best_s > timeout_s:
+        needed = f"must be at least {at_best_s:.3g} for this, even on an idle server, and is {timeout_s:g}"
+        raise Invalid.field("timeout_s", needed)
+    message = f"this cannot be done within {timeout_s:g} s now, but within {alone_s:.3g} s"
+    raise TooLate(f"{message}: the machine is slower than it was", alone_s - timeout_s, even_alone=True)
+
+
+def earliest_promise(job: Job, scheduler: Scheduler, now: float, latest: float) -> float:
+    """The earliest time that can be promised: a patient one, if `latest` allows; if it must be, a later one.
+
+    No job is promised to be done before a job of the same size that came first.
+    """
+    others = scheduler.by_promise
+    promised = (other for other in others if other.promise < inf)  # the engine's probe has no promise
+    equals = (other.promise for other in promised if other.size == job.size)
+    by_work = now + patient(job, scheduler.outstanding, scheduler.costs, scheduler.undecoded)
+    wanted = min(latest, max([by_work, *equals]))
+    return earliest(job, others, scheduler.costs, max(now, scheduler.busy_until), wanted)

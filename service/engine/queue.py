@@ -1,0 +1,262 @@
+"""The requests that are accepted and not finished. Any thread may put one in or take one out.
+
+A request comes in with a promise, and leaves once: done, failed, late or cancelled. One lock guards all of this, and
+what else the engine's threads share. Nobody computes an estimate while holding it, and no observer is told anything.
+"""
+
+import heapq
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from math import inf
+
+from model.rows import Row
+from service.engine.admission import REFUSALS, Line, admit, check_possible
+from service.engine.arrivals import Arrivals
+from service.engine.costs import Costs
+from service.engine.fairness import Places
+from service.engine.jobs import Job, RowState
+from service.engine.requests import Accepted, Clock, Finished, Observer, Request, Watcher, draining, loading
+from service.engine.scheduler import Scheduler
+from service.errors import DeadlinePassed, Draining, ServiceError, TooLate, Unavailable
+
+_LOOK_FOR = 60.0  # seconds at most, in which an idle engine looks whether passes have become faster
+
+
+class Queue:
+    """Those in line.
+
+    Args:
+        places: for those who ask.
+        observer: is told of each request.
+        clock: seconds, never falling.
+
+    Attributes:
+        changed: guards all of this, and is notified when it changes.
+        scheduler: the line of jobs; None until it is known what passes cost.
+        slow_until: when the last of those may come again who were refused for the present speed of passes alone.
+        abandoned: slots of rows that have left, for the runner to release.
+        stopping: whether the engine's threads are to end.
+    """
+
+    def __init__(self, places: Places, observer: Observer, clock: Clock) -> None:
+        self._observer = observer
+        self._clock = clock
+        self._count = itertools.count()
+        self.changed = threading.Condition()
+        self.scheduler: Scheduler | None = None
+        self.slow_until = -inf
+        self.abandoned: list[int] = []
+        self.stopping = False
+        self._arrivals = Arrivals(clock())
+        self._closed: Callable[[], Unavailable] | None = loading  # why nothing is accepted
+        self._places = places
+        self._by_job: dict[Job, Request] = {}
+        self._deadlines: list[tuple[float, int, Request]] = []
+
+    def __len__(self) -> int:
+        return len(self._by_job)
+
+    def of(self, job: Job) -> Request | None:
+        """The request of a job; None where it has left."""
+        return self._by_job.get(job)
+
+    @property
+    def arrivals(self) -> Arrivals:
+        """What was accepted lately."""
+        return self._arrivals
+
+    # Coming in
+
+    def open(self, scheduler: Scheduler) -> None:
+        """Accept from now on, unless the server is leaving."""
+        with self.changed:
+            self.scheduler = scheduler
+            if not self.is_draining:
+                self._closed = None
+            self.changed.notify_all()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server is leaving. Nothing ends that."""
+        return self._closed is draining
+
+    def close(self, why: Callable[[], Unavailable]) -> None:
+        """Accept nothing from now on, and say why."""
+        with self.changed:
+            if not self.is_draining:
+                self._closed = why
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        """Have the engine's threads end after what they are at."""
+        with self.changed:
+            self.stopping = True
+            self.changed.notify_all()
+
+    def accept(self, rows: Sequence[Row], timeout_s: float, client: str, watcher: Watcher | None) -> Accepted:
+        """Put a request in line. Raises as Engine.submit says."""
+        with self._noting_refusals(), self.changed:
+            scheduler, now = self.check_open(), self._clock()
+            job = _job_of(rows, scheduler.costs)
+            admission = admit(job, client, Line(scheduler, self._places, self._arrivals), now, timeout_s)
+            request = Request(rows, job, now, now + timeout_s, client, watcher, admission.outlook)
+            self._places.take(client)
+            self._enter(request, scheduler, admission.promise)
+            self._arrivals.note(job.size, now)
+        self._observer.request_accepted()
+        return Accepted(request.future, admission.position, request.eta_s, admission.promise - now)
+
+    def accept_probe(self, row: Row) -> Future[Finished]:
+        """Put the engine's own probe in line, also while nothing else is accepted. Raises where it is still loading."""
+        with self.changed:
+            if self.scheduler is None:
+                raise (self._closed or loading)()
+            request = Request([row], _job_of([row], self.scheduler.costs), self._clock(), inf)
+            self._enter(request, self.scheduler, inf)
+            return request.future
+
+    def check_possible(self, rows: Sequence[Row], timeout_s: float) -> None:
+        """Refuse what could not be done in time even alone, before there is all of it. Raises as Engine.submit says."""
+        with self._noting_refusals(), self.changed:
+            costs = self.check_open().costs
+            check_possible(_job_of(rows, costs), costs, timeout_s)
+
+    @contextmanager
+    def _noting_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except ServiceError as error:
+            if isinstance(error, TooLate) and error.even_alone:
+                with self.changed:
+                    until = self._clock() + min(error.retry_after, _LOOK_FOR)
+                    self.slow_until = max(self.slow_until, until)
+            self._observer.request_refused(REFUSALS[type(error)])
+            raise
+
+    def check_open(self) -> Scheduler:
+        """The line, while requests are accepted. Raises Unavailable where they are not."""
+        if self._closed is not None or self.scheduler is None:
+            raise (self._closed or loading)()
+        return self.scheduler
+
+    def _enter(self, request: Request, scheduler: Scheduler, promise: float) -> None:
+        self._by_job[request.job] = request
+        scheduler.add(request.job, promise)
+        heapq.heappush(self._deadlines, (request.deadline, next(self._count), request))
+        # The Future, which holds the images, must not hold its request too: such circles wait long for the garbage
+        # collector.
+        known = weakref.ref(request)
+
+        def leave(future: Future[Finished]) -> None:
+            if future.cancelled() and (cancelled := known()) is not None and self.leave(cancelled):
+                self._tell_cancelled(cancelled, "disconnect")
+
+        request.future.add_done_callback(leave)
+        self.changed.notify_all()
+
+    # On the way
+
+    def start(self, request: Request, row: RowState, slot: int, now: float) -> bool:
+        """Note the slot of a row that starts. False where its request has left."""
+        with self.changed:
+            if request.job not in self._by_job:
+                self.abandoned.append(slot)
+                return False
+            row.slot = slot
+        if request.started is None:
+            request.started = now
+            if request.client is not None:
+                self._observer.request_started(now - request.submitted)
+        return True
+
+    # Going out
+
+    def leave(self, request: Request) -> bool:
+        """Forget a request, wherever its rows are. False where that has been done."""
+        with self.changed:
+            if self._by_job.pop(request.job, None) is None:
+                return False
+            if self.scheduler is not None:
+                self.scheduler.remove(request.job)
+            for row in request.job.rows:
+                if row.slot is not None:
+                    self.abandoned.append(row.slot)
+                    row.slot = None
+            if request.client is not None:
+                self._places.give_back(request.client)
+            if len(self._deadlines) > 2 * len(self._by_job):  # of requests that are gone, with their images
+                self._deadlines = [entry for entry in self._deadlines if entry[2].job in self._by_job]
+                heapq.heapify(self._deadlines)
+            self.changed.notify_all()
+            return True
+
+    def take_out_late(self, now: float) -> list[Request]:
+        """Those whose deadline has passed. They have left, and are to be answered."""
+        late = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, request = heapq.heappop(self._deadlines)
+            if self.leave(request):
+                late.append(request)
+        return late
+
+    def finish_if_done(self, request: Request) -> None:
+        """Answer a request whose images are all there."""
+        if any(row.image is None for row in request.job.rows) or not self.leave(request):
+            return
+        now = self._clock()
+        started = request.submitted if request.started is None else request.started
+        stepped = now if request.stepped is None else request.stepped
+        images = []
+        for row in request.job.rows:
+            assert row.image is not None
+            images.append(row.image)
+            row.image = None
+        finished = Finished(images, started - request.submitted, stepped - started, now - stepped)
+        if not request.future.set_running_or_notify_cancel():
+            self._tell_cancelled(request, "disconnect")
+            return
+        try:
+            if request.client is not None:  # ahead of the answer: whoever has it finds it counted
+                kept = now <= request.job.promise
+                self._observer.request_finished(finished, kept, request.eta_s, now - request.submitted)
+        finally:
+            request.future.set_result(finished)
+
+    def fail(self, request: Request, error: ServiceError) -> None:
+        """Take a request out and answer it with an error."""
+        if self.leave(request):
+            self._answer(request, error, "draining" if isinstance(error, Draining) else "failed")
+
+    def answer_late(self, late: Iterable[Request]) -> None:
+        """Tell those whose deadline has passed, and who have left."""
+        for request in late:
+            message = f"not done within {request.deadline - request.submitted:g} s"
+            self._answer(request, DeadlinePassed(message), "timeout")
+
+    def fail_all(self, error: Callable[[], ServiceError]) -> None:
+        with self.changed:
+            left = list(self._by_job.values())
+        for request in left:
+            self.fail(request, error())
+
+    def _answer(self, request: Request, error: ServiceError, reason: str) -> None:
+        """Answer a request that has left with an error."""
+        cancelled = not request.future.set_running_or_notify_cancel()
+        try:
+            self._tell_cancelled(request, "disconnect" if cancelled else reason)
+        finally:
+            if not cancelled:
+                request.future.set_exception(error)
+
+    def _tell_cancelled(self, request: Request, reason: str) -> None:
+        if request.client is not None:
+            self._observer.request_cancelled(reason)
+
+
+def _job_of(rows: Sequence[Row], costs: Costs) -> Job:
+    decoded = costs.decoding is not None and rows[0].is_decoded  # rows of one request are all alike in this
+    return Job(((len(row.table), row.forwards_per_step) for row in rows), costs, decoded)

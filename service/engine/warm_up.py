@@ -1,0 +1,92 @@
+"""Before anything is served: whether the model works, and what its passes cost. Each call may also compile."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from model.rows import FirstStage, Forward, Image, Row, Runner
+from service.engine.costs import Costs
+from service.engine.requests import Clock
+from service.engine.stage_health import FIRST_TIME, StageHealth
+from service.errors import ComputationFailed
+
+_MEASURED = 3  # calls of each width
+
+
+def draw_probe(runner: Runner, probe: Row, health: StageHealth) -> Image:
+    """Run the probe alone, and return its image.
+
+    Raises:
+        ComputationFailed: where the image is not finite.
+    """
+    health.beat(FIRST_TIME)
+    slot = runner.admit(probe)
+    for line in range(len(probe.table)):
+        health.beat(FIRST_TIME)
+        runner.step([Forward(slot, 0, line)])
+    health.beat(FIRST_TIME)
+    image = runner.read(slot).x
+    runner.release(slot)
+    health.rest()
+    return _finite(image)
+
+
+def measure_passes(runner: Runner, probe: Row, health: StageHealth, clock: Clock) -> dict[int, float]:
+    """The seconds of a pass of the probe, by its width."""
+
+    def seconds(rows: int) -> float:
+        slots = [runner.admit(probe) for _ in range(rows)]
+        began = clock()
+        runner.step([Forward(slot, 0, 0) for slot in slots])
+        taken = clock() - began
+        for slot in slots:
+            runner.release(slot)
+        return taken
+
+    return {width: _fewest(seconds, width, health) for width in runner.widths}
+
+
+class FirstStageCosts(NamedTuple):
+    """What decoding costs, and the seconds to encode one image."""
+
+    decoding: Costs
+    encode_s: float
+
+
+def measure_first_stage(first_stage: FirstStage, latents: Image, health: StageHealth, clock: Clock) -> FirstStageCosts:
+    """Decode and encode until it is known what that costs.
+
+    Raises:
+        ComputationFailed: where the image of these latents is not finite.
+    """
+    health.beat(FIRST_TIME)
+    image = _finite(first_stage.decode([latents])[0])
+    health.beat(FIRST_TIME)
+    began = clock()
+    first_stage.encode(image)
+    encode_s = clock() - began
+
+    def seconds(images: int) -> float:
+        began = clock()
+        first_stage.decode([latents] * images)
+        return clock() - began
+
+    measured = {width: _fewest(seconds, width, health) for width in first_stage.widths}
+    health.rest()
+    return FirstStageCosts(Costs(measured), encode_s)
+
+
+def _fewest(seconds: Callable[[int], float], rows: int, health: StageHealth) -> float:
+    """The fewest seconds of a few calls. The first one may build what it needs, and does not count."""
+    taken = []
+    for _ in range(1 + _MEASURED):
+        health.beat(FIRST_TIME)
+        taken.append(seconds(rows))
+    return min(taken[1:])
+
+
+def _finite(image: Image) -> Image:
+    if not np.isfinite(image).all():
+        raise ComputationFailed("the probe's image is not finite")
+    return image

@@ -1,0 +1,106 @@
+"""Admission: one function that promises or refuses, and changes nothing."""
+
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.engine.admission import REFUSALS, Line, admit, earliest_promise
+from service.engine.arrivals import Arrivals
+from service.engine.costs import Costs
+from service.engine.fairness import Places
+from service.engine.jobs import Job
+from service.engine.promises import MARGIN, seconds_alone
+from service.engine.scheduler import Scheduler
+from service.errors import Invalid, QueueFull, ServiceError, ShareTaken, TooLate
+from tests.lines import Images, alike, any_images, cost_tables
+
+ALICE = "alice"
+
+
+def a_line(costs: Costs, *jobs: Images, places: int = 16) -> Line:
+    """Jobs that came at 0, each with a promise."""
+    line = Line(Scheduler(costs, 64), Places(places), Arrivals(0.0))
+    for images in jobs:
+        job = Job(images, costs)
+        line.scheduler.add(job, admit(job, ALICE, line, 0.0, inf).promise)
+        line.places.take(ALICE)
+    return line
+
+
+def state(line: Line) -> object:
+    scheduler = line.scheduler
+    return (
+        list(scheduler.by_work),
+        list(scheduler.by_promise),
+        (scheduler.running, scheduler.waiting, scheduler.outstanding, scheduler.busy_until),
+        line.places.taken,
+    )
+
+
+@given(cost_tables, st.lists(any_images, max_size=6), any_images, st.floats(0.01, 100.0))
+def test_an_accepted_job_is_expected_before_its_promise_and_that_within_its_time(
+    table: dict[int, float], others: list[Images], images: Images, timeout_s: float
+) -> None:
+    costs = Costs(table)
+    line = a_line(costs, *others)
+    before, job = state(line), Job(images, costs)
+    try:
+        admission = admit(job, ALICE, line, 1.0, timeout_s)
+    except (TooLate, Invalid):
+        assert earliest_promise(job, line.scheduler, 1.0, 1.0 + timeout_s) > 1.0 + timeout_s
+    else:
+        assert 1.0 < admission.promise <= 1.0 + timeout_s
+        assert 0 <= admission.outlook.eta() <= admission.promise - 1.0
+        assert 0 <= admission.position <= len(others)
+    assert state(line) == before
+
+
+def test_a_job_that_takes_too_long_alone_is_refused_for_good() -> None:
+    line = a_line(Costs({1: 1.0}))
+    job = Job(alike(1, 10), line.scheduler.costs)
+    alone_s = seconds_alone(job, line.scheduler.costs)
+    assert alone_s == 10 * (1 + MARGIN)
+    with pytest.raises(Invalid, match=r"timeout_s: must be at least 12\.5 for this"):
+        admit(job, ALICE, line, 0.0, 12.4)
+
+
+def test_a_job_that_takes_too_long_only_now_is_told_when_to_come_again() -> None:
+    line = a_line(Costs({1: 1.0}))
+    hurried = Job(alike(1, 10), line.scheduler.costs)
+    line.scheduler.add(hurried, admit(hurried, ALICE, line, 0.0, 12.5).promise)  # it has no time to spare
+    with pytest.raises(TooLate) as late:
+        admit(Job(alike(1, 1), line.scheduler.costs), ALICE, line, 0.0, 1.3)
+    assert not late.value.even_alone
+    assert late.value.retry_after > 0
+
+
+def test_a_job_that_a_slower_machine_cannot_do_may_come_again() -> None:
+    costs = Costs({1: 1.0})
+    line = a_line(costs)
+    for _ in range(100):
+        costs.follow(1, 2.0)
+    with pytest.raises(TooLate, match="the machine is slower than it was") as late:
+        admit(Job(alike(1, 10), costs), ALICE, line, 0.0, 15.0)
+    assert late.value.even_alone
+
+
+def test_who_holds_the_queue_is_refused_and_others_are_not() -> None:
+    line = a_line(Costs({1: 1.0}), alike(1, 1), alike(1, 1), places=2)
+    job = Job(alike(1, 1), line.scheduler.costs)
+    with pytest.raises(QueueFull):
+        admit(job, ALICE, line, 0.0, inf)
+    assert admit(job, "bob", line, 0.0, inf).position == 2
+    line.places.take("bob")
+    with pytest.raises(ShareTaken):
+        admit(job, ALICE, line, 0.0, inf)
+
+
+def descendants(kind: type[ServiceError]) -> set[type[ServiceError]]:
+    return {kind}.union(*(descendants(child) for child in kind.__subclasses__()))
+
+
+def test_each_refusal_has_a_reason_of_its_own() -> None:
+    assert len(set(REFUSALS.values())) == len(REFUSALS)
+    assert REFUSALS.keys() <= descendants(ServiceError)
