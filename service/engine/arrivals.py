@@ -1,10 +1,10 @@
-"""How much work arrives, as seen lately, by the size of its jobs. Pure Python."""
+"""How much work has arrived lately, by the size of its jobs. Pure Python."""
 
 import math
 from collections.abc import Callable
 
 _MEMORY = 60.0  # seconds after which an arrival counts for 1/e
-_AT_LEAST = 10.0  # seconds of observation; from fewer a rate would be a guess
+_AT_LEAST = 10.0  # seconds of observation; a rate from fewer is a guess
 _DIGITS = 4  # binary digits of a size; sizes that agree in these are one
 
 

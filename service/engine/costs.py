@@ -1,8 +1,8 @@
-"""What a forward pass costs, by its rows, and decoding, by its images: measured at the start, followed in operation.
-Pure Python.
+"""What a forward pass costs by its rows, or a decoding batch by its images. Pure Python.
 
-Costs have a shape, what a pass of so many rows costs beside others, and a speed, which is the machine's at present. A
-machine that slows down shows it at every width at once, whichever was run. The shape moves slowly.
+Costs are measured at the start and followed in operation. The model is shape × speed: the cost of each width beside the
+others, times one factor for how fast the machine is now. A machine that slows down does so at every width at once, so
+each pass tells the speed. The shape moves slowly.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ class Costs:
 
     Args:
         measured: seconds of a pass by its width, for each width at which passes really run.
-        decoding: what decoding costs, of latent diffusion, where an image is what a row is to a pass.
+        decoding: what decoding costs, by the images of a batch; None where rows are images.
 
     Attributes:
-        width: the narrowest whose cost of a row is within 2 % of the best. Wider passes gain nothing.
-        ceilings: by the rows of a pass, from 0 on: no less than its cost at speed 1, and never falling.
-        speed: what to multiply that with.
+        width: the narrowest width whose cost of a row is within 2 % of the best. Wider passes gain nothing.
+        ceilings: upper bounds at speed 1, by the rows of a pass from 0 on. They never fall.
+        speed: the factor for the machine as it is now; 1 is as it was at the start.
         version: rises when `width` and `ceilings` change.
     """
 
@@ -43,7 +43,7 @@ class Costs:
 
     @property
     def seconds_per_row(self) -> float:
-        """Of passes of `width` rows: what work costs where there is plenty."""
+        """What a forward row costs in a pass of `width` rows, which is what passes have where there is plenty to do."""
         return self.seconds(self.width) / self.width
 
     @property
@@ -53,7 +53,7 @@ class Costs:
 
     @property
     def best(self) -> "Costs":
-        """The least that passes, and decoding, have ever cost: what this machine can do."""
+        """The least that passes and decoding ever cost: what this machine can do."""
         least = {width: min(self._least[width], self._best_speed * self._at_start[width]) for width in self._widths}
         return Costs(least, None if self.decoding is None else self.decoding.best)
 
@@ -62,7 +62,7 @@ class Costs:
         return self._measured[self._width_of[rows]] * self.speed
 
     def rounds(self, forwards: int) -> float:
-        """At least what so many forward rows cost, at speed 1, where all of them may run at once."""
+        """A lower bound at speed 1 for so many forward rows that may all run at once."""
         full, rest = divmod(forwards, self.width)
         return full * self.ceilings[self.width] + self.ceilings[rest]
 

@@ -1,7 +1,7 @@
-"""Places in the queue, shared by clients. Pure Python.
+"""How clients share the places of the queue. Pure Python.
 
-While places are free, whoever comes first has them. In a full queue a client that holds its share gets no more; one
-that holds less is let in all the same, so that however much one sends, others are served.
+While places are free, the first to come has them. In a full queue a client that holds its share gets no more, and a
+client that holds less still gets in. So others are served, however much one client sends.
 """
 
 import ipaddress

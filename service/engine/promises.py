@@ -2,21 +2,21 @@
 
 Two plans take the jobs in the order of their promises, and each bounds how long every one of them takes:
 
-- alone: one job after the other, each in groups of images that fill a pass. Job k is done when those up to k, each of
-  which takes its `seconds`, are.
-- together: passes are filled, up to the width w. In a pass without all rows of job k that are due, all w rows are of
-  the jobs up to k; there are at most (R - S)/w such passes, with R the forward rows that these jobs have left and S the
-  steps of job k. The others, at most S, each advance it by a step. So it takes at most R/w + S·(1 - 1/w) passes
-  (R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969).
+- alone: one job after the other, each in groups of rows that fill a pass. Job k is done after the `seconds` of the jobs
+  up to k.
+- together: passes are filled, up to the width w. Let R be the forward rows that the jobs up to k have left, and S the
+  steps of job k. In a pass that lacks a due row of job k, all w rows are of the jobs up to k. There are at most
+  (R − S)/w such passes. Each other pass advances job k by a step, so there are at most S of those. Job k takes at most
+  R/w + S·(1 − 1/w) passes (R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969).
 
-Of latent diffusion, images are decoded beside the passes, in batches of up to w, those of the earliest promise first.
-When the steps of job k are done, they may have to wait for a batch that has begun. After that each batch is full of
-images of the jobs up to k, but for the one with the last of job k, in which others may fill up. If these jobs have I
-images left to decode, that is at most I/w + 2 - 1/w batches; and beside passes a batch has half of the machine. So
-much is added to either bound. A job whose steps are done waits for nothing else, whatever passes run.
+Latents are decoded beside the passes, in batches of up to w rows, the earliest promise first. Rows of job k that have
+taken their steps may have to wait for a batch that has begun. Each later batch is full of rows of the jobs up to k, but
+for the one with the last row of job k. If these jobs have I rows left to decode, that is at most I/w + 2 − 1/w
+batches. A batch beside passes has half of the machine. Both bounds are longer by that. A job whose rows have all taken
+their steps waits for nothing else, whatever passes run.
 
-A plan whose bounds, with a margin, keep all promises does so for as long as it is followed. And nothing that runs
-instead, and no job that leaves, makes the bounds longer: so the time that a plan has to spare may be spent at will.
+A plan whose bounds, with a margin, keep all promises keeps them as long as it is followed. Nothing that runs instead,
+and no job that leaves, makes a bound longer. So the time that a plan has to spare can be spent freely.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ _ROUNDING = 1e-9  # seconds
 
 
 class Spare(NamedTuple):
-    """The seconds that each plan could lose, and all promises would still be kept. Negative: they may not be."""
+    """The seconds that each plan can lose and still keep all promises. Negative where it may not keep them."""
 
     alone: float
     together: float
@@ -49,7 +49,7 @@ class Bounds:
         self._full = costs.ceilings[costs.width] * self.unit
         self.row = self._full / costs.width
         self.step = self._full - self.row
-        self.image = self.batches = 0.0  # of decoding: what each image adds, and the batches that are not full of them
+        self.image = self.batches = 0.0  # of decoding: what each row adds, and what batches that are not full add
         if costs.decoding is not None:
             decoding = costs.decoding
             full = decoding.ceilings[decoding.width] * SHARED * decoding.speed * (1 + MARGIN)
@@ -57,22 +57,22 @@ class Bounds:
             self.batches = 2 * full - self.image
 
     def alone(self, seconds: float) -> float:
-        """Of a job that, with those ahead of it, takes so many seconds at speed 1."""
+        """The bound for a job: `seconds` is what it and the jobs ahead of it take at speed 1."""
         return self.unit * seconds
 
     def together(self, rows: int, steps: int) -> float:
-        """Of a job with so many steps that, with those ahead of it, has so many forward rows."""
+        """The bound for a job with `steps` left: it and the jobs ahead of it have `rows` forward rows left."""
         return self.row * rows + self.step * steps
 
     def decoded(self, job: Job, images: int) -> float:
-        """How long after its steps a job is decoded that, with those ahead of it, has so many images to decode."""
+        """The seconds from a job's last step to its last image: `images` are its own and those ahead of it."""
         return self.image * images + self.batches if job.undecoded else 0.0
 
 
 def spare(line: Sequence[Job], costs: Costs, start: float) -> Spare:
-    """What the plans have to spare for jobs, in the order of their promises, that begin at `start`.
+    """What the plans have to spare. `line` is in the order of promises, and its first pass begins at `start`.
 
-    Jobs whose steps are done lose nothing, whatever runs.
+    A job whose rows have all taken their steps loses nothing, whatever runs.
     """
     bounds = Bounds(costs)
     unit, row, step, decodes = bounds.unit, bounds.row, bounds.step, costs.decoding is not None
@@ -93,7 +93,7 @@ def spare(line: Sequence[Job], costs: Costs, start: float) -> Spare:
 
 
 def patient(job: Job, rows_ahead: int, costs: Costs, images_ahead: int = 0) -> float:
-    """The seconds that a promise allows, where others allow it: a multiple of the work ahead and of the job's own."""
+    """The seconds of a patient promise: a multiple of what the work ahead and the job's own take in full passes."""
     bounds = Bounds(costs)
     in_full_passes = bounds.together(rows_ahead + job.left, job.steps)
     in_full_passes += bounds.decoded(job, images_ahead + job.undecoded)
@@ -106,7 +106,7 @@ def seconds_alone(job: Job, costs: Costs) -> float:
 
 
 def earliest(job: Job, line: Sequence[Job], costs: Costs, start: float, wanted: float) -> float:
-    """The earliest promise for a job, not before `wanted`, with which its own and all others will be kept.
+    """The earliest promise that is not before `wanted`, and under which some plan keeps this and every other promise.
 
     Args:
         job: is not in line.
@@ -121,7 +121,7 @@ def earliest(job: Job, line: Sequence[Job], costs: Costs, start: float, wanted: 
     steps = [0, *(other.steps for other in line)]
 
     def decoded(stepped: list[float], jobs: Iterable[Job]) -> list[float]:
-        """When jobs are done whose steps are, with the job and the first so many others ahead of them."""
+        """Completion times, given the times of the last steps: the decode bound for all rows ahead is added."""
         if costs.decoding is None:
             return stepped
         images = accumulate((other.undecoded for other in line), initial=job.undecoded)
@@ -131,7 +131,7 @@ def earliest(job: Job, line: Sequence[Job], costs: Costs, start: float, wanted: 
         ]
 
     left = spare(line, costs, start)
-    enough = min(-_ROUNDING, max(left))  # where neither plan keeps all promises, the one that comes closer is followed
+    enough = min(-_ROUNDING, max(left))  # where neither plan keeps all promises, follow the one that comes closer
     promises = []
     if left.alone >= enough:
         stepped = [start + bounds.alone(s) for s in seconds]

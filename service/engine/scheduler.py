@@ -1,7 +1,7 @@
 """Which rows run at the next pass. Pure Python: no torch, no asyncio, no clock.
 
-The jobs with the least work left go first, so that short requests overtake long ones. That spends the time which the
-plans of promises.py have to spare; when it is spent, a plan is followed, and the earliest promise goes first.
+The jobs with the least work left go first, so that short requests overtake long ones. That uses up the time that the
+plans of promises.py have to spare. When no time is left to spare, a plan is followed: jobs go in the order of promises.
 """
 
 from bisect import bisect_left, insort
@@ -141,7 +141,7 @@ class Scheduler:
         return self._filled() if left.together >= left.alone else self._first_alone()
 
     def _shortest_first(self) -> Batch:
-        """The least work left first, up to the width that pays; or less, where that would hold up much shorter jobs."""
+        """The least work left first, up to the width that pays, or narrower where that would hold up a short job."""
         batch: Batch = []
         limit = self.costs.width
         may_start = max(0, self._max_started - self.running)

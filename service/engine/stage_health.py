@@ -2,18 +2,18 @@
 
 The thread says what it begins, how that ended, and when it has nothing to do. Others ask. Two questions are kept apart:
 
-- Does it get on? What it is at is overdue after many times its expected seconds. Time alone is never a failure.
-- Does the model work? A request that fails may be at fault itself, so its failure is a suspicion and no more. Only the
-  engine's own probe tells: while the probe fails, the model is broken. A finite image ends either.
+- Does the thread get on? A call is overdue after many times its expected seconds. Time alone is never a failure.
+- Does the model work? A request that fails may be at fault itself, so its failure is only a suspicion. The engine's own
+  probe tells: while the probe fails, the model is broken. A finite image ends both.
 """
 
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-# What takes milliseconds may still have to wait for a busy machine: for memory that was swapped out, or for other
-# processes that hold the cores. Eight seconds is far beyond that. It is also 16 times a pass of 0.5 s, so that with a
-# second until somebody looks, such a pass is found to hang within 20 times its time. Slower ones are, by the factor.
+# A call of milliseconds may have to wait for a busy machine: for swapped memory, or for other processes that hold the
+# cores. Eight seconds are far beyond that. They are 16 times a pass of 0.5 s, and somebody looks every second: such a
+# pass is found to hang within 20 times its time. For slower passes the factor holds.
 _AT_LEAST = 8.0  # seconds
 _TIMES_EXPECTED = 15.0
 
@@ -22,7 +22,7 @@ _PROBES = 5  # that fail in a row, with nothing in between that works; the next 
 
 
 class Overdue(NamedTuple):
-    """What should have ended long ago: how long it has taken, and how long it was given, in seconds."""
+    """A call that should have ended long ago: the seconds that it has taken, and those that it was given."""
 
     taken_s: float
     given_s: float
