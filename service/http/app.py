@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _BODIES = 4  # bodies of the largest size that are held at once, at most
 _EVERY = 1.0  # seconds, from one look at the engine to the next
-_LATE = 3.0  # seconds; a look that comes so late tells that the whole process stood still
+_LATE = 3.0  # seconds; a look that comes so late shows that the whole process stood still
 
 _DESCRIPTION = """Draws and denoises images with a diffusion U-Net.
 Rows of all requests in flight share each forward pass; the same seed gives the same bytes."""
@@ -66,7 +66,7 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
         routers.append(operations.metrics_router())
     _route(app, routers)
 
-    # The last one added is the first that a request meets.
+    # A request meets the last one first.
     max_body = int(settings.max_body)
     room = Room(_BODIES * max_body, spare=max_body)
     app.add_middleware(BodyLimit, room=room, max_body=max_body, has_keys=bool(settings.api_keys))
@@ -161,10 +161,10 @@ class _Cors(CORSMiddleware):
 
 
 async def _watch(engine: Engine) -> None:
-    """Look after the engine, whatever happens.
+    """Look after the engine every second, whatever happens.
 
     A process that stood still (SIGSTOP, `docker pause`, a machine that was moved) finds its passes overdue when it goes
-    on. They get until the next look to end.
+    on. They have until the next look to end.
     """
     was_late = False
     while True:

@@ -1,7 +1,7 @@
-"""Request bodies on their way in: how many bytes of them are held, by whom, and for how long.
+"""Request bodies on their way in: how many of their bytes are held, by whom, and for how long.
 
-A connection may hold FREE bytes without asking, for the HTTP server keeps about as many of each connection anyway. So
-small bodies never wait. A larger body takes room first. While there is none it waits unread, and its client with it.
+A connection may hold FREE bytes without asking: the HTTP server buffers about as many for each connection anyway. So
+small bodies never wait. A larger body takes room first. While there is no room, the body waits unread.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ class _Waiter:
 
 
 class Room:
-    """The bytes of all large bodies. Those who find none wait in order of arrival.
+    """The bytes of all large bodies. Bodies that find no room wait in order of arrival.
 
-    A client that holds its share gets no more while others wait. One that holds less may use the spare room, so that
-    however much one client sends, others are served. All calls are from one event loop.
+    A client that holds its share gets no more while others wait. A client that holds less may use the spare room. So
+    others are served, however much one client sends. All calls come from one event loop.
 
     Args:
         total: bytes.
@@ -52,7 +52,7 @@ class Room:
         """Wait for room.
 
         Args:
-            first: go ahead of those who hold nothing yet: only who is done gives room back.
+            first: go ahead of those who hold nothing yet, for only a body that is read gives room back.
 
         Raises:
             ShareTaken: the client holds its share, and others wait.
@@ -96,7 +96,7 @@ class Room:
                 self._leave(waiter, granted=False)
 
     def _let_in(self, share: float) -> None:
-        """In order of arrival, but who holds less than `share` may use the spare room."""
+        """Let in those that fit, in order of arrival. A client that holds less than `share` may use the spare room."""
         in_turn = True
         for waiter in list(self._line):
             free = self._total - self.held - waiter.size
@@ -120,12 +120,12 @@ class Body:
         room: for all bodies.
         client: who sends the body.
         max_bytes: of this body.
-        patience_s: for all of the body, without the time that the body waits for room.
+        patience_s: for the whole body, without the time that it waits for room.
         wait_s: for room.
 
     Attributes:
         client: as above.
-        is_too_large: its declared length is.
+        is_too_large: whether its declared length is.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Body:
         return self._declared == 0
 
     async def read(self) -> bytearray:
-        """All of the body. Its bytes are the caller's then, who calls `let_go` once they are gone.
+        """The whole body. Its bytes are the caller's from now on. The caller calls `let_go` once they are gone.
 
         Raises:
             BodyTooLarge, TooSlow, ShareTaken, QueueFull: as soon as that is known.
@@ -181,7 +181,7 @@ class Body:
         return whole
 
     async def discard(self) -> None:
-        """Read the body to its end, and keep nothing. Raises as `read` does."""
+        """Read the body to its end and keep nothing. Raises as `read` does."""
         await self.read()
         self.let_go()
 

@@ -104,12 +104,12 @@ def is_png(data: Bytes) -> bool:
 
 
 def is_image(data: Bytes) -> bool:
-    """Whether this begins as the files do that are read here."""
+    """Whether this begins as a PNG or an .npy file does."""
     return data.startswith((_PNG_MAGIC, _NPY_MAGIC))
 
 
 def most_bytes(shape: tuple[int, int, int], latent_shape: tuple[int, int, int] | None = None) -> int:
-    """The bytes of any sensible file of this image, [C, H, W]: twice its values, and a MiB for texts and profiles."""
+    """The most bytes of a sensible file of an image, [C, H, W]: twice its values, and a MiB for texts and profiles."""
     _, height, width = shape
     deepest = height * (1 + 8 * width)  # a PNG of RGBA with 16 bits
     return 2**20 + 2 * max(deepest, 4 * math.prod(latent_shape or shape))
@@ -121,8 +121,8 @@ def decode(
     """Read an uploaded PNG or .npy as float32 of `shape`, [C, H, W].
 
     A PNG's values 0 … max stand for −value_range … value_range. Grey is widened to RGB, RGB with equal channels
-    narrowed to grey, opaque alpha dropped. An .npy has the model's own scale; of latent diffusion it holds latents, of
-    `latent_shape`.
+    narrowed to grey, opaque alpha dropped. An .npy has the model's own scale. Where rows are latents, it
+    holds latents of `latent_shape`.
 
     Raises:
         Invalid: saying what was expected and what came.
@@ -168,7 +168,7 @@ def _decode_png(data: Bytes, shape: tuple[int, int, int], value_range: float) ->
 
 
 def _bare_png(data: Bytes) -> bytes:
-    """A PNG's header and pixels alone, so that no decoder meets a second header, profiles, text or animation.
+    """A PNG with its header and pixels alone, so that no decoder meets a second header, profiles, text or animation.
 
     The pixels come in one chunk, for Pillow reads chunks by a loop in Python.
 

@@ -1,4 +1,4 @@
-"""What Prometheus sees. Base units, prefix stepwise_; and what it knows of every process, process_*."""
+"""What Prometheus sees, in base units: stepwise_*, and process_* as of every process."""
 
 from collections.abc import Iterable
 from typing import get_args

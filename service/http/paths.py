@@ -1,4 +1,4 @@
-"""One form for each path: what a rule compares here, a rule of a proxy can compare too."""
+"""One form for each path, which rules here and rules of a proxy can both compare."""
 
 import re
 
@@ -10,7 +10,7 @@ _LOGGED = 100  # characters
 
 
 class OnePath:
-    """Gives a request the one form of its path, which the rules and the routes inside then compare as text.
+    """Gives a request the one form of its path. The rules and the routes inside compare that as text.
 
     An unreserved character is the same, encoded or not, and is decoded here. A reserved one is not: `%2F` is no slash.
     Slashes and dots stay as they were sent, so `//metrics` and `/./metrics` are nowhere. RFC 3986, 2.3 and 6.2.2.2.

@@ -1,7 +1,7 @@
-"""Long work in Python, in pieces. Between two pieces the passes get the interpreter's lock.
+"""Long work in Python, cut into pieces. Between two pieces, passes get the interpreter's lock.
 
-A thread that waits for the lock gets it after 5 ms, and a pass asks for it several times. Without a rest in between, a
-few large uploads make passes of 2 ms take five times as long.
+A thread that waits for the lock gets it after 5 ms, and a pass asks for it several times. Without rests in between,
+a few large uploads make a pass of 2 ms take five times as long.
 """
 
 import time
@@ -12,7 +12,7 @@ _REST_S = 1e-5  # any rest gives the lock away; the system makes about 70 µs of
 
 
 def pieces(size: int) -> Iterator[int]:
-    """Where each piece of so many bytes begins. For threads that may rest: not for the event loop's."""
+    """Where each piece of so many bytes begins. Only for threads that may rest, which the event loop's may not."""
     for begin in range(0, size, PIECE):
         if begin:
             rest()

@@ -29,7 +29,7 @@ class Served:
         fingerprint_parts: all that can move a bit of an answer, by name.
         reproducible: whether a row's bytes were seen not to depend on other rows.
         first_draw: the noise that an image of a seed and shape starts from.
-        preview: of latent diffusion, makes a rough image, [C, H, W], of latents; None where rows are images.
+        preview: makes a rough image, [C, H, W], of latents; None where rows are images.
     """
 
     model: ModelDescription
