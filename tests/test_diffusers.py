@@ -297,7 +297,7 @@ def test_unet_without_a_scheduler(
 ) -> None:
     unet.save_pretrained(tmp_path / "bare")
     checkpoint = load(tmp_path / "bare")
-    assert caplog.messages == ["bare has no scheduler_config.json: DDPMScheduler's defaults are taken"]
+    assert caplog.messages == ["bare has no scheduler_config.json: using DDPMScheduler's defaults"]
     assert caplog.records[0].levelname == "WARNING"
     assert same_values(checkpoint, whole)
     assert checkpoint.description.name == "bare"
@@ -394,7 +394,7 @@ def test_root_of_checkpoints_alone_is_refused_and_names_them(training: Path) -> 
         (training / name).unlink()
     shutil.copytree(training / "checkpoint-500", training / "checkpoint-2000")
     (training / "checkpoint-empty").mkdir()
-    message = "holds no pipeline: name one of its folders checkpoint-2000, checkpoint-500"
+    message = "is not a pipeline: name one of its folders checkpoint-2000, checkpoint-500"
     assert refusal(training) == message
 
 
@@ -728,7 +728,7 @@ def test_fields_that_diffusers_does_not_know_are_passed_over_and_named(
     edit(pipeline / part, changes)
     assert load(pipeline).description.digest == whole.description.digest
     names = ", ".join(sorted(changes)).replace("\n", " ")
-    assert caplog.messages == [f"{pipeline / part}: unknown fields are passed over: {names}"]
+    assert caplog.messages == [f"{pipeline / part}: unknown fields are ignored: {names}"]
 
 
 @pytest.mark.parametrize(
@@ -1023,16 +1023,19 @@ def test_trajectories_of_fourier_networks(tmp_path: Path, sampler: str, spacing:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unet": ["my_code", "MyUNet"]}, "unet is my_code.MyUNet, and must be of diffusers: other code is never run"),
+        (
+            {"unet": ["my_code", "MyUNet"]},
+            "unet is my_code.MyUNet, and must be a class of diffusers: other code is never run",
+        ),
         (
             {"scheduler": ["scheduling_mine", "DDPMScheduler"]},
-            "scheduler is scheduling_mine.DDPMScheduler, and must be of diffusers: other code is never run",
+            "scheduler is scheduling_mine.DDPMScheduler, and must be a class of diffusers: other code is never run",
         ),
         ({"unet": ["diffusers"]}, "unet is ['diffusers'], and must be a library and a class"),
         ({"unet": ["diffusers", 3]}, "unet is ['diffusers', 3], and must be a library and a class"),
         (
             {"text_encoder": ["transformers", "CLIP"]},
-            "text_encoder is a part, and the parts must be unet, scheduler and vqvae or vae",
+            "has the part text_encoder, and the parts must be unet, scheduler and vqvae or vae",
         ),
     ],
     ids=str,
@@ -1050,7 +1053,7 @@ def test_pipelines_not_refused(pipeline: Path, changes: Json) -> None:
     load(pipeline)
 
 
-FIR = "is of NCSN++: its FIR filters are not supported"
+FIR = "belongs to NCSN++: its FIR filters are not supported"
 DOWN = ["DownBlock2D", "AttnDownBlock2D"]
 
 
@@ -1071,11 +1074,11 @@ DOWN = ["DownBlock2D", "AttnDownBlock2D"]
         ({"up_block_types": ["UNetResAttnSkipUpBlock2D"] * 2}, f"up_block_types has AttnSkipUpBlock2D, which {FIR}"),
         (
             {"down_block_types": ["CrossAttnDownBlock2D"] * 2},
-            "down_block_types has CrossAttnDownBlock2D, which attends to text: that is not supported",
+            "down_block_types has CrossAttnDownBlock2D, which attends to text, and that is not supported",
         ),
         (
             {"up_block_types": ["KUpBlock2D"] * 2},
-            "up_block_types has KUpBlock2D, which is of the latent upscaler: that is not supported",
+            "up_block_types has KUpBlock2D, which belongs to the latent upscaler, and that is not supported",
         ),
         (
             {"down_block_types": ["DownBlock2D", "MyDownBlock2D"]},
@@ -1130,8 +1133,8 @@ def test_networks_without_a_size_are_refused(pipeline: Path) -> None:
         (b"{'_class_name': 1}", "cannot be read: Expecting property name enclosed in double quotes: line 1"),
         (b'{"_class_name": "\xff"}', "cannot be read: 'utf-8' codec can't decode"),
         (b"[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
-        (b"[]", "is JSON of a list, and must be an object"),
-        (b'"UNet2DModel"', "is JSON of a str, and must be an object"),
+        (b"[]", "holds a list, and must hold a JSON object"),
+        (b'"UNet2DModel"', "holds a str, and must hold a JSON object"),
         (b" " * (16 * 2**20 + 1), "has 16777217 bytes, and must have at most 16777216"),
     ],
     ids=["empty", "quotes", "encoding", "deep", "list", "string", "large"],
@@ -1144,7 +1147,7 @@ def test_configs_that_are_no_json_objects(pipeline: Path, name: str, text: bytes
 def test_flat_config_that_is_no_json_object(tmp_path: Path) -> None:
     folder = flat_without_index(tmp_path / "flat")
     (folder / "config.json").write_text("[]")
-    assert refusal(folder) == "config.json: is JSON of a list, and must be an object"
+    assert refusal(folder) == "config.json: holds a list, and must hold a JSON object"
 
 
 LONG = "x" * 5000
@@ -1187,11 +1190,11 @@ def test_missing_weights_are_refused(pipeline: Path) -> None:
 
 def test_missing_network_is_refused(pipeline: Path) -> None:
     shutil.rmtree(pipeline / "unet")
-    assert refusal(pipeline) == "model_index.json: is there, and neither unet/config.json nor config.json is"
+    assert refusal(pipeline) == "model_index.json: exists, but neither unet/config.json nor config.json does"
 
 
 def test_folders_of_something_else_are_refused(pipeline: Path, tmp_path: Path) -> None:
-    message = "is no checkpoint, and must be config.json and model.safetensors, or a folder of the diffusers library"
+    message = "is not a checkpoint, and must be config.json and model.safetensors, or a folder of the diffusers library"
     assert refusal(tmp_path) == message
     assert refusal(pipeline / "scheduler") == message
     assert refusal(tmp_path / "nowhere") == "there is no such file or folder"

@@ -319,7 +319,7 @@ def test_a_first_stage_that_no_index_names_is_refused_by_name(pipeline: Path, fi
     shutil.copytree(pipeline / "unet", pipeline / "checkpoint-500" / "unet")
     (pipeline / "vqvae").rename(pipeline / first_stage)
     (pipeline / INDEX).unlink()
-    message = f"{first_stage}: is there, and no {INDEX} names it: add that file, or move this folder away"
+    message = f"{first_stage}: exists, but no {INDEX} names it: add that file, or move this folder away"
     assert refusal(pipeline / named, pipeline) == message
 
 
@@ -483,7 +483,7 @@ def test_first_stages_refused(pipeline: Path, changes: Json, message: str) -> No
 def test_other_scales_of_kl_are_refused(kl_pipeline: Path, changes: Json) -> None:
     edit(kl_pipeline / VQVAE_CONFIG, changes)
     [(field, value)] = changes.items()
-    message = f"{field} is {value}, and must be null: LDMPipeline would pass it over"
+    message = f"{field} is {value}, and must be null: LDMPipeline ignores it"
     assert refusal(kl_pipeline) == f"{VQVAE_CONFIG}: {message}"
 
 
@@ -511,7 +511,7 @@ def test_fields_that_the_class_does_not_know_are_passed_over_and_named(
     caplog.clear()
     assert load(folder).description.digest == before
     names = ", ".join(sorted(changes)).replace("\n", " ")
-    assert caplog.messages == [f"{folder / VQVAE_CONFIG}: unknown fields are passed over: {names}"]
+    assert caplog.messages == [f"{folder / VQVAE_CONFIG}: unknown fields are ignored: {names}"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -540,11 +540,11 @@ def test_sizes_of_latents_refused(pipeline: Path, sample_size: object, message: 
     [
         (
             {"text_encoder": ["transformers", "CLIPTextModel"]},
-            "text_encoder is a part, and the parts must be unet, scheduler and vqvae or vae",
+            "has the part text_encoder, and the parts must be unet, scheduler and vqvae or vae",
         ),
         (
             {"vqvae": ["my_code", "MyVQ"]},
-            "vqvae is my_code.MyVQ, and must be of diffusers: other code is never run",
+            "vqvae is my_code.MyVQ, and must be a class of diffusers: other code is never run",
         ),
         ({"vqvae": ["diffusers"]}, "vqvae is ['diffusers'], and must be a library and a class"),
         ({"vae": ["diffusers", "AutoencoderKL"]}, "names vqvae and vae, and must name one of them"),
@@ -596,7 +596,7 @@ KEY = "quantize.embedding.weight"
         (lambda weights: {key: weights[key] for key in weights if key != KEY}, f"lacks the key {KEY}, [32, 3]"),
         (
             lambda weights: {**weights, "decoder.more": torch.zeros(1)},
-            "has the key decoder.more, which the network of config.json does not",
+            "has the key decoder.more, which the network of config.json lacks",
         ),
         (
             lambda weights: {**weights, KEY: torch.zeros((32, 3), dtype=torch.int64)},
@@ -662,7 +662,8 @@ def test_names_of_shards_refused(pipeline: Path, name: str) -> None:
     index = f"{VQVAE}.index.json"
     edit(pipeline / index, {"weight_map": {KEY: name}})
     assert (
-        refusal(pipeline) == f"{index}: weight_map has {name!r}, which is no bare name of a .safetensors or .bin file"
+        refusal(pipeline)
+        == f"{index}: weight_map has {name!r}, which is not the plain name of a .safetensors or .bin file"
     )
 
 

@@ -259,8 +259,8 @@ def test_fields_without_a_default(bare: Path, field: str) -> None:
         (b'{"architecture": "diffusion_unet"', "cannot be read: Expecting ',' delimiter"),
         (b'{"architecture": "\xff"}', "cannot be read: 'utf-8' codec can't decode"),
         (b"[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
-        (b"[]", "is JSON of a list, and must be an object"),
-        (b"null", "is JSON of a NoneType, and must be an object"),
+        (b"[]", "holds a list, and must hold a JSON object"),
+        (b"null", "holds a NoneType, and must hold a JSON object"),
         (b" " * (16 * 2**20 + 1), "has 16777217 bytes, and must have at most 16777216"),
     ],
     ids=["empty", "quotes", "cut short", "encoding", "deep", "list", "null", "large"],
@@ -284,7 +284,7 @@ def with_tensor(key: str, change: Callable[[Tensor], Tensor]) -> Callable[[Weigh
         (without("middle.conv1.weight"), "lacks the key middle.conv1.weight, [8, 8, 3, 3]"),
         (
             with_tensor("middle.conv3.weight", torch.clone),
-            "has the key middle.conv3.weight, which the network of config.json does not",
+            "has the key middle.conv3.weight, which the network of config.json lacks",
         ),
         (
             with_tensor("ups.2.conv1.weight", lambda tensor: tensor[:, :11].contiguous()),
@@ -411,11 +411,11 @@ def test_the_last_class_can_stand_for_no_label(tmp_path: Path) -> None:
         ),
         (
             changed(time_embedding_type="fourier"),
-            "recommended.sampler: ddim ends at timestep 0, whose logarithm the network would take",
+            "recommended.sampler: ddim ends at timestep 0, and the network takes its logarithm",
         ),
         (
             {**UNET_2D, "recommended": {"guidance_scale": 1.5}},
-            "recommended.guidance_scale is 1.5, and must be 1 for a network that only knows labels",
+            "recommended.guidance_scale is 1.5, and must be 1 for a network trained only with labels",
         ),
         (changed(layers=2), "network.layers: there is no such field"),
         (changed(norm_num_groups=3), "network: norm_num_groups is 3, which does not divide a width of 8"),

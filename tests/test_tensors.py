@@ -97,8 +97,8 @@ PICKLE = (
     "is a pickle, which can run code when it is opened: set STEPWISE_ALLOW_PICKLE=1 if you trust it, "
     "best for `stepwise convert` alone"
 )
-NO_ARCHIVE = "is no file of torch.save in its format since torch 1.6; save it again, as safetensors"
-PACKED = "is packed, which torch.save never does, and would grow when it is opened"
+NO_ARCHIVE = "is not a file of torch.save in its format since torch 1.6: save it again, as safetensors"
+PACKED = "is compressed, which torch.save never does"
 
 
 class Call:
@@ -561,15 +561,15 @@ NORM = "mid_block.attentions.0.group_norm.weight"
         ),
         (
             lambda weights: {**weights, "conv_more.bias": torch.zeros(1)},
-            "has the key conv_more.bias, which the network of config.json does not",
+            "has the key conv_more.bias, which the network of config.json lacks",
         ),
         (
             lambda weights: {**weights, "module.conv_more.bias": torch.zeros(1)},
-            "has the key module.conv_more.bias, which the network of config.json does not",
+            "has the key module.conv_more.bias, which the network of config.json lacks",
         ),
         (
             lambda weights: {**weights, "mid_block.resnets.0.shortcut.weight": torch.zeros(1)},
-            "has the key mid_block.resnets.0.shortcut.weight, which the network of config.json does not",
+            "has the key mid_block.resnets.0.shortcut.weight, which the network of config.json lacks",
         ),
         (
             lambda weights: {**weights, f"module.{NORM}": torch.zeros(16)},
@@ -750,7 +750,7 @@ def test_pipes_are_refused(pipeline: Path) -> None:
     """Opening one would wait for somebody to write to it."""
     (pipeline / UNET).unlink()
     os.mkfifo(pipeline / UNET)
-    assert refusal(pipeline) == f"{UNET}: is no regular file"
+    assert refusal(pipeline) == f"{UNET}: is not a regular file"
 
 
 @pytest.mark.parametrize("name", [UNET, UNET_BIN])
@@ -801,7 +801,7 @@ def shard(number: int) -> str:
 def test_names_of_shards_refused(sharded: Path, name: object) -> None:
     weight_map = json.loads((sharded / INDEX).read_text())["weight_map"]
     edit(sharded / INDEX, {"weight_map": {**weight_map, KEY: name}})
-    message = f"weight_map has {shown(repr(name))}, which is no bare name of a .safetensors or .bin file"
+    message = f"weight_map has {shown(repr(name))}, which is not the plain name of a .safetensors or .bin file"
     assert refusal(sharded) == f"{INDEX}: {message}"
 
 
@@ -1010,7 +1010,7 @@ def test_targets_that_are_not_empty_are_refused_and_left_alone(tmp_path: Path, k
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(FileExistsError) as error:
         convert(source, target)
-    assert str(error.value) == f"{target} is there, and is not an empty folder"
+    assert str(error.value) == f"{target} exists, and is not an empty folder"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

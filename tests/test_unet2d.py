@@ -527,9 +527,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(model_of({}), tmp_path_factory.mktemp("unet2d") / "model")
 
 
-FIR = "is of NCSN++: its FIR filters are not supported"
-TEXT = "attends to text: that is not supported"
-UPSCALER = "is of the latent upscaler: that is not supported"
+FIR = "belongs to NCSN++: its FIR filters are not supported"
+TEXT = "attends to text, and that is not supported"
+UPSCALER = "belongs to the latent upscaler, and that is not supported"
 A_DOWN_TYPE = "must be 'DownBlock2D', 'AttnDownBlock2D' or 'ResnetDownsampleBlock2D'"
 
 
