@@ -1,4 +1,4 @@
-"""Images as the service draws them: by the same backends, runner and step tables, to 8-bit pixels."""
+"""Draws images with the service's backends, runner and step tables, as 8-bit pixels."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ WIDTH = 64  # rows of one forward pass
 
 @dataclass(frozen=True)
 class Pen:
-    """Loaded weights, and what computes them.
+    """Loaded weights and their backends.
 
     Attributes:
-        first_stage: of latent diffusion, decodes what was drawn.
-        classes: how many there are. Image i is of class i % classes.
+        first_stage: the VAE, for latent diffusion.
+        classes: the number of classes. Image i has the label i % classes.
     """
 
     backend: Backend
@@ -48,7 +48,7 @@ class Pen:
 
 
 def pen(folder: Path, precision: Choice) -> Pen:
-    """Load a folder of weights. Raises CheckpointError, also for weights that cannot be asked for a class."""
+    """Load a folder of weights. Raises CheckpointError, also for weights without labels or without "no label"."""
     checkpoint = load(folder)
     model = checkpoint.description
     if model.num_classes is None or model.no_label is None:
@@ -62,7 +62,7 @@ def pen(folder: Path, precision: Choice) -> Pen:
 
 
 def draw(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
-    """Draw images, [number, H, W] or [number, H, W, 3]; image i has the label i % classes and seed + i.
+    """Draw images, [number, H, W] or [number, H, W, 3]. Image i has the label i % classes and the seed `seed` + i.
 
     Raises GridError.
     """
@@ -71,7 +71,7 @@ def draw(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
 
 
 def draw_along(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
-    """The same images after each step, the noise first: [steps + 1, number, …]."""
+    """The same images before the first step and after each step, [steps + 1, number, …]."""
     images: list[list[UInt8]] = [[] for _ in range(settings.num_inference_steps + 1)]
     for at in _walk(by, settings, seed, number):
         images[at.step].append(_pixels(by, at))
@@ -79,13 +79,13 @@ def draw_along(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
 
 
 def reconstructed(first_stage: FirstStage, x: Tensor) -> UInt8:
-    """The pixels of images, [N, C, H, W], as they come back from their latents."""
+    """Encode and decode images [N, C, H, W], and return the pixels."""
     images = tqdm(x.numpy(), desc="encoding", unit="image")
     return _decoded(first_stage, [first_stage.encode(image) for image in images])
 
 
 class _At(NamedTuple):
-    """Where some images are: after so many steps, in these slots."""
+    """The rows of one batch: after `step` steps, in these slots."""
 
     step: int
     runner: SlotRunner
@@ -93,7 +93,7 @@ class _At(NamedTuple):
 
 
 def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_At]:
-    """As many images as fit into a pass at a time: ahead of the first step, and after each."""
+    """Draw in batches that fill a pass. Yields before the first step of a batch, and after each step."""
     table = sample_table(by.model.schedule, settings.sampler, settings.num_inference_steps)
     runner = SlotRunner(by.backend, by.model.sample_shape, by.no_label, slots=WIDTH)
     rows = [Row(table, seed + i, label=i % by.classes, guidance_scale=settings.guidance_scale) for i in range(number)]
@@ -124,23 +124,23 @@ def _decoded(first_stage: FirstStage, latents: list[Image]) -> UInt8:
 
 
 def to_pixels(images: Iterable[Image]) -> UInt8:
-    """Map images, [C, H, W] in −1 … 1, to [N, H, W] of one channel, or [N, H, W, C]."""
+    """Map images, [C, H, W] in −1 … 1, to [N, H, W] for one channel, or [N, H, W, C]."""
     pixels = np.stack([to_uint8(image) for image in images])
     return pixels[..., 0] if pixels.shape[3] == 1 else pixels
 
 
 def by_class(pixels: UInt8, classes: int, columns: int) -> UInt8:
-    """A sheet of the first images of each class, one class a row, as they were drawn: none is left out."""
+    """A sheet of the first images of each class, unselected. Each line of the sheet has one class."""
     first = pixels.reshape(-1, classes, *pixels.shape[1:])[:columns]
     return sheet(first.swapaxes(0, 1))
 
 
 def sheet(rows: UInt8) -> UInt8:
-    """Lay out images, [rows, columns, H, W] or [rows, columns, H, W, 3], in one picture."""
+    """Join images [lines, columns, H, W] or [lines, columns, H, W, 3] into one picture."""
     return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
 
 
 def save(path: Path, pixels: UInt8, enlarged: int = 1) -> None:
-    """Save a picture, [H, W] or [H, W, 3], each pixel as a square."""
+    """Save a picture [H, W] or [H, W, 3]. Each pixel becomes a square of `enlarged` pixels."""
     PillowImage.fromarray(pixels.repeat(enlarged, 0).repeat(enlarged, 1)).save(path, optimize=True)
     print(f"picture: {path}")
