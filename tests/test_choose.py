@@ -1,4 +1,4 @@
-"""Which backend computes, in which precision, and how wide its passes are."""
+"""The choice of backend, precision and width."""
 
 import logging
 import sys
@@ -27,7 +27,7 @@ DESCRIPTION = description_of(small_network(), SHAPE)
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """Choosing changes torch's threads."""
+    """Restore torch's threads, which `choose` changes."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -94,7 +94,7 @@ def test_openvino_computes_on_the_cpu(
 def test_torch_computes_bfloat16_without_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """OpenVINO would compute in float32, without a word."""
+    """OpenVINO would compute in float32 without saying so."""
     monkeypatch.setattr(openvino, "computes_bfloat16", lambda: False)
     backend = chosen("bfloat16")
     assert isinstance(backend, PaddedBackend)
@@ -109,14 +109,14 @@ def test_torch_computes_bfloat16_without_instructions_for_it(
 def test_each_gpu_decides_of_its_own_bfloat16(
     precision: Precision | Literal["auto"], expected: list[Precision], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An old card beside new ones: what the first of them could was taken for what all can."""
+    """An old GPU beside new ones: the first GPU's capability was used for all."""
     capabilities = {0: (8, 0), 1: (7, 5), 2: (9, 0)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)  # of the current one
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)  # the current GPU's
     built: list[tuple[int, Precision]] = []
 
     class Built(PaddedBackend):
-        """Stands for CudaBackend on a machine without a GPU."""
+        """Replaces CudaBackend on a machine without a GPU."""
 
         def __init__(
             self,
@@ -164,7 +164,7 @@ def test_the_halves_of_an_autoencoder_are_torchs_without_openvino() -> None:
 
 
 def test_sizes_are_compiled_when_passes_need_them() -> None:
-    """With the memory that this machine has."""
+    """With this machine's memory."""
     backend = chosen("float32", max_batch=2)
     assert isinstance(backend, OpenVINOBackend)
     assert backend.sizes == [1]
@@ -186,7 +186,7 @@ def test_passes_of_large_networks_are_narrow_by_default() -> None:
 
 
 def test_what_pads_decodes_few_images_at_once_by_default() -> None:
-    """Most of a wide pass would be padding: images are ready one by one."""
+    """Images finish one by one, so most of a wide pass would be padding."""
     autoencoder = small_autoencoder("kl")
     small, large = (decoder(autoencoder, latent_description(autoencoder, (3, side, side))) for side in (8, 2048))
     assert [default_width(half, "cuda") for half in (small, large)] == [4, 4]

@@ -1,4 +1,4 @@
-"""Checkpoints of latent diffusion: a U-Net and its first stage, as diffusers and as this program keep them."""
+"""Checkpoints of latent diffusion: a U-Net and its VAE, in diffusers' format and in ours."""
 
 import inspect
 import json
@@ -42,7 +42,7 @@ from tests.test_tensors import GIGABYTE, PICKLE, POINTER, memory, moved, payload
 
 SAFE = f"{STEM}.safetensors"
 BIN = f"{STEM}.bin"
-SHARD = "20KB"  # makes a dozen of a small network
+SHARD = "20KB"  # a dozen shards of a small network
 INDEX = "model_index.json"
 UNET_CONFIG = "unet/config.json"
 VQVAE_CONFIG = "vqvae/config.json"
@@ -65,23 +65,23 @@ def saved_kl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(saved: Path) -> Checkpoint:
-    """The networks as their pipeline gives them."""
+    """The networks loaded from their pipeline."""
     return load(saved)
 
 
 @pytest.fixture
 def pipeline(saved: Path, tmp_path: Path) -> Path:
-    """A pipeline with a VQModel, to be changed."""
+    """A pipeline with a VQModel that the test may change."""
     return shutil.copytree(saved, tmp_path / "pipeline")
 
 
 @pytest.fixture
 def kl_pipeline(saved_kl: Path, tmp_path: Path) -> Path:
-    """A pipeline with an AutoencoderKL, to be changed."""
+    """A pipeline with an AutoencoderKL that the test may change."""
     return shutil.copytree(saved_kl, tmp_path / "kl_pipeline")
 
 
-# What is loaded.
+# Loading.
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,7 +163,7 @@ def test_images_are_the_pipelines(kind: str, tmp_path: Path) -> None:
 
 
 def resaved(folder: Path, seed: int = 1, part: str = "vqvae", **saving: Any) -> Path:
-    """Save the first stage once more, in some way; `seed` 1 is that of the pipeline."""
+    """Save a VAE again, in some way. `seed` 1 is the pipeline's."""
     if seed == 1:
         (folder / part / SAFE).unlink(missing_ok=True)
     small_autoencoder(seed=seed).save_pretrained(folder / part, **saving)
@@ -171,7 +171,7 @@ def resaved(folder: Path, seed: int = 1, part: str = "vqvae", **saving: Any) -> 
 
 
 def both_resaved(folder: Path, seeds: tuple[int, int] = (0, 1), **saving: Any) -> Path:
-    """Save both networks once more; the seeds 0 and 1 are those of the pipeline."""
+    """Save both networks again. The seeds 0 and 1 are the pipeline's."""
     if seeds == (0, 1):
         (folder / "unet" / SAFE).unlink(missing_ok=True)
     small_unet(seed=seeds[0]).save_pretrained(folder / "unet", **saving)
@@ -179,7 +179,7 @@ def both_resaved(folder: Path, seeds: tuple[int, int] = (0, 1), **saving: Any) -
 
 
 def two_variants(folder: Path, **saving: Any) -> Path:
-    """fp16 are the networks; ema are others."""
+    """fp16 has the networks; ema has others."""
     both_resaved(folder, variant="fp16", **saving)
     return both_resaved(folder, (2, 3), variant="ema", **saving)
 
@@ -189,7 +189,7 @@ def beside_variants(folder: Path) -> Path:
 
 
 def as_vae(folder: Path) -> Path:
-    """The part is called as in later pipelines."""
+    """The part has the name of later pipelines."""
     (folder / "vqvae").rename(folder / "vae")
     edit(folder / INDEX, {"vae": ["diffusers", "VQModel"]}, without="vqvae")
     return folder
@@ -209,7 +209,7 @@ def linked_inside(folder: Path) -> Path:
 
 
 def published(folder: Path) -> Path:
-    """As CompVis/ldm-celebahq-256 was: pickles, and the names of that time."""
+    """Like CompVis/ldm-celebahq-256: pickles, and the names of that time."""
     for part in ("unet", "vqvae"):
         weights = {old_key(key): tensor for key, tensor in load_file(folder / part / SAFE).items()}
         torch.save(weights, folder / part / BIN)
@@ -303,7 +303,7 @@ def test_several_variants_of_the_first_stage_are_refused_by_name(pipeline: Path)
 
 
 def test_a_training_checkpoint_has_the_first_stage_of_its_pipeline(pipeline: Path) -> None:
-    """Without it, latents would be taken for images."""
+    """Without the VAE, latents would be mistaken for images."""
     small_unet(seed=2).save_pretrained(pipeline / "checkpoint-500" / "unet")
     for named in ("checkpoint-500", "checkpoint-500/unet"):
         checkpoint = load(pipeline / named)
@@ -315,7 +315,7 @@ def test_a_training_checkpoint_has_the_first_stage_of_its_pipeline(pipeline: Pat
 @pytest.mark.parametrize("named", ["", "unet", UNET_CONFIG, "checkpoint-500", "checkpoint-500/unet"])
 @pytest.mark.parametrize("first_stage", ["vqvae", "vae"])
 def test_a_first_stage_that_no_index_names_is_refused_by_name(pipeline: Path, first_stage: str, named: str) -> None:
-    """Whether the U-Net denoises its latents, nothing tells."""
+    """No file tells whether the U-Net denoises its latents."""
     shutil.copytree(pipeline / "unet", pipeline / "checkpoint-500" / "unet")
     (pipeline / "vqvae").rename(pipeline / first_stage)
     (pipeline / INDEX).unlink()
@@ -366,7 +366,7 @@ def test_the_scaling_factor_that_is_given_is_kept(pipeline: Path, kl_pipeline: P
 
 @torch.inference_mode()
 def test_vq_without_a_scaling_factor_was_never_scaled(pipeline: Path) -> None:
-    """diffusers divides by its default, which these networks were not trained with."""
+    """diffusers divides by its default, but these networks were trained without scaling."""
     edit(pipeline / VQVAE_CONFIG, {}, without="scaling_factor")
     checkpoint = load(pipeline)
     assert autoencoder_of(checkpoint).config.scaling_factor == 1.0
@@ -396,7 +396,7 @@ def test_fields_left_out_are_diffusers_defaults(kind: str, tmp_path: Path) -> No
         "scaling_factor": 1.0 if kind == "vq" else 0.18215,
     }
     assert config_of(folder).image_channels == defaults["in_channels"] == defaults["out_channels"]
-    config = load(folder).config.autoencoder  # so that the weights of diffusers' default network fit
+    config = load(folder).config.autoencoder  # diffusers' default network
     assert config == config_of(folder)
 
 
@@ -492,7 +492,7 @@ def test_other_scales_of_kl_are_refused(kl_pipeline: Path, changes: Json) -> Non
     [
         ("vq", {"use_quant_conv": False}),
         ("vq", {"shift_factor": 0.1, "latents_mean": [0.1] * 3}),
-        ("vq", {"kind": "kl", "image_channels": 1}),  # fields of the native config
+        ("vq", {"kind": "kl", "image_channels": 1}),  # fields of our config only
         ("vq", {"two\nlines": 1, "embed_dim": 4}),
         ("kl", {"num_vq_embeddings": 8}),
         ("kl", {"vq_embed_dim": 4, "norm_type": "spatial"}),
@@ -502,7 +502,7 @@ def test_other_scales_of_kl_are_refused(kl_pipeline: Path, changes: Json) -> Non
 def test_fields_that_the_class_does_not_know_are_passed_over_and_named(
     kind: str, changes: Json, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As diffusers does."""
+    """Like diffusers."""
     folder = save_latent_pipeline(tmp_path, small_autoencoder(KINDS[kind]))
     before = load(folder).description.digest
     assert caplog.messages == []
@@ -584,7 +584,7 @@ def test_a_first_stage_alone_is_no_checkpoint(tmp_path: Path) -> None:
         assert refusal(tmp_path / name) == "config.json: _class_name is VQModel, and must be UNet2DModel"
 
 
-# Files are opened with as much suspicion as the U-Net's.
+# Hostile files, as for the U-Net.
 
 KEY = "quantize.embedding.weight"
 
@@ -692,7 +692,7 @@ def test_digest_is_also_of_the_first_stage(pipeline: Path, whole: Checkpoint) ->
     for changes in ({"scaling_factor": 0.8}, {"act_fn": "relu"}, {"scaling_factor": 0.7, "act_fn": "silu"}):
         edit(pipeline / VQVAE_CONFIG, changes)
         digests.add(load(pipeline).description.digest)
-    assert len(digests) == 3  # the last are the first again
+    assert len(digests) == 3  # the last equal the first
     for key in (KEY, "encoder.conv_in.bias", "decoder.conv_out.bias"):
         weights = load_file(pipeline / VQVAE)
         save_file({**weights, key: weights[key] + 1}, pipeline / VQVAE)
@@ -784,7 +784,7 @@ def test_native_configs_refused(native: Path, changes: Json, message: str) -> No
 
 
 def test_native_weights_of_pixels_can_become_those_of_latents(native: Path, whole: Checkpoint, tmp_path: Path) -> None:
-    """The first stage is one field of config.json and one file."""
+    """The VAE is one field of config.json and one file."""
     convert(save_pipeline(tmp_path / "pixels", small_unet(), DDPMScheduler()), tmp_path / "latents")
     fields = json.loads((native / CONFIG).read_text())
     edit(tmp_path / "latents" / CONFIG, {name: fields[name] for name in ("autoencoder", "image_size")})
@@ -792,7 +792,7 @@ def test_native_weights_of_pixels_can_become_those_of_latents(native: Path, whol
     assert same_values(load(tmp_path / "latents"), whole)
 
 
-# As it was published.
+# Published configs.
 
 CELEBAHQ: dict[str, Json] = {
     INDEX: {
@@ -851,7 +851,7 @@ CELEBAHQ: dict[str, Json] = {
 
 
 def test_ldm_celebahq_256_has_its_published_size(tmp_path: Path) -> None:
-    """Nothing is allocated. diffusers builds as many parameters from these configs."""
+    """Count parameters on meta. diffusers builds as many from these configs."""
     for name, values in CELEBAHQ.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(values))

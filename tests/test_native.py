@@ -1,4 +1,4 @@
-"""Native weights: what comes back as it was written, what a bare config means, and what is refused in which words."""
+"""Native weights: writing and reading them back, the defaults of configs, and the errors of bad ones."""
 
 import json
 import re
@@ -55,7 +55,7 @@ Weights = dict[str, Tensor]
 
 
 def write(folder: Path, config: dict[str, Any], weights: Weights | None = None) -> Path:
-    """Native weights, random unless given."""
+    """Write native weights, random unless given."""
     if weights is None:
         network = parse(folder, config).build()
         fill(network)
@@ -137,7 +137,7 @@ def test_other_floats_load_as_float32(bare: Path, dtype: torch.dtype) -> None:
 
 
 def test_network_outlives_its_file(bare: Path) -> None:
-    """What serves must not change where new weights are written over the old."""
+    """Overwriting the files of a served model must not change its answers."""
     network, _ = load(bare)
     before = output(network)
     with (bare / WEIGHTS).open("r+b") as file:
@@ -337,7 +337,7 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
-# The other architecture.
+# Architecture unet_2d.
 
 UNET_2D: dict[str, Any] = {
     "architecture": "unet_2d",
