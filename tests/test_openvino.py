@@ -345,7 +345,7 @@ def test_inputs_are_taken_as_they_are_laid_out(tiny: Any) -> None:
 def test_where_memory_is_short_pieces_are_smaller(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A size needs the weights' memory plus, for each row, what size 1 took beyond that. Half of the memory stays free."""
+    """A size needs the weights' memory plus, for each row, what size 1 took beyond that. Half of memory stays free."""
     held: Iterator[int] = iter([0, 10**9])  # much more than the weights
     monkeypatch.setattr(openvino, "resident", lambda: next(held))
     free = {2: 4.01e9, 4: 7.9e9}
