@@ -1,6 +1,6 @@
-"""A server of latent diffusion without a model: the runner and the first stage of tests.engines, in shapes of its own.
+"""A server of latent diffusion without a model, with the fake runner and VAE of tests.engines.
 
-The runner's latents are [1, 1, 2], and images [3, 2, 4]: each latent is a grey square of 2x2 pixels.
+Latents are [1, 1, 2], and images [3, 2, 4]. Each latent becomes a grey square of 2x2 pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ from tests.engines import FakeFirstStage, FakeRunner
 from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints
 from tests.servers import PATIENCE
 
-SCALE = np.float32(16)  # so that the runner's first latents are in the range of an image
+SCALE = np.float32(16)  # the runner's first latents are then valid image values
 
 
 def enlarged(latents: Image) -> Image:
-    """[1, 1, 2] → [3, 2, 4]"""
+    """Map latents [1, 1, 2] to an image [3, 2, 4]."""
     return np.broadcast_to(latents.repeat(2, 1).repeat(2, 2) / SCALE, (3, 2, 4))
 
 
 def shrunk(image: Image) -> Image:
-    """[3, 2, 4] → [1, 1, 2], by the mean."""
+    """Map an image [3, 2, 4] to latents [1, 1, 2], by means."""
     means: Image = image.reshape(3, 2, 2, 2).mean(axis=(0, 1, 3), dtype=np.float32)[None, None]
     return means * SCALE
 
@@ -39,12 +39,12 @@ def encoded(image: Image) -> Image:
 
 
 def rough(latents: Image) -> Image:
-    """No image of the decoder's, so that a test can tell them apart."""
+    """A preview, which no decoded image equals."""
     return enlarged(-latents)
 
 
 class Enlarging(FakeFirstStage):
-    """Computes `decoded` and `encoded`."""
+    """A fake VAE that computes `decoded` and `encoded`."""
 
     def decode(self, latents: Sequence[Image]) -> list[Image]:
         return [enlarged(image) for image in super().decode(latents)]
@@ -57,7 +57,7 @@ class Enlarging(FakeFirstStage):
 
 
 class Remembering(FakeRunner):
-    """Keeps the rows that it was given."""
+    """Remembers its rows."""
 
     def __init__(self, pass_s: float) -> None:
         super().__init__(dict.fromkeys((1, 2, 4), pass_s))
@@ -76,10 +76,10 @@ LATENT = replace(
 
 
 class LatentServer(FakeServer):
-    """Serves LATENT. A test may hold both passes and decoding.
+    """Serves LATENT. A test may hold passes and decoding.
 
     Args:
-        pass_s: what a pass takes on the runner's clock.
+        pass_s: seconds of a pass on the runner's clock.
     """
 
     def __init__(self, pass_s: float = 1.0, **settings: Any) -> None:
@@ -94,7 +94,7 @@ class LatentServer(FakeServer):
 
     @property
     def row(self) -> Row:
-        """The one that was last given to the runner."""
+        """The row that the runner admitted last."""
         return self.remembering.given[-1]
 
 
