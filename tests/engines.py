@@ -618,6 +618,6 @@ def check_beyond_help(s: Setting, why: str) -> None:
         s.submit(a_row(99))
     with pytest.raises(Failed, match="the engine has stopped"):
         s.engine.probe()
-    s.engine.check_pulse()  # has no effect
+    s.engine.check_pulse()  # changes nothing
     assert s.engine.wait_idle(0)
     assert s.places.taken == 0

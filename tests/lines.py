@@ -217,7 +217,7 @@ class Line:
         return batch
 
     def end(self) -> list[Task]:
-        """End the pass."""
+        """The pass has ended."""
         assert self._began is not None, "no pass has begun"
         (batch, began), self._began = self._began, None
         if batch:
