@@ -218,7 +218,7 @@ def test_a_damaged_entry_is_made_again(
     [entry] = entries(filled)
     damage(entry)
     assert torch.equal(output(converted(denoiser(Small(), described()), filled)), expected)
-    assert warnings(caplog) == ["a converted model in the cache is damaged, and is made again"]
+    assert warnings(caplog) == ["a converted model in the cache is damaged, and is converted again"]
     assert entries(filled) == [entry]
     assert leftovers(filled) == []
     converted(denoiser(CannotBeConverted(), described()), filled)

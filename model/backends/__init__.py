@@ -2,6 +2,6 @@
 
 import sys
 
-# Importing OpenVINO sends usage statistics to its makers. Without this module of theirs it cannot.
+# Importing OpenVINO sends usage statistics to its makers, unless it cannot import this module of theirs.
 if "openvino_telemetry" not in sys.modules:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

@@ -135,9 +135,9 @@ def converted(network: Network, cache_dir: Path | None) -> ov.Model:
             if cached is not None:
                 return cached
             _remove(entry)
-            log.warning("a converted model in the cache is damaged, and is made again")
+            log.warning("a converted model in the cache is damaged, and is converted again")
     except OSError as error:
-        log.warning("a converted model in the cache is of no use, and every start converts it again: %s", error)
+        log.warning("a converted model cannot be read from the cache, and every start converts it again: %s", error)
         return convert(network)
     model = convert(network)
     try:
