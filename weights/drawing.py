@@ -135,9 +135,9 @@ def by_class(pixels: UInt8, classes: int, columns: int) -> UInt8:
     return sheet(first.swapaxes(0, 1))
 
 
-def sheet(rows: UInt8) -> UInt8:
+def sheet(lines: UInt8) -> UInt8:
     """Join images [lines, columns, H, W] or [lines, columns, H, W, 3] into one picture."""
-    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+    return np.concatenate([np.concatenate(list(line), axis=1) for line in lines])
 
 
 def save(path: Path, pixels: UInt8, enlarged: int = 1) -> None:

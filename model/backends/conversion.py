@@ -92,8 +92,8 @@ def _rewrite_group_norms(model: ov.Model) -> None:
         _, channels, height, width = (d.get_max_length() for d in x.get_partial_shape())
         groups, eps = node.get_attributes()["num_groups"], node.get_attributes()["epsilon"]
 
-        rows = ops.reshape(x, np.array([0, groups, -1]), special_zero=True)
-        normal = ops.mvn(rows, np.array([2]), normalize_variance=True, eps=eps, eps_mode="inside_sqrt")
+        grouped = ops.reshape(x, np.array([0, groups, -1]), special_zero=True)
+        normal = ops.mvn(grouped, np.array([2]), normalize_variance=True, eps=eps, eps_mode="inside_sqrt")
         normal = ops.reshape(normal, np.array([0, channels, height, width]), special_zero=True)
         if height * width <= _FEW_PIXELS:
             _scale_channels_last(node, normal, weight, bias)

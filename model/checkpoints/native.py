@@ -91,10 +91,10 @@ def save(network: nn.Module, autoencoder: nn.Module | None, config: ModelConfig,
         whole = Path(work) / folder.name
         whole.mkdir()
         (whole / CONFIG).write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True), indent=2) + "\n")
-        for name, part in ((WEIGHTS, network), (AUTOENCODER, autoencoder)):
+        for name, module in ((WEIGHTS, network), (AUTOENCODER, autoencoder)):
             try:
-                if part is not None:
-                    save_file(part.state_dict(), whole / name)
+                if module is not None:
+                    save_file(module.state_dict(), whole / name)
             except SafetensorError as error:
                 raise OSError(f"{folder / name} cannot be written: {error}") from error
         whole.replace(folder)

@@ -62,9 +62,9 @@ def load_strictly(
         CheckpointError: naming the file, the key and what was expected. Nothing has been allocated then.
     """
     expected = {
-        part.key: _Part(key, n, part.shape)
+        stored.key: _Place(key, n, stored.shape)
         for key, parameter in network.state_dict().items()
-        for n, part in enumerate(naming.stored(key, tuple(parameter.shape)))
+        for n, stored in enumerate(naming.stored(key, tuple(parameter.shape)))
     }
     opened = {path: _open(path, root, allow_pickle) for path in files}
     found = _matched(opened, expected, naming.canonical, config)
@@ -74,13 +74,12 @@ def load_strictly(
     with torch.no_grad():
         for path in files:
             for key, tensor in opened.pop(path).read(list(found[path])):
-                part = found[path][key]
-                rows = part.shape[0]
-                place = parameters[part.parameter].narrow(0, part.n * rows, rows)
-                place.copy_(tensor.reshape(place.shape))
+                parameter, n, shape = found[path][key]
+                target = parameters[parameter].narrow(0, n * shape[0], shape[0])
+                target.copy_(tensor.reshape(target.shape))
 
 
-class _Part(NamedTuple):
+class _Place(NamedTuple):
     """The place of a file's tensor: the n-th part of a parameter along the first dimension."""
 
     parameter: str
@@ -90,12 +89,12 @@ class _Part(NamedTuple):
 
 def _matched(
     opened: Mapping[Path, _TensorFile],
-    expected: Mapping[str, _Part],
+    expected: Mapping[str, _Place],
     canonical: Callable[[str], str | None],
     config: str,
-) -> dict[Path, dict[str, _Part]]:
+) -> dict[Path, dict[str, _Place]]:
     """The place of each key, by file. The files must have every expected tensor once, and no others."""
-    found: dict[Path, dict[str, _Part]] = {path: {} for path in opened}
+    found: dict[Path, dict[str, _Place]] = {path: {} for path in opened}
     seen: dict[str, str] = {}
     for path, file in opened.items():
         for raw_key, shape in file.shapes.items():
@@ -112,10 +111,10 @@ def _matched(
                 )
             seen[key] = f"{path.name} has as {shown(raw_key)}"
             found[path][raw_key] = expected[key]
-    for key, part in expected.items():
+    for key, place in expected.items():
         if key not in seen:
             [*others, last] = opened
-            raise CheckpointError(last.parent if others else last, f"lacks the key {key}, {list(part.shape)}")
+            raise CheckpointError(last.parent if others else last, f"lacks the key {key}, {list(place.shape)}")
     return found
 
 
