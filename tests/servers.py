@@ -156,9 +156,9 @@ class ServerProcess(Reachable):
     """A server that starts or runs.
 
     Args:
-        key: the clients' API key.
-        settings: by name, without STEPWISE_.
-        program: the module to run.
+        key: that its clients send.
+        settings: names are those of API.md.
+        program: the module that is run.
 
     Attributes:
         lines: its log so far.
@@ -225,7 +225,7 @@ class ServerProcess(Reachable):
 
 @contextmanager
 def serving(key: str | None = None, program: str = "service", **settings: object) -> Iterator[ServerProcess]:
-    """Start a server. At the end, send SIGTERM unless it has ended. Its exit code must be 0.
+    """Start a server; at the end send it SIGTERM, unless it is over: its exit code must be 0.
 
     Yields at once, so that several can start in parallel. `url` and `client` wait until it is ready.
     """
