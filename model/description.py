@@ -23,7 +23,7 @@ class Distilled:
 
 
 @dataclass(frozen=True, slots=True)
-class FirstStageDescription:
+class VAEDescription:
     """The VAE of latent diffusion.
 
     Attributes:
@@ -56,7 +56,7 @@ class ModelDescription:
         class_names: one for each class, or empty.
         num_parameters: of the U-Net.
         distilled: the settings that the weights allow; None allows all.
-        first_stage: the VAE; None if the U-Net denoises images.
+        vae: the VAE; None if the U-Net denoises images.
         declared_name: the model's name in the weights' config; None if it has none.
     """
 
@@ -74,7 +74,7 @@ class ModelDescription:
     schedule: Schedule
     recommended: Recommended
     distilled: Distilled | None = None
-    first_stage: FirstStageDescription | None = None
+    vae: VAEDescription | None = None
     declared_name: str | None = None
 
     @property

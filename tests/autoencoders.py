@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from model.description import FirstStageDescription, ModelDescription
+from model.description import ModelDescription, VAEDescription
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.rows import Image
 from tests.networks import fill
@@ -38,7 +38,7 @@ def latent_description(
     return replace(
         description_of(nn.Identity(), (config.channels, *sides), digest=digest),
         image_shape=image_shape,
-        first_stage=FirstStageDescription(config.kind, config.factor, config.scaling_factor, num_parameters=1),
+        vae=VAEDescription(config.kind, config.factor, config.scaling_factor, num_parameters=1),
     )
 
 

@@ -23,7 +23,7 @@ SIZES: Json = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
-FIRST_STAGE_SIZES: Json = {
+VAE_SIZES: Json = {
     "block_out_channels": (8, 12),
     "norm_num_groups": 4,
     "latent_channels": 3,
@@ -41,7 +41,7 @@ def small_unet(seed: int = 0, gain: float = 0.5, **changes: object) -> Any:
 
 def small_autoencoder(kind: Any = VQModel, seed: int = 1, **changes: object) -> Any:
     """A VQModel or an AutoencoderKL with random weights that float16 represents exactly."""
-    fields = {**FIRST_STAGE_SIZES, **({"num_vq_embeddings": 32} if kind is VQModel else {}), **changes}
+    fields = {**VAE_SIZES, **({"num_vq_embeddings": 32} if kind is VQModel else {}), **changes}
     levels = len(fields["block_out_channels"])
     network = kind(
         **fields, down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels

@@ -115,7 +115,7 @@ def fake_latents() -> Iterator[LatentServer]:
 @pytest.fixture
 def latents(fake_latents: LatentServer) -> Iterator[LatentServer]:
     """A server in this process whose passes and VAE a test can hold. At the end it must be idle."""
-    fake_latents.first_stage.calls.clear()
+    fake_latents.vae.calls.clear()
     yield fake_latents
-    fake_latents.first_stage.let_go()
+    fake_latents.vae.let_go()
     assert fake_latents.engine.wait_idle(PATIENCE)

@@ -212,7 +212,7 @@ class Call(NamedTuple):
     seeds: list[int]
 
 
-class FakeFirstStage:
+class FakeVAE:
     """A fake VAE: decoding adds a half to the steps, encoding subtracts it. Records calls that break the protocol.
 
     Attributes:
@@ -434,10 +434,10 @@ class Setting(NamedTuple):
     clock: FakeClock
     observer: Recorder
     places: Places
-    decoder: FakeFirstStage | None = None
+    decoder: FakeVAE | None = None
 
     @property
-    def first_stage(self) -> FakeFirstStage:
+    def vae(self) -> FakeVAE:
         assert self.decoder is not None
         return self.decoder
 
@@ -464,7 +464,7 @@ class Setting(NamedTuple):
 
     def settle_decoding(self) -> None:
         """Wait until all started batches have ended, if there were no direct calls."""
-        told, calls = self.observer, self.first_stage.calls
+        told, calls = self.observer, self.vae.calls
         with told.told_of_pass:
             over = told.told_of_pass.wait_for(lambda: len(told.batches) + told.failed_batches >= len(calls), PATIENCE)
         assert over, "a batch does not end"
@@ -517,9 +517,9 @@ def a_setting(
 ) -> Setting:
     """An engine that has not started. With `decode_seconds` it has a fake VAE."""
     places, told, clock = Places(max_queue), observer or Recorder(), runner.clock
-    first_stage = FakeFirstStage(decode_seconds, clock) if decode_seconds else None
-    engine = Engine(runner, a_row(PROBE_SEED), places, told, clock, first_stage=first_stage)
-    return Setting(engine, runner, clock, told, places, first_stage)
+    vae = FakeVAE(decode_seconds, clock) if decode_seconds else None
+    engine = Engine(runner, a_row(PROBE_SEED), places, told, clock, first_stage=vae)
+    return Setting(engine, runner, clock, told, places, vae)
 
 
 @contextmanager
@@ -564,7 +564,7 @@ def warm_latent(
         yield s
 
 
-def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeFirstStage, fault: str) -> None:
+def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeVAE, fault: str) -> None:
     """After a failed request, the probe decides whether the engine has failed."""
     setattr(faulty, fault, {PROBE_SEED, 1})
     assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
@@ -582,7 +582,7 @@ def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeFirstStage, faul
     assert status_of(s.engine) == "ready"
 
 
-def check_that_it_gives_up(s: Setting, faulty: FakeRunner | FakeFirstStage, fault: str) -> None:
+def check_that_it_gives_up(s: Setting, faulty: FakeRunner | FakeVAE, fault: str) -> None:
     """The engine gives up after five failed probes in a row, if nothing succeeds in between."""
     setattr(faulty, fault, {PROBE_SEED, 1})
     assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)

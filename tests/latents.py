@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from model.description import FirstStageDescription
+from model.description import VAEDescription
 from model.rows import Image, Row
-from tests.engines import FakeFirstStage, FakeRunner
+from tests.engines import FakeRunner, FakeVAE
 from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints
 from tests.servers import PATIENCE
 
@@ -43,7 +43,7 @@ def rough(latents: Image) -> Image:
     return enlarged(-latents)
 
 
-class Enlarging(FakeFirstStage):
+class Enlarging(FakeVAE):
     """A fake VAE that computes `decoded` and `encoded`."""
 
     def decode(self, latents: Sequence[Image]) -> list[Image]:
@@ -70,7 +70,7 @@ class Remembering(FakeRunner):
 
 LATENT = replace(
     SERVED,
-    model=replace(MODEL, image_shape=(3, 2, 4), first_stage=FirstStageDescription("kl", 2, 0.5, 7)),
+    model=replace(MODEL, image_shape=(3, 2, 4), vae=VAEDescription("kl", 2, 0.5, 7)),
     preview=rough,
 )
 
@@ -84,13 +84,13 @@ class LatentServer(FakeServer):
 
     def __init__(self, pass_s: float = 1.0, **settings: Any) -> None:
         self.remembering = Remembering(pass_s)
-        self.first_stage = Enlarging({1: 1.0, 4: 2.0}, self.remembering.clock)
-        super().__init__(self.remembering, LATENT, self.first_stage, **settings)
+        self.vae = Enlarging({1: 1.0, 4: 2.0}, self.remembering.clock)
+        super().__init__(self.remembering, LATENT, self.vae, **settings)
 
     def stop(self) -> None:
-        self.first_stage.let_go()
+        self.vae.let_go()
         super().stop()
-        assert self.first_stage.complaints == []
+        assert self.vae.complaints == []
 
     @property
     def row(self) -> Row:
@@ -103,5 +103,5 @@ def serving_latents(pass_s: float = 1.0, **settings: Any) -> Iterator[LatentServ
     server = LatentServer(pass_s, **settings)
     with no_complaints(), locally(server):
         assert server.engine.wait_loaded(PATIENCE)
-        server.first_stage.calls.clear()
+        server.vae.calls.clear()
         yield server

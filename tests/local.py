@@ -87,14 +87,14 @@ class FakeServer(LocalServer):
         self,
         runner: FakeRunner | None = None,
         served: Served = SERVED,
-        first_stage: FirstStage | None = None,
+        vae: FirstStage | None = None,
         **settings: Any,
     ) -> None:
         self.runner = runner or FakeRunner({1: 1.0, 2: 1.0, 4: 1.0})
         read = Settings(port=0, **settings)
         metrics = Metrics()
         places = Places(read.max_queue, max(1, len(read.api_keys)))
-        engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock, first_stage=first_stage)
+        engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock, first_stage=vae)
         metrics.watch(engine, served)
         super().__init__(engine, served, read, metrics)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # for tests of slow readers

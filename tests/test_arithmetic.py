@@ -105,12 +105,10 @@ def networks() -> float:
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
-    first_stage = Autoencoder(
-        AutoencoderConfig(kind="kl", latent_channels=3, block_out_channels=(8, 12), norm_num_groups=4)
-    )
-    filled(first_stage)
+    vae = Autoencoder(AutoencoderConfig(kind="kl", latent_channels=3, block_out_channels=(8, 12), norm_num_groups=4))
+    filled(vae)
     x = waves(2, 3, 8, 8)
-    outputs = [filled(skeleton)(x, t, labels), filled(UNet2D(blocks))(x, t), first_stage.encode(x)]
+    outputs = [filled(skeleton)(x, t, labels), filled(UNet2D(blocks))(x, t), vae.encode(x)]
     return weighed(torch.cat([out.flatten() for out in outputs]))
 
 

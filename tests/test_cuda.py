@@ -22,8 +22,7 @@ from torch.utils._pytree import tree_leaves
 from model.backends import cuda
 from model.backends.backend import Precision
 from model.backends.cuda import CudaBackend
-from model.backends.padded import PaddedBackend
-from model.first_stage import choose_first_stage
+from model.backends.torch_cpu import TorchCPUBackend
 from model.nets.autoencoder import Autoencoder
 from model.nets.unet2d import UNet2D, UNet2DConfig
 from model.rows import Forward, Reading, Row
@@ -31,6 +30,7 @@ from model.runner import SlotRunner
 from model.samplers import Column, denoise_table, sample_table
 from model.schedule import Schedule
 from model.update import update
+from model.vae import choose_vae
 from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
 from tests.trajectories import CPU, forwards, small_network, trajectory
 
@@ -496,7 +496,7 @@ def same(a: Reading, b: Reading) -> bool:
 @pytest.mark.cuda
 def test_predictions_are_near_those_of_the_cpu(backend: CudaBackend) -> None:
     rows = inputs(WIDTH)
-    exact = PaddedBackend(small_network(), SHAPE, "float32", WIDTH).start(*rows)()
+    exact = TorchCPUBackend(small_network(), SHAPE, "float32", WIDTH).start(*rows)()
     out = predicted(backend, rows)
     assert out.dtype == torch.float32
     error = (out - exact).abs().max() / exact.abs().max()
@@ -541,12 +541,12 @@ def test_latents_have_the_image_of_the_cpu_in_any_company(
 ) -> None:
     """Also on another thread while passes run here: the VAE has its own stream."""
     model = latent_description(autoencoder, SHAPE)
-    first_stage = choose_first_stage(copy.deepcopy(autoencoder), model, gpu, precision, 1, None)
-    width = first_stage.widths[-1]
-    assert first_stage.reproducible
+    vae = choose_vae(copy.deepcopy(autoencoder), model, gpu, precision, 1, None)
+    width = vae.widths[-1]
+    assert vae.reproducible
     latents = random_images(width, model.sample_shape)
     exact = autoencoder.decode(torch.tensor(np.stack(latents)))
-    alone = [first_stage.decode([one])[0] for one in latents]
+    alone = [vae.decode([one])[0] for one in latents]
     error = (torch.tensor(np.stack(alone)) - exact).abs().max() / exact.abs().max()
     if precision == "float32":
         assert error < 1e-4
@@ -558,13 +558,13 @@ def test_latents_have_the_image_of_the_cpu_in_any_company(
     with ThreadPoolExecutor(1) as pool:
         for turn in range(width):
             order = [(turn + i) % width for i in range(width)]
-            crowd = pool.submit(first_stage.decode, [latents[i] for i in order])
+            crowd = pool.submit(vae.decode, [latents[i] for i in order])
             assert torch.equal(predicted(denoises, inputs(WIDTH)), expected)
             assert all(np.array_equal(image, alone[i]) for image, i in zip(crowd.result(), order, strict=True))
 
     [image] = random_images(1, SHAPE)
     [exact] = autoencoder.encode(torch.tensor(image)[None])
-    assert (torch.from_numpy(first_stage.encode(image)) - exact).abs().max() < 0.1 * exact.abs().max()
+    assert (torch.from_numpy(vae.encode(image)) - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 class Hungry(nn.Module):

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.backends.padded import PaddedBackend
+from model.backends.torch_cpu import TorchCPUBackend
 from model.checkpoints.config import ModelConfig
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, find, load
@@ -865,7 +865,7 @@ SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmpp_2m": DPMSolverM
 def our_steps(checkpoint: Checkpoint, sampler: str, labels: bool) -> Tensor:
     """Images and estimates of x_0 after each step, [N, 2, rows, C, H, W]."""
     description = checkpoint.description
-    backend = PaddedBackend(checkpoint.network, description.sample_shape, "float32", len(SEEDS))
+    backend = TorchCPUBackend(checkpoint.network, description.sample_shape, "float32", len(SEEDS))
     runner = SlotRunner(backend, description.sample_shape, no_label=0, slots=len(SEEDS))
     table = sample_table(description.schedule, sampler, N)
     slots = [

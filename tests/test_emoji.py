@@ -285,9 +285,9 @@ def test_both_trainings_go_on_after_a_break(recipe: Callable[[str], Path], monke
     monkeypatch.setattr(descent, "CHECKPOINT_EVERY", 4)
     whole, broken = recipe("whole"), recipe("broken")
     train_both(whole, monkeypatch)
-    network, first_stage = load(whole).network, load_autoencoder(whole)
+    network, vae = load(whole).network, load_autoencoder(whole)
     assert all(parameter.isfinite().all() for parameter in network.parameters())
-    latents = autoencode.encoded(first_stage, data.load(whole / "work" / "tiny.npz").train_x)
+    latents = autoencode.encoded(vae, data.load(whole / "work" / "tiny.npz").train_x)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(2), rtol=0, atol=1e-5)
 
     for stage, drawn, written in (
@@ -352,10 +352,10 @@ def test_latents_are_drawn_along_their_steps_and_decoded(trained: Path) -> None:
 
 @torch.inference_mode()
 def test_reconstructions_are_those_of_the_autoencoder(trained: Path) -> None:
-    by, first_stage, x = drawing.pen(trained, "float32"), load_autoencoder(trained), images(20)
-    assert by.first_stage is not None
-    expected = drawing.to_pixels(first_stage.decode(first_stage.encode(x)).numpy())
-    found = drawing.reconstructed(by.first_stage, x)
+    by, vae, x = drawing.pen(trained, "float32"), load_autoencoder(trained), images(20)
+    assert by.vae is not None
+    expected = drawing.to_pixels(vae.decode(vae.encode(x)).numpy())
+    found = drawing.reconstructed(by.vae, x)
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 

@@ -432,7 +432,7 @@ def test_unet_2d_configs_refused(tmp_path: Path, config: dict[str, Any], message
     assert refusal(tmp_path) == f"{CONFIG}: {message}"
 
 
-def test_a_first_stage_that_the_config_does_not_know_is_named(bare: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_vae_that_the_config_does_not_know_is_named(bare: Path, caplog: pytest.LogCaptureFixture) -> None:
     (bare / "autoencoder.safetensors").write_bytes(b"never opened")
     load(bare)
     assert caplog.messages == [f"{bare.name}: autoencoder.safetensors is not used: config.json has no autoencoder"]

@@ -216,7 +216,7 @@ def test_a_png_shows_the_noisy_latents(latents: LatentServer, value_range: int) 
         (png(PIXELS), encoded(VALUES), ["encode", "decode"]),
         (write_npy(LATENTS), LATENTS, ["decode"]),
     ):
-        latents.first_stage.calls.clear()
+        latents.vae.calls.clear()
         response = post(latents, image, timestep=900, seed=20, value_range=value_range)
         shown = decoded(noisy_latents(clean, 900, 20))
         read = read_png16(response.content) * value_range
@@ -237,20 +237,20 @@ def test_what_is_refused_is_not_encoded(latents: LatentServer) -> None:
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 def test_nothing_is_done_for_a_client_that_has_left(latents: LatentServer, stage: str) -> None:
     left = latents.metric("stepwise_requests_total", endpoint="/noise", code="499")
-    latents.first_stage.hold()
+    latents.vae.hold()
     with upload(latents, "/noise"):
-        while latents.first_stage.next_call().name != stage:
+        while latents.vae.next_call().name != stage:
             pass
     latents.wait_for_metric("stepwise_requests_total", lambda n: n == left + 1, endpoint="/noise", code="499")
-    latents.first_stage.let_go()
+    latents.vae.let_go()
     assert post(latents, write_npy(LATENTS), timestep=400).status_code == 200
     assert calls(latents) == {"encode": ["encode", "decode"], "decode": ["encode", "decode", "decode"]}[stage]
 
 
 def test_encoding_that_fails_or_takes_too_long_is_told() -> None:
     with serving_latents(timeout=0.5) as server:
-        server.first_stage.faults = 1
+        server.vae.faults = 1
         assert "could not be encoded" in problem(post(server, png(PIXELS), timestep=5), 500)["detail"]
-        server.first_stage.hold()
+        server.vae.hold()
         assert problem(post(server, png(PIXELS), timestep=5), 504)["detail"] == "not done within 0.5 s"
         assert problem(post(server, write_npy(LATENTS), timestep=5), 504)["detail"] == "not done within 0.5 s"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from model.backends.backend import Backend, Precision
-from model.backends.padded import PaddedBackend
+from model.backends.torch_cpu import TorchCPUBackend
 from model.description import ModelDescription, Recommended
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D
@@ -41,7 +41,7 @@ def runner_of(
     slots: int = 8,
     precision: Precision = "float32",
 ) -> SlotRunner:
-    return runner_on(PaddedBackend(network, image_shape, precision, width), image_shape, slots)
+    return runner_on(TorchCPUBackend(network, image_shape, precision, width), image_shape, slots)
 
 
 def runner_on(backend: Backend, image_shape: tuple[int, int, int], slots: int) -> SlotRunner:

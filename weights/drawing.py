@@ -17,10 +17,10 @@ from model.backends.network import denoiser
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.description import ModelDescription, Recommended
-from model.first_stage import choose_first_stage
 from model.rows import FirstStage, Forward, Image, Row
 from model.runner import SlotRunner
 from model.samplers import sample_table
+from model.vae import choose_vae
 from service.config import available_cores
 from service.http.codecs import UInt8, to_uint8
 
@@ -32,13 +32,13 @@ class Pen:
     """Loaded weights and their backends.
 
     Attributes:
-        first_stage: the VAE, for latent diffusion.
+        vae: the VAE, for latent diffusion.
         classes: the number of classes. Image i has the label i % classes.
     """
 
     backend: Backend
     model: ModelDescription
-    first_stage: FirstStage | None
+    vae: FirstStage | None
     classes: int
     no_label: int
 
@@ -55,10 +55,10 @@ def pen(folder: Path, precision: Choice) -> Pen:
         raise CheckpointError(folder, "num_classes: must be there, and the network know images without a label")
     how = torch.device("cpu"), precision, available_cores()
     backend = choose(denoiser(checkpoint.network, model), *how, WIDTH, cache_dir=None)
-    first_stage = None
+    vae = None
     if checkpoint.autoencoder is not None:
-        first_stage = choose_first_stage(checkpoint.autoencoder, model, *how, cache_dir=None)
-    return Pen(backend, model, first_stage, model.num_classes, model.no_label)
+        vae = choose_vae(checkpoint.autoencoder, model, *how, cache_dir=None)
+    return Pen(backend, model, vae, model.num_classes, model.no_label)
 
 
 def draw(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
@@ -78,10 +78,10 @@ def draw_along(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
     return np.stack([np.concatenate(parts) for parts in images])
 
 
-def reconstructed(first_stage: FirstStage, x: Tensor) -> UInt8:
+def reconstructed(vae: FirstStage, x: Tensor) -> UInt8:
     """Encode and decode images [N, C, H, W], and return the pixels."""
     images = tqdm(x.numpy(), desc="encoding", unit="image")
-    return _decoded(first_stage, [first_stage.encode(image) for image in images])
+    return _decoded(vae, [vae.encode(image) for image in images])
 
 
 class _At(NamedTuple):
@@ -114,12 +114,12 @@ def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_A
 
 def _pixels(by: Pen, at: _At) -> UInt8:
     samples = [at.runner.read(slot).x for slot in at.slots]
-    return to_pixels(samples) if by.first_stage is None else _decoded(by.first_stage, samples)
+    return to_pixels(samples) if by.vae is None else _decoded(by.vae, samples)
 
 
-def _decoded(first_stage: FirstStage, latents: list[Image]) -> UInt8:
-    most = first_stage.widths[-1]
-    parts = [first_stage.decode(latents[first : first + most]) for first in range(0, len(latents), most)]
+def _decoded(vae: FirstStage, latents: list[Image]) -> UInt8:
+    most = vae.widths[-1]
+    parts = [vae.decode(latents[first : first + most]) for first in range(0, len(latents), most)]
     return to_pixels([image for part in parts for image in part])
 
 

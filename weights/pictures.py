@@ -60,11 +60,11 @@ def beside_nearest(by: Pen, split: data.Split) -> UInt8:
 
 def beside_reconstructions(by: Pen, split: data.Split) -> UInt8:
     """One line for each class: the first held-out images, each to the left of its reconstruction."""
-    assert by.first_stage is not None
+    assert by.vae is not None
     of_class = [(split.held_out_y == label).nonzero()[:PAIRS, 0] for label in range(by.classes)]
     columns = min(map(len, of_class))
     chosen = split.held_out_x[torch.stack([which[:columns] for which in of_class], dim=1).flatten()]
-    return pairs(to_pixels(chosen.numpy()), reconstructed(by.first_stage, chosen), by.classes)
+    return pairs(to_pixels(chosen.numpy()), reconstructed(by.vae, chosen), by.classes)
 
 
 def pairs(left: UInt8, right: UInt8, classes: int) -> UInt8:
@@ -134,7 +134,7 @@ def draw_alone(by: Pen, split: data.Split, target: Path) -> None:
     name = by.model.name
     save(target / f"{name}.png", of_each_class(by), ENLARGED)
     save(target / f"{name}-neighbours.png", beside_nearest(by, split), ENLARGED)
-    if by.first_stage is not None:
+    if by.vae is not None:
         save(target / f"{name}-reconstructions.png", beside_reconstructions(by, split), ENLARGED)
 
 

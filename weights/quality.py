@@ -138,8 +138,8 @@ def main() -> None:
         f"{len(split.held_out_x):,} held-out images: accuracy {held.accuracy:.1%}, nearest {held.nearest:.2f}, "
         f"halves {held.halves:.2f} apart in features"
     )
-    if by.first_stage is not None:
-        levels, decibels, in_features = held.compare_reconstructed(reconstructed(by.first_stage, split.held_out_x))
+    if by.vae is not None:
+        levels, decibels, in_features = held.compare_reconstructed(reconstructed(by.vae, split.held_out_x))
         print(
             f"through the autoencoder and back: {levels:.2f} of 255 levels off, PSNR {decibels:.1f} dB, "
             f"{in_features:.2f} halves from themselves in features"

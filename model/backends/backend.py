@@ -53,7 +53,7 @@ class Backend(Protocol):
 Pass = Callable[[Tensor, Tensor, Tensor], Tensor]  # x, timesteps, labels → predictions
 
 
-def keeps_rows_apart(
+def is_batch_invariant(
     together: Pass, alone: Pass, rows: int, sample_shape: tuple[int, int, int], device: torch.device
 ) -> bool:
     """Whether each row of a pass of `rows` has the same bits as in a pass of its own."""

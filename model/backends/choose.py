@@ -11,13 +11,13 @@ from model.backends.backend import Backend, Precision
 from model.backends.cuda import CudaBackend
 from model.backends.memory import available
 from model.backends.network import Network
-from model.backends.padded import PaddedBackend
+from model.backends.torch_cpu import TorchCPUBackend
 
 log = logging.getLogger(__name__)
 
 BFLOAT16_CAPABILITY = (8, 0)  # the first CUDA compute capability with bfloat16 instructions (Ampere)
 
-Kind = Literal["cuda", "openvino", "padded"]
+Kind = Literal["cuda", "openvino", "torch_cpu"]
 Choice = Precision | Literal["auto"]
 
 
@@ -47,7 +47,7 @@ def choose(
     if find_spec("openvino") is None:
         log.warning("OpenVINO is not installed, so torch computes, several times slower: pip install 'stepwise[cpu]'")
         chosen = "float32" if precision == "auto" else precision
-        return PaddedBackend(module, shape, chosen, max_batch or default_width(network, "padded"))
+        return TorchCPUBackend(module, shape, chosen, max_batch or default_width(network, "torch_cpu"))
 
     from model.backends.conversion import converted
     from model.backends.openvino import OpenVINOBackend, computes_bfloat16
@@ -55,7 +55,7 @@ def choose(
     native = computes_bfloat16()
     if precision == "bfloat16" and not native:
         log.warning("this processor has no instructions for bfloat16, so torch computes it, slowly")
-        return PaddedBackend(module, shape, precision, max_batch or default_width(network, "padded"))
+        return TorchCPUBackend(module, shape, precision, max_batch or default_width(network, "torch_cpu"))
     chosen = ("bfloat16" if native else "float32") if precision == "auto" else precision
     # Torch has little left to do, and its threads would compete with OpenVINO's. Besides, the table of time embeddings
     # in a converted model must not depend on the number of threads.
@@ -81,6 +81,6 @@ def default_width(network: Network, kind: Kind) -> int:
     denoises = network.name == "denoiser"
     if kind == "cuda":
         return 32 if denoises else 4
-    if kind == "padded":
+    if kind == "torch_cpu":
         return 8 if denoises and network.work <= 1e10 else 1
     return 16 if network.work <= 2e9 else max(1, min(8, int(1.5e11 / network.work)))

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from model.backends.backend import Precision, keeps_rows_apart, processor
+from model.backends.backend import Precision, is_batch_invariant, processor
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class CudaBackend:
         torch.backends.cudnn.deterministic = True
         self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._graph = self._widest(max_batch)
-        self.reproducible = keeps_rows_apart(self._graph.run, self._graph.run, self._width, sample_shape, device)
+        self.reproducible = is_batch_invariant(self._graph.run, self._graph.run, self._width, sample_shape, device)
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.backends.backend import Precision, keeps_rows_apart, processor
+from model.backends.backend import Precision, is_batch_invariant, processor
 from model.backends.memory import resident
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class OpenVINOBackend:
                 return
             parts = 2 if self._threads % 2 == 0 else 1
             together, alone = _Request(self._compile(size // parts, parts), parts), _Request(self._size_1, parts=1)
-            if keeps_rows_apart(together.run, alone.run, size, self._sample_shape, self.device):
+            if is_batch_invariant(together.run, alone.run, size, self._sample_shape, self.device):
                 self._requests[size] = together
                 self._refused.remove(size)
             else:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
 
 from model.checkpoints.errors import shown
-from model.description import Distilled, FirstStageDescription, ModelDescription, Recommended
+from model.description import Distilled, ModelDescription, Recommended, VAEDescription
 from model.nets.autoencoder import AutoencoderConfig
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
@@ -182,15 +182,15 @@ class ModelConfig(BaseModel):
             schedule=self.schedule,
             recommended=self.recommended_settings,
             distilled=Distilled(**self.distilled.model_dump()) if self.distilled else None,
-            first_stage=self._first_stage(autoencoder),
+            vae=self._vae(autoencoder),
             declared_name=self.name or None,
         )
 
-    def _first_stage(self, autoencoder: nn.Module | None) -> FirstStageDescription | None:
+    def _vae(self, autoencoder: nn.Module | None) -> VAEDescription | None:
         if self.autoencoder is None or autoencoder is None:
             return None
         known = self.autoencoder
-        return FirstStageDescription(known.kind, known.factor, known.scaling_factor, _parameters(autoencoder))
+        return VAEDescription(known.kind, known.factor, known.scaling_factor, _parameters(autoencoder))
 
 
 def _parameters(network: nn.Module) -> int:

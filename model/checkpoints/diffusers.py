@@ -25,7 +25,7 @@ CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 
 _UNETS = ("unet", "unet_ema")
-_FIRST_STAGES = ("vqvae", "vae")
+_VAES = ("vqvae", "vae")
 # Libraries of classes that diffusers' parts have, or are wrapped in by torch.compile or parallel training.
 _LIBRARIES = ("diffusers", "torch", "accelerate", "deepspeed")
 _TRAINING_CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -51,11 +51,11 @@ def find(path: Path) -> Source | None:
         scheduler = DEFAULT_SCHEDULER
     else:
         scheduler = read_scheduler(layout.scheduler, _config(layout, layout.scheduler, "scheduler"))
-    first_stage = None
-    if layout.first_stage is not None:
-        first_stage_path = layout.first_stage / CONFIG
-        first_stage = read_autoencoder(first_stage_path, _config(layout, first_stage_path, layout.first_stage.name))
-    config = read_unet(config_path, _config(layout, config_path, "unet"), scheduler, first_stage)
+    vae = None
+    if layout.vae is not None:
+        vae_path = layout.vae / CONFIG
+        vae = read_autoencoder(vae_path, _config(layout, vae_path, layout.vae.name))
+    config = read_unet(config_path, _config(layout, config_path, "unet"), scheduler, vae)
     if layout.unused:
         log.warning("%s: not used: %s", layout.name, listed(layout.unused, most=10))
     return Source(
@@ -63,7 +63,7 @@ def find(path: Path) -> Source | None:
         root=root,
         config=config,
         network=_part(layout, layout.unet),
-        autoencoder=None if layout.first_stage is None else _part(layout, layout.first_stage),
+        autoencoder=None if layout.vae is None else _part(layout, layout.vae),
     )
 
 
@@ -79,7 +79,7 @@ class _Layout(NamedTuple):
         root: the outermost folder.
         pipeline: the folder of all parts: the root, or a checkpoint-N in it.
         unet: the U-Net's folder.
-        first_stage: the VAE's folder, if any.
+        vae: the VAE's folder, if any.
         scheduler: the scheduler's config, if any.
         classes: {"_class_name": …} for each part in model_index.json whose class is diffusers' own, by the part's name.
         named: the file of weights that the user named, if any.
@@ -88,7 +88,7 @@ class _Layout(NamedTuple):
     root: Path
     pipeline: Path
     unet: Path
-    first_stage: Path | None
+    vae: Path | None
     scheduler: Path | None
     classes: dict[str, dict[str, Any]]
     named: Path | None
@@ -105,7 +105,7 @@ class _Layout(NamedTuple):
     @property
     def unused(self) -> list[Path]:
         """Other parts' configs and LoRA weights in the pipeline's folder, relative to it."""
-        used = {self.unet / CONFIG, self.scheduler, *([self.first_stage / CONFIG] if self.first_stage else [])}
+        used = {self.unet / CONFIG, self.scheduler, *([self.vae / CONFIG] if self.vae else [])}
         patterns = ("*config.json", "*lora*.safetensors")
         found = {file for name in patterns for place in (name, f"*/{name}") for file in self.pipeline.glob(place)}
         return sorted(file.relative_to(self.pipeline) for file in found - used)
@@ -113,7 +113,7 @@ class _Layout(NamedTuple):
 
 def _layout(path: Path) -> _Layout | None:
     folder = (path if path.is_dir() else path.parent).absolute()
-    if folder.name in _FIRST_STAGES and (folder.parent / MODEL_INDEX).is_file():
+    if folder.name in _VAES and (folder.parent / MODEL_INDEX).is_file():
         folder = folder.parent  # a VAE alone is not a checkpoint
     pipeline = folder.parent if folder.name in _UNETS else folder
     root = pipeline.parent if _TRAINING_CHECKPOINT.fullmatch(pipeline.name) else pipeline
@@ -142,7 +142,7 @@ def _layout(path: Path) -> _Layout | None:
         root=root,
         pipeline=pipeline,
         unet=unet,
-        first_stage=_first_stage(pipeline, root, index, classes),
+        vae=_vae(pipeline, root, index, classes),
         scheduler=next((file for file in schedulers if file.is_file()), None),
         classes=classes,
         named=path.absolute() if path.is_file() and (path.suffix in _FORMATS or ".index." in path.name) else None,
@@ -163,7 +163,7 @@ def _classes(index: Path, root: Path) -> dict[str, dict[str, Any]]:
     for name, component in read_json(index, root).items():
         if name.startswith("_") or not isinstance(component, list) or component == [None, None]:
             continue
-        if name not in ("unet", "scheduler", *_FIRST_STAGES):
+        if name not in ("unet", "scheduler", *_VAES):
             raise CheckpointError(
                 index, f"has the part {shown(name)}, and the parts must be unet, scheduler and vqvae or vae"
             )
@@ -179,21 +179,21 @@ def _classes(index: Path, root: Path) -> dict[str, dict[str, Any]]:
     return classes
 
 
-def _first_stage(pipeline: Path, root: Path, index: Path | None, classes: dict[str, dict[str, Any]]) -> Path | None:
+def _vae(pipeline: Path, root: Path, index: Path | None, classes: dict[str, dict[str, Any]]) -> Path | None:
     """The folder of a pipeline's VAE; None if its U-Net denoises images.
 
     Raises:
         CheckpointError: if the files leave that open.
     """
     if index is None:
-        there = [place / name for place in (pipeline, root) for name in _FIRST_STAGES]
+        there = [place / name for place in (pipeline, root) for name in _VAES]
         for folder in there:
             if (folder / CONFIG).is_file():
                 raise CheckpointError(
                     folder, f"exists, but no {MODEL_INDEX} names it: add that file, or move this folder away"
                 )
         return None
-    match [name for name in classes if name in _FIRST_STAGES]:
+    match [name for name in classes if name in _VAES]:
         case []:
             return None
         case [name]:
@@ -214,7 +214,7 @@ def _weights(layout: _Layout, folder: Path) -> Sequence[Path]:
     A named file in the VAE's folder is the VAE's; any other is the U-Net's.
     """
     named = layout.named
-    is_for_it = (folder == layout.first_stage) == (named is not None and named.parent == layout.first_stage)
+    is_for_it = (folder == layout.vae) == (named is not None and named.parent == layout.vae)
     file = named if named is not None and is_for_it else _best(folder, _variant(named))
     if file.suffix != ".json":
         return [file]

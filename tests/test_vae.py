@@ -17,11 +17,11 @@ from model.backends.backend import Backend, Precision
 from model.backends.conversion import convert
 from model.backends.network import Network, decoder, encoder
 from model.backends.openvino import OpenVINOBackend, computes_bfloat16
-from model.backends.padded import PaddedBackend
-from model.first_stage import FirstStage, Preview, fitted
+from model.backends.torch_cpu import TorchCPUBackend
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.nets.layers import Attention
 from model.rows import Image
+from model.vae import VAE, Preview, fitted
 from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
 from tests.networks import fill
 from tests.properties import examples
@@ -59,14 +59,14 @@ def backend_of(
     free_memory: Callable[[], float] = enough_memory,
 ) -> Backend:
     if library == "torch":
-        return PaddedBackend(network.module, network.input_shape, precision, width)
+        return TorchCPUBackend(network.module, network.input_shape, precision, width)
     return OpenVINOBackend(convert(network), network.input_shape, precision, threads, width, free_memory)
 
 
 class Case(NamedTuple):
     """A VAE, its decoder's backend, and the autoencoder as torch runs it."""
 
-    first_stage: FirstStage
+    vae: VAE
     decodes: Backend
     autoencoder: Autoencoder
     precision: Precision
@@ -86,7 +86,7 @@ def case_of(
     its_own, model = copy.deepcopy(autoencoder), latent_description(autoencoder, IMAGE)
     decodes = backend_of(decoder(its_own, model), library, precision, WIDTH, threads, free_memory)
     encodes = backend_of(encoder(its_own, model), library, precision, 1, threads)
-    return Case(FirstStage(its_own.unscaled, decodes, encodes, IMAGE), decodes, autoencoder, precision)
+    return Case(VAE(its_own.unscaled, decodes, encodes, IMAGE), decodes, autoencoder, precision)
 
 
 @pytest.fixture(scope="module", params=get_args(Kind))
@@ -103,7 +103,7 @@ def case(kind: Kind, library: Library, precision: Precision) -> Case:
 @pytest.fixture(scope="module")
 def alone(case: Case) -> list[Image]:
     """Each image, decoded alone."""
-    images = [case.first_stage.decode([latents])[0] for latents in case.latents]
+    images = [case.vae.decode([latents])[0] for latents in case.latents]
     assert all(np.abs(images[i] - images[k]).max() > 1e-3 for i in range(COUNT) for k in range(i))
     return images
 
@@ -133,7 +133,7 @@ def test_decodes_what_torch_decodes(case: Case) -> None:
     latents = case.latents[:WIDTH]
     with torch.inference_mode():
         expected = case.autoencoder.decode(torch.tensor(np.stack(latents)))
-    images = case.first_stage.decode(latents)
+    images = case.vae.decode(latents)
     check_error(max(error(image, one) for image, one in zip(images, expected, strict=True)), case.precision)
 
 
@@ -142,7 +142,7 @@ def test_encodes_what_torch_encodes(case: Case) -> None:
     [image] = random_images(1, IMAGE)
     with torch.inference_mode():
         [expected] = case.autoencoder.encode(torch.tensor(image)[None])
-    check_error(error(case.first_stage.encode(image), expected), case.precision)
+    check_error(error(case.vae.encode(image), expected), case.precision)
 
 
 @on_each
@@ -164,9 +164,9 @@ def test_codes_are_found_in_float32(library: Library, precision: Precision) -> N
     assert set(nearest.flatten().tolist()) == {0, 1}
     assert in_bfloat16.eq(0).all()
 
-    first_stage = case_of(autoencoder, library, precision).first_stage
+    vae = case_of(autoencoder, library, precision).vae
     right, wrong = (codes[which].permute(2, 0, 1) for which in (nearest, in_bfloat16))
-    image, expected, other = first_stage.decode([z.numpy() for z in (latents, right, wrong)])
+    image, expected, other = vae.decode([z.numpy() for z in (latents, right, wrong)])
     assert np.array_equal(image, expected)
     assert np.abs(image - other).max() > 0.1 * np.abs(image).max()
 
@@ -180,9 +180,9 @@ def test_codes_are_found_in_float32(library: Library, precision: Precision) -> N
 def test_latents_have_the_same_image_in_any_company_at_any_place(
     case: Case, alone: list[Image], which: list[int]
 ) -> None:
-    assert case.first_stage.reproducible
+    assert case.vae.reproducible
     latents = case.latents
-    images = case.first_stage.decode([latents[i] for i in which])
+    images = case.vae.decode([latents[i] for i in which])
     assert all(np.array_equal(image, alone[i]) for image, i in zip(images, which, strict=True))
 
 
@@ -198,9 +198,9 @@ def test_latents_have_the_same_image_in_pieces_of_any_size(
     other = case_of(case.autoencoder, "openvino", case.precision, threads, free_memory)
     assert isinstance(other.decodes, OpenVINOBackend)
     for count in range(1, WIDTH + 1):
-        images = other.first_stage.decode(case.latents[:count])
+        images = other.vae.decode(case.latents[:count])
         assert all(np.array_equal(*pair) for pair in zip(images, alone, strict=False))
-        other.first_stage.decode(case.latents[:2])
+        other.vae.decode(case.latents[:2])
     assert other.decodes.sizes == sizes
 
 
@@ -208,24 +208,24 @@ def test_latents_have_the_same_image_in_pieces_of_any_size(
 def test_what_was_decoded_and_encoded_is_kept(case: Case) -> None:
     """Results stay the same when the backend overwrites its own memory."""
     one, another = case.latents[:2]
-    [image] = case.first_stage.decode([one])
-    latents = case.first_stage.encode(image)
+    [image] = case.vae.decode([one])
+    latents = case.vae.encode(image)
     before = image.copy(), latents.copy()
-    case.first_stage.encode(*case.first_stage.decode([another]))
+    case.vae.encode(*case.vae.decode([another]))
     assert np.array_equal(image, before[0])
     assert np.array_equal(latents, before[1])
 
 
 @on_each
 def test_no_more_is_decoded_at_once_than_the_last_width(case: Case) -> None:
-    assert case.first_stage.widths[-1] == WIDTH
+    assert case.vae.widths[-1] == WIDTH
     with pytest.raises(ValueError, match=f"{WIDTH + 1} rows do not fit a pass of {WIDTH}"):
-        case.first_stage.decode(case.latents[: WIDTH + 1])
+        case.vae.decode(case.latents[: WIDTH + 1])
 
 
 @on_each
 def test_fingerprint_names_what_moves_bits(case: Case) -> None:
-    parts = case.first_stage.fingerprint
+    parts = case.vae.fingerprint
     assert parts["decoder_precision"] == case.precision
     assert parts.get("decoder_width") == (None if isinstance(case.decodes, OpenVINOBackend) else WIDTH)
     assert parts == {f"decoder_{name}": value for name, value in case.decodes.fingerprint.items()}
@@ -297,7 +297,7 @@ def test_an_autoencoder_without_values_takes_no_memory(kind: Kind) -> None:
 
 @on_each
 def test_a_preview_is_an_image(case: Case) -> None:
-    one, another = (case.first_stage.preview(latents) for latents in case.latents[:2])
+    one, another = (case.vae.preview(latents) for latents in case.latents[:2])
     for image in (one, another):
         assert image.shape == IMAGE
         assert image.dtype == np.float32
@@ -309,7 +309,7 @@ def test_a_preview_is_an_image(case: Case) -> None:
 def test_two_servers_have_the_same_previews(case: Case, library: Library) -> None:
     [latents] = case.latents[:1]
     other = case_of(case.autoencoder, library, case.precision)
-    assert np.array_equal(other.first_stage.preview(latents), case.first_stage.preview(latents))
+    assert np.array_equal(other.vae.preview(latents), case.vae.preview(latents))
 
 
 class Linear:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backends.backend import Precision, keeps_rows_apart, processor
+from model.backends.backend import Precision, is_batch_invariant, processor
 
 
-class PaddedBackend:
+class TorchCPUBackend:
     """Pads every pass to one width, because torch's bits depend on the width. A lone row costs a full pass.
 
     Implements model.backends.backend.Backend.
@@ -33,7 +33,7 @@ class PaddedBackend:
         self._network = network.to(memory_format=self._format).eval()  # type: ignore[call-overload]
         self._precision = precision
         self._width = width
-        self.reproducible = keeps_rows_apart(self._forward, self._forward, width, sample_shape, self.device)
+        self.reproducible = is_batch_invariant(self._forward, self._forward, width, sample_shape, self.device)
 
     @property
     def widths(self) -> Sequence[int]:

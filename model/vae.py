@@ -21,7 +21,7 @@ _RCOND = 1e-4  # ignores channels that, but for rounding, depend on other channe
 _SCALES = (1, 2, 4, 8, 16)  # sizes of the random colour grids in an image
 
 
-class FirstStage:
+class VAE:
     """Runs an autoencoder. Implements model.rows.FirstStage.
 
     Args:
@@ -80,18 +80,18 @@ class FirstStage:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
-def choose_first_stage(
+def choose_vae(
     autoencoder: Autoencoder,
     model: ModelDescription,
     device: torch.device,
     precision: Choice,
     threads: int,
     cache_dir: Path | None,
-) -> FirstStage:
+) -> VAE:
     """Make the VAE with the best backends. The other arguments are those of `choose`."""
     decodes = choose(decoder(autoencoder, model), device, precision, threads, None, cache_dir)
     encodes = choose(encoder(autoencoder, model), device, precision, threads, 1, cache_dir)
-    return FirstStage(autoencoder.unscaled, decodes, encodes, model.image_shape)
+    return VAE(autoencoder.unscaled, decodes, encodes, model.image_shape)
 
 
 def _run(backend: Backend, x: Tensor) -> Tensor:
