@@ -1,11 +1,11 @@
 # The service in a container, in two targets:
-#   docker build -t stepwise .                    on CUDA; or slowly on the CPU, where there is no GPU
-#   docker build -t stepwise:cpu --target cpu .   on the CPU, with OpenVINO; small
-# For a package index of your own: --secret id=pip,src=pip.conf. No layer keeps it.
+#   docker build -t stepwise .                    for CUDA; slow without a GPU
+#   docker build -t stepwise:cpu --target cpu .   for CPUs, with OpenVINO; small
+# To use your own package index: --secret id=pip,src=pip.conf. No layer keeps the secret.
 
-# Bases need Python 3.11 to 3.13 in their package lists. By digest: --build-arg BASE_IMAGE=name@sha256:…
+# A base image needs Python 3.11 to 3.13 in its package lists. To pin it by digest: --build-arg BASE_IMAGE=name@sha256:…
 ARG BASE_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
-# Debian 12 has Python 3.11, with which the tests run.
+# Debian 12 has Python 3.11, like the tests.
 ARG CPU_BASE_IMAGE=debian:12-slim
 
 
@@ -27,17 +27,17 @@ COPY requirements /requirements
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --no-deps --only-binary :all: --require-hashes \
     -r /requirements/service.lock -r /requirements/cpu.lock
-# The lock's hashes are those of PyPI's build, which is for CUDA; this one is known by its version. +cpu: nothing else will do.
+# The lock's hashes are for PyPI's CUDA build, so the CPU build has none. The suffix +cpu excludes other builds.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --no-deps --only-binary :all: \
     --index-url "${TORCH_INDEX}" "$(grep -o '^torch==[0-9.]*' /requirements/cuda.lock)+cpu" \
     && pip --python /opt/venv/bin/python check
-# torch's headers and C++ tests are of no use here. Bytecode is made now, because nothing can be written later, and holds
-# whatever a layer does to a file's time. As with pip, what does not compile (Python of other versions) does not matter.
+# Remove torch's headers and C++ tests. Compile bytecode now, because the container is read-only later. Unchecked hashes
+# make it independent of file times. Like pip, ignore files that do not compile (those for other Python versions).
 RUN cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include test bin/test_* bin/*Test bin/protoc* \
     && { python3 -I -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv || true; }
-# The code comes last: a change of it then installs nothing again. Readable for all, whatever the umask was.
+# The code comes last, so that a change does not reinstall packages. Everyone may read it, whatever the umask was.
 COPY LICENSE ./
 COPY stepwise stepwise
 COPY service service
@@ -80,23 +80,23 @@ COPY weights weights
 RUN chmod -R u=rwX,go=rX . && python3 -I -m compileall -q --invalidation-mode unchecked-hash .
 
 
-# From here on, the two targets differ in nothing but the stages that they come from; tests/test_image.py holds them to it.
+# From here on, the two targets differ only in the stages they copy from; tests/test_image.py checks that.
 FROM cpu-python AS cpu
 COPY --from=cpu-build /opt/venv /opt/venv
 COPY --from=cpu-build /app /app
 WORKDIR /app
-# Nothing but the cache is written, which is also the user's home: a tmpfs or a volume, or nothing at all.
+# The service writes only to the cache, which is also the user's home. Mount a tmpfs or a volume there, or nothing.
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     STEPWISE_HOST=0.0.0.0 \
     STEPWISE_CACHE_DIR=/cache
-# A number, so that Kubernetes can see that it is not root.
+# A number, because Kubernetes' runAsNonRoot cannot check a name.
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=6s --start-period=600s \
     CMD ["/opt/venv/bin/python", "-c", "import os, sys, http.client as h; c = h.HTTPConnection('127.0.0.1', int(os.environ.get('STEPWISE_PORT') or 8000), timeout=5); c.request('GET', '/health/ready'); sys.exit(c.getresponse().status != 200)"]
-# tini, because a process that is number 1 does not hear SIGTERM before it has a handler, which takes seconds of imports.
+# With tini, because process 1 ignores SIGTERM until it installs a handler, and the imports before that take seconds.
 ENTRYPOINT ["/usr/bin/tini", "--", "/opt/venv/bin/python", "-m", "service"]
 ARG VERSION=unknown
 ARG REVISION=unknown

@@ -9,7 +9,7 @@ import torch
 from model.backends.backend import Backend
 from model.backends.choose import choose
 from model.backends.network import denoiser
-from model.backends.padded import PaddedBackend
+from model.backends.torch_cpu import TorchCPUBackend
 from model.checkpoints.load import load
 from model.description import ModelDescription
 from model.samplers import sample_table
@@ -67,4 +67,4 @@ def torch_loop(folder: Path, width: int) -> BareLoop:
     torch.set_num_threads(available_cores())
     checkpoint = load(folder)
     model = checkpoint.description
-    return BareLoop(PaddedBackend(checkpoint.network, model.sample_shape, "float32", width), model, [width])
+    return BareLoop(TorchCPUBackend(checkpoint.network, model.sample_shape, "float32", width), model, [width])

@@ -1,1 +1,1 @@
-"""The networks, the samplers, and what runs them. Importing this package needs no torch."""
+"""Networks, samplers, and the code that runs them. Importing this package does not import torch."""

@@ -1,4 +1,4 @@
-"""What the rest of the program knows of loaded weights. Nothing here needs torch."""
+"""The description of loaded weights that the rest of the program uses. This module does not import torch."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from model.schedule import Schedule
 
 @dataclass(frozen=True, slots=True)
 class Recommended:
-    """The settings that the weights' authors recommend, used where a request names none."""
+    """The settings that the weights' authors recommend: the defaults of a request."""
 
     sampler: str = "ddim"
     num_inference_steps: int = 50
@@ -16,21 +16,21 @@ class Recommended:
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
-    """All that distilled weights can be asked for: one sampler, and these numbers of steps."""
+    """The only settings that distilled weights allow: one sampler and these numbers of steps."""
 
     sampler: str
     num_inference_steps: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class FirstStageDescription:
-    """What makes latents of images and images of latents.
+class VAEDescription:
+    """The VAE of latent diffusion.
 
     Attributes:
         kind: kl or vq.
-        factor: how much smaller latents are than images, each way.
-        scaling_factor: what latents are multiplied with for the network that denoises them.
-        num_parameters: of both ways together.
+        factor: image height divided by latent height; the same for widths.
+        scaling_factor: the U-Net sees latents multiplied by this.
+        num_parameters: of encoder and decoder together.
     """
 
     kind: str
@@ -44,20 +44,20 @@ class ModelDescription:
     """Loaded weights, without the network.
 
     Attributes:
-        name: of the model, for people: the declared one, else its folder's.
-        digest: SHA-256 over the config and the values of the weights, in hexadecimal; the same for every file format.
+        name: for people: declared_name, or the folder's name.
+        digest: SHA-256 over the config and the values of the weights, hexadecimal; the same for every file format.
         architecture: the network's name in the config.
-        image_shape: (channels, height, width) of the images.
-        sample_shape: (channels, height, width) of what the network denoises: the images, or their latents.
-        out_channels: of what the network predicts: the image's, or twice as many with a learned variance.
-        first_timestep: the least that the network can be asked at.
-        num_classes: labels 0 … num_classes − 1; None for a model without classes.
-        no_label: what the network is told of images without a label; None where it was trained with labels only.
+        image_shape: (channels, height, width) of images.
+        sample_shape: (channels, height, width) of what the U-Net denoises: images or latents.
+        out_channels: of the U-Net's prediction: those of sample_shape, or twice as many with a learned variance.
+        first_timestep: the U-Net's smallest valid timestep.
+        num_classes: labels are 0 … num_classes − 1; None for a model without classes.
+        no_label: the label that means "no label"; None if the U-Net was trained only with labels.
         class_names: one for each class, or empty.
-        num_parameters: of the network that denoises.
-        distilled: what the weights were distilled for; None where any sampler and number of steps will do.
-        first_stage: of latent diffusion; None where the network denoises images.
-        declared_name: what the weights' own config calls the model; None where it does not say.
+        num_parameters: of the U-Net.
+        distilled: the settings that the weights allow; None allows all.
+        vae: the VAE; None if the U-Net denoises images.
+        declared_name: the model's name in the weights' config; None if it has none.
     """
 
     name: str
@@ -74,15 +74,15 @@ class ModelDescription:
     schedule: Schedule
     recommended: Recommended
     distilled: Distilled | None = None
-    first_stage: FirstStageDescription | None = None
+    vae: VAEDescription | None = None
     declared_name: str | None = None
 
     @property
     def recipe_name(self) -> str:
-        """The model's name in recipes: the same wherever the weights lie, for it is in the bytes of images."""
+        """The model's name in recipes. Recipes are part of an image's bytes, so this does not depend on the folder."""
         return self.declared_name or f"{self.architecture}-{self.digest[:8]}"
 
     @property
     def needs_label(self) -> bool:
-        """Whether the network was trained with labels only, so that it has no image without one."""
+        """Whether every request needs a label, because the U-Net was trained only with labels."""
         return self.num_classes is not None and self.no_label is None

@@ -1,7 +1,7 @@
 """The noise schedule: betas → ᾱ, in float64.
 
-The forward process is x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε (Ho et al. 2020, arXiv:2006.11239, eq. 4). Field names and defaults
-are those of diffusers' scheduler_config.json.
+The forward process is x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε (Ho et al. 2020, arXiv:2006.11239, eq. 4). Names and defaults of the
+fields are those of diffusers' scheduler_config.json.
 """
 
 import math
@@ -24,7 +24,7 @@ MAX_TRAIN_TIMESTEPS = 100_000
 
 
 class Schedule(BaseModel):
-    """A noise schedule, and how samplers are to walk it."""
+    """A noise schedule, and the options of samplers that belong to it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -32,7 +32,7 @@ class Schedule(BaseModel):
     beta_schedule: BetaSchedule = "linear"
     beta_start: float = Field(0.0001, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
-    trained_betas: tuple[float, ...] | None = Field(None, strict=False)  # of more than T, the first T count
+    trained_betas: tuple[float, ...] | None = Field(None, strict=False)  # only the first num_train_timesteps count
     rescale_betas_zero_snr: bool = False
     prediction_type: PredictionType = "epsilon"
     clip_sample: bool = True
@@ -54,7 +54,7 @@ class Schedule(BaseModel):
         return self
 
     def _check_trained(self, betas: tuple[float, ...]) -> None:
-        """The last may be 1: ᾱ is 0 there, and no later timestep divides by it."""
+        """The last β may be 1, because no later timestep divides by its ᾱ of 0."""
         if len(betas) < self.num_train_timesteps:
             raise ValueError(
                 f"trained_betas has {len(betas)} values, and num_train_timesteps is {self.num_train_timesteps}"
@@ -65,7 +65,7 @@ class Schedule(BaseModel):
                 raise ValueError(f"trained_betas.{t} is {beta:g}, and must lie between 0 and 1; the last may be 1")
 
     def __eq__(self, other: object) -> bool:
-        """By the fields, and what follows of how they were set; pydantic's own also compares the arrays below."""
+        """Compare the fields and clips_multistep. pydantic's __eq__ would also compare the cached arrays."""
         return (
             isinstance(other, Schedule)
             and self.clips_multistep == other.clips_multistep
@@ -74,9 +74,9 @@ class Schedule(BaseModel):
 
     @property
     def clips_multistep(self) -> bool:
-        """Whether DPM-Solver++ bounds x_0 by clip_sample, too.
+        """Whether clip_sample also bounds x_0 in DPM-Solver++.
 
-        diffusers' solver knows no clip_sample, so it does only where the config says so, not by the default.
+        Only if the config sets clip_sample: diffusers' solver does not have this field.
         """
         return self.clip_sample and "clip_sample" in self.model_fields_set
 
@@ -89,7 +89,7 @@ class Schedule(BaseModel):
 
     @cached_property
     def alphas_cumprod(self) -> Float64:
-        """ᾱ_t = Π (1 − β_s), [num_train_timesteps]; the last is exactly 0 where the last β is 1."""
+        """ᾱ_t = Π (1 − β_s), [num_train_timesteps]. The last is exactly 0 if the last β is 1."""
         return np.cumprod(1.0 - self.betas, dtype=np.float64)
 
 
@@ -123,7 +123,7 @@ def cosine_betas(T: int, max_beta: float = 0.999) -> Float64:
 
 
 def laplace_alpha_bar(s: Float64) -> Float64:
-    """ᾱ of log-SNRs that are Laplace distributed, as diffusers has it. Hang et al. 2024, arXiv:2407.03297, table 1."""
+    """diffusers' ᾱ for Laplace-distributed log-SNRs. Hang et al. 2024, arXiv:2407.03297, table 1."""
     log_snr = -0.5 * np.copysign(1.0, 0.5 - s) * np.log(1.0 - 2.0 * np.abs(0.5 - s) + 1e-6)
     snr = np.exp(log_snr)
     alpha_bar: Float64 = np.sqrt(snr / (1.0 + snr))
@@ -131,14 +131,14 @@ def laplace_alpha_bar(s: Float64) -> Float64:
 
 
 def betas_of(alpha_bar: Callable[[Float64], Float64], T: int, max_beta: float = 0.999) -> Float64:
-    """β_t = min(1 − ᾱ(t+1)/ᾱ(t), max_beta) of an ᾱ over s = t/T, [T]."""
+    """β_t = min(1 − ᾱ(t+1)/ᾱ(t), max_beta) for an ᾱ of s = t/T, [T]."""
     values = alpha_bar(np.arange(T + 1) / T)
     betas: Float64 = np.minimum(1.0 - values[1:] / values[:-1], max_beta)
     return betas
 
 
 def rescale_zero_terminal_snr(betas: Float64) -> Float64:
-    """Shift and scale √ᾱ so that the last is 0 and the first stays. Lin et al. 2023, arXiv:2305.08891, algorithm 1."""
+    """Shift and scale √ᾱ so that its last value is 0 and its first stays. Lin et al. 2023, arXiv:2305.08891, alg. 1."""
     sqrt_alpha_bar = np.sqrt(np.cumprod(1.0 - betas))
     first, last = sqrt_alpha_bar[0], sqrt_alpha_bar[-1]
     alpha_bar = ((sqrt_alpha_bar - last) * first / (first - last)) ** 2

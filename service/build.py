@@ -16,11 +16,11 @@ from model.checkpoints import native
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.description import ModelDescription
-from model.first_stage import choose_first_stage
 from model.noise import first_draw
 from model.rows import Row
 from model.runner import SlotRunner
 from model.samplers import denoise_table
+from model.vae import choose_vae
 from service import config
 from service.config import Settings, SettingsError
 from service.engine.engine import Engine
@@ -98,26 +98,26 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
 
     how = device, settings.precision, threads
-    first_stage = None
+    vae = None
     no_label = 0 if model.no_label is None else model.no_label  # 0 where the network has no classes, or only those
     with starting(f"{model.name} cannot be made ready on {device}"):
         backend = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
         if checkpoint.autoencoder is not None:
-            first_stage = choose_first_stage(checkpoint.autoencoder, model, *how, settings.cache_dir)
+            vae = choose_vae(checkpoint.autoencoder, model, *how, settings.cache_dir)
         runner = SlotRunner(backend, model.sample_shape, no_label, slots=backend.widths[-1])
 
-    computing = backend.fingerprint if first_stage is None else {**backend.fingerprint, **first_stage.fingerprint}
+    computing = backend.fingerprint if vae is None else {**backend.fingerprint, **vae.fingerprint}
     served = Served(
         model=model,
         device=str(device),
         fingerprint_parts=fingerprint_parts(model, computing, host(), image_encoder()),
-        reproducible=backend.reproducible and (first_stage is None or first_stage.reproducible),
+        reproducible=backend.reproducible and (vae is None or vae.reproducible),
         first_draw=first_draw,
-        preview=None if first_stage is None else first_stage.preview,
+        preview=None if vae is None else vae.preview,
     )
     metrics = Metrics()
     places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))
-    engine = Engine(runner, probe_row(model), places, metrics, first_stage=first_stage)
+    engine = Engine(runner, probe_row(model), places, metrics, first_stage=vae)
     return engine, served, metrics
 
 

@@ -1,4 +1,4 @@
-"""Small random autoencoders, for tests."""
+"""Small random autoencoders for tests."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from model.description import FirstStageDescription, ModelDescription
+from model.description import ModelDescription, VAEDescription
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.rows import Image
 from tests.networks import fill
@@ -32,17 +32,17 @@ def small_autoencoder(kind: Kind, **fields: Any) -> Autoencoder:
 def latent_description(
     autoencoder: Autoencoder, image_shape: tuple[int, int, int], digest: str = "0" * 64
 ) -> ModelDescription:
-    """What is known of a model of latent diffusion with this autoencoder."""
+    """The description of a latent model with this autoencoder."""
     config = autoencoder.config
     sides = image_shape[1] // config.factor, image_shape[2] // config.factor
     return replace(
         description_of(nn.Identity(), (config.channels, *sides), digest=digest),
         image_shape=image_shape,
-        first_stage=FirstStageDescription(config.kind, config.factor, config.scaling_factor, num_parameters=1),
+        vae=VAEDescription(config.kind, config.factor, config.scaling_factor, num_parameters=1),
     )
 
 
 def random_images(count: int, shape: Sequence[int]) -> list[Image]:
-    """Images, or latents."""
+    """Random images or latents."""
     rng = torch.Generator().manual_seed(1)
     return [torch.randn(tuple(shape), generator=rng).numpy() for _ in range(count)]

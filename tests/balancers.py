@@ -1,4 +1,4 @@
-"""The real HAProxy before real servers, as deploy/haproxy.cfg.template has it."""
+"""The real HAProxy, configured by deploy/haproxy.cfg.template, in front of real servers."""
 
 import os
 import random
@@ -20,13 +20,13 @@ from prometheus_client.samples import Sample
 from tests.servers import PATIENCE, ROOT, Reachable, ServerProcess, eventually
 
 TEMPLATE = ROOT / "deploy" / "haproxy.cfg.template"
-RETRIED_BODY = 262_144  # STEPWISE_RETRIED_BODY, as the template has it
-MAX_BODY = RETRIED_BODY - 65_536  # of the replicas, as the template asks
-QUEUE = 20  # places of a replica
+RETRIED_BODY = 262_144  # the template's default of STEPWISE_RETRIED_BODY
+MAX_BODY = RETRIED_BODY - 65_536  # of the replicas, as the template requires
+QUEUE = 20  # the replicas' setting
 
 
 class Replica:
-    """A server at an address of its own, where it can be started again after whatever happened to it."""
+    """A server at its own address, which can be restarted there after any failure."""
 
     def __init__(self, weights: Path, host: str, port: int) -> None:
         self.host = host
@@ -42,7 +42,7 @@ class Replica:
         self.server = ServerProcess(None, self._settings)
 
     def start_again(self) -> None:
-        """After its end."""
+        """Start again after it has ended."""
         self.server.wait()
         self.server.hang_up()
         self.server = ServerProcess(None, self._settings)
@@ -65,7 +65,7 @@ class Replica:
 
 
 class Balancer(Reachable):
-    """HAProxy. It asks `names` for the replicas' addresses, and writes a line a request to `log`, if there is one."""
+    """HAProxy. It resolves the replicas at `names`, and writes one line per request to `log`, if given."""
 
     def __init__(self, names: "Names", port: int, log: IO[bytes] | None = None) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Balancer(Reachable):
 
     @property
     def metrics_address(self) -> tuple[str, int]:
-        """Of HAProxy's own metrics."""
+        """Host and port of HAProxy's own metrics."""
         host, port = self._metrics.getsockname()
         return host, port
 
@@ -98,7 +98,7 @@ class Balancer(Reachable):
         return httpx.Client(base_url="http://{}:{}".format(*self.metrics_address), trust_env=False)
 
     def wait_until(self, **wanted: int) -> None:
-        """Until so many replicas are `up`, `down` or, not ready, get nothing new: `nolb`."""
+        """Wait until so many replicas are `up`, `down` or `nolb`: alive but not ready."""
 
         def reached() -> bool:
             states = self.states()
@@ -107,15 +107,15 @@ class Balancer(Reachable):
         eventually(lambda: reached() or None)
 
     def wait_until_idle(self) -> None:
-        """Until no replica has a request, as the balancer counts, which is how it divides those that come."""
+        """Wait until HAProxy counts no request at any replica. It balances by this count."""
         eventually(lambda: all(one.value == 0 for one in self._samples("haproxy_server_current_sessions")) or None)
 
     def states(self) -> list[str]:
-        """Of each replica: UP, DOWN or NOLB."""
+        """Each replica's state: UP, DOWN or NOLB."""
         return [one.labels["state"] for one in self._samples("haproxy_server_status") if one.value]
 
     def _samples(self, name: str) -> list[Sample]:
-        """Of each replica, what the balancer knows."""
+        """HAProxy's statistics of each replica."""
         text = self._monitor.get("/metrics?scope=server&no-maint").text
         families = text_string_to_metric_families(text)
         return [sample for family in families if family.name == name for sample in family.samples]
@@ -131,7 +131,7 @@ class Balancer(Reachable):
 
 
 class Names:
-    """A name server that gives every name the same addresses, as Docker's does with those of a service's replicas."""
+    """A name server that resolves every name to the same addresses, like Docker's for a service's replicas."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self._addresses = addresses
@@ -153,7 +153,7 @@ class Names:
             self._socket.sendto(self._answer(query), client)
 
     def _answer(self, query: bytes) -> bytes:
-        """RFC 1035, section 4.1: the question again, and each address as an A record of the name at byte 12."""
+        """RFC 1035, section 4.1: the question, then an A record for each address, named by a pointer to byte 12."""
         end = query.index(0, 12) + 5
         [kind] = struct.unpack(">H", query[end - 4 : end - 2])
         addresses = self._addresses if kind == 1 else ()
@@ -169,7 +169,7 @@ class Names:
 
 @contextmanager
 def balancing(hosts: Sequence[str], port: int, log: IO[bytes] | None = None) -> Iterator[Balancer]:
-    """HAProxy before replicas at these addresses."""
+    """HAProxy in front of replicas at these addresses."""
     with ExitStack() as stack:
         names = Names(hosts)
         stack.callback(names.end)
@@ -180,7 +180,7 @@ def balancing(hosts: Sequence[str], port: int, log: IO[bytes] | None = None) -> 
 
 @contextmanager
 def balanced(weights: Path, replicas: int) -> Iterator[tuple[Balancer, list[Replica]]]:
-    """HAProxy before so many replicas, all of them ready."""
+    """HAProxy in front of so many ready replicas."""
     hosts = [f"127.0.0.{2 + i}" for i in range(replicas)]
     port = _free_port(hosts)
     with ExitStack() as stack:
@@ -195,9 +195,9 @@ def balanced(weights: Path, replicas: int) -> Iterator[tuple[Balancer, list[Repl
 
 
 def _free_port(hosts: Sequence[str]) -> int:
-    """A port that is free at all of these, and that the system gives to nobody who asks for any."""
+    """A port that is free at all these addresses and outside the system's range of ephemeral ports."""
     [lowest, _] = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    for port in random.sample(range(1025, lowest), 1000):  # not those that another run of these tests takes
+    for port in random.sample(range(1025, lowest), 1000):  # random, because another run of these tests may be active
         with ExitStack() as stack, suppress(OSError):
             for host in hosts:
                 stack.enter_context(socket.create_server((host, port)))

@@ -1,4 +1,4 @@
-"""Chromium without a window, by Playwright, and what must hold of every page that it shows."""
+"""Headless Chromium by Playwright, and checks that every page must pass."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.servers import PATIENCE
 
-# What Chromium itself says on the console of an answer that is an error, however well the page takes it.
+# Chromium's own console message for every error answer, even if the page handles it.
 REFUSED = "Failed to load resource: the server responded with a status of"
 GONE = "Failed to load resource: net::ERR_"
 
@@ -31,10 +31,10 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def visiting(browser: Browser, url: str, expected: tuple[str, ...] = (), **options: Any) -> Iterator[Page]:
-    """A page in a browser of its own, so to say. At its end nothing may have gone wrong in it.
+    """A page in its own browser context. At the end the page must be free of faults.
 
-    No script raised an error, nothing was written to the console but what is expected, which begins so; nothing was
-    blocked by the page's policy, and no other host was asked.
+    No script has raised an error. The console has only messages with an `expected` prefix, so the page's policy blocked
+    nothing. The page has made requests only to its own host.
     """
     context = browser.new_context(**options)
     context.set_default_timeout(1000 * PATIENCE)
@@ -54,7 +54,7 @@ def visiting(browser: Browser, url: str, expected: tuple[str, ...] = (), **optio
     assert {urlsplit(one).netloc for one in asked if one.startswith(("http:", "https:", "ws"))} <= {host}
 
 
-# axe's rules for WCAG 2.2, and one that is experimental there: names hold the text that is seen, for who speaks to it.
+# axe's rules for WCAG 2.2, and an experimental one: a control's name contains its visible text, for speech input.
 _RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 _RULES_TOO = {"rules": {"label-content-name-mismatch": {"enabled": True}}}
 _CONTROLS = {"link", "button", "textbox", "radio", "checkbox", "slider", "spinbutton", "combobox", "progressbar"}
@@ -63,7 +63,7 @@ _SHOWN = re.compile(r'(?P<role>[a-z]+)(?: "(?P<name>(?:[^"\\\\]|\\\\.)*)")?')
 
 
 def assert_accessible(page: Page) -> None:
-    """What is shown breaks no rule of axe, and each control has a name, which no other of its kind and group has."""
+    """Check that the page breaks no rule of axe, and that each control's name is unique in its group and role."""
     found = Axe().run(page, options={**_RULES, **_RULES_TOO}).response["violations"]
     broken = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found]
     assert broken == [], broken
@@ -74,7 +74,7 @@ def assert_accessible(page: Page) -> None:
 
 
 def _controls(shown: Any, group: str) -> Iterator[tuple[str, str, str]]:
-    """Group, role and name of each control in a snapshot of Playwright's, which is YAML."""
+    """Group, role and name of each control in Playwright's snapshot, which is YAML."""
     for one in shown if isinstance(shown, list) else []:
         text, below = next(iter(one.items())) if isinstance(one, dict) else (one, None)
         match = _SHOWN.match(str(text))

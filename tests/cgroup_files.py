@@ -1,17 +1,17 @@
-"""Folders that look like /proc and /sys/fs/cgroup of a process, as systems really have them."""
+"""Folders that look like a process's /proc and /sys/fs/cgroup on real systems."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 
 class Layout(NamedTuple):
-    """How a system shows the cgroup of a controller.
+    """A system's view of the cgroup of one controller.
 
     Attributes:
         membership: lines of /proc/self/cgroup.
         mountinfo: lines of /proc/self/mountinfo.
-        folders: the process's own cgroup and its ancestors, as far as they are seen, the innermost first.
-        version: of the cgroups.
+        folders: the visible cgroups: the process's own and its ancestors, innermost first.
+        version: 1 or 2.
     """
 
     membership: str
@@ -25,7 +25,7 @@ def _mount(kind: str, point: str, root: str = "/", options: str = "rw") -> str:
 
 
 def layouts(controller: str) -> dict[str, Layout]:
-    """The ways to show one controller: `cpu` or `memory`."""
+    """All layouts for one controller, `cpu` or `memory`."""
     both = {"cpu": "cpu,cpuacct", "memory": "memory"}[controller]
     v1 = f"/sys/fs/cgroup/{both}"
     v2 = "/sys/fs/cgroup"
@@ -76,7 +76,7 @@ def layouts(controller: str) -> dict[str, Layout]:
 
 
 def write(root: Path, layout: Layout) -> Path:
-    """Make /proc of a layout below `root`, and the folders of its cgroups, as far as they exist."""
+    """Write a layout's /proc below `root`, and the folders of its visible cgroups."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(layout.membership)
     (root / "proc/self/mountinfo").write_text(layout.mountinfo)

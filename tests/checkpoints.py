@@ -1,4 +1,4 @@
-"""Small checkpoints as the diffusers library writes them, and the words that bad ones are refused in, for tests."""
+"""Small checkpoints written by the diffusers library, and helpers to check the errors of bad ones."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ SIZES: Json = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
-FIRST_STAGE_SIZES: Json = {
+VAE_SIZES: Json = {
     "block_out_channels": (8, 12),
     "norm_num_groups": 4,
     "latent_channels": 3,
@@ -32,7 +32,7 @@ FIRST_STAGE_SIZES: Json = {
 
 
 def small_unet(seed: int = 0, gain: float = 0.5, **changes: object) -> Any:
-    """A network of diffusers with random weights, all of which float16 holds exactly."""
+    """A network of diffusers with random weights that float16 represents exactly."""
     network = UNet2DModel(**{**SIZES, **changes})
     fill(network, seed, gain)
     _round(network)
@@ -40,8 +40,8 @@ def small_unet(seed: int = 0, gain: float = 0.5, **changes: object) -> Any:
 
 
 def small_autoencoder(kind: Any = VQModel, seed: int = 1, **changes: object) -> Any:
-    """A VQModel or an AutoencoderKL with random weights, likewise."""
-    fields = {**FIRST_STAGE_SIZES, **({"num_vq_embeddings": 32} if kind is VQModel else {}), **changes}
+    """A VQModel or an AutoencoderKL with random weights that float16 represents exactly."""
+    fields = {**VAE_SIZES, **({"num_vq_embeddings": 32} if kind is VQModel else {}), **changes}
     levels = len(fields["block_out_channels"])
     network = kind(
         **fields, down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels
@@ -57,14 +57,14 @@ def _round(network: Any) -> None:
 
 
 def save_pipeline(folder: Path, network: Any = None, scheduler: Any = None) -> Path:
-    """What DDPMPipeline.save_pretrained leaves: model_index.json, unet/ and scheduler/."""
+    """Write the files of DDPMPipeline.save_pretrained: model_index.json, unet/ and scheduler/."""
     pipeline = DDPMPipeline(network or small_unet(), scheduler or DDPMScheduler())
     pipeline.save_pretrained(folder)
     return folder
 
 
 def save_latent_pipeline(folder: Path, autoencoder: Any = None, network: Any = None, scheduler: Any = None) -> Path:
-    """What LDMPipeline.save_pretrained leaves: vqvae/ beside the others."""
+    """Write the files of LDMPipeline.save_pretrained, which also has vqvae/."""
     autoencoder = autoencoder or small_autoencoder()
     channels = autoencoder.config.get("vq_embed_dim") or autoencoder.config.latent_channels
     network = network or small_unet(in_channels=channels, out_channels=channels)
@@ -74,14 +74,14 @@ def save_latent_pipeline(folder: Path, autoencoder: Any = None, network: Any = N
 
 
 def edit(path: Path, changes: Json, without: str = "") -> None:
-    """Change fields of a JSON file, and leave one out."""
+    """Change fields of a JSON file, and remove one."""
     values = {**json.loads(path.read_text()), **changes}
     values.pop(without, None)
     path.write_text(json.dumps(values))
 
 
 def refusal(path: Path, folder: Path | None = None, allow_pickle: bool = False) -> str:
-    """The one line that loading is refused with, without the folder. It is short, and says nothing twice."""
+    """The error of loading, without the folder. Checks that it is one short line without repetition."""
     folder = folder or path
     with pytest.raises(CheckpointError) as error:
         load(path, allow_pickle)
@@ -94,7 +94,7 @@ def refusal(path: Path, folder: Path | None = None, allow_pickle: bool = False) 
 
 
 def same_values(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two checkpoints have the same parameters to the bit."""
+    """Whether two checkpoints have bit-equal parameters."""
     first, second = _values(one), _values(other)
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 

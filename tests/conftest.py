@@ -1,4 +1,4 @@
-"""What holds for all tests, and the servers that they share."""
+"""Settings of all tests, and the servers that they share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests import properties  # noqa: F401  (the profiles)
 from tests.latents import LatentServer, serving_latents
 from tests.servers import PATIENCE, ServerProcess, serving, side_by_side, write_weights
 
-# On networks as small as these, threads mostly wait for each other; on a busy machine, for very long.
+# With such small networks, threads mostly wait for each other, on a busy machine for very long.
 torch.set_num_threads(1)
 
 settings.load_profile("quick")  # `make test-all` asks for the profile `full`
@@ -22,7 +22,7 @@ _SHARED = {"server": "servers", "rgb_server": "servers", "servers": "servers", "
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that share servers, or else those of a module, in one worker, which then starts these servers once."""
+    """Run all tests that share servers in one worker, so that the servers start once. Other modules have their own."""
     for item in items:
         assert isinstance(item, pytest.Function)
         shared = [group for fixture, group in _SHARED.items() if fixture in item.fixturenames]
@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small models.
 
-    `grey` has classes, one of them named like an index; `rgb` has none; `poisoned` is `grey`, but what it draws of
-    dogs is not finite.
+    `grey` has classes, one of them named like a label. `rgb` has no classes. `poisoned` is `grey`, but its images of
+    dogs are NaN.
     """
     folder = tmp_path_factory.mktemp("weights")
     small = {"model_channels": 8, "channel_multipliers": [1, 2], "norm_groups": 4}
@@ -66,7 +66,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def servers(weights: Path) -> Iterator[list[ServerProcess]]:
-    """Servers of both models. No request of any test may make them fail."""
+    """Servers of both models. No test's request may make them fail."""
     with side_by_side(
         serving(WEIGHTS=weights / "grey", MAX_BATCH=4), serving(WEIGHTS=weights / "rgb", MAX_BATCH=2)
     ) as running:
@@ -75,19 +75,19 @@ def servers(weights: Path) -> Iterator[list[ServerProcess]]:
 
 @pytest.fixture(scope="session")
 def server(servers: list[ServerProcess]) -> ServerProcess:
-    """A server of `grey`, with default settings but for a narrow batch."""
+    """A server of `grey` with a small MAX_BATCH."""
     return servers[0]
 
 
 @pytest.fixture(scope="session")
 def rgb_server(servers: list[ServerProcess]) -> ServerProcess:
-    """A server of `rgb`, with default settings but for a narrow batch."""
+    """A server of `rgb` with a small MAX_BATCH."""
     return servers[1]
 
 
 @pytest.fixture(scope="session")
 def strict_server(weights: Path) -> Iterator[ServerProcess]:
-    """A server of `poisoned`, with keys and narrow limits, for a proxy that serves it under /under."""
+    """A server of `poisoned` with keys and low limits, for a proxy that serves it at /under."""
     with side_by_side(
         serving(
             key="alpha",
@@ -114,8 +114,8 @@ def fake_latents() -> Iterator[LatentServer]:
 
 @pytest.fixture
 def latents(fake_latents: LatentServer) -> Iterator[LatentServer]:
-    """A server in this process, whose passes and first stage a test can hold. At the end it has nothing to do."""
-    fake_latents.first_stage.calls.clear()
+    """A server in this process whose passes and VAE a test can hold. At the end it must be idle."""
+    fake_latents.vae.calls.clear()
     yield fake_latents
-    fake_latents.first_stage.let_go()
+    fake_latents.vae.let_go()
     assert fake_latents.engine.wait_idle(PATIENCE)

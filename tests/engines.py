@@ -1,6 +1,6 @@
-"""An engine on a fake runner, with or without a fake first stage, and a fake clock, for tests.
+"""An engine with a fake runner, a fake clock and perhaps a fake VAE, for tests.
 
-Both can stop inside a call, so that a test decides what happens while it runs; nothing here sleeps.
+Runner and VAE can stop inside a call, so that a test decides what happens meanwhile. Nothing here sleeps.
 """
 
 import itertools
@@ -24,18 +24,18 @@ from service.engine.requests import Accepted, Finished, Watcher
 from service.engine.scheduler import Scheduler
 from service.errors import ComputationFailed, Failed
 
-PATIENCE = 60.0  # seconds; longer than anything takes, so that what hangs fails
+PATIENCE = 60.0  # seconds; longer than anything takes, so that a hang fails
 LONG = 1e9  # seconds of the fake clock
 ENDLESS = 10**6  # steps
 PROBE_SEED = 0
 PROBE = [(PROBE_SEED, 0)]  # its pass
-WARM_UP_PASSES = 4  # of each width, besides the probe's
+WARM_UP_PASSES = 4  # for each width, besides the probe's
 
 T = TypeVar("T")
 
 
 class FakeClock:
-    """Stands still unless told."""
+    """Moves only when told."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -45,24 +45,24 @@ class FakeClock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Also while others do."""
+        """Thread-safe."""
         with self._lock:
             self.now += seconds
 
 
 class Gate(Generic[T]):
-    """Holds up whoever enters while it is closed.
+    """Blocks threads that enter while it is closed.
 
     Attributes:
-        entered: what came, also what was not held up.
+        entered: everything that has entered, blocked or not.
     """
 
     def __init__(self) -> None:
         self.entered: list[T] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._seen = 0  # of what entered, that the test knows of
-        self._let_through = 0  # of it, that may go on while the gate is closed
+        self._seen = 0  # entries that the test has been told of
+        self._let_through = 0  # entries that may pass while the gate is closed
 
     def close(self) -> None:
         with self._changed:
@@ -75,7 +75,7 @@ class Gate(Generic[T]):
             self._changed.notify_all()
 
     def next(self) -> T:
-        """Let what is held up go on, wait until the next enters, and say what that is."""
+        """Let the blocked entry pass, wait for the next entry, and return it."""
         with self._changed:
             self._let_through = self._seen
             self._changed.notify_all()
@@ -84,7 +84,7 @@ class Gate(Generic[T]):
             return self.entered[self._seen - 1]
 
     def enter(self, what: T) -> bool:
-        """False where it was held up and forgotten."""
+        """Return False if the entry was blocked and then abandoned."""
         with self._changed:
             self.entered.append(what)
             number = len(self.entered)
@@ -96,23 +96,23 @@ class Gate(Generic[T]):
 class FakeRow:
     row: Row
     steps: int = 0
-    forwards: int = 0  # of the present step
+    forwards: int = 0  # in the current step
 
 
 class FakeRunner:
-    """Counts steps in the place of images, and complains of calls that a real runner could not serve.
+    """Counts steps instead of making images. Records calls that break the Runner protocol.
 
-    The image of a row is [seed, steps taken], as [1, 1, 2]; its estimate of x_0 is [seed, -steps taken].
+    The image of a row is [seed, steps taken], with shape [1, 1, 2]. Its estimate of x_0 is [seed, -steps taken].
 
     Attributes:
-        widths: as of model.rows.Runner.
-        clock: goes on by `seconds[width]` in each pass.
-        passes: the forward rows of each pass that began, as (seed, branch).
+        widths: see model.rows.Runner.
+        clock: each pass advances it by `seconds[width]`.
+        passes: the forward rows of each started pass, as (seed, branch).
         rows: the rows in flight, by slot.
-        admitted: seeds of all rows ever admitted.
-        refused, breaking, poisoned: seeds of rows whose admission raises, whose passes raise, whose image is NaN.
-        unreadable, unreleased: seeds of rows whose reading raises, and whose release does.
-        faults: passes to come that raise, whatever is in them.
+        admitted: seeds of all rows that were admitted.
+        refused, breaking, poisoned: seeds of rows whose admission raises, whose passes raise, or whose image is NaN.
+        unreadable, unreleased: seeds of rows whose reading or release raises.
+        faults: number of next passes that raise, whatever their rows.
         complaints: what was called against the rules.
         during: is called inside each call, by the engine's thread, with its name: admit, pass, read or release.
     """
@@ -138,15 +138,15 @@ class FakeRunner:
     # What a test calls.
 
     def hold(self) -> None:
-        """From now on each pass stops inside, until next_pass or let_go."""
+        """From now on each pass stops inside until next_pass or let_go."""
         self._gate.close()
 
     def next_pass(self) -> list[tuple[int, int]]:
-        """Let the pass that is held end, wait until the next is inside, and say what it runs."""
+        """Let the held pass end, wait for the next one, and return its forward rows."""
         return self._gate.next()
 
     def let_go(self) -> None:
-        """Hold no pass any longer."""
+        """Stop holding passes."""
         self._gate.open()
 
     # What the engine calls.
@@ -203,27 +203,27 @@ class FakeRunner:
             self.complaints.append("a second thread")
         try:
             self.during(call)
-        except Exception as error:  # which would look like the runner's own
+        except Exception as error:  # the engine must not mistake it for the runner's
             self.complaints.append(repr(error))
 
 
 class Call(NamedTuple):
-    """What a first stage does: decode or encode, and the seeds of the images."""
+    """A call of the VAE: decode or encode, and the seeds of the images."""
 
     name: str
     seeds: list[int]
 
 
-class FakeFirstStage:
-    """Adds a half to the steps of latents, and takes it away again. Complains of calls that a real one could not serve.
+class FakeVAE:
+    """A fake VAE: decoding adds a half to the steps, encoding subtracts it. Records calls that break the protocol.
 
     Attributes:
-        widths: as of model.rows.FirstStage.
-        clock: goes on by `seconds[width]` in each call; for encoding, as for one image.
-        calls: those that began.
-        breaking, poisoned: seeds of images that cannot be made, or are NaN.
-        faults: calls to come that raise, whatever is in them.
-        forgetful: whether it returns an image too many, as no first stage may.
+        widths: see model.rows.FirstStage.
+        clock: each call advances it by `seconds[width]`; encoding counts as width 1.
+        calls: the started calls.
+        breaking, poisoned: seeds of images whose decoding raises, or which are NaN.
+        faults: number of next calls that raise, whatever their images.
+        forgetful: whether it returns one image too many.
         complaints: what was called against the rules.
         during: is called inside each call, by its thread, with its name: decode or encode.
     """
@@ -245,21 +245,21 @@ class FakeFirstStage:
     # What a test calls.
 
     def hold(self) -> None:
-        """From now on each call stops inside, until next_call or let_go."""
+        """From now on each call stops inside until next_call or let_go."""
         self._gate.close()
 
     def next_call(self) -> Call:
-        """Let the call that is held end, wait until the next is inside, and say what it is."""
+        """Let the held call end, wait for the next one, and return it."""
         return self._gate.next()
 
     def next_batch(self) -> list[int]:
-        """The same, where it must be to decode."""
+        """The same for a call that must be decode. Returns the seeds."""
         name, seeds = self.next_call()
         assert name == "decode"
         return seeds
 
     def let_go(self) -> None:
-        """Hold no call any longer."""
+        """Stop holding calls."""
         self._gate.open()
 
     # What the engine calls.
@@ -285,7 +285,7 @@ class FakeFirstStage:
                 self.complaints.append("a held call was forgotten")
             try:
                 self.during(name)
-            except Exception as error:  # which would look like the first stage's own
+            except Exception as error:  # the engine must not mistake it for the VAE's
                 self.complaints.append(repr(error))
             self.clock.advance(self.seconds[next(width for width in self.widths if width >= len(images))])
             if self.faults:
@@ -304,7 +304,7 @@ class FakeFirstStage:
 
 
 class Recorder:
-    """Remembers what the engine told."""
+    """Records what the engine tells."""
 
     def __init__(self) -> None:
         self.told_of_pass = threading.Condition()
@@ -360,7 +360,7 @@ class Recorder:
 
 
 class Diary:
-    """A watcher that writes down what it is told, in its order. Implements service.engine.requests.Watcher."""
+    """Records what the engine tells, in order. Implements service.engine.requests.Watcher."""
 
     def __init__(self, preview_every: int = 0) -> None:
         self.preview_every = preview_every
@@ -415,7 +415,7 @@ def status_of(engine: Engine) -> str:
 
 
 def elsewhere(act: Callable[[], T]) -> T:
-    """Do this on another thread, as clients do, and wait for it."""
+    """Call this on another thread, like clients, and wait for it."""
     done: Future[T] = Future()
 
     def run() -> None:
@@ -429,17 +429,17 @@ def elsewhere(act: Callable[[], T]) -> T:
 
 
 class Setting(NamedTuple):
-    """A warm engine and all that it is made of."""
+    """A warm engine and its parts."""
 
     engine: Engine
     runner: FakeRunner
     clock: FakeClock
     observer: Recorder
     places: Places
-    decoder: FakeFirstStage | None = None
+    decoder: FakeVAE | None = None
 
     @property
-    def first_stage(self) -> FakeFirstStage:
+    def vae(self) -> FakeVAE:
         assert self.decoder is not None
         return self.decoder
 
@@ -452,27 +452,27 @@ class Setting(NamedTuple):
         return self.accept(*rows, timeout_s=timeout_s, client=client).future
 
     def keep_busy(self) -> None:
-        """Hold the engine in a pass of the probe, which no observer is told of: what is submitted now comes at once."""
+        """Hold the engine in a pass of the probe, so that requests submitted meanwhile arrive together."""
         self.runner.hold()
         self.engine.probe()
         assert self.runner.next_pass() == PROBE
 
     def settle(self) -> None:
-        """Wait until the passes that have begun are over."""
+        """Wait until all started passes have ended."""
         told, began = self.observer, len(self.runner.passes)
         with told.told_of_pass:
             over = told.told_of_pass.wait_for(lambda: len(told.passes) + told.failed_passes >= began, PATIENCE)
         assert over, "a pass does not end"
 
     def settle_decoding(self) -> None:
-        """Wait until the batches that have begun are over, where there were no errands."""
-        told, calls = self.observer, self.first_stage.calls
+        """Wait until all started batches have ended, if there were no direct calls."""
+        told, calls = self.observer, self.vae.calls
         with told.told_of_pass:
             over = told.told_of_pass.wait_for(lambda: len(told.batches) + told.failed_batches >= len(calls), PATIENCE)
         assert over, "a batch does not end"
 
     def wait_alive(self) -> None:
-        """Wait until nothing is stuck. Nobody is told of that, so this looks again and again."""
+        """Wait until nothing is stuck. No callback says so, so this polls."""
         for _ in range(int(PATIENCE / 0.001)):
             if self.engine.alive:
                 return
@@ -480,10 +480,10 @@ class Setting(NamedTuple):
         raise AssertionError("something is stuck")
 
     def take_all_steps(self) -> None:
-        """Wait until no row has steps left, and what is to be decoded waits for that."""
+        """Wait until no row has steps left, and all finished latents wait for decoding."""
         while self.line.outstanding:
             self.engine.probe().result(PATIENCE)
-        self.engine.probe().result(PATIENCE)  # its pass began after all that
+        self.engine.probe().result(PATIENCE)  # its pass began afterwards
 
     @property
     def line(self) -> Scheduler:
@@ -492,21 +492,21 @@ class Setting(NamedTuple):
 
     @property
     def counters(self) -> tuple[int, int, int]:
-        """Rows that run and that wait, and forward rows to come."""
+        """The numbers of running and waiting rows, and of forward rows left."""
         return self.line.running, self.line.waiting, self.line.outstanding
 
     @property
     def to_decode(self) -> tuple[int, int]:
-        """Images that are to be decoded, and those of them that have taken their steps."""
+        """The number of images to decode, and how many of them have taken all steps."""
         return self.line.undecoded, self.line.decoding
 
     @property
     def in_flight(self) -> list[int]:
-        """The seeds of rows with a slot."""
+        """The seeds of rows that have a slot."""
         return sorted(state.row.seed for state in self.runner.rows.values())
 
     def is_empty(self) -> bool:
-        """Whether nothing of any request is left."""
+        """Whether no trace of a request is left."""
         counted = any(self.counters) or any(self.to_decode) or self.places.taken
         return not counted and not self.runner.rows and self.engine.wait_idle(0)
 
@@ -517,16 +517,16 @@ def a_setting(
     observer: Recorder | None = None,
     decode_seconds: Mapping[int, float] | None = None,
 ) -> Setting:
-    """An engine that has not started. Where decoding takes any time, it is one of latent diffusion."""
+    """An engine that has not started. With `decode_seconds` it has a fake VAE."""
     places, told, clock = Places(max_queue), observer or Recorder(), runner.clock
-    first_stage = FakeFirstStage(decode_seconds, clock) if decode_seconds else None
-    engine = Engine(runner, a_row(PROBE_SEED), places, told, clock, first_stage=first_stage)
-    return Setting(engine, runner, clock, told, places, first_stage)
+    vae = FakeVAE(decode_seconds, clock) if decode_seconds else None
+    engine = Engine(runner, a_row(PROBE_SEED), places, told, clock, first_stage=vae)
+    return Setting(engine, runner, clock, told, places, vae)
 
 
 @contextmanager
 def started(s: Setting) -> Iterator[Setting]:
-    """The engine's thread, which in the end is joined. What the warm-up ran is forgotten."""
+    """Start the engine, and join its thread at the end. The records of the warm-up are cleared."""
     s.engine.start()
     try:
         assert s.engine.wait_loaded(PATIENCE)
@@ -546,7 +546,7 @@ def started(s: Setting) -> Iterator[Setting]:
 
 @contextmanager
 def warm(*widths: int, seconds: float = 1.0, max_queue: int = 16) -> Iterator[Setting]:
-    """A warm engine, whose passes take the same at all these widths."""
+    """A warm engine whose passes take the same time at all these widths."""
     with started(a_setting(FakeRunner(dict.fromkeys(widths, seconds)), max_queue)) as s:
         yield s
 
@@ -559,15 +559,15 @@ def warm_latent(
     max_queue: int = 16,
     observer: Recorder | None = None,
 ) -> Iterator[Setting]:
-    """The same of latent diffusion. Batches of up to four images are decoded as fast as one, unless told otherwise."""
+    """The same for latent diffusion. By default four images are decoded as fast as one."""
     runner = FakeRunner(dict.fromkeys(widths, seconds))
     decode_seconds = {4: 1.0} if decode_seconds is None else decode_seconds
     with started(a_setting(runner, max_queue, observer, decode_seconds)) as s:
         yield s
 
 
-def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeFirstStage, fault: str) -> None:
-    """Whether what has made a request fail works again; until then the engine has not failed."""
+def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeVAE, fault: str) -> None:
+    """After a failed request, the probe decides whether the engine has failed."""
     setattr(faulty, fault, {PROBE_SEED, 1})
     assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
     assert s.engine.in_doubt
@@ -578,14 +578,14 @@ def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeFirstStage, faul
     assert status_of(s.engine) == "failed"
     assert s.engine.alive
     setattr(faulty, fault, set())
-    error_of(s.engine.probe())  # may have begun before
+    error_of(s.engine.probe())  # may have begun earlier
     s.engine.probe().result(PATIENCE)
     assert not s.engine.in_doubt
     assert status_of(s.engine) == "ready"
 
 
-def check_that_it_gives_up(s: Setting, faulty: FakeRunner | FakeFirstStage, fault: str) -> None:
-    """After its own probe has failed five times in a row, with nothing in between that works."""
+def check_that_it_gives_up(s: Setting, faulty: FakeRunner | FakeVAE, fault: str) -> None:
+    """The engine gives up after five failed probes in a row, if nothing succeeds in between."""
     setattr(faulty, fault, {PROBE_SEED, 1})
     assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
     for _ in range(5):
@@ -597,12 +597,12 @@ def check_that_it_gives_up(s: Setting, faulty: FakeRunner | FakeFirstStage, faul
 
 
 def check_that_nothing_but_a_hang_does_harm(s: Setting) -> None:
-    """The idle engine is as good as new; or it has given up on what did not return, and forgotten everything."""
+    """Check that the idle engine works as if new, or has given up after a hang and dropped all requests."""
     if s.engine.beyond_help is not None:
         check_beyond_help(s, "has not returned for")
         return
-    s.wait_alive()  # what did not return has, and its thread will say so
-    s.engine.probe().exception(PATIENCE)  # perhaps one that began before something failed
+    s.wait_alive()  # the hanging call has returned; its thread will report it
+    s.engine.probe().exception(PATIENCE)  # perhaps one that began before a failure
     s.engine.probe().result(PATIENCE)
     assert status_of(s.engine) == "ready"
     assert s.engine.alive
@@ -612,7 +612,7 @@ def check_that_nothing_but_a_hang_does_harm(s: Setting) -> None:
 
 
 def check_beyond_help(s: Setting, why: str) -> None:
-    """Everybody is refused, for good."""
+    """All requests are refused for good."""
     assert why in (s.engine.beyond_help or "")
     assert status_of(s.engine) == "failed"
     assert not s.engine.alive

@@ -1,11 +1,11 @@
-"""Build the image for the CPU, start it as a container engine would, and draw a digit with it.
+"""Build the CPU image, start it like a container engine, and draw a digit with it.
 
     python -m tests.image [--cache FOLDER] [--mirror URL]
 
-No engine and no registry of images is needed: debootstrap makes a stand-in for debian:12-slim, once; buildah builds in
-a chroot; unshare gives namespaces for mounts and processes. The network is the machine's own, and the service listens
-on loopback alone. pip's settings here (index, certificates, folders of wheels) hold for the build, and no layer keeps
-them. Of the image for CUDA, whatever comes before torch is built; the rest is only resolved, for that is gigabytes.
+Needs neither a container engine nor a registry. debootstrap makes a replacement for debian:12-slim, once. buildah
+builds in a chroot. unshare makes namespaces for mounts and processes. The service uses the machine's network, and
+listens only on loopback. The build uses this machine's pip settings (index, certificates, wheels), and no layer keeps
+them. Of the CUDA image, only the stages before torch are built. The rest would be gigabytes, and is only resolved.
 """
 
 import argparse
@@ -37,11 +37,11 @@ UID = 10001
 BASE = "localhost/stand-in"
 SUITE = "bookworm"
 TOOLS = ("buildah", "debootstrap", "unshare", "chroot", "mount")
-PATIENCE = 120.0  # seconds; far longer than a start takes
+PATIENCE = 120.0  # seconds; much longer than a start takes
 COMPILERS = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|clang|clang\+\+|tcc|cpp|ld|as)(-[\d.]+)?")
 PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "default-timeout", "timeout", "retries")
 
-# What an engine does for `docker run --read-only --tmpfs /tmp --tmpfs /cache`; the process is number 1, as there.
+# The equivalent of `docker run --read-only --tmpfs /tmp --tmpfs /cache`. The service is process 1.
 START = """
 set -e
 root=$1; cache=$2; shift 2
@@ -57,12 +57,12 @@ exec chroot "$@"
 
 
 class Failed(Exception):
-    """The image is not as it should be, or cannot be made. The message says what is wrong."""
+    """The image is wrong, or cannot be built. The message says why."""
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Print how long this took."""
+    """Print how long the block took."""
     began = time.monotonic()
     yield
     print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
@@ -74,7 +74,7 @@ def require(holds: bool, otherwise: str) -> None:
 
 
 def run(*command: str | Path) -> str:
-    """What a command prints; where it fails, the end of that."""
+    """Run a command and return its output. If it fails, the error has the end of its output."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
     if done.returncode != 0:
         lines = [line for line in done.stdout.splitlines() if not line.startswith("WARNING: Loc")]
@@ -83,7 +83,7 @@ def run(*command: str | Path) -> str:
 
 
 class Builder:
-    """buildah with a storage of its own, so that nothing of the system's is touched."""
+    """buildah with its own storage, apart from the system's."""
 
     def __init__(self, work: Path, build_options: Sequence[str]) -> None:
         self._storage = ("--root", str(work / "root"), "--runroot", str(work / "run"), "--storage-driver", "vfs")
@@ -93,7 +93,7 @@ class Builder:
         return run("buildah", *self._storage, *arguments)
 
     def build(self, target: str, **build_arguments: str) -> str:
-        """Build a target of the Dockerfile; its image's name."""
+        """Build a target of the Dockerfile, and return the image's name."""
         name = f"localhost/{target}"
         given = [f"--build-arg={key}={value}" for key, value in build_arguments.items()]
         # Docker's format has health checks; OCI's has none.
@@ -102,7 +102,7 @@ class Builder:
         return name
 
     def mount(self, image: str) -> Path:
-        """The image's files, as a folder that can be written."""
+        """The image's files, in a writable folder."""
         container = self.run("from", "--pull-never", image).split()[-1]
         return Path(self.run("mount", container).split()[-1])
 
@@ -132,7 +132,7 @@ def stand_in(builder: Builder, cache: Path, mirror: str, work: Path) -> None:
 
 
 def pip_settings() -> dict[str, str]:
-    """pip's settings here, by name; those of the environment win, as with pip."""
+    """This machine's pip settings, by name. The environment's take precedence, as in pip."""
     listed = re.findall(
         r"^(global|install|:env:)\.(\S+?)='(.*)'$", run(sys.executable, "-m", "pip", "config", "list"), re.M
     )
@@ -141,7 +141,7 @@ def pip_settings() -> dict[str, str]:
 
 
 def hand_over_pip(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Put pip's settings into a folder for the build to see at /mnt; buildah's options, and the build's arguments."""
+    """Write pip's settings to a folder that the build sees at /mnt. Return buildah's options and build arguments."""
     folder.mkdir()
     here = pip_settings()
     handed = {name: here[name] for name in PIP_SETTINGS if name in here}
@@ -162,13 +162,13 @@ def hand_over_pip(folder: Path) -> tuple[list[str], dict[str, str]]:
     lines = [f"{name} = {value}\n" for name, value in handed.items() if value]
     (folder / "pip.conf").write_text("".join(["[global]\n", *lines]))
     options = [f"--volume={folder}:/mnt:ro", f"--secret=id=pip,src={folder / 'pip.conf'}"]
-    # A wheel of the CPU build at hand: no other index than pip's is asked for one.
+    # If a wheel of the CPU build is here, the build uses only pip's index.
     at_hand = any(folder.glob("torch-*+cpu-*.whl"))
     return options, {"TORCH_INDEX": handed.get("index-url", "https://pypi.org/simple")} if at_hand else {}
 
 
 def check_files(root: Path) -> None:
-    """What must be in the image, and what must not."""
+    """Check which files the image has and lacks."""
     programs = [
         path.name for folder in ("usr/bin", "usr/local/bin", "opt/venv/bin") for path in (root / folder).iterdir()
     ]
@@ -206,7 +206,7 @@ def check_files(root: Path) -> None:
 
 
 def check_configuration(config: Mapping[str, Any], revision: str) -> None:
-    """What an engine reads."""
+    """Check the configuration that engines read."""
     labels = {name.rpartition(".")[2]: value for name, value in config["Labels"].items()}
     wanted = {"title": "stepwise", "licenses": "Apache-2.0", "version": service.__version__, "revision": revision}
     require(wanted.items() <= labels.items(), f"labels: {labels}")
@@ -218,7 +218,7 @@ def check_configuration(config: Mapping[str, Any], revision: str) -> None:
 
 
 class Container(Reachable):
-    """The image's entry point, in namespaces of its own, with its user and environment; its files are read-only."""
+    """Runs the image's entry point in its own namespaces, with the image's user and environment and read-only files."""
 
     def __init__(self, root: Path, config: Mapping[str, Any], cache: str, log: Path) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ class Container(Reachable):
         return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
 
     def wait_for_process(self) -> int:
-        """The service's process id, seen from here, as soon as it has one; before it there are unshare and tini."""
+        """The service's process id outside the namespace, once it exists. Its ancestors are unshare and tini."""
         found: list[int] = []
 
         def has_come() -> bool:
@@ -265,12 +265,12 @@ class Container(Reachable):
         self._wait(is_ready, "not ready")
 
     def is_healthy(self, port: int) -> bool:
-        """What the image's health check says, of the service at a port."""
+        """Run the image's health check for the service at a port."""
         command = self._in_chroot(self._config["Healthcheck"]["Test"][1:], STEPWISE_PORT=str(port))
         return subprocess.run(["chroot", *command], capture_output=True).returncode == 0
 
     def stop(self, within: float) -> int:
-        """Send SIGTERM to process number 1, as engines do; the exit code."""
+        """Send SIGTERM to process 1, like engines, and return the exit code."""
         for number_one in children(self._process.pid):
             os.kill(number_one, signal.SIGTERM)
         try:
@@ -281,13 +281,13 @@ class Container(Reachable):
     def close(self) -> None:
         self.hang_up()
         if self._process.poll() is None:
-            for number_one in children(self._process.pid):  # and with it goes all that is in its namespace
+            for number_one in children(self._process.pid):  # ends everything in its namespace
                 os.kill(number_one, signal.SIGKILL)
             self._process.kill()
             self._process.wait()
 
     def _in_chroot(self, command: Sequence[str], **changes: str) -> list[str]:
-        """chroot's arguments that run a command as the image says."""
+        """chroot's arguments to run a command with the image's configuration."""
         environment = dict(variable.split("=", 1) for variable in self._config["Env"]) | {"HOME": "/cache"} | changes
         given = [f"{name}={value}" for name, value in environment.items()]
         user = ("--groups=", f"--userspec={self._config['User']}", str(self._root))
@@ -303,7 +303,7 @@ class Container(Reachable):
 
 @contextmanager
 def started(root: Path, config: Mapping[str, Any], cache: str, log: Path) -> Iterator[Container]:
-    """Start the image; the cache is a tmpfs where it is `writable`."""
+    """Start the image. If `writable`, the cache is a tmpfs."""
     container = Container(root, config, cache, log)
     try:
         yield container
@@ -314,7 +314,7 @@ def started(root: Path, config: Mapping[str, Any], cache: str, log: Path) -> Ite
 def children(pid: int) -> list[int]:
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:  # over meanwhile
+    except OSError:  # has ended meanwhile
         return []
 
 
@@ -324,7 +324,7 @@ def uids(pid: int) -> set[int]:
 
 
 def draw(container: Container) -> bytes:
-    """Draw a seven and look at it."""
+    """Draw a seven and check it."""
     answer = container.client.get("/sample", params={"seed": 7, "class_label": 7})
     require(answer.status_code == 200, answer.text)
     png = answer.content
@@ -340,13 +340,13 @@ def draw(container: Container) -> bytes:
 
 
 def show(png: bytes) -> None:
-    """The digit, in letters: a row of the text is two of the image."""
+    """The digit as text. Each line of text shows two lines of pixels."""
     for row in read_png(png).astype(int).reshape(16, 2, 32).mean(axis=1):
         print("  " + "".join(" .:*#"[min(4, int(value) // 52)] for value in row).rstrip())
 
 
 def check_read_only(pid: int) -> None:
-    """Try to write, as root, where the service is."""
+    """Try to write as root in the service's namespace."""
     for folder in ("", "app", "opt/venv", "etc", "weights", "usr/bin", "var/tmp"):
         try:
             Path(f"/proc/{pid}/root", folder, "written").touch()
@@ -357,7 +357,7 @@ def check_read_only(pid: int) -> None:
 
 
 def check_service(root: Path, config: Mapping[str, Any], work: Path) -> None:
-    """Start it with a cache, without one, and to be stopped at once."""
+    """Start the image with a cache, without a cache, and once to stop it at once."""
     with stage("start, digit, stop"), started(root, config, "writable", work / "log") as container:
         pid = container.wait_for_process()
         container.wait_ready()
@@ -390,7 +390,7 @@ def check_service(root: Path, config: Mapping[str, Any], work: Path) -> None:
 
 
 def check_cuda(builder: Builder) -> None:
-    """Build what can be built of the other image, and resolve the rest."""
+    """Build the stages of the CUDA image before torch, and resolve the rest."""
     with stage("cuda, as far as the stage cuda-locked"):
         builder.build("cuda-locked", BASE_IMAGE=BASE)
     locks = [f"--requirement=requirements/{name}.lock" for name in ("service", "cuda")]
@@ -408,7 +408,7 @@ def check_cuda(builder: Builder) -> None:
 
 
 def size(root: Path) -> float:
-    """Megabytes of files."""
+    """The size of the files, in MB."""
     return sum(path.lstat().st_size for path in root.rglob("*") if path.is_symlink() or path.is_file()) / 1e6
 
 
@@ -437,7 +437,7 @@ def main() -> None:
     if reason := missing():
         print(f"skipped: {reason}")
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was made is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # runs the clean-up
     cache: Path = arguments.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
     revision = run("git", "rev-parse", "HEAD").strip()

@@ -1,6 +1,6 @@
-"""A server of latent diffusion without a model: the runner and the first stage of tests.engines, in shapes of its own.
+"""A server of latent diffusion without a model, with the fake runner and VAE of tests.engines.
 
-The runner's latents are [1, 1, 2], and images [3, 2, 4]: each latent is a grey square of 2x2 pixels.
+Latents are [1, 1, 2], and images [3, 2, 4]. Each latent becomes a grey square of 2x2 pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from model.description import FirstStageDescription
+from model.description import VAEDescription
 from model.rows import Image, Row
-from tests.engines import FakeFirstStage, FakeRunner
+from tests.engines import FakeRunner, FakeVAE
 from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints
 from tests.servers import PATIENCE
 
-SCALE = np.float32(16)  # so that the runner's first latents are in the range of an image
+SCALE = np.float32(16)  # the runner's first latents are then valid image values
 
 
 def enlarged(latents: Image) -> Image:
-    """[1, 1, 2] → [3, 2, 4]"""
+    """Map latents [1, 1, 2] to an image [3, 2, 4]."""
     return np.broadcast_to(latents.repeat(2, 1).repeat(2, 2) / SCALE, (3, 2, 4))
 
 
 def shrunk(image: Image) -> Image:
-    """[3, 2, 4] → [1, 1, 2], by the mean."""
+    """Map an image [3, 2, 4] to latents [1, 1, 2], by means."""
     means: Image = image.reshape(3, 2, 2, 2).mean(axis=(0, 1, 3), dtype=np.float32)[None, None]
     return means * SCALE
 
@@ -39,12 +39,12 @@ def encoded(image: Image) -> Image:
 
 
 def rough(latents: Image) -> Image:
-    """No image of the decoder's, so that a test can tell them apart."""
+    """A preview, which no decoded image equals."""
     return enlarged(-latents)
 
 
-class Enlarging(FakeFirstStage):
-    """Computes `decoded` and `encoded`."""
+class Enlarging(FakeVAE):
+    """A fake VAE that computes `decoded` and `encoded`."""
 
     def decode(self, latents: Sequence[Image]) -> list[Image]:
         return [enlarged(image) for image in super().decode(latents)]
@@ -57,7 +57,7 @@ class Enlarging(FakeFirstStage):
 
 
 class Remembering(FakeRunner):
-    """Keeps the rows that it was given."""
+    """Remembers its rows."""
 
     def __init__(self, pass_s: float) -> None:
         super().__init__(dict.fromkeys((1, 2, 4), pass_s))
@@ -70,31 +70,31 @@ class Remembering(FakeRunner):
 
 LATENT = replace(
     SERVED,
-    model=replace(MODEL, image_shape=(3, 2, 4), first_stage=FirstStageDescription("kl", 2, 0.5, 7)),
+    model=replace(MODEL, image_shape=(3, 2, 4), vae=VAEDescription("kl", 2, 0.5, 7)),
     preview=rough,
 )
 
 
 class LatentServer(FakeServer):
-    """Serves LATENT. A test may hold both passes and decoding.
+    """Serves LATENT. A test may hold passes and decoding.
 
     Args:
-        pass_s: what a pass takes on the runner's clock.
+        pass_s: seconds of a pass on the runner's clock.
     """
 
     def __init__(self, pass_s: float = 1.0, **settings: Any) -> None:
         self.remembering = Remembering(pass_s)
-        self.first_stage = Enlarging({1: 1.0, 4: 2.0}, self.remembering.clock)
-        super().__init__(self.remembering, LATENT, self.first_stage, **settings)
+        self.vae = Enlarging({1: 1.0, 4: 2.0}, self.remembering.clock)
+        super().__init__(self.remembering, LATENT, self.vae, **settings)
 
     def stop(self) -> None:
-        self.first_stage.let_go()
+        self.vae.let_go()
         super().stop()
-        assert self.first_stage.complaints == []
+        assert self.vae.complaints == []
 
     @property
     def row(self) -> Row:
-        """The one that was last given to the runner."""
+        """The row that the runner admitted last."""
         return self.remembering.given[-1]
 
 
@@ -103,5 +103,5 @@ def serving_latents(pass_s: float = 1.0, **settings: Any) -> Iterator[LatentServ
     server = LatentServer(pass_s, **settings)
     with no_complaints(), locally(server):
         assert server.engine.wait_loaded(PATIENCE)
-        server.first_stage.calls.clear()
+        server.vae.calls.clear()
         yield server

@@ -1,7 +1,7 @@
-"""A line of jobs on a clock of its own: jobs come and leave, and passes take as long as a test says.
+"""A simulated line of jobs with its own clock. Jobs arrive and leave, and tests set how long passes take.
 
-It may have a decoder, which works beside the passes. The line keeps its own books of what has run, so that the
-scheduler's can be checked against them.
+A decoder may work in parallel with the passes. The line keeps its own record of what has run, to check the
+scheduler's.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ from service.engine.jobs import Batch, Job, RowState
 from service.engine.promises import MARGIN, SHARED
 from service.engine.scheduler import Scheduler
 
-Images = tuple[tuple[int, int], ...]  # of each the steps, and the forward rows of a step
+Images = tuple[tuple[int, int], ...]  # for each image its steps, and the forward rows of a step
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Arrival:
     """A job to come.
 
     Attributes:
-        at: when.
-        images: the steps of each, and the forward rows of a step.
-        within: seconds that it may take; more are refused.
-        hurry: the same, in times the shortest that can be promised as it comes.
-        leaves: seconds after which it is cancelled, unless it is done.
-        decoded: whether its images are, where there is a decoder.
+        at: the time of arrival.
+        images: for each image its steps, and the forward rows of a step.
+        within: the seconds that it may take; otherwise it is refused.
+        hurry: the same, as a multiple of the shortest promise possible at arrival.
+        leaves: seconds from arrival until it is cancelled, unless it is done.
+        decoded: whether its images are decoded, if there is a decoder.
     """
 
     at: float
@@ -44,12 +44,12 @@ class Arrival:
 
 @dataclass(eq=False)
 class Ticket:
-    """A job that came, and what happened to it.
+    """A job that has arrived, and what happened to it.
 
     Attributes:
-        ran: by image, the number of the pass and the branch of each of its forward rows.
-        undecoded: the images that are to be decoded.
-        present: it is in line: neither refused, nor cancelled, nor done.
+        ran: for each image, the pass number and the branch of each of its forward rows.
+        undecoded: the images that wait for decoding.
+        present: whether it is in line: not refused, cancelled or done.
     """
 
     arrival: Arrival
@@ -72,7 +72,7 @@ class Ticket:
 
     @property
     def seconds(self) -> float:
-        """From its arrival until it was done."""
+        """Seconds from arrival until done."""
         assert self.done is not None, "it is not done"
         return self.done - self.came
 
@@ -82,29 +82,29 @@ class Ticket:
 
     @property
     def left(self) -> int:
-        """Forward rows still to run."""
+        """The number of forward rows left."""
         return self.size - sum(map(len, self.ran))
 
     @property
     def due(self) -> int:
-        """Forward rows that could run now."""
+        """The number of forward rows that could run now."""
         images = zip(self.arrival.images, self.ran, strict=True)
         return sum(forwards - len(ran) % forwards for (steps, forwards), ran in images if len(ran) < steps * forwards)
 
     @property
     def unfinished(self) -> list[int]:
-        """The images that have something left to run."""
+        """The images with forward rows left."""
         images = enumerate(zip(self.arrival.images, self.ran, strict=True))
         return [i for i, ((steps, forwards), ran) in images if len(ran) < steps * forwards]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What ran together: the ticket, the image and the branch of each forward row.
+    """A pass: the ticket, the image and the branch of each forward row.
 
     Attributes:
-        due: forward rows that could have run.
-        jobs: those in line that had something left to run.
+        due: the number of forward rows that could have run.
+        jobs: the jobs in line with forward rows left.
     """
 
     began: float
@@ -120,7 +120,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch: the ticket and the image of each."""
+    """A batch of decoding: the ticket and the image of each."""
 
     began: float
     ended: float
@@ -128,15 +128,15 @@ class Decoded:
 
 
 class Line:
-    """A scheduler, its clock, and all that came and ran.
+    """A scheduler, its clock, and a record of all arrivals and passes.
 
     Args:
-        costs: of passes; and of decoding, where there is a decoder.
-        max_started: as of the scheduler.
-        times: how long passes really take, one after the other and over again, in times what is now expected at most.
-        promises: whether jobs get any.
-        follows: whether costs follow what passes take.
-        decode_times: how long batches take, likewise.
+        costs: of passes, and of decoding if there is a decoder.
+        max_started: the scheduler's.
+        times: durations of passes, repeated in turn, as multiples of the duration expected now.
+        promises: whether jobs get promises.
+        follows: whether costs follow the measured passes.
+        decode_times: the same for batches of decoding.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Line:
 
     @property
     def images(self) -> list[tuple[Ticket, int]]:
-        """Those of jobs in line that are not done, or will be only when the present pass ends."""
+        """Jobs in line that are not done, or will be done when the current pass ends."""
         last = len(self.passes) if self._began is not None and self._began[0] else inf
         return [
             (ticket, index)
@@ -181,7 +181,7 @@ class Line:
         ]
 
     def came(self, arrival: Arrival) -> Ticket:
-        """A job comes now."""
+        """A job arrives now."""
         decoded = self.costs.decoding is not None and arrival.decoded
         job, latest = Job(arrival.images, self.costs, decoded), self.now + arrival.within
         if arrival.hurry < inf:
@@ -198,12 +198,12 @@ class Line:
         return ticket
 
     def left(self, ticket: Ticket) -> None:
-        """A job is cancelled now, if it is still there."""
+        """A job is cancelled now, if it is still in line."""
         ticket.present = False
         self.scheduler.remove(ticket.job)
 
     def begin(self) -> Batch:
-        """The next pass begins now."""
+        """Start the next pass."""
         tickets = self.present
         batch = self.scheduler.next_batch(self.now)
         self._began = batch, self.now
@@ -236,7 +236,7 @@ class Line:
         return finished
 
     def begin_batch(self) -> float | None:
-        """The decoder begins its next batch, if it is free and there is any. Returns when that ends."""
+        """Start the decoder's next batch, if possible. Returns the time of its end."""
         decoding = self.costs.decoding
         if decoding is None or self._decodes:
             return None
@@ -253,7 +253,7 @@ class Line:
         return self.now + seconds
 
     def end_batch(self) -> None:
-        """The batch has ended."""
+        """End the batch."""
         self._decodes = False
         for ticket, index in self.batches[-1].images:
             self.scheduler.decoded(ticket.job)
@@ -263,7 +263,7 @@ class Line:
                     ticket.done, ticket.present = self.now, False
 
     def moments(self, arrivals: Iterable[Arrival]) -> Iterator[None]:
-        """Play what is to come, until nothing is left; stops after each thing that happens."""
+        """Play all arrivals until nothing is left. Yields after each event."""
         number = count()
         events: list[tuple[float, int, Arrival | Ticket | None]] = [(a.at, next(number), a) for a in arrivals]
         heapify(events)
@@ -303,27 +303,27 @@ class Line:
                 yield from happen(events[0][0])
 
     def play(self, arrivals: Iterable[Arrival]) -> list[Ticket]:
-        """Play what is to come, until nothing is left. Returns what came, in the order of arrival."""
+        """Play all arrivals until nothing is left. Returns the jobs in order of arrival."""
         for _ in self.moments(arrivals):
             pass
         return self.tickets
 
 
 def alike(images: int, steps: int, forwards: int = 1) -> Images:
-    """Images that take the same."""
+    """`count` equal images."""
     return ((steps, forwards),) * images
 
 
 def played(
     costs: Costs, arrivals: Sequence[Arrival], times: Sequence[float] = (1.0,), decode_times: Sequence[float] = (1.0,)
 ) -> Line:
-    """A line after all of it has happened."""
+    """A line after all arrivals have been played."""
     line = Line(costs, times=times, decode_times=decode_times)
     line.play(arrivals)
     return line
 
 
-# What may come.
+# Strategies.
 
 _pass_seconds = st.one_of(st.floats(0.01, 1.0), st.sampled_from((0.125, 0.25, 0.5, 1.0)))
 
@@ -368,7 +368,7 @@ def any_arrivals(
     images: st.SearchStrategy[Images] = any_images,
     latents: bool = False,
 ) -> list[Arrival]:
-    """Jobs that come in crowds and alone; some are in a hurry, some leave; perhaps some are not decoded."""
+    """Jobs in bursts and alone. Some are in a hurry, some leave, and some may not be decoded."""
     at, arrivals = 0.0, []
     for _ in range(draw(st.integers(1, max_size))):
         at += draw(st.one_of(st.just(0.0), st.floats(0.0, 1.0), st.floats(0.0, 20.0)))

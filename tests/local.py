@@ -1,4 +1,4 @@
-"""Servers in this process: of a model, or on the runner and the clock of tests.engines, where a test holds passes."""
+"""Servers in this process, with a model or with the fake runner and clock of tests.engines."""
 
 import gc
 import logging
@@ -43,12 +43,12 @@ SERVED = Served(MODEL, "cpu", {"weights": MODEL.digest, "backend": "fake", "prec
 
 
 class LocalServer(Reachable):
-    """uvicorn on a thread of this process."""
+    """uvicorn on a thread."""
 
     def __init__(self, engine: Engine, served: Served, settings: Settings, metrics: Metrics) -> None:
         super().__init__()
         self.engine = engine
-        self._listeners = listen_all(settings)  # from now on clients wait
+        self._listeners = listen_all(settings)  # from now on clients can connect, and wait
         self._listener = self._listeners[0]
         self._port, *more = (listener.getsockname()[1] for listener in self._listeners)
         self.metrics_url = f"http://127.0.0.1:{more[0]}" if more else None
@@ -64,7 +64,7 @@ class LocalServer(Reachable):
         self._thread.start()
 
     def signal(self, number: signal.Signals) -> None:
-        """What the process does on a signal."""
+        """Do what the process does on a signal."""
         self._server.handle_exit(number, None)
 
     def wait(self) -> None:
@@ -81,22 +81,22 @@ class LocalServer(Reachable):
 
 
 class FakeServer(LocalServer):
-    """A server of no model: each pass takes a second of the runner's clock, and as long as the test holds it."""
+    """A server without a model. Each pass takes a second of the runner's clock, and lasts until the test ends it."""
 
     def __init__(
         self,
         runner: FakeRunner | None = None,
         served: Served = SERVED,
-        first_stage: FirstStage | None = None,
+        vae: FirstStage | None = None,
         **settings: Any,
     ) -> None:
         self.runner = runner or FakeRunner({1: 1.0, 2: 1.0, 4: 1.0})
         read = Settings(port=0, **settings)
         metrics = Metrics()
         places = Places(read.max_queue, max(1, len(read.api_keys)))
-        engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock, first_stage=first_stage)
+        engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock, first_stage=vae)
         super().__init__(engine, served, read, metrics)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of its connections: for slow readers
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # for tests of slow readers
 
     def stop(self) -> None:
         self.runner.let_go()
@@ -105,27 +105,27 @@ class FakeServer(LocalServer):
 
 
 class _Complaints(logging.Handler):
-    """Keeps what is logged as an error."""
+    """Records logged errors."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "timeout graceful shutdown exceeded" not in record.getMessage():  # that is the client's fault
+        if "timeout graceful shutdown exceeded" not in record.getMessage():  # caused by the client
             self.texts.append(logging.Formatter().format(record))
 
 
 @contextmanager
 def no_complaints() -> Iterator[None]:
-    """Neither asyncio nor uvicorn may complain: of a task that nobody awaits, of an error that is lost."""
+    """Check that asyncio and uvicorn log no errors, such as a lost exception or a task that nobody awaits."""
     complaints = _Complaints()
     loggers = [logging.getLogger(name) for name in ("asyncio", "uvicorn.error")]
     for logger in loggers:
         logger.addHandler(complaints)
     try:
         yield
-        gc.collect()  # they complain when what was lost is collected
+        gc.collect()  # lost tasks are logged when they are collected
     finally:
         for logger in loggers:
             logger.removeHandler(complaints)
@@ -134,7 +134,7 @@ def no_complaints() -> Iterator[None]:
 
 @contextmanager
 def locally(server: LocalServer) -> Iterator[None]:
-    """Have a server serve."""
+    """Run a server."""
     server.start()
     try:
         yield
@@ -144,7 +144,7 @@ def locally(server: LocalServer) -> Iterator[None]:
 
 @contextmanager
 def serving_fake(runner: FakeRunner | None = None, **settings: Any) -> Iterator[FakeServer]:
-    """Serve no model with these settings."""
+    """Serve without a model, with these settings."""
     server = FakeServer(runner, **settings)
     with no_complaints(), locally(server):
         assert server.engine.wait_loaded(PATIENCE)
@@ -153,7 +153,7 @@ def serving_fake(runner: FakeRunner | None = None, **settings: Any) -> Iterator[
 
 @contextmanager
 def serving_here(**settings: Any) -> Iterator[LocalServer]:
-    """Serve a model from this process, which spares a new one's start."""
+    """Serve a model from this process, which is faster than a new process."""
     read = Settings(port=0, threads=1, precision="float32", cache_dir=CACHE, **settings)
     engine, served, metrics = build(read)
     server = LocalServer(engine, served, read, metrics)

@@ -1,11 +1,11 @@
-"""Random weights for small networks, for tests."""
+"""Random weights for small networks in tests."""
 
 import torch
 from torch import nn
 
 
 def fill(network: nn.Module, seed: int = 0, gain: float = 1.0) -> None:
-    """Give every parameter random values, so that none stays at 0 or 1; signals keep their size from layer to layer."""
+    """Give every parameter random values, none of them 0 or 1. Activations keep their scale from layer to layer."""
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():

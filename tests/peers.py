@@ -1,4 +1,4 @@
-"""What else may be at an address: a server that says anything, and a forward proxy."""
+"""Other servers that a client may reach: one that sends given bytes, and a forward proxy."""
 
 import socket
 import socketserver
@@ -12,7 +12,7 @@ from tests.servers import PATIENCE, Reachable
 
 
 class Peer(Reachable):
-    """It serves each connection by a function on a thread.
+    """Serves each connection with a function on a thread.
 
     Attributes:
         asked: the first line of each request.
@@ -39,7 +39,7 @@ class Peer(Reachable):
         return "http://{}:{}".format(*self.server.server_address[:2])
 
     def read(self, file: BinaryIO) -> tuple[list[bytes], bytes]:
-        """A request: the lines of its head, and its body."""
+        """Read a request: the lines of its head, and its body."""
         head = list(iter(lambda: file.readline().rstrip(b"\r\n"), b""))
         if not head:
             return [], b""
@@ -62,7 +62,7 @@ def _serving(peer: Peer) -> Iterator[Peer]:
 
 @contextmanager
 def saying(*answers: bytes) -> Iterator[Peer]:
-    """A server that answers with these bytes, the last again and again, and closes after each."""
+    """A server that sends these answers in turn, then repeats the last. It closes each connection."""
 
     def serve(peer: Peer, connection: socket.socket) -> None:
         with connection.makefile("rb") as file:
@@ -75,7 +75,7 @@ def saying(*answers: bytes) -> Iterator[Peer]:
 
 @contextmanager
 def forwarding(server: Reachable) -> Iterator[Peer]:
-    """A forward proxy, which asks this server in the place of any other."""
+    """A forward proxy that sends every request to this server."""
 
     def serve(peer: Peer, connection: socket.socket) -> None:
         with connection.makefile("rb") as file:
@@ -97,6 +97,6 @@ def forwarding(server: Reachable) -> Iterator[Peer]:
 
 
 def answer(body: bytes, content_type: str = "application/json", status: str = "200 OK", more: str = "") -> bytes:
-    """An answer of HTTP/1.1."""
+    """The bytes of an HTTP/1.1 answer."""
     head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
     return head.encode() + body

@@ -1,4 +1,4 @@
-"""The program `stepwise`: in this process, which spares a new one's start, and as a process of its own."""
+"""Runs the program `stepwise`, in this process (faster) or in a new one."""
 
 import contextlib
 import io
@@ -22,13 +22,13 @@ COMMAND = [sys.executable, "-W", "error", "-m", "stepwise"]
 
 
 def surroundings(server: Reachable | None, **more: str) -> dict[str, str]:
-    """The environment: settings of tests, and the server's address, where there is one."""
+    """The environment for a run: the tests' settings, and the server's address if any."""
     url = {} if server is None else {"STEPWISE_URL": server.url}
     return environment() | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | url | more
 
 
 def stepwise(server: Reachable | None, folder: Path, *arguments: str, stdin: bytes = b"", **more: str) -> Ended:
-    """Run it in this process and a folder, from main() to its exit code."""
+    """Run the program in this process and in a folder, and return its result."""
     binaries = io.BytesIO(stdin), io.BytesIO(), io.BytesIO()
     streams = [io.TextIOWrapper(binary, encoding="utf-8", write_through=True) for binary in binaries]
     with (
@@ -44,7 +44,7 @@ def stepwise(server: Reachable | None, folder: Path, *arguments: str, stdin: byt
 
 @contextmanager
 def _replaced(argv: list[str], streams: Sequence[io.TextIOWrapper], variables: Mapping[str, str]) -> Iterator[None]:
-    """Put arguments, standard streams and the environment in place of this process's own."""
+    """Replace this process's arguments, standard streams and environment."""
     before = sys.argv, sys.stdin, sys.stdout, sys.stderr
     environ = dict(os.environ)
     os.environ.clear()
@@ -59,7 +59,7 @@ def _replaced(argv: list[str], streams: Sequence[io.TextIOWrapper], variables: M
 
 
 def process(server: Reachable | None, folder: Path, *arguments: str, stdin: bytes = b"", **more: str) -> Ended:
-    """Run it to its end as a process of its own."""
+    """Run the program in a new process, to its end."""
     return subprocess.run(
         [*COMMAND, *arguments],
         cwd=folder,
@@ -72,7 +72,7 @@ def process(server: Reachable | None, folder: Path, *arguments: str, stdin: byte
 
 
 def done(ended: Ended) -> str:
-    """What it has printed, where all went well and there was nothing else to say."""
+    """The output of a successful run, which must write nothing to standard error."""
     assert ended.stderr == b"", ended.stderr.decode()
     assert ended.returncode == 0
     return ended.stdout.decode()
@@ -97,7 +97,7 @@ def running(
     stderr: int | IO[Any] = subprocess.PIPE,
     **more: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """It runs; at the end it is over, or killed."""
+    """Start the program in a new process. At the end it is killed, unless it has ended."""
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=folder,
@@ -116,12 +116,12 @@ def running(
 
 
 def read_terminal(terminal: int) -> str:
-    """All that is written to a pseudo-terminal, until nobody has it open for writing."""
+    """Everything written to a pseudo-terminal until all writers have closed it."""
     pieces = []
     while True:
         try:
             piece = os.read(terminal, 65536)
-        except OSError:  # Linux says so in the place of an end
+        except OSError:  # Linux's end of file
             break
         if not piece:
             break
@@ -130,5 +130,5 @@ def read_terminal(terminal: int) -> str:
 
 
 def _hear_ctrl_c() -> None:
-    """What a shell starts in the background, and all that this starts, ignores it."""
+    """Restore the default of SIGINT, which a shell's background jobs and their children ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

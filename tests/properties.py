@@ -1,8 +1,8 @@
-"""How many examples a property test tries: fewer in `make test`, all in `make test-all`."""
+"""The number of examples of property tests: fewer in `make test`, all in `make test-all`."""
 
 from hypothesis import HealthCheck, settings
 
-FULL = 100  # examples of a test that does not say how many
+FULL = 100  # the default number of examples
 
 # A busy machine must not fail a test: no time limits.
 settings.register_profile("full", max_examples=FULL, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -10,6 +10,6 @@ settings.register_profile("quick", settings.get_profile("full"), max_examples=FU
 
 
 def examples(most: int, derandomize: bool = False) -> settings:
-    """Settings of a property test that tries `most` examples under the profile `full`, and its share under `quick`."""
+    """Settings of a property test: `most` examples in the profile `full`, a share of them in `quick`."""
     tried = max(1, most * settings().max_examples // FULL)
     return settings(max_examples=tried, derandomize=derandomize)

@@ -1,4 +1,4 @@
-"""diffusers, which parity is tested against. Most of it is untyped, so here it is Any."""
+"""diffusers, the reference for parity tests. Most of it is untyped, so everything here is Any."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Clients of the engine of tests.engines, who do what a script says and know what may come of it."""
+"""Clients of the engine of tests.engines. They follow a script, and know which results are allowed."""
 
 import itertools
 from collections import Counter
@@ -18,8 +18,8 @@ class Submit:
     """A request.
 
     Attributes:
-        rows: the steps of each, whether it is guided, and what will become of it.
-        latent: it is not decoded.
+        rows: for each row its steps, whether it is guided, and its fate.
+        latent: whether the client wants latents, which are not decoded.
     """
 
     rows: tuple[tuple[int, bool, str], ...]
@@ -31,18 +31,18 @@ class Submit:
 
 @dataclass(frozen=True)
 class Cancel:
-    pick: int  # place in the list of all requests, modulo its length
+    pick: int  # index in the list of all requests, modulo its length
 
 
 @dataclass(frozen=True)
 class Wait:
-    """So long does whatever runs; then somebody looks whether the engine is stuck."""
+    """Time passes during a call. Then the health check looks whether the engine is stuck."""
 
     seconds: float
 
 
 Action = Submit | Cancel | Wait
-Script = list[tuple[str, list[Action]]]  # what is done inside a call of the engine to its runner or its first stage
+Script = list[tuple[str, list[Action]]]  # actions inside one of the engine's calls to its runner or VAE
 
 FATES = ("good", "good", "good", "good", "refused", "breaking", "poisoned")
 DECODED_FATES = ("breaks when decoded", "is NaN when decoded")
@@ -66,7 +66,7 @@ def scripts(calls: Sequence[str], fates: Sequence[str], latents: bool = False) -
 
 
 class Client:
-    """Plays a script of actions, and knows what came of them."""
+    """Plays a script of actions, and records their results."""
 
     def __init__(self, s: Setting) -> None:
         self.s = s
@@ -94,7 +94,7 @@ class Client:
                     self.s.engine.check_health()
 
     def submit(self, action: Submit) -> Future[Finished] | None:
-        """Its Future; None where it is refused."""
+        """The request's Future; None if it was refused."""
         mine = [next(self.seeds) for _ in action.rows]
         rows = []
         for seed, (steps, guided, fate) in zip(mine, action.rows, strict=True):
@@ -110,7 +110,7 @@ class Client:
         return job
 
     def check_ends(self) -> None:
-        """All requests have ended as they may, and as the observer was told."""
+        """Check that every request has an allowed result, and that the observer was told."""
         ends: Counter[str] = Counter()
         for job, (submitted, mine) in self.jobs.items():
             decoded = self.s.decoder is not None and not submitted.latent

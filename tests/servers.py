@@ -1,4 +1,4 @@
-"""The real server, as a process of its own, on small weights with random values."""
+"""The real server in its own process, with small random weights."""
 
 import io
 import json
@@ -33,8 +33,8 @@ from tests.networks import fill
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".pytest_cache" / "stepwise"  # converted models
-PATIENCE = 30.0  # seconds; far longer than anything takes, so that what hangs fails
-START = 4 * PATIENCE  # for a server that starts: several do at once, each with seconds of work for a core
+PATIENCE = 30.0  # seconds; much longer than anything takes, so that a hang fails
+START = 4 * PATIENCE  # for a start; several servers start at once, with seconds of work each
 Json = dict[str, Any]
 Float32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -43,16 +43,16 @@ _READY = re.compile(r"ready at (http://\S+), ")
 
 
 def eventually(ask: Callable[[], T | None]) -> T:
-    """Ask again and again, for as long as there is patience, until there is an answer."""
+    """Call `ask` until it returns a value, for at most PATIENCE."""
     deadline = time.monotonic() + PATIENCE
     while (answer := ask()) is None:
         assert time.monotonic() < deadline, "that never came"
-        time.sleep(0.01)  # whoever is asked may need this core
+        time.sleep(0.01)  # leaves this core to others
     return answer
 
 
 def write_weights(folder: Path, **config: object) -> Path:
-    """Make a folder of native weights with random values."""
+    """Write a folder of native weights with random values."""
     whole = {"architecture": "diffusion_unet", **config}
     network = parse(folder, whole).build()
     fill(network)
@@ -63,9 +63,9 @@ def write_weights(folder: Path, **config: object) -> Path:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """This process's environment, without its settings and with these; names are those of API.md.
+    """This process's environment with these settings in place of its own. Names are without STEPWISE_.
 
-    The precision does not depend on the machine, unless a test asks for that.
+    The precision does not depend on the machine, unless a setting says so.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STEPWISE_")}
     ours = {"PORT": 0, "THREADS": 1, "PRECISION": "float32", "CACHE_DIR": CACHE}
@@ -73,12 +73,12 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 def needs(program: str) -> pytest.MarkDecorator:
-    """Skips a test where a program is not installed."""
+    """Skips a test if a program is not installed."""
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
 def settings_of(variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """What the program reads where these, and no others of its settings, are in the environment."""
+    """The settings that the program reads from an environment with only these."""
     for name in os.environ:
         if name.startswith(PREFIX):
             monkeypatch.delenv(name)
@@ -100,7 +100,7 @@ class Reachable(ABC):
 
     @property
     def address(self) -> tuple[str, int]:
-        """For a raw socket."""
+        """Host and port, for a raw socket."""
         url = httpx.URL(self.url)
         assert url.port
         return url.host, url.port
@@ -110,14 +110,14 @@ class Reachable(ABC):
         return self.new_client()
 
     def new_client(self, key: str | None = None, source: str | None = None) -> httpx.Client:
-        """A client with a key, where the server wants one, and with an address of its own, where one is given."""
+        """A client, with the server's key if it has one, and from `address` if given."""
         key = key or self._key
         headers = {} if key is None else {b"Authorization": f"Bearer {key}".encode()}
         transport = httpx.HTTPTransport(local_address=source)
         return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False, transport=transport)
 
     def raw_request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> socket.socket:
-        """A connection on which this, and no more, was sent."""
+        """A connection that has sent exactly this."""
         if self._key is not None:
             headers = {"Authorization": f"Bearer {self._key}", **headers}
         lines = [f"{method} {path} HTTP/1.1", "Host: test", *(f"{name}: {value}" for name, value in headers.items())]
@@ -134,15 +134,15 @@ class Reachable(ABC):
         }
 
     def metric(self, name: str, **labels: str) -> float:
-        """A sample of /metrics; 0 where there is none yet."""
+        """A sample of /metrics; 0 if there is none yet."""
         return self.metrics().get((name, frozenset(labels.items())), 0.0)
 
     def wait_for_metric(self, name: str, wanted: Callable[[float], bool], **labels: str) -> None:
-        """Read /metrics until a sample is as wanted."""
+        """Read /metrics until a sample has the wanted value."""
         eventually(lambda: wanted(self.metric(name, **labels)) or None)
 
     def wait_until_idle(self) -> None:
-        """Until no row runs or waits. The engine's own probe may run for a moment, after somebody asked for health."""
+        """Wait until no row runs or waits. After a health request, the engine's own probe may run for a moment."""
         for name in ("rows_running", "rows_waiting", "outstanding_row_steps"):
             self.wait_for_metric(f"stepwise_{name}", lambda rows: rows == 0)
 
@@ -153,7 +153,7 @@ class Reachable(ABC):
 
 
 class ServerProcess(Reachable):
-    """A server on its way up, or up.
+    """A server that starts or runs.
 
     Args:
         key: that its clients send.
@@ -162,7 +162,7 @@ class ServerProcess(Reachable):
 
     Attributes:
         lines: its log so far.
-        errors: what it wrote to standard error, once it is over.
+        errors: its standard error, once it has ended.
     """
 
     def __init__(self, key: str | None, settings: dict[str, object], program: str = "service") -> None:
@@ -190,7 +190,7 @@ class ServerProcess(Reachable):
         return ready[1]
 
     def wait_for_line(self, wanted: Callable[[Json], bool], patience: float = PATIENCE) -> Json:
-        """The first line of the log, there or to come, that is wanted."""
+        """Wait for the first line of the log that is wanted."""
         with self._more:
             self._more.wait_for(lambda: any(map(wanted, self.lines)) or not self._readers[0].is_alive(), patience)
             found = next(filter(wanted, self.lines), None)
@@ -201,7 +201,7 @@ class ServerProcess(Reachable):
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the end, and return the exit code."""
         code = self.process.wait(PATIENCE)
         for reader in self._readers:
             reader.join(PATIENCE)
@@ -227,7 +227,7 @@ class ServerProcess(Reachable):
 def serving(key: str | None = None, program: str = "service", **settings: object) -> Iterator[ServerProcess]:
     """Start a server; at the end send it SIGTERM, unless it is over: its exit code must be 0.
 
-    Yields at once, so that several can start side by side; `url` and `client` wait until it is ready.
+    Yields at once, so that several can start in parallel. `url` and `client` wait until it is ready.
     """
     server = ServerProcess(key, settings, program)
     try:
@@ -258,7 +258,7 @@ def side_by_side(*servers: AbstractContextManager[ServerProcess]) -> Iterator[li
 
 
 def problem(response: httpx.Response, status: int) -> Json:
-    """A problem document, with all that holds for each of them checked."""
+    """A problem document, after checks that hold for all of them."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     document: Json = response.json()
@@ -280,7 +280,7 @@ def problem(response: httpx.Response, status: int) -> Json:
 
 
 def invalid(response: httpx.Response, field: str) -> str:
-    """The message of a 422 that names just this field."""
+    """The message of a 422 answer that names exactly this field."""
     [error] = problem(response, 422)["errors"]
     assert error["loc"] == [field]
     message: str = error["msg"]

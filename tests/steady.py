@@ -1,6 +1,6 @@
-"""python -m tests.steady: the server, with costs of passes that are the same on every machine and at every time.
+"""python -m tests.steady: the server with fixed costs of passes, the same on every machine.
 
-So a test can say which width pays: the widest. Everything else is `python -m service`.
+The widest pass then always pays. Everything else is as in `python -m service`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from service.engine.costs import Costs
 
 
 class SteadyCosts(Costs):
-    """A pass costs 2 ms, and 0.5 ms more for each row. No measurement changes that."""
+    """A pass costs 2 ms plus 0.5 ms per row, whatever is measured."""
 
     def __init__(self, measured: Mapping[int, float], decoding: Costs | None = None) -> None:
         super().__init__({width: 0.002 + 0.0005 * width for width in measured}, decoding)

@@ -1,8 +1,8 @@
-"""Sums of our own maths, for each number of service.plan.served.ARITHMETIC.
+"""Sums of our own arithmetic, for each version in service.plan.served.ARITHMETIC.
 
-Who moves a bit raises the number, and adds its sums here.
+A change that changes a bit raises the version, and adds its sums here.
 
-Machines differ in the last bits, so sums are compared with a tolerance. A change of last bits alone is not found here.
+Machines differ in the last bits, so sums have a tolerance. This test cannot find changes of last bits only.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ from tests.test_responses import planned
 
 
 def waves(*shape: int) -> Tensor:
-    """Numbers from −1 to 1, none of them random."""
+    """Numbers from −1 to 1, always the same."""
     i = torch.arange(int(np.prod(shape)), dtype=torch.float64)
     return (((i * 37) % 101) / 50 - 1).reshape(shape).float()
 
 
 def weighed(values: object) -> float:
-    """The sum of all values, each with another weight; what is not finite counts as 9."""
+    """A weighted sum of all values, with different weights. Values that are not finite count as 9."""
     flat = np.nan_to_num(np.asarray(values, np.float64).ravel(), nan=9, posinf=9, neginf=9)
     return float(flat @ (1 + np.arange(len(flat)) % 89))
 
@@ -66,7 +66,7 @@ def all_tables() -> list[StepTable]:
 
 
 def tables() -> float:
-    return weighed(np.arcsinh(np.concatenate([table.lines for table in all_tables()])))  # none outweighs the others
+    return weighed(np.arcsinh(np.concatenate([table.lines for table in all_tables()])))  # arcsinh: no line dominates
 
 
 def grids() -> float:
@@ -78,7 +78,7 @@ def schedules() -> float:
 
 
 def steps() -> float:
-    """The update and guidance, with each column at work."""
+    """The update and guidance, using every column."""
     x, out, x0_previous, noise = (waves(3, 2, 4, 4) * k for k in (1, 0.7, 0.4, 1.3))
     lines = waves(3, len(Column)) + 1.5
     lines[:, Column.BOUND] = 0.8
@@ -105,12 +105,10 @@ def networks() -> float:
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
-    first_stage = Autoencoder(
-        AutoencoderConfig(kind="kl", latent_channels=3, block_out_channels=(8, 12), norm_num_groups=4)
-    )
-    filled(first_stage)
+    vae = Autoencoder(AutoencoderConfig(kind="kl", latent_channels=3, block_out_channels=(8, 12), norm_num_groups=4))
+    filled(vae)
     x = waves(2, 3, 8, 8)
-    outputs = [filled(skeleton)(x, t, labels), filled(UNet2D(blocks))(x, t), first_stage.encode(x)]
+    outputs = [filled(skeleton)(x, t, labels), filled(UNet2D(blocks))(x, t), vae.encode(x)]
     return weighed(torch.cat([out.flatten() for out in outputs]))
 
 
@@ -124,7 +122,7 @@ SUMS: dict[int, dict[str, float]] = {
         "networks": -2297.7193843779387,
     },
 }
-PARTS: dict[str, tuple[Callable[[], float], float]] = {  # with how far rounding may carry a sum, relatively
+PARTS: dict[str, tuple[Callable[[], float], float]] = {  # with the relative tolerance of the sum
     "schedules": (schedules, 1e-12),
     "tables": (tables, 1e-11),
     "grids": (grids, 0),
@@ -140,7 +138,7 @@ def test_who_moves_a_bit_raises_the_number(part: str) -> None:
     assert compute() == pytest.approx(SUMS[ARITHMETIC][part], rel=tolerance)
 
 
-# What is exact on every machine.
+# Exact on every machine.
 
 TEXTS: dict[int, dict[str, str]] = {
     2: {

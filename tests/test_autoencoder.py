@@ -44,7 +44,7 @@ def assert_close(out: Tensor, expected: Tensor) -> None:
 
 @torch.inference_mode()
 def check(kind: str, fields: Fields, size: tuple[int, int], folder: Path) -> None:
-    """Have diffusers write an autoencoder, load it, and compare both ways. `size` is that of the latents."""
+    """Write an autoencoder with diffusers, load it, and compare encoding and decoding of latents of `size`."""
     theirs = small_autoencoder(KINDS[kind], **fields)
     ours = load_autoencoder(save_latent_pipeline(folder, theirs))
     assert ours.config.kind == kind
@@ -62,7 +62,7 @@ def check(kind: str, fields: Fields, size: tuple[int, int], folder: Path) -> Non
     z = images(ours.config.channels, *size)
     decoded = theirs.decode(z / config.scaling_factor).sample
     assert_close(ours.decode(z), decoded)
-    assert decoded.std() > 0.01  # no flat grey
+    assert decoded.std() > 0.01  # not a flat grey
 
 
 CASES: dict[str, Fields] = {
@@ -124,7 +124,7 @@ def test_more_positions_than_attend_at_once(tmp_path: Path) -> None:
 
 @st.composite
 def autoencoders(draw: st.DrawFn) -> tuple[str, Fields, tuple[int, int]]:
-    """Any small autoencoder that can be built, and a size of its latents."""
+    """Any small valid autoencoder, and a size of its latents."""
     kind = draw(st.sampled_from(sorted(KINDS)))
     groups = draw(st.integers(1, 4))
     widths = draw(st.lists(st.integers(2, 4), min_size=1, max_size=3))
@@ -155,7 +155,7 @@ def autoencoders(draw: st.DrawFn) -> tuple[str, Fields, tuple[int, int]]:
     )
 
 
-@examples(30, derandomize=True)  # float32 leaves more of one network in thousands
+@examples(30, derandomize=True)  # one network in thousands exceeds the tolerance for rounding
 @given(autoencoders())
 def test_any_autoencoder(drawn: tuple[str, Fields, tuple[int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +163,7 @@ def test_any_autoencoder(drawn: tuple[str, Fields, tuple[int, int]]) -> None:
 
 
 def test_activations_differ_by_more_than_parity_allows() -> None:
-    """So the comparisons above tell them apart."""
+    """So the comparisons above can tell them apart."""
     z, outs = images(3, 4, 6), []
     for name in ("silu", "mish", "gelu", "relu"):
         autoencoder = Autoencoder(config_of("kl", act_fn=name))
@@ -183,7 +183,7 @@ def codebook(codes: int, channels: int) -> Codebook:
 
 
 def assert_nearest(quantize: Codebook, z: Tensor) -> None:
-    """Each place has a code, and no other code is nearer by more than rounding. In float64."""
+    """Each position has a code, and in float64 no other code is nearer by more than rounding."""
     codes = quantize.embedding.weight.double()
     for image, chosen in zip(z.double(), quantize(z).double(), strict=True):
         places, found = image.flatten(1).T, chosen.flatten(1).T
@@ -199,7 +199,7 @@ def test_codes_are_the_nearest(codes: int, channels: int) -> None:
 
 
 def test_codes_are_the_nearest_in_parts() -> None:
-    """More distances than are held at once."""
+    """More distances than one chunk has."""
     codes, (height, width) = 2**14, (40, 50)
     assert codes * height * width > 2**24
     assert_nearest(codebook(codes, 3), images(3, height, width)[:1])
@@ -214,7 +214,7 @@ def test_codes_themselves_stay() -> None:
 @pytest.mark.parametrize("codes", [7, 300, 9000])
 @pytest.mark.parametrize("size", [(3, 3), (8, 8), (16, 24)])
 def test_codes_of_an_image_do_not_depend_on_its_company(codes: int, size: tuple[int, int]) -> None:
-    """To the bit, also where two codes are as near, so that rounding decides; torch rounds few places otherwise."""
+    """Bit-equal even if rounding decides between two codes. torch rounds differently for few positions."""
     quantize = codebook(codes, 3)
     weight = quantize.embedding.weight
     some = torch.randint(0, codes, (3 * size[0] * size[1],), generator=torch.Generator().manual_seed(0))
@@ -237,7 +237,7 @@ def test_codes_are_those_of_diffusers_to_the_bit(channels: int) -> None:
 
 @torch.inference_mode()
 def test_distances_to_codes_are_bounded() -> None:
-    """All of them at once would take 1 GB."""
+    """Without chunks this would take 1 GB."""
     quantize = codebook(2**16, 1)
     z = images(1, 64, 64)[:1]
     with memory(GIGABYTE // 2):
@@ -258,14 +258,14 @@ def autoencoder_of(kind: str, **changes: object) -> Autoencoder:
 
 @torch.inference_mode()
 def test_codes_are_taken_in_float32_under_autocast() -> None:
-    """One that is not the nearest would be another image."""
+    """Another code would give another image."""
     unscaled, z = autoencoder_of("vq", num_vq_embeddings=2000).unscaled, images(3, 8, 8)
     expected = unscaled(z)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(unscaled(z), expected)
 
 
-# Its halves.
+# Encoder and decoder alone.
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -304,7 +304,7 @@ def test_the_encoder_takes_no_notice_of_timesteps(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_unscaling_outlives_the_autoencoder(kind: str) -> None:
-    """Backends keep copies of the halves; the rest can go."""
+    """Backends keep copies of the halves, so the autoencoder can be freed."""
     autoencoder = autoencoder_of(kind)
     unscaled, gone = autoencoder.unscaled, weakref.ref(autoencoder.decoder)
     del autoencoder
@@ -325,7 +325,7 @@ def test_attention_in_parts_is_attention(at_once: int, heads: int) -> None:
     assert (whole(x) - x).abs().max() > 0.1
 
 
-# What is refused.
+# Refused configs.
 
 VQ: Fields = {"kind": "vq", "latent_channels": 3, "num_vq_embeddings": 32}
 KL: Fields = {"kind": "kl", "latent_channels": 3}
@@ -396,6 +396,6 @@ def test_configs_refused(fields: Fields, message: str) -> None:
 
 
 def test_what_is_refused_is_what_was_changed() -> None:
-    """The configs that the refusals start from can be built."""
+    """The configs that these tests change are valid."""
     for fields in (VQ, KL):
         assert Autoencoder(AutoencoderConfig(**fields)).decode(torch.zeros(1, 3, 2, 2)).shape == (1, 3, 2, 2)

@@ -25,7 +25,7 @@ from starlette.testclient import TestClient
 
 from model.backends.backend import host
 from model.backends.openvino import computes_bfloat16
-from model.backends.padded import PaddedBackend
+from model.backends.torch_cpu import TorchCPUBackend
 from model.noise import first_draw
 from model.runner import SlotRunner
 from service.build import probe_row
@@ -403,7 +403,7 @@ def test_cuda_keeps_the_promise_too(precision: str) -> None:
 @pytest.fixture
 def broken_promise() -> Iterator[TestClient]:
     """A client of an app whose network mixes rows, so that an image depends on those beside it."""
-    backend = PaddedBackend(MixesRows(), MODEL.image_shape, "float32", 4)
+    backend = TorchCPUBackend(MixesRows(), MODEL.image_shape, "float32", 4)
     served = Served(
         model=MODEL,
         device="cpu",

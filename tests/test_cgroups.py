@@ -1,4 +1,4 @@
-"""Quotas of the process's own cgroup and of its ancestors, from folders made here."""
+"""Quotas of the process's own cgroup and its ancestors, in folders made here."""
 
 import itertools
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_the_own_cgroup_and_all_its_ancestors_are_found(layout: Layout, tmp_path
 
 @layout
 def test_a_quota_binds_wherever_it_is(layout: Layout, tmp_path: Path) -> None:
-    """That of an ancestor was not seen: a systemd unit on a host with 64 cores started 64 threads."""
+    """An ancestor's quota was ignored: a systemd unit on a host with 64 cores started 64 threads."""
     folders = [folder for folder in layout.folders if "(deleted)" not in folder]
     for i, folder in enumerate(folders):
         root = write(tmp_path / str(i), layout)
@@ -58,7 +58,7 @@ def test_the_tightest_quota_counts(layout: Layout, tmp_path: Path) -> None:
         ("0", "100000", None),
         ("50000", "50000", 1.0),
         ("1000", "100000", 0.01),
-        ("200000", "0", None),  # the kernel writes none of these
+        ("200000", "0", None),  # the kernel never writes these
         ("many", "100000", None),
         ("", "", None),
     ],

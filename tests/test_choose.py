@@ -1,4 +1,4 @@
-"""Which backend computes, in which precision, and how wide its passes are."""
+"""The choice of backend, precision and width."""
 
 import logging
 import sys
@@ -16,8 +16,8 @@ from model.backends.backend import Backend, Precision
 from model.backends.choose import choose, default_width
 from model.backends.network import decoder, denoiser
 from model.backends.openvino import OpenVINOBackend
-from model.backends.padded import PaddedBackend
-from model.first_stage import choose_first_stage
+from model.backends.torch_cpu import TorchCPUBackend
+from model.vae import choose_vae
 from tests.autoencoders import latent_description, random_images, small_autoencoder
 from tests.trajectories import CPU, description_of, small_network
 
@@ -27,7 +27,7 @@ DESCRIPTION = description_of(small_network(), SHAPE)
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """Choosing changes torch's threads."""
+    """Restore torch's threads, which `choose` changes."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -56,7 +56,7 @@ def test_torch_computes_where_openvino_is_not_installed(
     precision: Precision | Literal["auto"], expected: Precision, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = chosen(precision)
-    assert isinstance(backend, PaddedBackend)
+    assert isinstance(backend, TorchCPUBackend)
     assert backend.fingerprint["precision"] == expected
     assert list(backend.widths) == [2]
     assert warnings(caplog) == [
@@ -94,10 +94,10 @@ def test_openvino_computes_on_the_cpu(
 def test_torch_computes_bfloat16_without_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """OpenVINO would compute in float32, without a word."""
+    """OpenVINO would compute in float32 without saying so."""
     monkeypatch.setattr(openvino, "computes_bfloat16", lambda: False)
     backend = chosen("bfloat16")
-    assert isinstance(backend, PaddedBackend)
+    assert isinstance(backend, TorchCPUBackend)
     assert backend.fingerprint["precision"] == "bfloat16"
     assert warnings(caplog) == ["this processor has no instructions for bfloat16, so torch computes it, slowly"]
 
@@ -109,14 +109,14 @@ def test_torch_computes_bfloat16_without_instructions_for_it(
 def test_each_gpu_decides_of_its_own_bfloat16(
     precision: Precision | Literal["auto"], expected: list[Precision], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An old card beside new ones: what the first of them could was taken for what all can."""
+    """An old GPU beside new ones: the first GPU's capability was used for all."""
     capabilities = {0: (8, 0), 1: (7, 5), 2: (9, 0)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)  # of the current one
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)  # the current GPU's
     built: list[tuple[int, Precision]] = []
 
-    class Built(PaddedBackend):
-        """Stands for CudaBackend on a machine without a GPU."""
+    class Built(TorchCPUBackend):
+        """Replaces CudaBackend on a machine without a GPU."""
 
         def __init__(
             self,
@@ -145,26 +145,26 @@ def test_the_halves_of_an_autoencoder_are_chosen_and_cached_alike(tmp_path: Path
     image_shape = (3, 8, 8)
     autoencoder = small_autoencoder("kl")
     model = latent_description(autoencoder, image_shape)
-    first_stage = choose_first_stage(autoencoder, model, CPU, "float32", 1, tmp_path)
+    vae = choose_vae(autoencoder, model, CPU, "float32", 1, tmp_path)
     assert len(list((tmp_path / "openvino").iterdir())) == 2
-    assert list(first_stage.widths) == list(range(1, 17))
-    assert first_stage.reproducible
+    assert list(vae.widths) == list(range(1, 17))
+    assert vae.reproducible
     [latents] = random_images(1, model.sample_shape)
-    [image] = first_stage.decode([latents])
+    [image] = vae.decode([latents])
     assert image.shape == image_shape
-    assert first_stage.encode(image).shape == latents.shape
+    assert vae.encode(image).shape == latents.shape
 
 
 @pytest.mark.usefixtures("without_openvino")
 def test_the_halves_of_an_autoencoder_are_torchs_without_openvino() -> None:
     autoencoder = small_autoencoder("vq")
     model = latent_description(autoencoder, (3, 8, 8))
-    first_stage = choose_first_stage(autoencoder, model, CPU, "auto", 1, cache_dir=None)
-    assert list(first_stage.widths) == [1]
+    vae = choose_vae(autoencoder, model, CPU, "auto", 1, cache_dir=None)
+    assert list(vae.widths) == [1]
 
 
 def test_sizes_are_compiled_when_passes_need_them() -> None:
-    """With the memory that this machine has."""
+    """With this machine's memory."""
     backend = chosen("float32", max_batch=2)
     assert isinstance(backend, OpenVINOBackend)
     assert backend.sizes == [1]
@@ -182,15 +182,15 @@ def test_passes_of_large_networks_are_narrow_by_default() -> None:
     )
     assert [default_width(network, "cuda") for network in (small, large, huge)] == [32, 32, 32]
     assert [default_width(network, "openvino") for network in (small, middling, large, huge)] == [16, 8, 4, 1]
-    assert [default_width(network, "padded") for network in (small, large, huge)] == [8, 1, 1]
+    assert [default_width(network, "torch_cpu") for network in (small, large, huge)] == [8, 1, 1]
 
 
 def test_what_pads_decodes_few_images_at_once_by_default() -> None:
-    """Most of a wide pass would be padding: images are ready one by one."""
+    """Images finish one by one, so most of a wide pass would be padding."""
     autoencoder = small_autoencoder("kl")
     small, large = (decoder(autoencoder, latent_description(autoencoder, (3, side, side))) for side in (8, 2048))
     assert [default_width(half, "cuda") for half in (small, large)] == [4, 4]
-    assert [default_width(half, "padded") for half in (small, large)] == [1, 1]
+    assert [default_width(half, "torch_cpu") for half in (small, large)] == [1, 1]
     assert [default_width(half, "openvino") for half in (small, large)] == [16, 1]
 
 

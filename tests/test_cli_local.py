@@ -278,9 +278,9 @@ def test_what_cannot_be_converted_is_told_in_one_line(weights: Path, tmp_path: P
     (tmp_path / "file").touch()
     source = str(weights / "grey")
     for arguments, said in (
-        ([source, str(weights)], f"{weights} is there, and is not an empty folder"),
+        ([source, str(weights)], f"{weights} exists, and is not an empty folder"),
         ([source, str(tmp_path / "file" / "below")], f"{tmp_path}/file"),
-        ([str(tmp_path), "new"], f"{tmp_path}: is no checkpoint"),
+        ([str(tmp_path), "new"], f"{tmp_path}: is not a checkpoint"),
         (["nowhere", "new"], "STEPWISE_WEIGHTS=nowhere is neither a file nor a folder"),
     ):
         ended = CliRunner().invoke(app, ["convert", *arguments])

@@ -1,4 +1,4 @@
-"""The cache of converted models: a model is converted once, and no state of the folder keeps a server from starting."""
+"""The cache of converted models: a model is converted once, and a broken folder never prevents a start."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ class Small(DiffusionUNet):
 
 
 class CannotBeConverted(Small):
-    """So what it gives is from the cache."""
+    """Make conversion fail, so that models can only come from the cache."""
 
     def embed_time(self, t: Tensor) -> Tensor:
         raise AssertionError("it is converted")
@@ -58,7 +58,7 @@ def output(model: Any) -> Tensor:
 
 @pytest.fixture(scope="module")
 def expected() -> Tensor:
-    """What the network gives without a cache."""
+    """The output without a cache."""
     return output(convert(denoiser(Small(), described())))
 
 
@@ -77,7 +77,7 @@ def filled(original: Path, tmp_path: Path) -> Path:
 
 
 def kept(cache: Path) -> Tensor:
-    """What the cache gives, where nothing can be converted."""
+    """The output of the cached model. Nothing is converted."""
     return output(converted(denoiser(CannotBeConverted(), described()), cache))
 
 
@@ -111,7 +111,7 @@ def test_without_a_cache_each_model_is_converted() -> None:
 
 
 def test_weights_keep_their_precision(tmp_path: Path) -> None:
-    """By default, OpenVINO writes float16."""
+    """OpenVINO's default would write float16."""
     model = converted(denoiser(Small(), described()), tmp_path)
     types = {node.get_output_element_type(0).get_type_name() for node in model.get_ops() if node.get_output_size()}
     assert "f32" in types
@@ -132,7 +132,7 @@ class NotConvertible(nn.Module):
 
 
 def test_each_network_of_a_model_has_its_entry(filled: Path) -> None:
-    """An autoencoder's halves share a digest with what denoises; here also a shape."""
+    """The networks of a latent model have the same digest. Here two also have the same shape."""
     autoencoder = small_autoencoder("kl", block_out_channels=(8,), latent_channels=SHAPE[0], image_channels=SHAPE[0])
     model = latent_description(autoencoder, SHAPE, described().digest)
     halves = decoder(autoencoder, model), encoder(autoencoder, model)
@@ -155,7 +155,7 @@ def test_another_program_is_another_entry(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_another_processor_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch computed the table of time embeddings there, maybe with other bits."""
+    """On another processor, torch may have computed other bits of the time embeddings."""
     for name in ("one", "two"):
         monkeypatch.setattr(conversion, "processor", lambda device, name=name: name)
         converted(denoiser(Small(), described()), tmp_path)
@@ -218,18 +218,18 @@ def test_a_damaged_entry_is_made_again(
     [entry] = entries(filled)
     damage(entry)
     assert torch.equal(output(converted(denoiser(Small(), described()), filled)), expected)
-    assert warnings(caplog) == ["a converted model in the cache is damaged, and is made again"]
+    assert warnings(caplog) == ["a converted model in the cache is damaged, and is converted again"]
     assert entries(filled) == [entry]
     assert leftovers(filled) == []
     converted(denoiser(CannotBeConverted(), described()), filled)
     assert len(warnings(caplog)) == 1
 
 
-# Who writes.
+# Writers.
 
 
 def test_of_two_writers_the_first_is_kept(tmp_path: Path, expected: Tensor, caplog: pytest.LogCaptureFixture) -> None:
-    """Another server converts the same model from its beginning to its end while this one is at it."""
+    """Another server converts the same model while this one converts it."""
 
     class Slow(Small):
         def embed_time(self, t: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def test_of_two_writers_the_first_is_kept(tmp_path: Path, expected: Tensor, capl
 def test_a_damaged_entry_that_another_server_removes_does_no_harm(
     tmp_path: Path, expected: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may go at any time between the look at it and its removal."""
+    """Another server may remove the entry at any time."""
     converted(denoiser(Small(), described()), tmp_path)
     [entry] = entries(tmp_path)
 
@@ -269,7 +269,7 @@ def test_a_damaged_entry_that_another_server_removes_does_no_harm(
 
 @contextmanager
 def small_files(most: int) -> Iterator[None]:
-    """Let no file be longer, as on a full disk."""
+    """Limit the size of files, like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
     try:
@@ -290,7 +290,7 @@ def test_a_full_disk_costs_a_warning(tmp_path: Path, expected: Tensor, caplog: p
 def test_a_process_that_dies_while_it_writes_leaves_no_entry(
     tmp_path: Path, expected: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only what it had begun, which does no harm. The system ends a process that makes a file too long."""
+    """A killed process leaves only a temporary folder. The system kills a process whose file exceeds the limit."""
     code = f"""
 import resource, signal
 from pathlib import Path
@@ -304,7 +304,7 @@ converted(denoiser(Small(), described()), Path({str(tmp_path)!r}))
 """
     command = [sys.executable, "-B", "-c", code]
     ended = subprocess.run(command, cwd=ROOT, timeout=PATIENCE, check=False)
-    assert ended.returncode < 0  # by a signal
+    assert ended.returncode < 0  # killed by a signal
     assert entries(tmp_path) == []
     assert len(leftovers(tmp_path)) == 1
     assert torch.equal(output(converted(denoiser(Small(), described()), tmp_path)), expected)
@@ -312,7 +312,7 @@ converted(denoiser(Small(), described()), Path({str(tmp_path)!r}))
     assert warnings(caplog) == []
 
 
-# Folders that cannot be used.
+# Unusable folders.
 
 
 def no_folder_can_be_there(tmp_path: Path) -> Path:
@@ -347,7 +347,7 @@ def test_a_folder_that_cannot_be_used_costs_a_warning(
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user of the machine reaches, which pytest's are not."""
+    """A folder that all users can reach, unlike pytest's."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -355,7 +355,7 @@ def open_folder() -> Iterator[Path]:
 
 @contextmanager
 def only_rights(folder: Path, mode: int) -> Iterator[None]:
-    """Nobody may do more with a folder; root, who may do all, becomes another user for a while."""
+    """Limit a folder's permissions. root, who has all permissions, becomes another user meanwhile."""
     root = os.geteuid() == 0
     before = folder.stat().st_mode
     folder.chmod(mode)

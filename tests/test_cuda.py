@@ -1,8 +1,8 @@
-"""The CUDA backend, and what a runner asks of a device.
+"""The CUDA backend, and the runner's use of a device.
 
-Without a GPU, torch's meta device stands for one. Its tensors have no values, so whatever would wait for a device to
-know them raises here; and what moves between it and the CPU is recorded. Fake tensors stand for those of cuda:0 itself;
-there, mixing devices raises.
+Without a GPU, torch's meta device replaces it. Its tensors have no values, so code that would wait for values raises,
+and copies between it and the CPU are recorded. Fake tensors replace those of cuda:0; there, operations that mix devices
+raise.
 """
 
 import copy
@@ -22,8 +22,7 @@ from torch.utils._pytree import tree_leaves
 from model.backends import cuda
 from model.backends.backend import Precision
 from model.backends.cuda import CudaBackend
-from model.backends.padded import PaddedBackend
-from model.first_stage import choose_first_stage
+from model.backends.torch_cpu import TorchCPUBackend
 from model.nets.autoencoder import Autoencoder
 from model.nets.unet2d import UNet2D, UNet2DConfig
 from model.rows import Forward, Reading, Row
@@ -31,6 +30,7 @@ from model.runner import SlotRunner
 from model.samplers import Column, denoise_table, sample_table
 from model.schedule import Schedule
 from model.update import update
+from model.vae import choose_vae
 from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
 from tests.trajectories import CPU, forwards, small_network, trajectory
 
@@ -54,7 +54,7 @@ with_variance = pytest.mark.parametrize("out_channels", [3, 6], ids=["fixed vari
 
 
 class Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records what moves between the CPU and the device, by the name of the operation, and lets images be fetched."""
+    """Records copies between the CPU and the device, by operation, and lets the runner read images."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -81,7 +81,7 @@ def devices(tree: Any) -> set[str]:
 
 
 class MetaBackend:
-    """A device without values. Implements model.backends.backend.Backend, and remembers what it was given."""
+    """A device without values that records its inputs. Implements model.backends.backend.Backend."""
 
     widths = (16,)
     device = META
@@ -95,7 +95,7 @@ class MetaBackend:
 
     def send(self, values: Tensor) -> Tensor:
         assert values.device == CPU
-        assert values.is_contiguous()  # so that one plain copy brings it
+        assert values.is_contiguous()  # needs only one plain copy
         self.sent += 1
         return values.to(self.device, non_blocking=True)
 
@@ -109,7 +109,7 @@ def meta_runner(out_channels: int) -> tuple[SlotRunner, MetaBackend]:
     return SlotRunner(backend, SHAPE, no_label=5, slots=2), backend
 
 
-# What the meta device shows.
+# The meta device.
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_other_work_moves_nothing() -> None:
 @with_variance
 @pytest.mark.parametrize("names", [*([name] for name in ROWS), list(ROWS)], ids=lambda names: " + ".join(names))
 def test_a_step_brings_the_device_what_is_sent_and_asks_it_nothing(names: list[str], out_channels: int) -> None:
-    """Also where rows need more slots than there are."""
+    """Also if there are more rows than slots."""
     runner, backend = meta_runner(out_channels)
     rows = [row_of(name, out_channels) for name in names]
     with Moves() as moves:
@@ -174,7 +174,7 @@ def test_a_step_brings_the_device_what_is_sent_and_asks_it_nothing(names: list[s
 
 
 class FakeBackend(MetaBackend):
-    """cuda:0, under FakeTensorMode, which does not copy what was made from lists."""
+    """cuda:0 under FakeTensorMode, which does not copy tensors that were made from lists."""
 
     device = torch.device("cuda:0")
 
@@ -216,7 +216,7 @@ def test_an_update_on_cuda_0(out_channels: int) -> None:
 
 
 def row_of(name: str, out_channels: int) -> Row:
-    """One of ROWS; where the variance is learned, the noisy one takes it."""
+    """One of ROWS. With a learned variance, the noisy row uses it."""
     if name == "noisy" and out_channels == 6:
         return Row(sample_table(LEARNED, "ddpm", 3), seed=1)
     return ROWS[name]
@@ -237,7 +237,7 @@ def test_what_reaches_a_pass(out_channels: int) -> None:
 
 
 def test_a_branch_that_waits_for_the_other_sends_little() -> None:
-    """What the update needs is sent only when the row takes its step."""
+    """The inputs of an update are sent only when the row takes its step."""
     runner, backend = meta_runner(3)
     slot = runner.admit(ROWS["guided"])
     sent = []
@@ -268,7 +268,7 @@ def test_only_reading_fetches(out_channels: int) -> None:
 
 @with_variance
 def test_an_update_stays_on_the_device(out_channels: int) -> None:
-    """Also with a quantile, whose check would wait for it on the CPU."""
+    """Also with a quantile, whose check in torch would wait on the CPU."""
     x, x0_previous, noise = (torch.empty((2, *SHAPE), device=META) for _ in range(3))
     out = torch.empty((2, out_channels, *SHAPE[1:]), device=META)
     lines = torch.empty((2, len(Column)), device=META)
@@ -310,7 +310,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_networks_pass_stays_on_the_device(name: str, dtype: torch.dtype) -> None:
-    """A graph can be captured of nothing else. Autocast is unknown to the meta device: here parameters are bfloat16."""
+    """Otherwise no graph can be captured. The meta device has no autocast, so here the parameters are bfloat16."""
     network = NETWORKS[name]().to(device=META, dtype=dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     x = torch.empty((4, *SHAPE), dtype=dtype, device=META).contiguous(memory_format=torch.channels_last)
     numbers = torch.empty(4, dtype=torch.int64, device=META)
@@ -324,7 +324,7 @@ def test_a_networks_pass_stays_on_the_device(name: str, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_an_autoencoders_passes_stay_on_the_device(kind: Kind) -> None:
-    """Also the search for codes, which is in no graph, and would hold up its thread."""
+    """Also in the search for codes. It is not in a graph, and would block its thread."""
     autoencoder = small_autoencoder(kind).to(device=META, memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.empty((4, *SHAPE), device=META)
     with torch.inference_mode(), Moves() as moves:
@@ -335,11 +335,11 @@ def test_an_autoencoders_passes_stay_on_the_device(kind: Kind) -> None:
     assert decoded.shape == image.shape
 
 
-# The width, by passes that are no graphs.
+# Widths, with passes that are not graphs.
 
 
 class EagerGraph(cuda._Graph):
-    """A pass whose replay runs the network, on the CPU."""
+    """A graph whose replay runs the network on the CPU."""
 
     def __init__(self, network: nn.Module, width: int) -> None:
         with torch.inference_mode():
@@ -364,7 +364,7 @@ class EagerBackend(CudaBackend):
 
 
 class ByWidth(nn.Module):
-    """A network that does not fit at some widths, and remembers at which it ran."""
+    """A network that does not fit at some widths, and records the widths at which it ran."""
 
     def __init__(self, too_large: Sequence[int] = ()) -> None:
         super().__init__()
@@ -412,7 +412,7 @@ def test_where_not_one_row_fits_that_is_said() -> None:
 
 
 def test_all_passes_run_at_one_width() -> None:
-    """Another would have other kernels, and with them, once in a while, other bits."""
+    """Another width would have other kernels, and so sometimes other bits."""
     network = ByWidth()
     backend = EagerBackend(network, 12)
     numbers = torch.ones(13, dtype=torch.int64)
@@ -429,7 +429,7 @@ def test_all_passes_run_at_one_width() -> None:
 
 @pytest.fixture(scope="module")
 def gpu() -> torch.device:
-    """The last one, so that on a machine with several it is not the one that threads start with."""
+    """The last GPU. If there are several, it is not the default of new threads."""
     if not torch.cuda.is_available():
         pytest.skip("torch.cuda.is_available() is false: there is no GPU here")
     return torch.device("cuda", torch.cuda.device_count() - 1)
@@ -496,19 +496,19 @@ def same(a: Reading, b: Reading) -> bool:
 @pytest.mark.cuda
 def test_predictions_are_near_those_of_the_cpu(backend: CudaBackend) -> None:
     rows = inputs(WIDTH)
-    exact = PaddedBackend(small_network(), SHAPE, "float32", WIDTH).start(*rows)()
+    exact = TorchCPUBackend(small_network(), SHAPE, "float32", WIDTH).start(*rows)()
     out = predicted(backend, rows)
     assert out.dtype == torch.float32
     error = (out - exact).abs().max() / exact.abs().max()
     if backend.fingerprint["precision"] == "float32":
         assert error < 1e-4
     else:
-        assert 1e-4 < error < 0.1  # so bfloat16 was really used, and no more than it
+        assert 1e-4 < error < 0.1  # bfloat16 was used, and nothing less precise
 
 
 @pytest.mark.cuda
 def test_another_thread_gets_the_same_bits(backend: CudaBackend) -> None:
-    """The engine's is not the one that captured."""
+    """The engine's thread is not the one that captured the graph."""
     here = predicted(backend, inputs(WIDTH))
     with ThreadPoolExecutor(1) as pool:
         assert torch.equal(pool.submit(predicted, backend, inputs(WIDTH)).result(), here)
@@ -517,7 +517,7 @@ def test_another_thread_gets_the_same_bits(backend: CudaBackend) -> None:
 @pytest.mark.cuda
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_only_the_end_of_a_pass_waits_for_the_device(backend: CudaBackend, gpu: torch.device) -> None:
-    predicted(backend, inputs(WIDTH))  # what is done once is done
+    predicted(backend, inputs(WIDTH))  # one-time allocations
     lines = torch.tensor(sample_table(THRESHOLDED, "ddpm", WIDTH).lines).float()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -539,14 +539,14 @@ def autoencoder(request: pytest.FixtureRequest) -> Autoencoder:
 def test_latents_have_the_image_of_the_cpu_in_any_company(
     autoencoder: Autoencoder, gpu: torch.device, precision: Precision
 ) -> None:
-    """Also on another thread, while passes run here: the first stage has a stream of its own."""
+    """Also on another thread while passes run here: the VAE has its own stream."""
     model = latent_description(autoencoder, SHAPE)
-    first_stage = choose_first_stage(copy.deepcopy(autoencoder), model, gpu, precision, 1, None)
-    width = first_stage.widths[-1]
-    assert first_stage.reproducible
+    vae = choose_vae(copy.deepcopy(autoencoder), model, gpu, precision, 1, None)
+    width = vae.widths[-1]
+    assert vae.reproducible
     latents = random_images(width, model.sample_shape)
     exact = autoencoder.decode(torch.tensor(np.stack(latents)))
-    alone = [first_stage.decode([one])[0] for one in latents]
+    alone = [vae.decode([one])[0] for one in latents]
     error = (torch.tensor(np.stack(alone)) - exact).abs().max() / exact.abs().max()
     if precision == "float32":
         assert error < 1e-4
@@ -558,17 +558,17 @@ def test_latents_have_the_image_of_the_cpu_in_any_company(
     with ThreadPoolExecutor(1) as pool:
         for turn in range(width):
             order = [(turn + i) % width for i in range(width)]
-            crowd = pool.submit(first_stage.decode, [latents[i] for i in order])
+            crowd = pool.submit(vae.decode, [latents[i] for i in order])
             assert torch.equal(predicted(denoises, inputs(WIDTH)), expected)
             assert all(np.array_equal(image, alone[i]) for image, i in zip(crowd.result(), order, strict=True))
 
     [image] = random_images(1, SHAPE)
     [exact] = autoencoder.encode(torch.tensor(image)[None])
-    assert (torch.from_numpy(first_stage.encode(image)) - exact).abs().max() < 0.1 * exact.abs().max()
+    assert (torch.from_numpy(vae.encode(image)) - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 class Hungry(nn.Module):
-    """A network each of whose rows takes a sixth of the GPU's memory."""
+    """A network whose rows take a sixth of the GPU's memory each."""
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         torch.empty(len(x) * (torch.cuda.mem_get_info(x.device)[1] // 6), dtype=torch.uint8, device=x.device)
@@ -576,7 +576,7 @@ class Hungry(nn.Module):
 
 
 class HungryInCapture(nn.Module):
-    """A network that runs, but of which no graph of more than two rows fits."""
+    """A network whose graph fits only for at most two rows."""
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         out = 2 * x

@@ -1,4 +1,4 @@
-"""Decoding on a fake first stage and a fake clock: in batches of its own, beside the passes of others."""
+"""Decoding on a fake VAE and a fake clock: in batches of its own, beside the passes of others."""
 
 import gc
 import threading
@@ -62,9 +62,9 @@ def pixels(seed: float, second: float) -> Image:
 
 def keep_decoder_busy(s: Setting) -> Future[Finished]:
     """Hold the decoder in a batch of one image: what takes its steps now waits for it."""
-    s.first_stage.hold()
+    s.vae.hold()
     blocker = s.submit(a_row(BLOCKER))
-    assert s.first_stage.next_batch() == [BLOCKER]
+    assert s.vae.next_batch() == [BLOCKER]
     return blocker
 
 
@@ -79,28 +79,28 @@ def seeds_of(calls: list[Call]) -> list[list[int]]:
 def test_the_warm_up_measures_batches_of_each_width_by_the_fastest_but_the_first() -> None:
     s = a_setting(FakeRunner({1: 1.0}), decode_seconds={1: 1.0, 2: 1.5})
     slower = iter([0.0, 0.0, *[50.0, 3.0, 0.0, 1.0] * 2])
-    s.first_stage.during = lambda call: s.clock.advance(next(slower))
+    s.vae.during = lambda call: s.clock.advance(next(slower))
     s.engine.start()
     assert s.engine.wait_loaded(PATIENCE)
     probe = [PROBE_SEED]
     widths = [*[Call("decode", probe)] * WARM_UP_PASSES, *[Call("decode", 2 * probe)] * WARM_UP_PASSES]
-    assert s.first_stage.calls == [Call("decode", probe), Call("encode", probe), *widths]
+    assert s.vae.calls == [Call("decode", probe), Call("encode", probe), *widths]
     assert s.line.costs.decoding is not None
     assert s.line.costs.decoding.by_width == {1: 1.0, 2: 1.5}
     assert s.line.costs.by_width == {1: 1.0}
     assert s.observer.batches == []
     assert s.is_empty()
     s.engine.close()
-    assert s.first_stage.complaints == []
+    assert s.vae.complaints == []
 
 
 @pytest.mark.parametrize("fault", ["breaking", "poisoned", "encoding breaks"])
-def test_an_engine_whose_first_stage_does_not_work_is_failed(fault: str) -> None:
+def test_an_engine_whose_vae_does_not_work_is_failed(fault: str) -> None:
     s = a_setting(FakeRunner({1: 1.0}), decode_seconds={1: 1.0})
     if fault == "encoding breaks":
-        s.first_stage.during = lambda call: setattr(s.first_stage, "faults", int(call == "encode"))
+        s.vae.during = lambda call: setattr(s.vae, "faults", int(call == "encode"))
     else:
-        setattr(s.first_stage, fault, {PROBE_SEED})
+        setattr(s.vae, fault, {PROBE_SEED})
     s.engine.start()
     assert s.engine.wait_loaded(PATIENCE)
     assert status_of(s.engine) == "failed"
@@ -129,19 +129,19 @@ def test_latents_and_predictions_that_are_asked_for_are_not_decoded() -> None:
         assert images_of(latent) == [an_image(1, 1)]
         assert images_of(prediction) == [an_image(2, 2)]
         assert latent.result().decode_s == prediction.result().decode_s == 0
-        assert s.first_stage.calls == []
+        assert s.vae.calls == []
     assert s.is_empty()
 
 
 def test_a_finished_request_says_how_long_it_was_decoded_from_its_last_step_on() -> None:
     with warm_latent(1, decode_seconds={1: 0.25}) as s:
-        s.first_stage.hold()
+        s.vae.hold()
         first = s.submit(a_row(1, steps=3))
-        assert s.first_stage.next_batch() == [1]
+        assert s.vae.next_batch() == [1]
         second = s.submit(a_row(2))
         s.take_all_steps()
         s.clock.advance(8.0)
-        s.first_stage.let_go()
+        s.vae.let_go()
         waited = second.result(PATIENCE).decode_s
         passes = len(s.runner.passes) - 3  # since the last step of the first, which they held up
         assert first.result(PATIENCE)[1:] == (0.0, 3.0, passes + 8.0 + 0.25)
@@ -164,7 +164,7 @@ def test_others_take_their_steps_while_a_batch_is_decoded() -> None:
         assert s.in_flight == []  # what waits for the decoder holds no slot
         assert not blocker.done()
         assert not to_come.done()
-        s.first_stage.let_go()
+        s.vae.let_go()
         assert images_of(blocker) == [a_decoded(BLOCKER, 1)]
         assert images_of(to_come) == [a_decoded(2, 4)]
     assert s.is_empty()
@@ -178,7 +178,7 @@ def test_images_are_decoded_while_a_pass_runs() -> None:
         s.runner.hold()
         stepping = s.submit(a_row(2, steps=2))
         assert s.runner.next_pass() == [(2, 0)]
-        s.first_stage.let_go()
+        s.vae.let_go()
         assert images_of(blocker) == [a_decoded(BLOCKER, 1)]
         assert images_of(waiting) == [a_decoded(1, 1)]
         assert s.runner.passes[-1] == [(2, 0)]
@@ -195,7 +195,7 @@ def test_rows_that_take_their_last_step_in_one_pass_are_decoded_in_one_batch() -
     with warm_latent(4) as s:
         for _ in range(10):  # the decoder was once told of one after the other, and began with the first
             s.submit(*map(a_row, range(1, 5))).result(PATIENCE)
-        assert seeds_of(s.first_stage.calls) == [[1, 2, 3, 4]] * 10
+        assert seeds_of(s.vae.calls) == [[1, 2, 3, 4]] * 10
         assert s.observer.batches == [(4, 1.0)] * 10
 
 
@@ -209,16 +209,16 @@ def test_what_waits_is_decoded_together_the_earliest_promise_first() -> None:
         s.take_all_steps()
         order = sorted(promises, key=lambda seed: promises[seed])
         assert order != sorted(order)
-        assert s.first_stage.next_batch() == order[:3]
-        assert s.first_stage.next_batch() == order[3:]
-        s.first_stage.let_go()
+        assert s.vae.next_batch() == order[:3]
+        assert s.vae.next_batch() == order[3:]
+        s.vae.let_go()
     assert s.is_empty()
 
 
 def test_batches_are_no_wider_than_pays() -> None:
     with warm_latent(4, decode_seconds={1: 1.0, 2: 1.5, 4: 3.0}) as s:
         s.submit(*map(a_row, range(1, 6))).result(PATIENCE)
-        assert seeds_of(s.first_stage.calls) == [[1, 2], [3, 4], [5]]
+        assert seeds_of(s.vae.calls) == [[1, 2], [3, 4], [5]]
 
 
 def test_images_of_one_request_and_of_others_share_batches() -> None:
@@ -226,15 +226,15 @@ def test_images_of_one_request_and_of_others_share_batches() -> None:
         keep_decoder_busy(s)
         jobs = [s.submit(a_row(1), a_row(2)), s.submit(a_row(3)), s.submit(a_row(4), a_row(5))]
         s.take_all_steps()
-        assert s.first_stage.next_batch() == [1, 2, 3, 4]
-        s.first_stage.let_go()
+        assert s.vae.next_batch() == [1, 2, 3, 4]
+        s.vae.let_go()
         assert [len(images_of(job)) for job in jobs] == [2, 1, 2]
-        assert seeds_of(s.first_stage.calls) == [[BLOCKER], [1, 2, 3, 4], [5]]
+        assert seeds_of(s.vae.calls) == [[BLOCKER], [1, 2, 3, 4], [5]]
 
 
 def test_expectations_follow_what_batches_take() -> None:
     with warm_latent(1, decode_seconds={1: 1.0, 4: 2.0}) as s:
-        s.first_stage.seconds = {1: 3.0, 4: 6.0}
+        s.vae.seconds = {1: 3.0, 4: 6.0}
         for _ in range(60):
             s.submit(a_row(1)).result(PATIENCE)
         assert s.line.costs.decoding is not None
@@ -266,14 +266,14 @@ def test_a_watcher_is_told_of_steps_previews_and_images_in_this_order() -> None:
 def test_images_of_a_request_are_shown_as_they_are_decoded() -> None:
     with warm_latent(1, decode_seconds={1: 1.0}) as s:
         diary = Diary()
-        s.first_stage.hold()
+        s.vae.hold()
         job = s.accept(a_row(1), a_row(2, steps=2), watcher=diary)
-        assert s.first_stage.next_batch() == [1]
+        assert s.vae.next_batch() == [1]
         s.take_all_steps()
-        assert s.first_stage.next_batch() == [2]
+        assert s.vae.next_batch() == [2]
         assert diary.of("image") == [(0, a_decoded(1, 1))]
         assert not job.future.done()
-        s.first_stage.let_go()
+        s.vae.let_go()
         job.future.result(PATIENCE)
     assert diary.of("image") == [(0, a_decoded(1, 1)), (1, a_decoded(2, 2))]
 
@@ -288,7 +288,7 @@ def test_a_request_may_be_cancelled_while_only_decoding_is_left(place: str) -> N
         leaver, stayer = s.submit(a_row(1), a_row(2)), s.submit(a_row(3))
         s.take_all_steps()
         if place == "is in the batch":
-            assert s.first_stage.next_batch() == [1, 2, 3]
+            assert s.vae.next_batch() == [1, 2, 3]
         assert s.to_decode[0] in (3, 4)
         assert elsewhere(leaver.cancel)
         assert s.observer.ended.count("disconnect") == 1  # at once
@@ -296,8 +296,8 @@ def test_a_request_may_be_cancelled_while_only_decoding_is_left(place: str) -> N
         assert s.to_decode == (waiting, waiting)
         assert s.places.taken == waiting
         if place == "waits":
-            assert s.first_stage.next_batch() == [3]
-        s.first_stage.let_go()
+            assert s.vae.next_batch() == [3]
+        s.vae.let_go()
         assert images_of(stayer) == [a_decoded(3, 1)]
     assert Counter(s.observer.ended) == {"disconnect": 1, 1: 2}
     assert s.is_empty()
@@ -305,13 +305,13 @@ def test_a_request_may_be_cancelled_while_only_decoding_is_left(place: str) -> N
 
 def test_a_request_may_be_cancelled_while_one_of_its_images_is_decoded_and_another_has_steps_left() -> None:
     with warm_latent(1, decode_seconds={1: 1.0}) as s:
-        s.first_stage.hold()
+        s.vae.hold()
         leaver = s.submit(a_row(1), a_row(2, steps=ENDLESS))
-        assert s.first_stage.next_batch() == [1]
+        assert s.vae.next_batch() == [1]
         assert s.to_decode == (2, 1)
         leaver.cancel()
         assert s.to_decode == (0, 0)
-        s.first_stage.let_go()
+        s.vae.let_go()
         assert images_of(s.submit(a_row(3))) == [a_decoded(3, 1)]
     assert s.observer.ended == ["disconnect", 1]
     assert s.is_empty()
@@ -335,7 +335,7 @@ def test_a_request_may_be_cancelled_by_another_thread_in_any_call_of_the_decoder
                     cancel()
 
         s.keep_busy()
-        s.first_stage.during = lambda called: cancel() if called == call else None
+        s.vae.during = lambda called: cancel() if called == call else None
         leaver.append(s.accept(a_row(1), a_row(2), watcher=Leaving()).future)
         stayer = s.submit(a_row(3))
         s.runner.let_go()
@@ -370,11 +370,11 @@ def test_a_request_whose_time_is_over_while_it_waits_for_the_decoder_is_late() -
         late, stayer = s.submit(a_row(1, steps=2), timeout_s=25), s.submit(a_row(2, steps=2))
         s.take_all_steps()
         s.clock.advance(25)
-        assert s.first_stage.next_batch() == [2]
+        assert s.vae.next_batch() == [2]
         with pytest.raises(DeadlinePassed, match="not done within 25 s"):
             late.result(PATIENCE)
         assert s.places.taken == 1
-        s.first_stage.let_go()
+        s.vae.let_go()
         assert images_of(blocker) == [a_decoded(BLOCKER, 1)]
         assert images_of(stayer) == [a_decoded(2, 2)]
     assert s.observer.ended == [1, "timeout", 1]
@@ -383,11 +383,11 @@ def test_a_request_whose_time_is_over_while_it_waits_for_the_decoder_is_late() -
 
 def test_a_request_whose_time_is_over_in_its_last_batch_is_done_and_its_promise_missed() -> None:
     with warm_latent(1) as s:
-        s.first_stage.hold()
+        s.vae.hold()
         job = s.submit(a_row(1), timeout_s=20)
-        s.first_stage.next_batch()
+        s.vae.next_batch()
         s.clock.advance(25)
-        s.first_stage.let_go()
+        s.vae.let_go()
         assert images_of(job) == [a_decoded(1, 1)]
     assert [kept for _, kept, *_ in s.observer.finished] == [False]
 
@@ -398,7 +398,7 @@ def test_a_request_whose_time_is_over_in_its_last_batch_is_done_and_its_promise_
 def test_images_of_a_batch_that_raises_are_tried_again_alone_and_only_the_culprit_fails() -> None:
     with warm_latent(4) as s:
         s.keep_busy()
-        s.first_stage.breaking = {2}
+        s.vae.breaking = {2}
         jobs = [s.submit(a_row(seed, steps=seed)) for seed in (1, 1, 1)]
         culprit = s.submit(a_row(2, steps=1))
         s.runner.let_go()
@@ -406,7 +406,7 @@ def test_images_of_a_batch_that_raises_are_tried_again_alone_and_only_the_culpri
             culprit.result(PATIENCE)
         assert str(error.value) == "an image of this request could not be decoded"  # what was raised is for the log
         assert [images_of(job) for job in jobs] == [[a_decoded(1, 1)]] * 3
-        assert seeds_of(s.first_stage.calls) == [[1, 1, 1, 2], [1], [1], [1], [2]]
+        assert seeds_of(s.vae.calls) == [[1, 1, 1, 2], [1], [1], [1], [2]]
     assert s.observer.failed_batches == 2
     assert s.observer.failed_passes == 0
     assert Counter(s.observer.ended) == {"failed": 1, 1: 3}
@@ -417,13 +417,13 @@ def test_images_of_a_batch_that_raises_are_tried_again_alone_and_only_the_culpri
 def test_a_request_of_several_images_fails_whole_and_the_others_are_not_tried(culprit: int) -> None:
     with warm_latent(4) as s:
         s.keep_busy()
-        s.first_stage.breaking = {culprit}
+        s.vae.breaking = {culprit}
         failing, innocent = s.submit(a_row(1), a_row(2), a_row(3)), s.submit(a_row(4))
         s.runner.let_go()
         assert isinstance(error_of(failing), ComputationFailed)
         assert images_of(innocent) == [a_decoded(4, 1)]
         tried = [[seed] for seed in (1, 2, 3) if seed <= culprit]
-        assert seeds_of(s.first_stage.calls) == [[1, 2, 3, 4], *tried, [4]]
+        assert seeds_of(s.vae.calls) == [[1, 2, 3, 4], *tried, [4]]
     assert s.observer.ended == ["failed", 1]
     assert s.is_empty()
 
@@ -431,14 +431,14 @@ def test_a_request_of_several_images_fails_whole_and_the_others_are_not_tried(cu
 def test_who_is_cancelled_during_a_batch_that_raises_is_not_tried_again() -> None:
     with warm_latent(2) as s:
         s.keep_busy()
-        s.first_stage.hold()
-        s.first_stage.faults = 1
+        s.vae.hold()
+        s.vae.faults = 1
         leaver, stayer = s.submit(a_row(1)), s.submit(a_row(2))
         s.runner.let_go()
-        assert s.first_stage.next_batch() == [1, 2]
+        assert s.vae.next_batch() == [1, 2]
         leaver.cancel()
-        assert s.first_stage.next_batch() == [2]
-        s.first_stage.let_go()
+        assert s.vae.next_batch() == [2]
+        s.vae.let_go()
         assert images_of(stayer) == [a_decoded(2, 1)]
     assert s.observer.ended == ["disconnect", 1]
 
@@ -446,7 +446,7 @@ def test_who_is_cancelled_during_a_batch_that_raises_is_not_tried_again() -> Non
 @pytest.mark.parametrize("images", [1, 2])
 def test_a_fault_of_decoding_that_does_not_come_again_harms_nobody(images: int) -> None:
     with warm_latent(2) as s:
-        s.first_stage.faults = 1
+        s.vae.faults = 1
         job = s.submit(*(a_row(seed) for seed in range(images)))
         assert images_of(job) == [a_decoded(seed, 1) for seed in range(images)]
         assert status_of(s.engine) == "ready"
@@ -458,13 +458,13 @@ def test_a_fault_of_decoding_that_does_not_come_again_harms_nobody(images: int) 
 def test_an_image_that_is_not_finite_when_it_is_decoded_fails_its_request_alone() -> None:
     with warm_latent(3) as s:
         s.keep_busy()
-        s.first_stage.poisoned = {1}
+        s.vae.poisoned = {1}
         bad, good = s.submit(a_row(1), a_row(2)), s.submit(a_row(3))
         s.runner.let_go()
         with pytest.raises(ComputationFailed, match="not finite"):
             bad.result(PATIENCE)
         assert images_of(good) == [a_decoded(3, 1)]
-        assert seeds_of(s.first_stage.calls) == [[1, 2, 3]]
+        assert seeds_of(s.vae.calls) == [[1, 2, 3]]
     assert s.observer.ended == ["failed", 1]
     assert s.is_empty()
 
@@ -478,9 +478,9 @@ def test_the_probe_is_decoded_only_where_decoding_has_failed() -> None:
         assert s.engine.in_doubt  # no pass for a long time
         assert images_of(s.engine.probe()) == [an_image(PROBE_SEED, 1)]
         assert not s.engine.in_doubt
-        assert s.first_stage.calls == []
+        assert s.vae.calls == []
 
-        s.first_stage.breaking = {1}
+        s.vae.breaking = {1}
         assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
         assert s.engine.in_doubt
         assert images_of(s.engine.probe()) == [a_decoded(PROBE_SEED, 1)]
@@ -490,13 +490,13 @@ def test_the_probe_is_decoded_only_where_decoding_has_failed() -> None:
 @pytest.mark.parametrize("fault", ["breaking", "poisoned"])
 def test_a_probe_shows_whether_decoding_works_again(fault: str) -> None:
     with warm_latent(1) as s:
-        check_that_probes_tell(s, s.first_stage, fault)
+        check_that_probes_tell(s, s.vae, fault)
     assert s.observer.ended == ["failed"]
 
 
 def test_latents_that_are_finite_do_not_show_that_decoding_works() -> None:
     with warm_latent(1) as s:
-        s.first_stage.breaking = {1}
+        s.vae.breaking = {1}
         assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
         assert images_of(s.submit(a_row(2, latent=True))) == [an_image(2, 1)]
         assert s.engine.in_doubt
@@ -511,16 +511,16 @@ def test_latents_that_are_not_finite_do_not_show_that_decoding_does_not_work() -
         assert s.engine.in_doubt
         s.engine.probe().result(PATIENCE)
         assert not s.engine.in_doubt
-        assert s.first_stage.calls == []
+        assert s.vae.calls == []
 
 
 def test_an_upload_says_nothing_of_whether_images_can_be_decoded() -> None:
     with warm_latent(1) as s:
-        s.first_stage.poisoned = {7}
+        s.vae.poisoned = {7}
         with pytest.raises(ComputationFailed):
             s.engine.decode(pixels(7, 1)).result(PATIENCE)  # who knows what a client sent
         assert not s.engine.in_doubt
-        s.first_stage.breaking = {1}
+        s.vae.breaking = {1}
         assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
         s.engine.encode(pixels(2, 1)).result(PATIENCE)
         assert s.engine.in_doubt
@@ -530,7 +530,7 @@ def test_an_upload_says_nothing_of_whether_images_can_be_decoded() -> None:
 def test_images_that_cannot_be_decoded_never_make_the_engine_fail_however_many_there_are(fault: str) -> None:
     with warm_latent(1, decode_seconds={1: 1.0}) as s:
         for seed in range(1, 30):
-            setattr(s.first_stage, fault, {seed})
+            setattr(s.vae, fault, {seed})
             assert isinstance(error_of(s.submit(a_row(seed))), ComputationFailed)
             assert status_of(s.engine) == "ready"
             if seed % 3 == 0:
@@ -544,22 +544,22 @@ def test_images_that_cannot_be_decoded_never_make_the_engine_fail_however_many_t
 @pytest.mark.parametrize("fault", ["breaking", "poisoned"])
 def test_an_engine_whose_probes_cannot_be_decoded_gives_up(fault: str) -> None:
     with warm_latent(1) as s:
-        check_that_it_gives_up(s, s.first_stage, fault)
+        check_that_it_gives_up(s, s.vae, fault)
 
 
 def test_an_upload_that_is_encoded_is_no_doubt() -> None:
     """However long the engine itself has had nothing to do."""
     with warm_latent(1, decode_seconds={1: 12.0}) as s:
-        s.first_stage.hold()
+        s.vae.hold()
         upload = s.engine.encode(pixels(1, 1))
-        s.first_stage.next_call()
+        s.vae.next_call()
         s.clock.advance(100)
         assert not s.engine.in_doubt
         s.engine.asked()
         s.engine.check_health()
         assert s.runner.passes == []
         assert status_of(s.engine) == "ready"
-        s.first_stage.let_go()
+        s.vae.let_go()
         upload.result(PATIENCE)
 
 
@@ -613,7 +613,7 @@ def test_an_engine_whose_decoder_was_stuck_recovers_when_that_returns_and_no_ear
         assert not s.engine.alive
         with pytest.raises(Failed, match="does not return"):
             s.submit(a_row(2))
-        s.first_stage.let_go()
+        s.vae.let_go()
         s.settle_decoding()
         assert s.engine.alive
         s.engine.check_health()
@@ -626,16 +626,16 @@ def test_an_engine_whose_decoder_was_stuck_recovers_when_that_returns_and_no_ear
 
 def test_an_upload_that_is_stuck_is_answered_once() -> None:
     with warm_latent(1) as s:
-        s.first_stage.hold()
+        s.vae.hold()
         uploads = [s.engine.encode(pixels(1, 1)), s.engine.encode(pixels(2, 1))]
-        assert s.first_stage.next_call() == Call("encode", [1])
+        assert s.vae.next_call() == Call("encode", [1])
         s.clock.advance(30)
         s.engine.check_health()
         assert all(isinstance(upload.exception(PATIENCE), Failed) for upload in uploads)
         assert not s.engine.alive
-        s.first_stage.let_go()
+        s.vae.let_go()
         s.engine.close()
-        assert s.first_stage.calls == [Call("encode", [1])]
+        assert s.vae.calls == [Call("encode", [1])]
 
 
 @pytest.mark.parametrize("noticed", [True, False])
@@ -663,10 +663,10 @@ def test_draining_waits_for_what_is_decoded_and_for_uploads() -> None:
             with pytest.raises(Draining):
                 ask()
         assert not s.engine.wait_idle(0)
-        assert s.first_stage.next_call() == Call("decode", [1])
+        assert s.vae.next_call() == Call("decode", [1])
         assert images_of(job) == [a_decoded(BLOCKER, 1)]
         assert not s.engine.wait_idle(0)
-        s.first_stage.let_go()
+        s.vae.let_go()
         assert s.engine.wait_idle(PATIENCE)
         assert upload.result(PATIENCE).tolist() == a_decoded(1, 1)
 
@@ -679,11 +679,11 @@ def test_closing_while_images_are_decoded_answers_all_as_draining_and_joins_the_
         with ThreadPoolExecutor() as pool:
             closing = pool.submit(s.engine.close)
             assert all(isinstance(error_of(job), Draining) for job in jobs)
-            s.first_stage.let_go()
+            s.vae.let_go()
             closing.result(PATIENCE)
         assert isinstance(upload.exception(PATIENCE), Draining)
         assert set(threading.enumerate()) <= set(others)
-        assert seeds_of(s.first_stage.calls) == [[BLOCKER]]
+        assert seeds_of(s.vae.calls) == [[BLOCKER]]
         assert s.engine.wait_idle(0)
         with pytest.raises(Draining):
             s.engine.encode(pixels(4, 1))
@@ -693,13 +693,13 @@ def test_closing_while_images_are_decoded_answers_all_as_draining_and_joins_the_
 def test_requests_and_uploads_of_an_engine_whose_decoder_dies_fail() -> None:
     with warm_latent(2) as s:
         s.keep_busy()
-        s.first_stage.forgetful = True
+        s.vae.forgetful = True
         jobs = [s.submit(a_row(1)), s.submit(a_row(2)), s.submit(a_row(3, ENDLESS))]
-        s.first_stage.hold()
+        s.vae.hold()
         s.runner.let_go()
-        assert s.first_stage.next_batch() == [1, 2]
+        assert s.vae.next_batch() == [1, 2]
         upload = s.engine.encode(pixels(4, 1))
-        s.first_stage.let_go()
+        s.vae.let_go()
         assert s.engine.wait_idle(PATIENCE)
         assert isinstance(upload.exception(PATIENCE), Failed)
         assert Counter(type(error_of(job)) for job in jobs) == {type(None): 2, Failed: 1}  # two were taken before
@@ -714,11 +714,11 @@ def test_what_is_to_be_decoded_fails_where_the_engine_dies() -> None:
         s.runner.unreleased = {2}
         s.submit(a_row(2, latent=True))
         assert isinstance(error_of(job), Failed)
-        s.first_stage.let_go()
+        s.vae.let_go()
         assert isinstance(upload.exception(PATIENCE), Failed)
         assert status_of(s.engine) == "failed"
         s.settle_decoding()
-        assert seeds_of(s.first_stage.calls) == [[BLOCKER]]
+        assert seeds_of(s.vae.calls) == [[BLOCKER]]
 
 
 # Uploads
@@ -740,13 +740,13 @@ def test_uploads_come_after_images_that_wait_and_in_their_order() -> None:
         uploads = [s.engine.encode(pixels(11, 1)), s.engine.decode(pixels(12, 1)), s.engine.encode(pixels(13, 1))]
         s.submit(a_row(1), a_row(2))
         s.take_all_steps()
-        calls = [s.first_stage.next_call() for _ in range(3)]
+        calls = [s.vae.next_call() for _ in range(3)]
         assert calls == [Call("decode", [1]), Call("decode", [2]), Call("encode", [11])]
         late = s.submit(a_row(3))  # goes before the next
         s.take_all_steps()
-        calls = [s.first_stage.next_call() for _ in range(3)]
+        calls = [s.vae.next_call() for _ in range(3)]
         assert calls == [Call("decode", [3]), Call("decode", [12]), Call("encode", [13])]
-        s.first_stage.let_go()
+        s.vae.let_go()
         assert images_of(late) == [a_decoded(3, 1)]
         assert [upload.result(PATIENCE)[0, 0, 0] for upload in uploads] == [11, 12, 13]
 
@@ -759,15 +759,15 @@ def test_an_upload_that_is_cancelled_is_forgotten() -> None:
             s.engine.encode(pixels(3, 1))
         assert second.cancel()
         third = s.engine.encode(pixels(3, 1))  # it has the place of the second
-        assert s.first_stage.next_call() == Call("encode", [1])
+        assert s.vae.next_call() == Call("encode", [1])
         assert first.cancel()  # during its call
         assert s.engine.encode(pixels(4, 1)).cancel()
-        assert s.first_stage.next_call() == Call("encode", [3])
-        s.first_stage.let_go()
+        assert s.vae.next_call() == Call("encode", [3])
+        s.vae.let_go()
         assert third.result(PATIENCE).tolist() == an_image(3, 0.5)
         assert s.engine.wait_idle(PATIENCE)
         s.engine.encode(pixels(5, 1)).result(PATIENCE)
-        assert [call.seeds for call in s.first_stage.calls] == [[BLOCKER], [1], [3], [5]]
+        assert [call.seeds for call in s.vae.calls] == [[BLOCKER], [1], [3], [5]]
     with pytest.raises(CancelledError):
         first.result(0)
 
@@ -780,7 +780,7 @@ def test_uploads_that_are_too_many_are_refused_with_the_time_that_the_others_tak
             s.engine.decode(pixels(4, 1))
         assert refusal.value.retry_after == 6.0
         assert s.places.taken == 1  # they need no places
-        s.first_stage.let_go()
+        s.vae.let_go()
         for upload in uploads:
             upload.result(PATIENCE)
         s.engine.decode(pixels(5, 1)).result(PATIENCE)
@@ -789,14 +789,14 @@ def test_uploads_that_are_too_many_are_refused_with_the_time_that_the_others_tak
 @pytest.mark.parametrize("fault", ["breaking", "poisoned"])
 def test_an_upload_that_cannot_be_encoded_or_decoded_fails_alone(fault: str) -> None:
     with warm_latent(1) as s:
-        setattr(s.first_stage, fault, {1})
+        setattr(s.vae, fault, {1})
         for ask in (s.engine.encode, s.engine.decode):
             bad, good = ask(pixels(1, 1)), ask(pixels(2, 1))
             with pytest.raises(ComputationFailed, match="encoded or decoded"):
                 bad.result(PATIENCE)
             good.result(PATIENCE)
         assert s.engine.alive
-        assert s.first_stage.calls[-1] == Call("decode", [2])
+        assert s.vae.calls[-1] == Call("decode", [2])
 
 
 def test_uploads_are_refused_while_the_model_is_loaded() -> None:
@@ -843,7 +843,7 @@ def test_who_comes_while_others_wait_to_be_decoded_is_expected_later() -> None:
         assert s.line.backlog_s == pytest.approx(3 * 0.5)
         accepted = s.accept(a_row(3))
         assert accepted.eta_s == pytest.approx(2.0 + 1.0 + 1.0)  # three in one batch, a pass, and its own
-        s.first_stage.let_go()
+        s.vae.let_go()
         accepted.future.result(PATIENCE)
 
 
@@ -895,7 +895,7 @@ def test_metrics_tell_of_decoding() -> None:
 
 def test_a_probe_that_is_decoded_needs_no_place_and_is_told_to_no_observer() -> None:
     with warm_latent(1, max_queue=1) as s:
-        s.first_stage.poisoned = {1}
+        s.vae.poisoned = {1}
         assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
         s.runner.hold()
         job = s.submit(a_row(2, steps=9))
@@ -937,7 +937,7 @@ def test_the_observer_is_told_before_whoever_waits() -> None:
 def test_nothing_is_left_behind_by_any_mix_of_requests_that_are_decoded(
     costs: dict[int, float], decode_costs: dict[int, float], script: Script
 ) -> None:
-    """Whatever arrives, leaves, fails, comes too late or gets stuck, inside whatever call to runner or first stage.
+    """Whatever arrives, leaves, fails, comes too late or gets stuck, inside whatever call to runner or VAE.
 
     Innocent rows never fail, but by passes and batches that do not return. The engine gives up where one of those takes
     too long, and for nothing else.
@@ -952,7 +952,7 @@ def test_nothing_is_left_behind_by_any_mix_of_requests_that_are_decoded(
                     elsewhere(lambda: client.play(to_come[0][1]))
                     to_come.pop(0)
 
-        s.runner.during = s.first_stage.during = act
+        s.runner.during = s.vae.during = act
         while to_come and s.engine.beyond_help is None:  # each round makes each of the calls
             s.engine.check_health()
             with playing:

@@ -636,8 +636,8 @@ ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
 
 def calls(server: LatentServer) -> list[str]:
-    """What the first stage was asked for."""
-    return [call.name for call in server.first_stage.calls]
+    """What the VAE was asked for."""
+    return [call.name for call in server.vae.calls]
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("variance_preserving", 1), ("additive", np.sqrt(ALPHA_BAR[400]))])
@@ -747,23 +747,23 @@ def test_a_client_that_leaves_is_not_encoded_for(latents: LatentServer, monkeypa
 
     monkeypatch.setattr(latents.engine, "encode", noting)
     left = latents.metric("stepwise_requests_total", endpoint="/denoise", code="499")
-    latents.first_stage.hold()
+    latents.vae.hold()
     with upload(latents, "/denoise"):
-        assert latents.first_stage.next_call().name == "encode"
+        assert latents.vae.next_call().name == "encode"
         running = asked.get(timeout=PATIENCE)
         with upload(latents, "/denoise"):
             waiting = asked.get(timeout=PATIENCE)
     latents.wait_for_metric("stepwise_requests_total", lambda n: n == left + 2, endpoint="/denoise", code="499")
     assert running.cancelled()
     assert waiting.cancelled()
-    latents.first_stage.let_go()
+    latents.vae.let_go()
     assert post(latents, png(PIXELS), timestep=400).status_code == 200
     assert calls(latents) == ["encode", "encode", "decode"]  # not for the one that waited
 
 
 def test_encoding_takes_of_the_time_that_there_is() -> None:
     with serving_latents(pass_s=0.001) as server:
-        server.first_stage.hold()
+        server.vae.hold()
         late = post(server, png(PIXELS), accept=NPY, timestep=400, timeout_s=0.01)
         assert problem(late, 504)["detail"] == "not done within 0.01 s"
 
@@ -778,18 +778,18 @@ def test_what_could_not_be_done_in_time_is_not_encoded(latents: LatentServer) ->
 
 
 def test_an_upload_that_cannot_be_encoded_fails_alone(latents: LatentServer) -> None:
-    latents.first_stage.faults = 1
+    latents.vae.faults = 1
     assert "could not be encoded" in problem(post(latents, png(PIXELS), timestep=400), 500)["detail"]
     assert post(latents, png(PIXELS), timestep=400).status_code == 200
 
 
 def test_uploads_that_wait_to_be_encoded_are_as_many_as_fit_into_the_queue() -> None:
     with serving_latents(max_queue=1) as server, ThreadPoolExecutor(1) as pool:
-        server.first_stage.hold()
+        server.vae.hold()
         running = pool.submit(post, server, png(PIXELS), timestep=400)
-        server.first_stage.next_call()
+        server.vae.next_call()
         refused = post(server, png(PIXELS), timestep=400)
         assert "wait to be encoded" in problem(refused, 503)["detail"]
         assert re.fullmatch(r"[1-9]\d*", refused.headers["retry-after"])
-        server.first_stage.let_go()
+        server.vae.let_go()
         assert running.result().status_code == 200

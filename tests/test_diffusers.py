@@ -1,4 +1,4 @@
-"""Checkpoints of the diffusers library: what is found on disk, what configs come to, and the images that come of it."""
+"""Checkpoints of the diffusers library: layouts on disk, configs, and the resulting images."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.backends.padded import PaddedBackend
+from model.backends.torch_cpu import TorchCPUBackend
 from model.checkpoints.config import ModelConfig
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, find, load
@@ -34,7 +34,7 @@ from tests.reference import (
     scheduler_class,
 )
 
-# What diffusers does to NumPy 2.
+# diffusers' warning with NumPy 2.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
@@ -44,7 +44,7 @@ SAFE = f"{STEM}.safetensors"
 BIN = f"{STEM}.bin"
 UNET_CONFIG = "unet/config.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
-SHARD = "20KB"  # makes a dozen of the small network
+SHARD = "20KB"  # a dozen shards of the small network
 
 Weights = dict[str, Tensor]
 
@@ -62,13 +62,13 @@ def saved(unet: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(saved: Path) -> Checkpoint:
-    """The network as its nested pipeline gives it."""
+    """The network loaded from its nested pipeline."""
     return load(saved)
 
 
 @pytest.fixture
 def pipeline(saved: Path, tmp_path: Path) -> Path:
-    """A nested pipeline, to be changed."""
+    """A nested pipeline that the test may change."""
     return shutil.copytree(saved, tmp_path / "pipeline")
 
 
@@ -94,7 +94,7 @@ def test_a_nested_pipeline_is_its_network(whole: Checkpoint, unet: Any) -> None:
 
 
 def nested(folder: Path, **saving: object) -> Path:
-    """A nested pipeline whose weights are saved in some way."""
+    """A nested pipeline, with weights saved in different ways."""
     save_pipeline(folder)
     (folder / "unet" / SAFE).unlink()
     small_unet().save_pretrained(folder / "unet", **saving)
@@ -102,7 +102,7 @@ def nested(folder: Path, **saving: object) -> Path:
 
 
 def flat(folder: Path) -> Path:
-    """All at the root, as google/ddpm-* have it."""
+    """All files at the root, as in google/ddpm-*."""
     save_pipeline(folder)
     for part in ("unet", "scheduler"):
         for file in (folder / part).iterdir():
@@ -124,7 +124,7 @@ def old_key(key: str) -> str:
 
 
 def flat_and_old(folder: Path) -> Path:
-    """google/ddpm-* as they were published: flat, a pickle, and the old names."""
+    """Like the published google/ddpm-*: flat, a pickle, and old names."""
     flat(folder)
     weights = {old_key(key): tensor for key, tensor in load_file(folder / SAFE).items()}
     assert "mid_block.attentions.0.proj_attn.weight" in weights
@@ -145,14 +145,14 @@ def renamed(rename: Callable[[str], str]) -> Callable[[Path], Path]:
 
 
 def with_old_frequencies(folder: Path) -> Path:
-    """Old files keep the fourier frequencies under two names."""
+    """Old files have the fourier frequencies twice."""
     save_pipeline(folder)
     save_file({**load_file(folder / "unet" / SAFE), "time_proj.W": torch.zeros(8)}, folder / "unet" / SAFE)
     return folder
 
 
 def beside(other: str, **saving: object) -> Callable[[Path], Path]:
-    """A nested pipeline with a second network in a file that must not be taken."""
+    """A nested pipeline with a second network in a file that must be ignored."""
 
     def make(folder: Path) -> Path:
         save_pipeline(folder)
@@ -173,7 +173,7 @@ def safetensors_variant_beside_pickle(folder: Path) -> Path:
 
 
 def variants(folder: Path) -> Path:
-    """fp16 is the network; ema is another."""
+    """fp16 has the network; ema has another."""
     nested(folder, variant="fp16")
     small_unet(seed=1).save_pretrained(folder / "unet", variant="ema")
     return folder
@@ -193,7 +193,7 @@ def linked(folder: Path) -> Path:
 
 
 def linked_inside(folder: Path) -> Path:
-    """Files that are links to others of the same folder."""
+    """Files that link to others in the same folder."""
     save_pipeline(folder)
     (folder / "store").mkdir()
     for name in (f"unet/{SAFE}", UNET_CONFIG, SCHEDULER_CONFIG, "model_index.json"):
@@ -297,7 +297,7 @@ def test_unet_without_a_scheduler(
 ) -> None:
     unet.save_pretrained(tmp_path / "bare")
     checkpoint = load(tmp_path / "bare")
-    assert caplog.messages == ["bare has no scheduler_config.json: DDPMScheduler's defaults are taken"]
+    assert caplog.messages == ["bare has no scheduler_config.json: using DDPMScheduler's defaults"]
     assert caplog.records[0].levelname == "WARNING"
     assert same_values(checkpoint, whole)
     assert checkpoint.description.name == "bare"
@@ -324,12 +324,12 @@ def test_several_sharded_variants_are_refused_by_name(tmp_path: Path) -> None:
     assert refusal(folder) == f"unet: holds the variants {names}: name one of these files"
 
 
-# What train_unconditional.py leaves.
+# Output of train_unconditional.py.
 
 
 @pytest.fixture
 def training(tmp_path: Path) -> Path:
-    """A pipeline, and checkpoint-500 with a network that was trained and the average of its past."""
+    """A pipeline, and checkpoint-500 with a network and its moving average."""
     root = save_pipeline(tmp_path / "butterflies", small_unet(0), DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
     step = root / "checkpoint-500"
     trained, average = small_unet(1), small_unet(2)
@@ -356,7 +356,7 @@ def is_network(checkpoint: Checkpoint, seed: int) -> bool:
         ("checkpoint-500/unet", 1, "butterflies/checkpoint-500"),
         ("checkpoint-500/unet_ema", 2, "butterflies/checkpoint-500"),
         (f"checkpoint-500/unet/{SAFE}", 1, "butterflies/checkpoint-500"),
-        ("checkpoint-500/random_states_0.pkl", 2, "butterflies/checkpoint-500"),  # which is taken for its folder
+        ("checkpoint-500/random_states_0.pkl", 2, "butterflies/checkpoint-500"),  # stands for its folder
     ],
 )
 def test_training_folder(training: Path, named: str, seed: int, name: str) -> None:
@@ -394,7 +394,7 @@ def test_root_of_checkpoints_alone_is_refused_and_names_them(training: Path) -> 
         (training / name).unlink()
     shutil.copytree(training / "checkpoint-500", training / "checkpoint-2000")
     (training / "checkpoint-empty").mkdir()
-    message = "holds no pipeline: name one of its folders checkpoint-2000, checkpoint-500"
+    message = "is not a pipeline: name one of its folders checkpoint-2000, checkpoint-500"
     assert refusal(training) == message
 
 
@@ -421,7 +421,7 @@ def test_classes_as_timesteps(tmp_path: Path) -> None:
 
 
 def test_fourier_networks_are_never_asked_at_0(tmp_path: Path) -> None:
-    """They take the timestep's logarithm; DDPM's own grid ends at 0."""
+    """Fourier encodings take the timestep's logarithm, and DDPM's own grid ends at 0."""
     description = describe(tmp_path, small_unet(time_embedding_type="fourier"))
     assert description.first_timestep == 1
     recommended = description.recommended
@@ -511,7 +511,7 @@ def test_schedulers_as_diffusers_saves_them(pipeline: Path, name: str) -> None:
 
 
 def test_every_class_has_its_own_betas(pipeline: Path) -> None:
-    """The table above, against diffusers."""
+    """Check the table above against diffusers."""
     for name in sorted(SCHEDULERS.keys() - NOT_INSTALLABLE):
         expected = scheduler_class(name)().alphas_cumprod
         ours = config_of(pipeline, {"_class_name": name}).schedule.alphas_cumprod
@@ -606,7 +606,7 @@ def test_fixed_variances(pipeline: Path, variance_type: str | None) -> None:
         ("DDPMScheduler", {}),
         ("DDIMScheduler", {}),
         ("DPMSolverMultistepScheduler", {"variance_type": "learned_range"}),
-        ("DPMSolverMultistepScheduler", {"variance_type": "learned"}),  # which reads no variance at all
+        ("DPMSolverMultistepScheduler", {"variance_type": "learned"}),  # ignores the variance
         ("DPMSolverMultistepScheduler", {"variance_type": None}),
     ],
     ids=str,
@@ -710,7 +710,7 @@ def test_schedulers_refused(pipeline: Path, config: Json, message: str) -> None:
     assert refusal(pipeline) == f"{SCHEDULER_CONFIG}: {message}"
 
 
-# What diffusers loads is loaded.
+# Everything that diffusers loads.
 
 
 @pytest.mark.parametrize(
@@ -718,7 +718,7 @@ def test_schedulers_refused(pipeline: Path, config: Json, message: str) -> None:
     [
         (SCHEDULER_CONFIG, {"beta_strat": 0.1, "two\nlines": 1}),
         (UNET_CONFIG, {"encoder_hid_dim": 8, "in_chanels": 3}),
-        (UNET_CONFIG, {"num_attention_heads": 1, "time_proj_dim": 8}),  # fields of the native config
+        (UNET_CONFIG, {"num_attention_heads": 1, "time_proj_dim": 8}),  # fields of our config only
     ],
     ids=str,
 )
@@ -728,13 +728,13 @@ def test_fields_that_diffusers_does_not_know_are_passed_over_and_named(
     edit(pipeline / part, changes)
     assert load(pipeline).description.digest == whole.description.digest
     names = ", ".join(sorted(changes)).replace("\n", " ")
-    assert caplog.messages == [f"{pipeline / part}: unknown fields are passed over: {names}"]
+    assert caplog.messages == [f"{pipeline / part}: unknown fields are ignored: {names}"]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"timesteps": 1000, "timestep_values": None},  # of the first latent diffusion
+        {"timesteps": 1000, "timestep_values": None},  # from the first latent diffusion
         {"timesteps": 7},
         {"thresholding": None, "rescale_betas_zero_snr": None},
         {"dynamic_thresholding_ratio": None, "sample_max_value": 0},
@@ -753,7 +753,7 @@ def test_fields_of_schedulers_that_change_nothing(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mid_block_type": "UNetMidBlock2DCrossAttn"},  # diffusers looks only whether there is one
+        {"mid_block_type": "UNetMidBlock2DCrossAttn"},  # diffusers checks only for null
         {"center_input_sample": None},
         {"dropout": 0.1},
     ],
@@ -801,7 +801,7 @@ COMPILED = ["torch._dynamo.eval_frame", "OptimizedModule"]
 def test_what_wraps_a_part_in_the_index_is_seen_through(
     pipeline: Path, whole: Checkpoint, component: list[str]
 ) -> None:
-    """The part's own config says what it is."""
+    """The part's own config has its class."""
     edit(pipeline / "model_index.json", {"unet": component})
     assert load(pipeline).description.digest == whole.description.digest
     edit(pipeline / UNET_CONFIG, {"_class_name": "UNet2DConditionModel"})
@@ -819,7 +819,7 @@ def test_where_a_part_does_not_say_its_class_the_index_does(pipeline: Path, whol
     assert refusal(pipeline) == f"{UNET_CONFIG}: _class_name is None, and must be UNet2DModel"
 
 
-# Nothing in the folder is passed over in silence.
+# Unused files are logged.
 
 
 @pytest.mark.parametrize(
@@ -865,7 +865,7 @@ SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmpp_2m": DPMSolverM
 def our_steps(checkpoint: Checkpoint, sampler: str, labels: bool) -> Tensor:
     """Images and estimates of x_0 after each step, [N, 2, rows, C, H, W]."""
     description = checkpoint.description
-    backend = PaddedBackend(checkpoint.network, description.sample_shape, "float32", len(SEEDS))
+    backend = TorchCPUBackend(checkpoint.network, description.sample_shape, "float32", len(SEEDS))
     runner = SlotRunner(backend, description.sample_shape, no_label=0, slots=len(SEEDS))
     table = sample_table(description.schedule, sampler, N)
     slots = [
@@ -881,7 +881,7 @@ def our_steps(checkpoint: Checkpoint, sampler: str, labels: bool) -> Tensor:
 
 @torch.inference_mode()
 def their_steps(network: Any, scheduler: Any, labels: bool) -> Tensor:
-    """The loop of diffusers' pipelines, with a generator for each image."""
+    """The loop of diffusers' pipelines with one generator for each image."""
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     channels, size = network.config.in_channels, network.config.sample_size
     x: Tensor = randn_tensor((len(SEEDS), channels, size, size), generator=generators)
@@ -889,18 +889,18 @@ def their_steps(network: Any, scheduler: Any, labels: bool) -> Tensor:
     states = []
     for t in scheduler.timesteps:
         out = network(x, t, class_labels=torch.tensor(LABELS) if labels else None).sample
-        if isinstance(scheduler, DDIMScheduler):  # knows of no variance
+        if isinstance(scheduler, DDIMScheduler):  # has no variance argument
             out = out[:, :channels]
         step = scheduler.step(out, t, x, generator=generators)
         x = step.prev_sample
-        # The multistep solver keeps its estimates of x_0 to itself.
+        # The multistep solver does not return its estimates of x_0.
         x0 = step.get("pred_original_sample", getattr(scheduler, "model_outputs", [None])[-1])
         states.append(torch.stack([x, x0]))
     return torch.stack(states)
 
 
 def compare(folder: Path, network: Any, sampler: str, scheduler: Any, labels: bool = False) -> Tensor:
-    """10 steps of ours are theirs to 1e-4 × max(1, max |x|), after each step. Returns ours."""
+    """Compare 10 steps with diffusers'. After each: |difference| ≤ 1e-4 × max(1, max |x|). Returns ours."""
     steps, expected = our_steps(load(folder), sampler, labels), their_steps(network, scheduler, labels)
     assert steps.shape == expected.shape
     assert expected.isfinite().all()
@@ -937,7 +937,7 @@ def test_trajectories(tmp_path: Path, unet: Any, name: str, fields: Json, sample
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_trajectories_of_the_first_latent_diffusion(tmp_path: Path, unet: Any, sampler: str) -> None:
-    """Its scheduler's config has timesteps, which diffusers passes over."""
+    """Its scheduler's config has timesteps, which diffusers ignores."""
     save_pipeline(tmp_path, unet, DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False))
     edit(tmp_path / SCHEDULER_CONFIG, {"timesteps": 1000, "timestep_values": None})
     compare(tmp_path, unet, sampler, SAMPLERS[sampler].from_pretrained(tmp_path / "scheduler"))
@@ -945,7 +945,7 @@ def test_trajectories_of_the_first_latent_diffusion(tmp_path: Path, unet: Any, s
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_trajectories_of_trained_betas_that_end_in_1(tmp_path: Path, unet: Any, sampler: str) -> None:
-    """Zero SNR, written out."""
+    """trained_betas with zero terminal SNR."""
     fields: Json = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False}
     betas = rescale_zero_terminal_snr(Schedule().betas).tolist()
     assert betas[-1] == 1
@@ -956,7 +956,7 @@ def test_trajectories_of_trained_betas_that_end_in_1(tmp_path: Path, unet: Any, 
 
 
 def test_trained_betas_that_end_in_1_are_zero_snr_for_every_sampler() -> None:
-    """DPM-Solver++ too, of which diffusers makes no number."""
+    """Also DPM-Solver++, for which diffusers gives NaN."""
     rescaled = Schedule(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
     written = Schedule(trained_betas=tuple(rescaled.betas), prediction_type="v_prediction", timestep_spacing="trailing")
     for sampler in SAMPLERS:
@@ -974,7 +974,7 @@ def test_trained_betas_beyond_the_last_timestep_do_not_matter(tmp_path: Path, un
 
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"])
 def test_trajectories_of_fixed_variances(tmp_path: Path, unet: Any, variance_type: str) -> None:
-    """Of fixed_large_log, diffusers takes the root of a logarithm, which is not finite; it means fixed_large."""
+    """For fixed_large_log diffusers takes the root of a negative logarithm. It means fixed_large."""
     save_pipeline(tmp_path, unet, DDPMScheduler(variance_type=variance_type))
     same = variance_type.removesuffix("_log") if variance_type == "fixed_large_log" else variance_type
     compare(tmp_path, unet, "ddpm", DDPMScheduler.from_pretrained(tmp_path / "scheduler", variance_type=same))
@@ -1017,22 +1017,25 @@ def test_trajectories_of_fourier_networks(tmp_path: Path, sampler: str, spacing:
     compare(tmp_path, network, sampler, SAMPLERS[sampler].from_pretrained(tmp_path / "scheduler"))
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unet": ["my_code", "MyUNet"]}, "unet is my_code.MyUNet, and must be of diffusers: other code is never run"),
+        (
+            {"unet": ["my_code", "MyUNet"]},
+            "unet is my_code.MyUNet, and must be a class of diffusers: other code is never run",
+        ),
         (
             {"scheduler": ["scheduling_mine", "DDPMScheduler"]},
-            "scheduler is scheduling_mine.DDPMScheduler, and must be of diffusers: other code is never run",
+            "scheduler is scheduling_mine.DDPMScheduler, and must be a class of diffusers: other code is never run",
         ),
         ({"unet": ["diffusers"]}, "unet is ['diffusers'], and must be a library and a class"),
         ({"unet": ["diffusers", 3]}, "unet is ['diffusers', 3], and must be a library and a class"),
         (
             {"text_encoder": ["transformers", "CLIP"]},
-            "text_encoder is a part, and the parts must be unet, scheduler and vqvae or vae",
+            "has the part text_encoder, and the parts must be unet, scheduler and vqvae or vae",
         ),
     ],
     ids=str,
@@ -1050,7 +1053,7 @@ def test_pipelines_not_refused(pipeline: Path, changes: Json) -> None:
     load(pipeline)
 
 
-FIR = "is of NCSN++: its FIR filters are not supported"
+FIR = "belongs to NCSN++: its FIR filters are not supported"
 DOWN = ["DownBlock2D", "AttnDownBlock2D"]
 
 
@@ -1071,11 +1074,11 @@ DOWN = ["DownBlock2D", "AttnDownBlock2D"]
         ({"up_block_types": ["UNetResAttnSkipUpBlock2D"] * 2}, f"up_block_types has AttnSkipUpBlock2D, which {FIR}"),
         (
             {"down_block_types": ["CrossAttnDownBlock2D"] * 2},
-            "down_block_types has CrossAttnDownBlock2D, which attends to text: that is not supported",
+            "down_block_types has CrossAttnDownBlock2D, which attends to text, and that is not supported",
         ),
         (
             {"up_block_types": ["KUpBlock2D"] * 2},
-            "up_block_types has KUpBlock2D, which is of the latent upscaler: that is not supported",
+            "up_block_types has KUpBlock2D, which belongs to the latent upscaler, and that is not supported",
         ),
         (
             {"down_block_types": ["DownBlock2D", "MyDownBlock2D"]},
@@ -1130,8 +1133,8 @@ def test_networks_without_a_size_are_refused(pipeline: Path) -> None:
         (b"{'_class_name': 1}", "cannot be read: Expecting property name enclosed in double quotes: line 1"),
         (b'{"_class_name": "\xff"}', "cannot be read: 'utf-8' codec can't decode"),
         (b"[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
-        (b"[]", "is JSON of a list, and must be an object"),
-        (b'"UNet2DModel"', "is JSON of a str, and must be an object"),
+        (b"[]", "holds a list, and must hold a JSON object"),
+        (b'"UNet2DModel"', "holds a str, and must hold a JSON object"),
         (b" " * (16 * 2**20 + 1), "has 16777217 bytes, and must have at most 16777216"),
     ],
     ids=["empty", "quotes", "encoding", "deep", "list", "string", "large"],
@@ -1144,7 +1147,7 @@ def test_configs_that_are_no_json_objects(pipeline: Path, name: str, text: bytes
 def test_flat_config_that_is_no_json_object(tmp_path: Path) -> None:
     folder = flat_without_index(tmp_path / "flat")
     (folder / "config.json").write_text("[]")
-    assert refusal(folder) == "config.json: is JSON of a list, and must be an object"
+    assert refusal(folder) == "config.json: holds a list, and must hold a JSON object"
 
 
 LONG = "x" * 5000
@@ -1169,7 +1172,7 @@ LONG = "x" * 5000
 )
 def test_refusals_are_short_whatever_came(pipeline: Path, file: str, changes: Json) -> None:
     edit(pipeline / file, changes)
-    message = refusal(pipeline)  # which looks at its length
+    message = refusal(pipeline)  # checks its length
     assert message.startswith(f"{file}: ")
     deep = shutil.copytree(pipeline, pipeline / "/".join(["deep"] * 60))
     with pytest.raises(CheckpointError) as error:
@@ -1187,11 +1190,11 @@ def test_missing_weights_are_refused(pipeline: Path) -> None:
 
 def test_missing_network_is_refused(pipeline: Path) -> None:
     shutil.rmtree(pipeline / "unet")
-    assert refusal(pipeline) == "model_index.json: is there, and neither unet/config.json nor config.json is"
+    assert refusal(pipeline) == "model_index.json: exists, but neither unet/config.json nor config.json does"
 
 
 def test_folders_of_something_else_are_refused(pipeline: Path, tmp_path: Path) -> None:
-    message = "is no checkpoint, and must be config.json and model.safetensors, or a folder of the diffusers library"
+    message = "is not a checkpoint, and must be config.json and model.safetensors, or a folder of the diffusers library"
     assert refusal(tmp_path) == message
     assert refusal(pipeline / "scheduler") == message
     assert refusal(tmp_path / "nowhere") == "there is no such file or folder"

@@ -1,4 +1,4 @@
-"""Checkpoints of the diffusers library through the running server: the images of the pipelines, unchanged."""
+"""Checkpoints of the diffusers library on a running server, which gives the pipelines' images."""
 
 import base64
 import contextlib
@@ -22,7 +22,7 @@ from tests.networks import fill
 from tests.reference import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from tests.servers import ROOT, Json, Reachable, invalid, read_npy, read_parameters, read_png, write_npy
 
-# What diffusers does to NumPy 2.
+# diffusers' warning with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 SEEDS = range(7, 23)
@@ -47,7 +47,7 @@ def write(folder: Path, scheduler: Any, **config: object) -> Path:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     write(
-        folder / "rgb",  # as google's first DDPMs
+        folder / "rgb",  # like google's first DDPMs
         DDPMScheduler(variance_type="fixed_large"),
         sample_size=16,
         downsample_padding=0,
@@ -57,7 +57,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attention_head_dim=None,
     )
     write(
-        folder / "classes",  # as OpenAI's
+        folder / "classes",  # like OpenAI's
         DDPMScheduler(variance_type="learned_range", beta_schedule="squaredcos_cap_v2", timestep_spacing="linspace"),
         sample_size=(8, 16),
         in_channels=1,
@@ -73,14 +73,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def native(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`classes`, converted."""
+    """`classes`, converted to native weights."""
     target = tmp_path_factory.mktemp("converted") / "other name"
     assert f"serve it: stepwise serve --weights {target}" in run_convert(checkpoints / "classes", target)
     return target
 
 
 def run_convert(source: Path, target: Path) -> str:
-    """What `stepwise convert` prints, run in this process."""
+    """Run `stepwise convert` in this process, and return its output."""
     ended = CliRunner().invoke(app, ["convert", str(source), str(target)])
     assert ended.exit_code == 0, ended.stderr
     return ended.stdout
@@ -88,7 +88,7 @@ def run_convert(source: Path, target: Path) -> str:
 
 @pytest.fixture(scope="module")
 def running(checkpoints: Path, native: Path) -> Iterator[dict[str, Reachable]]:
-    """Servers of all of them."""
+    """A server of each."""
     with (
         serving_here(weights=str(checkpoints / "rgb"), max_batch=4) as rgb,
         serving_here(weights=str(checkpoints / "classes"), max_batch=4) as classes,
@@ -121,12 +121,12 @@ def to_uint8(images: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def assert_same(drawn: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None:
-    """Within one level, and that in less than 0.1 % of the values."""
+    """Check that less than 0.1 % of the values differ, by one level."""
     assert drawn.shape == expected.shape
     difference = np.abs(drawn.astype(int) - expected)
     assert difference.max() <= 1
     assert (difference != 0).mean() < 1e-3
-    assert all(len(np.unique(image)) > 50 for image in expected)  # images, not flat colours
+    assert all(len(np.unique(image)) > 50 for image in expected)  # not flat colours
 
 
 @pytest.mark.parametrize("num_inference_steps", [10, 25])
@@ -161,7 +161,7 @@ def test_the_pipelines_images(
 def test_class_conditional_images_with_a_learned_variance(
     running: dict[str, Reachable], checkpoints: Path, num_inference_steps: int
 ) -> None:
-    """diffusers' pipelines pass no labels, so their loop is written out."""
+    """diffusers' pipelines have no labels, so the test has their loop."""
     unet = UNet2DModel.from_pretrained(checkpoints / "classes" / "unet", low_cpu_mem_usage=False)
     scheduler = DDPMScheduler.from_pretrained(checkpoints / "classes" / "scheduler")
     labels = [i % 5 for i in range(len(SEEDS))]
@@ -184,7 +184,7 @@ def test_class_conditional_images_with_a_learned_variance(
 
 @pytest.fixture(scope="module")
 def shown(running: dict[str, Reachable], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the lines of docs/checkpoints.md make, run as they stand, against the server of `rgb`."""
+    """Run the code of docs/checkpoints.md unchanged, and compare with the server of `rgb`."""
     [code] = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8"), re.DOTALL
     )
@@ -240,12 +240,12 @@ def test_a_converted_checkpoint_draws_the_same_bytes(running: dict[str, Reachabl
         assert answers[0].status_code == 200
         assert answers[0].content == answers[1].content
     infos = [running[name].client.get("/info").json() for name in ("classes", "converted")]
-    assert [info["model"]["name"] for info in infos] == ["classes", "other name"]  # which are in no bytes
+    assert [info["model"]["name"] for info in infos] == ["classes", "other name"]  # names are not part of images
     assert infos[0]["model"]["digest"] == infos[1]["model"]["digest"]
     assert infos[0]["fingerprint"] == infos[1]["fingerprint"]
 
 
-# A network that was trained with labels only.
+# A network trained only with labels.
 
 
 def test_an_image_without_a_label_is_of_some_class(running: dict[str, Reachable]) -> None:
@@ -284,7 +284,7 @@ def test_denoising_needs_a_label(running: dict[str, Reachable]) -> None:
     assert answer.status_code == 200
 
 
-# A network that takes the logarithm of the timestep.
+# A network with a fourier encoding.
 
 
 def test_timestep_0_is_refused_where_it_has_no_logarithm(running: dict[str, Reachable]) -> None:
@@ -301,7 +301,7 @@ def test_timestep_0_is_refused_where_it_has_no_logarithm(running: dict[str, Reac
     assert client.post("/denoise", data=fields, files={"image": image}).status_code == 200
 
 
-# What cannot be opened.
+# Errors.
 
 
 def test_an_unreadable_checkpoint_ends_the_start_with_one_line(checkpoints: Path, tmp_path: Path) -> None:

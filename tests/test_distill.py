@@ -1,4 +1,4 @@
-"""Distilling: the student learns to go where its teacher goes. Only networks of a few kilobytes."""
+"""Distilling: the student learns its teacher's steps. Trains only networks of a few kB."""
 
 import json
 from collections.abc import Callable
@@ -55,7 +55,7 @@ RECIPE = {
 
 @pytest.fixture
 def student(tmp_path: Path) -> Callable[..., Path]:
-    """Makes the folder of a student, with a teacher of random weights beside it."""
+    """Makes a student's folder, and beside it a teacher's with random weights."""
 
     def make(prediction_type: str = "v_prediction", **changes: object) -> Path:
         config = {**CONFIG, "schedule": {**CONFIG["schedule"], "prediction_type": prediction_type}}  # type: ignore[dict-item]
@@ -73,7 +73,7 @@ def student(tmp_path: Path) -> Callable[..., Path]:
 
 
 def losses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Distil, and note the loss of each step."""
+    """Distil, and return the loss of each step."""
     seen: list[float] = []
 
     def run(
@@ -91,8 +91,8 @@ def losses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_student_of_as_many_steps_has_nothing_to_learn(
     student: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It begins as its teacher, and whoever takes the teacher's steps is where the teacher was."""
-    assert max(losses(student(), monkeypatch)) < 1e-5  # trajectories are kept in float16
+    """A student starts as its teacher. With the same steps it is right from the start."""
+    assert max(losses(student(), monkeypatch)) < 1e-5  # trajectories are float16
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The recipe of the emoji: data in colour, an autoencoder, a U-Net on its latents, and how both are judged.
+"""The recipe of the emoji: data in colour, an autoencoder, a U-Net on its latents, and their quality measures.
 
 Trains only networks of a few kilobytes.
 """
@@ -74,7 +74,7 @@ ema_decay = 0.9
 
 
 def tiny_emoji() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A hundred blurred images of three classes; most are of the second."""
+    """A hundred blurred images of three classes, most of the second."""
     rng = np.random.default_rng(0)
     y = np.array(([1] * 3 + [0, 2]) * 20)
     colours = rng.integers(0, 256, (100, 4, 4, 3)) // (1 + y[:, None, None, None])
@@ -83,7 +83,7 @@ def tiny_emoji() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Callable[[str], Path]:
-    """Makes folders with a recipe for tiny networks, by name, all alike."""
+    """Makes folders by name, each with the same recipe for tiny networks."""
 
     def make(name: str) -> Path:
         folder = tmp_path / name
@@ -108,7 +108,7 @@ def png(colour: tuple[int, ...], mode: str) -> bytes:
 
 
 def archive_of(path: Path, members: dict[str, bytes]) -> Path:
-    """An npm package as prepare.py expects it."""
+    """An npm package in the format that prepare.py expects."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(f"package/{name}")
@@ -118,7 +118,7 @@ def archive_of(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def test_prepare_reads_the_npm_package(tmp_path: Path) -> None:
-    """On white, skin variations beside what they vary, and no skin tones alone."""
+    """Images are on white. Skin variations follow their emoji. Skin tones alone are left out."""
     tones = {"1F3FB": {"image": "hand-light.png"}, "1F3FF": {"image": "hand-dark.png"}}
     listed = [
         {"category": "Flags", "short_name": "flag", "image": "flag.png"},
@@ -190,7 +190,7 @@ def autoencoding(folder: Path) -> autoencode.Autoencoding:
 def test_examples_are_images_mirrored_and_in_other_colours(recipe: Callable[[str], Path]) -> None:
     settings, x = autoencoding(recipe("a")), images(8)
     seen = set()
-    for step in range(40):  # of one batch each
+    for step in range(40):  # one batch each
         examples = autoencode.examples_at(step, x, settings, (2, 16, 16))
         assert examples.noise.shape == (8, 2, 16, 16)
         [turning] = [known for known, turned in turnings(x) if is_same_set(turned, examples.x)]
@@ -200,7 +200,7 @@ def test_examples_are_images_mirrored_and_in_other_colours(recipe: Callable[[str
 
 
 def turnings(x: Tensor) -> Iterable[tuple[tuple[str, str], Tensor]]:
-    """Images in all orders of colours, and mirrored in all ways."""
+    """Images with all permutations of channels, mirrored in all ways."""
     for colours in ("012", "021", "102", "120", "201", "210"):
         for axes in ("", "2", "3", "23"):
             yield (colours, axes), x[:, [int(c) for c in colours]].flip([int(axis) for axis in axes])
@@ -219,7 +219,7 @@ def test_noise_is_its_own_at_each_step_and_the_same_again(recipe: Callable[[str]
 
 
 class Plain:
-    """An autoencoder whose latents are two numbers an image, and its images what is decoded."""
+    """An autoencoder with two latent numbers per image, which decodes latents unchanged."""
 
     def __init__(self, mean: float, log_variance: float) -> None:
         self.moments = lambda x: torch.tensor([mean, log_variance]).reshape(1, 2, 1, 1).expand(len(x), 2, 1, 1)
@@ -285,9 +285,9 @@ def test_both_trainings_go_on_after_a_break(recipe: Callable[[str], Path], monke
     monkeypatch.setattr(descent, "CHECKPOINT_EVERY", 4)
     whole, broken = recipe("whole"), recipe("broken")
     train_both(whole, monkeypatch)
-    network, first_stage = load(whole).network, load_autoencoder(whole)
+    network, vae = load(whole).network, load_autoencoder(whole)
     assert all(parameter.isfinite().all() for parameter in network.parameters())
-    latents = autoencode.encoded(first_stage, data.load(whole / "work" / "tiny.npz").train_x)
+    latents = autoencode.encoded(vae, data.load(whole / "work" / "tiny.npz").train_x)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(2), rtol=0, atol=1e-5)
 
     for stage, drawn, written in (
@@ -301,12 +301,12 @@ def test_both_trainings_go_on_after_a_break(recipe: Callable[[str], Path], monke
                 stage.train(broken)
             assert not (broken / written).exists()
             stage.train(broken)
-        assert seen[:7] == [0, 1, 2, 3, 4, 5, 4]  # from the checkpoint after step 3
+        assert seen[:7] == [0, 1, 2, 3, 4, 5, 4]  # resumed from the checkpoint after step 3
         assert (broken / written).read_bytes() == (whole / written).read_bytes()
 
 
 def interrupted(draw: Callable[..., object], seen: list[int]) -> Callable[..., object]:
-    """What a step draws, broken off once at step 5."""
+    """The numbers that each step draws. The first run is interrupted at step 5."""
 
     def once(step: int, *rest: object) -> object:
         seen.append(step)
@@ -329,12 +329,12 @@ def test_latents_of_another_autoencoder_begin_anew(
         train.train(folder)
 
 
-# What they draw, and how it is judged.
+# Drawing and quality.
 
 
 @pytest.fixture
 def trained(recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Hardly trained weights."""
+    """Barely trained weights."""
     monkeypatch.setattr(classifier, "EPOCHS", 1)
     monkeypatch.setattr(quality, "IMAGES", 100)
     folder = recipe("a")
@@ -344,7 +344,7 @@ def trained(recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> P
 
 def test_latents_are_drawn_along_their_steps_and_decoded(trained: Path) -> None:
     by, settings = drawing.pen(trained, "float32"), Recommended("ddim", 2, 1.5)
-    drawn = drawing.draw_along(by, settings, 5, 34)  # more than fit into a pass
+    drawn = drawing.draw_along(by, settings, 5, 34)  # more than one pass
     assert drawn.shape == (3, 34, 32, 32, 3)
     np.testing.assert_array_equal(drawn[-1], drawing.draw(by, settings, 5, 34))
     assert (drawn[0] != drawn[-1]).any()
@@ -352,10 +352,10 @@ def test_latents_are_drawn_along_their_steps_and_decoded(trained: Path) -> None:
 
 @torch.inference_mode()
 def test_reconstructions_are_those_of_the_autoencoder(trained: Path) -> None:
-    by, first_stage, x = drawing.pen(trained, "float32"), load_autoencoder(trained), images(20)
-    assert by.first_stage is not None
-    expected = drawing.to_pixels(first_stage.decode(first_stage.encode(x)).numpy())
-    found = drawing.reconstructed(by.first_stage, x)
+    by, vae, x = drawing.pen(trained, "float32"), load_autoencoder(trained), images(20)
+    assert by.vae is not None
+    expected = drawing.to_pixels(vae.decode(vae.encode(x)).numpy())
+    found = drawing.reconstructed(by.vae, x)
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
@@ -383,7 +383,7 @@ def test_quality_tells_of_classes_and_of_the_autoencoder(
     (trained / quality.CRITERIA).write_text(criteria(without='"fields"'))
     sheet = trained / "sheet.png"
     capsys.readouterr()
-    run_quality(trained, monkeypatch, "--sheet", str(sheet))  # there is no limit that it fails
+    run_quality(trained, monkeypatch, "--sheet", str(sheet))  # without limits
     said = capsys.readouterr().out
     assert "3 times 99 images, with the seeds from 0, 99, 198 on" in said
     assert "Fréchet distance of 4×4 pixels" in said
@@ -428,7 +428,7 @@ def test_criteria_are_what_figures_must_reach(tmp_path: Path) -> None:
 
 
 class Judge:
-    """Sees the mean colour, and takes an image for the class of the colour that it has most of."""
+    """Its features are the mean colour. It sees an image as the class of its strongest channel."""
 
     def features(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
@@ -437,7 +437,7 @@ class Judge:
 
 
 def plain_images(counts: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
-    """Images of one colour: of class c mostly of colour c; in random order."""
+    """Images of one colour, in random order. Class c has most of channel c."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.repeat(np.arange(3), counts))
     colours = rng.uniform(-1, 0, (len(y), 3))
@@ -451,7 +451,7 @@ def held(counts: tuple[int, ...], without: tuple[int, ...] = ()) -> exam.Held:
 
 
 def test_classes_count_alike_however_many_are_held_out() -> None:
-    """An even mix is near to held-out images of which most are of one class; a mix as uneven as theirs is not."""
+    """Most held-out images have one class. A balanced mix of images is near them; an equally unbalanced one is not."""
     uneven = held((800, 80, 80))
     assert uneven.compare(*plain_images((100, 100, 100), 2)).in_features < 2
     assert uneven.compare(*plain_images((250, 25, 25), 2)).in_features > 20
@@ -460,7 +460,7 @@ def test_classes_count_alike_however_many_are_held_out() -> None:
 def test_copies_are_told_of_some_classes_only() -> None:
     train_x, train_y = plain_images((300, 300, 300), 0)
     fresh_x, fresh_y = plain_images((100, 100, 100), 2)
-    x = torch.where((fresh_y == 1)[:, None, None, None], train_x[train_y == 1][:300], fresh_x)  # class 1 is by heart
+    x = torch.where((fresh_y == 1)[:, None, None, None], train_x[train_y == 1][:300], fresh_x)  # class 1 is copied
     assert held((200,) * 3).compare(x, fresh_y).copies > 0.3
     assert held((200,) * 3, without=(1,)).compare(x, fresh_y).copies < 0.1
     assert held((200,) * 3, without=(1,)).compare(x, fresh_y).nearest > 0.05
@@ -505,14 +505,14 @@ def test_pictures_of_weights_alone(trained: Path, monkeypatch: pytest.MonkeyPatc
 
     reconstructions = pixels_of(target / "a-reconstructions.png")[::2, ::2]
     held_out = drawing.to_pixels(split.held_out_x.numpy())
-    columns = np.bincount(split.held_out_y).min()  # as many of each class as there are of each
+    columns = np.bincount(split.held_out_y).min()  # as many as the smallest class has
     expected = [held_out[(split.held_out_y == label).numpy()][:columns] for label in range(3)]
     found = [original for original, _ in pairs_of(reconstructions)]
     np.testing.assert_array_equal(found, np.concatenate(expected))
 
 
 def pairs_of(picture: NDArray[np.uint8]) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """The pairs of a picture, row by row."""
+    """The pairs of a picture, line by line."""
     wide = 64 + pictures.GAP
     return [
         (picture[row : row + 32, column : column + 32], picture[row : row + 32, column + 32 : column + 64])

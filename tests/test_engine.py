@@ -984,7 +984,7 @@ def test_an_observer_that_raises_harms_nobody() -> None:
     with started(a_setting(runner, observer=Deaf(), decode_seconds={1: 1.0})) as s:
         for seed in range(1, 4):
             assert images_of(s.submit(a_row(seed))) == [a_decoded(seed, 1)]
-        runner.breaking = s.first_stage.breaking = {4, 5}
+        runner.breaking = s.vae.breaking = {4, 5}
         for latent in (True, False):
             assert isinstance(error_of(s.submit(a_row(4, latent=latent))), ComputationFailed)
         with pytest.raises(Invalid):

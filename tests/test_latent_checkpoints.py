@@ -1,4 +1,4 @@
-"""Checkpoints of latent diffusion: a U-Net and its first stage, as diffusers and as this program keep them."""
+"""Checkpoints of latent diffusion: a U-Net and its VAE, in diffusers' format and in ours."""
 
 import inspect
 import json
@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.backends.padded import PaddedBackend
+from model.backends.torch_cpu import TorchCPUBackend
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, convert, find, load, load_autoencoder
 from model.checkpoints.native import AUTOENCODER, CONFIG, WEIGHTS
-from model.description import FirstStageDescription, Recommended
+from model.description import Recommended, VAEDescription
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.nets.unet2d import UNet2D
 from model.rows import Forward, Row
@@ -42,7 +42,7 @@ from tests.test_tensors import GIGABYTE, PICKLE, POINTER, memory, moved, payload
 
 SAFE = f"{STEM}.safetensors"
 BIN = f"{STEM}.bin"
-SHARD = "20KB"  # makes a dozen of a small network
+SHARD = "20KB"  # a dozen shards of a small network
 INDEX = "model_index.json"
 UNET_CONFIG = "unet/config.json"
 VQVAE_CONFIG = "vqvae/config.json"
@@ -65,31 +65,31 @@ def saved_kl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(saved: Path) -> Checkpoint:
-    """The networks as their pipeline gives them."""
+    """The networks loaded from their pipeline."""
     return load(saved)
 
 
 @pytest.fixture
 def pipeline(saved: Path, tmp_path: Path) -> Path:
-    """A pipeline with a VQModel, to be changed."""
+    """A pipeline with a VQModel that the test may change."""
     return shutil.copytree(saved, tmp_path / "pipeline")
 
 
 @pytest.fixture
 def kl_pipeline(saved_kl: Path, tmp_path: Path) -> Path:
-    """A pipeline with an AutoencoderKL, to be changed."""
+    """A pipeline with an AutoencoderKL that the test may change."""
     return shutil.copytree(saved_kl, tmp_path / "kl_pipeline")
 
 
-# What is loaded.
+# Loading.
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_a_pipeline_is_its_networks(kind: str, tmp_path: Path) -> None:
-    first_stage = small_autoencoder(KINDS[kind], block_out_channels=(8, 8, 12))
+    vae = small_autoencoder(KINDS[kind], block_out_channels=(8, 8, 12))
     unet = small_unet(sample_size=(8, 12), num_class_embeds=5)
-    checkpoint = load(save_latent_pipeline(tmp_path / "it", first_stage, unet))
+    checkpoint = load(save_latent_pipeline(tmp_path / "it", vae, unet))
     rng = torch.Generator().manual_seed(0)
     z, t, labels = torch.randn((2, 3, 8, 12), generator=rng), torch.tensor([3, 900]), torch.tensor([4, 1])
     out, expected = checkpoint.network(z, t, labels), unet(z, t, class_labels=labels).sample
@@ -97,10 +97,10 @@ def test_a_pipeline_is_its_networks(kind: str, tmp_path: Path) -> None:
     assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
 
     autoencoder = autoencoder_of(checkpoint)
-    image, decoded = autoencoder.decode(z), first_stage.decode(z / 0.7).sample
+    image, decoded = autoencoder.decode(z), vae.decode(z / 0.7).sample
     assert (image - decoded).abs().max() <= 1e-5 * decoded.abs().max()
     x = torch.randn((2, 3, 32, 48), generator=rng)
-    encoded = first_stage.encode(x)
+    encoded = vae.encode(x)
     latents = 0.7 * (encoded.latents if kind == "vq" else encoded.latent_dist.mean)
     assert (autoencoder.encode(x) - latents).abs().max() <= 1e-5 * latents.abs().max()
     assert not autoencoder.training
@@ -110,7 +110,7 @@ def test_a_pipeline_is_its_networks(kind: str, tmp_path: Path) -> None:
     assert (model.image_shape, model.sample_shape) == ((3, 32, 48), (3, 8, 12))
     assert (model.out_channels, model.num_classes, model.needs_label) == (3, 5, True)
     assert model.num_parameters == unet.num_parameters()
-    assert model.first_stage == FirstStageDescription(kind, 4, 0.7, first_stage.num_parameters())
+    assert model.vae == VAEDescription(kind, 4, 0.7, vae.num_parameters())
     assert (model.name, model.architecture) == ("it", "unet_2d")
     assert (model.schedule.beta_schedule, model.schedule.clip_sample) == ("scaled_linear", False)
 
@@ -120,10 +120,10 @@ def autoencoder_of(checkpoint: Checkpoint) -> Autoencoder:
     return checkpoint.autoencoder
 
 
-def test_pixels_have_no_first_stage(tmp_path: Path) -> None:
+def test_pixels_have_no_vae(tmp_path: Path) -> None:
     checkpoint = load(save_pipeline(tmp_path))
     assert checkpoint.autoencoder is None
-    assert checkpoint.description.first_stage is None
+    assert checkpoint.description.vae is None
     assert checkpoint.description.sample_shape == checkpoint.description.image_shape == (3, 8, 8)
 
 
@@ -148,7 +148,7 @@ def test_images_are_the_pipelines(kind: str, tmp_path: Path) -> None:
 
     checkpoint = load(tmp_path)
     model = checkpoint.description
-    backend = PaddedBackend(checkpoint.network, model.sample_shape, "float32", len(SEEDS))
+    backend = TorchCPUBackend(checkpoint.network, model.sample_shape, "float32", len(SEEDS))
     runner = SlotRunner(backend, model.sample_shape, no_label=0, slots=len(SEEDS))
     table = sample_table(model.schedule, "ddim", N)
     slots = [runner.admit(Row(table, seed)) for seed in SEEDS]
@@ -163,7 +163,7 @@ def test_images_are_the_pipelines(kind: str, tmp_path: Path) -> None:
 
 
 def resaved(folder: Path, seed: int = 1, part: str = "vqvae", **saving: Any) -> Path:
-    """Save the first stage once more, in some way; `seed` 1 is that of the pipeline."""
+    """Save a VAE again, in some way. `seed` 1 is the pipeline's."""
     if seed == 1:
         (folder / part / SAFE).unlink(missing_ok=True)
     small_autoencoder(seed=seed).save_pretrained(folder / part, **saving)
@@ -171,7 +171,7 @@ def resaved(folder: Path, seed: int = 1, part: str = "vqvae", **saving: Any) -> 
 
 
 def both_resaved(folder: Path, seeds: tuple[int, int] = (0, 1), **saving: Any) -> Path:
-    """Save both networks once more; the seeds 0 and 1 are those of the pipeline."""
+    """Save both networks again. The seeds 0 and 1 are the pipeline's."""
     if seeds == (0, 1):
         (folder / "unet" / SAFE).unlink(missing_ok=True)
     small_unet(seed=seeds[0]).save_pretrained(folder / "unet", **saving)
@@ -179,7 +179,7 @@ def both_resaved(folder: Path, seeds: tuple[int, int] = (0, 1), **saving: Any) -
 
 
 def two_variants(folder: Path, **saving: Any) -> Path:
-    """fp16 are the networks; ema are others."""
+    """fp16 has the networks; ema has others."""
     both_resaved(folder, variant="fp16", **saving)
     return both_resaved(folder, (2, 3), variant="ema", **saving)
 
@@ -189,7 +189,7 @@ def beside_variants(folder: Path) -> Path:
 
 
 def as_vae(folder: Path) -> Path:
-    """The part is called as in later pipelines."""
+    """The part has the name of later pipelines."""
     (folder / "vqvae").rename(folder / "vae")
     edit(folder / INDEX, {"vae": ["diffusers", "VQModel"]}, without="vqvae")
     return folder
@@ -209,7 +209,7 @@ def linked_inside(folder: Path) -> Path:
 
 
 def published(folder: Path) -> Path:
-    """As CompVis/ldm-celebahq-256 was: pickles, and the names of that time."""
+    """Like CompVis/ldm-celebahq-256: pickles, and the names of that time."""
     for part in ("unet", "vqvae"):
         weights = {old_key(key): tensor for key, tensor in load_file(folder / part / SAFE).items()}
         torch.save(weights, folder / part / BIN)
@@ -227,9 +227,9 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "by the U-Net's folder": (unchanged, "unet"),
     "by the U-Net's config": (unchanged, UNET_CONFIG),
     "by the U-Net's weights": (unchanged, f"unet/{SAFE}"),
-    "by the first stage's folder": (unchanged, "vqvae"),
-    "by the first stage's config": (unchanged, VQVAE_CONFIG),
-    "by the first stage's weights": (unchanged, VQVAE),
+    "by the VAE's folder": (unchanged, "vqvae"),
+    "by the VAE's config": (unchanged, VQVAE_CONFIG),
+    "by the VAE's weights": (unchanged, VQVAE),
     "vae": (as_vae, ""),
     "vae, by the U-Net's folder": (as_vae, "unet"),
     "vae, by its weights": (as_vae, f"vae/{SAFE}"),
@@ -244,13 +244,13 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "fp16 of both": (lambda folder: both_resaved(folder, variant="fp16"), ""),
     "fp16 of both, sharded": (lambda folder: both_resaved(folder, variant="fp16", max_shard_size=SHARD), ""),
     "fp16, beside ema": (two_variants, f"unet/{STEM}.fp16.safetensors"),
-    "fp16, beside ema, by the first stage": (two_variants, f"vqvae/{STEM}.fp16.safetensors"),
+    "fp16, beside ema, by the VAE": (two_variants, f"vqvae/{STEM}.fp16.safetensors"),
     "fp16, beside ema, sharded": (
         lambda folder: two_variants(folder, max_shard_size=SHARD),
         f"unet/{SAFE}.index.fp16.json",
     ),
     "beside variants": (beside_variants, ""),
-    "beside variants, by the first stage": (beside_variants, VQVAE),
+    "beside variants, by the VAE": (beside_variants, VQVAE),
     "links inside": (linked_inside, ""),
 }
 
@@ -279,13 +279,13 @@ def test_relative_paths(
     assert (description.digest, description.name) == (whole.description.digest, "pipeline")
 
 
-def test_a_named_variant_is_also_the_first_stages_where_it_has_that(pipeline: Path) -> None:
+def test_a_named_variant_is_also_the_vaes_where_it_has_that(pipeline: Path) -> None:
     both_resaved(pipeline, (2, 3), variant="ema")
     small_unet(seed=4).save_pretrained(pipeline / "unet", variant="other")
-    for variant, unet, first_stage in (("", 0, 1), (".ema", 2, 3), (".other", 4, 1)):
+    for variant, unet, vae in (("", 0, 1), (".ema", 2, 3), (".other", 4, 1)):
         checkpoint = load(pipeline / "unet" / f"{STEM}{variant}.safetensors")
         assert torch.equal(conv_in(checkpoint.network), conv_in(small_unet(seed=unet)))
-        decoder, expected = autoencoder_of(checkpoint).decoder, small_autoencoder(seed=first_stage).decoder
+        decoder, expected = autoencoder_of(checkpoint).decoder, small_autoencoder(seed=vae).decoder
         assert torch.equal(conv_in(decoder), conv_in(expected))
 
 
@@ -294,7 +294,7 @@ def conv_in(network: Any) -> torch.Tensor:
     return weight
 
 
-def test_several_variants_of_the_first_stage_are_refused_by_name(pipeline: Path) -> None:
+def test_several_variants_of_the_vae_are_refused_by_name(pipeline: Path) -> None:
     resaved(pipeline, variant="fp16")
     resaved(pipeline, seed=3, variant="ema")
     names = f"{STEM}.ema.safetensors, {STEM}.fp16.safetensors"
@@ -302,8 +302,8 @@ def test_several_variants_of_the_first_stage_are_refused_by_name(pipeline: Path)
     load(pipeline / "vqvae" / f"{STEM}.fp16.safetensors")
 
 
-def test_a_training_checkpoint_has_the_first_stage_of_its_pipeline(pipeline: Path) -> None:
-    """Without it, latents would be taken for images."""
+def test_a_training_checkpoint_has_the_vae_of_its_pipeline(pipeline: Path) -> None:
+    """Without the VAE, latents would be mistaken for images."""
     small_unet(seed=2).save_pretrained(pipeline / "checkpoint-500" / "unet")
     for named in ("checkpoint-500", "checkpoint-500/unet"):
         checkpoint = load(pipeline / named)
@@ -313,25 +313,23 @@ def test_a_training_checkpoint_has_the_first_stage_of_its_pipeline(pipeline: Pat
 
 
 @pytest.mark.parametrize("named", ["", "unet", UNET_CONFIG, "checkpoint-500", "checkpoint-500/unet"])
-@pytest.mark.parametrize("first_stage", ["vqvae", "vae"])
-def test_a_first_stage_that_no_index_names_is_refused_by_name(pipeline: Path, first_stage: str, named: str) -> None:
-    """Whether the U-Net denoises its latents, nothing tells."""
+@pytest.mark.parametrize("vae", ["vqvae", "vae"])
+def test_a_vae_that_no_index_names_is_refused_by_name(pipeline: Path, vae: str, named: str) -> None:
+    """No file tells whether the U-Net denoises its latents."""
     shutil.copytree(pipeline / "unet", pipeline / "checkpoint-500" / "unet")
-    (pipeline / "vqvae").rename(pipeline / first_stage)
+    (pipeline / "vqvae").rename(pipeline / vae)
     (pipeline / INDEX).unlink()
-    message = f"{first_stage}: is there, and no {INDEX} names it: add that file, or move this folder away"
+    message = f"{vae}: exists, but no {INDEX} names it: add that file, or move this folder away"
     assert refusal(pipeline / named, pipeline) == message
 
 
-def test_a_first_stage_that_the_index_leaves_empty_is_not_taken(
-    pipeline: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_vae_that_the_index_leaves_empty_is_not_taken(pipeline: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit(pipeline / INDEX, {"vqvae": [None, None]})
     assert load(pipeline).autoencoder is None
     assert caplog.messages == [f"pipeline: not used: {VQVAE_CONFIG}"]
 
 
-def test_the_first_stage_alone(pipeline: Path, whole: Checkpoint) -> None:
+def test_the_vae_alone(pipeline: Path, whole: Checkpoint) -> None:
     (pipeline / "unet" / SAFE).write_bytes(b"not trained yet")
     autoencoder = load_autoencoder(pipeline)
     expected = autoencoder_of(whole).state_dict()
@@ -339,7 +337,7 @@ def test_the_first_stage_alone(pipeline: Path, whole: Checkpoint) -> None:
     assert autoencoder.config == autoencoder_of(whole).config
 
 
-def test_a_checkpoint_of_pixels_has_no_first_stage_to_load(tmp_path: Path) -> None:
+def test_a_checkpoint_of_pixels_has_no_vae_to_load(tmp_path: Path) -> None:
     save_pipeline(tmp_path / "pixels")
     with pytest.raises(CheckpointError) as error:
         load_autoencoder(tmp_path / "pixels")
@@ -366,12 +364,12 @@ def test_the_scaling_factor_that_is_given_is_kept(pipeline: Path, kl_pipeline: P
 
 @torch.inference_mode()
 def test_vq_without_a_scaling_factor_was_never_scaled(pipeline: Path) -> None:
-    """diffusers divides by its default, which these networks were not trained with."""
+    """diffusers divides by its default, but these networks were trained without scaling."""
     edit(pipeline / VQVAE_CONFIG, {}, without="scaling_factor")
     checkpoint = load(pipeline)
     assert autoencoder_of(checkpoint).config.scaling_factor == 1.0
-    assert checkpoint.description.first_stage is not None
-    assert checkpoint.description.first_stage.scaling_factor == 1.0
+    assert checkpoint.description.vae is not None
+    assert checkpoint.description.vae.scaling_factor == 1.0
     z = torch.randn((1, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     expected = small_autoencoder().decode(z).sample
     assert (autoencoder_of(checkpoint).decode(z) - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -396,7 +394,7 @@ def test_fields_left_out_are_diffusers_defaults(kind: str, tmp_path: Path) -> No
         "scaling_factor": 1.0 if kind == "vq" else 0.18215,
     }
     assert config_of(folder).image_channels == defaults["in_channels"] == defaults["out_channels"]
-    config = load(folder).config.autoencoder  # so that the weights of diffusers' default network fit
+    config = load(folder).config.autoencoder  # diffusers' default network
     assert config == config_of(folder)
 
 
@@ -472,7 +470,7 @@ BLOCK_DOWN, BLOCK_UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_first_stages_refused(pipeline: Path, changes: Json, message: str) -> None:
+def test_vaes_refused(pipeline: Path, changes: Json, message: str) -> None:
     edit(pipeline / VQVAE_CONFIG, changes)
     assert refusal(pipeline) == f"{VQVAE_CONFIG}: {message}"
 
@@ -483,7 +481,7 @@ def test_first_stages_refused(pipeline: Path, changes: Json, message: str) -> No
 def test_other_scales_of_kl_are_refused(kl_pipeline: Path, changes: Json) -> None:
     edit(kl_pipeline / VQVAE_CONFIG, changes)
     [(field, value)] = changes.items()
-    message = f"{field} is {value}, and must be null: LDMPipeline would pass it over"
+    message = f"{field} is {value}, and must be null: LDMPipeline ignores it"
     assert refusal(kl_pipeline) == f"{VQVAE_CONFIG}: {message}"
 
 
@@ -492,7 +490,7 @@ def test_other_scales_of_kl_are_refused(kl_pipeline: Path, changes: Json) -> Non
     [
         ("vq", {"use_quant_conv": False}),
         ("vq", {"shift_factor": 0.1, "latents_mean": [0.1] * 3}),
-        ("vq", {"kind": "kl", "image_channels": 1}),  # fields of the native config
+        ("vq", {"kind": "kl", "image_channels": 1}),  # fields of our config only
         ("vq", {"two\nlines": 1, "embed_dim": 4}),
         ("kl", {"num_vq_embeddings": 8}),
         ("kl", {"vq_embed_dim": 4, "norm_type": "spatial"}),
@@ -502,7 +500,7 @@ def test_other_scales_of_kl_are_refused(kl_pipeline: Path, changes: Json) -> Non
 def test_fields_that_the_class_does_not_know_are_passed_over_and_named(
     kind: str, changes: Json, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As diffusers does."""
+    """Like diffusers."""
     folder = save_latent_pipeline(tmp_path, small_autoencoder(KINDS[kind]))
     before = load(folder).description.digest
     assert caplog.messages == []
@@ -511,11 +509,11 @@ def test_fields_that_the_class_does_not_know_are_passed_over_and_named(
     caplog.clear()
     assert load(folder).description.digest == before
     names = ", ".join(sorted(changes)).replace("\n", " ")
-    assert caplog.messages == [f"{folder / VQVAE_CONFIG}: unknown fields are passed over: {names}"]
+    assert caplog.messages == [f"{folder / VQVAE_CONFIG}: unknown fields are ignored: {names}"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_first_stage_of_other_latents_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_vae_of_other_latents_is_refused(kind: str, tmp_path: Path) -> None:
     fields: Json = {"vq_embed_dim": 4} if kind == "vq" else {"latent_channels": 4}
     save_latent_pipeline(tmp_path, small_autoencoder(KINDS[kind], **fields), small_unet())
     message = "autoencoder has latents of 4 channels, and the network denoises 3"
@@ -540,11 +538,11 @@ def test_sizes_of_latents_refused(pipeline: Path, sample_size: object, message: 
     [
         (
             {"text_encoder": ["transformers", "CLIPTextModel"]},
-            "text_encoder is a part, and the parts must be unet, scheduler and vqvae or vae",
+            "has the part text_encoder, and the parts must be unet, scheduler and vqvae or vae",
         ),
         (
             {"vqvae": ["my_code", "MyVQ"]},
-            "vqvae is my_code.MyVQ, and must be of diffusers: other code is never run",
+            "vqvae is my_code.MyVQ, and must be a class of diffusers: other code is never run",
         ),
         ({"vqvae": ["diffusers"]}, "vqvae is ['diffusers'], and must be a library and a class"),
         ({"vae": ["diffusers", "AutoencoderKL"]}, "names vqvae and vae, and must name one of them"),
@@ -578,13 +576,13 @@ def test_configs_that_are_no_json_objects(pipeline: Path, text: bytes) -> None:
     assert refusal(pipeline).startswith(f"{VQVAE_CONFIG}: ")
 
 
-def test_a_first_stage_alone_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_vae_alone_is_no_checkpoint(tmp_path: Path) -> None:
     for name in ("vae", "other"):
         small_autoencoder().save_pretrained(tmp_path / name)
         assert refusal(tmp_path / name) == "config.json: _class_name is VQModel, and must be UNet2DModel"
 
 
-# Files are opened with as much suspicion as the U-Net's.
+# Hostile files, as for the U-Net.
 
 KEY = "quantize.embedding.weight"
 
@@ -596,7 +594,7 @@ KEY = "quantize.embedding.weight"
         (lambda weights: {key: weights[key] for key in weights if key != KEY}, f"lacks the key {KEY}, [32, 3]"),
         (
             lambda weights: {**weights, "decoder.more": torch.zeros(1)},
-            "has the key decoder.more, which the network of config.json does not",
+            "has the key decoder.more, which the network of config.json lacks",
         ),
         (
             lambda weights: {**weights, KEY: torch.zeros((32, 3), dtype=torch.int64)},
@@ -662,7 +660,8 @@ def test_names_of_shards_refused(pipeline: Path, name: str) -> None:
     index = f"{VQVAE}.index.json"
     edit(pipeline / index, {"weight_map": {KEY: name}})
     assert (
-        refusal(pipeline) == f"{index}: weight_map has {name!r}, which is no bare name of a .safetensors or .bin file"
+        refusal(pipeline)
+        == f"{index}: weight_map has {name!r}, which is not the plain name of a .safetensors or .bin file"
     )
 
 
@@ -686,12 +685,12 @@ def test_huge_configs_allocate_nothing(pipeline: Path, changes: Json) -> None:
 # Digests, and native weights.
 
 
-def test_digest_is_also_of_the_first_stage(pipeline: Path, whole: Checkpoint) -> None:
+def test_digest_is_also_of_the_vae(pipeline: Path, whole: Checkpoint) -> None:
     digests = {whole.description.digest}
     for changes in ({"scaling_factor": 0.8}, {"act_fn": "relu"}, {"scaling_factor": 0.7, "act_fn": "silu"}):
         edit(pipeline / VQVAE_CONFIG, changes)
         digests.add(load(pipeline).description.digest)
-    assert len(digests) == 3  # the last are the first again
+    assert len(digests) == 3  # the last equal the first
     for key in (KEY, "encoder.conv_in.bias", "decoder.conv_out.bias"):
         weights = load_file(pipeline / VQVAE)
         save_file({**weights, key: weights[key] + 1}, pipeline / VQVAE)
@@ -741,7 +740,7 @@ def native(pipeline: Path, tmp_path: Path) -> Path:
     return tmp_path / "native"
 
 
-def test_a_missing_native_first_stage_is_named(native: Path) -> None:
+def test_a_missing_native_vae_is_named(native: Path) -> None:
     (native / AUTOENCODER).unlink()
     message = f"{AUTOENCODER}: cannot be read: No such file or directory"
     assert refusal(native) == message
@@ -750,7 +749,7 @@ def test_a_missing_native_first_stage_is_named(native: Path) -> None:
     assert str(error.value) == f"{native}/{message}"
 
 
-def test_the_native_first_stage_alone(native: Path, whole: Checkpoint) -> None:
+def test_the_native_vae_alone(native: Path, whole: Checkpoint) -> None:
     (native / WEIGHTS).unlink()
     expected = autoencoder_of(whole).state_dict()
     state = load_autoencoder(native).state_dict()
@@ -783,7 +782,7 @@ def test_native_configs_refused(native: Path, changes: Json, message: str) -> No
 
 
 def test_native_weights_of_pixels_can_become_those_of_latents(native: Path, whole: Checkpoint, tmp_path: Path) -> None:
-    """The first stage is one field of config.json and one file."""
+    """The VAE is one field of config.json and one file."""
     convert(save_pipeline(tmp_path / "pixels", small_unet(), DDPMScheduler()), tmp_path / "latents")
     fields = json.loads((native / CONFIG).read_text())
     edit(tmp_path / "latents" / CONFIG, {name: fields[name] for name in ("autoencoder", "image_size")})
@@ -791,7 +790,7 @@ def test_native_weights_of_pixels_can_become_those_of_latents(native: Path, whol
     assert same_values(load(tmp_path / "latents"), whole)
 
 
-# As it was published.
+# Published configs.
 
 CELEBAHQ: dict[str, Json] = {
     INDEX: {
@@ -850,7 +849,7 @@ CELEBAHQ: dict[str, Json] = {
 
 
 def test_ldm_celebahq_256_has_its_published_size(tmp_path: Path) -> None:
-    """Nothing is allocated. diffusers builds as many parameters from these configs."""
+    """Count parameters on meta. diffusers builds as many from these configs."""
     for name, values in CELEBAHQ.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(values))

@@ -1,4 +1,4 @@
-"""Latent diffusion through the running server: diffusers' LDMPipeline, with either first stage, unchanged."""
+"""Latent diffusion through the running server: diffusers' LDMPipeline, with either VAE, unchanged."""
 
 import base64
 import itertools
@@ -260,7 +260,7 @@ def test_the_time_of_decoding_is_told(running: dict[str, ServerProcess]) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_info_tells_the_first_stage(running: dict[str, ServerProcess], pipelines: dict[str, Any], kind: str) -> None:
+def test_info_tells_the_vae(running: dict[str, ServerProcess], pipelines: dict[str, Any], kind: str) -> None:
     info = running[kind].client.get("/info").json()
     assert info["image_shape"] == list(IMAGE_SHAPE)
     assert info["latent_shape"] == list(LATENT_SHAPE[kind])

@@ -1,4 +1,4 @@
-"""What may still be taken: of the machine's memory and of the cgroup's, from folders made here."""
+"""Memory that this process may still take, by the machine and by cgroups, in folders made here."""
 
 import math
 import os
@@ -35,7 +35,7 @@ def v1(most: int, held: int, statistics: str | None = None) -> dict[str, str]:
 
 
 def machine(root: Path, layout: Layout, meminfo: str | None, *cgroups: dict[str, str]) -> Path:
-    """What the system shows: its own memory, and the files of the cgroup and of its ancestors, the innermost first."""
+    """Write the machine's memory, and the files of the cgroup and its ancestors, innermost first."""
     write(root, layout)
     if meminfo is not None:
         (root / "proc/meminfo").write_text(meminfo)
@@ -60,14 +60,14 @@ def machine(root: Path, layout: Layout, meminfo: str | None, *cgroups: dict[str,
         (MEMINFO, V2, v2(str(100 * MIB), 4 * MIB), 32 * MIB),  # the machine has less than the cgroup allows
         (MEMINFO, V2, v2("max", 4 * MIB), 32 * MIB),
         (None, V2, v2("max", 4 * MIB), math.inf),
-        (MEMINFO, V2, v2(str(10 * MIB), 11 * MIB), 0),  # more than is allowed: a limit lowered afterwards
-        (MEMINFO, V2, {"memory.max": "5"}, 32 * MIB),  # without the other file it says nothing
+        (MEMINFO, V2, v2(str(10 * MIB), 11 * MIB), 0),  # above the limit, which was lowered afterwards
+        (MEMINFO, V2, {"memory.max": "5"}, 32 * MIB),  # ignored without the other file
         (MEMINFO, V2, v2("much", 4 * MIB), 32 * MIB),
         # v1
         (MEMINFO, V1, v1(10 * MIB, 4 * MIB), 6 * MIB),
-        (MEMINFO, V1, v1(9223372036854771712, 4 * MIB), 32 * MIB),  # v1's word for no limit
+        (MEMINFO, V1, v1(9223372036854771712, 4 * MIB), 32 * MIB),  # v1's value for no limit
         (MEMINFO, V1, v1(10 * MIB, 11 * MIB), 0),
-        # Files that were read make room
+        # Cached files do not count
         (None, V2, v2(str(10 * MIB), 9 * MIB, f"anon 5\ninactive_file {3 * MIB}\nactive_file 7\n"), 4 * MIB),
         (None, V1, v1(10 * MIB, 9 * MIB, f"inactive_file 1\ntotal_inactive_file {2 * MIB}\n"), 3 * MIB),
         (None, V2, v2(str(10 * MIB), 9 * MIB, "anon 5\n"), 1 * MIB),
@@ -88,7 +88,7 @@ def test_a_limit_binds_wherever_it_is(layout: Layout, tmp_path: Path) -> None:
 
 
 def test_each_limit_is_held_against_its_own_usage(tmp_path: Path) -> None:
-    """An ancestor's is that of all processes below it."""
+    """An ancestor's usage includes all processes below it."""
     for i, (inner, outer) in enumerate([((10, 4), (100, 97)), ((10, 7), (100, 50))]):
         files = [v2(str(most * MIB), held * MIB) for most, held in (inner, outer)]
         assert available(machine(tmp_path / str(i), V2, None, *files)) == 3 * MIB

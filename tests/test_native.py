@@ -1,4 +1,4 @@
-"""Native weights: what comes back as it was written, what a bare config means, and what is refused in which words."""
+"""Native weights: writing and reading them back, the defaults of configs, and the errors of bad ones."""
 
 import json
 import re
@@ -55,7 +55,7 @@ Weights = dict[str, Tensor]
 
 
 def write(folder: Path, config: dict[str, Any], weights: Weights | None = None) -> Path:
-    """Native weights, random unless given."""
+    """Write native weights, random unless given."""
     if weights is None:
         network = parse(folder, config).build()
         fill(network)
@@ -137,7 +137,7 @@ def test_other_floats_load_as_float32(bare: Path, dtype: torch.dtype) -> None:
 
 
 def test_network_outlives_its_file(bare: Path) -> None:
-    """What serves must not change where new weights are written over the old."""
+    """Overwriting the files of a served model must not change its answers."""
     network, _ = load(bare)
     before = output(network)
     with (bare / WEIGHTS).open("r+b") as file:
@@ -259,8 +259,8 @@ def test_fields_without_a_default(bare: Path, field: str) -> None:
         (b'{"architecture": "diffusion_unet"', "cannot be read: Expecting ',' delimiter"),
         (b'{"architecture": "\xff"}', "cannot be read: 'utf-8' codec can't decode"),
         (b"[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
-        (b"[]", "is JSON of a list, and must be an object"),
-        (b"null", "is JSON of a NoneType, and must be an object"),
+        (b"[]", "holds a list, and must hold a JSON object"),
+        (b"null", "holds a NoneType, and must hold a JSON object"),
         (b" " * (16 * 2**20 + 1), "has 16777217 bytes, and must have at most 16777216"),
     ],
     ids=["empty", "quotes", "cut short", "encoding", "deep", "list", "null", "large"],
@@ -284,7 +284,7 @@ def with_tensor(key: str, change: Callable[[Tensor], Tensor]) -> Callable[[Weigh
         (without("middle.conv1.weight"), "lacks the key middle.conv1.weight, [8, 8, 3, 3]"),
         (
             with_tensor("middle.conv3.weight", torch.clone),
-            "has the key middle.conv3.weight, which the network of config.json does not",
+            "has the key middle.conv3.weight, which the network of config.json lacks",
         ),
         (
             with_tensor("ups.2.conv1.weight", lambda tensor: tensor[:, :11].contiguous()),
@@ -337,7 +337,7 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
-# The other architecture.
+# Architecture unet_2d.
 
 UNET_2D: dict[str, Any] = {
     "architecture": "unet_2d",
@@ -411,11 +411,11 @@ def test_the_last_class_can_stand_for_no_label(tmp_path: Path) -> None:
         ),
         (
             changed(time_embedding_type="fourier"),
-            "recommended.sampler: ddim ends at timestep 0, whose logarithm the network would take",
+            "recommended.sampler: ddim ends at timestep 0, and the network takes its logarithm",
         ),
         (
             {**UNET_2D, "recommended": {"guidance_scale": 1.5}},
-            "recommended.guidance_scale is 1.5, and must be 1 for a network that only knows labels",
+            "recommended.guidance_scale is 1.5, and must be 1 for a network trained only with labels",
         ),
         (changed(layers=2), "network.layers: there is no such field"),
         (changed(norm_num_groups=3), "network: norm_num_groups is 3, which does not divide a width of 8"),
@@ -432,7 +432,7 @@ def test_unet_2d_configs_refused(tmp_path: Path, config: dict[str, Any], message
     assert refusal(tmp_path) == f"{CONFIG}: {message}"
 
 
-def test_a_first_stage_that_the_config_does_not_know_is_named(bare: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_vae_that_the_config_does_not_know_is_named(bare: Path, caplog: pytest.LogCaptureFixture) -> None:
     (bare / "autoencoder.safetensors").write_bytes(b"never opened")
     load(bare)
     assert caplog.messages == [f"{bare.name}: autoencoder.safetensors is not used: config.json has no autoencoder"]

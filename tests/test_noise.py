@@ -1,4 +1,4 @@
-"""POST /noise, as API.md has it, on a running server."""
+"""POST /noise on a running server."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from tests.test_denoise import ALPHA_BAR as FAKE_ALPHA_BAR
 from tests.test_denoise import LATENTS, PIXELS, VALUES, calls, png, upload
 
 NPY = "application/x-npy"
-ALPHA_BAR = np.cumprod(1 - np.linspace(0.01, 0.3, 20))  # of the rgb model
+ALPHA_BAR = np.cumprod(1 - np.linspace(0.01, 0.3, 20))  # the rgb model's
 
 CLEAN = np.tanh(np.random.default_rng(0).normal(0, 1, (3, 8, 16))).astype(np.float32)
 GREY = np.tanh(np.random.default_rng(0).normal(0, 1, (1, 16, 16))).astype(np.float32)
@@ -33,7 +33,7 @@ def post(server: Reachable, image: bytes, accept: str = "*/*", **fields: object)
 
 
 def noise(server: Reachable, image: Float32, **fields: object) -> Float32:
-    """The answer as an array, exact."""
+    """The answer as an array, without rounding."""
     response = post(server, write_npy(image), NPY, **fields)
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == NPY
@@ -101,7 +101,7 @@ def test_the_png_is_the_array_within_half_a_step(
 
 
 def test_the_png_goes_on_to_denoise(server: ServerProcess) -> None:
-    """In a range that clips nothing it is as good as the array."""
+    """Without clipping, a 16-bit PNG is as exact as an array."""
 
     def estimate(image: bytes, value_range: int) -> Float32:
         response = server.client.post(
@@ -190,11 +190,11 @@ def test_bad_images_are_refused(rgb_server: ServerProcess) -> None:
     problem(rgb_server.client.post("/noise", content=b"x", headers={"Content-Type": "image/png"}), 415)
 
 
-# Of latent diffusion: PNGs are pixels, arrays are latents.
+# Latent models: PNGs are pixels, arrays are latents.
 
 
 def noisy_latents(clean: Float32, t: int, seed: int) -> Float32:
-    """The formula, with the noise of the fake server: the seed everywhere."""
+    """The formula with the fake server's noise, which equals the seed everywhere."""
     signal, sigma = np.sqrt(FAKE_ALPHA_BAR[t]), np.sqrt(1 - FAKE_ALPHA_BAR[t])
     noisy: Float32 = (signal * clean + sigma * seed).astype(np.float32)
     return noisy
@@ -211,12 +211,12 @@ def test_latents_come_back_noisy(latents: LatentServer) -> None:
 
 @pytest.mark.parametrize("value_range", [1, 2])
 def test_a_png_shows_the_noisy_latents(latents: LatentServer, value_range: int) -> None:
-    """The seed is out of the range of 1 and in that of 2."""
+    """The seed is too large for one image, but allowed for two."""
     for image, clean, asked in (
         (png(PIXELS), encoded(VALUES), ["encode", "decode"]),
         (write_npy(LATENTS), LATENTS, ["decode"]),
     ):
-        latents.first_stage.calls.clear()
+        latents.vae.calls.clear()
         response = post(latents, image, timestep=900, seed=20, value_range=value_range)
         shown = decoded(noisy_latents(clean, 900, 20))
         read = read_png16(response.content) * value_range
@@ -237,20 +237,20 @@ def test_what_is_refused_is_not_encoded(latents: LatentServer) -> None:
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 def test_nothing_is_done_for_a_client_that_has_left(latents: LatentServer, stage: str) -> None:
     left = latents.metric("stepwise_requests_total", endpoint="/noise", code="499")
-    latents.first_stage.hold()
+    latents.vae.hold()
     with upload(latents, "/noise"):
-        while latents.first_stage.next_call().name != stage:
+        while latents.vae.next_call().name != stage:
             pass
     latents.wait_for_metric("stepwise_requests_total", lambda n: n == left + 1, endpoint="/noise", code="499")
-    latents.first_stage.let_go()
+    latents.vae.let_go()
     assert post(latents, write_npy(LATENTS), timestep=400).status_code == 200
     assert calls(latents) == {"encode": ["encode", "decode"], "decode": ["encode", "decode", "decode"]}[stage]
 
 
 def test_encoding_that_fails_or_takes_too_long_is_told() -> None:
     with serving_latents(timeout=0.5) as server:
-        server.first_stage.faults = 1
+        server.vae.faults = 1
         assert "could not be encoded" in problem(post(server, png(PIXELS), timestep=5), 500)["detail"]
-        server.first_stage.hold()
+        server.vae.hold()
         assert problem(post(server, png(PIXELS), timestep=5), 504)["detail"] == "not done within 0.5 s"
         assert problem(post(server, write_npy(LATENTS), timestep=5), 504)["detail"] == "not done within 0.5 s"

@@ -1,4 +1,4 @@
-"""The network on OpenVINO: what torch computes, and no row's bits depend on another."""
+"""Networks on OpenVINO: outputs equal torch's, and a row's bits do not depend on other rows."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ from model.nets.unet2d import UNet2D, UNet2DConfig
 from tests.networks import fill
 from tests.servers import PATIENCE, ROOT
 
-# These tests run here on OpenVINO: pytest gives them this module's `alone`.
+# pytest runs these tests with this module's fixture `alone`, so on OpenVINO.
 from tests.test_runner import (  # noqa: F401
     SHAPE,
     WIDTH,
@@ -50,19 +50,19 @@ def backend_of(
 
 
 def no_memory() -> float:
-    """For no size but 1."""
+    """Memory only for size 1."""
     return 0.0
 
 
 def inputs(rows: int, image_shape: tuple[int, int, int] = SHAPE, last: int = 999) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, each with its own timestep and label; timesteps and labels of small_network()."""
+    """Images, each with its own timestep and label for small_network()."""
     rng = torch.Generator().manual_seed(3)
     timesteps = torch.linspace(0, last, rows).long()
     return torch.randn((rows, *image_shape), generator=rng), timesteps, torch.arange(rows) % 6
 
 
 def run(backend: OpenVINOBackend, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-    """A pass's output, to keep."""
+    """A copy of a pass's output."""
     return backend.start(x, timesteps, labels)().clone()
 
 
@@ -82,7 +82,7 @@ def small() -> Any:
 
 @pytest.fixture(scope="module")
 def tiny() -> Any:
-    """What is compiled soonest, converted; for what is not about bits."""
+    """A converted network that compiles very fast, for tests that do not compare bits."""
     network = DiffusionUNet(3, 4, (1,), num_classes=5)
     fill(network)
     return convert(denoiser(network, description_of(network, SHAPE)))
@@ -101,7 +101,7 @@ def precision(request: pytest.FixtureRequest) -> Precision:
     return cast(Precision, request.param)
 
 
-# What is computed.
+# Outputs.
 
 
 def unet(
@@ -111,7 +111,7 @@ def unet(
 
 
 def unet_2d(**fields: Any) -> Callable[[], nn.Module]:
-    """Small, with each kind of layer at another width; fields are changed here."""
+    """A small network with changed fields. Each kind of layer has another number of channels."""
     small = {
         "block_out_channels": (8, 16),
         "layers_per_block": 1,
@@ -132,7 +132,7 @@ FOURIER = unet_2d(
     up_block_types=("UpBlock2D",),
 )
 
-# Of each: the network, its images' shape, the first and last timestep, and how many labels there are.
+# By name: the network, its sample shape, the first and last timestep, and the number of labels.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, int, int]] = {
     "bare": (unet(1, 4, (1, 2)), (1, 8, 12), 0, 999, 1),
     "every extra": (small_network, (3, 12, 8), 0, 999, 6),
@@ -231,7 +231,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, in
 def test_computes_what_torch_computes(
     build: Callable[[], nn.Module], image_shape: tuple[int, int, int], first: int, last: int, labels: int
 ) -> None:
-    """Alone and in a pass of several pieces, at both ends of the schedule; no norm is left that threads would share."""
+    """Alone and in several pieces, at both ends of the schedule. The model has no GroupNorm left."""
     network = build()
     fill(network)
     model = convert(denoiser(network, description_of(network, image_shape, last + 1)))
@@ -251,12 +251,12 @@ def test_computes_what_torch_computes(
         assert expected.isfinite().all()
         for image, image_expected in zip(out, expected, strict=True):
             assert (image - image_expected).abs().max() <= 1e-5 * image_expected.abs().max()
-    assert backend.sizes == [1, 2]  # also of a network that takes the timestep's logarithm, and is NaN at timestep 0
+    assert backend.sizes == [1, 2]  # also for a network that is NaN at timestep 0
 
 
 @pytest.mark.skipif(not computes_bfloat16(), reason="no instructions for bfloat16")
 def test_bfloat16_tells_neighbouring_timesteps_apart() -> None:
-    """999 is no bfloat16. Computed in it, time embeddings of late timesteps were those of other timesteps."""
+    """bfloat16 does not represent 999. Computed in bfloat16, late timesteps had the embeddings of other timesteps."""
     network = DiffusionUNet(3, 16, (1,), norm_groups=4)
     fill(network)
     model = convert(denoiser(network, description_of(network, SHAPE)))
@@ -269,21 +269,21 @@ def test_bfloat16_tells_neighbouring_timesteps_apart() -> None:
         return float((run(rough, x, t, labels) - expected).abs().max() / expected.abs().max())
 
     early = [error(t) for t in (0, 1, 100, 200, 255)]
-    assert 1e-4 < max(early) < 0.02  # so bfloat16 was really used, and no more than it
+    assert 1e-4 < max(early) < 0.02  # bfloat16 was used, and nothing less precise
     for t in (501, 997, 998, 999):
         assert error(t) < 2 * max(early)
 
 
-# Bits of rows.
+# Bits.
 
 
 def test_a_row_has_the_same_bits_in_every_pass(small: Any, precision: Precision) -> None:
-    """Any number of rows, any place, any neighbours; with and without memory for sizes; whole and in halves."""
+    """Any number of rows, position and neighbours; with and without memory for sizes; whole and in halves."""
     x, timesteps, labels = inputs(2 * MAX_BATCH)
     random = Random(0)
     ones = backend_of(small, precision=precision, free_memory=no_memory)
     alone = rows_alone(ones, x, timesteps, labels)
-    assert all((alone[i] - alone[k]).abs().max() > 1e-3 for i in range(len(x)) for k in range(i))  # no row is another
+    assert all((alone[i] - alone[k]).abs().max() > 1e-3 for i in range(len(x)) for k in range(i))  # all rows differ
     halved = backend_of(small, precision=precision, threads=2)
     for backend, sizes in ((ones, [1]), (backend_of(small, precision=precision), [1, 2, 4]), (halved, [1, 2, 4])):
         assert list(backend.widths) == list(range(1, MAX_BATCH + 1))
@@ -296,7 +296,7 @@ def test_a_row_has_the_same_bits_in_every_pass(small: Any, precision: Precision)
 
 
 def test_no_bit_depends_on_the_number_of_threads(precision: Precision) -> None:
-    """Of a norm over so many values, OpenVINO would split the sums over threads, as its fewest rows have it."""
+    """For a GroupNorm over so many values, OpenVINO would split the sums over threads."""
     shape = (3, 32, 32)
     network = DiffusionUNet(3, 16, (1,), norm_groups=1)
     fill(network)
@@ -310,7 +310,7 @@ def test_no_bit_depends_on_the_number_of_threads(precision: Precision) -> None:
 
 @pytest.fixture(scope="module")
 def alone(small: Any, precision: Precision) -> Alone:
-    """Rows by themselves in pieces of one; crowds in pieces of all sizes, each in halves."""
+    """Single rows run in pieces of size 1, full passes in pieces of all sizes, each in halves."""
     ones = backend_of(small, precision=precision, max_batch=WIDTH, free_memory=no_memory)
     return Alone(ones, crowds=backend_of(small, precision=precision, threads=2, max_batch=WIDTH))
 
@@ -321,7 +321,7 @@ def alone(small: Any, precision: Precision) -> Alone:
 def test_each_size_is_compiled_once_when_a_pass_first_has_so_many_rows(tiny: Any) -> None:
     compiled: list[None] = []
 
-    def asked() -> float:  # before each compilation but that of size 1
+    def asked() -> float:  # called before each compilation except size 1's
         compiled.append(None)
         return math.inf
 
@@ -345,8 +345,8 @@ def test_inputs_are_taken_as_they_are_laid_out(tiny: Any) -> None:
 def test_where_memory_is_short_pieces_are_smaller(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A size may take what size 1 did beyond the weights, for each row, and leaves half of what is free to others."""
-    held: Iterator[int] = iter([0, 10**9])  # beside which the weights are nothing
+    """A size needs the weights' memory plus, for each row, what size 1 took beyond that. Half of memory stays free."""
+    held: Iterator[int] = iter([0, 10**9])  # much more than the weights
     monkeypatch.setattr(openvino, "resident", lambda: next(held))
     free = {2: 4.01e9, 4: 7.9e9}
     sizes = iter(free)
@@ -361,7 +361,7 @@ def test_where_memory_is_short_pieces_are_smaller(
 
 
 class MixesRows(DiffusionUNet):
-    """What batch norm in training would do."""
+    """Rows depend on each other, as with batch norm in training."""
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
         out = super().forward(x, t, labels, t_emb=t_emb)
@@ -369,7 +369,7 @@ class MixesRows(DiffusionUNet):
 
 
 class AtMostTwo(DiffusionUNet):
-    """There is no broadcasting 4 rows with 2."""
+    """Fails at 4 rows, which do not broadcast with 2."""
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
         out = super().forward(x, t, labels, t_emb=t_emb)
@@ -420,7 +420,7 @@ def test_more_rows_than_a_pass_may_have_are_refused(tiny: Any, max_batch: int) -
     assert run(backend, *inputs(max_batch)).shape == (max_batch, *SHAPE)
 
 
-# What is told.
+# Fingerprint and telemetry.
 
 
 def test_fingerprint_names_what_moves_bits(tiny: Any) -> None:
@@ -428,15 +428,15 @@ def test_fingerprint_names_what_moves_bits(tiny: Any) -> None:
     assert first.keys() == {"backend", "backend_version", "precision", "processor", "threads"}
     assert first["backend"] == "openvino"
     assert first["precision"] == "float32"
-    assert backend_of(tiny, max_batch=2).fingerprint == first  # no bit depends on it
+    assert backend_of(tiny, max_batch=2).fingerprint == first  # max_batch changes no bit
     assert backend_of(tiny, precision="bfloat16").fingerprint == first | {"precision": "bfloat16"}
 
 
 @pytest.mark.slow
 def test_no_usage_statistics_are_sent() -> None:
-    """OpenVINO's import sends some, and its convert_model: by this package, which must not even be imported.
+    """OpenVINO's import and its convert_model send statistics with this package, so it must not be importable.
 
-    Whichever of our own modules is imported first.
+    This holds whichever of our modules is imported first.
     """
     assert find_spec("openvino.tools.ovc"), "there is nothing to be kept from sending"
     conversion = """

@@ -1,4 +1,4 @@
-"""Images made here are those that diffusers' schedulers and pipelines make with the same network and seeds."""
+"""Our images equal those of diffusers' schedulers and pipelines with the same network and seeds."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,13 +24,13 @@ from tests.reference import (
 )
 from tests.trajectories import forwards, runner_of, small_network
 
-# What diffusers does to NumPy 2.
+# diffusers' warning with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 SHAPE = (3, 16, 16)
 SEEDS = [0, 1, 2**63 + 5]
 LABELS = [3, None, 0]
-GAIN = 0.8  # of networks: at more they magnify what float32 leaves of diffusers' ᾱ, from step to step
+GAIN = 0.8  # of networks; larger ones amplify the rounding of diffusers' float32 ᾱ from step to step
 SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
 TRAINED_BETAS = np.random.default_rng(0).uniform(1e-4, 0.03, 400).tolist()
 
@@ -43,7 +43,7 @@ class Trajectory(NamedTuple):
 
 
 def ours(network: nn.Module, rows: list[Row]) -> Trajectory:
-    """All rows abreast, in passes of one width."""
+    """All rows together, in passes of one width."""
     runner = runner_of(network, SHAPE, width=sum(row.forwards_per_step for row in rows))
     slots = [runner.admit(row) for row in rows]
     states = []
@@ -56,7 +56,7 @@ def ours(network: nn.Module, rows: list[Row]) -> Trajectory:
 
 @torch.inference_mode()
 def theirs(predict: Callable[[Tensor, Tensor], Tensor], scheduler: Any, N: int, **step: float) -> Trajectory:
-    """The loop of diffusers' pipelines, with a generator for each image."""
+    """The loop of diffusers' pipelines with one generator for each image."""
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     x: Tensor = randn_tensor((len(SEEDS), *SHAPE), generator=generators)
     scheduler.set_timesteps(N)
@@ -64,13 +64,13 @@ def theirs(predict: Callable[[Tensor, Tensor], Tensor], scheduler: Any, N: int, 
     for t in scheduler.timesteps:
         out = scheduler.step(predict(x, t.expand(len(x))), t, x, generator=generators, **step)
         x = out.prev_sample
-        # The multistep solver keeps its estimates of x_0 to itself.
+        # The multistep solver does not return its estimates of x_0.
         states.append((x, out.get("pred_original_sample", getattr(scheduler, "model_outputs", [None])[-1])))
     return Trajectory(*(torch.stack([state[part] for state in states]) for part in range(2)))
 
 
 def assert_parity(trajectory: Trajectory, expected: Trajectory) -> None:
-    """|difference| ≤ 1e-4 × max(1, max |x|) at every step, and likewise of x_0."""
+    """|difference| ≤ 1e-4 × max(1, max |x|) at every step, for x and x_0."""
     for images, images_expected in zip(trajectory, expected, strict=True):
         assert images.shape == images_expected.shape
         for x, x_expected in zip(images, images_expected, strict=True):
@@ -123,7 +123,7 @@ def test_trajectories(
         ("ddpm", {}, 50, 0.0),  # each sampler's own spacing
         ("ddim", {}, 50, 0.0),
         ("dpmpp_2m", {}, 50, 0.0),
-        ("dpmpp_2m", {}, 15, 0.0),  # diffusers knows "less than 15 steps"
+        ("dpmpp_2m", {}, 15, 0.0),  # diffusers treats "less than 15 steps" differently
         ("dpmpp_2m", {}, 14, 0.0),
         ("ddpm", {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}, 20, 0.0),
         ("ddim", {"beta_schedule": "scaled_linear", "steps_offset": 1, "set_alpha_to_one": False}, 20, 0.3),
@@ -143,7 +143,7 @@ def test_trajectories_of_other_schedules(sampler: str, fields: dict[str, Any], N
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 def test_cosine_schedule_from_its_very_end(sampler: str, spacing: str, prediction_type: str) -> None:
-    """ᾱ is 2e-9 there, which is not 0."""
+    """The last ᾱ is 2e-9, not 0."""
     fields = {
         "beta_schedule": "squaredcos_cap_v2",
         "timestep_spacing": spacing,
@@ -167,7 +167,7 @@ def test_zero_terminal_snr(sampler: str, eta: float, beta_schedule: str) -> None
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5)])
 def test_clipping_that_bites(sampler: str, eta: float, prediction_type: str) -> None:
-    """Of x_0 only: ε stays the network's own."""
+    """Only x_0 is clipped; ε stays the network's."""
     fields = {"clip_sample_range": 0.6, "prediction_type": prediction_type}
     x0 = compare(sampler, fields, 12, eta).x0
     assert 0.1 < (x0.abs() == torch.tensor(0.6)).float().mean() < 0.9
@@ -258,4 +258,4 @@ def test_images_are_the_pipelines_own(
     difference = np.array([to_uint8(x.numpy()) for x in made]).astype(int) - expected
     assert np.abs(difference).max() <= 1
     assert (difference != 0).mean() < 1e-3
-    assert all(len(np.unique(image)) > 100 for image in expected)  # images, not flat colours
+    assert all(len(np.unique(image)) > 100 for image in expected)  # not flat colours

@@ -489,7 +489,7 @@ def test_latent_diffusion(browser: Browser, latents: LatentServer) -> None:
         viewer.get_by_role("button", name="Denoise").click()
         expect(view(page).locator(".hint").first).to_contain_text("adds noise to latents")
         finished(page)
-        assert {call.name for call in latents.first_stage.calls} == {"encode", "decode"}
+        assert {call.name for call in latents.vae.calls} == {"encode", "decode"}
         assert latents.row.start is not None
         assert latents.row.start.shape == (1, 1, 2)  # exact latents made the round trip, and no decoded picture
 

@@ -1,10 +1,10 @@
-"""Published weights against the outputs that diffusers holds for them; for whoever has them.
+"""Published weights against diffusers' stored outputs, for everyone who has the weights.
 
     STEPWISE_REFERENCE_WEIGHTS=DIR make test
 
-DIR holds the folders of the repositories (ddpm-cifar10-32, …), or is the `hub` folder of huggingface_hub's cache. The
-outputs are those of diffusers' scripts/generate_logits.py: seed 0, timestep 10, the first 30 values. Of latent
-diffusion they are the U-Net's, so that nothing says anything of its first stage.
+DIR has the folders of the repositories (ddpm-cifar10-32, …), or is the `hub` folder of huggingface_hub's cache. The
+outputs are those of diffusers' scripts/generate_logits.py: seed 0, timestep 10, the first 30 values. For latent
+diffusion they are the U-Net's, so the VAE is not tested.
 """
 
 import json

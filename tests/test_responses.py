@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.description import FirstStageDescription, ModelDescription, Recommended
+from model.description import ModelDescription, Recommended, VAEDescription
 from model.rows import Image
 from model.schedule import Schedule
 from service.engine.requests import Finished
@@ -50,9 +50,7 @@ def first_draw(seed: int, shape: tuple[int, int, int]) -> Image:
 SERVED = Served(MODEL, "cpu", {"weights": "d" * 64, "torch": "2"}, reproducible=True, first_draw=first_draw)
 
 
-LATENT = replace(
-    SERVED, model=replace(MODEL, sample_shape=(2, 2, 2), first_stage=FirstStageDescription("kl", 2, 0.5, 1))
-)
+LATENT = replace(SERVED, model=replace(MODEL, sample_shape=(2, 2, 2), vae=VAEDescription("kl", 2, 0.5, 1)))
 
 
 def planned(served: Served = SERVED, /, **fields: object) -> Plan:

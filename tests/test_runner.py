@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.backends.backend import Backend, Precision
-from model.backends.padded import PaddedBackend
+from model.backends.torch_cpu import TorchCPUBackend
 from model.noise import first_draw
 from model.rows import Forward, Image, Reading, Row
 from model.runner import SlotRunner
@@ -71,7 +71,7 @@ class Alone:
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def alone(request: pytest.FixtureRequest) -> Alone:
-    return Alone(PaddedBackend(small_network(), SHAPE, request.param, WIDTH))
+    return Alone(TorchCPUBackend(small_network(), SHAPE, request.param, WIDTH))
 
 
 class InFlight:
@@ -428,7 +428,7 @@ def test_network_is_told_each_branchs_label(label: int | None, scale: float, tol
 @pytest.mark.parametrize("width", [1, 3, 8])
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_each_pass_is_padded_to_one_width(width: int, rows: int) -> None:
-    backend = PaddedBackend(Tells(told_width), SHAPE, "float32", width)
+    backend = TorchCPUBackend(Tells(told_width), SHAPE, "float32", width)
     assert list(backend.widths) == [width]
     x, numbers = torch.zeros((rows, *SHAPE)), torch.zeros(rows, dtype=torch.int64)
     if rows > width:
@@ -503,7 +503,7 @@ def test_a_learned_variance_is_that_of_the_rows_own_label() -> None:
     network = WithVariance()
     table = denoise_table(Schedule(variance_type="learned_range"), "ddpm", 500, 1)
     row = Row(table, seed=0, start=START, label=2, guidance_scale=3.0, model_output=True)
-    runner = SlotRunner(PaddedBackend(network, SHAPE, "float32", WIDTH), SHAPE, no_label=5, slots=1)
+    runner = SlotRunner(TorchCPUBackend(network, SHAPE, "float32", WIDTH), SHAPE, no_label=5, slots=1)
     [reading] = trajectory(runner, row)
     x, t = torch.from_numpy(START)[None].repeat(2, 1, 1, 1), torch.tensor([500, 500])
     with torch.inference_mode():
@@ -518,7 +518,7 @@ def test_rows_with_a_learned_variance_have_their_own_bytes() -> None:
     ]
 
     def runner() -> SlotRunner:
-        backend = PaddedBackend(WithVariance(), SHAPE, "float32", WIDTH)
+        backend = TorchCPUBackend(WithVariance(), SHAPE, "float32", WIDTH)
         return SlotRunner(backend, SHAPE, no_label=5, slots=3)
 
     crowd = runner()
@@ -543,25 +543,25 @@ class LooksAtItsPlace(nn.Module):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_keeps_rows_apart(precision: Precision, threads: int) -> None:
+def test_is_batch_invariant(precision: Precision, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert PaddedBackend(small_network(), SHAPE, precision, WIDTH).reproducible
+        assert TorchCPUBackend(small_network(), SHAPE, precision, WIDTH).reproducible
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("network", [MixesRows(), LooksAtItsPlace()])
 def test_rows_that_are_not_kept_apart_are_noticed(network: nn.Module) -> None:
-    assert not PaddedBackend(network, SHAPE, "float32", WIDTH).reproducible
+    assert not TorchCPUBackend(network, SHAPE, "float32", WIDTH).reproducible
 
 
 def test_predictions_are_float32_in_either_precision() -> None:
     x = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0))
     t, labels = torch.tensor([3, 900]), torch.tensor([0, 5])
     exact, rough = (
-        PaddedBackend(small_network(), SHAPE, p, WIDTH).start(x, t, labels)() for p in ("float32", "bfloat16")
+        TorchCPUBackend(small_network(), SHAPE, p, WIDTH).start(x, t, labels)() for p in ("float32", "bfloat16")
     )
     assert exact.dtype == rough.dtype == torch.float32
     error = (exact - rough).abs().max() / exact.abs().max()
@@ -569,8 +569,8 @@ def test_predictions_are_float32_in_either_precision() -> None:
 
 
 def test_fingerprint_names_what_moves_bits() -> None:
-    first = PaddedBackend(LooksAtItsPlace(), SHAPE, "float32", 4).fingerprint
+    first = TorchCPUBackend(LooksAtItsPlace(), SHAPE, "float32", 4).fingerprint
     assert first["threads"] == torch.get_num_threads()
     assert first["backend_version"] == torch.__version__
-    assert PaddedBackend(LooksAtItsPlace(), SHAPE, "bfloat16", 4).fingerprint == first | {"precision": "bfloat16"}
-    assert PaddedBackend(LooksAtItsPlace(), SHAPE, "float32", 8).fingerprint == first | {"width": 8}
+    assert TorchCPUBackend(LooksAtItsPlace(), SHAPE, "bfloat16", 4).fingerprint == first | {"precision": "bfloat16"}
+    assert TorchCPUBackend(LooksAtItsPlace(), SHAPE, "float32", 8).fingerprint == first | {"width": 8}

@@ -1,4 +1,4 @@
-"""Noise schedules against diffusers', and what is refused."""
+"""Noise schedules against diffusers', and the errors of bad ones."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ SCHEDULES: list[dict[str, Any]] = [
     {"beta_schedule": "sigmoid", "beta_start": 1e-5, "beta_end": 0.03},
     {"beta_schedule": "laplace"},
 ]
-# DDIM refuses these; the others of diffusers have them.
+# diffusers' DDIM lacks these; other schedulers have them.
 DDPM_ONLY = ("sigmoid", "laplace")
 LENGTHS = [2, 50, 1000, 4000]
 
@@ -41,17 +41,17 @@ def test_schedule_is_that_of_diffusers(fields: dict[str, Any], T: int) -> None:
         np.testing.assert_allclose(schedule.betas, float64(scheduler.betas), rtol=1e-6, atol=3e-8)
         expected = float64(scheduler.alphas_cumprod)
         np.testing.assert_allclose(schedule.alphas_cumprod[:-1], expected[:-1], rtol=1e-5)
-        # float32 leaves 1 − β few digits where β is near 1, as the last of squaredcos_cap_v2.
+        # In float32, 1 − β has few digits if β is near 1, such as the last of squaredcos_cap_v2.
         np.testing.assert_allclose(schedule.alphas_cumprod[-1], expected[-1], rtol=3e-5)
 
 
-# What diffusers does to NumPy 2.
+# diffusers' warning with NumPy 2.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.parametrize("T", LENGTHS)
 def test_exponential_schedule_is_that_of_diffusers(T: int) -> None:
     theirs = scheduler_class("HeunDiscreteScheduler")(num_train_timesteps=T, beta_schedule="exp")
     schedule = Schedule(num_train_timesteps=T, beta_schedule="exp")
-    # All β are one here, so that float32 rounds each 1 − β the same way.
+    # All β are equal here, so float32 rounds each 1 − β the same way.
     np.testing.assert_allclose(schedule.alphas_cumprod, float64(theirs.alphas_cumprod), rtol=1e-4)
     assert schedule.alphas_cumprod[-1] == pytest.approx(np.exp(-12))
 
@@ -71,7 +71,7 @@ def test_zero_terminal_snr_moves_the_last_to_0_and_keeps_the_first(fields: dict[
     rescaled = Schedule(num_train_timesteps=T, rescale_betas_zero_snr=True, **fields)
     assert rescaled.alphas_cumprod[-1] == 0
     assert rescaled.alphas_cumprod[0] == pytest.approx(plain.alphas_cumprod[0], rel=1e-12)
-    # √ᾱ is the plain one, shifted and scaled: so its differences keep their proportions.
+    # √ᾱ is shifted and scaled, so its differences keep their proportions.
     steps, steps_plain = np.diff(np.sqrt(rescaled.alphas_cumprod)), np.diff(np.sqrt(plain.alphas_cumprod))
     np.testing.assert_allclose(steps, steps_plain * (steps.sum() / steps_plain.sum()), rtol=1e-6, atol=1e-12)
 
@@ -98,7 +98,7 @@ def test_alpha_bar_is_the_running_product(fields: dict[str, Any]) -> None:
 
 
 def test_cosine_betas_are_capped() -> None:
-    """Only the last, whose ᾱ of the paper is 0, meets the cap."""
+    """Only the last β is capped, because the paper's ᾱ is 0 there."""
     betas = cosine_betas(1000)
     assert betas[-1] == 0.999
     assert betas[-2] < 0.999
@@ -112,7 +112,7 @@ def test_cosine_betas_are_capped() -> None:
 def test_defaults_are_those_of_diffusers(scheduler: Any) -> None:
     theirs = dict(scheduler().config)
     ours = {name: value for name, value in Schedule().model_dump().items() if name in theirs}
-    assert ours.pop("timestep_spacing") is None  # means each sampler's own default; test_samplers.py has those
+    assert ours.pop("timestep_spacing") is None  # each sampler's own default: test_samplers.py
     assert ours == {name: theirs[name] for name in ours}
 
 

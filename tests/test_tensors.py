@@ -1,5 +1,5 @@
-"""Files of a checkpoint are opened with suspicion: none runs code, none leads elsewhere, none takes more memory than it
-has bytes, and none is taken for what it is not. And what is converted is what was loaded."""
+"""Hostile and damaged files of a checkpoint: none runs code, leads elsewhere, takes more memory than its bytes, or is
+mistaken for something else. Also conversion, which must write exactly what was loaded."""
 
 import io
 import json
@@ -57,13 +57,13 @@ def whole(saved: Path) -> Checkpoint:
 
 @pytest.fixture
 def pipeline(saved: Path, tmp_path: Path) -> Path:
-    """A nested pipeline, to be changed."""
+    """A nested pipeline that the test may change."""
     return shutil.copytree(saved, tmp_path / "pipeline")
 
 
 @pytest.fixture
 def pickled(pipeline: Path) -> Path:
-    """The same without its weights, which are to be written as a pickle."""
+    """The same without weights, for tests that write them as a pickle."""
     (pipeline / UNET).unlink()
     return pipeline
 
@@ -75,7 +75,7 @@ def weights(saved: Path) -> Values:
 
 @contextmanager
 def memory(more: int) -> Iterator[None]:
-    """Only so many more bytes may be allocated, touched or not."""
+    """Limit the bytes that may still be allocated, touched or not."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
@@ -97,12 +97,12 @@ PICKLE = (
     "is a pickle, which can run code when it is opened: set STEPWISE_ALLOW_PICKLE=1 if you trust it, "
     "best for `stepwise convert` alone"
 )
-NO_ARCHIVE = "is no file of torch.save in its format since torch 1.6; save it again, as safetensors"
-PACKED = "is packed, which torch.save never does, and would grow when it is opened"
+NO_ARCHIVE = "is not a file of torch.save in its format since torch 1.6: save it again, as safetensors"
+PACKED = "is compressed, which torch.save never does"
 
 
 class Call:
-    """Is a call once it is unpickled."""
+    """Pickles as a call."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = function, arguments
@@ -113,7 +113,7 @@ class Call:
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """A file that is there once a payload has run."""
+    """A file that exists once a payload has run."""
     return tmp_path / "it ran"
 
 
@@ -181,7 +181,7 @@ def test_all_code_is_named(pickled: Path, weights: Values, marker: Path) -> None
 
 
 def test_whole_modules_are_refused(pickled: Path) -> None:
-    """A pickle of a network's object is code of its class."""
+    """Unpickling a module runs code of its class."""
     torch.save(torch.nn.Linear(1, 1), pickled / UNET_BIN)
     message = refusal(pickled, allow_pickle=True)
     assert message.startswith(f"{UNET_BIN}: would run ")
@@ -232,7 +232,7 @@ def test_what_training_leaves_is_not_run_where_it_is_named(pipeline: Path, marke
     message = "optimizer.bin: would run posix.system, and is not opened"
     assert refusal(pipeline / "optimizer.bin", pipeline, allow_pickle=True) == message
     (pipeline / "random_states_0.pkl").write_bytes(pickle.dumps(payload(marker)))
-    load(pipeline / "random_states_0.pkl", allow_pickle=True)  # which is taken for its folder
+    load(pipeline / "random_states_0.pkl", allow_pickle=True)  # stands for its folder
     assert not marker.exists()
 
 
@@ -249,11 +249,11 @@ def test_code_beside_a_checkpoint_is_never_imported(
     assert not marker.exists()
 
 
-# What pickles hold.
+# Values in pickles.
 
 
 def expanded(*shape: int) -> Tensor:
-    """Stands for a tensor of any size, and is one number."""
+    """One number, expanded to any size."""
     return torch.zeros(1).expand(shape)
 
 
@@ -341,21 +341,21 @@ def test_tensors_accepted(
     ids=["meta", "uninitialised"],
 )
 def test_tensors_without_values_are_refused(pickled: Path, weights: Values, claim: Callable[[Tensor], object]) -> None:
-    """They have the right shapes, and the file has no bytes of them."""
+    """Tensors with the right shapes, without bytes in the file."""
     torch.save({key: claim(tensor) for key, tensor in weights.items()}, pickled / UNET_BIN)
     assert (pickled / UNET_BIN).stat().st_size < 20_000
     refusal(pickled, allow_pickle=True)
 
 
 def test_one_tensor_without_values_is_refused(pickled: Path, weights: Values) -> None:
-    """Among others with theirs: it would show whatever was in memory."""
+    """One such tensor among normal ones. It would expose uninitialised memory."""
     tensor = weights[KEY]
     torch.save({**weights, KEY: Call(torch.Tensor, *tensor.shape)}, pickled / UNET_BIN)
     assert refusal(pickled, allow_pickle=True) == f"{UNET_BIN}: would run torch.Tensor, and is not opened"
 
 
 def test_tensors_that_share_their_values_are_refused(pickled: Path, weights: Values) -> None:
-    """A file of one tensor's bytes claims a network of any size."""
+    """All tensors share the bytes of one."""
     shared = torch.zeros(max(tensor.numel() for tensor in weights.values()))
     torch.save(
         {key: shared[: tensor.numel()].view(tensor.shape) for key, tensor in weights.items()}, pickled / UNET_BIN
@@ -404,7 +404,7 @@ def test_archives_that_are_only_rewritten_are_not_packed(pickled: Path, weights:
 
 
 def test_archives_with_overlapping_entries_are_refused(pickled: Path) -> None:
-    """Many names of the same bytes grow like packed ones."""
+    """Many entries with the same bytes, which grow like compressed ones."""
     torch.save({KEY: torch.zeros(10**6)}, pickled / UNET_BIN)
     with zipfile.ZipFile(pickled / UNET_BIN, "a") as archive:
         [large] = [entry for entry in archive.infolist() if entry.file_size >= 4 * 10**6]
@@ -418,7 +418,7 @@ def test_archives_with_overlapping_entries_are_refused(pickled: Path) -> None:
 
 
 def claiming(path: Path, numel: int, size: int) -> None:
-    """An archive with a tensor of `size` numbers, on a storage that says it has `numel` of them and has 1."""
+    """An archive with a tensor of `size` numbers, whose storage claims `numel` numbers and has 1."""
 
     class Storage:
         pass
@@ -478,7 +478,7 @@ def test_other_archives_are_refused(pickled: Path, names: list[str]) -> None:
 
 
 def test_scripts_are_refused(pickled: Path, weights: Values) -> None:
-    """TorchScript is code."""
+    """TorchScript contains code."""
     torch.save(weights, pickled / UNET_BIN)
     with zipfile.ZipFile(pickled / UNET_BIN, "a") as archive:
         archive.writestr(f"{STEM}/constants.pkl", pickle.dumps((), 2))
@@ -561,15 +561,15 @@ NORM = "mid_block.attentions.0.group_norm.weight"
         ),
         (
             lambda weights: {**weights, "conv_more.bias": torch.zeros(1)},
-            "has the key conv_more.bias, which the network of config.json does not",
+            "has the key conv_more.bias, which the network of config.json lacks",
         ),
         (
             lambda weights: {**weights, "module.conv_more.bias": torch.zeros(1)},
-            "has the key module.conv_more.bias, which the network of config.json does not",
+            "has the key module.conv_more.bias, which the network of config.json lacks",
         ),
         (
             lambda weights: {**weights, "mid_block.resnets.0.shortcut.weight": torch.zeros(1)},
-            "has the key mid_block.resnets.0.shortcut.weight, which the network of config.json does not",
+            "has the key mid_block.resnets.0.shortcut.weight, which the network of config.json lacks",
         ),
         (
             lambda weights: {**weights, f"module.{NORM}": torch.zeros(16)},
@@ -609,7 +609,7 @@ HUGE = {"block_out_channels": [16384, 16384], "down_block_types": ["AttnDownBloc
     ids=["wide", "deep", "time", "classes"],
 )
 def test_huge_configs_allocate_nothing(pipeline: Path, weights: Values, changes: Json) -> None:
-    """The file's own shapes are looked at first, whether they are wrong or missing."""
+    """All shapes are checked before memory is allocated."""
     edit(pipeline / UNET_CONFIG, changes)
     with memory(GIGABYTE // 4):
         assert " and must be [" in refusal(pipeline)
@@ -618,7 +618,7 @@ def test_huge_configs_allocate_nothing(pipeline: Path, weights: Values, changes:
 
 
 def test_the_last_key_is_looked_at_before_anything_is_allocated(pipeline: Path, weights: Values) -> None:
-    """All that the file has fits, and a table of 16 GB is missing."""
+    """All tensors in the file are right, but one of 16 GB is missing."""
     edit(pipeline / UNET_CONFIG, {"num_class_embeds": 1_000_000, "time_embedding_dim": 4096})
     wide = dict(small_unet(time_embedding_dim=4096).state_dict())
     save_file(wide, pipeline / UNET)
@@ -626,7 +626,7 @@ def test_the_last_key_is_looked_at_before_anything_is_allocated(pipeline: Path, 
         assert refusal(pipeline) == f"{UNET}: lacks the key class_embedding.weight, [1000000, 4096]"
 
 
-# Files that stand for others.
+# Links and pointers.
 
 POINTER = "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
 
@@ -651,7 +651,7 @@ def test_native_pointers_of_git_lfs_are_refused(tmp_path: Path) -> None:
 
 
 def moved(file: Path, target: Path) -> None:
-    """Put a file elsewhere, and a link in its place."""
+    """Move a file, and put a link in its place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     file.rename(target)
     file.symlink_to(target)
@@ -726,7 +726,7 @@ def test_native_links_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
 def test_links_into_the_cache_of_huggingface_hub(
     saved: Path, tmp_path: Path, snapshot: str, target: str, followed: bool
 ) -> None:
-    """Only into the blobs of their own repository."""
+    """Links may lead only to blobs of their own repository."""
     folder = shutil.copytree(saved, tmp_path / snapshot)
     moved(folder / UNET, tmp_path / target)
     if followed:
@@ -747,10 +747,10 @@ def test_links_to_nothing_are_refused(pickled: Path) -> None:
 
 
 def test_pipes_are_refused(pipeline: Path) -> None:
-    """Opening one would wait for somebody to write to it."""
+    """Opening a pipe would wait for a writer."""
     (pipeline / UNET).unlink()
     os.mkfifo(pipeline / UNET)
-    assert refusal(pipeline) == f"{UNET}: is no regular file"
+    assert refusal(pipeline) == f"{UNET}: is not a regular file"
 
 
 @pytest.mark.parametrize("name", [UNET, UNET_BIN])
@@ -801,7 +801,7 @@ def shard(number: int) -> str:
 def test_names_of_shards_refused(sharded: Path, name: object) -> None:
     weight_map = json.loads((sharded / INDEX).read_text())["weight_map"]
     edit(sharded / INDEX, {"weight_map": {**weight_map, KEY: name}})
-    message = f"weight_map has {shown(repr(name))}, which is no bare name of a .safetensors or .bin file"
+    message = f"weight_map has {shown(repr(name))}, which is not the plain name of a .safetensors or .bin file"
     assert refusal(sharded) == f"{INDEX}: {message}"
 
 
@@ -826,7 +826,7 @@ def test_missing_shards_are_refused(sharded: Path) -> None:
 
 
 def test_shards_that_the_index_leaves_out_are_not_read(sharded: Path) -> None:
-    """A key that is nowhere is that of the whole folder."""
+    """A missing key belongs to no shard, so the error names the folder."""
     weight_map = json.loads((sharded / INDEX).read_text())["weight_map"]
     last = sorted(set(weight_map.values()))[-1]
     edit(sharded / INDEX, {"weight_map": {key: name for key, name in weight_map.items() if name != last}})
@@ -850,12 +850,12 @@ def test_shards_cut_short_are_refused(sharded: Path) -> None:
     assert refusal(sharded).startswith(f"unet/{shard(3)}: cannot be read: ")
 
 
-# Any damage at all.
+# Random damage.
 
 
 @pytest.mark.parametrize("name", [UNET, UNET_BIN, UNET_CONFIG, SCHEDULER_CONFIG, "model_index.json"])
 def test_damage_is_refused_or_changes_nothing_but_values(pipeline: Path, weights: Values, name: str) -> None:
-    """Whatever becomes of a few bytes, there is a network of this shape or a line that says what is wrong."""
+    """Whatever bytes change, loading gives a network of this shape or a one-line error."""
     if name == UNET_BIN:
         (pipeline / UNET).unlink()
         torch.save(weights, pipeline / UNET_BIN)
@@ -865,7 +865,7 @@ def test_damage_is_refused_or_changes_nothing_but_values(pipeline: Path, weights
     for _ in range(60):
         damaged = bytearray(whole)
         for _ in range(rng.choice([1, 1, 3, 30])):
-            # Most of it where the sizes and names are: at the beginning and the end.
+            # Mostly at the beginning and the end, where sizes and names are.
             place = rng.choice([rng.randrange(len(whole)), rng.randrange(min(2000, len(whole)))])
             damaged[rng.choice([place, len(whole) - 1 - place])] = rng.randrange(256)
         (pipeline / name).write_bytes(damaged)
@@ -884,7 +884,7 @@ def test_damage_is_refused_or_changes_nothing_but_values(pipeline: Path, weights
 
 
 def write_digits(folder: Path) -> Path:
-    """Native weights of the kind in the box."""
+    """Native weights like those in the box."""
     return write_weights(
         folder,
         in_channels=1,
@@ -1010,7 +1010,7 @@ def test_targets_that_are_not_empty_are_refused_and_left_alone(tmp_path: Path, k
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(FileExistsError) as error:
         convert(source, target)
-    assert str(error.value) == f"{target} is there, and is not an empty folder"
+    assert str(error.value) == f"{target} exists, and is not an empty folder"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -1022,7 +1022,7 @@ def test_nothing_is_written_of_sources_that_cannot_be_loaded(tmp_path: Path, pip
 
 
 def test_conversion_is_whole_or_not_at_all(tmp_path: Path) -> None:
-    """Of a disk that is full half-way, nothing stays."""
+    """If the disk gets full half-way, no file stays."""
     source = write_digits(tmp_path / "digits")
     size = (source / "model.safetensors").stat().st_size
     (tmp_path / "deep").mkdir()

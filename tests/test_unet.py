@@ -1,4 +1,4 @@
-"""The Diffusion U-Net: the bare skeleton against one built from its description alone, and each extra."""
+"""The Diffusion U-Net: the bare skeleton against a second one written from its description, and each extra."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SIZES = [(16, 16), (16, 32), (48, 16)]
 
 
 def skeleton_weights(in_ch: int, model_ch: int, ch_mult: Sequence[int]) -> dict[str, Tensor]:
-    """Random weights by the keys that the description gives the skeleton."""
+    """Random weights with the state-dict keys of the skeleton's description."""
     rng = torch.Generator().manual_seed(1)
     weights = {}
 
@@ -57,7 +57,7 @@ def skeleton_weights(in_ch: int, model_ch: int, ch_mult: Sequence[int]) -> dict[
 
 
 def skeleton(weights: dict[str, Tensor], ch_mult: Sequence[int], x: Tensor, t: Tensor) -> Tensor:
-    """What the description says that the skeleton computes."""
+    """The skeleton as its description defines it."""
 
     def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
         return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=stride, padding=1)
@@ -224,13 +224,13 @@ def test_attention_is_added_to_the_bare_network(extras: dict[str, Any]) -> None:
         before = network(x, t)
         for parameter in layer.proj.parameters():
             parameter.zero_()
-        assert (network(x, t) - before).abs().max() > 1e-3  # so this layer took part
+        assert (network(x, t) - before).abs().max() > 1e-3  # the layer had an effect
     assert_close(network(x, t), bare(x, t))
 
 
 @torch.inference_mode()
 def test_label_embedding_is_added_to_the_time_embedding() -> None:
-    """So a labelled row is the bare network's with its embedding's last bias moved."""
+    """So a label has the same effect as a change of the bare network's last time embedding bias."""
     x, t = inputs()
     network = random_network(num_classes=5)
     weights = network.state_dict()
@@ -306,7 +306,7 @@ def test_sizes_that_cannot_be_halved_are_refused(height: int, width: int) -> Non
 
 
 def encoding_by_hand(t: Tensor, dim: int) -> Tensor:
-    """The sinusoidal encoding, one number at a time in double precision."""
+    """The sinusoidal encoding, computed number by number in double precision."""
     half = dim // 2
     encoding = torch.zeros((len(t), dim), dtype=torch.float64)
     for i, timestep in enumerate(t.tolist()):
@@ -327,13 +327,13 @@ def test_sinusoidal_embedding(dim: int) -> None:
 
 @torch.inference_mode()
 def test_embedding_is_exact_under_bfloat16_autocast() -> None:
-    """bfloat16 knows 256 and 258 but not 257; the network must still be told every timestep apart."""
+    """bfloat16 represents 256 and 258 but not 257. The network must still distinguish all timesteps."""
     network = random_network()
     told: list[Tensor] = []
     network.time_embed.register_forward_pre_hook(lambda module, args: told.append(args[0]))
     t = torch.tensor([257, 511, 999])
     with torch.autocast("cpu", torch.bfloat16):
         out = network(inputs()[0], t)
-    assert out.dtype == torch.bfloat16  # so autocast was on
+    assert out.dtype == torch.bfloat16  # autocast was on
     assert told[0].dtype == torch.float32
     assert (told[0] - encoding_by_hand(t, 8)).abs().max() < 1e-4

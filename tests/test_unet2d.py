@@ -29,7 +29,7 @@ Fields = dict[str, Any]
 DOWN_TYPES = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_TYPES = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 
-# Small, with each kind of layer at another width. What a test names is changed here.
+# Small. Each kind of layer has another number of channels. Tests change single fields.
 NETWORK: Fields = {
     "block_out_channels": (8, 16),
     "layers_per_block": 1,
@@ -51,7 +51,7 @@ def model_of(fields: Fields) -> Any:
 
 
 def scheduler_of(unet: Any) -> Any:
-    """A scheduler that goes with the network: its timesteps and its variance."""
+    """A scheduler with the timesteps and the variance of the network."""
     twice = unet.config.out_channels == 2 * unet.config.in_channels
     return DDPMScheduler(
         num_train_timesteps=unet.config.num_train_timesteps or 1000,
@@ -72,7 +72,7 @@ def loaded(folder: Path) -> UNet2D:
 
 
 def inputs(unet: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Three images, each with its own timestep and its own label. No timestep is 0, whose logarithm is taken."""
+    """Three images, each with its own timestep and label. No timestep is 0, which fourier encodings do not allow."""
     config = unet.config
     rng = torch.Generator().manual_seed(5)
     size = (config.sample_size, config.sample_size) if isinstance(config.sample_size, int) else config.sample_size
@@ -105,7 +105,7 @@ def assert_computes(network: UNet2D, unet: Any) -> None:
 
 
 def check(fields: Fields, folder: Path) -> None:
-    """Have diffusers write a network, load it, and compare."""
+    """Write a network with diffusers, load it, and compare outputs."""
     unet = model_of(fields)
     assert_computes(loaded(save(unet, folder)), unet)
 
@@ -114,7 +114,7 @@ def check(fields: Fields, folder: Path) -> None:
 @pytest.mark.parametrize("up", UP_TYPES)
 @pytest.mark.parametrize("down", DOWN_TYPES)
 def test_block_types(down: str, up: str, resampling: str, tmp_path: Path) -> None:
-    """downsample_type, upsample_type and downsample_padding mean something to some of them only."""
+    """Only some block types use downsample_type, upsample_type and downsample_padding."""
     fields = {
         "down_block_types": (down, down),
         "up_block_types": (up, up),
@@ -254,7 +254,7 @@ CASES: dict[str, Fields] = {
     "four channels": {"in_channels": 4, "out_channels": 4},
     "variance": {"out_channels": 6},
     "grey, variance, centred": {"in_channels": 1, "out_channels": 2, "center_input_sample": True},
-    # What is trained: section B's networks, narrow
+    # Published networks, with fewer channels
     "like google/ddpm-cifar10-32": {
         "sample_size": 16,
         "block_out_channels": (8, 16, 16, 16),
@@ -292,7 +292,7 @@ def test_fields(fields: Fields, tmp_path: Path) -> None:
 
 
 def test_activations_differ_by_more_than_parity_allows(tmp_path: Path) -> None:
-    """So the comparisons above tell them apart."""
+    """So the comparisons above can tell them apart."""
     outs = []
     for name in ("silu", "mish", "gelu", "relu"):
         network = loaded(save(model_of({"act_fn": name}), tmp_path / name))
@@ -303,7 +303,7 @@ def test_activations_differ_by_more_than_parity_allows(tmp_path: Path) -> None:
 
 @st.composite
 def networks(draw: st.DrawFn) -> Fields:
-    """Fields of any small network that can be built, drawn without regard to each other where that is allowed."""
+    """Fields of any small valid network, drawn independently where possible."""
     levels = draw(st.integers(1, 3))
     groups = draw(st.integers(1, 4))
     widths = tuple(groups * draw(st.integers(1 if level else 2, 4)) for level in range(levels))
@@ -311,7 +311,7 @@ def networks(draw: st.DrawFn) -> Fields:
     up = tuple(draw(st.sampled_from(UP_TYPES)) for _ in widths)
     in_channels = draw(st.sampled_from((1, 2, 3, 4)))
     divisors = [n for n in range(1, widths[-1] + 1) if widths[-1] % n == 0]
-    # 2 and more at the lowest level: a norm over too few values magnifies what float32 leaves of them.
+    # At least 2 at the lowest level: a norm over very few values amplifies float32's rounding.
     side = st.integers(2, 3).map(lambda n: n * 2 ** (levels - 1))
     embedding = draw(st.sampled_from(({}, {"time_embedding_type": "fourier"}, LEARNED)))
     return {
@@ -344,7 +344,7 @@ def networks(draw: st.DrawFn) -> Fields:
     }
 
 
-@examples(40, derandomize=True)  # float32 leaves more of one network in thousands
+@examples(40, derandomize=True)  # one network in thousands exceeds the tolerance for rounding
 @given(networks())
 def test_any_network(fields: Fields) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -352,7 +352,7 @@ def test_any_network(fields: Fields) -> None:
 
 
 def test_whole_pipeline(tmp_path: Path) -> None:
-    """The same network as its own folder and as part of a pipeline, which names it and describes it alike."""
+    """A network's own folder and its pipeline give the same description."""
     unet = model_of({**THREE_LEVELS, "num_class_embeds": 7, "out_channels": 6, "sample_size": (8, 12)})
     pipeline = DDPMPipeline(unet, scheduler_of(unet))
     pipeline.save_pretrained(tmp_path / "model")
@@ -374,7 +374,7 @@ def test_whole_pipeline(tmp_path: Path) -> None:
 
 
 def write_config(folder: Path, changes: Fields, without: frozenset[str] = frozenset()) -> None:
-    """Change fields of a config.json that diffusers wrote, and drop some."""
+    """Change fields of a config.json that diffusers wrote, and remove some."""
     path = folder / "config.json"
     values = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     path.write_text(json.dumps({k: v for k, v in values.items() if k not in without}), encoding="utf-8")
@@ -396,7 +396,7 @@ def test_defaults_are_those_of_diffusers() -> None:
 
 
 def test_fields_left_out_are_defaults(tmp_path: Path) -> None:
-    """As configs of old versions leave them out."""
+    """Configs of old versions lack these fields."""
     unet = model_of({"attention_head_dim": 8})
     folder = save(unet, tmp_path)
     defaults = defaults_of_diffusers()
@@ -409,7 +409,7 @@ def test_fields_left_out_are_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fields", [{"num_class_embeds": 4}, {"class_embed_type": "timestep"}], ids=str)
 @torch.inference_mode()
 def test_without_labels_nothing_is_added(fields: Fields, tmp_path: Path) -> None:
-    """diffusers refuses that, so it is compared with its network of the same weights without labels."""
+    """diffusers refuses this, so the reference is its network with the same weights, without labels."""
     unet, plain = model_of(fields), model_of({})
     plain.load_state_dict({key: value for key, value in unet.state_dict().items() if "class_embedding" not in key})
     network = loaded(save(unet, tmp_path))
@@ -421,7 +421,7 @@ def test_without_labels_nothing_is_added(fields: Fields, tmp_path: Path) -> None
 @pytest.mark.parametrize("fields", [{}, {"class_embed_type": "identity"}], ids=str)
 @torch.inference_mode()
 def test_networks_without_classes_take_any_label(fields: Fields, tmp_path: Path) -> None:
-    """The runner gives each row a number for its label; a network of label vectors passes numbers over, too."""
+    """The runner always passes integer labels. A network of label vectors ignores them."""
     network = loaded(save(model_of(fields), tmp_path))
     x, t, _ = inputs(model_of({}))
     assert torch.equal(network(x, t), network(x, t, torch.tensor([0, 7, 2])))
@@ -433,7 +433,7 @@ def config_of(fields: Fields) -> UNet2DConfig:
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_heads_by_count_are_heads_by_width(heads: int, tmp_path: Path) -> None:
-    """Where all widths are equal, either field says the same."""
+    """If all levels have the same channels, the two fields are equivalent."""
     fields = {**ATTENTION, "block_out_channels": (8, 8)}
     unet = model_of({**fields, "attention_head_dim": 8 // heads})
     network = UNet2D(config_of({**fields, "num_attention_heads": heads, "attention_head_dim": 3}))
@@ -442,7 +442,7 @@ def test_heads_by_count_are_heads_by_width(heads: int, tmp_path: Path) -> None:
 
 
 def test_heads_by_count_at_several_widths(tmp_path: Path) -> None:
-    """UNet2DModel has no field for that; its attention layers can be told one by one."""
+    """UNet2DModel lacks this field, so the test sets it in each of its attention layers."""
     fields = {**ATTENTION, "block_out_channels": (8, 16), "attention_head_dim": None}
     unet = model_of(fields)
     network = UNet2D(config_of({**fields, "num_attention_heads": 4}))
@@ -455,7 +455,7 @@ def test_heads_by_count_at_several_widths(tmp_path: Path) -> None:
 
 
 def encoded_by_hand(config: UNet2DConfig, t: Tensor, table: Tensor | None) -> Tensor:
-    """The timesteps' encodings, one number at a time in double precision."""
+    """The timestep encodings, computed number by number in double precision."""
     dim = config.encoding_dim
     rows = []
     for timestep in t.tolist():
@@ -490,7 +490,7 @@ def encoded_by_hand(config: UNet2DConfig, t: Tensor, table: Tensor | None) -> Te
 )
 @torch.inference_mode()
 def test_time_proj_dim(fields: Fields, tmp_path: Path) -> None:
-    """The time embedding is made by hand, and given to UNet2DModel as a label vector beside a time embedding of 0."""
+    """UNet2DModel gets a time embedding of 0, and ours, computed by hand, as a label vector."""
     width = fields.get("time_embedding_dim", 4 * fields["time_proj_dim"])
     unet = model_of({"time_embedding_dim": width, "class_embed_type": "identity"})
     for parameter in unet.time_embedding.linear_2.parameters():
@@ -527,16 +527,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(model_of({}), tmp_path_factory.mktemp("unet2d") / "model")
 
 
-FIR = "is of NCSN++: its FIR filters are not supported"
-TEXT = "attends to text: that is not supported"
-UPSCALER = "is of the latent upscaler: that is not supported"
+FIR = "belongs to NCSN++: its FIR filters are not supported"
+TEXT = "attends to text, and that is not supported"
+UPSCALER = "belongs to the latent upscaler, and that is not supported"
 A_DOWN_TYPE = "must be 'DownBlock2D', 'AttnDownBlock2D' or 'ResnetDownsampleBlock2D'"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        # Numbers that do not go together
+        # Incompatible numbers
         ({"norm_num_groups": 3}, "norm_num_groups is 3, which does not divide a width of 8"),
         ({"norm_num_groups": 16}, "norm_num_groups is 16, which does not divide a width of 8"),
         ({"attn_norm_num_groups": 5}, "attn_norm_num_groups is 5, which does not divide a width of 16"),
@@ -557,7 +557,7 @@ A_DOWN_TYPE = "must be 'DownBlock2D', 'AttnDownBlock2D' or 'ResnetDownsampleBloc
             {"sample_size": [8, 7]},
             "image size 8x7 cannot be halved 1 times: height and width must be multiples of 2",
         ),
-        # Parts of other networks
+        # Blocks of other networks
         ({"down_block_types": ["SkipDownBlock2D"] * 2}, f"down_block_types has SkipDownBlock2D, which {FIR}"),
         ({"up_block_types": ["UpBlock2D", "AttnSkipUpBlock2D"]}, f"up_block_types has AttnSkipUpBlock2D, which {FIR}"),
         (
@@ -595,7 +595,7 @@ A_DOWN_TYPE = "must be 'DownBlock2D', 'AttnDownBlock2D' or 'ResnetDownsampleBloc
         ),
         ({"downsample_type": "fir"}, "downsample_type is fir, and must be 'conv' or 'resnet'"),
         ({"_class_name": "UNet2DConditionModel"}, "_class_name is UNet2DConditionModel, and must be UNet2DModel"),
-        # Names, types and bounds
+        # Names, types and limits
         ({"in_channels": "3"}, "in_channels is 3, and must be a valid integer"),
         ({"layers_per_block": 1.5}, "layers_per_block is 1.5, and must be a valid integer"),
         ({"layers_per_block": True}, "layers_per_block is True, and must be a valid integer"),

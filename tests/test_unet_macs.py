@@ -21,7 +21,7 @@ def test_total_agrees_with_torch_flop_counter(build: Callable[[], nn.Module], si
         network = build()
     with FlopCounterMode(display=False) as counter:
         run(network, size, "meta")
-    assert 2 * count(build, size).sum() == counter.get_total_flops()  # a MAC is two operations
+    assert 2 * count(build, size).sum() == counter.get_total_flops()  # one MAC is two operations
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_parts_and_resolutions_of_an_original_unet_counted_by_hand() -> None:
 
 
 def test_ddpm_is_the_network_of_the_paper() -> None:
-    assert count(ddpm_cifar10).params == 35_746_307  # as google/ddpm-cifar10-32; the paper says 35.7 million
+    assert count(ddpm_cifar10).params == 35_746_307  # google/ddpm-cifar10-32; the paper says 35.7 million
 
 
 def test_docs_show_the_report() -> None:

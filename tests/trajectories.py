@@ -1,4 +1,4 @@
-"""Rows through a runner on a small random network, for tests."""
+"""Runs rows on a small random network, for tests."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from model.backends.backend import Backend, Precision
-from model.backends.padded import PaddedBackend
+from model.backends.torch_cpu import TorchCPUBackend
 from model.description import ModelDescription, Recommended
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def small_network(image_channels: int = 3, gain: float = 1.0) -> DiffusionUNet:
-    """Every extra is on. Labels are 0 to 4; 5 is no label."""
+    """A DiffusionUNet with all extras. Labels are 0 to 4; 5 means no label."""
     network = DiffusionUNet(
         image_channels,
         16,
@@ -41,7 +41,7 @@ def runner_of(
     slots: int = 8,
     precision: Precision = "float32",
 ) -> SlotRunner:
-    return runner_on(PaddedBackend(network, image_shape, precision, width), image_shape, slots)
+    return runner_on(TorchCPUBackend(network, image_shape, precision, width), image_shape, slots)
 
 
 def runner_on(backend: Backend, image_shape: tuple[int, int, int], slots: int) -> SlotRunner:
@@ -54,7 +54,7 @@ def description_of(
     num_train_timesteps: int = 1000,
     digest: str = "0" * 64,
 ) -> ModelDescription:
-    """What a backend is told of a network."""
+    """The Network of a module."""
     return ModelDescription(
         name="small",
         digest=digest,
@@ -78,7 +78,7 @@ def forwards(row: Row, slot: int, line: int) -> list[Forward]:
 
 
 def trajectory(runner: SlotRunner, row: Row) -> Iterator[Reading]:
-    """The row's state after each step, running alone."""
+    """The state of a row after each step, when it runs alone."""
     slot = runner.admit(row)
     for line in range(len(row.table)):
         runner.step(forwards(row, slot, line))

@@ -1,9 +1,9 @@
-"""Train the first stage of weights in the box.
+"""Train the VAE of the weights in the box.
 
     python -m weights.autoencode weights/emoji
 
-Reads config.json and autoencoder.toml from the folder, and writes autoencoder.safetensors there. Goes on after a break,
-as weights/train.py does, which comes next and trains the U-Net on the latents.
+Reads config.json and autoencoder.toml from the folder, and writes autoencoder.safetensors there. An interrupted run
+resumes, as in weights/train.py. Run weights/train.py next: it trains the U-Net on the latents.
 """
 
 import argparse
@@ -20,26 +20,26 @@ from weights import data, descent
 from weights.descent import Descent, Pace, random_numbers
 
 RECIPE = "autoencoder.toml"
-_AT_ONCE = 250  # images of one pass, where nothing is learnt
+_AT_ONCE = 250  # images of one pass without gradients
 
 
 @dataclass(frozen=True)
 class Autoencoding(Pace):
-    """autoencoder.toml, which explains each field."""
+    """The fields of autoencoder.toml, which explains them."""
 
     data: str
     kl_weight: float
 
 
 class Examples(NamedTuple):
-    """What a step learns from: images, and unit noise for their latents."""
+    """The batch of a step: images, and unit noise for their latents."""
 
     x: Tensor
     noise: Tensor
 
 
 def examples_at(step: int, x: Tensor, recipe: Autoencoding, latent_shape: tuple[int, ...]) -> Examples:
-    """Images [B, C, H, W] of one step, mirrored and with their colours exchanged at random, and noise."""
+    """The images [B, C, H, W] of one step, randomly mirrored and with randomly permuted channels, and noise."""
     chosen = data.chosen(step, torch.arange(len(x)), recipe.batch_size, recipe.seed)
     rng = random_numbers(recipe.seed, step)
     colours = torch.randperm(x.shape[1], generator=rng)
@@ -49,9 +49,9 @@ def examples_at(step: int, x: Tensor, recipe: Autoencoding, latent_shape: tuple[
 
 
 def loss_of(autoencoder: Autoencoder, examples: Examples, kl_weight: float) -> Tensor:
-    """The mean absolute error of pixels, and the weighted Kullback-Leibler divergence of the latents from unit noise.
+    """The mean absolute error of pixels + kl_weight × the Kullback-Leibler divergence of the latents from unit noise.
 
-    Kingma & Welling 2013, arXiv:1312.6114, eq. 10, as a mean over the latents.
+    Kingma & Welling 2013, arXiv:1312.6114, eq. 10, averaged over the latents.
     """
     mean, log_variance = autoencoder.moments(examples.x).float().chunk(2, dim=1)
     log_variance = log_variance.clamp(-30, 20)
@@ -62,13 +62,13 @@ def loss_of(autoencoder: Autoencoder, examples: Examples, kl_weight: float) -> T
 
 @torch.inference_mode()
 def encoded(autoencoder: Autoencoder, x: Tensor) -> Tensor:
-    """The latents of images, as the U-Net has them."""
+    """The scaled latents of images."""
     return torch.cat([autoencoder.encode(part) for part in torch.split(x, _AT_ONCE)])
 
 
 @torch.inference_mode()
 def standardise(autoencoder: Autoencoder, x: Tensor) -> None:
-    """Give the latents of these images mean 0 and variance 1, channel by channel, by the convolutions around them."""
+    """Change the convolutions around the latents, so that each channel has mean 0 and variance 1 for these images."""
     outward, inward = autoencoder.quant_conv, autoencoder.post_quant_conv
     assert outward is not None
     assert outward.bias is not None
@@ -112,8 +112,8 @@ def train(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m weights.autoencode", description="Train a first stage.")
-    parser.add_argument("folder", type=Path, help="a folder with config.json and autoencoder.toml, as weights/emoji")
+    parser = argparse.ArgumentParser(prog="python -m weights.autoencode", description="Train a VAE.")
+    parser.add_argument("folder", type=Path, help="a folder with config.json and autoencoder.toml, e.g. weights/emoji")
     train(parser.parse_args().folder)
 
 

@@ -1,4 +1,4 @@
-"""A small classifier of images: the judge of weights/quality.py."""
+"""The small image classifier that weights/quality.py judges by."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ from weights.data import Split, evened, shifted
 
 EPOCHS = 10
 BATCH_SIZE = 100
-LEARNING_RATE = 4e-3  # at its highest
-MAX_SHIFT = 2  # pixels, each way
+LEARNING_RATE = 4e-3  # the maximum
+MAX_SHIFT = 2  # pixels
 
 
 class Classifier(nn.Module):
-    """Three convolutions, each halving the image, then 64 features and a logit for each class."""
+    """Three convolutions that each halve the image, then 64 features, then a logit for each class."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def _stage(in_ch: int, out_ch: int) -> tuple[nn.Module, ...]:
 
 
 def train(split: Split, seed: int) -> Classifier:
-    """Train on the training split alone, shifted at random, each class alike. Return the classifier, ready to judge."""
+    """Train on the training split, randomly shifted and balanced by class. Return the classifier in evaluation mode."""
     torch.manual_seed(seed)
     classifier = Classifier(split.train_x.shape[1], split.classes)
     classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

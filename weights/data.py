@@ -1,4 +1,4 @@
-"""Images as training sees them: a split that never changes, scaled to −1 … 1."""
+"""The data that weights are trained on: a fixed split, scaled to −1 … 1."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from weights.descent import random_numbers
 
 @dataclass(frozen=True)
 class Split:
-    """Images, float32 [N, C, H, W] in −1 … 1, and labels, int64 [N]: four fifths to train on, the rest held out."""
+    """Images, float32 [N, C, H, W] in −1 … 1, and labels, int64 [N]. Four fifths are for training."""
 
     train_x: Tensor
     train_y: Tensor
@@ -29,7 +29,7 @@ class Split:
 def load(path: Path) -> Split:
     """Read a data file: `x`, uint8 [N, H, W] or [N, H, W, C], and `y`, the labels.
 
-    The split is that of numpy's default_rng(1), whatever the training's seed.
+    numpy's default_rng(1) makes the split, whatever the training's seed.
     """
     with np.load(path) as data:
         x, y = scaled(data["x"]), torch.from_numpy(data["y"]).long()
@@ -45,17 +45,16 @@ def scaled(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 def chosen(step: int, deck: Tensor, batch_size: int, seed: int) -> Tensor:
-    """What is drawn at a step from a deck, [batch_size], which is shuffled whenever it is through."""
+    """The images of a step, [batch_size], by index: the next of a deck that is shuffled in each epoch."""
     epoch, place = divmod(step, len(deck) // batch_size)
     order = torch.randperm(len(deck), generator=random_numbers(seed, -1 - epoch))
     return deck[order[place * batch_size : (place + 1) * batch_size]]
 
 
 def evened(y: Tensor, power: float) -> Tensor:
-    """A deck of images by index, in which those of small classes are more often than once.
+    """A deck of image indices that repeats the images of small classes.
 
-    An image is there so often, rounded, that its class's share goes with its size to this `power`: 1 leaves all as it
-    is, 0 makes the shares equal.
+    Each class's share is about proportional to size ** power: 1 changes nothing, 0 makes the shares equal.
     """
     sizes = torch.bincount(y).double()
     times = (sizes.max() / sizes.clamp(min=1)).pow(1 - power).round().long()
@@ -63,7 +62,7 @@ def evened(y: Tensor, power: float) -> Tensor:
 
 
 def shifted(x: Tensor, reach: int, rng: torch.Generator) -> Tensor:
-    """Move each image of x [N, C, H, W] by up to `reach` pixels each way; what comes in is as its border."""
+    """Move each image of x [N, C, H, W] by up to `reach` pixels along each axis. Border pixels fill the gap."""
     H, W = x.shape[2:]
     shifts = torch.randint(-reach, reach + 1, (len(x), 2), generator=rng)
     wider = F.pad(x, (reach,) * 4, mode="replicate")

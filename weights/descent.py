@@ -1,4 +1,4 @@
-"""How weights are trained: AdamW, a warm-up, a cosine decay, a moving average, and checkpoints to go on from."""
+"""The training loop: AdamW, warm-up, cosine decay, moving average, and checkpoints to resume from."""
 
 import hashlib
 import math
@@ -22,7 +22,7 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class Pace:
-    """The part of a recipe that is here. Each field is explained where it is set, in a .toml file."""
+    """The fields that all recipes share. The .toml files explain them."""
 
     seed: int
     images: int
@@ -34,7 +34,7 @@ class Pace:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a recipe, which must have all fields and no others."""
+        """Read a recipe. It must have all fields, and no others."""
         values = tomllib.loads(path.read_text())
         wrong = values.keys() ^ {field.name for field in fields(cls)}
         if wrong:
@@ -47,13 +47,13 @@ class Pace:
 
 
 def digest(*parts: Path | str) -> str:
-    """A hash over what a checkpoint depends on: files, and words."""
+    """A hash of files and strings."""
     read = (part.encode() if isinstance(part, str) else part.read_bytes() for part in parts)
     return hashlib.sha256(b"".join(read)).hexdigest()
 
 
 def random_numbers(seed: int, step: int) -> torch.Generator:
-    """A generator of its own for each step, so that a resumed run draws the same numbers."""
+    """The generator of one step. A resumed run draws the same numbers."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
@@ -68,11 +68,11 @@ def available_device() -> torch.device:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16, where the device computes in it."""
+    """Autocast to bfloat16, if the device has instructions for it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=_computes_in_bfloat16(device))
 
 
-@cache  # autocast is asked for at every step
+@cache
 def _computes_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
@@ -81,13 +81,13 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
 
 
 class Descent:
-    """The state of a training.
+    """A training run.
 
     Args:
-        network: on its device. Where there is a checkpoint, its weights are read.
-        pace: of the training.
-        checkpoint: a file to go on from, and to write now and then.
-        recipe: a digest; a checkpoint of another recipe is refused.
+        network: on its device. If there is a checkpoint, the network gets its weights.
+        pace: the recipe.
+        checkpoint: the file to resume from, written every CHECKPOINT_EVERY steps.
+        recipe: a digest. A checkpoint of another recipe is refused.
     """
 
     def __init__(self, network: nn.Module, pace: Pace, checkpoint: Path, recipe: str) -> None:
@@ -96,15 +96,15 @@ class Descent:
         self._checkpoint = checkpoint
         self._recipe = recipe
         self._first_step = 0
-        self._weights = network.state_dict()  # the network's own tensors
+        self._weights = network.state_dict()  # references, not copies
         self._average = {key: tensor.clone() for key, tensor in self._weights.items()}
         self._optimiser = torch.optim.AdamW(
             network.parameters(), lr=pace.learning_rate, weight_decay=pace.weight_decay, betas=(0.9, 0.99)
         )
         if checkpoint.exists():
-            self._go_on(next(network.parameters()).device)
+            self._resume(next(network.parameters()).device)
 
-    def _go_on(self, device: torch.device) -> None:
+    def _resume(self, device: torch.device) -> None:
         saved = torch.load(self._checkpoint, map_location=device, weights_only=True)
         if saved["recipe"] != self._recipe:
             raise SystemExit(f"{self._checkpoint} was made by another recipe: move it away to start again")
@@ -113,12 +113,12 @@ class Descent:
         self._average, self._first_step = saved["average"], saved["step"]
 
     def run(self, batch_at: Callable[[int], Batch], loss_of: Callable[[Batch], Tensor]) -> None:
-        """Take all steps that are left.
+        """Run all remaining steps.
 
         Args:
-            batch_at: makes what a step learns from. Not in a thread beside it, which would bring threads of its own to
-                the cores that compute: a step then took half as long again.
-            loss_of: computes the loss.
+            batch_at: makes the batch of a step. It runs in this thread: another thread would start torch threads of its
+                own, and a step then took 1.5 times as long.
+            loss_of: computes the loss of a batch.
         """
         steps = self._pace.steps
         shown: Tensor | None = None
@@ -159,12 +159,12 @@ class Descent:
 def write(network: nn.Module, path: Path) -> None:
     """Write a network's weights."""
     save_file({key: tensor.contiguous().cpu() for key, tensor in network.state_dict().items()}, path)
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    path.chmod(0o644)  # safetensors lets only the owner read
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
 def save_whole(content: object, path: Path) -> None:
-    """Write a file beside its place first, so that a break never leaves half of it."""
+    """Write a file under another name and rename it, so that an interruption never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(content, partial)

@@ -1,13 +1,15 @@
-"""Distil weights: a student whose few steps lead where many guided steps of its teacher do.
+"""Distil weights: a few steps of the student lead to the same image as many guided steps of its teacher.
 
     python -m weights.distill FOLDER
 
-Reads config.json (network, schedule, and the steps that are recommended) and distillation.toml from the folder, and
-writes model.safetensors there. The teacher's trajectories are drawn first and kept in FOLDER/work. Their timesteps are
-the student's and, between them, finer ones. At each of its timesteps the student learns the one prediction that leads
-to the teacher's image at the next: progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, section 3) in one
-stage, with the guidance of the teacher in it (Meng et al. 2023, arXiv:2210.03142). A share of the examples begins not
-where the teacher was, but where the student itself gets from the same noise, so that it learns to mend its errors.
+Reads config.json (network, schedule and recommended steps) and distillation.toml from the folder, and writes
+model.safetensors there.
+
+First the teacher draws trajectories, which are kept in FOLDER/work. Their timesteps are the student's and finer ones
+between these. At each of its timesteps, the student learns the prediction that leads to the teacher's x at its next
+timestep. This is progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, section 3) in one stage, which also
+distils the teacher's guidance (Meng et al. 2023, arXiv:2210.03142). In a share of the examples, x is the student's own
+instead of the teacher's, so that the student learns to correct its errors.
 """
 
 import argparse
@@ -35,7 +37,7 @@ AT_ONCE = 500  # trajectories
 
 @dataclass(frozen=True)
 class Distillation(Pace):
-    """distillation.toml, which explains each field."""
+    """The fields of distillation.toml, which explains them."""
 
     teacher: str
     teacher_sampler: str
@@ -47,11 +49,11 @@ class Distillation(Pace):
 
 
 class Trajectories(NamedTuple):
-    """What a teacher drew.
+    """The teacher's trajectories.
 
     Attributes:
-        images: at each of the student's timesteps, and at the end, float16 [K, N + 1, C, H, W].
-        labels: [K]; the last is "no label".
+        images: x at each of the student's N timesteps and at the end, float16 [K, N + 1, C, H, W].
+        labels: [K]; num_classes means "no label".
     """
 
     images: Tensor
@@ -61,9 +63,9 @@ class Trajectories(NamedTuple):
 def walk(
     network: nn.Module, table: StepTable, x: Tensor, labels: Tensor, no_label: int, guidance_scale: float, every: int
 ) -> list[Tensor]:
-    """Walk a table from pure noise x [B, C, H, W]; the images after each `every` steps, the noise itself included.
+    """Take all steps of a table from pure noise x [B, C, H, W]. Return x before them and after each `every` steps.
 
-    Images with a label [B] are guided.
+    Rows with a label are guided.
     """
     device = x.device
     scale = torch.where(labels == no_label, 1.0, guidance_scale)
@@ -98,7 +100,7 @@ def drawn_by(
         seeds = range(first, min(first + AT_ONCE, recipe.trajectories))
         labels = torch.arange(seeds.start, seeds.stop) % no_label
         labels[torch.rand(len(labels), generator=random_numbers(recipe.seed, first)) < recipe.unlabelled] = no_label
-        # Not the seeds that quality.py and users begin with.
+        # Other seeds than those of quality.py, and than users' first.
         noise = torch.stack([draw(generator(2**40 + seed), shape) for seed in seeds])
         walked = walk(teacher, table, noise.to(device), labels.to(device), no_label, recipe.guidance_scale, every)
         images.append(torch.stack([x.half().cpu() for x in walked], dim=1))
@@ -107,13 +109,15 @@ def drawn_by(
 
 
 class Example(NamedTuple):
-    """What a step learns from: images, the step that each takes, labels, and where each is to get.
+    """The batch of a training step.
 
     Attributes:
-        noise: what the images' trajectories began with.
-        x: the teacher's images ahead of the step.
-        steps: by number.
-        own: whether the student is to begin from its own image instead.
+        noise: the first x of each trajectory.
+        x: the teacher's x before the student's step.
+        steps: numbers of the student's steps.
+        labels: of the trajectories.
+        target: the teacher's x after the student's step.
+        own: whether to use the student's own x instead of the teacher's.
     """
 
     noise: Tensor
@@ -141,7 +145,7 @@ def examples_at(step: int, trajectories: Trajectories, recipe: Distillation) -> 
 
 
 class Student:
-    """The network that learns, and the steps that it takes."""
+    """The student's network and its steps."""
 
     def __init__(self, network: nn.Module, table: StepTable, device: torch.device) -> None:
         self._network = network
@@ -155,25 +159,24 @@ class Student:
         return out.float()
 
     def next(self, x: Tensor, out: Tensor, steps: Tensor) -> Tensor:
-        """The images [B, C, H, W] after a step each, with what was predicted."""
-        nothing = torch.zeros_like(x)
-        return update(x, out, nothing, nothing, self._lines[steps], ())[0]
+        """x [B, C, H, W] after one step each, given the predictions `out`."""
+        zeros = torch.zeros_like(x)
+        return update(x, out, zeros, zeros, self._lines[steps], ())[0]
 
     def wanted(self, x: Tensor, target: Tensor, steps: Tensor) -> Tensor:
-        """The prediction with which a step leads from x to `target`. A step is linear in what is predicted."""
-        nothing = torch.zeros_like(x)
-        base = self.next(x, nothing, steps)
+        """The prediction with which a step leads from x to `target`. A step is linear in the prediction."""
+        base = self.next(x, torch.zeros_like(x), steps)
         slope = self.next(x, torch.ones_like(x), steps) - base
         return (target - base) / slope
 
     @torch.no_grad()
     def own_states(self, noise: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
-        """Where the student itself is ahead of step number `steps` [B], from pure noise."""
+        """The student's own x before the steps with numbers `steps` [B], from pure noise."""
         x = noise.clone()
         for number in range(int(steps.max())):
-            on = steps > number
-            step = torch.full_like(steps[on], number)
-            x[on] = self.next(x[on], self.predict(x[on], step, labels[on]), step)
+            left = steps > number
+            step = torch.full_like(steps[left], number)
+            x[left] = self.next(x[left], self.predict(x[left], step, labels[left]), step)
         return x
 
 
@@ -183,7 +186,7 @@ def distil(folder: Path) -> None:
         raise SystemExit(f"{folder / native.CONFIG}: the recipe distils diffusion_unet, not {config.architecture}")
     if config.schedule.prediction_type == "epsilon":
         raise SystemExit(
-            f"{folder / native.CONFIG}: prediction_type must not be epsilon, which tells nothing of pure noise"
+            f"{folder / native.CONFIG}: prediction_type must not be epsilon, which says nothing about x_0 at pure noise"
         )
     path = folder / RECIPE
     recipe = Distillation.read(path)

@@ -1,4 +1,4 @@
-"""Images as the service draws them: by the same backends, runner and step tables, to 8-bit pixels."""
+"""Draws images with the service's backends, runner and step tables, as 8-bit pixels."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from model.backends.network import denoiser
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.description import ModelDescription, Recommended
-from model.first_stage import choose_first_stage
 from model.rows import FirstStage, Forward, Image, Row
 from model.runner import SlotRunner
 from model.samplers import sample_table
+from model.vae import choose_vae
 from service.config import available_cores
 from service.http.codecs import UInt8, to_uint8
 
@@ -29,16 +29,16 @@ WIDTH = 64  # rows of one forward pass
 
 @dataclass(frozen=True)
 class Pen:
-    """Loaded weights, and what computes them.
+    """Loaded weights and their backends.
 
     Attributes:
-        first_stage: of latent diffusion, decodes what was drawn.
-        classes: how many there are. Image i is of class i % classes.
+        vae: the VAE, for latent diffusion.
+        classes: the number of classes. Image i has the label i % classes.
     """
 
     backend: Backend
     model: ModelDescription
-    first_stage: FirstStage | None
+    vae: FirstStage | None
     classes: int
     no_label: int
 
@@ -48,21 +48,21 @@ class Pen:
 
 
 def pen(folder: Path, precision: Choice) -> Pen:
-    """Load a folder of weights. Raises CheckpointError, also for weights that cannot be asked for a class."""
+    """Load a folder of weights. Raises CheckpointError, also for weights without labels or without "no label"."""
     checkpoint = load(folder)
     model = checkpoint.description
     if model.num_classes is None or model.no_label is None:
         raise CheckpointError(folder, "num_classes: must be there, and the network know images without a label")
     how = torch.device("cpu"), precision, available_cores()
     backend = choose(denoiser(checkpoint.network, model), *how, WIDTH, cache_dir=None)
-    first_stage = None
+    vae = None
     if checkpoint.autoencoder is not None:
-        first_stage = choose_first_stage(checkpoint.autoencoder, model, *how, cache_dir=None)
-    return Pen(backend, model, first_stage, model.num_classes, model.no_label)
+        vae = choose_vae(checkpoint.autoencoder, model, *how, cache_dir=None)
+    return Pen(backend, model, vae, model.num_classes, model.no_label)
 
 
 def draw(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
-    """Draw images, [number, H, W] or [number, H, W, 3]; image i has the label i % classes and seed + i.
+    """Draw images, [number, H, W] or [number, H, W, 3]. Image i has the label i % classes and the seed `seed` + i.
 
     Raises GridError.
     """
@@ -71,21 +71,21 @@ def draw(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
 
 
 def draw_along(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
-    """The same images after each step, the noise first: [steps + 1, number, …]."""
+    """The same images before the first step and after each step, [steps + 1, number, …]."""
     images: list[list[UInt8]] = [[] for _ in range(settings.num_inference_steps + 1)]
     for at in _walk(by, settings, seed, number):
         images[at.step].append(_pixels(by, at))
     return np.stack([np.concatenate(parts) for parts in images])
 
 
-def reconstructed(first_stage: FirstStage, x: Tensor) -> UInt8:
-    """The pixels of images, [N, C, H, W], as they come back from their latents."""
+def reconstructed(vae: FirstStage, x: Tensor) -> UInt8:
+    """Encode and decode images [N, C, H, W], and return the pixels."""
     images = tqdm(x.numpy(), desc="encoding", unit="image")
-    return _decoded(first_stage, [first_stage.encode(image) for image in images])
+    return _decoded(vae, [vae.encode(image) for image in images])
 
 
 class _At(NamedTuple):
-    """Where some images are: after so many steps, in these slots."""
+    """The rows of one batch: after `step` steps, in these slots."""
 
     step: int
     runner: SlotRunner
@@ -93,7 +93,7 @@ class _At(NamedTuple):
 
 
 def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_At]:
-    """As many images as fit into a pass at a time: ahead of the first step, and after each."""
+    """Draw in batches that fill a pass. Yields before the first step of a batch, and after each step."""
     table = sample_table(by.model.schedule, settings.sampler, settings.num_inference_steps)
     runner = SlotRunner(by.backend, by.model.sample_shape, by.no_label, slots=WIDTH)
     rows = [Row(table, seed + i, label=i % by.classes, guidance_scale=settings.guidance_scale) for i in range(number)]
@@ -114,33 +114,33 @@ def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_A
 
 def _pixels(by: Pen, at: _At) -> UInt8:
     samples = [at.runner.read(slot).x for slot in at.slots]
-    return to_pixels(samples) if by.first_stage is None else _decoded(by.first_stage, samples)
+    return to_pixels(samples) if by.vae is None else _decoded(by.vae, samples)
 
 
-def _decoded(first_stage: FirstStage, latents: list[Image]) -> UInt8:
-    most = first_stage.widths[-1]
-    parts = [first_stage.decode(latents[first : first + most]) for first in range(0, len(latents), most)]
+def _decoded(vae: FirstStage, latents: list[Image]) -> UInt8:
+    most = vae.widths[-1]
+    parts = [vae.decode(latents[first : first + most]) for first in range(0, len(latents), most)]
     return to_pixels([image for part in parts for image in part])
 
 
 def to_pixels(images: Iterable[Image]) -> UInt8:
-    """Map images, [C, H, W] in −1 … 1, to [N, H, W] of one channel, or [N, H, W, C]."""
+    """Map images, [C, H, W] in −1 … 1, to [N, H, W] for one channel, or [N, H, W, C]."""
     pixels = np.stack([to_uint8(image) for image in images])
     return pixels[..., 0] if pixels.shape[3] == 1 else pixels
 
 
 def by_class(pixels: UInt8, classes: int, columns: int) -> UInt8:
-    """A sheet of the first images of each class, one class a row, as they were drawn: none is left out."""
+    """A sheet of the first images of each class, unselected. Each line of the sheet has one class."""
     first = pixels.reshape(-1, classes, *pixels.shape[1:])[:columns]
     return sheet(first.swapaxes(0, 1))
 
 
-def sheet(rows: UInt8) -> UInt8:
-    """Lay out images, [rows, columns, H, W] or [rows, columns, H, W, 3], in one picture."""
-    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+def sheet(lines: UInt8) -> UInt8:
+    """Join images [lines, columns, H, W] or [lines, columns, H, W, 3] into one picture."""
+    return np.concatenate([np.concatenate(list(line), axis=1) for line in lines])
 
 
 def save(path: Path, pixels: UInt8, enlarged: int = 1) -> None:
-    """Save a picture, [H, W] or [H, W, 3], each pixel as a square."""
+    """Save a picture [H, W] or [H, W, 3]. Each pixel becomes a square of `enlarged` pixels."""
     PillowImage.fromarray(pixels.repeat(enlarged, 0).repeat(enlarged, 1)).save(path, optimize=True)
     print(f"picture: {path}")

@@ -1,7 +1,6 @@
-"""What drawn images are judged by: held-out images, a classifier, and what both tell. weights/quality.py says of what.
+"""Compares drawn images with held-out images, by a classifier and by pixels. weights/quality.py explains the figures.
 
-Each class counts alike, as it does among what is drawn: where classes are of different size, held-out images of the
-small ones count several times, by data.evened.
+Each class has the same weight: data.evened repeats the held-out images of small classes.
 """
 
 import hashlib
@@ -23,18 +22,18 @@ from weights.drawing import to_pixels
 from weights.measures import Bool, Float64, covered, frechet_distance, levels_apart, nearest, psnr
 from weights.train import Training
 
-SIDES = {1: 8, 3: 4}  # by channels; the Fréchet distance of images is taken of so small ones, for want of images
+SIDES = {1: 8, 3: 4}  # by channels: image size for the Fréchet distance of pixels; small, because images are few
 
 
 class Exam(NamedTuple):
-    """What drawn images are judged by."""
+    """The data and the classifier that drawn images are judged by."""
 
     split: data.Split
     judge: Classifier
 
 
 def origin(folder: Path) -> Path:
-    """The folder that weights go back to: their own, or their teacher's. Ends the program where it has no data."""
+    """The folder of the weights that were trained: this one, or its teacher's. Exits if it has no data."""
     while (distillation := folder / distill.RECIPE).exists():
         folder = folder / Distillation.read(distillation).teacher
     if not _data_file(folder).exists():
@@ -58,7 +57,7 @@ def _data_file(folder: Path) -> Path:
 
 
 def _trained_judge(path: Path, data_file: Path, split: data.Split, seed: int) -> Classifier:
-    """The classifier of a seed: from its file where it was trained before, on the same data and in the same way."""
+    """The classifier of a seed, from its file if the data and the code are the same."""
     files = (Path(classifier.__file__), Path(data.__file__), data_file)
     parts = (*(file.read_bytes() for file in files), str(seed).encode())
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
@@ -77,25 +76,27 @@ def _trained_judge(path: Path, data_file: Path, split: data.Split, seed: int) ->
 
 
 def nearest_training(split: data.Split, pixels: UInt8) -> UInt8:
-    """The nearest training image of each of some images [N, H, W] or [N, H, W, C]."""
+    """The nearest training image for each image of [N, H, W] or [N, H, W, C]."""
     found = nearest(_points(data.scaled(pixels)), _points(split.train_x)).which
     return to_pixels(split.train_x[torch.from_numpy(found)].numpy())
 
 
 def seen(judge: Classifier, x: Tensor, labels: Tensor) -> Bool:
-    """Which of the images x [N, C, H, W] are seen as their labels, [N]."""
+    """Whether the judge sees each image of x [N, C, H, W] as its label, [N]."""
     with torch.inference_mode():
         right: Bool = (judge(x).argmax(1) == labels).numpy()
     return right
 
 
 class Figures(NamedTuple):
-    """Of images beside the held-out: two distances in halves, two coverages; and beside the training images.
+    """Figures of drawn images.
 
     Attributes:
         accuracy: the share that the classifier sees as their labels.
-        nearest: the median distance, in pixels, to the nearest training image.
-        copies: the share that is nearer to one than all but 1 % of the held-out are.
+        in_features, in_pixels: Fréchet distances to the held-out, in distances between the halves of the held-out.
+        coverage_in_features, coverage_in_pixels: shares of the held-out that are covered.
+        nearest: the median pixel distance to the nearest training image.
+        copies: the share that is nearer to a training image than all but 1 % of the held-out.
     """
 
     accuracy: float
@@ -108,10 +109,10 @@ class Figures(NamedTuple):
 
 
 class ClassFigures(NamedTuple):
-    """Of the images of one class, beside as many numbers of its held-out.
+    """Figures of the drawn images of one class, and of its held-out images.
 
     Attributes:
-        nearer: the share that is nearer to a training image than nine tenths of the held-out of this class are.
+        nearer: the share that is nearer to a training image than nine tenths of the held-out of this class.
     """
 
     label: int
@@ -124,7 +125,13 @@ class ClassFigures(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """Of held-out images that went through an autoencoder, beside themselves: 8-bit levels, decibels, and halves."""
+    """Held-out images after the autoencoder, compared with the originals.
+
+    Attributes:
+        levels: the mean absolute difference, in 8-bit levels.
+        psnr: in decibels.
+        in_features: the Fréchet distance of features, in distances between the halves of the held-out.
+    """
 
     levels: float
     psnr: float
@@ -132,7 +139,7 @@ class Reconstruction(NamedTuple):
 
 
 class Held:
-    """The held-out images, as a judge sees them, and what is known of them.
+    """The held-out images, to compare others with.
 
     Args:
         judge, split: of an exam.
@@ -140,8 +147,8 @@ class Held:
 
     Attributes:
         halves: the distance between the two halves of the held-out, in features.
-        accuracy: of the judge, each class alike.
-        nearest: the median distance, in pixels, to the nearest training image.
+        accuracy: the judge's, with the same weight for each class.
+        nearest: the median pixel distance to the nearest training image.
     """
 
     def __init__(self, judge: Classifier, split: data.Split, copies_without: tuple[int, ...] = ()) -> None:
@@ -165,7 +172,7 @@ class Held:
         return frechet_distance(points[:middle][first], points[middle:][second])
 
     def compare_drawn(self, pixels: UInt8) -> Figures:
-        """Compare images [N, H, W] or [N, H, W, C], of which image i was to be of class i % classes."""
+        """Compare images [N, H, W] or [N, H, W, C]. Image i was drawn with the label i % classes."""
         return self.compare(*self._drawn(pixels))
 
     def _drawn(self, pixels: UInt8) -> tuple[Tensor, Tensor]:
@@ -186,7 +193,7 @@ class Held:
         )
 
     def compare_classes(self, pixels: UInt8) -> list[ClassFigures]:
-        """Compare drawn images class by class, as far as classes are among the held-out."""
+        """Compare drawn images class by class, for the classes in the held-out."""
         x, labels = self._drawn(pixels)
         right, near = seen(self._judge, x, labels), nearest(_points(x), self._train).distance
         found = []
@@ -205,7 +212,7 @@ class Held:
         return found
 
     def compare_reconstructed(self, pixels: UInt8) -> Reconstruction:
-        """Compare the held-out with what an autoencoder made of them, [N, H, W] or [N, H, W, C]."""
+        """Compare the held-out with their reconstructions, [N, H, W] or [N, H, W, C]."""
         originals = to_pixels(self._split.held_out_x.numpy())
         features = self._features_of(data.scaled(pixels))[self._deck]
         return Reconstruction(levels_apart(pixels, originals), psnr(pixels, originals), self._distance(features))
@@ -222,7 +229,7 @@ class Held:
             return _points(self._judge.features(x))
 
     def _counts(self, labels: Tensor) -> Bool:
-        """Which images of these labels count in Figures.nearest and Figures.copies."""
+        """Whether images with these labels count in Figures.nearest and Figures.copies, [N]."""
         counted: Bool = ~np.isin(labels.numpy(), self._copies_without)
         return counted
 

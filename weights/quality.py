@@ -1,25 +1,23 @@
-"""Judge what the weights in the box draw.
+"""Measure the quality of the weights in the box.
 
     python -m weights.quality weights/digits [--precision bfloat16]
 
-Draws three times about 1,000 images, as many of each class, at the recommended settings or at others, and compares the
-8-bit pixels that a client would get with the held-out images, in two spaces: the features of a classifier that is
-trained on the training images, and pixels, which nothing was trained for. Classes count alike, also where the held-out
-have more images of one than of another. Prints, for each 1,000 and for as many training images, which show where a
-measure bottoms out:
+Draws three sets of about 1,000 images, with the same number of each class, at the recommended or at other settings.
+Compares their 8-bit pixels with the held-out images, in two spaces: the features of a classifier trained on the
+training images, and pixels. Each class has the same weight, whatever its number of held-out images. Prints for each
+set, and for as many training images, which show the best possible value:
 
-- accuracy: how often the classifier sees the class that was asked for;
-- the Fréchet distance to the held-out, in distances between the two halves of the held-out; of so few it is too large,
-  also of real ones, so that of all 3,000 in features is told as well;
-- coverage: the share of the held-out that have one of the 1,000 within the distance of their 5th neighbour;
-- whether training images were learnt by heart: the distance to the nearest of them, and the share that is nearer than
-  all but 1 % of the held-out are. Not of classes whose held-out images are nearly copies themselves; those are left to
-  the table by class.
+- accuracy: how often the classifier sees the requested class;
+- the Fréchet distance to the held-out, in distances between the two halves of the held-out. For so few images it is
+  too large, even for real images, so the distance of all 3,000 in features is printed too;
+- coverage: the share of the held-out with one of the 1,000 images within the distance of their 5th neighbour;
+- memorisation: the distance to the nearest training image, and the share nearer than all but 1 % of the held-out.
+  Classes whose held-out images are almost copies of training images do not count; the table by class has them.
 
-Of a latent model it also prints what its autoencoder makes of the held-out, which is the best that it can draw.
+For a latent model this also prints the same figures for reconstructions of the held-out, the best that it can draw.
 
-quality.toml beside the weights has limits. At the recommended settings the command fails where a figure is worse.
-Distilled weights are judged by their teacher's data and classifier. That is kept in FOLDER/work for the next time.
+quality.toml beside the weights has limits. At the recommended settings the command fails if a figure is worse.
+Distilled weights are judged with their teacher's data and classifier. The classifier is kept in FOLDER/work.
 """
 
 import argparse
@@ -42,7 +40,7 @@ from weights.drawing import Pen, by_class, draw, pen, reconstructed, save
 from weights.exam import SIDES, ClassFigures, Figures, Held, exam, origin
 
 CRITERIA = "quality.toml"
-IMAGES, TIMES = 1_000, 3  # or as few less as there are as many of each class
+IMAGES, TIMES = 1_000, 3  # IMAGES is rounded down to a multiple of the classes
 SHEET_COLUMNS = 16
 
 TITLES = {
@@ -59,7 +57,7 @@ SHARES = ("accuracy", "coverage_in_features", "coverage_in_pixels", "copies")
 
 @dataclass(frozen=True)
 class Criteria:
-    """quality.toml: what figures must reach, by name, and the classes that do not count among copies."""
+    """quality.toml: limits for figures, by name, and the classes that do not count in `nearest` and `copies`."""
 
     copies_without: Sequence[str]
     at_least: Mapping[str, float]
@@ -67,7 +65,7 @@ class Criteria:
 
     @classmethod
     def read(cls, path: Path) -> "Criteria":
-        """Read a file, which must have all fields and no others. Where there is none, anything will do."""
+        """Read a file. It must have all fields, and no others. Without a file there are no limits."""
         if not path.exists():
             return cls((), {}, {})
         values = tomllib.loads(path.read_text())
@@ -78,18 +76,18 @@ class Criteria:
         return cls(**values)
 
     def worse(self, figures: Figures) -> list[str]:
-        """The names of figures that do not reach what they must."""
+        """The names of figures outside their limits."""
         found = figures._asdict()
         too_low = [name for name, limit in self.at_least.items() if not found[name] >= limit]
         return too_low + [name for name, limit in self.at_most.items() if not found[name] <= limit]
 
     def text(self, name: str) -> str:
-        """What a figure must reach."""
+        """The limits of a figure, for people."""
         limits = (("at least", self.at_least), ("at most", self.at_most))
         return ", ".join(f"{side} {_brief(name, limit[name])}" for side, limit in limits if name in limit)
 
     def labels_without(self, class_names: Sequence[str]) -> tuple[int, ...]:
-        """The labels of copies_without."""
+        """copies_without as labels."""
         if unknown := set(self.copies_without) - set(class_names):
             raise SystemExit(f"{CRITERIA}: copies_without: no class is called {', '.join(sorted(unknown))}")
         return tuple(class_names.index(name) for name in self.copies_without)
@@ -140,8 +138,8 @@ def main() -> None:
         f"{len(split.held_out_x):,} held-out images: accuracy {held.accuracy:.1%}, nearest {held.nearest:.2f}, "
         f"halves {held.halves:.2f} apart in features"
     )
-    if by.first_stage is not None:
-        levels, decibels, in_features = held.compare_reconstructed(reconstructed(by.first_stage, split.held_out_x))
+    if by.vae is not None:
+        levels, decibels, in_features = held.compare_reconstructed(reconstructed(by.vae, split.held_out_x))
         print(
             f"through the autoencoder and back: {levels:.2f} of 255 levels off, PSNR {decibels:.1f} dB, "
             f"{in_features:.2f} halves from themselves in features"
@@ -180,7 +178,7 @@ def _medians(figures: Sequence[Figures]) -> Figures:
 
 
 def _some(split: Split, number: int, seed: int) -> Tensor:
-    """So many training images, by index, each class alike."""
+    """`number` training images, by index, with the same weight for each class."""
     deck = evened(split.train_y, 0)
     order = torch.randperm(len(deck), generator=torch.Generator().manual_seed(seed))
     return deck[order[:number]]

@@ -3,8 +3,8 @@
     python -m weights.train weights/digits
 
 Reads config.json (network and schedule) and training.toml from the folder, and writes model.safetensors there: the
-moving average of the weights. Started again after a break, it goes on from the last checkpoint in FOLDER/work, and
-draws the same random numbers as if it had not been interrupted. bf16 autocast where the CPU or GPU computes in it.
+moving average of the weights. An interrupted run resumes from the last checkpoint in FOLDER/work, with the random
+numbers of an uninterrupted one. Computes in bfloat16 if the device has instructions for it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from weights.descent import Descent, Pace, random_numbers
 
 @dataclass(frozen=True)
 class Training(Pace):
-    """training.toml, which explains each field."""
+    """The fields of training.toml, which explains them."""
 
     data: str
     class_power: float
@@ -37,7 +37,7 @@ class Training(Pace):
 
 
 class Examples(NamedTuple):
-    """What a step learns from: noisy images, their timesteps and labels, what to predict, and what each counts."""
+    """The batch of a step: noisy images, timesteps, labels, targets of the prediction, and weights of the loss."""
 
     x_t: Tensor
     t: Tensor
@@ -47,7 +47,7 @@ class Examples(NamedTuple):
 
 
 def batch_at(step: int, x: Tensor, y: Tensor, deck: Tensor, training: Training, no_label: int) -> tuple[Tensor, Tensor]:
-    """Images [B, C, H, W] of x, shifted by up to max_shift pixels, and labels [B] of y, some dropped, of one step."""
+    """The batch of one step: images [B, C, H, W] of x, shifted at random, and labels [B] of y, some dropped."""
     chosen = data.chosen(step, deck, training.batch_size, training.seed)
     rng = random_numbers(training.seed, step)
     x, y = x[chosen], y[chosen].clone()
@@ -56,7 +56,7 @@ def batch_at(step: int, x: Tensor, y: Tensor, deck: Tensor, training: Training, 
 
 
 def noised(x_0: Tensor, schedule: Schedule, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw timesteps, spread evenly over the batch, and noise. Return x_t, t and what the network should predict."""
+    """Draw timesteps, spread evenly over the batch, and noise. Return x_t, t and the target of the prediction."""
     T, B = schedule.num_train_timesteps, len(x_0)
     t = ((torch.randperm(B, generator=rng) + torch.rand(B, generator=rng)) * T / B).long()
     noise = torch.randn(x_0.shape, generator=rng)
@@ -73,7 +73,7 @@ def noised(x_0: Tensor, schedule: Schedule, rng: torch.Generator) -> tuple[Tenso
 
 
 def initialise(network: DiffusionUNet) -> None:
-    """Let each residual branch, and the output, begin at zero: large learning rates are then stable."""
+    """Start each residual branch and the output at zero. Large learning rates are then stable."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and name.split(".")[-1] in ("conv2", "proj", "final_conv"):
             nn.init.zeros_(module.weight)
@@ -81,9 +81,9 @@ def initialise(network: DiffusionUNet) -> None:
 
 
 def loss_weights(t: Tensor, schedule: Schedule, gamma: float) -> Tensor:
-    """What a prediction of v at timesteps t [B] counts: min(SNR, γ)/(SNR + 1), or 1 where γ is 0.
+    """The loss weights of v predictions at timesteps t [B]: min(SNR, γ)/(SNR + 1), or 1 if γ is 0.
 
-    Hang et al. 2023, arXiv:2303.09556, section 3.4: noisy timesteps, where v is little more than x_0, count in full.
+    Hang et al. 2023, arXiv:2303.09556, section 3.4.
     """
     if gamma == 0:
         return torch.ones(len(t))
@@ -126,7 +126,7 @@ def train(folder: Path) -> None:
         loss: Tensor = ((out.float() - target).square().mean((1, 2, 3)) * weight).mean()
         return loss
 
-    settled = config.model_dump_json(exclude={"name", "class_names", "recommended"})  # the rest may yet be chosen
+    settled = config.model_dump_json(exclude={"name", "class_names", "recommended"})  # these may change later
     latents_of = [] if config.autoencoder is None else [folder / native.AUTOENCODER]
     work = Descent(network, training, folder / "work" / "training.pt", descent.digest(settled, recipe, *latents_of))
     work.run(examples_at, loss_of)

@@ -1,7 +1,7 @@
-"""What computes: a network on CUDA, on OpenVINO or on torch."""
+"""Backends: they run a network on CUDA, on OpenVINO or on torch's CPU kernels."""
 
 import sys
 
-# To import OpenVINO sends usage statistics to its makers, unless this module of theirs cannot be imported.
+# Importing OpenVINO sends usage statistics to its makers, unless it cannot import this module of theirs.
 if "openvino_telemetry" not in sys.modules:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What computes: the network on some device, in some precision."""
+"""The Backend protocol, and what its fingerprint is made of."""
 
 import os
 import platform
@@ -11,8 +11,8 @@ from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
 
-# How the names of variables begin by which libraries choose kernels: torch, oneDNN, MKL, OpenMP, OpenVINO, NumPy, the C
-# library, and those of CUDA. NumPy's OpenBLAS is not among them, for nothing in the bytes is a product of its matrices.
+# Prefixes of the environment variables that choose kernels, in torch, oneDNN, MKL, OpenMP, OpenVINO, NumPy, the C
+# library and CUDA's libraries. NumPy's OpenBLAS is missing: no byte of an image comes from its matrix products.
 _CHOOSING_KERNELS = (
     "ATEN_", "TORCH_ALLOW_", "TORCH_BLAS_", "TORCH_CUDNN_", "TORCH_LINALG_", "TORCH_LINEAR_", "TORCH_MKLDNN_",
     "DNNL_", "ONEDNN_", "MKL_", "OMP_DYNAMIC", "OMP_THREAD_LIMIT", "OV_", "NPY_", "GLIBC_TUNABLES",
@@ -21,54 +21,54 @@ _CHOOSING_KERNELS = (
 
 
 class Backend(Protocol):
-    """The network on some device. All calls come from one thread."""
+    """Runs a network on one device. One thread makes all calls."""
 
     @property
     def widths(self) -> Sequence[int]:
-        """The batch sizes that passes really run at, rising."""
+        """The widths that passes really run at, ascending."""
 
     @property
     def device(self) -> torch.device:
-        """Where inputs and outputs live."""
+        """The device of inputs and outputs."""
 
     @property
     def fingerprint(self) -> dict[str, str | int]:
-        """All that can move a bit of the output, by name."""
+        """Everything that can change a bit of the output, by name."""
 
     @property
     def reproducible(self) -> bool:
-        """Whether a row was seen to have the same bits alone and among others."""
+        """Whether a row had the same bits alone and in a full pass, when this was tried."""
 
     def send(self, values: Tensor) -> Tensor:
-        """Bring values from the CPU to the device, without waiting."""
+        """Copy values from the CPU to the device, without waiting."""
 
     def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        """Start a pass over inputs on the device. What is returned waits for its end.
+        """Start a pass over inputs on the device. The returned function waits for it and returns the output.
 
-        It maps x float32 [B, C, H, W], timesteps int64 [B] and labels int64 [B] to float32 [B, out_channels, H, W],
-        which holds until the next pass is started. B is at most the last of `widths`.
+        A pass maps x float32 [B, C, H, W], timesteps int64 [B] and labels int64 [B] to float32 [B, out_channels, H, W].
+        B is at most the last of `widths`. The output is valid until the next pass starts.
         """
 
 
 Pass = Callable[[Tensor, Tensor, Tensor], Tensor]  # x, timesteps, labels → predictions
 
 
-def keeps_rows_apart(
+def is_batch_invariant(
     together: Pass, alone: Pass, rows: int, sample_shape: tuple[int, int, int], device: torch.device
 ) -> bool:
-    """Whether each row of a pass of `rows` has the bits that it has in a pass of its own."""
-    if rows == 1:  # there are no others
+    """Whether each row of a pass of `rows` has the same bits as in a pass of its own."""
+    if rows == 1:
         return True
     rng = torch.Generator().manual_seed(0)
     x = torch.randn((rows, *sample_shape), generator=rng).to(device)
-    timesteps = torch.ones(rows, dtype=torch.int64, device=device)  # some networks do not know 0
+    timesteps = torch.ones(rows, dtype=torch.int64, device=device)  # 0 is invalid for some networks
     labels = torch.zeros(rows, dtype=torch.int64, device=device)
     crowd = together(x, timesteps, labels).clone()
     return all(torch.equal(crowd[i], alone(x[i, None], timesteps[i, None], labels[i, None])[0]) for i in range(rows))
 
 
 def processor(device: torch.device) -> str:
-    """The GPU's model, or the CPU's with the instruction sets that kernels choose by."""
+    """The GPU's model, or the CPU's model with the instruction sets that choose kernels."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
@@ -83,7 +83,7 @@ def processor(device: torch.device) -> str:
 
 
 def host() -> dict[str, str]:
-    """What of this process can move a bit on every backend, by name: it draws noise, and makes the step tables."""
+    """What can change bits on every backend, by name: the CPU draws the noise and computes the step tables."""
     return {
         "torch": torch.__version__,
         "instructions": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",

@@ -1,7 +1,7 @@
-"""The cgroups that this process is in, v1 and v2, and their limits. Where the system does not tell, there is none.
+"""This process's cgroups, v1 and v2, and their limits. If the system does not say, there is no limit.
 
-A limit binds all cgroups below the one that has it, so those of the process's own cgroup and of every ancestor count.
-What is above the root of a cgroup namespace, or of a mount, cannot be seen.
+A limit holds for all cgroups below it, so the process's own cgroup and all its ancestors count. We cannot see above the
+root of a cgroup namespace or of a mount.
 """
 
 import re
@@ -17,8 +17,8 @@ class Cgroup(NamedTuple):
     """A cgroup that limits this process.
 
     Attributes:
-        folder: with its files.
-        version: 1 or 2, which decides their names.
+        folder: holds its files.
+        version: 1 or 2; the files' names depend on it.
     """
 
     folder: Path
@@ -26,24 +26,24 @@ class Cgroup(NamedTuple):
 
 
 class _Mount(NamedTuple):
-    root: PurePosixPath  # the cgroup that is seen at the mount point
+    root: PurePosixPath  # the cgroup at the mount point
     point: PurePosixPath
     version: int
 
 
 def found(controller: str, root: Path = ROOT) -> list[Cgroup]:
-    """The process's own cgroup and its ancestors, the innermost first.
+    """The process's own cgroup and its ancestors, innermost first.
 
     Args:
-        controller: as `cpu` or `memory`.
-        root: the folder with `proc` and with what is mounted.
+        controller: for example `cpu` or `memory`.
+        root: the folder that holds `proc` and the mounts.
     """
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
     except (OSError, ValueError):
         return []
-    # The two versions may be mounted side by side; a controller is then in one of them.
+    # Both versions may be mounted; a controller is in one of them.
     return [
         Cgroup(root / folder.relative_to("/"), version)
         for version, path in _memberships(memberships, controller)
@@ -52,7 +52,7 @@ def found(controller: str, root: Path = ROOT) -> list[Cgroup]:
 
 
 def cores(root: Path = ROOT) -> float | None:
-    """The tightest CPU quota, in cores; None without one."""
+    """The smallest CPU quota, in cores; None without a quota."""
     quotas = []
     for folder, version in found("cpu", root):
         with suppress(OSError, ValueError, ZeroDivisionError):
@@ -66,7 +66,7 @@ def cores(root: Path = ROOT) -> float | None:
 
 
 def _memberships(lines: list[str], controller: str) -> Iterator[tuple[int, PurePosixPath]]:
-    """The version and the path of each cgroup of the process. Lines are `4:cpu,cpuacct:/path`, or v2's `0::/path`."""
+    """The version and path of each cgroup of the process. Lines are `4:cpu,cpuacct:/path`, or for v2 `0::/path`."""
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
@@ -76,7 +76,7 @@ def _memberships(lines: list[str], controller: str) -> Iterator[tuple[int, PureP
 
 
 def _mounts(lines: list[str], controller: str) -> Iterator[_Mount]:
-    """Where hierarchies with a controller are mounted. See proc_pid_mountinfo(5)."""
+    """The mounts of hierarchies with this controller. See proc_pid_mountinfo(5)."""
     for line in lines:
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
@@ -88,19 +88,19 @@ def _mounts(lines: list[str], controller: str) -> Iterator[_Mount]:
 
 
 def _unescaped(field: str) -> str:
-    """A field of mountinfo, where a blank is \\040."""
+    """A field of mountinfo, in which a space is \\040."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _folders(path: PurePosixPath, mounts: list[_Mount]) -> list[PurePosixPath]:
-    """The folders of a cgroup and of its ancestors, as far as a mount shows them.
+    """The folders of a cgroup and its ancestors, as far as a mount shows them.
 
-    A container may see a mount whose root is not above its path: both are then told from different places, and the
-    mount point is the best that is known.
+    In a container the path may not be below any mount's root, because they are relative to different namespaces. Then
+    the mount points are the best we know.
     """
     above = [mount for mount in mounts if path.is_relative_to(mount.root)]
     if not above:
         return [mount.point for mount in mounts]
-    mount = min(above, key=lambda mount: len(mount.root.parts))  # the one that shows the most ancestors
+    mount = min(above, key=lambda mount: len(mount.root.parts))  # shows the most ancestors
     own = mount.point / path.relative_to(mount.root)
     return [own, *(folder for folder in own.parents if folder.is_relative_to(mount.point))]

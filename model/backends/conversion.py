@@ -1,4 +1,4 @@
-"""A network of torch's → OpenVINO's model, once, and then from a folder that servers share."""
+"""Conversion of a torch network to an OpenVINO model, with a cache folder that servers share."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from model.backends.backend import host, processor
 from model.backends.network import Network
-from model.nets import autoencoder, layers, unet, unet2d
+from model.nets import autoencoder, blocks, layers, unet, unet2d
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D
 
@@ -29,17 +29,18 @@ MODEL, WEIGHTS, SUMS = "model.xml", "model.bin", "sums.json"
 _FEW_PIXELS = 16
 _SOURCES = (
     layers.__file__,
+    blocks.__file__,
     unet.__file__,
     unet2d.__file__,
     autoencoder.__file__,
     __file__,
-)  # what decides the conversion
+)  # the code that decides what the conversion gives
 
 
 def convert(network: Network) -> ov.Model:
-    """Convert a network, with any number of rows, float32.
+    """Convert a network to a float32 model for any number of rows.
 
-    Its inputs are x [B, C, H, W] and, where it knows them, t [B] and labels [B].
+    Its inputs are x [B, C, H, W] and, if the network uses them, t [B] and labels [B].
     """
     module: nn.Module = network.module
     example = [torch.zeros(1, *network.input_shape)]
@@ -47,9 +48,8 @@ def convert(network: Network) -> ov.Model:
         assert isinstance(module, DiffusionUNet | UNet2D)
         module = _Tabulated(module, network.num_train_timesteps).eval()
         example += [torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)]
-    # What ov.convert_model does too, which besides sends usage statistics to its makers.
-    # It traces, which torch calls deprecated, and warns of in code of its own. To check the trace would be to run the
-    # network three times more: tests do.
+    # This is ov.convert_model without its usage statistics. Tracing is deprecated in torch and warns about torch's own
+    # code. check_trace would run the network three more times; tests compare the outputs instead.
     with torch.inference_mode(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         warnings.filterwarnings("ignore", category=TracerWarning, module="torch")
         decoder = TorchScriptPythonDecoder(module, example_input=tuple(example), trace_kwargs={"check_trace": False})
@@ -61,9 +61,9 @@ def convert(network: Network) -> ov.Model:
 
 
 class _Tabulated(nn.Module):
-    """The network with the time embeddings of all timesteps in a table.
+    """The network with a table of the time embeddings of all timesteps.
 
-    In bfloat16 OpenVINO would compute them so too, and 999 is no bfloat16: timesteps would be told apart by fours.
+    Otherwise OpenVINO would compute the embeddings in bfloat16, which rounds timesteps near 999 to multiples of 4.
     """
 
     table: Tensor
@@ -80,10 +80,10 @@ class _Tabulated(nn.Module):
 
 
 def _rewrite_group_norms(model: ov.Model) -> None:
-    """Say each GroupNorm as a mean and variance normalization of [B, groups, values].
+    """Replace each GroupNorm by a mean-variance normalization of [B, groups, values].
 
-    OpenVINO makes it one of [B·groups, channels, H, W], whose sums are split over threads: slower by 5 to 10 % of a
-    pass, and with bits that depend on how many threads there are.
+    OpenVINO itself normalizes [B·groups, channels, H, W] and splits the sums over threads. That makes a pass 5 to 10 %
+    slower, and the bits depend on the number of threads.
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() != "GroupNormalization":
@@ -92,39 +92,39 @@ def _rewrite_group_norms(model: ov.Model) -> None:
         _, channels, height, width = (d.get_max_length() for d in x.get_partial_shape())
         groups, eps = node.get_attributes()["num_groups"], node.get_attributes()["epsilon"]
 
-        rows = ops.reshape(x, np.array([0, groups, -1]), special_zero=True)
-        normal = ops.mvn(rows, np.array([2]), normalize_variance=True, eps=eps, eps_mode="inside_sqrt")
+        grouped = ops.reshape(x, np.array([0, groups, -1]), special_zero=True)
+        normal = ops.mvn(grouped, np.array([2]), normalize_variance=True, eps=eps, eps_mode="inside_sqrt")
         normal = ops.reshape(normal, np.array([0, channels, height, width]), special_zero=True)
         if height * width <= _FEW_PIXELS:
             _scale_channels_last(node, normal, weight, bias)
         else:
             each = np.array([1, channels, 1, 1])
             weight, bias = (ops.reshape(p, each, special_zero=False) for p in (weight, bias))
-            _put_in_place_of(node, ops.add(ops.multiply(normal, weight), bias))
+            _replace(node, ops.add(ops.multiply(normal, weight), bias))
     model.validate_nodes_and_infer_types()
 
 
 def _scale_channels_last(norm: ov.Node, normal: ov.Node, weight: ov.Output, bias: ov.Output) -> None:
-    """Say a GroupNorm's scale and shift, and a SiLU behind it, of [B, H, W, C].
+    """Apply a GroupNorm's scale and shift, and a SiLU after it, in the layout [B, H, W, C].
 
-    OpenVINO works along the last axis. Of few pixels that is slow: a tenth of the digits' pass.
+    OpenVINO vectorizes the last axis. With few pixels in that axis this would take a tenth of the digits' pass.
     """
     out = ops.add(ops.multiply(ops.transpose(normal, np.array([0, 2, 3, 1])), weight), bias)
     consumers = [consumer.get_node() for consumer in norm.output(0).get_target_inputs()]
     if [consumer.get_type_name() for consumer in consumers] == ["Swish"]:
         out, norm = ops.swish(out), consumers[0]
-    _put_in_place_of(norm, ops.transpose(out, np.array([0, 3, 1, 2])))
+    _replace(norm, ops.transpose(out, np.array([0, 3, 1, 2])))
 
 
-def _put_in_place_of(node: ov.Node, out: ov.Node) -> None:
+def _replace(node: ov.Node, out: ov.Node) -> None:
     for consumer in node.output(0).get_target_inputs():
         consumer.replace_source_output(out.output(0))
 
 
 def converted(network: Network, cache_dir: Path | None) -> ov.Model:
-    """The converted network, from the cache where it is there; else it is put there.
+    """The converted network from the cache. A missing one is converted and cached.
 
-    A cache that cannot be used costs a warning, and the time to convert again.
+    If the cache cannot be used, this warns and converts.
     """
     if cache_dir is None:
         return convert(network)
@@ -135,41 +135,41 @@ def converted(network: Network, cache_dir: Path | None) -> ov.Model:
             if cached is not None:
                 return cached
             _remove(entry)
-            log.warning("a converted model in the cache is damaged, and is made again")
+            log.warning("a converted model in the cache is damaged, and is converted again")
     except OSError as error:
-        log.warning("a converted model in the cache is of no use, and every start converts it again: %s", error)
+        log.warning("a converted model cannot be read from the cache, and every start converts it again: %s", error)
         return convert(network)
     model = convert(network)
     try:
         _write(model, entry)
-        return _read(entry) or model  # mapped from the file, which servers share, and not held in memory
+        return _read(entry) or model  # the file's pages are mapped, and servers share them
     except OSError as error:
         log.warning("the converted model is not kept, and every start converts it again: %s", error)
         return model
 
 
 def _key(network: Network) -> str:
-    """Of all that decides the converted model."""
+    """A hash of everything that decides the converted model."""
     code = hashlib.sha256(b"".join(Path(source).read_bytes() for source in _SOURCES)).hexdigest()
-    # The table of time embeddings has the bits of the processor that computed it, and machines may share the folder.
+    # The bits of the time embeddings depend on the processor, and different machines may share the folder.
     computed = [processor(torch.device("cpu")), host()]
     facts = [network.name, network.digest, network.input_shape, ov.__version__, computed, code]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 def _read(entry: Path) -> ov.Model | None:
-    """The model of a cache entry, or None where it is damaged."""
+    """The model of a cache entry; None if the entry is damaged."""
     try:
         sums = json.loads((entry / SUMS).read_text())
         if sums == {name: _sum(entry / name) for name in (MODEL, WEIGHTS)}:
             return ov.Core().read_model(entry / MODEL)
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: OpenVINO's, and that of JSON nested too deep
+    except (OSError, ValueError, RuntimeError):  # RuntimeError comes from OpenVINO, and from JSON nested too deep
         pass
     return None
 
 
 def _remove(entry: Path) -> None:
-    """Take an entry out of the cache, at once, so that no server sees it half removed."""
+    """Remove an entry with one rename, so that no server sees half of it."""
     with (
         tempfile.TemporaryDirectory(dir=entry.parent, prefix=".old-", ignore_cleanup_errors=True) as folder,
         suppress(FileNotFoundError),  # another server was faster
@@ -178,7 +178,7 @@ def _remove(entry: Path) -> None:
 
 
 def _write(model: ov.Model, entry: Path) -> None:
-    """Put a model into the cache, whole or not at all, whoever else does so at the same time."""
+    """Add a model to the cache, whole or not at all, even if another server does the same."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".new-", ignore_cleanup_errors=True) as folder:
         ready = Path(folder) / "entry"

@@ -1,4 +1,4 @@
-"""The network on CUDA: one graph, for passes of all widths."""
+"""A network on CUDA: one captured graph of one width."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -7,27 +7,27 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from model.backends.backend import Precision, keeps_rows_apart, processor
+from model.backends.backend import Precision, is_batch_invariant, processor
 
 log = logging.getLogger(__name__)
 
 
 class CudaBackend:
-    """Runs a pass of any number of rows as a captured graph of one width, padded.
+    """Pads every pass to one width, and replays a captured graph.
 
-    Implements model.backends.backend.Backend. Kernels may differ from width to width, and with them a row's bits: in
-    bfloat16 so rarely that no check at the start finds it, and often enough that a third of all images showed it. So
-    there is one width. The widest that fits into memory is found by halving.
+    Implements model.backends.backend.Backend. There is one width because kernels, and with them a row's bits, depend on
+    the width. In bfloat16 a check at the start misses that, yet a third of all images differed. If `max_batch` does not
+    fit into memory, the width is halved until it fits.
 
     Args:
-        network: called with (x, timesteps, labels); its parameters are moved to the device.
+        network: called with (x, timesteps, labels); its parameters move to the device.
         sample_shape: (C, H, W).
-        device: of CUDA.
-        precision: bfloat16 by autocast, or float32, then without TF32.
-        max_batch: the widest pass.
+        device: a CUDA device.
+        precision: bfloat16 by autocast, or float32 without TF32.
+        max_batch: the largest width.
 
     Raises:
-        torch.OutOfMemoryError: where not even one row fits.
+        torch.OutOfMemoryError: if not even one row fits.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class CudaBackend:
         torch.backends.cudnn.deterministic = True
         self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._graph = self._widest(max_batch)
-        self.reproducible = keeps_rows_apart(self._graph.run, self._graph.run, self._width, sample_shape, device)
+        self.reproducible = is_batch_invariant(self._graph.run, self._graph.run, self._width, sample_shape, device)
 
     @property
     def device(self) -> torch.device:
@@ -97,14 +97,14 @@ class CudaBackend:
                     raise
                 log.warning("passes of %d rows do not fit into the memory of %s", width, self._device)
             width //= 2
-            torch.cuda.empty_cache()  # now that the error, whose traceback holds the failed pass, is gone
+            torch.cuda.empty_cache()  # outside `except`: the error's traceback holds the failed pass
 
     def _capture(self, width: int) -> "_Graph":
         return _Graph(self._network, self._sample_shape, self._device, self._precision, width)
 
 
 class _Graph:
-    """A forward pass of one width, with its inputs and its output in place."""
+    """A captured forward pass of one width, with fixed input and output tensors."""
 
     @torch.inference_mode()
     def __init__(
@@ -117,7 +117,7 @@ class _Graph:
     ) -> None:
         self._device = device
         self.x = torch.zeros((width, *sample_shape), device=device).contiguous(memory_format=torch.channels_last)
-        self.timesteps = torch.ones(width, dtype=torch.int64, device=device)  # some networks do not know 0
+        self.timesteps = torch.ones(width, dtype=torch.int64, device=device)  # 0 is invalid for some networks
         self.labels = torch.zeros(width, dtype=torch.int64, device=device)
         autocast: AbstractContextManager[None] = (
             nullcontext() if precision == "float32" else torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
@@ -126,16 +126,16 @@ class _Graph:
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                for _ in range(3):  # libraries allocate what they need before anything is captured
+                for _ in range(3):  # libraries allocate their workspaces before the capture
                     network(self.x, self.timesteps, self.labels)
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph, stream=side):  # first waits for the device
+                with torch.cuda.graph(self._graph, stream=side):  # synchronizes with the device first
                     self._out: Tensor = network(self.x, self.timesteps, self.labels).float()
             torch.cuda.current_stream().wait_stream(side)
 
-    @torch.inference_mode()  # the inputs were made in it, and may not be written outside it
+    @torch.inference_mode()  # x, timesteps and labels are inference tensors, which only inference mode may write
     def run(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """Queue a pass of at most `width` rows. Its output holds until the next one."""
+        """Queue a pass of at most `width` rows. Its output is valid until the next pass."""
         rows = len(x)
         self.x[:rows].copy_(x)
         self.timesteps[:rows].copy_(timesteps)

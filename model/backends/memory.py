@@ -1,4 +1,4 @@
-"""Memory: what this process holds, and what it may still take. Where the system does not tell, there is no limit."""
+"""Memory that this process holds, and may still take. If the system does not say, there is no limit."""
 
 import math
 import os
@@ -8,19 +8,19 @@ from pathlib import Path
 from model.backends import cgroups
 from model.backends.cgroups import Cgroup
 
-# Limit, usage, and of memory.stat the files that were read, the weights' among them: they count as used, and make room
-# when there is need.
+# The files with limit and usage, and the field of memory.stat with cached file pages, such as the weights'. Those count
+# as used, but the kernel frees them when memory runs short.
 _LIMITS = {
     1: [("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")],
     2: [
         ("memory.max", "memory.current", "inactive_file"),
-        ("memory.high", "memory.current", "inactive_file"),  # above it, the system slows the process down
+        ("memory.high", "memory.current", "inactive_file"),  # above this limit the kernel slows the process down
     ],
 }
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds; 0 where the system does not tell."""
+    """Bytes of memory that this process holds; 0 if the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -29,10 +29,10 @@ def resident() -> int:
 
 
 def available(root: Path = cgroups.ROOT) -> float:
-    """Bytes of memory that this process may still take: the machine's, and those of each of its cgroups.
+    """Bytes of memory that this process may still take: the least that the machine or a cgroup allows.
 
     Args:
-        root: the folder with `proc` and with what is mounted.
+        root: the folder that holds `proc` and the mounts.
     """
     left = math.inf
     with suppress(OSError, KeyError):
@@ -59,6 +59,6 @@ def _cached(statistics: Path, idle: str) -> int:
 
 
 def _facts(path: Path) -> dict[str, str]:
-    """The first two words of each line."""
+    """The first word of each line → the second."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0]: words[1] for words in lines if len(words) > 1}

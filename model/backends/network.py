@@ -1,4 +1,4 @@
-"""What a backend runs: a network, and what is known of it."""
+"""What a backend runs: a network and its description."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ class Network:
 
     Attributes:
         name: denoiser, decoder or encoder.
-        module: in float32 on the CPU. It maps x, timesteps and labels to its output; where there are no timesteps, x
-            alone, and passes over the others.
-        digest: of the model's weights.
-        input_shape: of x without its rows, (C, H, W).
-        num_train_timesteps: how many there are; None where it knows none.
-        work: of a row, in some unit.
+        module: float32, on the CPU. Maps x, timesteps and labels to its output. Networks without timesteps ignore the
+            other arguments.
+        digest: ModelDescription.digest.
+        input_shape: (C, H, W) of a row of x.
+        num_train_timesteps: None for a network without timesteps.
+        work: of one row: parameters × height × width.
     """
 
     name: str
@@ -31,21 +31,21 @@ class Network:
 
 
 def denoiser(module: nn.Module, model: ModelDescription) -> Network:
-    """What denoises."""
+    """The U-Net."""
     shape = model.sample_shape
     work = model.num_parameters * shape[1] * shape[2]
     return Network("denoiser", module, model.digest, shape, model.schedule.num_train_timesteps, work)
 
 
 def decoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
-    """What makes images of latents, as Autoencoder.unscaled gives them."""
+    """The VAE's decoder: maps the output of Autoencoder.unscaled to images."""
     return Network(
         "decoder", DecoderOnly(autoencoder), model.digest, model.sample_shape, None, _work(autoencoder.decoder, model)
     )
 
 
 def encoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
-    """What makes latents of images."""
+    """The VAE's encoder: maps images to scaled latents."""
     return Network(
         "encoder", EncoderOnly(autoencoder), model.digest, model.image_shape, None, _work(autoencoder.encoder, model)
     )

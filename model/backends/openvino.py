@@ -1,4 +1,4 @@
-"""The network on OpenVINO, on the CPU: much faster than torch there, and no row's bits depend on another."""
+"""A network on OpenVINO on the CPU: much faster than torch, and a row's bits do not depend on other rows."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,32 +10,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.backends.backend import Precision, keeps_rows_apart, processor
+from model.backends.backend import Precision, is_batch_invariant, processor
 from model.backends.memory import resident
 
 log = logging.getLogger(__name__)
 
 
 class OpenVINOBackend:
-    """Runs a pass of any number of rows as a sum of powers of two, each compiled for its own size.
+    """Splits a pass into pieces whose sizes are powers of two. Each size is compiled. Nothing is padded.
 
-    Implements model.backends.backend.Backend. Nothing is padded. A single row has all threads. More rows run in two
-    halves at once, each with half of the threads: all threads of one piece would wait for each other at each layer.
-    Size 1 is compiled at once; a larger one when a pass first has so many rows, which the engine's warm-up sees to. A
-    size is used only if its rows have the bits of size 1, and compiled only where there is memory for it; without it,
-    passes take more pieces.
+    Implements model.backends.backend.Backend. One row uses all threads. More rows run as two halves in parallel, with
+    half of the threads each, because all threads of one request wait for each other at every layer. Size 1 is compiled
+    at once, a larger size in the first pass that needs it (the engine's warm-up). A size is compiled only if memory
+    allows, and used only if its rows have the same bits as at size 1. Without a size, passes have more pieces.
 
     Args:
         model: the converted network.
         sample_shape: (C, H, W).
-        precision: float32; or bfloat16, where `computes_bfloat16()`.
+        precision: float32; or bfloat16, if `computes_bfloat16()`.
         threads: compute threads.
-        max_batch: the most rows of a pass.
-        free_memory: tells how many bytes are free.
+        max_batch: the largest width.
+        free_memory: returns the number of free bytes.
     """
 
     device = torch.device("cpu")
-    reproducible = True  # a size that does not keep rows apart is not used
+    reproducible = True  # a size with other bits than size 1 is not used
 
     def __init__(
         self,
@@ -53,13 +52,13 @@ class OpenVINOBackend:
         self._max_batch = max_batch
         self._free_memory = free_memory
         self._core = ov.Core()
-        self._core.get_property("CPU", "FULL_DEVICE_NAME")  # loads what every model needs
+        self._core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the CPU plugin
         before = resident()
         self._size_1 = self._compile(1, streams=1)
         self._requests = {1: _Request(self._size_1, parts=1)}  # by size
         constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
         weights = sum(node.get_byte_size() for node in constants) // (1 if precision == "float32" else 2)
-        self._bytes = weights, max(0, resident() - before - weights)  # of every size, and of each row
+        self._bytes = weights, max(0, resident() - before - weights)  # per size, and per row
         self._refused: set[int] = set()
 
     @property
@@ -78,7 +77,7 @@ class OpenVINOBackend:
 
     @property
     def sizes(self) -> list[int]:
-        """The sizes that are compiled and in use, rising."""
+        """The sizes in use, ascending."""
         return sorted(self._requests)
 
     def send(self, values: Tensor) -> Tensor:
@@ -96,7 +95,7 @@ class OpenVINOBackend:
             outputs = [self._requests[sizes[0]].wait()]
             done = sizes[0]
             for size in sizes[1:]:
-                outputs[-1] = outputs[-1].copy()  # pieces of one size share a request
+                outputs[-1] = outputs[-1].copy()  # the next piece may overwrite the same request's output
                 self._requests[size].start([part[done : done + size] for part in inputs])
                 outputs.append(self._requests[size].wait())
                 done += size
@@ -105,7 +104,7 @@ class OpenVINOBackend:
         return finish
 
     def _prepare(self, rows: int) -> list[int]:
-        """The sizes of a pass's pieces, each in use."""
+        """The sizes of a pass's pieces, after compiling what is missing."""
         while True:
             sizes = _pieces(rows, [size for i in range(rows.bit_length()) if (size := 1 << i) not in self._refused])
             new = set(sizes) - self._requests.keys()
@@ -115,7 +114,7 @@ class OpenVINOBackend:
                 self._add(size)
 
     def _compile(self, rows: int, streams: int) -> ov.CompiledModel:
-        """For so many rows at once in each of the streams, which share the threads."""
+        """Compile for `rows` rows in each of `streams` parallel requests, which share the threads."""
         model = self._model.clone()
         model.reshape({port: [rows, *list(port.get_partial_shape())[1:]] for port in model.inputs})
         return self._core.compile_model(
@@ -125,21 +124,21 @@ class OpenVINOBackend:
                 "INFERENCE_PRECISION_HINT": "f32" if self._precision == "float32" else "bf16",
                 "INFERENCE_NUM_THREADS": self._threads,
                 "NUM_STREAMS": streams,
-                "ENABLE_CPU_PINNING": False,  # several servers would be pinned to the same cores
+                "ENABLE_CPU_PINNING": False,  # it would pin several servers to the same cores
             },
         )
 
     def _add(self, size: int) -> None:
-        """Compile a size and take it into use, or refuse it."""
+        """Compile a size and use it, or refuse it."""
         self._refused.add(size)
         try:
-            fixed, of_a_row = self._bytes
-            if fixed + size * of_a_row > self._free_memory() / 2:  # the other half is for others
+            per_size, per_row = self._bytes
+            if per_size + size * per_row > self._free_memory() / 2:  # leave half to others
                 log.warning("there is no memory to compile passes of %d rows; they run in smaller pieces", size)
                 return
             parts = 2 if self._threads % 2 == 0 else 1
             together, alone = _Request(self._compile(size // parts, parts), parts), _Request(self._size_1, parts=1)
-            if keeps_rows_apart(together.run, alone.run, size, self._sample_shape, self.device):
+            if is_batch_invariant(together.run, alone.run, size, self._sample_shape, self.device):
                 self._requests[size] = together
                 self._refused.remove(size)
             else:
@@ -149,7 +148,7 @@ class OpenVINOBackend:
 
 
 class _Request:
-    """A compiled model, with its inputs and its output in place; as often at once as there are parts."""
+    """A compiled model with fixed input and output arrays, whose rows are divided among `parts` parallel requests."""
 
     def __init__(self, compiled: ov.CompiledModel, parts: int) -> None:
         self._inputs = [_zeros(port, parts) for port in compiled.inputs]
@@ -163,13 +162,13 @@ class _Request:
             part.set_output_tensor(ov.Tensor(self._output[its_rows], shared_memory=True))
 
     def start(self, inputs: Sequence[NDArray[np.generic]]) -> None:
-        for place, array in zip(self._inputs, inputs, strict=False):  # labels are no input where there are no classes
+        for place, array in zip(self._inputs, inputs, strict=False):  # without classes, labels are not an input
             np.copyto(place, array)
         for part in self._parts:
             part.start_async()
 
     def wait(self) -> NDArray[np.float32]:
-        """The output, which the next start overwrites."""
+        """Wait, and return the output, which is valid until the next start."""
         for part in self._parts:
             part.wait()
         return self._output
@@ -180,18 +179,18 @@ class _Request:
 
 
 def _zeros(port: ov.ConstOutput, parts: int) -> NDArray[Any]:
-    """What the port takes or gives, for all parts in a row."""
+    """An array for the port, with the rows of all parts."""
     rows, *shape = port.shape
     return np.zeros((parts * rows, *shape), port.get_element_type().to_dtype())
 
 
 def computes_bfloat16() -> bool:
-    """Whether the processor has instructions for bfloat16. Without them OpenVINO would compute in float32."""
+    """Whether the processor has bfloat16 instructions. Without them OpenVINO computes in float32."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _pieces(rows: int, sizes: Sequence[int]) -> list[int]:
-    """Divide rows into sizes, largest first. 1 is among the sizes, which rise."""
+    """Divide rows into pieces, largest first. The sizes ascend and include 1."""
     pieces = []
     for size in reversed(sizes):
         pieces += [size] * (rows // size)

@@ -1,6 +1,6 @@
-"""config.json of native weights, which is also what a checkpoint of every other family is brought to.
+"""config.json of native weights: one class for each architecture. Other families' configs are converted to it.
 
-One class for each architecture. Each knows how to build its network, and what the rest of the program asks of it.
+A class builds the network and describes it to the rest of the program.
 """
 
 from abc import abstractmethod
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
 
 from model.checkpoints.errors import shown
-from model.description import Distilled, FirstStageDescription, ModelDescription, Recommended
+from model.description import Distilled, ModelDescription, Recommended, VAEDescription
 from model.nets.autoencoder import AutoencoderConfig
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
@@ -24,7 +24,7 @@ class RecommendedConfig(BaseModel):
     model_config = _STRICT
 
     sampler: str = "ddim"
-    num_inference_steps: int | None = Field(None, ge=1, description="None: 50, or all where there are fewer")
+    num_inference_steps: int | None = Field(None, ge=1, description="None: 50, but at most num_train_timesteps")
     guidance_scale: float = Field(1.0, ge=1, le=20)
 
 
@@ -36,33 +36,33 @@ class DistilledConfig(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """What holds for every architecture."""
+    """The fields and checks of every architecture."""
 
     model_config = _STRICT
 
     architecture: str
-    name: str | None = Field(None, description="of the model, also in recipes; None: not declared")
+    name: str | None = Field(None, description="of the model, also in recipes")
     num_classes: int | None = Field(None, ge=1, le=1_000_000)
     class_names: tuple[str, ...] = Field((), strict=False)
     image_size: tuple[int, int] = Field(strict=False)
-    autoencoder: AutoencoderConfig | None = Field(None, description="of latent diffusion; None: pixels are denoised")
+    autoencoder: AutoencoderConfig | None = Field(None, description="the VAE; None: the network denoises images")
     schedule: Schedule
     recommended: RecommendedConfig = RecommendedConfig()
-    distilled: DistilledConfig | None = Field(None, description="all that the weights can do; None: not distilled")
+    distilled: DistilledConfig | None = Field(None, description="the only settings allowed; None: all")
 
     @property
     @abstractmethod
     def channels(self) -> int:
-        """Of what the network denoises."""
+        """Channels of what the network denoises."""
 
     @property
     def out_channels(self) -> int:
-        """Of what the network predicts."""
+        """Channels of the network's prediction."""
         return self.channels
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
-        """Of what the network denoises: the image, or latents."""
+        """(channels, height, width) of what the network denoises: images or latents."""
         factor = 1 if self.autoencoder is None else self.autoencoder.factor
         return self.channels, self.image_size[0] // factor, self.image_size[1] // factor
 
@@ -73,20 +73,20 @@ class ModelConfig(BaseModel):
 
     @property
     def no_label(self) -> int | None:
-        """What the network is told of images without a label; None where it only knows labels."""
+        """The label that means "no label"; None if the network was trained only with labels."""
         return self.num_classes
 
     @property
     def first_timestep(self) -> int:
-        """The least timestep that the network can be asked at."""
+        """The network's smallest valid timestep."""
         return 0
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Make the network, on torch's default device, with fresh weights.
+        """Make the network on torch's default device, with initial weights.
 
         Raises:
-            ValueError: for sizes that cannot be built.
+            ValueError: if the network cannot be built.
         """
 
     @model_validator(mode="after")
@@ -102,7 +102,7 @@ class ModelConfig(BaseModel):
         if self.num_classes is not None and self.no_label is None and self.recommended.guidance_scale > 1:
             raise ValueError(
                 f"recommended.guidance_scale is {self.recommended.guidance_scale:g}, "
-                "and must be 1 for a network that only knows labels"
+                "and must be 1 for a network trained only with labels"
             )
         recommended = self.recommended_settings
         self._check_steps("recommended", recommended.sampler, recommended.num_inference_steps)
@@ -133,7 +133,7 @@ class ModelConfig(BaseModel):
         if table.timesteps[-1] < self.first_timestep:
             raise ValueError(
                 f"{field}.sampler: {sampler} ends at timestep {table.timesteps[-1]}, "
-                "whose logarithm the network would take"
+                "and the network takes its logarithm"
             )
 
     def _check_autoencoder(self) -> None:
@@ -166,7 +166,7 @@ class ModelConfig(BaseModel):
     def describe(
         self, network: nn.Module, autoencoder: nn.Module | None, digest: str, folder_name: str
     ) -> ModelDescription:
-        """What the rest of the program knows of loaded weights."""
+        """The description of loaded weights for the rest of the program."""
         return ModelDescription(
             name=self.name or folder_name,
             digest=digest,
@@ -182,15 +182,15 @@ class ModelConfig(BaseModel):
             schedule=self.schedule,
             recommended=self.recommended_settings,
             distilled=Distilled(**self.distilled.model_dump()) if self.distilled else None,
-            first_stage=self._first_stage(autoencoder),
+            vae=self._vae(autoencoder),
             declared_name=self.name or None,
         )
 
-    def _first_stage(self, autoencoder: nn.Module | None) -> FirstStageDescription | None:
+    def _vae(self, autoencoder: nn.Module | None) -> VAEDescription | None:
         if self.autoencoder is None or autoencoder is None:
             return None
         known = self.autoencoder
-        return FirstStageDescription(known.kind, known.factor, known.scaling_factor, _parameters(autoencoder))
+        return VAEDescription(known.kind, known.factor, known.scaling_factor, _parameters(autoencoder))
 
 
 def _parameters(network: nn.Module) -> int:
@@ -198,7 +198,7 @@ def _parameters(network: nn.Module) -> int:
 
 
 class DiffusionUNetConfig(ModelConfig):
-    """model.nets.unet.DiffusionUNet. Every extra is off unless named, which leaves the bare skeleton."""
+    """model.nets.unet.DiffusionUNet. With the defaults, all extras are off: the bare skeleton."""
 
     architecture: Literal["diffusion_unet"] = "diffusion_unet"
     in_channels: int = Field(ge=1, le=1024)
@@ -237,8 +237,8 @@ class DiffusionUNetConfig(ModelConfig):
 class UNet2DModelConfig(ModelConfig):
     """model.nets.unet2d.UNet2D.
 
-    With one class fewer than network.num_class_embeds, the last of these stands for "no label". With as many, the
-    network only knows labels.
+    If num_classes is network.num_class_embeds − 1, the last embedding means "no label". If they are equal, the network
+    was trained only with labels.
     """
 
     architecture: Literal["unet_2d"] = "unet_2d"

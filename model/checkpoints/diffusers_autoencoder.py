@@ -1,7 +1,7 @@
-"""What config.json of diffusers' VQModel and AutoencoderKL says, in our terms.
+"""config.json of diffusers' VQModel and AutoencoderKL → AutoencoderConfig.
 
-Missing fields take diffusers' defaults, but for one. Fields that the class does not know are passed over, as diffusers
-does, with a warning.
+Missing fields take diffusers' defaults, except VQModel's scaling_factor. Like diffusers, this ignores unknown fields,
+with a warning.
 """
 
 from pathlib import Path
@@ -15,19 +15,19 @@ from model.checkpoints.files import invalid
 from model.nets.autoencoder import AutoencoderConfig
 
 _KINDS: dict[str, Literal["kl", "vq"]] = {"VQModel": "vq", "AutoencoderKL": "kl"}
-# Where AutoencoderConfig has none, or another. A VQModel's scaling_factor is 0.18215 in diffusers, too, but published
-# configs without the field (ldm-celebahq-256) are older than it, of latents that were never scaled. Since diffusers
-# 0.22 divides by its default all the same, what it makes of them is not what they were trained for (its issue 6725).
+# Defaults that AutoencoderConfig lacks or has otherwise. VQModel's scaling_factor is 0.18215 in diffusers. Published
+# configs without the field (ldm-celebahq-256) are older than the field, and their latents were never scaled. diffusers
+# since 0.22 divides by its default all the same, and so decodes them wrongly (its issue 6725).
 _DEFAULTS: dict[Literal["kl", "vq"], dict[str, Any]] = {
     "vq": {"latent_channels": 3, "num_vq_embeddings": 256, "scaling_factor": 1.0},
     "kl": {"latent_channels": 4, "scaling_factor": 0.18215},
 }
-# Of tiles, of float16, and of latents that are codes' numbers; none of them changes what is computed here.
+# Fields about tiling, float16, and latents given as code numbers. None changes a result here.
 _IGNORED = {"sample_size", "force_upcast", "lookup_from_codebook"}
 _BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 _CHANNELS = ("in_channels", "out_channels")
 _OTHER_SCALES = ("shift_factor", "latents_mean", "latents_std")
-# Fields of either class that are read here and not by AutoencoderConfig.
+# Fields that this module reads and AutoencoderConfig does not have.
 _READ: dict[Literal["kl", "vq"], set[str]] = {
     "vq": {*_CHANNELS, *_BLOCKS, "norm_type"},
     "kl": {*_CHANNELS, *_BLOCKS, *_OTHER_SCALES},
@@ -54,9 +54,7 @@ def read_autoencoder(path: Path, values: dict[str, Any]) -> AutoencoderConfig:
     read = {field: values[field] for field in _READ[kind] & values.keys()}
     for field in _OTHER_SCALES:
         if read.get(field) is not None:
-            raise CheckpointError(
-                path, f"{field} is {shown(read[field])}, and must be null: LDMPipeline would pass it over"
-            )
+            raise CheckpointError(path, f"{field} is {shown(read[field])}, and must be null: LDMPipeline ignores it")
     norm_type = read.get("norm_type", "group")
     if norm_type != "group":
         raise CheckpointError(path, f"norm_type is {shown(norm_type)}, and must be group")
@@ -79,7 +77,7 @@ def read_autoencoder(path: Path, values: dict[str, Any]) -> AutoencoderConfig:
 
 
 def _check_blocks(path: Path, field: str, types: object, levels: int) -> None:
-    """Refuse other blocks than the one that there is, and other numbers of them than of widths."""
+    """Refuse other block types, and another number of blocks than of block_out_channels."""
     if not isinstance(types, list) or any(block != _BLOCKS[field] for block in types):
         raise CheckpointError(path, f"{field} is {shown(types)}, and must be a list of {_BLOCKS[field]} alone")
     if len(types) != levels:

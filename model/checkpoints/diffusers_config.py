@@ -1,6 +1,6 @@
-"""What config.json and scheduler_config.json of the diffusers library say, in our terms.
+"""config.json and scheduler_config.json of the diffusers library → our configs.
 
-Missing fields take diffusers' defaults. Fields that diffusers does not know are passed over as it does, with a warning.
+Missing fields take diffusers' defaults. Like diffusers, this ignores unknown fields, with a warning.
 """
 
 import logging
@@ -21,22 +21,22 @@ from model.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
-# Of training and of old versions; none of them changes what is computed.
+# Fields about training, and of old versions. None changes a result.
 _IGNORED = {"dropout", "tensor_format", "timestep_values", "timesteps"} | {
     "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
 }  # fmt: skip
 # Fields of UNet2DConfig that UNet2DModel lacks.
 _OURS = {"num_attention_heads", "time_proj_dim"}
 _OTHER_BLOCKS = {
-    "Skip": "is of NCSN++: its FIR filters are not supported",
-    "AttnSkip": "is of NCSN++: its FIR filters are not supported",
-    "CrossAttn": "attends to text: that is not supported",
-    "SimpleCrossAttn": "attends to text: that is not supported",
-    "K": "is of the latent upscaler: that is not supported",
-    "KCrossAttn": "is of the latent upscaler: that is not supported",
+    "Skip": "belongs to NCSN++: its FIR filters are not supported",
+    "AttnSkip": "belongs to NCSN++: its FIR filters are not supported",
+    "CrossAttn": "attends to text, and that is not supported",
+    "SimpleCrossAttn": "attends to text, and that is not supported",
+    "K": "belongs to the latent upscaler, and that is not supported",
+    "KCrossAttn": "belongs to the latent upscaler, and that is not supported",
 }
 
-# Schedulers whose noise schedule is one of betas, and the betas that they have where their config names none.
+# Schedulers with a schedule of betas, and their defaults where these differ from Schedule's.
 _STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
 _SCHEDULERS: dict[str, dict[str, Any]] = {
     "DDPMScheduler": {},
@@ -62,7 +62,7 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
     "LCMScheduler": {**_STABLE_DIFFUSION, "beta_schedule": "scaled_linear"},
     "TCDScheduler": {**_STABLE_DIFFUSION, "beta_schedule": "scaled_linear"},
 }
-# What only concerns samplers that are not run here.
+# Fields that only samplers of other schedulers read.
 _OF_OTHER_SAMPLERS = {
     "algorithm_type", "corrector_order", "disable_corrector", "eta", "euler_at_final", "final_sigmas_type",
     "flow_shift", "interpolation_type", "lambda_min_clipped", "lower_order_final", "noise_sampler_seed",
@@ -71,24 +71,23 @@ _OF_OTHER_SAMPLERS = {
     "use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas",
     "use_lu_lambdas",
 }  # fmt: skip
-# The samplers of these schedulers are run here. DDPM's own wants all of its steps; DDIM makes do with 50.
+# Schedulers whose own sampler we recommend. For others we recommend DDIM with 50 steps; DDPM's own needs all steps.
 _RECOMMENDED = {"DPMSolverMultistepScheduler": ("dpmpp_2m", 25)}
 
 
 class Scheduler(NamedTuple):
-    """What a scheduler's config stands for: the noise schedule, and a sampler with its number of steps."""
+    """What we take from a scheduler's config: the noise schedule, and a sampler with its number of steps."""
 
     schedule: Schedule
     sampler: str
     num_inference_steps: int
 
 
-# What is taken where there is no config.
-DEFAULT_SCHEDULER = Scheduler(Schedule(), "ddim", 50)
+DEFAULT_SCHEDULER = Scheduler(Schedule(), "ddim", 50)  # for checkpoints without a scheduler's config
 
 
 def read_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
-    """Read a scheduler_config.json of any class whose noise schedule is one of betas.
+    """Read a scheduler_config.json of any class with a schedule of betas.
 
     Raises:
         CheckpointError: naming the file, the field and what was expected.
@@ -109,7 +108,7 @@ def read_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
     fields = {**_SCHEDULERS[kind], **known_fields(path, values, Schedule, silently)}
 
     if values.get("predict_epsilon") is False and fields.get("prediction_type") in (None, "epsilon"):
-        fields["prediction_type"] = "sample"  # of diffusers 0.8 to 0.12; later ones carry it along unread
+        fields["prediction_type"] = "sample"  # diffusers 0.8 to 0.12 wrote predict_epsilon; later ones ignore it
     for field in _unread(fields):
         fields.pop(field, None)
     if fields.get("variance_type", "") is None:
@@ -121,7 +120,7 @@ def read_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
                 "variance_type is learned, and must be learned_range: "
                 "diffusers takes the network's raw output for a variance, and that may be negative",
             )
-        # Other schedulers read no variance. All that it says is that there may be twice the channels.
+        # Other schedulers ignore the variance. The value only says that out_channels may be twice in_channels.
         del fields["variance_type"]
         if kind.startswith("DPMSolver"):
             fields["variance_type"] = "learned_range"
@@ -139,11 +138,11 @@ def known_fields(
     silently: Collection[str] = (),
     lacks: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The fields of a config that are those of a class of ours. null is false where a boolean is wanted, as in Python.
+    """The fields of a config that a class of ours has. null counts as false for a boolean, as in diffusers.
 
     Args:
-        silently: fields to pass over without a warning.
-        lacks: fields of the class that diffusers does not know.
+        silently: fields to ignore without a warning.
+        lacks: fields of our class that diffusers does not have.
     """
     known = {
         key: False if value is None and model.model_fields[key].annotation is bool else value
@@ -152,15 +151,15 @@ def known_fields(
     }
     unknown = sorted(key for key in values.keys() - known.keys() - _IGNORED - set(silently) if key[:1] != "_")
     if unknown:
-        log.warning("%s: unknown fields are passed over: %s", path, listed(unknown, most=10))
+        log.warning("%s: unknown fields are ignored: %s", path, listed(unknown, most=10))
     return known
 
 
 def _unread(fields: dict[str, Any]) -> set[str]:
-    """Fields that others make meaningless, so that their values do not matter."""
+    """Fields that other fields make meaningless."""
     unread = set()
     if fields.get("clip_sample") is True:
-        # The default. Named, it would bound x_0 in DPM-Solver++, too, which diffusers never does.
+        # This is the default. If set, clip_sample would also bound x_0 in DPM-Solver++, which diffusers never does.
         unread |= {"clip_sample"}
     if fields.get("clip_sample") is False:
         unread |= {"clip_sample_range"}
@@ -179,7 +178,7 @@ def read_unet(
     """Read the config.json of a UNet2DModel.
 
     Args:
-        autoencoder: the first stage, where the network denoises latents; sample_size is then that of these.
+        autoencoder: the VAE, if the network denoises latents. sample_size is then the latents' size.
 
     Raises:
         CheckpointError: naming the file, the field and what was expected.
@@ -199,9 +198,9 @@ def read_unet(
     if isinstance(values.get("act_fn"), str):
         values["act_fn"] = values["act_fn"].lower()
     if isinstance(values.get("mid_block_type"), str):
-        values["mid_block_type"] = "UNetMidBlock2D"  # diffusers has no other, and does not look at the name
+        values["mid_block_type"] = "UNetMidBlock2D"  # diffusers has no other, and ignores the name
     factor = 1 if autoencoder is None else autoencoder.factor
-    latent = {} if autoencoder is None else {"autoencoder": autoencoder}  # unset, it is not written on conversion
+    latent = {} if autoencoder is None else {"autoencoder": autoencoder}  # `convert` writes only fields that are set
     try:
         network = UNet2DConfig.model_validate(values)
         schedule = _with_variance_of(network, scheduler.schedule)
@@ -219,10 +218,10 @@ def read_unet(
 
 
 def _block_type(path: Path, name: str, kind: object) -> object:
-    """A block type's present name.
+    """The current name of a block type.
 
     Raises:
-        CheckpointError: for one that is known and not supported.
+        CheckpointError: for a block type of diffusers that we do not support.
     """
     if not isinstance(kind, str):
         return kind
@@ -237,21 +236,21 @@ def _num_classes(network: UNet2DConfig, schedule: Schedule) -> int | None:
     match network.class_embed_type:
         case "identity":  # takes vectors, not labels
             return None
-        case "timestep":  # takes labels as it takes timesteps
+        case "timestep":  # encodes labels like timesteps
             return network.num_class_embeds or network.num_train_timesteps or schedule.num_train_timesteps
         case None:
             return network.num_class_embeds
 
 
 def _with_variance_of(network: UNet2DConfig, schedule: Schedule) -> Schedule:
-    """Where the scheduler's config is silent, twice the channels mean the one variance that has them."""
+    """If the scheduler's config does not set variance_type, out_channels twice in_channels mean learned_range."""
     if network.out_channels != 2 * network.in_channels or "variance_type" in schedule.model_fields_set:
         return schedule
     return Schedule.model_validate({**schedule.model_dump(exclude_unset=True), "variance_type": "learned_range"})
 
 
 def _recommended(scheduler: Scheduler, first_timestep: int) -> RecommendedConfig:
-    """The scheduler's sampler, with its number of steps or the next smaller that fits; another one if none does."""
+    """The scheduler's sampler with its number of steps, or the next smaller number that works, or another sampler."""
     most = min(scheduler.num_inference_steps, scheduler.schedule.num_train_timesteps)
     for sampler in dict.fromkeys([scheduler.sampler, "dpmpp_2m", *SAMPLERS]):
         for steps in range(most, 0, -1):

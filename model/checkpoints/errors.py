@@ -1,17 +1,17 @@
-"""The one error of unreadable checkpoints."""
+"""The error of checkpoints that cannot be loaded."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 _LONGEST = 299  # characters of a message
-_LONGEST_PATH = 140  # of these
+_LONGEST_PATH = 140  # characters of its path
 
 
 class CheckpointError(Exception):
     """Weights that cannot be loaded.
 
-    The message is one line below 300 characters: the file; the key or field and what it is; then what was expected. Of
-    a long path the end is told, of a long problem the beginning.
+    The message is one line of less than 300 characters: the file, the key or field and its value, then what was
+    expected. It keeps the end of a long path, and the beginning of a long problem.
     """
 
     def __init__(self, path: Path, problem: str) -> None:
@@ -21,12 +21,12 @@ class CheckpointError(Exception):
 
 
 def listed(names: Sequence[object], most: int) -> str:
-    """The first of some names, and how many more there are."""
+    """The first `most` names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + more
 
 
 def shown(value: object) -> str:
-    """A value of a config in a message: on one line, and cut short where it is long."""
+    """A value for a message: one line of at most 60 characters."""
     text = " ".join(str(value).splitlines())
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,5 +1,4 @@
-"""Files of a checkpoint, opened with suspicion: none outside its folder, none that only stands for another, none too
-large to be what it should be."""
+"""Files of a checkpoint, checked before they are read: inside its folder, no Git LFS pointer, not too large."""
 
 import json
 from pathlib import Path
@@ -10,17 +9,17 @@ from pydantic_core import ErrorDetails
 
 from model.checkpoints.errors import CheckpointError, shown
 
-MAX_JSON_BYTES = 16 * 2**20  # trained_betas, and the index of shards, can be long
-_TOLD = 2  # fields of a config that are wrong
+MAX_JSON_BYTES = 16 * 2**20  # trained_betas and an index of shards can be long
+_TOLD = 2  # wrong fields that one message names
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def check_file(path: Path, root: Path) -> None:
-    """Check that there is such a file, inside `root`, with its own content.
+    """Check that a regular file exists, inside `root`, with its own content.
 
     Raises:
-        CheckpointError: saying what it is instead.
+        CheckpointError: if it does not.
     """
     try:
         resolved, root = path.resolve(), root.resolve()
@@ -29,7 +28,7 @@ def check_file(path: Path, root: Path) -> None:
     if not resolved.is_relative_to(root) and not _is_cached(resolved, root):
         raise CheckpointError(path, "is a link that leaves the checkpoint's folder")
     if resolved.exists() and not resolved.is_file() and not resolved.is_dir():
-        raise CheckpointError(path, "is no regular file")
+        raise CheckpointError(path, "is not a regular file")
     try:
         with resolved.open("rb") as file:
             start = file.read(len(_LFS_POINTER))
@@ -40,9 +39,9 @@ def check_file(path: Path, root: Path) -> None:
 
 
 def _is_cached(resolved: Path, root: Path) -> bool:
-    """Whether a link of huggingface_hub's cache leads into the store of the same repository.
+    """Whether a link in huggingface_hub's cache leads to a blob of the same repository.
 
-    models--OWNER--NAME/snapshots/REVISION/… are links to models--OWNER--NAME/blobs/….
+    The files of models--OWNER--NAME/snapshots/REVISION are links to models--OWNER--NAME/blobs.
     """
     for snapshot in (root, *root.parents):
         repository = snapshot.parent.parent
@@ -55,7 +54,7 @@ def read_json(path: Path, root: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: for what is no JSON object, or too large for a config.
+        CheckpointError: if the file is not a JSON object, or larger than MAX_JSON_BYTES.
     """
     check_file(path, root)
     try:
@@ -65,12 +64,12 @@ def read_json(path: Path, root: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(path, f"cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(path, f"is JSON of a {type(values).__name__}, and must be an object")
+        raise CheckpointError(path, f"holds a {type(values).__name__}, and must hold a JSON object")
     return values
 
 
 def invalid(path: Path, error: ValidationError) -> CheckpointError:
-    """The one error for all that is wrong with a config: the first fields by name, and how many more there are."""
+    """One error for all wrong fields of a config. Names the first of them, and how many more there are."""
     sentences = list(dict.fromkeys(map(_sentence, error.errors())))
     told, more = sentences[:_TOLD], len(sentences) - _TOLD
     return CheckpointError(path, "; ".join([*told, f"and {more} more"] if more > 0 else told))
@@ -83,7 +82,7 @@ def _sentence(error: ErrorDetails) -> str:
             return f"{shown(field)}: there is no such field"
         case "missing":
             return f"{field}: is required"
-        case "value_error":  # the validators' own sentences
+        case "value_error":  # raised by our validators, as a sentence
             message = error["msg"].removeprefix("Value error, ")
             return f"{field}: {message}" if field else message
         case _:

@@ -1,6 +1,6 @@
-"""Any checkpoint → network and description: find → config → network on the meta device → names → strict load.
+"""Any checkpoint → network and description: find, read the configs, build on the meta device, load strictly.
 
-A family is a module with `find(path)`, which reads its configs, and nothing more. The rest is the same for all.
+A family of checkpoints is a module with `find(path)`, which reads only the configs. All families share the rest.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Loaded weights: the networks on the CPU in float32, what they were built from, and what others may know."""
+    """Loaded weights: the networks on the CPU in float32, their config, and their description."""
 
     network: nn.Module
     autoencoder: Autoencoder | None
@@ -42,7 +42,7 @@ def find(path: Path) -> Source:
     """The checkpoint at a path.
 
     Raises:
-        CheckpointError: where there is none, or its configs cannot be used.
+        CheckpointError: if there is none, or if its configs cannot be used.
     """
     if not path.exists():
         raise CheckpointError(path, "there is no such file or folder")
@@ -52,7 +52,7 @@ def find(path: Path) -> Source:
             return source
     raise CheckpointError(
         path,
-        f"is no checkpoint, and must be {native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library",
+        f"is not a checkpoint, and must be {native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library",
     )
 
 
@@ -71,10 +71,10 @@ def load(path: Path, allow_pickle: bool = False) -> Checkpoint:
 
 
 def load_autoencoder(path: Path, allow_pickle: bool = False) -> Autoencoder:
-    """Load the first stage of a checkpoint alone, whose U-Net may not be there yet.
+    """Load only the VAE of a checkpoint. The U-Net's weights may be missing.
 
     Raises:
-        CheckpointError: also where the checkpoint has none.
+        CheckpointError: also if the checkpoint has no VAE.
     """
     autoencoder = _autoencoder_of(find(path), allow_pickle)
     if autoencoder is None:
@@ -99,11 +99,11 @@ def _built(build: Callable[[], Network], part: Part, root: Path, allow_pickle: b
 
 
 def convert(source: Path, target: Path, allow_pickle: bool = False) -> Checkpoint:
-    """Write any checkpoint as native weights, which draw the same bytes. A name is written where one was declared.
+    """Write any checkpoint as native weights, which draw the same bytes. A declared name is kept.
 
     Raises:
-        CheckpointError: for a source that cannot be loaded.
-        OSError: for a target that cannot be written, or is not empty.
+        CheckpointError: if the source cannot be loaded.
+        OSError: if the target cannot be written, or is not empty.
     """
     checkpoint = load(source, allow_pickle)
     native.save(checkpoint.network, checkpoint.autoencoder, checkpoint.config, target)
@@ -111,7 +111,7 @@ def convert(source: Path, target: Path, allow_pickle: bool = False) -> Checkpoin
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Tensors on the meta device have no values to draw; for an embedding's, torch would import its compiler: 1.5 s."""
+    """Skips nn.init.normal_, which draws nothing on the meta device, but imports torch's compiler there (1.5 s)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -119,11 +119,11 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def _digest(config: ModelConfig, networks: Sequence[nn.Module]) -> str:
-    """Over all that decides what is drawn, and not over how it is stored."""
+    """A hash of everything that decides an image, whatever the file format."""
     digest = hashlib.sha256()
     absent = {"autoencoder"} if config.autoencoder is None else set()
     settings = config.model_dump(mode="json", exclude={"name", "distilled"} | absent)
-    settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields were set
+    settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields the config sets
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for network in networks:
         for key, tensor in network.state_dict().items():

@@ -1,4 +1,4 @@
-"""Stepwise's own weights: a folder with config.json, model.safetensors and, of latent diffusion,
+"""Stepwise's own format: a folder with config.json, model.safetensors and, for latent diffusion,
 autoencoder.safetensors."""
 
 import json
@@ -25,7 +25,7 @@ AUTOENCODER = "autoencoder.safetensors"
 
 
 def find(path: Path) -> Source | None:
-    """The native weights at a path, which is a folder or one of its files; None where there are none.
+    """The native weights at a path, which is their folder or a file of it; None if there are none.
 
     Raises:
         CheckpointError: naming the file, the field and what was expected.
@@ -58,7 +58,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def parse(path: Path, values: dict[str, object]) -> ModelConfig:
-    """Check what stands in a config.json.
+    """Check the values of a config.json.
 
     Raises:
         CheckpointError: naming the file, the field and what was expected.
@@ -81,20 +81,20 @@ def save(network: nn.Module, autoencoder: nn.Module | None, config: ModelConfig,
     """Write native weights, whole or not at all.
 
     Raises:
-        FileExistsError: where the folder is there and not empty.
-        OSError: where it cannot be written.
+        FileExistsError: if the folder exists and is not empty.
+        OSError: if it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there, and is not an empty folder")
+        raise FileExistsError(f"{folder} exists, and is not an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
         whole = Path(work) / folder.name
         whole.mkdir()
         (whole / CONFIG).write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True), indent=2) + "\n")
-        for name, part in ((WEIGHTS, network), (AUTOENCODER, autoencoder)):
+        for name, module in ((WEIGHTS, network), (AUTOENCODER, autoencoder)):
             try:
-                if part is not None:
-                    save_file(part.state_dict(), whole / name)
+                if module is not None:
+                    save_file(module.state_dict(), whole / name)
             except SafetensorError as error:
                 raise OSError(f"{folder / name} cannot be written: {error}") from error
         whole.replace(folder)

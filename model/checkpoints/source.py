@@ -1,4 +1,4 @@
-"""What every family of checkpoints is brought to, before a tensor is read."""
+"""A checkpoint of any family, as found, before a tensor is read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ class Part:
     """The files of one network of a checkpoint.
 
     Attributes:
-        config_path: what its config was read from, for messages.
-        weights: the files that hold the tensors between them.
-        naming: how they name the network's parameters.
+        config_path: the file of its config, for messages.
+        weights: the files that together hold the tensors.
+        naming: their names for the network's parameters.
     """
 
     config_path: Path
@@ -28,11 +28,11 @@ class Source:
     """A checkpoint that was found.
 
     Attributes:
-        name: of the model.
-        root: the folder that no file of it may leave.
+        name: the model's name.
+        root: the folder that must contain all files.
         config: the networks, the schedule, the labels and the recommended settings.
-        network: what denoises.
-        autoencoder: the first stage of latent diffusion, where the config has one.
+        network: the U-Net's files.
+        autoencoder: the VAE's files, if the config has one.
     """
 
     name: str

@@ -1,5 +1,5 @@
-"""Files of tensors → a network's parameters: strictly, one tensor at a time, and nothing allocated before its size is
-known to be right."""
+"""Files of tensors → a network's parameters, strictly, one tensor at a time. All shapes are checked before memory is
+allocated."""
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +16,11 @@ from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.files import check_file
 
 _MAPPED_BYTES = 16 * 2**20
-_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
+_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' dtypes
 
 
 class Stored(NamedTuple):
-    """A tensor as files hold it: its key, and its shape."""
+    """A tensor in a file: its key and its shape."""
 
     key: str
     shape: tuple[int, ...]
@@ -28,12 +28,12 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How a family's files name what a network's parameters hold.
+    """A family's names for a network's parameters.
 
     Attributes:
-        stored: of a parameter's key and shape, the tensors that make it up, one above the other along the first
-            dimension.
-        canonical: the present name of a key that may be an old one; None for a key that holds nothing needed.
+        stored: maps a parameter's key and shape to the tensors of the file whose concatenation along the first
+            dimension is the parameter.
+        canonical: maps a key to its current name; None for a key that is not needed.
     """
 
     stored: Callable[[str, tuple[int, ...]], Sequence[Stored]] = lambda key, shape: [Stored(key, shape)]
@@ -50,21 +50,21 @@ class _TensorFile(Protocol):
 def load_strictly(
     network: nn.Module, files: Sequence[Path], root: Path, naming: Naming, config: str, allow_pickle: bool
 ) -> None:
-    """Give a network on the meta device its parameters, on the CPU and in float32.
+    """Load the parameters of a network that is on the meta device: on the CPU, in float32.
 
     Args:
-        files: hold the tensors between them.
-        root: the folder that none of them may leave.
-        config: the name of the file that the network was built from, for messages.
-        allow_pickle: whether files may be opened that are not safetensors.
+        files: the files that together hold the tensors.
+        root: the folder that must contain them.
+        config: the name of the network's config file, for messages.
+        allow_pickle: whether files other than safetensors may be opened.
 
     Raises:
-        CheckpointError: naming the file, the key and what was expected; nothing has been allocated then.
+        CheckpointError: naming the file, the key and what was expected. Nothing has been allocated then.
     """
     expected = {
-        part.key: _Part(key, n, part.shape)
+        stored.key: _Place(key, n, stored.shape)
         for key, parameter in network.state_dict().items()
-        for n, part in enumerate(naming.stored(key, tuple(parameter.shape)))
+        for n, stored in enumerate(naming.stored(key, tuple(parameter.shape)))
     }
     opened = {path: _open(path, root, allow_pickle) for path in files}
     found = _matched(opened, expected, naming.canonical, config)
@@ -74,14 +74,13 @@ def load_strictly(
     with torch.no_grad():
         for path in files:
             for key, tensor in opened.pop(path).read(list(found[path])):
-                part = found[path][key]
-                rows = part.shape[0]
-                place = parameters[part.parameter].narrow(0, part.n * rows, rows)
-                place.copy_(tensor.reshape(place.shape))
+                parameter, n, shape = found[path][key]
+                target = parameters[parameter].narrow(0, n * shape[0], shape[0])
+                target.copy_(tensor.reshape(target.shape))
 
 
-class _Part(NamedTuple):
-    """What a tensor of a file becomes: a parameter, or the n-th part of one along the first dimension."""
+class _Place(NamedTuple):
+    """The place of a file's tensor: the n-th part of a parameter along the first dimension."""
 
     parameter: str
     n: int
@@ -90,12 +89,12 @@ class _Part(NamedTuple):
 
 def _matched(
     opened: Mapping[Path, _TensorFile],
-    expected: Mapping[str, _Part],
+    expected: Mapping[str, _Place],
     canonical: Callable[[str], str | None],
     config: str,
-) -> dict[Path, dict[str, _Part]]:
-    """For each file, what its keys become. Every expected tensor is found once, and nothing else."""
-    found: dict[Path, dict[str, _Part]] = {path: {} for path in opened}
+) -> dict[Path, dict[str, _Place]]:
+    """The place of each key, by file. The files must have every expected tensor once, and no others."""
+    found: dict[Path, dict[str, _Place]] = {path: {} for path in opened}
     seen: dict[str, str] = {}
     for path, file in opened.items():
         for raw_key, shape in file.shapes.items():
@@ -103,7 +102,7 @@ def _matched(
             if key is None:
                 continue
             if key not in expected:
-                raise CheckpointError(path, f"has the key {shown(raw_key)}, which the network of {config} does not")
+                raise CheckpointError(path, f"has the key {shown(raw_key)}, which the network of {config} lacks")
             if key in seen:
                 raise CheckpointError(path, f"has the key {shown(raw_key)}, which {seen[key]}")
             if shape != expected[key].shape:
@@ -112,10 +111,10 @@ def _matched(
                 )
             seen[key] = f"{path.name} has as {shown(raw_key)}"
             found[path][raw_key] = expected[key]
-    for key, part in expected.items():
+    for key, place in expected.items():
         if key not in seen:
             [*others, last] = opened
-            raise CheckpointError(last.parent if others else last, f"lacks the key {key}, {list(part.shape)}")
+            raise CheckpointError(last.parent if others else last, f"lacks the key {key}, {list(place.shape)}")
     return found
 
 
@@ -133,14 +132,14 @@ def _open(path: Path, root: Path, allow_pickle: bool) -> _TensorFile:
 
 
 class _SafetensorsFile:
-    """Its header says all sizes, and is checked against the file by the library."""
+    """A safetensors file. The library checks the header's sizes against the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
         try:
             with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118  (it is no dict)
+                for key in file.keys():  # noqa: SIM118  (not a dict)
                     view = file.get_slice(key)
                     if view.get_dtype() not in _FLOATS:
                         raise CheckpointError(path, f"{shown(key)} is {view.get_dtype()}, and must be floating point")
@@ -149,9 +148,9 @@ class _SafetensorsFile:
             raise CheckpointError(path, f"cannot be read: {error}") from error
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """Tensors that are good until the next is read.
+        """Yield tensors. Each is valid until the next is read.
 
-        What was read of a file map stays in memory as long as the map, so there is a new one every so often.
+        The pages of a mapped file stay in memory as long as the mapping, so it is renewed after _MAPPED_BYTES.
         """
         left = list(reversed(keys))
         while left:
@@ -166,7 +165,7 @@ class _SafetensorsFile:
 
 
 class _PickleFile:
-    """A file of torch.save. Only tensors come out of it, and no code runs: weights_only, with no way around."""
+    """A file of torch.save. It is always opened with weights_only, so that no code of it runs."""
 
     def __init__(self, path: Path) -> None:
         _check_archive(path)
@@ -182,7 +181,7 @@ class _PickleFile:
         self.shapes = {key: tuple(tensor.shape) for key, tensor in values.items()}
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor once: it is forgotten here."""
+        """Yield each tensor once, and release it."""
         for key in keys:
             yield key, self._tensors.pop(key)
 
@@ -191,7 +190,7 @@ def _unpickled(path: Path) -> object:
     try:
         unsafe = [*torch.serialization.get_unsafe_globals_in_checkpoint(path), *_constructors(path)]
         values = None if unsafe else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged file, torch raises nearly anything
+    except Exception as error:  # torch raises nearly anything for a damaged file
         raise CheckpointError(path, f"cannot be read: {type(error).__name__}: {error}") from error
     if unsafe:
         raise CheckpointError(path, f"would run {shown(', '.join(sorted(set(unsafe))))}, and is not opened")
@@ -199,7 +198,7 @@ def _unpickled(path: Path) -> object:
 
 
 def _constructors(path: Path) -> list[str]:
-    """The tensor classes that a pickle would call: torch allows it, and what they make is uninitialised memory."""
+    """The tensor classes that a pickle would call. torch allows them, and they would return uninitialised memory."""
     with zipfile.ZipFile(path) as archive:
         pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
     names = (str(argument) for pickle in pickles for op, argument, _ in genops(pickle) if op.name == "GLOBAL")
@@ -207,21 +206,21 @@ def _constructors(path: Path) -> list[str]:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse what is no archive of torch.save, and what grows when it is unpacked."""
+    """Refuse files that torch.save has not written, and files that grow when they are decompressed."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception as error:  # of a damaged file, zipfile raises nearly anything
+    except Exception as error:  # zipfile raises nearly anything for a damaged file
         raise CheckpointError(
-            path, "is no file of torch.save in its format since torch 1.6; save it again, as safetensors"
+            path, "is not a file of torch.save in its format since torch 1.6: save it again, as safetensors"
         ) from error
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise CheckpointError(path, "is packed, which torch.save never does, and would grow when it is opened")
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise CheckpointError(path, "is compressed, which torch.save never does")
 
 
 def _check_tensor(path: Path, key: object, value: object) -> None:
-    """Refuse what is no dense tensor of floats: a tensor's strides can claim far more values than it has."""
+    """Refuse everything but dense tensors of floats. Strides can claim far more values than the file has."""
     if not isinstance(key, str) or not isinstance(value, Tensor):
         raise CheckpointError(path, f"{shown(key)} is a {type(value).__name__}, and must be a tensor")
     dense = value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"

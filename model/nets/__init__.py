@@ -1,1 +1,1 @@
-"""The networks, and the layers that they are built from."""
+"""The networks and their layers."""

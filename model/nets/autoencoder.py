@@ -1,7 +1,7 @@
-"""The first stage of latent diffusion: images → latents → images. diffusers' AutoencoderKL and VQModel.
+"""The VAE of latent diffusion, images → latents → images: diffusers' AutoencoderKL and VQModel.
 
-Rombach et al. 2022 (arXiv:2112.10752), section 3.1; the network of Esser et al. 2021 (arXiv:2012.09841), without its
-attention outside the middle. A U-Net denoises the latents; one pass of the decoder makes an image of the last.
+Rombach et al. 2022 (arXiv:2112.10752), section 3.1. The network is that of Esser et al. 2021 (arXiv:2012.09841), with
+attention only in the middle. A U-Net denoises the latents; then one pass of the decoder makes the image.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,24 +13,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.nets.blocks import MiddleBlock
 from model.nets.layers import ACTIVATIONS, Attention, Downsample, ResnetBlock, Upsample
-from model.nets.unet2d import MiddleBlock, Width
+from model.nets.unet2d import Count
 
-_EPS = 1e-6  # of all its norms
-_AT_ONCE = 4096  # queries of an attention: of more, their scores would be most of the memory
-_DISTANCES = 2**24  # from latents to codes, held at once
+_EPS = 1e-6  # for all norms
+_AT_ONCE = 4096  # attention queries per chunk; the scores of more would take most of the memory
+_DISTANCES = 2**24  # distances from latents to codes that are in memory at once
 
 
 class AutoencoderConfig(BaseModel):
-    """What the first stage is built from: the arguments of diffusers' AutoencoderKL and VQModel.
+    """The arguments of diffusers' AutoencoderKL and VQModel.
 
     Attributes:
-        kind: kl has a distribution for each latent, of which the mean is taken; vq a codebook, whose nearest entry
-            takes the place of each latent ahead of the decoder.
-        scaling_factor: what latents are multiplied with for the U-Net, so that their variance is about 1.
+        kind: kl encodes each latent as a distribution, and we take its mean. vq replaces each latent by the nearest
+            entry of a codebook before decoding.
+        scaling_factor: the U-Net sees latents multiplied by this, so that their variance is about 1.
 
     Raises:
-        ValidationError: for a network that cannot be built.
+        ValidationError: if the network cannot be built.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -38,7 +39,7 @@ class AutoencoderConfig(BaseModel):
     kind: Literal["kl", "vq"]
     image_channels: int = Field(3, ge=1, le=1024)
     latent_channels: int = Field(ge=1, le=1024)
-    block_out_channels: tuple[Width, ...] = Field((64,), min_length=1, max_length=10, strict=False)
+    block_out_channels: tuple[Count, ...] = Field((64,), min_length=1, max_length=10, strict=False)
     layers_per_block: int = Field(1, ge=1, le=32)
     norm_num_groups: int = Field(32, ge=1)
     act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
@@ -64,17 +65,17 @@ class AutoencoderConfig(BaseModel):
 
     @property
     def channels(self) -> int:
-        """Of the latents, as the U-Net has them."""
+        """Channels of the latents that the U-Net denoises."""
         return self.vq_embed_dim or self.latent_channels
 
     @property
     def factor(self) -> int:
-        """How much smaller latents are than images, each way."""
+        """Image height divided by latent height; the same for widths."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
 class Autoencoder(nn.Module):
-    """Both ways. Parameters have diffusers' names, but for those inside ResnetBlock and Attention."""
+    """Encoder and decoder. State-dict keys are diffusers', except inside ResnetBlock and Attention."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -91,41 +92,40 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config)
 
     def moments(self, x: Tensor) -> Tensor:
-        """Map images [B, image_channels, H, W] to what their latents are, not scaled.
+        """Map images [B, image_channels, H, W] to unscaled latents.
 
-        Of kl, means and logarithms of variances, [B, 2·channels, H/factor, W/factor]; of vq latents that are not yet
-        codes, [B, channels, …].
+        kl: means and logarithms of variances, [B, 2·channels, H/factor, W/factor]. vq: latents before the codebook,
+        [B, channels, H/factor, W/factor].
         """
         h: Tensor = self.encoder(x)
         return h if self.quant_conv is None else self.quant_conv(h)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map images to the means of their latents, scaled for the U-Net: [B, channels, H/factor, W/factor]."""
+        """Map images to the means of their latents, scaled for the U-Net, [B, channels, H/factor, W/factor]."""
         return self.moments(x)[:, : self.config.channels] * self.config.scaling_factor
 
     @property
     def unscaled(self) -> Callable[[Tensor], Tensor]:
-        """Maps latents as the U-Net has them, [B, channels, h, w], to what is decoded: of vq, the nearest codes.
+        """A function from scaled latents [B, channels, h, w] to the decoder's input; for vq, to the nearest codes.
 
-        In float32 always, for a code that is not the nearest is another image. It holds no more of the autoencoder
-        than it needs.
+        Always float32: rounding could pick another code. Captures only the codebook, not the whole autoencoder.
         """
         return partial(_unscaled, scaling_factor=self.config.scaling_factor, quantize=self.quantize)
 
     def decode_unscaled(self, z: Tensor) -> Tensor:
-        """Map what `unscaled` gives to images, about −1 … 1, [B, image_channels, factor·h, factor·w]."""
+        """Map the output of `unscaled` to images, about −1 … 1, [B, image_channels, factor·h, factor·w]."""
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
         out: Tensor = self.decoder(z)
         return out
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map latents as the U-Net has them, [B, channels, h, w], to images."""
+        """Map scaled latents [B, channels, h, w] to images."""
         return self.decode_unscaled(self.unscaled(z))
 
 
 class DecoderOnly(nn.Module):
-    """Autoencoder.decode_unscaled, as a backend runs it: it takes no notice of timesteps and labels."""
+    """Autoencoder.decode_unscaled with a backend's arguments. Ignores timesteps and labels."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class DecoderOnly(nn.Module):
 
 
 class EncoderOnly(nn.Module):
-    """Autoencoder.encode, likewise."""
+    """Autoencoder.encode with a backend's arguments. Ignores timesteps and labels."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
@@ -231,14 +231,14 @@ class UpDecoderBlock(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The codes of vq. van den Oord et al. 2017 (arXiv:1711.00937), eq. 1 and 2."""
+    """The codebook of vq. van den Oord et al. 2017 (arXiv:1711.00937), eq. 1 and 2."""
 
     def __init__(self, codes: int, channels: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(codes, channels)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Put the nearest code in the place of each latent, [B, channels, h, w]. Each image's on its own."""
+        """Replace each latent by the nearest code, [B, channels, h, w], one image at a time."""
         return torch.stack([self._nearest(one) for one in z.unbind()])
 
     def _nearest(self, z: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ class Codebook(nn.Module):
             torch.cdist(part, codes).argmin(dim=1) for part in torch.split(places, max(1, _DISTANCES // len(codes)))
         ]
         nearest = codes[torch.cat(parts)].T.reshape(z.shape)
-        return z + (nearest - z)  # as diffusers has it, to the last bit
+        return z + (nearest - z)  # as in diffusers, bit for bit
 
 
 def _unscaled(z: Tensor, scaling_factor: float, quantize: Codebook | None) -> Tensor:

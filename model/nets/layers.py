@@ -1,6 +1,6 @@
-"""The blocks that the U-Nets of this package are built from.
+"""The layers of all networks here.
 
-Shapes: images are [B, C, H, W], time embeddings [B, D]. All convolutions are 3×3 with padding 1 unless said otherwise.
+Shapes: images are [B, C, H, W], time embeddings [B, D]. Convolutions are 3×3 with padding 1 unless noted.
 """
 
 import math
@@ -23,8 +23,8 @@ def sinusoidal_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool = False, 
     """Encode timesteps [B] as [sin(t·f), cos(t·f)], [B, dim].
 
     f_k = 10000^(−k/(dim/2 − freq_shift)), k = 0 … dim/2 − 1. Vaswani et al. 2017 (arXiv:1706.03762), section 3.5.
-    float32, also under autocast. Published checkpoints have cosines ahead of sines (ADM, latent diffusion), or
-    freq_shift 1 (the first DDPMs). An odd dim ends in a zero.
+    The result is float32, also under autocast. An odd dim ends in a zero. ADM and latent diffusion use
+    flip_sin_to_cos; the first DDPMs use freq_shift 1.
     """
     half = dim // 2
     k = torch.arange(half, dtype=torch.float32, device=t.device)
@@ -35,16 +35,16 @@ def sinusoidal_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool = False, 
 
 
 def norm(groups: int | None, channels: int, eps: float = 1e-5) -> nn.Module:
-    """GroupNorm over `groups` groups, or nothing."""
+    """GroupNorm with `groups` groups; no norm for None."""
     return nn.Identity() if groups is None else nn.GroupNorm(groups, channels, eps)
 
 
 class Downsample(nn.Module):
-    """Halve H and W by a strided convolution, in the place of MaxPool.
+    """Halves H and W with a strided convolution.
 
     Args:
         channels: in and out.
-        padding: 1 pads on all sides; 0 on the right and below only, as the first DDPMs do.
+        padding: 1 pads all sides. 0 pads the right and the bottom only, like the first DDPMs.
     """
 
     def __init__(self, channels: int, padding: int = 1) -> None:
@@ -59,7 +59,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double H and W: nearest neighbour, then a convolution against aliasing."""
+    """Doubles H and W: nearest neighbour, then a convolution against aliasing."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def doubled(x: Tensor) -> Tensor:
 
 
 def halved(x: Tensor) -> Tensor:
-    """Halve H and W, by averages."""
+    """Halve H and W by averaging."""
     return F.avg_pool2d(x, 2)
 
 
@@ -85,13 +85,13 @@ class ResnetBlock(nn.Module):
 
     Args:
         in_ch, out_ch: channels.
-        time_emb_dim: width of the time embedding; None where there is no time.
-        norm_groups, eps: of the GroupNorms ahead of the activations; None for no norm.
-        activation: of images and of the time embedding.
-        scale_shift: let the time embedding scale and shift what norm2 gives (Dhariwal & Nichol 2021, arXiv:2105.05233,
-            eq. 1), in the place of adding it ahead of norm2.
-        resample: `doubled` or `halved`: of both branches, after the first activation.
-        residual_scale: divides the sum.
+        time_emb_dim: channels of the time embedding; None for a block without time.
+        norm_groups, eps: for the GroupNorms before the activations; None for no norm.
+        activation: for images and for the time embedding.
+        scale_shift: the time embedding scales and shifts the output of norm2 (Dhariwal & Nichol 2021,
+            arXiv:2105.05233, eq. 1). Otherwise it is added before norm2.
+        resample: `doubled` or `halved`. Applied to both branches, after the first activation.
+        residual_scale: divides the output.
     """
 
     def __init__(
@@ -142,11 +142,11 @@ class Attention(nn.Module):
 
     Args:
         channels: in and out.
-        norm_groups, eps: of the GroupNorm ahead of it; None for no norm.
-        heads: how many.
-        head_dim: channels of each; by default they share all channels.
-        residual_scale: divides the sum.
-        at_once: positions that attend at once, which bounds the memory of their scores; None: all.
+        norm_groups, eps: for the GroupNorm before it; None for no norm.
+        heads: number of heads.
+        head_dim: channels of one head. None: channels // heads.
+        residual_scale: divides the output.
+        at_once: queries per chunk, which limits the memory for the scores. None: one chunk.
     """
 
     def __init__(

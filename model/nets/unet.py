@@ -1,7 +1,7 @@
 """The Diffusion U-Net: ResnetBlock(t) → Downsample on the way down, Concat → ResnetBlock(t) → Upsample on the way up.
 
-Each decoder block works one level lower than the original U-Net's, ahead of its Upsample (docs/unet.md has the
-consequences, measured). With every extra off the network is the bare skeleton, state-dict keys included.
+Each decoder block works before its Upsample, so one level lower than in the original U-Net; docs/unet.md measures what
+follows. With every extra off, the network is the bare skeleton, state-dict keys included.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from model.nets.layers import Attention, Downsample, ResnetBlock, Upsample, sinu
 
 
 class DiffusionUNet(nn.Module):
-    """Predict ε, v or x_0 of noisy images at their timesteps.
+    """Predicts ε, v or x_0 of noisy images.
 
     Args:
         in_ch: channels of the image, in and out.
-        model_ch: channels after `input_conv`, and the width of the sinusoidal encoding; even.
+        model_ch: channels after `input_conv`, and of the sinusoidal encoding; even.
         ch_mult: channels of each level, as multiples of `model_ch`. Each level halves H and W.
-        norm_groups: GroupNorm with so many groups ahead of each SiLU on images; None for no norm.
-        attention_levels: levels (0 is the highest resolution) with attention after their ResnetBlocks.
-        middle_attention: attention after the middle block.
-        num_classes: a label embedding, added to the time embedding; its row `num_classes` stands for "no label".
-        input_skip: a skip from `input_conv` to `final_conv`.
+        norm_groups: groups of the GroupNorm before each SiLU on images; None for no norm.
+        attention_levels: levels with attention after their ResnetBlocks. Level 0 has the highest resolution.
+        middle_attention: adds attention after the middle block.
+        num_classes: adds a label embedding to the time embedding. Entry `num_classes` means "no label".
+        input_skip: adds a skip from `input_conv` to `final_conv`.
 
     Raises:
-        ValueError: for sizes that cannot be built; the message names them.
+        ValueError: if the network cannot be built; the message names the argument.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class DiffusionUNet(nn.Module):
             self.label_embed = nn.Embedding(num_classes + 1, time_emb_dim)
         self.input_conv = nn.Conv2d(in_ch, model_ch, 3, padding=1)
 
-        # `downs` and `ups` alternate ResnetBlock and resampling. Attention stands beside them, by its level, so that
-        # the skeleton's keys do not depend on it.
+        # `downs` and `ups` alternate ResnetBlock and resampling. Attention has its own dicts, keyed by level, so that
+        # it does not change the skeleton's state-dict keys.
         self.downs = nn.ModuleList()
         self.down_attentions = nn.ModuleDict()
         ch = model_ch
@@ -87,9 +87,11 @@ class DiffusionUNet(nn.Module):
         return out
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
-        """Map x [B, C, H, W], t [B] and labels [B] (`num_classes` = no label) to the prediction, [B, C, H, W].
+        """Map x [B, C, H, W], t [B] and labels [B] to the prediction, [B, C, H, W].
 
-        `t_emb` is embed_time(t), where that is known already.
+        Args:
+            labels: `num_classes` means "no label", and so does None.
+            t_emb: embed_time(t), if the caller has computed it.
         """
         if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self.check_size(x.shape[-2], x.shape[-1])
@@ -125,7 +127,7 @@ class DiffusionUNet(nn.Module):
         return out
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise ValueError unless the levels can halve height and width."""
+        """Raise ValueError unless each level can halve height and width."""
         factor = 2**self.levels
         if height % factor or width % factor or not height or not width:
             raise ValueError(
@@ -151,7 +153,7 @@ def _check(
             "without input_skip, final_conv takes model_channels channels"
         )
     if norm_groups is not None:
-        # The decoder's concatenations are sums of these widths, so they divide where the widths do.
+        # The decoder concatenates these widths. If norm_groups divides each, it divides the sums.
         for ch in {model_ch, *(mult * model_ch for mult in ch_mult)}:
             if norm_groups < 1 or ch % norm_groups:
                 raise ValueError(f"norm_groups is {norm_groups}, which does not divide a width of {ch} channels")

@@ -1,11 +1,10 @@
 """The DDPM-family U-Net: diffusers' UNet2DModel, and with it improved- and guided-diffusion (ADM) and latent diffusion.
 
-Several ResnetBlocks a level, each with a skip of its own, and one more on the way up; resampling between the levels
-only. Ho et al. 2020 (arXiv:2006.11239), appendix B; the variants of Dhariwal & Nichol 2021 (arXiv:2105.05233).
+Each level has several ResnetBlocks on the way down, each with its own skip, and one more on the way up. Only the
+transitions between levels resample. Ho et al. 2020 (arXiv:2006.11239), appendix B; the variants of Dhariwal & Nichol
+2021 (arXiv:2105.05233).
 """
 
-import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal, Self
 
@@ -14,41 +13,33 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.nets.layers import (
-    ACTIVATIONS,
-    Attention,
-    Downsample,
-    ResnetBlock,
-    Upsample,
-    doubled,
-    halved,
-    sinusoidal_embedding,
-)
+from model.nets.blocks import DownBlock, FourierEncoding, MiddleBlock, SinusoidalEncoding, TimeEmbedding, UpBlock
+from model.nets.layers import ACTIVATIONS, Attention, Downsample, ResnetBlock, Upsample, doubled, halved
 
-Width = Annotated[int, Field(ge=1, le=16384)]
+Count = Annotated[int, Field(ge=1, le=16384)]
 DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
 UpBlockType = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
 Resampling = Literal["conv", "resnet"]
 
 
 class UNet2DConfig(BaseModel):
-    """What the network is built from: the arguments and defaults of diffusers' UNet2DModel, and two that it lacks.
+    """The arguments and defaults of diffusers' UNet2DModel, and two more: time_proj_dim and num_attention_heads.
 
     Raises:
-        ValidationError: for a network that cannot be built. Bounds keep what is built small enough to be looked at.
+        ValidationError: if the network cannot be built. The limits keep the network small enough to build on `meta`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     in_channels: int = Field(3, ge=1, le=1024)
     out_channels: int = Field(3, ge=1, le=2048)
-    center_input_sample: bool = False  # map 0 … 1 to −1 … 1
+    center_input_sample: bool = False  # maps 0 … 1 to −1 … 1
     time_embedding_type: Literal["positional", "fourier", "learned"] = "positional"
-    time_embedding_dim: Width | None = None  # None: 4 × that of the encoding
-    time_proj_dim: Width | None = None  # of the encoding; None: the first width. ADM-512 has another
+    time_embedding_dim: Count | None = None  # None: 4 × encoding_dim
+    time_proj_dim: Count | None = None  # None: block_out_channels[0]. Only ADM-512 differs
     freq_shift: float = 0.0
     flip_sin_to_cos: bool = True
-    num_train_timesteps: int | None = Field(None, ge=1, le=100_000)  # rows of a learned encoding
+    num_train_timesteps: int | None = Field(None, ge=1, le=100_000)  # length of a learned encoding
     down_block_types: tuple[DownBlockType, ...] = Field(
         ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"), strict=False
     )
@@ -56,20 +47,20 @@ class UNet2DConfig(BaseModel):
     up_block_types: tuple[UpBlockType, ...] = Field(
         ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"), strict=False
     )
-    block_out_channels: tuple[Width, ...] = Field((224, 448, 672, 896), min_length=1, max_length=12, strict=False)
+    block_out_channels: tuple[Count, ...] = Field((224, 448, 672, 896), min_length=1, max_length=12, strict=False)
     layers_per_block: int = Field(2, ge=1, le=64)
     mid_block_scale_factor: float = Field(1.0, gt=0)
     downsample_padding: int = Field(1, ge=0, le=1)
-    downsample_type: Resampling | None = "conv"  # of AttnDownBlock2D alone; None is conv
-    upsample_type: Resampling | None = "conv"  # of AttnUpBlock2D alone; None is conv
+    downsample_type: Resampling | None = "conv"  # only AttnDownBlock2D uses this; None means conv
+    upsample_type: Resampling | None = "conv"  # only AttnUpBlock2D uses this; None means conv
     act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
-    attention_head_dim: Width | None = 8  # None: one head
-    num_attention_heads: Width | None = None  # so many at every width, in the place of attention_head_dim
-    norm_num_groups: Width = 32
-    attn_norm_num_groups: Width | None = None  # of the middle attention
+    attention_head_dim: Count | None = 8  # None: one head
+    num_attention_heads: Count | None = None  # overrides attention_head_dim
+    norm_num_groups: Count = 32
+    attn_norm_num_groups: Count | None = None  # for the middle attention
     norm_eps: float = Field(1e-5, gt=0)
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
-    add_attention: bool = True  # in the middle
+    add_attention: bool = True  # in the middle block
     class_embed_type: Literal["timestep", "identity"] | None = None
     num_class_embeds: int | None = Field(None, ge=1, le=1_000_000)
 
@@ -100,13 +91,13 @@ class UNet2DConfig(BaseModel):
 
     @property
     def encoding_dim(self) -> int:
-        """Width of the timestep's encoding, ahead of the MLP; half of it where the encoding is fourier."""
+        """Channels of the timestep encoding that enters the MLP; a fourier encoding has twice as many."""
         return self.block_out_channels[0] if self.time_proj_dim is None else self.time_proj_dim
 
     @property
     def first_timestep(self) -> int:
-        """The least that the network can be asked at."""
-        return 1 if self.time_embedding_type == "fourier" else 0  # it takes the logarithm
+        """The smallest valid timestep."""
+        return 1 if self.time_embedding_type == "fourier" else 0  # a fourier encoding takes the logarithm
 
     @property
     def has_middle_attention(self) -> bool:
@@ -114,7 +105,7 @@ class UNet2DConfig(BaseModel):
 
     @property
     def middle_norm_groups(self) -> int | None:
-        """Groups of the middle attention's norm. With scale_shift it has none, unless attn_norm_num_groups says so."""
+        """Groups of the middle attention's norm. With scale_shift and no attn_norm_num_groups there is no norm."""
         if self.attn_norm_num_groups is None and self.resnet_time_scale_shift == "default":
             return self.norm_num_groups
         return self.attn_norm_num_groups
@@ -138,9 +129,9 @@ class UNet2DConfig(BaseModel):
 
 
 class UNet2D(nn.Module):
-    """Predict ε, v or x_0 of noisy images at their timesteps; with twice the channels, also a variance.
+    """Predicts ε, v or x_0 of noisy images; with twice the output channels, also a variance.
 
-    Parameters have diffusers' names, but for those inside ResnetBlock and Attention.
+    State-dict keys are diffusers', except inside ResnetBlock and Attention.
     """
 
     def __init__(self, config: UNet2DConfig) -> None:
@@ -177,7 +168,7 @@ class UNet2D(nn.Module):
 
         last = len(widths) - 1
         ch = widths[0]
-        skips = [ch]  # channels of what the way up concatenates
+        skips = [ch]  # channels of each skip
         self.down_blocks = nn.ModuleList()
         for level, (kind, width) in enumerate(zip(config.down_block_types, widths, strict=True)):
             resnets = [resnet(ch if i == 0 else width, width) for i in range(config.layers_per_block)]
@@ -224,9 +215,10 @@ class UNet2D(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
         """Map x [B, C, H, W], t [B] and labels to the prediction, [B, out_channels, H, W].
 
-        Labels are [B] integers; with class_embed_type identity, [B, time_embedding_dim] numbers that are added to the
-        time embedding. Without labels, or without classes, nothing is added. `t_emb` is embed_time(t), where that is
-        known already.
+        Args:
+            labels: integers [B]. With class_embed_type identity: vectors [B, time_embedding_dim], which are added to
+                the time embedding. None adds nothing. A network without classes ignores them.
+            t_emb: embed_time(t), if the caller has computed it.
         """
         if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self.check_size(x.shape[-2], x.shape[-1])
@@ -256,7 +248,7 @@ class UNet2D(nn.Module):
         return out
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise ValueError unless the levels can halve height and width."""
+        """Raise ValueError unless each level can halve height and width."""
         factor = 2 ** (len(self.config.block_out_channels) - 1)
         if height % factor or width % factor or not height or not width:
             raise ValueError(
@@ -267,108 +259,6 @@ class UNet2D(nn.Module):
     def _encoded(self, t: Tensor) -> Tensor:
         encoded: Tensor = self.time_proj(t).to(self.conv_in.weight.dtype)
         return encoded
-
-
-class DownBlock(nn.Module):
-    """ResnetBlocks, each followed by attention where there is any, then a Downsample."""
-
-    def __init__(
-        self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], downsampler: nn.Module | None
-    ) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
-        self.downsamplers = nn.ModuleList([] if downsampler is None else [downsampler])
-
-    def forward(self, h: Tensor, t_emb: Tensor) -> list[Tensor]:
-        """All that the way up concatenates; the last goes on down."""
-        states = []
-        for i, resnet in enumerate(self.resnets):
-            h = resnet(h, t_emb)
-            if self.attentions:
-                h = self.attentions[i](h)
-            states.append(h)
-        for downsampler in self.downsamplers:
-            h = _resampled(downsampler, h, t_emb)
-            states.append(h)
-        return states
-
-
-class MiddleBlock(nn.Module):
-    """Two ResnetBlocks, with attention between them where there is any."""
-
-    def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
-
-    def forward(self, h: Tensor, t_emb: Tensor | None) -> Tensor:
-        h = self.resnets[0](h, t_emb)
-        for attention in self.attentions:
-            h = attention(h)
-        out: Tensor = self.resnets[1](h, t_emb)
-        return out
-
-
-class UpBlock(nn.Module):
-    """ResnetBlocks on what is concatenated with the last skip, each followed by attention where there is any, then an
-    Upsample."""
-
-    def __init__(
-        self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], upsampler: nn.Module | None
-    ) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
-        self.upsamplers = nn.ModuleList([] if upsampler is None else [upsampler])
-
-    def forward(self, h: Tensor, t_emb: Tensor, skips: list[Tensor]) -> Tensor:
-        """Takes its skips off the end of the list."""
-        for i, resnet in enumerate(self.resnets):
-            h = resnet(torch.cat([h, skips.pop()], dim=1), t_emb)
-            if self.attentions:
-                h = self.attentions[i](h)
-        for upsampler in self.upsamplers:
-            h = _resampled(upsampler, h, t_emb)
-        return h
-
-
-class TimeEmbedding(nn.Module):
-    """Linear, SiLU, Linear."""
-
-    def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(in_dim, out_dim)
-        self.linear_2 = nn.Linear(out_dim, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
-        return out
-
-
-class SinusoidalEncoding(nn.Module):
-    """layers.sinusoidal_embedding."""
-
-    def __init__(self, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> None:
-        super().__init__()
-        self.dim = dim
-        self.flip_sin_to_cos = flip_sin_to_cos
-        self.freq_shift = freq_shift
-
-    def forward(self, t: Tensor) -> Tensor:
-        return sinusoidal_embedding(t, self.dim, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift)
-
-
-class FourierEncoding(nn.Module):
-    """[sin(2π·w·ln t), cos(2π·w·ln t)] with w [dim] from the file; t > 0. Song et al. 2021, arXiv:2011.13456, C.2."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim))
-
-    def forward(self, t: Tensor) -> Tensor:
-        angles = t.float().log()[:, None] * self.weight * 2 * math.pi
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def _time_proj(config: UNet2DConfig) -> nn.Module:
@@ -383,10 +273,5 @@ def _time_proj(config: UNet2DConfig) -> nn.Module:
 
 
 def _by_resnet(kind: str, resampling: Resampling | None) -> bool:
-    """Whether a block resamples by a ResnetBlock; only blocks with attention can be told how."""
+    """Whether a block resamples with a ResnetBlock. Only blocks with attention read `resampling`."""
     return kind.startswith("Resnet") or (kind.startswith("Attn") and resampling == "resnet")
-
-
-def _resampled(module: nn.Module, h: Tensor, t_emb: Tensor) -> Tensor:
-    out: Tensor = module(h, t_emb) if isinstance(module, ResnetBlock) else module(h)
-    return out

@@ -165,7 +165,7 @@ class Generation:
 
     @property
     def _is_latent(self) -> bool:
-        return self.served.model.first_stage is not None
+        return self.served.model.vae is not None
 
     @property
     def _no_latents(self) -> Image:
@@ -219,7 +219,7 @@ class Generation:
         return upload
 
     async def _answer(self, request: Request, errand: Future[Image], timeout_s: float) -> Image:
-        """Wait for an answer of the first stage.
+        """Wait for an answer of the VAE.
 
         Raises:
             ClientDisconnect: where the client leaves, which cancels it.

@@ -121,7 +121,7 @@ _VARY = {"Vary": _header("the answer depends on Accept", _STRING)}
 
 
 def _timing(served: Served) -> Schema:
-    stages = "denoising, decoding latents and encoding" if served.model.first_stage else "denoising and encoding"
+    stages = "denoising, decoding latents and encoding" if served.model.vae else "denoising and encoding"
     return {"Server-Timing": _header(f"milliseconds in the queue, {stages}", _STRING, required=False)}
 
 
@@ -248,7 +248,7 @@ def _query_parameters(schema: Schema) -> list[Schema]:
 
 def _upload(schema: Schema, served: Served, steps: int) -> Schema:
     files = "a PNG or .npy file of the model's image_shape"
-    if served.model.first_stage:
+    if served.model.vae:
         files = "a PNG of the model's image_shape, which is encoded, or an .npy of latents, of its latent_shape"
     file = {"type": "string", "format": "binary", "description": files}
     text = {**_BASE64_SENT, "description": "the same file in base64, perhaps as a data: URL"}
@@ -277,7 +277,7 @@ def _upload(schema: Schema, served: Served, steps: int) -> Schema:
 
 def _images(served: Served) -> Schema:
     """An answer in JSON."""
-    stages = ("queue_s", "denoise_s", *(["decode_s"] if served.model.first_stage else []), "encode_s")
+    stages = ("queue_s", "denoise_s", *(["decode_s"] if served.model.vae else []), "encode_s")
     image = _object(
         seed={"type": "integer", "minimum": 0},
         b64_json={**_BASE64, "contentMediaType": "image/png"},
@@ -354,7 +354,7 @@ def denoise(served: Served, settings: Settings) -> dict[str, Any]:
 
 def noise(served: Served, settings: Settings) -> dict[str, Any]:
     content = {"image/png": _BINARY, "application/x-npy": _BINARY}
-    never = [] if served.model.first_stage else [500, 504]  # where nothing has to be encoded or decoded
+    never = [] if served.model.vae else [500, 504]  # where nothing has to be encoded or decoded
     return {
         "operation_id": "noise",
         "response_class": Response,

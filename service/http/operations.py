@@ -62,7 +62,7 @@ class Operations:
         """The model, what computes it, and what a request may ask for."""
         served, model, settings = self.served, self.served.model, self.settings
         distilled, parts = model.distilled, served.fingerprint_parts
-        first_stage = model.first_stage
+        vae = model.vae
         costs = self.engine.scheduler.costs if self.engine.scheduler else None
         return JSONResponse(
             {
@@ -76,8 +76,8 @@ class Operations:
                 "prediction_type": model.schedule.prediction_type,
                 "num_train_timesteps": model.schedule.num_train_timesteps,
                 "image_shape": list(model.image_shape),
-                "latent_shape": None if first_stage is None else list(model.sample_shape),
-                "first_stage": None if first_stage is None else asdict(first_stage),
+                "latent_shape": None if vae is None else list(model.sample_shape),
+                "first_stage": None if vae is None else asdict(vae),
                 "preview": None if served.preview is None else "linear",
                 "out_channels": model.out_channels,
                 "num_classes": model.num_classes,
@@ -103,7 +103,7 @@ class Operations:
                 "fingerprint_parts": dict(parts),
                 "reproducible": served.reproducible,
                 "seconds_per_step": _by_width(costs),
-                "seconds_per_decode": None if first_stage is None else _by_width(costs and costs.decoding),
+                "seconds_per_decode": None if vae is None else _by_width(costs and costs.decoding),
             },
             headers={"Cache-Control": "no-store"},
         )

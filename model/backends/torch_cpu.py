@@ -1,4 +1,4 @@
-"""The network on torch, on the CPU: what remains where OpenVINO is not installed."""
+"""A network on torch's CPU kernels, for machines without OpenVINO."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -7,19 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backends.backend import Precision, keeps_rows_apart, processor
+from model.backends.backend import Precision, is_batch_invariant, processor
 
 
-class PaddedBackend:
-    """Runs every pass at one batch size, padded: torch's bytes depend on the batch size, at one size on nothing else.
+class TorchCPUBackend:
+    """Pads every pass to one width, because torch's bits depend on the width. A lone row costs a full pass.
 
-    Implements model.backends.backend.Backend. So a lone row costs as much as a full pass.
+    Implements model.backends.backend.Backend.
 
     Args:
         network: called with (x, timesteps, labels).
         sample_shape: (C, H, W).
         precision: float32, or bfloat16 by autocast.
-        width: the batch size.
+        width: rows of every pass.
     """
 
     device = torch.device("cpu")
@@ -27,13 +27,13 @@ class PaddedBackend:
     def __init__(
         self, network: nn.Module, sample_shape: tuple[int, int, int], precision: Precision, width: int
     ) -> None:
-        # torch's kernels for channels_last are up to 1.4 times as fast, with errors three times as large, which DDIM
-        # magnifies until one value in fifty of an image differs from diffusers'.
+        # torch's channels_last kernels are up to 1.4 times as fast, but their errors are three times as large. In
+        # float32 DDIM amplifies these until one pixel value in fifty differs from diffusers'.
         self._format = torch.contiguous_format if precision == "float32" else torch.channels_last
         self._network = network.to(memory_format=self._format).eval()  # type: ignore[call-overload]
         self._precision = precision
         self._width = width
-        self.reproducible = keeps_rows_apart(self._forward, self._forward, width, sample_shape, self.device)
+        self.reproducible = is_batch_invariant(self._forward, self._forward, width, sample_shape, self.device)
 
     @property
     def widths(self) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""The first stage at work: latents → images and back, each on a backend of its own."""
+"""The VAE at work: encodes and decodes, each on its own backend, and makes previews."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,17 +16,17 @@ from model.description import ModelDescription
 from model.nets.autoencoder import Autoencoder
 from model.rows import Image
 
-_PLACES = 1024  # of latents, that a preview is fitted to
-_RCOND = 1e-4  # channels that follow from others, but for rounding, tell nothing
-_SCALES = (1, 2, 4, 8, 16)  # of the colours in an image that it is fitted with, in places across
+_POSITIONS = 1024  # latent positions that the preview is fitted to, at least
+_RCOND = 1e-4  # ignores channels that, but for rounding, depend on other channels
+_SCALES = (1, 2, 4, 8, 16)  # sizes of the random colour grids in an image
 
 
-class FirstStage:
+class VAE:
     """Runs an autoencoder. Implements model.rows.FirstStage.
 
     Args:
-        unscaled: what is decoded of latents, Autoencoder.unscaled: in float32, whatever backends compute in.
-        decoder, encoder: the autoencoder's halves.
+        unscaled: Autoencoder.unscaled, in float32 whatever the backends' precision.
+        decoder, encoder: the backends of the autoencoder's halves.
         image_shape: (C, H, W) of images.
     """
 
@@ -50,12 +50,12 @@ class FirstStage:
 
     @property
     def fingerprint(self) -> dict[str, str | int]:
-        """All of decoding that can move a bit of an image, by name: on a GPU also how wide a pass has room."""
+        """Everything in decoding that can change a bit of an image, by name."""
         return {f"decoder_{name}": value for name, value in self._decoder.fingerprint.items()}
 
     @property
     def reproducible(self) -> bool:
-        """Whether an image was seen to have the same bits alone and among others."""
+        """Whether an image had the same bits alone and in a full pass, when this was tried."""
         return self._decoder.reproducible
 
     @torch.inference_mode()
@@ -76,35 +76,35 @@ class FirstStage:
         return self._preview.of(latents)
 
     def _on_its_stream(self) -> AbstractContextManager[object]:
-        """So that a GPU's next pass does not wait for what is done here."""
+        """On a GPU, the U-Net's passes must not wait for the VAE."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
-def choose_first_stage(
+def choose_vae(
     autoencoder: Autoencoder,
     model: ModelDescription,
     device: torch.device,
     precision: Choice,
     threads: int,
     cache_dir: Path | None,
-) -> FirstStage:
-    """The best backends for an autoencoder. Arguments are as those of `choose`."""
+) -> VAE:
+    """Make the VAE with the best backends. The other arguments are those of `choose`."""
     decodes = choose(decoder(autoencoder, model), device, precision, threads, None, cache_dir)
     encodes = choose(encoder(autoencoder, model), device, precision, threads, 1, cache_dir)
-    return FirstStage(autoencoder.unscaled, decodes, encodes, model.image_shape)
+    return VAE(autoencoder.unscaled, decodes, encodes, model.image_shape)
 
 
 def _run(backend: Backend, x: Tensor) -> Tensor:
-    """A pass of a network that knows neither timesteps nor labels. The output on the CPU."""
-    nothing = torch.zeros(len(x), dtype=torch.int64, device=backend.device)
-    return backend.start(x, nothing, nothing)().cpu()
+    """Run a pass of a network without timesteps and labels. The output is on the CPU."""
+    unused = torch.zeros(len(x), dtype=torch.int64, device=backend.device)
+    return backend.start(x, unused, unused)().cpu()
 
 
 class Preview(NamedTuple):
-    """A linear map of latents to colours.
+    """A linear map from latent channels to colours.
 
     Attributes:
-        weight, bias: [C, c] and [C], of latents with c channels and images with C.
+        weight, bias: [C, c] and [C], for latents with c channels and images with C.
         image_shape: (C, H, W).
     """
 
@@ -113,7 +113,7 @@ class Preview(NamedTuple):
     image_shape: tuple[int, int, int]
 
     def of(self, latents: Image) -> Image:
-        """Map latents [c, h, w] to a blurred image, [C, H, W]."""
+        """Map latents [c, h, w] to a blurred image [C, H, W]."""
         z = torch.from_numpy(latents)
         small = (self.weight[:, :, None, None] * z).sum(dim=1) + self.bias[:, None, None]
         image: Image = F.interpolate(small[None], self.image_shape[1:], mode="bilinear")[0].numpy()
@@ -121,31 +121,31 @@ class Preview(NamedTuple):
 
 
 def fitted(encode: Callable[[Image], Image], image_shape: tuple[int, int, int]) -> Preview:
-    """The map that comes closest, in the least squares, to the mean colour of each latent's part of an image.
+    """The least-squares fit from each latent to the mean colour of its part of the image.
 
-    It is fitted with random clouds of colour, for at the start of a server there are no other images.
+    The images are random colours, because a starting server has no others.
     """
     rng = torch.Generator().manual_seed(0)
     latents: list[Tensor] = []
     colours: list[Tensor] = []
-    while sum(len(part) for part in latents) < _PLACES:
-        image = _clouds(image_shape, rng)
+    while sum(len(part) for part in latents) < _POSITIONS:
+        image = _colours(image_shape, rng)
         z = torch.from_numpy(encode(image.numpy()))
         latents.append(z.flatten(1).T)
         colours.append(F.adaptive_avg_pool2d(image, (z.shape[1], z.shape[2])).flatten(1).T)
     z = torch.cat(latents)
-    if not z.isfinite().all():  # broken weights, of which the engine's warm-up tells; there is nothing to fit
+    if not z.isfinite().all():  # broken weights: nothing to fit, and the engine's warm-up reports them
         z = torch.zeros_like(z)
     known = torch.cat([z, torch.ones(len(z), 1)], dim=1)
-    # torch's own choice of a driver, gelsy, reads memory that nobody has written. What is left in last bits is of where
-    # memory lies: float32 does not hold those of float64.
+    # torch's default driver, gelsy, reads uninitialised memory. gelsd's last bits depend on memory alignment, and
+    # rounding from float64 to float32 drops them.
     wanted = torch.cat(colours).double()
     solution = torch.linalg.lstsq(known.double(), wanted, rcond=_RCOND, driver="gelsd").solution.float()
     return Preview(solution[:-1].T.contiguous(), solution[-1], image_shape)
 
 
-def _clouds(shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """An image [C, H, W] of random colours at several scales, many of them as bright or as dark as they can be."""
+def _colours(shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    """An image [C, H, W] of random colours at several scales. Many values are clipped at −1 or 1."""
     channels, *size = shape
     layers = [torch.randn((1, channels, scale, scale), generator=rng) for scale in _SCALES]
     return sum(1.6 * F.interpolate(layer, size, mode="bilinear") for layer in layers)[0].clamp(-1, 1)  # type: ignore[index]
