@@ -1,10 +1,10 @@
-"""Open-loop load: requests arrive as a Poisson process, whatever the server does with them."""
+"""Load on a server: an open loop, whose requests come at their own times, and a closed one, whose clients wait."""
 
 import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from time import perf_counter
@@ -13,7 +13,6 @@ from typing import TypeVar
 import httpx
 
 PATIENCE = 600.0  # seconds
-
 
 Fields = Mapping[str, object]  # of a request
 T = TypeVar("T")
@@ -120,6 +119,44 @@ def alone(url: str, number: int, num_inference_steps: int, **fields: object) -> 
             if response.status != 200:
                 raise RuntimeError(f"{url} answered {response.status}: {answer[:200]!r}")
     return seconds
+
+
+def closed_loop(url: str, requests: Sequence[Fields], clients: int) -> float:
+    """Seconds until all requests are answered. Each client has its own connection and one request in flight.
+
+    The clients share the cores with the server, so they do as little as a client can.
+
+    Raises:
+        RuntimeError: where a request is not answered 200.
+    """
+
+    async def run() -> None:
+        waiting = iter(requests)  # the clients share it
+        await asyncio.gather(*(_client(url, waiting) for _ in range(clients)))
+
+    began = perf_counter()
+    asyncio.run(run())
+    return perf_counter() - began
+
+
+async def _client(url: str, waiting: Iterator[Fields]) -> None:
+    """Send request after request until none is left."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for fields in waiting:
+        body = json.dumps(fields).encode()
+        accept = "image/png" if fields.get("num_images", 1) == 1 else "application/zip"
+        writer.write(
+            f"POST /sample HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nAccept: {accept}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        answer = await reader.readexactly(length)
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"{url} answered {head[:40]!r}: {answer[:200]!r}")
+    writer.close()
 
 
 def percentile(values: Sequence[float], q: float) -> float:
