@@ -55,7 +55,8 @@ class BareLoop:
             rows = x if branches == 1 else torch.cat([x, x])
             out = self._backend.start(rows, timesteps, labels)()
             if branches == 2:
-                out = guided(*out.chunk(2), scale)
+                conditional, unconditional = out.chunk(2)
+                out = guided(conditional, unconditional, scale)
             x, x0 = update(x, out, x0, noise, lines[i].expand(len(x), -1), ())
         return perf_counter() - began
 
