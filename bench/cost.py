@@ -50,8 +50,9 @@ def seconds_of_request(server: Server, num_images: int, steps: int) -> float:
 
 
 def table(head: str, curves: Mapping[str, Curve]) -> record.Table:
-    columns = {str(x): "{:.3g}" for x in next(iter(curves.values()))}
-    return record.Table(head, columns, {name: list(curve.values()) for name, curve in curves.items()})
+    columns = {str(x): "{:g}" for x in next(iter(curves.values()))}
+    rows = {name: [float(f"{ms:.3g}") for ms in curve.values()] for name, curve in curves.items()}  # three digits
+    return record.Table(head, columns, rows)
 
 
 def draw(axes: Axes, title: str, head: str, curves: Mapping[str, Curve]) -> None:

@@ -91,8 +91,10 @@ class Record:
     @property
     def source(self) -> str:
         """Where the figures come from, in one line."""
-        what = f"`{self.command}`, {self.date}"
-        return what if self.date == NOT_YET else f"{what}, medians of {self.rounds}. {self.machine}."
+        if self.date == NOT_YET:
+            return f"`{self.command}`: {NOT_YET}."
+        rounds = f"medians of {self.rounds}" if self.rounds > 1 else "one run"
+        return f"`{self.command}`, {self.date}, {rounds}. {self.machine}."
 
     def markdown(self) -> str:
         return "\n\n".join([self.source, *(f"{name}\n\n{table.markdown()}" for name, table in self.tables.items())])
