@@ -14,24 +14,18 @@ command writes what stands between the two halves of each mark. Nothing is measu
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from bench import record
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "bench").glob("*.md"))]
 _MARK = re.compile(r"(<!-- (figure|table|source): (.*?) -->).*?(<!-- / -->)", re.DOTALL)
 _LINE_START = re.compile(r"^ *<!-- figure:", re.MULTILINE)
 
 
 class MarkError(Exception):
     """A mark that asks for what no record has, or that Markdown would not show."""
-
-
-def documents() -> Iterator[Path]:
-    yield ROOT / "README.md"
-    for folder in ("docs", "bench"):
-        yield from sorted((ROOT / folder).glob("*.md"))
 
 
 def filled(text: str) -> str:
@@ -66,7 +60,7 @@ def _asked(kind: str, parts: list[str]) -> str:
 
 
 def main() -> None:
-    for path in documents():
+    for path in DOCUMENTS:
         text = path.read_text()
         new = filled(text)
         if new != text:

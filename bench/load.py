@@ -143,20 +143,23 @@ async def _client(url: str, waiting: Iterator[Fields]) -> None:
     """Send request after request until none is left."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    for fields in waiting:
-        body = json.dumps(fields).encode()
-        accept = "image/png" if fields.get("num_images", 1) == 1 else "application/zip"
-        writer.write(
-            f"POST /sample HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nAccept: {accept}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-        answer = await reader.readexactly(length)
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(f"{url} answered {head[:40]!r}: {answer[:200]!r}")
-    writer.close()
+    try:
+        for fields in waiting:
+            body = json.dumps(fields).encode()
+            accept = "image/png" if fields.get("num_images", 1) == 1 else "application/zip"
+            writer.write(
+                f"POST /sample HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nAccept: {accept}\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+            answer = await reader.readexactly(length)
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"{url} answered {head[:40]!r}: {answer[:200]!r}")
+    finally:
+        writer.close()
+        await writer.wait_closed()
 
 
 def percentile(values: Sequence[float], q: float) -> float:

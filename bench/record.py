@@ -121,6 +121,10 @@ def read(name: str) -> Record:
     Raises:
         FileNotFoundError: where nothing has been recorded under it.
     """
-    fields = json.loads((FOLDER / f"{name}.json").read_text())
+    return from_json((FOLDER / f"{name}.json").read_text())
+
+
+def from_json(text: str) -> Record:
+    fields = json.loads(text)
     tables = {key: Table(**table) for key, table in fields.pop("tables").items()}
     return Record(**fields, tables=tables)
