@@ -75,7 +75,7 @@ class Server:
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.communicate()  # waits, and closes the pipe
 
 
 def free_port() -> int:
