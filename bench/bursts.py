@@ -47,7 +47,7 @@ class Burst:
 
 
 BURSTS = (
-    Burst("small", 48, 48, "ddim", 20),
+    Burst("small", 32, 32, "ddim", 20),
     Burst("digits", 128, 32, "dpmpp_2m", 15, 1.3, {"class_label": 3}),
     Burst("digits-4step", 512, 32, "ddim", 4, fields={"class_label": 3}),
 )

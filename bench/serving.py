@@ -20,7 +20,6 @@ from matplotlib import pyplot as plt
 
 from bench import record
 from bench.architectures import CIFAR10, SMALL, write
-from bench.bare import BareLoop, openvino_loop
 from bench.load import Load, Outcome, alone, at_once, percentile, poisson
 from bench.machine import machine
 from bench.peers.schedulers_server import Batches, OneAtATime
@@ -34,12 +33,11 @@ SOLO_STEPS = 50
 WIDTHS = (1, 2, 4, 8)
 UTILISATIONS = (0.5, 0.7, 0.9, 1.1)  # of the best scheduler's capacity
 SIMULATED, SIMULATED_UTILISATIONS = 5_000, (0.5, 0.7, 0.9)
-COLOURS = {"Stepwise": "tab:blue", "bare loop": "0.85"}
 
 
 @dataclass
 class Figures:
-    """Images a second in bursts and seconds of a lone request, of one server or loop. A list has an entry a round."""
+    """A server's images a second in bursts, and its seconds of a lone request: lists with an entry a round."""
 
     images_per_s: list[float] = field(default_factory=list)
     alone_s: list[float] = field(default_factory=list)
@@ -53,27 +51,20 @@ class Figures:
         return statistics.median(self.alone_s)
 
 
-def side_by_side(
-    servers: Sequence[Server], bare: BareLoop | None, rounds: int, number: int, **fields: object
-) -> dict[str, Figures]:
+def side_by_side(servers: Sequence[Server], rounds: int, number: int, **fields: object) -> dict[str, Figures]:
     """Bursts of `number` requests and lone ones, in turn."""
     found = {server.name: Figures() for server in servers}
-    if bare is not None:
-        found["bare loop"] = Figures()
     for round_ in range(rounds):
         for server in servers:
             with server.awake():
                 found[server.name].alone_s += alone(server.url, 2, SOLO_STEPS, **fields)
                 load = at_once(server.url, number, STEPS, seed=round_, **fields)
                 found[server.name].images_per_s.append(load.images_per_s)
-        if bare is not None:
-            found["bare loop"].images_per_s.append(1 / bare.best() / statistics.mean(STEPS))
-            found["bare loop"].alone_s.append(bare.seconds_per_row(1, SOLO_STEPS) * SOLO_STEPS)
     return found
 
 
 def under_load(servers: Sequence[Server], rates: Sequence[float], number: int, rounds: int) -> dict[str, list[Load]]:
-    """Poisson arrivals at each rate, in turn: for each server and rate, the rounds' outcomes together."""
+    """Poisson arrivals at each rate, in turn. The result has, for each server and rate, all rounds together."""
     found: dict[str, list[Load]] = {server.name: [] for server in servers}
     for rate in rates:
         outcomes: dict[str, list[Outcome]] = {server.name: [] for server in servers}
@@ -100,25 +91,26 @@ def main() -> None:
         write(cifar10, CIFAR10)
         for name, folder, number in (("small", small, 30), ("cifar10", cifar10, 9)):
             with running(*today(folder)) as servers:
-                throughput[name] = side_by_side(servers, openvino_loop(folder, *WIDTHS), rounds, number)
+                throughput[name] = side_by_side(servers, rounds, number)
                 if name == "small":
                     rate = 0.7 * throughput[name]["LitServe, batches"].throughput
                     today_under_load = under_load(servers, [rate], 48, rounds)
         with running(*beside_the_digits()) as servers:
-            throughput["digits"] = side_by_side(servers, None, rounds, 48, class_label=3)
+            throughput["digits"] = side_by_side(servers, rounds, 48, class_label=3)
         with running(*schedulers(small)) as servers:
-            capacity = max(f.throughput for f in side_by_side(servers, None, rounds, 30).values())
+            capacity = max(f.throughput for f in side_by_side(servers, rounds, 30).values())
             schedulers_under_load = under_load(servers, [u * capacity for u in UTILISATIONS], 60, rounds)
             costs = pass_costs(servers[-1])
 
     tables = {name: throughput_table(found) for name, found in throughput.items()}
-    tables |= latency_tables("what people run", today_under_load, [f"{rate:.2f}/s"])
+    tables |= latency_tables("what people run", today_under_load, ["70 %"])
     columns = [f"{100 * u:.0f} %" for u in UTILISATIONS]
     tables |= latency_tables("schedulers", schedulers_under_load, columns)
     tables |= on_a_virtual_clock(costs)
-    tables["capacity"] = record.Table("", {"images/s": "{:.2f}"}, {"the best scheduler": [capacity]})
+    rates = {"of the best scheduler": [capacity], "70 % of LitServe's": [rate]}
+    tables["capacity"] = record.Table("capacity", {"images/s": "{:.2f}"}, rates)
     record.save("serving", machine(), rounds, tables)
-    draw_throughput(throughput, ROOT / "docs" / "throughput.png")
+    draw_throughput({name: tables[name] for name in throughput}, ROOT / "docs" / "throughput.png")
     draw_latency(schedulers_under_load, ROOT / "docs" / "latency.png")
 
 
@@ -229,12 +221,12 @@ def comparison_table(found: Mapping[str, Sequence[Load]], columns: Sequence[str]
     return record.Table("Stepwise takes, of the time of", dict.fromkeys(heads, "{:.2f}"), rows)
 
 
-def draw_throughput(throughput: Mapping[str, Mapping[str, Figures]], path: Path) -> None:
+def draw_throughput(throughput: Mapping[str, record.Table], path: Path) -> None:
     figure, all_axes = plt.subplots(1, len(throughput), figsize=(9, 2.6), layout="constrained")
     for axes, (checkpoint, found) in zip(all_axes, throughput.items(), strict=True):
-        names = list(found)[::-1]
-        colours = [COLOURS.get(name, "0.7") for name in names]
-        bars = axes.barh(names, [found[name].throughput for name in names], color=colours)
+        names = list(found.rows)[::-1]
+        colours = ["tab:blue" if name == "Stepwise" else "0.7" for name in names]
+        bars = axes.barh(names, [float(found.cell(name, "images/s")) for name in names], color=colours)
         axes.bar_label(bars, fmt="%.3g", padding=2)
         axes.set_title(checkpoint, loc="left")
         axes.set_xlabel("images/s")

@@ -8,7 +8,7 @@ from a load generator on the same cores.
 
 Loop and server are two processes. They are measured in turn, pair by pair, and one is idle while the other is measured.
 Both are started several times in the run, because a server that starts at a noisy moment may choose a poor width.
-Writes bench/figures/share.json. It takes about seven minutes on two cores.
+Writes bench/figures/share.json. It takes about six minutes on two cores.
 """
 
 import argparse

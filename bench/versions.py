@@ -5,7 +5,7 @@
 Both servers get the same bursts (bench/bursts.py), in turn, pair by pair; one is frozen while the other is measured.
 Both have the same costs of passes, which the old server measures once for each model: else a server that starts at a
 noisy moment chooses a poor width and keeps it. Both are started several times in the run. Prints a Markdown table. It
-takes about eight minutes on two cores.
+takes about six minutes on two cores.
 """
 
 import argparse
