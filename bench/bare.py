@@ -64,14 +64,10 @@ class BareLoop:
         """Seconds of a row's step, over a trajectory at one width."""
         return self.seconds(width, steps) / steps / width
 
-    def best(self) -> float:
-        """The fewest seconds of a row's step, over the widths."""
-        return min(self.seconds_per_row(width) for width in self._widths)
-
-    def best_width(self, rounds: int = 3) -> int:
+    def best_width(self, at_least: int, rounds: int = 3) -> int:
         """The width at which a row costs least, by the best of some rounds."""
-        costs = {width: min(self.seconds_per_row(width) for _ in range(rounds)) for width in self._widths}
-        return min(costs, key=costs.__getitem__)
+        widths = [width for width in self._widths if width >= at_least]
+        return min(widths, key=lambda width: min(self.seconds_per_row(width) for _ in range(rounds)))
 
 
 def openvino_loop(folder: Path, *widths: int) -> BareLoop:

@@ -30,9 +30,13 @@ class Burst:
     fields: Fields = field(default_factory=dict)
 
     @property
+    def rows_per_step(self) -> int:
+        """Rows of passes that a step of an image takes: two with guidance."""
+        return 1 if self.guidance_scale == 1 else 2
+
+    @property
     def rows_per_image(self) -> int:
-        """Rows of passes that an image takes: with guidance two a step."""
-        return self.steps * (1 if self.guidance_scale == 1 else 2)
+        return self.steps * self.rows_per_step
 
     def requests(self, seed: int) -> list[Fields]:
         asked: Fields = {"sampler": self.sampler, "num_inference_steps": self.steps, **self.fields}

@@ -36,7 +36,7 @@ Curve = dict[int, float]  # milliseconds
 
 
 def medians(cases: Mapping[Case, Callable[[], float]], rounds: int) -> dict[Case, float]:
-    """Milliseconds of each case, which measures seconds; in turn."""
+    """Median milliseconds of each case. A case measures seconds; all cases are measured in turn."""
     found: dict[Case, list[float]] = {case: [] for case in cases}
     for _ in range(rounds):
         for case, measure in cases.items():

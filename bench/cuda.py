@@ -124,7 +124,7 @@ def same_as_alone(model: Model, backend: Backend) -> str:
 
 
 def median_ms(run: Callable[[], object], rounds: int, device: torch.device) -> float:
-    """Of a call, from an idle device to an idle device."""
+    """Median milliseconds of a call, from an idle device to an idle device."""
     times = []
     for _ in range(WARM_UP + rounds):
         torch.cuda.synchronize(device)
@@ -224,7 +224,7 @@ def powers_up_to(most: int) -> list[int]:
 
 
 def eager_times(model: Model, device: torch.device, max_batch: int, rounds: int) -> dict[int, tuple[float, float]]:
-    """By the rows of a batch: with TF32 and without; as far as memory allows."""
+    """Milliseconds of a plain step by the rows of a batch, with TF32 and without, as far as memory allows."""
     network = copy.deepcopy(model.network).to(device)
     found: dict[int, tuple[float, float]] = {}
     for width in powers_up_to(max_batch):

@@ -28,7 +28,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one: seconds from its arrival, waiting included, to its answer."""
+    """What became of a request: seconds from its arrival to its answer, waiting included."""
 
     num_inference_steps: int
     seconds: float
@@ -36,7 +36,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What became of all, and the seconds from the start to the last answer."""
+    """What became of all requests, and the seconds from the start to the last answer."""
 
     outcomes: Sequence[Outcome]
     seconds: float
@@ -47,7 +47,7 @@ class Load:
 
 
 def arrivals(number: int, rate: float, kinds: Sequence[Fields], seed: int) -> list[Arrival]:
-    """So many arrivals at `rate` a second, each with a seed. Each kind comes equally often, in random order."""
+    """`number` arrivals at `rate` a second, each with a seed. All kinds come equally often, in random order."""
     draw = random.Random(seed)
     mixed = [kinds[i % len(kinds)] for i in range(number)]
     draw.shuffle(mixed)
@@ -61,7 +61,7 @@ def arrivals(number: int, rate: float, kinds: Sequence[Fields], seed: int) -> li
 async def at_their_times(
     url: str, requests: Sequence[Arrival], send: Callable[[httpx.AsyncClient, Arrival, float], Awaitable[T]]
 ) -> list[T]:
-    """Send each request at its time, whatever became of the others. `send` is also told when that was."""
+    """Send each request at its time, whether or not others are answered. `send` also gets that time."""
     limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits, trust_env=False) as client:
         start = perf_counter()
@@ -93,7 +93,7 @@ def _load(url: str, requests: Sequence[Arrival]) -> Load:
 
 
 def at_once(url: str, number: int, steps: Sequence[int], seed: int, **fields: object) -> Load:
-    """A burst: the server has all the work that it could wish for, so this is its capacity."""
+    """A burst. The server has all the work that it can do, so this measures its capacity."""
     return _load(url, arrivals(number, 1e6, [{"num_inference_steps": n, **fields} for n in steps], seed))
 
 
@@ -104,7 +104,7 @@ def poisson(url: str, number: int, rate: float, steps: Sequence[int], seed: int)
 def alone(url: str, number: int, num_inference_steps: int, **fields: object) -> list[float]:
     """Seconds of requests that are sent one after the other, over one connection.
 
-    By the lightest client there is, so that little of it is the client's.
+    The client is the lightest there is, so it adds little.
     """
     with contextlib.closing(HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)) as connection:
         connection.connect()

@@ -23,13 +23,13 @@ MEDIA = ("image/png", "application/zip", "application/json")
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory that is the process's own, without mapped files."""
+    """Resident memory of a process, without mapped files."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
 
 
 def draw(client: httpx.Client, digits: int, seeds: "itertools.count[int]") -> None:
-    """At least so many digits."""
+    """Draw at least so many digits."""
     drawn = 0
     for media_type in itertools.cycle(MEDIA):
         seed = next(seeds)

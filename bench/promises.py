@@ -1,4 +1,4 @@
-"""Whether times are kept, and whether short requests keep their pace.
+"""Whether promised times are kept, and whether short requests stay fast.
 
     python -m bench.promises
 
@@ -42,7 +42,7 @@ MIXES: dict[str, list[Fields]] = {
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a request was told when it was accepted, and what it took: seconds from then."""
+    """What a request was told when it was accepted, and how long it took from then, in seconds."""
 
     eta_s: float
     promise_s: float
@@ -50,7 +50,7 @@ class Told:
 
 
 async def told(client: httpx.AsyncClient, request: Arrival, _: float) -> Told | None:
-    """Ask for an event stream and read it to its end; None where the request is refused."""
+    """Ask for an event stream and read it to its end. None for a request that is refused."""
     headers = {"Accept": "text/event-stream"}
     async with client.stream("POST", "/sample", json=request.fields, headers=headers) as response:
         if response.status_code != 200:
@@ -71,7 +71,7 @@ def ask(server: Server, number: int, rate: float, kinds: Sequence[Fields], seed:
 
 
 def capacity(server: Server, kinds: Sequence[Fields]) -> float:
-    """Requests a second, of which a burst makes the server do all that it can."""
+    """Requests a second when a burst keeps the server full."""
     began = perf_counter()
     ask(server, 48, 1e6, kinds, seed=0)
     return 48 / (perf_counter() - began)
@@ -121,7 +121,7 @@ def beside_the_loop(server: Server, loop: BareLoop, steps: int) -> tuple[float, 
 
 
 def choosing(jobs: int, rounds: int = 200) -> float:
-    """Median milliseconds to choose a pass among so many jobs and to count it. Promises are short: the worst case."""
+    """Median milliseconds to choose a pass among so many jobs. Promises are short, which is the worst case."""
     scheduler = Scheduler(Costs({1: 0.002, 2: 0.003, 4: 0.005, 8: 0.008}), max_started=32)
     draw = random.Random(0)
     for _ in range(jobs):

@@ -33,7 +33,7 @@ STARTS = 3
 def loop_process(folder: Path, burst: Burst, orders: Connection) -> None:
     """A process with the bare loop. It sends its width, then the images a second of a burst for each order."""
     loop = openvino_loop(folder)
-    width = loop.best_width()
+    width = loop.best_width(at_least=burst.rows_per_step)
     orders.send(width)
     passes = -(-burst.images * burst.rows_per_image // width)
     trajectories = max(1, round(passes / burst.steps))
@@ -89,7 +89,7 @@ def beside_the_loop(folder: Path, burst: Burst, pairs: int) -> tuple[Pairs, list
 
 
 def row(burst: Burst, found: Pairs, widths: list[int]) -> list[record.Cell]:
-    guidance = "" if burst.guidance_scale == 1 else ", guided"
+    guidance = "" if burst.rows_per_step == 1 else ", guided"
     return [
         f"{burst.images} of {burst.steps} steps{guidance}",
         ", ".join(map(str, sorted(set(widths)))),
