@@ -51,17 +51,22 @@ quality: .venv/develop $(DATA) ## draw 3,000 images with each of the weights and
 	$(BIN)/python -m weights.quality $(STUDENT)
 	$(BIN)/python -m weights.quality $(EMOJI)
 
-figures: .venv/develop $(DATA) ## measure the U-Nets' work, and draw the pictures of docs/
+figures: .venv/develop $(DATA) ## measure the U-Nets' work, draw the pictures of docs/, and put measured figures into the documents
 	$(BIN)/python -m bench.unet_macs --figure docs/unet.png
 	$(BIN)/python -m weights.pictures $(WEIGHTS) $(STUDENT) docs
 	$(BIN)/python -m weights.pictures $(EMOJI) docs
 	$(BIN)/python -m bench.forward docs/forward.png
+	$(BIN)/python -m bench.documents
 
-bench: .venv/bench ## compare with what people use now, three quarters of an hour: bench/*.md, and figures of docs/
+bench: .venv/bench ## compare with what people use now, an hour: bench/figures, and the documents that show them
 	$(BIN)/python -m bench.serving
 	$(BIN)/python -m bench.promises
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.cost
+	$(BIN)/python -m bench.share
+	$(BIN)/python -m bench.layers
+	$(BIN)/python -m bench.start
+	$(BIN)/python -m bench.documents
 
 soak: .venv/develop ## ten minutes of clients that leave, nonsense and bursts: nothing may be lost, nothing may grow
 	$(BIN)/python -m bench.soak

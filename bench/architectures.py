@@ -1,4 +1,4 @@
-"""Pipelines of the diffusers library with random weights: they draw nothing, and cost what trained ones cost."""
+"""Pipelines of the diffusers library with random weights. They draw nothing useful, and cost what trained ones cost."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ CELEBAHQ: Architecture = {  # google/ddpm-*-256: 113.7 M parameters
 
 
 def write(folder: Path, architecture: Architecture) -> None:
-    """Save a pipeline that draws by DDIM."""
+    """Save a pipeline with DDIM as its scheduler."""
     torch.manual_seed(0)
     Pipeline: Any = diffusers.DDIMPipeline
     Pipeline(diffusers.UNet2DModel(**architecture), diffusers.DDIMScheduler()).save_pretrained(folder)  # type: ignore[no-untyped-call]

@@ -1,5 +1,9 @@
-"""The limit: the network and the sampler's update in a loop over rows that never change. No HTTP, no scheduler."""
+"""The bare loop, the limit of what a server can do: the network and the sampler's update, over rows that never change.
 
+It has the server's backend and the server's passes. It has no HTTP, no scheduler, no noise and no PNG.
+"""
+
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -13,14 +17,14 @@ from model.backends.torch_cpu import TorchCPUBackend
 from model.checkpoints.load import load
 from model.description import ModelDescription
 from model.samplers import sample_table
-from model.update import update
+from model.update import guided, update
 from service.config import available_cores
 
 STEPS = 10
 
 
 class BareLoop:
-    """DDIM at one width after the other.
+    """Trajectories at one width after the other.
 
     Args:
         backend: the network.
@@ -36,31 +40,47 @@ class BareLoop:
             for _ in range(3):
                 self.seconds_per_row(width)
 
-    def seconds_per_row(self, width: int, steps: int = STEPS) -> float:
-        """Of a row's step, over a trajectory at one width."""
-        table = sample_table(self._model.schedule, "ddim", steps)
+    @torch.inference_mode()
+    def seconds(self, width: int, steps: int, sampler: str = "ddim", guidance_scale: float = 1.0) -> float:
+        """Seconds of one trajectory of `width` rows. With guidance, two rows make one image."""
+        branches = 1 if guidance_scale == 1 else 2
+        table = sample_table(self._model.schedule, sampler, steps)
         lines = torch.tensor(table.lines).float()
-        x = torch.randn((width, *self._model.sample_shape), generator=torch.Generator().manual_seed(0))
+        x = torch.randn((width // branches, *self._model.sample_shape), generator=torch.Generator().manual_seed(0))
         x0 = noise = torch.zeros_like(x)
-        labels = torch.zeros(width, dtype=torch.int64)
+        scale = torch.full((len(x),), guidance_scale)
+        labels = torch.zeros(branches * len(x), dtype=torch.int64)
         began = perf_counter()
-        for i in range(steps):
-            timesteps = torch.full((width,), int(table.timesteps[i]))
-            out = self._backend.start(x, timesteps, labels)()
-            x, x0 = update(x, out, x0, noise, lines[i].expand(width, -1), ())
-        return (perf_counter() - began) / steps / width
+        for i in range(len(table)):
+            timesteps = torch.full((len(labels),), int(table.timesteps[i]))
+            rows = x if branches == 1 else torch.cat([x, x])
+            out = self._backend.start(rows, timesteps, labels)()
+            if branches == 2:
+                conditional, unconditional = out.chunk(2)
+                out = guided(conditional, unconditional, scale)
+            x, x0 = update(x, out, x0, noise, lines[i].expand(len(x), -1), ())
+        return perf_counter() - began
 
-    def best(self) -> float:
-        """The fewest seconds of a row's step, over the widths."""
-        return min(self.seconds_per_row(width) for width in self._widths)
+    def seconds_per_row(self, width: int, steps: int = STEPS) -> float:
+        """Seconds of a row's step, over a trajectory at one width."""
+        return self.seconds(width, steps) / steps / width
+
+    def best_width(self, at_least: int, rounds: int = 5) -> int:
+        """The width at which a row costs least, by the best of some rounds through all widths."""
+        costs = dict.fromkeys((width for width in self._widths if width >= at_least), math.inf)
+        for _ in range(rounds):
+            costs = {width: min(least, self.seconds_per_row(width)) for width, least in costs.items()}
+        return min(costs, key=costs.__getitem__)
 
 
 def openvino_loop(folder: Path, *widths: int) -> BareLoop:
+    """A loop on the server's backend, at these widths; by default at the powers of two of the server's own."""
     checkpoint = load(folder)
     model = checkpoint.description
+    widest = max(widths, default=None)
     cpu = torch.device("cpu")
-    backend = choose(denoiser(checkpoint.network, model), cpu, "auto", available_cores(), max(widths), cache_dir=None)
-    return BareLoop(backend, model, widths)
+    backend = choose(denoiser(checkpoint.network, model), cpu, "auto", available_cores(), widest, cache_dir=None)
+    return BareLoop(backend, model, widths or [width for width in backend.widths if width.bit_count() == 1])
 
 
 def torch_loop(folder: Path, width: int) -> BareLoop:

@@ -4,8 +4,9 @@
 
 Writes pipelines of the diffusers library with random weights into a temporary folder: the network of
 google/ddpm-cifar10-32 and that of google/ddpm-*-256, and a tiny one. Each is then loaded in a fresh process, in turn,
-so that a slow moment of the machine meets all of them. Prints a Markdown table: seconds from file to network, with the
-file in the system's cache; the peak of resident memory above the process with the tiny network; seconds per step.
+so that a slow moment of the machine meets all of them. Measures seconds from file to network, with the file in the
+system's cache; the peak of resident memory above the process with the tiny network; and seconds per step. Writes
+bench/figures/checkpoints.json.
 """
 
 import argparse
@@ -19,7 +20,9 @@ from pathlib import Path
 
 import torch
 
+from bench import record
 from bench.architectures import CELEBAHQ, CIFAR10, TINY, write
+from bench.machine import machine
 from bench.peak import peak_bytes
 from model.backends.choose import choose
 from model.backends.network import denoiser
@@ -31,7 +34,7 @@ NAMES = {"tiny": TINY, "google/ddpm-cifar10-32": CIFAR10, "google/ddpm-*-256": C
 
 
 def measure(folder: Path, with_step: bool) -> None:
-    """Load one checkpoint, and print what it took; in a process of its own."""
+    """Load one checkpoint in this process and print what that took."""
     began = time.perf_counter()
     checkpoint = load(folder)
     seconds = time.perf_counter() - began
@@ -79,17 +82,22 @@ def main() -> None:
         rounds = [{name: measured(folder, False) for name, folder in folders.items()} for _ in range(args.rounds)]
         steps = {name: measured(folder, True)["step"] for name, folder in folders.items() if name != "tiny"}
 
-    print("\n| checkpoint | parameters | file | load | peak memory | of the file | seconds per step, one image |")
-    print("|---|---|---|---|---|---|---|")
+    rows = {}
     for name in steps:
         own = [figures[name] for figures in rounds]
         above = statistics.median(figures[name]["peak"] - figures["tiny"]["peak"] for figures in rounds)
         file = own[0]["file"]
-        print(
-            f"| {name} | {own[0]['parameters'] / 1e6:.1f} M | {file / 1e6:.0f} MB "
-            f"| {statistics.median(figures['seconds'] for figures in own):.2f} s "
-            f"| {above / 1e6:.0f} MB | {above / file:.2f} | {steps[name]:.3f} |"
-        )
+        seconds = statistics.median(figures["seconds"] for figures in own)
+        rows[name] = [own[0]["parameters"] / 1e6, file / 1e6, seconds, above / 1e6, above / file, steps[name]]
+    columns = {
+        "parameters": "{:.1f} M",
+        "file": "{:.0f} MB",
+        "load": "{:.2f} s",
+        "peak memory": "{:.0f} MB",
+        "of the file": "{:.2f}",
+        "seconds per step, one image": "{:.3f}",
+    }
+    record.save("checkpoints", machine(), args.rounds, {"checkpoints": record.Table("checkpoint", columns, rows)})
 
 
 if __name__ == "__main__":

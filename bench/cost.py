@@ -2,7 +2,8 @@
 
     python -m bench.cost [--rounds 5]
 
-Prints the figures as a Markdown table, and draws docs/cost.png. Rounds go through all cases; figures are medians.
+Writes bench/figures/cost.json and draws docs/cost.png. Rounds go through all cases; figures are medians. It takes about
+six minutes on two cores.
 """
 
 import argparse
@@ -17,9 +18,11 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from bench import record
 from bench.architectures import CIFAR10, SMALL, write
 from bench.bare import openvino_loop, torch_loop
 from bench.load import alone
+from bench.machine import machine
 from bench.servers import ROOT, Server, running
 from service.build import BOX
 
@@ -33,7 +36,7 @@ Curve = dict[int, float]  # milliseconds
 
 
 def medians(cases: Mapping[Case, Callable[[], float]], rounds: int) -> dict[Case, float]:
-    """Milliseconds of each case, which measures seconds; in turn."""
+    """Median milliseconds of each case. A case measures seconds; all cases are measured in turn."""
     found: dict[Case, list[float]] = {case: [] for case in cases}
     for _ in range(rounds):
         for case, measure in cases.items():
@@ -46,11 +49,10 @@ def seconds_of_request(server: Server, num_images: int, steps: int) -> float:
     return seconds
 
 
-def table(title: str, head: str, curves: Mapping[str, Curve]) -> str:
-    x = list(next(iter(curves.values())))
-    lines = [f"### {title}\n", f"| {head} | {' | '.join(map(str, x))} |", "|---" * (len(x) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(f'{ms:.3g}' for ms in curve.values())} |" for name, curve in curves.items()]
-    return "\n".join([*lines, ""])
+def table(head: str, curves: Mapping[str, Curve]) -> record.Table:
+    columns = {str(x): "{:g}" for x in next(iter(curves.values()))}
+    rows = {name: [float(f"{ms:.3g}") for ms in curve.values()] for name, curve in curves.items()}  # three digits
+    return record.Table(head, columns, rows)
 
 
 def draw(axes: Axes, title: str, head: str, curves: Mapping[str, Curve]) -> None:
@@ -95,17 +97,17 @@ def main() -> None:
             {width: partial(loop.seconds_per_row, width) for width, loop in on_torch.items()}, rounds
         )
 
-    panels: list[tuple[str, str, dict[str, Curve]]] = [
-        ("A request's time by its images (15 steps, guided)", "images", {"digits": images}),
-        ("A request's time by its steps (one image, guided)", "steps", {"digits": steps}),
-        ("A row's step by the image's side", "pixels", {"the network of `small`": sizes}),
-        ("A row's step by the rows of a pass", "rows", wide),
-    ]
+    panels: dict[str, tuple[str, str, dict[str, Curve]]] = {
+        "images": ("A request's time by its images (15 steps, guided)", "images", {"digits": images}),
+        "steps": ("A request's time by its steps (one image, guided)", "steps", {"digits": steps}),
+        "sizes": ("A row's step by the image's side", "pixels", {"the network of `small`": sizes}),
+        "widths": ("A row's step by the rows of a pass", "rows", wide),
+    }
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
-    for one, panel in zip(axes.flat, panels, strict=True):
-        print(table(*panel))
+    for one, panel in zip(axes.flat, panels.values(), strict=True):
         draw(one, *panel)
     figure.savefig(ROOT / "docs" / "cost.png", dpi=120)
+    record.save("cost", machine(), rounds, {name: table(head, curves) for name, (_, head, curves) in panels.items()})
 
 
 if __name__ == "__main__":

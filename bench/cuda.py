@@ -3,11 +3,12 @@
     python -m bench.cuda [--device cuda:0] [--max-batch 32] [--rounds 50]
 
 For the digits in the box and for a network of the size of google/ddpm-cifar10-32 with random weights, in float32 and in
-bfloat16. Prints two Markdown tables. The first has what is promised: the width of all passes, whether a row has the
-same bits alone and in a crowd, the error against the CPU. The second has times by the rows of a pass: medians of the
-network and of a whole step, what the step adds on the host and in the update, and how many times as long as a step
-takes a plain loop of the same network, as the diffusers library runs it: eager, in float32, all rows at the same step;
-with torch's default, which is TF32 in convolutions, and without it.
+bfloat16. Writes bench/figures/cuda.json. The first table has what is promised: the width of all passes, whether a row
+has the same bits alone and in a crowd, the error against the CPU. The second has times by the rows of a pass: medians
+of the network and of a whole step; what the step adds on the host and in the update; and the time of a plain loop of
+the same network in parts of a step. The plain loop is what the diffusers library does: eager, in float32, all rows at
+the same step; with torch's default, which is TF32 in convolutions, and without it. The third table has the second's
+widest passes.
 """
 
 import argparse
@@ -23,7 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench import record
 from bench.architectures import CIFAR10
+from bench.machine import machine
 from model.backends.backend import Backend, Precision
 from model.backends.cuda import CudaBackend
 from model.checkpoints.load import load
@@ -121,7 +124,7 @@ def same_as_alone(model: Model, backend: Backend) -> str:
 
 
 def median_ms(run: Callable[[], object], rounds: int, device: torch.device) -> float:
-    """Of a call, from an idle device to an idle device."""
+    """Median milliseconds of a call, from an idle device to an idle device."""
     times = []
     for _ in range(WARM_UP + rounds):
         torch.cuda.synchronize(device)
@@ -170,45 +173,55 @@ def eager_ms(model: Model, network: nn.Module, width: int, rounds: int, device: 
 
 # The tables.
 
+PROMISED = {
+    "width": "{}",
+    "reproducible": "",
+    "rows as alone": "",
+    "error against the CPU": "{:.1e}",
+    "to start": "{:.1f} s",
+    "peak memory": "{:.0f} MB",
+}
+TIMES = {
+    "ms a pass": "{:.2f}",
+    "ms a step": "{:.2f}",
+    "ms around the pass": "{:.2f}",
+    f"images/s at {STEPS} steps": "{:.0f}",
+    "eager with TF32 takes": "{:.2f} times",
+    "eager without": "{:.2f} times",
+}
 
-def promises(model: Model, backend: CudaBackend, precision: Precision, seconds: float) -> str:
+
+def promises(model: Model, backend: CudaBackend, seconds: float) -> list[record.Cell]:
     peak = torch.cuda.max_memory_reserved(backend.device)  # what graphs hold is reserved, and not allocated
-    return (
-        f"| {model.name}, {precision} | {backend.widths[-1]} "
-        f"| {'yes' if backend.reproducible else 'no'} | {same_as_alone(model, backend)} "
-        f"| {error_against_cpu(model, backend):.1e} | {seconds:.1f} s | {peak / 1e6:.0f} MB |"
-    )
+    return [
+        backend.widths[-1],
+        "yes" if backend.reproducible else "no",
+        same_as_alone(model, backend),
+        error_against_cpu(model, backend),
+        seconds,
+        peak / 1e6,
+    ]
 
 
 def times(
-    model: Model, backend: CudaBackend, precision: Precision, eager: dict[int, tuple[float, float]], rounds: int
-) -> list[str]:
-    lines = []
+    model: Model, backend: CudaBackend, eager: dict[int, tuple[float, float]], rounds: int
+) -> dict[int, list[record.Cell]]:
+    """By the rows of a pass."""
+    found: dict[int, list[record.Cell]] = {}
     for rows in powers_up_to(backend.widths[-1]):
         forward, step = (ms(model, backend, rows, rounds) for ms in (pass_ms, step_ms))
-        with_tf32, without = (f"{plain / step:.2f}" if rows in eager else "–" for plain in eager.get(rows, (0, 0)))
-        lines.append(
-            f"| {model.name}, {precision} | {rows} | {forward:.2f} | {step:.2f} | {step - forward:.2f} "
-            f"| {1000 * rows / (STEPS * step):.1f} | {with_tf32} | {without} |"
-        )
-    return lines
+        beside = [plain / step for plain in eager[rows]] if rows in eager else [None, None]
+        found[rows] = [forward, step, step - forward, 1000 * rows / (STEPS * step), *beside]
+    return found
 
 
-def figures(
-    model: Model,
-    device: torch.device,
-    precision: Precision,
-    max_batch: int,
-    eager: dict[int, tuple[float, float]],
-    rounds: int,
-) -> tuple[str, list[str]]:
-    """The lines of a network in one precision, in both tables; its memory is free again afterwards."""
+def made_ready(model: Model, device: torch.device, precision: Precision, max_batch: int) -> tuple[CudaBackend, float]:
+    """The backend of a network, and the seconds until it is ready."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
     backend = CudaBackend(copy.deepcopy(model.network), model.image_shape, device, precision, max_batch)
-    seconds = time.perf_counter() - began
-    return promises(model, backend, precision, seconds), times(model, backend, precision, eager, rounds)
+    return backend, time.perf_counter() - began
 
 
 def powers_up_to(most: int) -> list[int]:
@@ -217,7 +230,7 @@ def powers_up_to(most: int) -> list[int]:
 
 
 def eager_times(model: Model, device: torch.device, max_batch: int, rounds: int) -> dict[int, tuple[float, float]]:
-    """By the rows of a batch: with TF32 and without; as far as memory allows."""
+    """Milliseconds of a plain step by the rows of a batch, with TF32 and without, as far as memory allows."""
     network = copy.deepcopy(model.network).to(device)
     found: dict[int, tuple[float, float]] = {}
     for width in powers_up_to(max_batch):
@@ -238,24 +251,26 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("There is no GPU here: torch.cuda.is_available() is false.")
 
-    checked, timed = [], []
+    promised: dict[str, list[record.Cell]] = {}
+    timed: dict[str, list[record.Cell]] = {}
+    widest: dict[str, list[record.Cell]] = {}
     for model in models():
         eager = eager_times(model, args.device, args.max_batch, args.rounds)
         for precision in get_args(Precision):
-            line, lines = figures(model, args.device, precision, args.max_batch, eager, args.rounds)
-            checked.append(line)
-            timed += lines
-
-    print(f"\n{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}\n")
-    print("| network | width | reproducible | rows as alone | error against the CPU | to start | peak memory |")
-    print("|---|---|---|---|---|---|---|")
-    print("\n".join(checked))
-    print(
-        f"\n| network | rows | ms a pass | ms a step | ms around the pass | images/s, {STEPS} steps "
-        "| eager TF32 ÷ step | eager float32 ÷ step |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    print("\n".join(timed))
+            name = f"{model.name}, {precision}"
+            backend, seconds = made_ready(model, args.device, precision, args.max_batch)
+            promised[name] = promises(model, backend, seconds)
+            by_rows = times(model, backend, eager, args.rounds)
+            timed |= {f"{name}, {rows} rows": cells for rows, cells in by_rows.items()}
+            widest[name] = by_rows[max(by_rows)]
+            del backend  # its memory is needed for the next
+    tables = {
+        "promised": record.Table("network", PROMISED, promised),
+        "times": record.Table("network, rows of a pass", TIMES, timed),
+        "widest": record.Table("network", TIMES, widest),
+    }
+    gpu = f"{torch.cuda.get_device_name(args.device)}, CUDA {torch.version.cuda}; {machine()}"
+    record.save("cuda", gpu, args.rounds, tables)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def estimates(by: Pen, noisy: list[Image]) -> list[Image]:
 
 
 def levels(figure: FigureBase, by: Pen) -> None:
-    """How much of x_t is signal, and how much noise; and where the recommended steps are."""
+    """Draw how much of x_t is signal, how much is noise, and where the recommended steps are."""
     panel = figure.subplots()
     t = np.arange(by.model.schedule.num_train_timesteps)
     for schedule, name, style in (
@@ -61,7 +61,7 @@ def levels(figure: FigureBase, by: Pen) -> None:
 
 
 def strip(figure: FigureBase, by: Pen) -> None:
-    """A drawn digit, noised; below, what one pass makes of each."""
+    """Draw a digit at each noise level, and below it what one pass makes of it."""
     pixels = draw(by, by.model.recommended, seed=0, number=by.classes)[LABEL]
     clean = pixels[None].astype(np.float32) / 127.5 - 1
     noisy = [noised(clean, timestep, by.model.schedule, seed=1) for timestep in TIMESTEPS]

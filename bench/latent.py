@@ -3,10 +3,10 @@
     python -m bench.latent [--folder DIR] [--rounds 5]
 
 Writes weights of the size of CompVis/ldm-celebahq-256 with random values, 1.3 GB, and loads them as the server does, in
-a fresh process for each figure of memory. Prints Markdown tables. The first has medians of seconds, and what share of
-an image of 50 steps each has. The second has resident memory from the start to the first image; files that are mapped
-count. In the third the autoencoder decodes images of several sizes: what a process with a larger image holds above one
-with a tiny image is the image's.
+a fresh process for each figure of memory. Writes bench/figures/latent.json: seconds; an image of 50 steps, and the
+shares of its steps and its decoding; resident memory from the start to the first image, in which mapped files count;
+and the autoencoder decoding images of several sizes. What a process with a larger image holds above one with a tiny
+image is the image's.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import nn
 
+from bench import record
+from bench.machine import machine
 from bench.peak import peak_bytes
 from model.backends.backend import Backend, Precision
 from model.backends.choose import choose
@@ -34,10 +36,10 @@ from model.checkpoints import native
 from model.checkpoints.config import ModelConfig, UNet2DModelConfig
 from model.checkpoints.load import find, load, load_autoencoder
 from model.description import ModelDescription
+from model.first_stage import FirstStage, choose_first_stage
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.nets.unet2d import UNet2DConfig
 from model.schedule import Schedule
-from model.vae import VAE, choose_vae
 from service.config import available_cores
 
 STEPS = 50  # of an image
@@ -79,7 +81,7 @@ def write(config: ModelConfig, folder: Path) -> None:
 
 def loaded(
     folder: Path, cache: Path, precision: Precision, max_batch: int | None
-) -> tuple[ModelDescription, Backend, VAE]:
+) -> tuple[ModelDescription, Backend, FirstStage]:
     """Weights, as the server has them."""
     threads = available_cores()
     torch.set_num_threads(threads)
@@ -87,7 +89,7 @@ def loaded(
     model = checkpoint.description
     assert checkpoint.autoencoder is not None
     backend = choose(denoiser(checkpoint.network, model), CPU, precision, threads, max_batch, cache)
-    return model, backend, choose_vae(checkpoint.autoencoder, model, CPU, precision, threads, cache)
+    return model, backend, choose_first_stage(checkpoint.autoencoder, model, CPU, precision, threads, cache)
 
 
 def step(backend: Backend, model: ModelDescription, rows: int) -> None:
@@ -111,8 +113,8 @@ def medians(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def times(folder: Path, cache: Path, precision: Precision, rounds: int) -> dict[str, float]:
-    """Seconds of all that a request may ask for."""
-    model, backend, vae = loaded(folder, cache, precision, max_batch=2)
+    """Seconds of everything that a request may need."""
+    model, backend, first_stage = loaded(folder, cache, precision, max_batch=2)
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(model.sample_shape, generator=rng).numpy()
     image = torch.rand(model.image_shape, generator=rng).numpy()
@@ -121,28 +123,30 @@ def times(folder: Path, cache: Path, precision: Precision, rounds: int) -> dict[
         {
             "a step of 1 row": partial(step, backend, model, 1),
             "a step of 2 rows": partial(step, backend, model, 2),
-            "decoding": lambda: vae.decode([latents]),
-            "of it what is not the network: codes": lambda: unscaled(torch.from_numpy(latents)[None]),
-            "encoding": lambda: vae.encode(image),
-            "a preview": lambda: vae.preview(latents),
+            "decoding": lambda: first_stage.decode([latents]),
+            "of it the search for codes, always in float32": lambda: unscaled(torch.from_numpy(latents)[None]),
+            "encoding": lambda: first_stage.encode(image),
+            "a preview": lambda: first_stage.preview(latents),
         },
         rounds,
     )
 
 
-def times_table(found: Mapping[Precision, Mapping[str, float]]) -> str:
-    names = list(next(iter(found.values())))
-    lines = [f"| seconds | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
-    lines += [f"| {name} | {' | '.join(f'{times[name]:.4f}' for times in found.values())} |" for name in names]
-    steps = {precision: STEPS * times["a step of 1 row"] for precision, times in found.items()}
-    wholes = {precision: steps[precision] + times["decoding"] for precision, times in found.items()}
-    shares = {
-        "steps": [steps[precision] / wholes[precision] for precision in found],
-        "decoding": [times["decoding"] / wholes[precision] for precision, times in found.items()],
-    }
-    lines.append(f"| an image of {STEPS} steps | {' | '.join(f'{whole:.2f}' for whole in wholes.values())} |")
-    lines += [f"| of it {name} | {' | '.join(f'{share:.1%}' for share in of)} |" for name, of in shares.items()]
-    return "\n".join(lines)
+def times_table(found: Mapping[Precision, Mapping[str, float]]) -> record.Table:
+    cases = next(iter(found.values()))
+    rows = {case: [times[case] for times in found.values()] for case in cases}
+    return record.Table("seconds", dict.fromkeys(found, "{:.3g}"), rows)
+
+
+def image_table(found: Mapping[Precision, Mapping[str, float]]) -> record.Table:
+    """An image of STEPS steps, and what takes its time."""
+    rows: dict[str, list[float]] = {}
+    for precision, times in found.items():
+        steps, decoding = STEPS * times["a step of 1 row"], times["decoding"]
+        whole = steps + decoding
+        rows[precision] = [whole, steps / whole, decoding / whole]
+    columns = {"seconds": "{:.1f}", "of it steps": "{:.1%}", "of it decoding": "{:.1%}"}
+    return record.Table(f"an image of {STEPS} steps", columns, rows)
 
 
 # Memory.
@@ -161,22 +165,19 @@ class Memory(NamedTuple):
 
 def memory(folder: Path, cache: Path, precision: Precision) -> Memory:
     before, began = resident(), perf_counter()
-    model, backend, vae = loaded(folder, cache, precision, max_batch=None)
+    model, backend, first_stage = loaded(folder, cache, precision, max_batch=None)
     after_loading, seconds = resident(), perf_counter() - began
     step(backend, model, 1)
     after_a_step = resident()
-    vae.decode([torch.randn(model.sample_shape).numpy()])
+    first_stage.decode([torch.randn(model.sample_shape).numpy()])
     return Memory(before, after_loading, after_a_step, resident(), peak_bytes(), seconds)
 
 
-def memory_table(found: Mapping[str, Memory]) -> str:
-    lines = [
-        "| resident, MB | before loading | loaded | after a step | after decoding | peak | seconds to load |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, (*sizes, seconds) in found.items():
-        lines.append(f"| {name} | {' | '.join(f'{size / 1e6:.0f}' for size in sizes)} | {seconds:.1f} |")
-    return "\n".join(lines)
+def memory_table(found: Mapping[str, Memory]) -> record.Table:
+    sizes = ("before loading", "loaded", "after a step", "after decoding", "peak")
+    columns = {**dict.fromkeys(sizes, "{:.0f}"), "seconds to load": "{:.1f}"}
+    rows = {name: [*(size / 1e6 for size in held), seconds] for name, (*held, seconds) in found.items()}
+    return record.Table("resident, MB", columns, rows)
 
 
 # Images of other sizes.
@@ -212,22 +213,23 @@ def decoding(folder: Path, cache: Path, precision: Precision, side: int, rounds:
     return Decoding(seconds, peak_bytes())
 
 
-def sizes_table(found: Mapping[Precision, Mapping[int, Decoding]]) -> str:
-    """Of each precision the first size is the tiny one, which is not shown."""
+def sizes_table(found: Mapping[Precision, Mapping[int, Decoding]]) -> record.Table:
+    """The first size of each precision is the tiny one. It is not shown."""
     tiny, *sides = next(iter(found.values()))
-    heads = [f"{precision}, {what}" for precision in found for what in ("seconds", "MB of the image", "bytes a pixel")]
-    lines = [f"| decoding | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    for side in sides:
-        cells = []
-        for of in found.values():
+    forms = {"seconds": "{:.2f}", "MB": "{:.0f}", "bytes a pixel": "{:,.0f}"}
+    columns = {f"{precision}: {what}": form for precision in found for what, form in forms.items()}
+    rows: dict[str, list[float]] = {f"{side}×{side}": [] for side in sides}
+    for of in found.values():
+        for side in sides:
             above = of[side].peak - of[tiny].peak
-            cells += [f"{of[side].seconds:.3f}", f"{above / 1e6:.0f}", f"{above / side**2:,.0f}"]
-        lines.append(f"| {side}x{side} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows[f"{side}×{side}"] += [of[side].seconds, above / 1e6, above / side**2]
+    return record.Table("decoding", columns, rows)
 
 
-def report(config: ModelConfig, work: Path, sides: Sequence[int], tiny_side: int, rounds: int) -> str:
-    """All tables. What is written stays in the folder `work`."""
+def tables(
+    config: ModelConfig, work: Path, sides: Sequence[int], tiny_side: int, rounds: int
+) -> dict[str, record.Table]:
+    """All that is measured. What is written stays in the folder `work`."""
     folder, cache = work / "weights", work / "cache"
     apart(write, config, folder)
     precisions: list[Precision] = ["float32", "bfloat16"] if computes_bfloat16() else ["float32"]
@@ -242,7 +244,12 @@ def report(config: ModelConfig, work: Path, sides: Sequence[int], tiny_side: int
         precision: {side: apart(decoding, folder, cache, precision, side, rounds) for side in all_sides}
         for precision in precisions
     }
-    return "\n\n".join([times_table(seconds), memory_table(held), sizes_table(decoded)])
+    return {
+        "times": times_table(seconds),
+        "image": image_table(seconds),
+        "memory": memory_table(held),
+        "sizes": sizes_table(decoded),
+    }
 
 
 def main() -> None:
@@ -251,7 +258,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of which each time is the median; default: %(default)s")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as work:
-        print(report(CELEBAHQ, Path(work), SIDES, TINY_SIDE, args.rounds))
+        record.save("latent", machine(), args.rounds, tables(CELEBAHQ, Path(work), SIDES, TINY_SIDE, args.rounds))
 
 
 if __name__ == "__main__":

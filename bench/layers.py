@@ -5,12 +5,12 @@
 For the networks `small` and of the digits: milliseconds of a row's step through the network alone; with the update;
 through the runner's slots; through the engine and its scheduler; through HTTP, with PNGs and the load generator. Each
 contains the one before, all run at the server's default width, in turn; medians. Then the same without a network, where
-no noise of the machine hides what is small. Prints two Markdown tables.
+no noise of the machine hides what is small. Writes bench/figures/layers.json.
 """
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from time import perf_counter
@@ -18,10 +18,12 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from bench import record
 from bench.architectures import SMALL, write
 from bench.bare import BareLoop
 from bench.cost import medians
 from bench.load import at_once
+from bench.machine import machine
 from bench.servers import Server, running
 from model.backends.backend import Backend
 from model.backends.choose import choose
@@ -165,18 +167,28 @@ def main() -> None:
         write(small, SMALL)
         found = {"small": layers(small, rounds), "digits": layers(BOX / "digits", rounds)}
         host = {"small": without_network(small, rounds), "digits": without_network(BOX / "digits", rounds)}
-    names = list(found["small"])
-    print(f"| ms of a row's step | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
-    for i, name in enumerate(names):
-        cells = []
-        for column in found.values():
-            whole = column[names[-1]]
-            added = column[name] - (column[names[i - 1]] if i else 0)
-            cells.append(f"{column[name]:.3f} ({added / whole:+.1%})" if i else f"{column[name]:.3f}")
-        print(f"| {name} | {' | '.join(cells)} |")
-    print(f"\n| µs of a row's step without a network | {' | '.join(host)} |\n|---|{'---|' * len(host)}")
-    for name in host["small"]:
-        print(f"| {name} | {' | '.join(f'{column[name]:.0f}' for column in host.values())} |")
+    record.save(
+        "layers",
+        machine(),
+        rounds,
+        {
+            "layers": table("ms of a row's step", "{:.3f}", found),
+            "host": table("µs of a row's step without a network", "{:.0f}", host),
+            "share": record.Table("", dict.fromkeys(found, "{:.1%}"), {"all three": host_share(found, host)}),
+        },
+    )
+
+
+def table(corner: str, form: str, columns: Mapping[str, Mapping[str, float]]) -> record.Table:
+    layers = next(iter(columns.values()))
+    rows = {layer: [column[layer] for column in columns.values()] for layer in layers}
+    return record.Table(corner, dict.fromkeys(columns, form), rows)
+
+
+def host_share(found: Mapping[str, Mapping[str, float]], host: Mapping[str, Mapping[str, float]]) -> list[float]:
+    """The host's work in parts of a row's step through the engine."""
+    layer = "+ engine and scheduler"
+    return [host[name][layer] / 1000 / found[name][layer] for name in found]
 
 
 if __name__ == "__main__":

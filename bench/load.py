@@ -1,10 +1,10 @@
-"""Open-loop load: requests arrive as a Poisson process, whatever the server does with them."""
+"""Load on a server: an open loop, whose requests come at their own times, and a closed one, whose clients wait."""
 
 import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from time import perf_counter
@@ -13,7 +13,6 @@ from typing import TypeVar
 import httpx
 
 PATIENCE = 600.0  # seconds
-
 
 Fields = Mapping[str, object]  # of a request
 T = TypeVar("T")
@@ -29,7 +28,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one: seconds from its arrival, waiting included, to its answer."""
+    """What became of a request: seconds from its arrival to its answer, waiting included."""
 
     num_inference_steps: int
     seconds: float
@@ -37,7 +36,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What became of all, and the seconds from the start to the last answer."""
+    """What became of all requests, and the seconds from the start to the last answer."""
 
     outcomes: Sequence[Outcome]
     seconds: float
@@ -48,7 +47,7 @@ class Load:
 
 
 def arrivals(number: int, rate: float, kinds: Sequence[Fields], seed: int) -> list[Arrival]:
-    """So many arrivals at `rate` a second, each with a seed. Each kind comes equally often, in random order."""
+    """`number` arrivals at `rate` a second, each with a seed. All kinds come equally often, in random order."""
     draw = random.Random(seed)
     mixed = [kinds[i % len(kinds)] for i in range(number)]
     draw.shuffle(mixed)
@@ -62,7 +61,7 @@ def arrivals(number: int, rate: float, kinds: Sequence[Fields], seed: int) -> li
 async def at_their_times(
     url: str, requests: Sequence[Arrival], send: Callable[[httpx.AsyncClient, Arrival, float], Awaitable[T]]
 ) -> list[T]:
-    """Send each request at its time, whatever became of the others. `send` is also told when that was."""
+    """Send each request at its time, whether or not others are answered. `send` also gets that time."""
     limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits, trust_env=False) as client:
         start = perf_counter()
@@ -94,7 +93,7 @@ def _load(url: str, requests: Sequence[Arrival]) -> Load:
 
 
 def at_once(url: str, number: int, steps: Sequence[int], seed: int, **fields: object) -> Load:
-    """A burst: the server has all the work that it could wish for, so this is its capacity."""
+    """A burst. The server has all the work that it can do, so this measures its capacity."""
     return _load(url, arrivals(number, 1e6, [{"num_inference_steps": n, **fields} for n in steps], seed))
 
 
@@ -105,7 +104,7 @@ def poisson(url: str, number: int, rate: float, steps: Sequence[int], seed: int)
 def alone(url: str, number: int, num_inference_steps: int, **fields: object) -> list[float]:
     """Seconds of requests that are sent one after the other, over one connection.
 
-    By the lightest client there is, so that little of it is the client's.
+    The client is the lightest there is, so it adds little.
     """
     with contextlib.closing(HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)) as connection:
         connection.connect()
@@ -120,6 +119,47 @@ def alone(url: str, number: int, num_inference_steps: int, **fields: object) -> 
             if response.status != 200:
                 raise RuntimeError(f"{url} answered {response.status}: {answer[:200]!r}")
     return seconds
+
+
+def closed_loop(url: str, requests: Sequence[Fields], clients: int) -> float:
+    """Seconds until all requests are answered. Each client has its own connection and one request in flight.
+
+    The clients share the cores with the server, so they do as little as a client can.
+
+    Raises:
+        RuntimeError: where a request is not answered 200.
+    """
+
+    async def run() -> None:
+        waiting = iter(requests)  # the clients share it
+        await asyncio.gather(*(_client(url, waiting) for _ in range(clients)))
+
+    began = perf_counter()
+    asyncio.run(run())
+    return perf_counter() - began
+
+
+async def _client(url: str, waiting: Iterator[Fields]) -> None:
+    """Send request after request until none is left."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        for fields in waiting:
+            body = json.dumps(fields).encode()
+            accept = "image/png" if fields.get("num_images", 1) == 1 else "application/zip"
+            writer.write(
+                f"POST /sample HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nAccept: {accept}\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+            answer = await reader.readexactly(length)
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"{url} answered {head[:40]!r}: {answer[:200]!r}")
+    finally:
+        writer.close()
+        await writer.wait_closed()
 
 
 def percentile(values: Sequence[float], q: float) -> float:

@@ -2,7 +2,8 @@
 
     python -m bench.memory [--digits 100000]
 
-Requests of 64 images as a sheet, a ZIP or JSON in turn, and single ones between them, one or two steps each.
+Requests of 64 images as a sheet, a ZIP or JSON in turn, and single ones between them, one or two steps each. Writes
+bench/figures/memory.json.
 """
 
 import argparse
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import httpx
 
+from bench import record
 from bench.load import PATIENCE
+from bench.machine import machine
 from bench.servers import Server, running
 from service.build import BOX
 
@@ -20,13 +23,13 @@ MEDIA = ("image/png", "application/zip", "application/json")
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory that is the process's own, without mapped files."""
+    """Resident memory of a process, without mapped files."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
 
 
 def draw(client: httpx.Client, digits: int, seeds: "itertools.count[int]") -> None:
-    """At least so many digits."""
+    """Draw at least so many digits."""
     drawn = 0
     for media_type in itertools.cycle(MEDIA):
         seed = next(seeds)
@@ -39,12 +42,15 @@ def draw(client: httpx.Client, digits: int, seeds: "itertools.count[int]") -> No
             return
 
 
-def look(server: Server, digits: int) -> None:
+def look(server: Server, digits: int) -> dict[str, list[record.Cell]]:
+    """Resident memory before the first digit, and each time that a tenth of them is drawn."""
     seeds = itertools.count()
+    held: dict[str, list[record.Cell]] = {"0": [resident_mb(server.pid)]}
     with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client, server.awake():
         for part in range(1, LOOKS + 1):
             draw(client, digits // LOOKS, seeds)
-            print(f"| {part * digits // LOOKS:,} | {resident_mb(server.pid):.1f} |", flush=True)
+            held[f"{part * digits // LOOKS:,}"] = [resident_mb(server.pid)]
+    return held
 
 
 def main() -> None:
@@ -52,9 +58,9 @@ def main() -> None:
     parser.add_argument("--digits", type=int, default=100_000, help="how many to draw")
     digits = parser.parse_args().digits
     with running(("Stepwise", "service", {"STEPWISE_WEIGHTS": str(BOX / "digits")})) as [server]:
-        print("| digits drawn | resident, MB |\n|---|---|")
-        print(f"| 0 | {resident_mb(server.pid):.1f} |")
-        look(server, digits)
+        rows = look(server, digits)
+    table = record.Table("digits drawn", {"resident, MB": "{:.1f}"}, rows)
+    record.save("memory", machine(), 1, {"memory": table})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The most memory that a process has had; Linux only."""
+"""The peak of a process's memory. Linux only."""
 
 import re
 from pathlib import Path
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had resident."""
+    """The peak of this process's resident memory."""
     status = Path("/proc/self/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found

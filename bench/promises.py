@@ -1,10 +1,10 @@
-"""Whether times are kept, and whether short requests keep their pace.
+"""Whether promised times are kept, and whether short requests stay fast.
 
     python -m bench.promises
 
-Writes bench/PROMISES.md. On `small` and on the digits: promises and estimates at shares of the capacity, read from
-event streams; a short request beside three very long ones; a lone request beside the bare loop; and what choosing a
-pass costs. It takes about seven minutes on two cores.
+Measures, with `small` and with the digits: promises and estimates at shares of the capacity, read from event streams; a
+short request beside three very long ones; a lone request beside the bare loop; and what choosing a pass costs. Writes
+bench/figures/promises.json; bench/PROMISES.md shows it. It takes about seven minutes on two cores.
 """
 
 import asyncio
@@ -14,23 +14,24 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
 import httpx
 
+from bench import record
 from bench.architectures import SMALL, write
 from bench.bare import BareLoop, openvino_loop
 from bench.load import PATIENCE, Arrival, Fields, alone, arrivals, at_their_times
-from bench.servers import ROOT, Server, running
-from bench.serving import machine
+from bench.machine import machine
+from bench.servers import Server, running
 from service.build import BOX
 from service.engine.costs import Costs
 from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler
 
-LONG_ENOUGH = 0.5  # seconds; estimates are judged of requests that take longer
+LONG_ENOUGH = 0.5  # seconds; only estimates for longer requests are judged
+ROUNDS = 31  # of a lone request
 MIXES: dict[str, list[Fields]] = {
     "small": [{"num_inference_steps": n, "num_images": k} for n, k in ((10, 1), (20, 1), (50, 1), (20, 4))],
     "digits": [
@@ -41,7 +42,7 @@ MIXES: dict[str, list[Fields]] = {
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a request was told when it was accepted, and what it took: seconds from then."""
+    """What a request was told when it was accepted, and how long it took from then, in seconds."""
 
     eta_s: float
     promise_s: float
@@ -49,7 +50,7 @@ class Told:
 
 
 async def told(client: httpx.AsyncClient, request: Arrival, _: float) -> Told | None:
-    """Ask for an event stream and read it to its end; None where the request is refused."""
+    """Ask for an event stream and read it to its end. None for a request that is refused."""
     headers = {"Accept": "text/event-stream"}
     async with client.stream("POST", "/sample", json=request.fields, headers=headers) as response:
         if response.status_code != 200:
@@ -70,16 +71,16 @@ def ask(server: Server, number: int, rate: float, kinds: Sequence[Fields], seed:
 
 
 def capacity(server: Server, kinds: Sequence[Fields]) -> float:
-    """Requests a second, of which a burst makes the server do all that it can."""
+    """Requests a second when a burst keeps the server full."""
     began = perf_counter()
     ask(server, 48, 1e6, kinds, seed=0)
     return 48 / (perf_counter() - began)
 
 
-def promises(server: Server, name: str) -> list[str]:
+def promises(server: Server, name: str) -> dict[str, list[record.Cell]]:
     with server.awake():
         most = statistics.median(capacity(server, MIXES[name]) for _ in range(3))
-        lines = []
+        rows: dict[str, list[record.Cell]] = {}
         for share in (0.7, 0.95):
             number = max(100, round(45 * share * most))  # for 45 seconds
             outcomes = ask(server, number, share * most, MIXES[name], seed=1)
@@ -87,10 +88,9 @@ def promises(server: Server, name: str) -> list[str]:
             on_time = sum(outcome.seconds <= outcome.promise_s for outcome in kept)
             judged = [outcome for outcome in kept if outcome.seconds > LONG_ENOUGH]
             errors = [abs(outcome.eta_s - outcome.seconds) / outcome.seconds for outcome in judged]
-            error = f"{statistics.median(errors):.0%} ({len(errors)})" if errors else "none took so long"
-            cells = [name, f"{share:.0%}", f"{number}", f"{number - len(kept)}", f"{on_time / len(kept):.1%}", error]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            error: record.Cell = [statistics.median(errors), len(errors)] if errors else "none took so long"
+            rows[f"{name}, {100 * share:.0f} %"] = [number, number - len(kept), on_time / len(kept), error]
+    return rows
 
 
 def beside_long_ones(server: Server, label: int | None) -> tuple[float, float]:
@@ -110,18 +110,18 @@ def beside_long_ones(server: Server, label: int | None) -> tuple[float, float]:
     return solo, beside
 
 
-def beside_the_loop(server: Server, loop: BareLoop, steps: int, rounds: int = 31) -> tuple[float, float]:
+def beside_the_loop(server: Server, loop: BareLoop, steps: int) -> tuple[float, float]:
     """Median seconds of a lone request of DDIM, and of the bare loop for it, in turn."""
     served, bare = [], []
     with server.awake():
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             served += alone(server.url, 1, steps, sampler="ddim")
             bare.append(loop.seconds_per_row(1, steps) * steps)
     return statistics.median(served), statistics.median(bare)
 
 
 def choosing(jobs: int, rounds: int = 200) -> float:
-    """Median milliseconds to choose a pass among so many jobs and to count it. Promises are short: the worst case."""
+    """Median milliseconds to choose a pass among so many jobs. Promises are short, which is the worst case."""
     scheduler = Scheduler(Costs({1: 0.002, 2: 0.003, 4: 0.005, 8: 0.008}), max_started=32)
     draw = random.Random(0)
     for _ in range(jobs):
@@ -136,61 +136,39 @@ def choosing(jobs: int, rounds: int = 200) -> float:
     return 1000 * statistics.median(seconds)
 
 
-def section(title: str, text: str, columns: Sequence[str], rows: Sequence[str]) -> str:
-    table = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *rows]
-    return "\n".join([f"## {title}\n", f"{text}\n", *table, ""])
-
-
 def main() -> None:
-    rows: list[str] = []
-    short: list[str] = []
-    lone: list[str] = []
+    kept: dict[str, list[record.Cell]] = {}
+    short: dict[str, list[record.Cell]] = {}
+    lone: dict[str, list[record.Cell]] = {}
     with tempfile.TemporaryDirectory() as work:
         small = Path(work) / "small"
         write(small, SMALL)
         for name, folder, label in (("small", small, None), ("digits", BOX / "digits", 3)):
             with running(("Stepwise", "service", {"STEPWISE_WEIGHTS": str(folder)})) as [server]:
-                rows += promises(server, name)
+                kept |= promises(server, name)
                 solo, beside = beside_long_ones(server, label)
-                short.append(f"| {name} | {1000 * solo:.1f} | {1000 * beside:.1f} | {beside / solo:.2f} |")
+                short[name] = [1000 * solo, 1000 * beside, beside / solo]
                 loop = openvino_loop(folder, 1)
                 for steps in (10, 50):
                     served, bare = beside_the_loop(server, loop, steps)
                     over = 1000 * (served - 1.05 * bare)
-                    cells = f"{steps} | {1000 * served:.1f} | {1000 * bare:.1f} | {served / bare:.2f} | {over:+.1f}"
-                    lone.append(f"| {name} | {cells} |")
-    counts = (250, 500, 1000, 2000, 4000)
-    report = [
-        f"# Times\n\n`python -m bench.promises`, {datetime.now(UTC):%Y-%m-%d}. {machine()}\n",
-        section(
-            "Promises and estimates",
-            "Poisson arrivals at shares of the capacity, four kinds of requests in equal parts. A promise is kept if "
-            "the stream's `done` came within `promise_s` of its `queued`. An estimate's error is that of `eta_s` in "
-            f"parts of the time taken, of requests that took more than {LONG_ENOUGH:g} s.",
-            ("", "load", "requests", "refused", "promises kept", "error of the estimate, median (of)"),
-            rows,
+                    lone[f"{name}, {steps} steps"] = [1000 * served, 1000 * bare, served / bare, over]
+    choices = {f"{jobs:,}": choosing(jobs) for jobs in (250, 500, 1000, 2000, 4000)}
+    tables = {
+        "promises": record.Table(
+            "requests, load",
+            {"requests": "{}", "refused": "{}", "promises kept": "{:.1%}", "error of the estimate": "{:.0%} (of {})"},
+            kept,
         ),
-        section(
-            "A short request beside long ones",
-            "10 steps, beside three requests of 8 images and 1,000 steps.",
-            ("", "alone, ms", "beside them, ms", "times"),
-            short,
-        ),
-        section(
-            "A lone request",
-            "Beside the network and the update in a loop.",
-            ("", "steps", "served, ms", "bare loop, ms", "times", "over 1.05 times, ms"),
+        "short": record.Table("", {"alone, ms": "{:.1f}", "beside them, ms": "{:.1f}", "times": "{:.2f}"}, short),
+        "lone": record.Table(
+            "",
+            {"served, ms": "{:.1f}", "bare loop, ms": "{:.1f}", "times": "{:.2f}", "over 1.05 times, ms": "{:+.1f}"},
             lone,
         ),
-        section(
-            "Choosing a pass",
-            "Among jobs whose promises leave nothing to spare.",
-            ("jobs in line", *(f"{jobs:,}" for jobs in counts)),
-            [f"| ms | {' | '.join(f'{choosing(jobs):.2f}' for jobs in counts)} |"],
-        ),
-    ]
-    (ROOT / "bench" / "PROMISES.md").write_text("\n".join(report))
-    print("\n".join(report))
+        "choosing": record.Table("jobs in line", dict.fromkeys(choices, "{:.2f}"), {"ms": list(choices.values())}),
+    }
+    record.save("promises", machine(), ROUNDS, tables)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m bench.screenshot docs/playground.png
 
-Draws one of each class. A second picture, docs/playground-phone.png, is of a phone in the dark, where a seven is noised
-and denoised. Needs Chromium.
+Draws one of each class. A second picture, docs/playground-phone.png, shows a phone in dark mode, where a seven is
+noised and denoised. Needs Chromium.
 """
 
 import argparse
@@ -22,7 +22,7 @@ DIGITS = "digits", "service", {"STEPWISE_WEIGHTS": "digits"}
 
 
 def draw(page: Page) -> None:
-    """One of each class, with its seed beside it."""
+    """Draw one of each class, with its seed beside it."""
     page.locator("#view-draw").get_by_label("Seed", exact=True).fill(str(SEED))
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(page.locator("#view-draw .progress")).to_have_attribute("data-state", "done")
@@ -30,7 +30,7 @@ def draw(page: Page) -> None:
 
 
 def denoise(page: Page) -> None:
-    """A seven that was drawn."""
+    """Denoise a seven that was drawn."""
     page.locator("#gallery").get_by_role("button", name=f"7, seed {SEED + 7}: details").click()
     page.get_by_role("dialog").get_by_role("button", name="Denoise").click()
     expect(page.locator("#view-denoise .progress")).to_have_attribute("data-state", "done")
@@ -51,7 +51,7 @@ def take(browser: Browser, url: str, desk: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("desk", metavar="FILE", type=Path, help="of the larger picture")
+    parser.add_argument("desk", metavar="FILE", type=Path, help="where to write the larger picture")
     arguments = parser.parse_args()
     expect.set_options(timeout=PATIENCE_MS)
     with (

@@ -3,10 +3,11 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -15,21 +16,31 @@ import httpx
 from bench.load import at_once
 
 ROOT = Path(__file__).parent.parent
-FIRST_PORT = 9100  # others follow
 
-Start = tuple[str, str, Mapping[str, str]]  # of a server: its name, module and environment
+Start = tuple[str, str, Mapping[str, str]]  # a server's name, module and environment
 
 
 class Server:
-    """A server on loopback, which runs only while it is awake."""
+    """A server process on a free port of loopback. It runs only while it is awake.
 
-    def __init__(self, name: str, module: str, port: int, environment: Mapping[str, str]) -> None:
+    Args:
+        name: for people.
+        arguments: what Python runs.
+        environment: settings, beside those of this process.
+        checkout: the tree whose code runs.
+    """
+
+    def __init__(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], checkout: Path = ROOT
+    ) -> None:
         self.name = name
+        port = str(free_port())
         self.url = f"http://127.0.0.1:{port}"
+        own = {"PORT": port, "STEPWISE_PORT": port, "PYTHONPATH": str(checkout)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            cwd=ROOT,
-            env={**os.environ, "PORT": str(port), "STEPWISE_PORT": str(port), **environment},
+            [sys.executable, *arguments],
+            cwd=checkout,
+            env={**os.environ, **own, **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -39,18 +50,18 @@ class Server:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait(self) -> None:
-        """Until it answers."""
-        for _ in range(600):
+    def wait(self, path: str = "/health", look_every: float = 0.2) -> None:
+        """Wait until the server answers 200, for two minutes at most."""
+        for _ in range(round(120 / look_every)):
             if self._process.poll() is not None:
                 assert self._process.stderr
                 raise RuntimeError(f"{self.name} ended: {self._process.stderr.read().decode()[-2000:]}")
             try:
-                if httpx.get(f"{self.url}/health", trust_env=False).status_code == 200:
+                if httpx.get(self.url + path, trust_env=False).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
-            time.sleep(0.2)
+            time.sleep(look_every)
         raise RuntimeError(f"{self.name} does not answer")
 
     @contextmanager
@@ -64,20 +75,34 @@ class Server:
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.communicate()  # waits, and closes the pipe
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 @contextmanager
-def running(*servers: Start) -> Iterator[list[Server]]:
-    """Servers, warmed up one after the other and frozen."""
+def running(*starts: Start) -> Iterator[list[Server]]:
+    """Servers, started and warmed up one after the other, and frozen."""
     with ExitStack() as stack:
-        started = []
-        for i, (name, module, environment) in enumerate(servers):
-            server = Server(name, module, FIRST_PORT + i, environment)
-            stack.callback(server.close)
-            server.wait()
-            for _ in range(2):
-                at_once(server.url, 8, [4], seed=0)  # digits-4step takes no more
-            with server.awake():
-                started.append(server)
-        yield started
+        yield [
+            stack.enter_context(frozen(Server(name, ["-m", module], environment)))
+            for name, module, environment in starts
+        ]
+
+
+@contextmanager
+def frozen(server: Server) -> Iterator[Server]:
+    """Wait for a server, warm it up and freeze it. At the end it is closed."""
+    try:
+        server.wait()
+        for _ in range(2):
+            at_once(server.url, 8, [4], seed=0)  # digits-4step takes no more steps
+        with server.awake():
+            pass
+        yield server
+    finally:
+        server.close()

@@ -2,34 +2,30 @@
 
     python -m bench.serving [--rounds 3]
 
-Writes bench/RESULTS.md, docs/throughput.png and docs/latency.png. Servers are started together and frozen while
-another is measured; rounds go through all of them, so that a slow moment of the machine meets each. It takes about
-25 minutes on two cores.
+Writes bench/figures/serving.json, which bench/RESULTS.md shows, and docs/throughput.png and docs/latency.png. Servers
+are started together and frozen while another is measured; rounds go through all of them, so that a slow moment of the
+machine meets each. It takes about 25 minutes on two cores.
 """
 
 import argparse
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import matplotlib as mpl
-import torch
 from matplotlib import pyplot as plt
 
+from bench import record
 from bench.architectures import CIFAR10, SMALL, write
-from bench.bare import BareLoop, openvino_loop
 from bench.load import Load, Outcome, alone, at_once, percentile, poisson
+from bench.machine import machine
 from bench.peers.schedulers_server import Batches, OneAtATime
 from bench.servers import ROOT, Server, Start, running
 from bench.simulated import simulated
 from service.build import BOX
-from service.config import available_cores
 from service.engine.scheduler import Scheduler
 
 STEPS = (10, 20, 50)
@@ -37,12 +33,11 @@ SOLO_STEPS = 50
 WIDTHS = (1, 2, 4, 8)
 UTILISATIONS = (0.5, 0.7, 0.9, 1.1)  # of the best scheduler's capacity
 SIMULATED, SIMULATED_UTILISATIONS = 5_000, (0.5, 0.7, 0.9)
-COLOURS = {"Stepwise": "tab:blue", "bare loop": "0.85"}
 
 
 @dataclass
 class Figures:
-    """Of one server or loop: images a second in bursts, and seconds of a lone request, a list entry a round."""
+    """A server's images a second in bursts, and its seconds of a lone request: lists with an entry a round."""
 
     images_per_s: list[float] = field(default_factory=list)
     alone_s: list[float] = field(default_factory=list)
@@ -56,27 +51,20 @@ class Figures:
         return statistics.median(self.alone_s)
 
 
-def side_by_side(
-    servers: Sequence[Server], bare: BareLoop | None, rounds: int, number: int, **fields: object
-) -> dict[str, Figures]:
+def side_by_side(servers: Sequence[Server], rounds: int, number: int, **fields: object) -> dict[str, Figures]:
     """Bursts of `number` requests and lone ones, in turn."""
     found = {server.name: Figures() for server in servers}
-    if bare is not None:
-        found["bare loop"] = Figures()
     for round_ in range(rounds):
         for server in servers:
             with server.awake():
                 found[server.name].alone_s += alone(server.url, 2, SOLO_STEPS, **fields)
                 load = at_once(server.url, number, STEPS, seed=round_, **fields)
                 found[server.name].images_per_s.append(load.images_per_s)
-        if bare is not None:
-            found["bare loop"].images_per_s.append(1 / bare.best() / statistics.mean(STEPS))
-            found["bare loop"].alone_s.append(bare.seconds_per_row(1, SOLO_STEPS) * SOLO_STEPS)
     return found
 
 
 def under_load(servers: Sequence[Server], rates: Sequence[float], number: int, rounds: int) -> dict[str, list[Load]]:
-    """Poisson arrivals at each rate, in turn: for each server and rate, the rounds' outcomes together."""
+    """Poisson arrivals at each rate, in turn. The result has, for each server and rate, all rounds together."""
     found: dict[str, list[Load]] = {server.name: [] for server in servers}
     for rate in rates:
         outcomes: dict[str, list[Outcome]] = {server.name: [] for server in servers}
@@ -96,7 +84,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.serving", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="times that each server is measured")
     rounds = parser.parse_args().rounds
-    report = [f"# Results\n\n`make bench`, {datetime.now(UTC):%Y-%m-%d}. {machine()}\n"]
     throughput: dict[str, dict[str, Figures]] = {}
     with tempfile.TemporaryDirectory() as work:
         small, cifar10 = Path(work) / "small", Path(work) / "cifar10"
@@ -104,38 +91,27 @@ def main() -> None:
         write(cifar10, CIFAR10)
         for name, folder, number in (("small", small, 30), ("cifar10", cifar10, 9)):
             with running(*today(folder)) as servers:
-                throughput[name] = side_by_side(servers, openvino_loop(folder, *WIDTHS), rounds, number)
+                throughput[name] = side_by_side(servers, rounds, number)
                 if name == "small":
                     rate = 0.7 * throughput[name]["LitServe, batches"].throughput
                     today_under_load = under_load(servers, [rate], 48, rounds)
         with running(*beside_the_digits()) as servers:
-            throughput["digits"] = side_by_side(servers, None, rounds, 48, class_label=3)
+            throughput["digits"] = side_by_side(servers, rounds, 48, class_label=3)
         with running(*schedulers(small)) as servers:
-            capacity = max(f.throughput for f in side_by_side(servers, None, rounds, 30).values())
+            capacity = max(f.throughput for f in side_by_side(servers, rounds, 30).values())
             schedulers_under_load = under_load(servers, [u * capacity for u in UTILISATIONS], 60, rounds)
             costs = pass_costs(servers[-1])
 
-    for name, found in throughput.items():
-        report.append(throughput_table(name, found))
-    report.append(
-        f"## What people run today, under load\n\n`small`, Poisson arrivals, steps evenly of {words(STEPS)}, "
-        "seconds from arrival to answer. The load is 70 % of LitServe's capacity.\n\n"
-        + latency_table(today_under_load, [f"{rate:.2f}/s"])
-        + "\n"
-        + comparison_table(today_under_load, [f"{rate:.2f}/s"])
-    )
-    report.append(
-        f"## One backend, three schedulers\n\n`small` on OpenVINO, at shares of the best one's capacity, "
-        f"{capacity:.2f} images/s.\n\n"
-        + latency_table(schedulers_under_load, [f"{u:.0%}" for u in UTILISATIONS])
-        + "\n"
-        + comparison_table(schedulers_under_load, [f"{u:.0%}" for u in UTILISATIONS])
-    )
-    report.append(on_a_virtual_clock(costs))
-    (ROOT / "bench" / "RESULTS.md").write_text("\n".join(report))
-    draw_throughput(throughput, ROOT / "docs" / "throughput.png")
+    tables = {name: throughput_table(found) for name, found in throughput.items()}
+    tables |= latency_tables("what people run", today_under_load, ["70 %"])
+    columns = [f"{100 * u:.0f} %" for u in UTILISATIONS]
+    tables |= latency_tables("schedulers", schedulers_under_load, columns)
+    tables |= on_a_virtual_clock(costs)
+    rates = {"of the best scheduler": [capacity], "70 % of LitServe's": [rate]}
+    tables["capacity"] = record.Table("capacity", {"images/s": "{:.2f}"}, rates)
+    record.save("serving", machine(), rounds, tables)
+    draw_throughput({name: tables[name] for name in throughput}, ROOT / "docs" / "throughput.png")
     draw_latency(schedulers_under_load, ROOT / "docs" / "latency.png")
-    print("\n".join(report))
 
 
 def today(folder: Path) -> list[Start]:
@@ -173,7 +149,7 @@ def pass_costs(server: Server) -> dict[int, float]:
     return {int(width): seconds for width, seconds in info["seconds_per_step"].items()}
 
 
-def on_a_virtual_clock(costs: dict[int, float]) -> str:
+def on_a_virtual_clock(costs: dict[int, float]) -> dict[str, record.Table]:
     """The same three schedulers with the costs of the server, and far more requests than there is time for."""
     capacity = max(width / seconds for width, seconds in costs.items()) / statistics.mean(STEPS)
     found = {
@@ -184,109 +160,73 @@ def on_a_virtual_clock(costs: dict[int, float]) -> str:
             ("Stepwise", Scheduler, costs),
         )
     }
-    columns = [f"{u:.0%}" for u in SIMULATED_UTILISATIONS]
-    return (
-        f"## The same on a virtual clock\n\n{SIMULATED:,} requests at each load; passes take exactly what the server "
-        f"measured: {', '.join(f'{1000 * costs[width]:.1f} ms for {width}' for width in WIDTHS)}. No HTTP, no noise. "
-        "One at a time cannot do all that is asked where width pays.\n\n"
-        + latency_table(found, columns)
-        + "\n"
-        + comparison_table(found, columns)
+    passes = record.Table(
+        "rows of a pass", {str(width): "{:.1f}" for width in WIDTHS}, {"ms": [1000 * costs[width] for width in WIDTHS]}
     )
+    columns = [f"{100 * u:.0f} %" for u in SIMULATED_UTILISATIONS]
+    return {"passes": passes, **latency_tables("virtual clock", found, columns)}
 
 
-def machine() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return (
-        f"{available_cores()} cores of {names[0] if names else platform.processor()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, which computes a 3x3 convolution of 256 channels at "
-        f"{peak(torch.float32):.0f} GFLOP/s in float32 and {peak(torch.bfloat16):.0f} in bfloat16. The machine "
-        "is shared: figures compare within a run, not between runs. Medians over rounds."
-    )
-
-
-def peak(dtype: torch.dtype) -> float:
-    """GFLOP/s of a large convolution."""
-    x, weight = torch.randn(8, 256, 64, 64, dtype=dtype), torch.randn(256, 256, 3, 3, dtype=dtype)
-    x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(5):
-            began = time.perf_counter()
-            torch.nn.functional.conv2d(x, weight, padding=1)
-            seconds.append(time.perf_counter() - began)
-    return 2 * x.numel() * weight[:, 0].numel() / min(seconds) / 1e9
-
-
-def throughput_table(checkpoint: str, found: Mapping[str, Figures]) -> str:
+def throughput_table(found: Mapping[str, Figures]) -> record.Table:
     ours = found["Stepwise"]
-    lines = [
-        f"## {checkpoint}\n",
-        f"Bursts, steps evenly of {words(STEPS)}; and lone requests of {SOLO_STEPS} steps.\n",
-        "| | images/s | Stepwise is | alone, s | Stepwise takes |",
-        "|---|---|---|---|---|",
-    ]
-    for name, figures in found.items():
-        lines.append(
-            f"| {name} | {figures.throughput:.2f} | {ours.throughput / figures.throughput:.2f} times | "
-            f"{figures.latency:.3f} | {ours.latency / figures.latency:.2f} of it |"
-        )
-    return "\n".join([*lines, ""])
+    columns = {
+        "images/s": "{:.2f}",
+        "Stepwise is": "{:.2f} times",
+        "alone, s": "{:.3f}",
+        "Stepwise takes": "{:.2f} of it",
+    }
+    rows = {
+        name: [of.throughput, ours.throughput / of.throughput, of.latency, ours.latency / of.latency]
+        for name, of in found.items()
+    }
+    return record.Table("", columns, rows)
 
 
-def latency_table(found: Mapping[str, Sequence[Load]], columns: Sequence[str]) -> str:
-    lines = [
-        "| | load | images/s | mean | p50 | p95 | p99 | "
-        + " | ".join(f"{steps} steps: p50, p95" for steps in STEPS)
-        + " |",
-        "|---|---|---|---|---|---|---|" + "---|" * len(STEPS),
-    ]
+def latency_tables(title: str, found: Mapping[str, Sequence[Load]], columns: Sequence[str]) -> dict[str, record.Table]:
+    """Seconds of each server at each load, and Stepwise's in parts of the others'."""
+    return {title: latency_table(found, columns), f"{title}, compared": comparison_table(found, columns)}
+
+
+def latency_table(found: Mapping[str, Sequence[Load]], columns: Sequence[str]) -> record.Table:
+    heads = ["images/s", "mean", "p50", "p95", "p99"]
+    heads += [f"{steps} steps: {q}" for steps in STEPS for q in ("p50", "p95")]
+    rows = {}
     for i, column in enumerate(columns):
         for name, loads in found.items():
             load = loads[i]
             every = [outcome.seconds for outcome in load.outcomes]
-            cells = [f"{load.images_per_s:.2f}", f"{statistics.mean(every):.2f}"]
-            cells += [f"{percentile(every, q):.2f}" for q in (0.5, 0.95, 0.99)]
+            cells = [load.images_per_s, statistics.mean(every), *(percentile(every, q) for q in (0.5, 0.95, 0.99))]
             for steps in STEPS:
                 own = [outcome.seconds for outcome in load.outcomes if outcome.num_inference_steps == steps]
-                cells.append(f"{percentile(own, 0.5):.2f}, {percentile(own, 0.95):.2f}")
-            lines.append(f"| {name} | {column} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+                cells += [percentile(own, 0.5), percentile(own, 0.95)]
+            rows[f"{name}, {column}"] = cells
+    return record.Table("server, load", dict.fromkeys(heads, "{:.2f}"), rows)
 
 
-def comparison_table(found: Mapping[str, Sequence[Load]], columns: Sequence[str]) -> str:
+def comparison_table(found: Mapping[str, Sequence[Load]], columns: Sequence[str]) -> record.Table:
     """Stepwise's seconds in parts of the others'."""
-    lines = [
-        "| Stepwise takes, of the time of | load | mean | p95 | p95 of 10 steps |",
-        "|---|---|---|---|---|",
-    ]
 
     def seconds(load: Load) -> list[float]:
         every = [outcome.seconds for outcome in load.outcomes]
         short = [outcome.seconds for outcome in load.outcomes if outcome.num_inference_steps == min(STEPS)]
         return [statistics.mean(every), percentile(every, 0.95), percentile(short, 0.95)]
 
+    rows = {}
     for i, column in enumerate(columns):
         ours = seconds(found["Stepwise"][i])
         for name, loads in found.items():
             if name != "Stepwise":
-                parts = [f"{own / other:.2f}" for own, other in zip(ours, seconds(loads[i]), strict=True)]
-                lines.append(f"| {name} | {column} | {' | '.join(parts)} |")
-    return "\n".join([*lines, ""])
+                rows[f"{name}, {column}"] = [own / other for own, other in zip(ours, seconds(loads[i]), strict=True)]
+    heads = ("mean", "p95", f"p95 of {min(STEPS)} steps")
+    return record.Table("Stepwise takes, of the time of", dict.fromkeys(heads, "{:.2f}"), rows)
 
 
-def words(numbers: Sequence[int]) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} and {last}"
-
-
-def draw_throughput(throughput: Mapping[str, Mapping[str, Figures]], path: Path) -> None:
+def draw_throughput(throughput: Mapping[str, record.Table], path: Path) -> None:
     figure, all_axes = plt.subplots(1, len(throughput), figsize=(9, 2.6), layout="constrained")
     for axes, (checkpoint, found) in zip(all_axes, throughput.items(), strict=True):
-        names = list(found)[::-1]
-        colours = [COLOURS.get(name, "0.7") for name in names]
-        bars = axes.barh(names, [found[name].throughput for name in names], color=colours)
+        names = list(found.rows)[::-1]
+        colours = ["tab:blue" if name == "Stepwise" else "0.7" for name in names]
+        bars = axes.barh(names, [float(found.cell(name, "images/s")) for name in names], color=colours)
         axes.bar_label(bars, fmt="%.3g", padding=2)
         axes.set_title(checkpoint, loc="left")
         axes.set_xlabel("images/s")

@@ -1,13 +1,13 @@
-"""Minutes of all that clients do, and of what they should not: nothing of it may stay, and nothing may be lost.
+"""Minutes of what clients do, and of what they should not do. Nothing may be lost, and nothing may grow.
 
     python -m bench.soak [--minutes 10] [--slow]
 
-Clients ask the digits' server for images or streams, and read all of it, leave midway, leave while they wait, or never
-read what they asked for. Others send what is no request, or half of one. At times a burst fills the queue. Prints what
-became of all of them, and what the server holds each time that a fifth of the time has passed. Fails where an answer is
-none that the contract has; where the server was not ready; where requests were accepted that did not end, or promises
-not counted; or where memory, threads or descriptors grow. With --slow the network has random weights, runs on one core,
-and its passes take a hundred times as long as those of the digits.
+Clients ask the digits' server for images or streams. They read all of the answer, leave midway, leave while they wait,
+or never read. Others send half a request, or nonsense. At times a burst fills the queue. Prints what became of all of
+them, and what the server holds after each fifth of the time. Fails if an answer breaks the contract; if the server was
+not ready; if an accepted request did not end, or a promise was not counted; or if memory, threads or descriptors grow.
+With --slow the network has random weights and runs on one core, and its passes take a hundred times as long as those of
+the digits.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CLIENTS_A_MINUTE = 400
 BURST, BURSTS_A_PART = 150, 4  # requests; more than there are places
 SETTINGS = {"STEPWISE_MAX_QUEUE": "64", "STEPWISE_MAX_BODY": "1MiB"}
 GAUGES = ("rows_running", "rows_waiting", "outstanding_row_steps")
-MAY_GROW_MB = 8.0  # from the second fifth, when all kinds of requests have been there, to the last
+MAY_GROW_MB = 8.0  # from the second fifth, by when all kinds of requests have come, to the last
 MAY_GROW = 3  # threads, descriptors: those of pools and of idle connections
 
 JSON = "application/json"
@@ -94,7 +94,7 @@ def write_slow(folder: Path) -> None:
 
 
 class Outcomes(Counter[str]):
-    """How often what became of a client; and what should not have, in words."""
+    """How many clients had each outcome; and what went wrong, in words."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Outcomes(Counter[str]):
 
 
 async def visit(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcomes) -> None:
-    """One client: all of an answer, or a part of it."""
+    """One client, which reads all of an answer or a part of it."""
     stays = draw.choice(("reads", "reads", "leaves", "leaves at once", "never reads"))
     fields = {
         "num_inference_steps": draw.choice(wishes.steps),
@@ -131,7 +131,7 @@ async def visit(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcome
 
 
 def is_answer(response: httpx.Response, body: bytes) -> bool:
-    """Whether it is all of an image or of images, or a refusal that says when to come again."""
+    """Whether an answer is whole images, or a refusal that says when to come again."""
     if response.status_code in (429, 503):
         return int(response.headers["retry-after"]) > 0 and json.loads(body)["status"] == response.status_code
     media_type = response.headers["content-type"].partition(";")[0]
@@ -142,7 +142,7 @@ def is_answer(response: httpx.Response, body: bytes) -> bool:
 
 
 async def talk_nonsense(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcomes) -> None:
-    """One client that sends what is refused, or does not send all, and leaves."""
+    """One client, which sends what is refused, or half a request, and leaves."""
     if draw.random() < 0.3:
         host, port = url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port))
@@ -160,7 +160,7 @@ async def talk_nonsense(url: str, wishes: Wishes, draw: random.Random, outcomes:
 
 
 async def burst(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcomes) -> None:
-    """More requests at once than there are places."""
+    """Send more requests at once than there are places."""
     limits = httpx.Limits(max_connections=BURST)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False, limits=limits) as client:
         asked = [
@@ -173,7 +173,7 @@ async def burst(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcome
 
 
 async def ask_health(url: str, seconds: float, outcomes: Outcomes) -> None:
-    """A balancer: twice a second, and each time for a second at most."""
+    """Ask as a balancer does: twice a second, each time for a second at most."""
     async with httpx.AsyncClient(base_url=url, timeout=1.0, trust_env=False) as client:
         for _ in range(int(2 * seconds)):
             for path in ("/health/live", "/health/ready"):
@@ -186,7 +186,7 @@ async def ask_health(url: str, seconds: float, outcomes: Outcomes) -> None:
 
 
 async def come_and_go(url: str, wishes: Wishes, seconds: float, seed: int, outcomes: Outcomes) -> None:
-    """A part of the time."""
+    """Let clients come and go for a part of the time."""
     draw = random.Random(seed)
     loop = asyncio.get_running_loop()
     end, next_burst = loop.time() + seconds, loop.time()
@@ -201,7 +201,7 @@ async def come_and_go(url: str, wishes: Wishes, seconds: float, seed: int, outco
 
 
 def holds(server: Server, outcomes: Outcomes) -> dict[str, float]:
-    """What the server holds once it is idle, whose counts are checked."""
+    """Wait until the server is idle, check its counts, and say what it holds."""
     with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
         for _ in range(4000):
             samples = [

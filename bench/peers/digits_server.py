@@ -1,4 +1,4 @@
-"""A peer for the digits: FastAPI around a plain loop of torch's and of diffusers' scheduler, one request at a time.
+"""A peer for the digits: FastAPI around a plain torch loop with diffusers' scheduler, one request at a time.
 
 PORT=9101 python -m bench.peers.digits_server
 """

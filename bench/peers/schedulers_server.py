@@ -1,9 +1,9 @@
-"""A peer that differs in nothing but its scheduler: Stepwise, with a common one in the place of its own.
+"""A peer that differs only in its scheduler: Stepwise with a common scheduler.
 
     SCHEDULER=one STEPWISE_WEIGHTS=FOLDER STEPWISE_PORT=9101 python -m bench.peers.schedulers_server
 
-`one` runs a request to its end, then the next. `batches` makes a batch of all that waits, up to the widest pass, and
-runs it to its end, but is kinder than what is common: rows with different numbers of steps share a batch, and those
+`one` runs a request to its end, then the next. `batches` makes a batch of all waiting requests, up to the widest pass,
+and runs it to its end. It is kinder than common servers: rows with different numbers of steps share a batch, and rows
 that are done leave it.
 """
 

@@ -1,0 +1,45 @@
+"""The server of the checkout in which this runs, with costs of passes that are given and never change.
+
+bench/versions.py runs this text in each of two checkouts, so that both servers choose the same width of passes. COSTS
+is a JSON object: seconds of a pass by width. Checkouts keep the class `Costs` in different modules, so it is looked up
+by its name and changed where it is.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from service.__main__ import main
+
+FIXED = {int(width): float(seconds) for width, seconds in json.loads(os.environ["COSTS"]).items()}
+
+
+def costs_class() -> Any:
+    """The class that knows what a pass costs.
+
+    Raises:
+        LookupError: where this checkout has none of that name, or another kind of class.
+    """
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "service"]
+    found = {module.Costs for module in modules if isinstance(getattr(module, "Costs", None), type)}
+    if len(found) != 1 or not hasattr(next(iter(found)), "follow"):
+        raise LookupError(f"one class Costs with a method `follow` was expected, and {found} found")
+    return found.pop()
+
+
+def keep_steady(costs: Any) -> None:
+    """Give every instance the fixed costs, and let no measurement change them."""
+    begin = costs.__init__
+
+    def begin_fixed(self: Any, measured: Mapping[int, float], *others: Any, **named: Any) -> None:
+        begin(self, {width: FIXED.get(width, seconds) for width, seconds in measured.items()}, *others, **named)
+
+    costs.__init__ = begin_fixed
+    costs.follow = lambda *_, **__: None
+
+
+if __name__ == "__main__":
+    keep_steady(costs_class())
+    main()
