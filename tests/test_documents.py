@@ -1,15 +1,17 @@
 """What documents say of the program is true: files, links, settings, messages, and which tests show what."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from bench.documents import SETTINGS, renewed, settings_table
 from service import config
-from tests.servers import ROOT
+from tests.servers import ROOT, ServerProcess
 
 TESTS = ROOT / "tests"
 PACKAGES = ("stepwise", "service", "model")
@@ -174,3 +176,67 @@ def strings() -> Iterator[str]:
                         yield "".join(parts).replace("\n", " ")
                     case ast.Constant(value=str(text)):
                         yield text.replace("\n", " ")
+
+
+# docs/api.md
+
+
+class Message(NamedTuple):
+    """A request or an answer, as docs/api.md shows it."""
+
+    start: str
+    headers: dict[str, str]
+    body: str
+
+
+def messages() -> list[tuple[Message, Message]]:
+    """Each request of docs/api.md, with its answer."""
+    blocks = re.findall(r"^```http\n(.*?)^```$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE | re.DOTALL)
+    shown = []
+    for block in blocks:
+        head, _, body = block.partition("\n\n")
+        start, *lines = head.splitlines()
+        shown.append(
+            Message(start, {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}, body)
+        )
+    return list(zip(shown[::2], shown[1::2], strict=True))
+
+
+@pytest.mark.parametrize(("asked", "shown"), messages(), ids=lambda message: message.start.partition("?")[0])
+def test_whole_answers_are_what_a_server_answers(server: ServerProcess, asked: Message, shown: Message) -> None:
+    """The same status, headers and shape; a problem document word for word."""
+    method, path = asked.start.split()
+    answer = server.client.request(method, path, headers=asked.headers, content=asked.body.encode())
+    assert shown.start == f"HTTP/1.1 {answer.status_code} {answer.reason_phrase}"
+    assert sorted(answer.headers) == sorted(shown.headers)
+    assert answer.headers["content-type"] == shown.headers["content-type"]
+    match answer.headers["content-type"].partition(";")[0]:
+        case "application/problem+json":
+            assert answer.json() == json.loads(shown.body)
+        case "application/json":
+            assert shape(answer.json()) == shape(json.loads(shown.body))
+        case "text/event-stream":
+            assert shapes_of_events(shown.body) == shapes_of_events(answer.text)
+        case media_type:
+            assert media_type == "image/png"
+
+
+def shapes_of_events(text: str) -> dict[str, Any]:
+    return {
+        name: shape(json.loads(data)) for name, data in re.findall(r"^event: (.*)\ndata: (.*)$", text, re.MULTILINE)
+    }
+
+
+def shape(value: Any) -> Any:
+    """Keys and types. What depends on the machine is left out: widths of passes, and what the fingerprint is of."""
+    match value:
+        case dict():
+            named = {"a width" if name.isdigit() else name: one for name, one in value.items()}
+            return {name: "parts" if name == "fingerprint_parts" else shape(one) for name, one in named.items()}
+        case list():
+            return [shape(value[0])] if value else []
+        case bool():
+            return "bool"
+        case int() | float():
+            return "number"
+    return type(value).__name__
