@@ -58,7 +58,7 @@ figures: .venv/develop $(DATA) ## measure the U-Nets' work, and draw the picture
 	$(BIN)/python -m bench.forward docs/forward.png
 
 docs: .venv/develop ## write the parts of docs/ that are made from the program: the table of settings
-	$(BIN)/python -m bench.documents
+	$(BIN)/python -m bench.settings
 
 bench: .venv/bench ## compare with what people use now, three quarters of an hour: bench/*.md, and figures of docs/
 	$(BIN)/python -m bench.serving

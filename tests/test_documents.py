@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bench.documents import SETTINGS, renewed, settings_table
+from bench.settings import DOCUMENT, renewed
 from service import config
 from tests.servers import ROOT, ServerProcess
 
@@ -134,15 +134,15 @@ def test_the_tree_has_every_module_once_and_nothing_else() -> None:
 
 
 def test_the_table_of_settings_is_the_one_that_make_docs_makes() -> None:
-    text = SETTINGS.read_text()
-    assert renewed(text, settings_table()) == text
+    text = DOCUMENT.read_text()
+    assert renewed(text) == text
     for name in config.Settings.model_fields:
         assert f"\n| `{config.PREFIX}{name.upper()}` | " in text
 
 
 def test_a_document_without_marks_is_not_renewed() -> None:
-    with pytest.raises(ValueError, match="marks"):
-        renewed("# Settings\n", settings_table())
+    with pytest.raises(ValueError, match="lacks a mark"):
+        renewed("# Settings\n")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
