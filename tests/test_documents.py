@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.settings import DOCUMENT, renewed
 from service import config
-from tests.servers import ROOT, ServerProcess
+from tests.servers import ROOT, ServerProcess, read_parameters
 
 TESTS = ROOT / "tests"
 PACKAGES = ("stepwise", "service", "model")
@@ -240,3 +241,25 @@ def shape(value: Any) -> Any:
         case int() | float():
             return "number"
     return type(value).__name__
+
+
+def test_the_recipe_is_the_one_in_a_png(server: ServerProcess) -> None:
+    png = server.client.get("/sample", params={"class_label": "7", "seed": "1"}).content
+    [shown] = re.findall(r"```json\n(.*?)```", section("docs/api.md", "### A PNG"), re.DOTALL)
+    assert shape(read_parameters(png)) == shape(json.loads(shown))
+
+
+def test_every_field_of_info_is_described(server: ServerProcess) -> None:
+    cells = re.findall(r"^\| (`.*?) \|", section("docs/api.md", "### /info"), re.MULTILINE)
+    assert sorted(name for cell in cells for name in re.findall(r"`(\w+)`", cell)) == sorted(
+        server.client.get("/info").json()
+    )
+
+
+def test_every_metric_is_described(server: ServerProcess) -> None:
+    cells = re.findall(r"^\| (`.*?) \|", section("docs/api.md", "## Metrics"), re.MULTILINE)
+    described = {name.removesuffix("_total") for cell in cells for name in re.findall(r"`([a-z_]+)", cell)}
+    families = text_string_to_metric_families(server.client.get("/metrics").text)
+    there = {family.name.removeprefix("stepwise_") for family in families if family.name.startswith("stepwise_")}
+    assert there <= described
+    assert described - there == {"decode_cost_seconds"}  # which only latent models have
