@@ -14,7 +14,7 @@ UV := uv==0.13.9
 CPU := $(if $(shell command -v nvidia-smi),,[cpu])
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check format data weights quality figures bench soak lock audit image-test clean
+.PHONY: help serve test test-all check format data weights quality figures docs bench soak lock audit image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ figures: .venv/develop $(DATA) ## measure the U-Nets' work, draw the pictures of
 	$(BIN)/python -m weights.pictures $(EMOJI) docs
 	$(BIN)/python -m bench.forward docs/forward.png
 	$(BIN)/python -m bench.documents
+
+docs: .venv/develop ## write the parts of docs/ that are made from the program: the table of settings
+	$(BIN)/python -m bench.settings
 
 bench: .venv/bench ## compare with what people use now, an hour: bench/figures, and the documents that show them
 	$(BIN)/python -m bench.serving

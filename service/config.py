@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from platformdirs import user_cache_path
 from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
@@ -37,9 +37,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True)
 
     weights: str = Field(
-        "digits", description="a folder or a file: native weights, or a diffusers checkpoint; or a name in the box"
+        "digits", description="a name in the box, or the path of a checkpoint: native weights, or diffusers'"
     )
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is all addresses")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -56,35 +56,41 @@ class Settings(BaseSettings):
     )
     max_images: int = Field(64, ge=1, le=MAX_IMAGES, description="images in one request")
     max_queue: int = Field(
-        256, ge=1, description="requests accepted and not finished; clients below their share get up to an eighth more"
+        256,
+        ge=1,
+        description="requests that are accepted and not finished; clients below their share get up to an eighth more",
     )
-    max_body: ByteSize = Field(ByteSize(16 * 2**20), ge=1, description="bytes of a request body; 16MiB is understood")
-    timeout: float = Field(300.0, gt=0, le=_MAX_SECONDS, description="the most seconds a request may take")
+    max_body: ByteSize = Field(ByteSize(16 * 2**20), ge=1, description="bytes of a request body")
+    timeout: float = Field(
+        300.0, gt=0, le=_MAX_SECONDS, description="seconds that a request may take, waiting included"
+    )
     drain_timeout: float = Field(
-        30.0, ge=0, le=_MAX_SECONDS, description="seconds to finish what is accepted, after SIGTERM"
+        30.0, ge=0, le=_MAX_SECONDS, description="seconds after SIGTERM in which accepted requests are finished"
     )
     keep_alive: float = Field(
         75.0, gt=0, allow_inf_nan=False, description="seconds that a connection may be idle between two requests"
     )
-    api_keys: Secrets = Field((), description="comma-separated; requests then need `Authorization: Bearer KEY`")
-    public_metrics: bool = Field(False, description="where keys are set: 1 answers /metrics without one")
-    allow_pickle: bool = Field(False, description="open .bin files, which are pickles: 1 if you trust them")
+    api_keys: Secrets = Field((), description="keys, with commas; with any, requests need `Authorization: Bearer KEY`")
+    public_metrics: bool = Field(False, description="1: /metrics needs no key, where keys are set")
+    allow_pickle: bool = Field(False, description="1: open .bin files, which are pickles; only if you trust them")
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("stepwise"),
-        description="folder for converted models; default: stepwise in the user's cache folder",
+        description="folder for converted networks; default: stepwise in the user's cache folder",
     )
     metrics_port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="port of HOST that /metrics moves to, where it needs no key; 0 takes a free one",
+        description="a second port, only for /metrics, which then needs no key; 0 takes a free one",
     )
     cors_origins: CommaSeparated = Field(
-        (), description="comma-separated origins of pages that may call this; * for all"
+        (), description="origins, with commas, of pages that may send requests from a browser; * is all"
     )
-    root_path: str = Field("", pattern=_ROOT_PATH, description="path that a proxy serves this under and strips")
+    root_path: str = Field(
+        "", pattern=_ROOT_PATH, description="path at which a proxy serves this server; the proxy takes it off"
+    )
     forwarded_allow_ips: str | None = Field(
-        None, description="comma-separated proxies whose X-Forwarded-* headers are believed"
+        None, description="addresses of proxies, with commas, whose X-Forwarded-* headers are believed"
     )
 
     @field_validator("cache_dir")
@@ -144,18 +150,36 @@ def without_effect(environ: Mapping[str, str] = os.environ) -> list[str]:
     return sorted({PREFIX + name for name in PLANNED} & environ.keys())
 
 
+class Described(NamedTuple):
+    """A setting in words, for people."""
+
+    name: str
+    default: str
+    accepts: str
+    meaning: str
+
+
+def described() -> list[Described]:
+    """Every setting, in words. --help and docs/settings.md are made from this."""
+    settings = []
+    for name, schema in Settings.model_json_schema()["properties"].items():
+        meaning, _, default = schema["description"].partition("; default: ")
+        default = default or _plain(Settings.model_fields[name].default)
+        settings.append(Described(PREFIX + name.upper(), default, _accepts(name, schema), meaning))
+    return settings
+
+
 def usage() -> str:
     """The table of settings, for --help."""
-    lines = []
-    for name, field in Settings.model_fields.items():
-        default = "none" if field.default in (None, (), "") else field.default
-        text = field.description or ""
-        if "default:" not in text:
-            text += f" (default: {_plain(default)})"
-        lines.append(
-            textwrap.fill(text, width=100, initial_indent=f"  {PREFIX + name.upper():<29}", subsequent_indent=" " * 31)
+    return "\n".join(
+        textwrap.fill(
+            f"{setting.meaning} (default: {setting.default})",
+            width=100,
+            initial_indent=f"  {setting.name:<29}",
+            subsequent_indent=" " * 31,
         )
-    return "\n".join(lines)
+        for setting in described()
+    )
 
 
 def available_cores() -> int:
@@ -171,9 +195,30 @@ def _problem(error: ErrorDetails) -> str:
     return " ".join(f"{name}={str(error['input'])[:200]}: {error['msg'].removeprefix('Value error, ')}".split())
 
 
-def _plain(value: object) -> str:
-    if isinstance(value, ByteSize):
-        return value.human_readable().removesuffix(".0MiB") + " MiB" if value % 2**20 == 0 else str(int(value))
-    if isinstance(value, bool):
-        return str(int(value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _accepts(name: str, schema: dict[str, Any]) -> str:
+    """What a setting may be, from its JSON schema."""
+    if Settings.model_fields[name].annotation is ByteSize:
+        return "bytes, or a number with a unit: 16MiB"
+    schema = next((one for one in schema.get("anyOf", ()) if one["type"] != "null"), {}) | schema
+    least, most = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum", _MAX_SECONDS)
+    match schema["type"]:
+        case "boolean":
+            return "0 or 1"
+        case "integer":
+            return f"an integer, {least} to {most}" if most != _MAX_SECONDS else f"an integer, at least {least}"
+        case "number":
+            return f"a number, {'more than' if 'exclusiveMinimum' in schema else 'at least'} {least}"
+        case "string" if "enum" in schema:
+            return "one of these"
+    return "a path" if schema.get("format") == "path" else "text"
+
+
+def _plain(default: object) -> str:
+    """A default as it is written in the environment."""
+    if isinstance(default, ByteSize):
+        return f"{default // 2**20} MiB"
+    if isinstance(default, bool):
+        return str(int(default))
+    if default in (None, (), ""):
+        return "none"
+    return f"{default:g}" if isinstance(default, float) else str(default)
