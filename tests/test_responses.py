@@ -6,6 +6,7 @@ import json
 import zipfile
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,8 +56,8 @@ LATENT = replace(
 )
 
 
-def planned(served: Served = SERVED, /, **fields: object) -> Plan:
-    return plan_sample(SampleRequest.model_validate({"seed": 7, **fields}), served, max_images=64, timeout=300)
+def planned(served: Served = SERVED, /, **fields: Any) -> Plan:
+    return plan_sample(SampleRequest(**{"seed": 7, **fields}), served, timeout=300)
 
 
 def drawn(count: int) -> Finished:
