@@ -229,6 +229,14 @@ class Field(NamedTuple):
     entry: Entry
 
     @property
+    def help(self) -> str:
+        """The help of the entry, the limits that hold of every model, and the default."""
+        low, high = self.entry.ge, self.entry.le
+        limits = f" {low:g} to {high:g}." if isinstance(low, int | float) and isinstance(high, int | float) else ""
+        default = "" if self.is_required or self.default is None else f" Default: {self.default}."
+        return self.entry.help + (limits if high != MAX_SEED else "") + default
+
+    @property
     def is_required(self) -> bool:
         return self.default is MISSING
 
@@ -240,6 +248,11 @@ class Field(NamedTuple):
     def is_list(self) -> bool:
         """Whether a list is among what the field may hold."""
         return any(get_origin(kind) is Sequence for kind in get_args(self.annotation))
+
+    @property
+    def is_only_list(self) -> bool:
+        """Whether the field holds a list or nothing."""
+        return all(kind is type(None) or get_origin(kind) is Sequence for kind in get_args(self.annotation) or [None])
 
     @property
     def kinds(self) -> frozenset[type]:

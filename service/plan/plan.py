@@ -111,8 +111,8 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
         rows=rows,
         seeds=[row.seed for row in rows],
         parameters=filled,
-        recipes=[{**_kept(request, {**filled, **own}, "image"), **_model_of(served)} for own in of_rows],
-        canonical={**_kept(request, {**filled, "class_label": labels}, "image", "answer"), **_model_of(served)},
+        recipes=[{**_kept(SampleRequest, {**filled, **own}, "image"), **_model_of(served)} for own in of_rows],
+        canonical={**_kept(SampleRequest, {**filled, "class_label": labels}, "image", "answer"), **_model_of(served)},
         timeout_s=timeout_s,
         preview_every=request.preview_every,
     )
@@ -163,7 +163,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
         "timeout_s": timeout_s,
     }
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-    recipe = {**_kept(request, filled, "image"), "image_sha256": digest, **_model_of(served)}
+    recipe = {**_kept(DenoiseRequest, filled, "image"), "image_sha256": digest, **_model_of(served)}
     row = Row(
         table,
         seed,
@@ -202,9 +202,9 @@ def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, 
     return np.float32(signal) * image + np.float32(sigma) * noise, seed
 
 
-def _kept(request: object, values: Parameters, *what: str) -> Parameters:
+def _kept(request: type, values: Parameters, *what: str) -> Parameters:
     """The values of the fields that decide the bytes of `what`."""
-    rows = deciding(type(request), *what)
+    rows = deciding(request, *what)
     return {
         row.name: values[row.name]
         for row in rows
