@@ -369,7 +369,7 @@ for arguments in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
         app(arguments)
     assert printed.getvalue(), arguments
-large = {"torch", "model", "fastapi", "pydantic", "cv2"} & sys.modules.keys()
+large = {"torch", "model", "fastapi", "cv2"} & sys.modules.keys()
 print(*sorted(large), *sorted(name for name in sys.modules if name.startswith("service")))
 """
 
