@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.description import ModelDescription
+from model.grids import GridError
 from model.rows import Image, Row
-from model.samplers import SAMPLERS, GridError, denoise_table, sample_table
+from model.samplers import SAMPLERS, denoise_table, sample_table
 from model.schedule import Schedule
 from service.errors import Invalid
 from service.plan.fields import MAX_SEED, DenoiseRequest, Drawing, Label, NoiseRequest, SampleRequest, deciding
