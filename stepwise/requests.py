@@ -118,7 +118,7 @@ class _NoisePng(fields.NoiseRequest, _Image):
     pass
 
 
-def _asked(request: Callable[P, object]) -> Callable[[Callable[[Fields], R]], Callable[P, R]]:
+def asked(request: Callable[P, object]) -> Callable[[Callable[[Fields], R]], Callable[P, R]]:
     """Have a call take the fields of a request as its arguments. The call is given those that are not None."""
     rows = fields.table(cast(type, request))
     signature = inspect.signature(request)
@@ -175,13 +175,13 @@ def info() -> Call[Info]:
     return Call(Request("GET", "info", JSON), answers.read_info)
 
 
-@_asked(fields.Sample)
+@asked(fields.Sample)
 def sample(given: Fields) -> Call[Drawn]:
     """Draw images: POST /sample."""
     return Call(Request("POST", "sample", JSON, given, _silence(given)), answers.read_drawn)
 
 
-@_asked(fields.SampleRequest)
+@asked(fields.SampleRequest)
 def stream(given: Fields) -> Request:
     """Draw images, and tell what happens while they are drawn: POST /sample.
 
@@ -191,13 +191,13 @@ def stream(given: Fields) -> Request:
     return Request("POST", "sample", EVENTS, given)
 
 
-@_asked(_Denoise)
+@asked(_Denoise)
 def denoise(given: Fields) -> Call[Drawn]:
     """Denoise an image: POST /denoise."""
     return Call(Request("POST", "denoise", JSON, given, _silence(given)), answers.read_drawn)
 
 
-@_asked(_Denoise)
+@asked(_Denoise)
 def stream_denoise(given: Fields) -> Request:
     """Denoise an image, and tell what happens meanwhile: POST /denoise. There are no previews.
 
@@ -206,7 +206,7 @@ def stream_denoise(given: Fields) -> Request:
     return Request("POST", "denoise", EVENTS, given)
 
 
-@_asked(_DenoiseArray)
+@asked(_DenoiseArray)
 def denoise_array(given: Fields) -> Call[Float32]:
     """Denoise an image to an array, float32 [C, H, W], exact: POST /denoise.
 
@@ -215,13 +215,13 @@ def denoise_array(given: Fields) -> Call[Float32]:
     return Call(Request("POST", "denoise", NPY, given, _silence(given)), lambda _, body: answers.read_npy(body))
 
 
-@_asked(_NoisePng)
+@asked(_NoisePng)
 def noise(given: Fields) -> Call[Noisy]:
     """Add noise to a clean image, for a PNG: POST /noise. The values of a clean PNG stand for −1 … 1."""
     return Call(Request("POST", "noise", PNG, given, _LONG_S), answers.read_noisy)
 
 
-@_asked(_Noise)
+@asked(_Noise)
 def noise_array(given: Fields) -> Call[NoisyArray]:
     """Add noise to a clean image, for an exact array: POST /noise. The values of a clean PNG stand for −1 … 1."""
     return Call(Request("POST", "noise", NPY, given, _LONG_S), answers.read_noisy_array)

@@ -53,7 +53,6 @@ class RequestModel(Generic[Request]):
         declared: dict[str, Any] = {name: (_type(row, limits), _default(row)) for name, row in self._rows.items()}
         self._model: type[BaseModel] = create_model(request.__name__, __config__=config, **declared)
         self.schema = _narrowed(self._model.model_json_schema(), request, model, limits)
-        self._numbers = {name: words for name, one in self.schema["properties"].items() if (words := _in_words(one))}
         text = {name: schema for name, one in self.schema["properties"].items() if (schema := _without_null(one))}
         self.text_schema: Schema = {**self.schema, "properties": text}
 
@@ -94,7 +93,9 @@ class RequestModel(Generic[Request]):
             return {"loc": loc, "msg": "there is no such field"}
         if error["type"] == "missing":
             return {"loc": loc, "msg": "is required"}
-        words = self._numbers.get(str(loc[0]) if loc else "")
+        name, *member = loc
+        field = self.schema["properties"].get(name, {})
+        words = _in_words(_members(field)[0] if member else field)
         expected = f"must be {words}" if words else error["msg"].replace("Input should be", "must be")
         return {"loc": loc, "msg": f"{expected}, and is {shown(error['input'])}"}
 
@@ -126,6 +127,8 @@ def _type(row: Field, limits: Limits) -> Any:
     kind: Any = Annotated[number, Constraints(ge=ge, gt=gt, le=le)]
     if number is int:
         kind = Annotated[kind, BeforeValidator(_whole)]
+    if row.is_list:
+        kind = Annotated[list[kind], Constraints(min_length=1)]
     return kind | None if row.is_nullable else kind
 
 
@@ -162,7 +165,10 @@ def _check_labels(value: object) -> object:
 
 
 def _read(row: Field, text: str) -> object:
-    return text if str in row.kinds else _number(text)
+    """The value of text. Numbers of a list may also have commas between them."""
+    if str in row.kinds:
+        return text
+    return [_number(one.strip()) for one in text.split(",")] if row.is_list else _number(text)
 
 
 def _number(text: str) -> int | float | str:
@@ -218,19 +224,26 @@ def _label(model: ModelDescription) -> list[Schema]:
 
 
 def _in_words(field: Schema) -> str | None:
-    """What a field that holds a number must be; None for another field."""
-    members: list[Schema] = [*field.get("anyOf", []), field]
-    kinds = {kind["type"] for kind in members if "type" in kind} - {"null"}
-    if not kinds or not kinds <= {"integer", "number"}:
+    """What a field must be that holds numbers; None for another field."""
+    kinds = [field, *field.get("anyOf", []), *_members(field)]
+    types = {kind["type"] for kind in kinds if "type" in kind} - {"array", "null"}
+    if not types or not types <= {"integer", "number"}:
         return None
-    limits = {name: value for member in members for name, value in member.items()}
+    limits = {name: value for kind in kinds for name, value in kind.items()}
     if "enum" in limits:
         return f"one of {', '.join(str(value) for value in limits['enum'] if value is not None)}"
     if "exclusiveMinimum" in limits:
         return f"a number of more than {limits['exclusiveMinimum']:g} and at most {limits['maximum']:g}"
     low, high = limits["minimum"], limits["maximum"]
-    kind = "an integer" if kinds == {"integer"} else "a number"
-    return f"{low}" if low == high else f"{kind} from {low} to {high}"
+    number = "integer" if types == {"integer"} else "number"
+    if _members(field):
+        return f"a list of {number}s from {low} to {high}"
+    return f"{low}" if low == high else f"{'an' if number == 'integer' else 'a'} {number} from {low} to {high}"
+
+
+def _members(field: Schema) -> list[Schema]:
+    """What the members of a list may be; empty for a field that holds none."""
+    return [kind["items"] for kind in (field, *field.get("anyOf", [])) if "items" in kind]
 
 
 def _without_null(schema: Schema) -> Schema | None:
