@@ -1,6 +1,6 @@
 """What /openapi.json says: the routes that read their bodies themselves, with the limits of what is served.
 
-A request that is valid by this document is answered, but for what `_REFUSED` says no schema can tell.
+Every request that is valid by this document is answered, but for what `_INVALID` lists: no schema can express that.
 """
 
 import base64
@@ -11,22 +11,24 @@ from starlette.responses import Response
 
 from service.http.codecs import encode_png
 from service.http.models import RequestModel, Schema
-from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest
+from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest, table
 from service.plan.served import Served
 
-_REFUSED = """Invalid input; the document names each field. Beyond the schema, these are refused:
-a `guidance_scale` of more than 1 without a `class_label`; a list of labels that is not as long as `num_images`;
-a `seed` of which `seed + num_images` is more than 2^53; a `preview_every` beyond the steps;
-an `eta` for a `sampler` that takes none; steps that repeat a timestep of the `sampler`, or more than `timestep`;
-`additive` noise at a `timestep` of pure noise; an `image` that is none, or not of the model's size;
-and a `timeout_s` that is too short for this work even on an idle server."""
+_REFUSED = {row.name: row.entry.refused for row in table(DenoiseRequest).values()} | {
+    row.name: row.entry.refused for row in table(SampleRequest).values()
+}
+_INVALID = "Invalid input; the document names each field. Beyond the schema, these values are refused:\n" + "".join(
+    f"- `{name}`: {refused}\n"
+    for name, refused in {**_REFUSED, "image": "a file that is none, or not of the model's size"}.items()
+    if refused
+)
 _PROBLEMS = {
     401: "An API key is needed",
     406: "No answer of an accepted media type",
     408: "The body did not come in time",
     413: "The body is too large",
     415: "The body's media type or Content-Encoding is not read",
-    422: _REFUSED,
+    422: _INVALID,
     429: "The client holds its share of a full queue, or of the room for bodies; Retry-After says when to ask again",
     500: "This request's own computation failed",
     503: "Not now; Retry-After says when",

@@ -35,6 +35,7 @@ class Entry:
         le: the greatest value, likewise.
         decides: what depends on the field: the bytes of each image, the bytes of the whole answer, or neither. Recipes
             have the fields of the first kind, ETags those of both.
+        refused: which values are refused although they are within the limits.
         is_optional_in_recipes: a recipe leaves the field out where it is null.
         flags: of the command line; by default the field's name.
     """
@@ -44,19 +45,27 @@ class Entry:
     gt: Limit | None = None
     le: Limit | None = None
     decides: Literal["image", "answer", "neither"] = "image"
+    refused: str = ""
     is_optional_in_recipes: bool = False
     flags: tuple[str, ...] = ()
 
 
 Seed = Annotated[
     int | None,
-    Entry(help="Seed of the noise. The server draws one if none is given.", ge=0, le=MAX_SEED, flags=("--seed", "-s")),
+    Entry(
+        help="Seed of the noise. The server draws one if none is given.",
+        ge=0,
+        le=MAX_SEED,
+        refused="more than 2^53 − `num_images`",
+        flags=("--seed", "-s"),
+    ),
 ]
 ScalingOfNoise = Annotated[
     Scaling,
     Entry(
         help="variance_preserving: the noisy image is √ᾱ·x_0 + √(1−ᾱ)·noise. "
-        "additive: it is x_0 + σ·noise, as camera noise is."
+        "additive: it is x_0 + σ·noise, as camera noise is.",
+        refused="`additive` at a `timestep` of pure noise",
     ),
 ]
 
@@ -69,7 +78,15 @@ class Drawing:
     sampler: Annotated[
         str | None, Entry(help="Sampler by name, as GET /info lists them. Default: what the weights recommend.")
     ] = None
-    eta: Annotated[float, Entry(help="Noise in DDIM's steps. Other samplers take 0 alone.", ge=0, le=1)] = 0.0
+    eta: Annotated[
+        float,
+        Entry(
+            help="Noise in DDIM's steps. Other samplers take 0 alone.",
+            ge=0,
+            le=1,
+            refused="more than 0 for another `sampler`",
+        ),
+    ] = 0.0
     timeout_s: Annotated[
         float | None,
         Entry(
@@ -77,6 +94,7 @@ class Drawing:
             gt=0,
             le="timeout",
             decides="neither",
+            refused="too short for this work even on an idle server",
             flags=("--timeout",),
         ),
     ] = None
@@ -102,12 +120,17 @@ class Sample(Drawing):
             help="How many steps. Default: what the weights recommend.",
             ge=1,
             le="num_train_timesteps",
+            refused="a number that would repeat a timestep of the `sampler`; in /denoise more than `timestep`",
             flags=("--num-inference-steps", "--steps"),
         ),
     ] = None
     class_label: Annotated[
         Label | Sequence[Label],
-        Entry(help="Class by name or index, or none. Several: one for each image.", flags=("--class-label", "-c")),
+        Entry(
+            help="Class by name or index, or none. Several: one for each image.",
+            refused="a list that is not as long as `num_images`",
+            flags=("--class-label", "-c"),
+        ),
     ] = None
     guidance_scale: Annotated[
         float | None,
@@ -115,6 +138,7 @@ class Sample(Drawing):
             help="Classifier-free guidance: 1 is off, more needs a class label. Default: what the weights recommend.",
             ge=1,
             le=20,
+            refused="more than 1 without a `class_label`",
             flags=("--guidance-scale", "-g"),
         ),
     ] = None
@@ -131,6 +155,7 @@ class SampleRequest(Sample):
             ge=0,
             le="num_train_timesteps",
             decides="neither",
+            refused="more than the steps",
         ),
     ] = 0
 
