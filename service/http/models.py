@@ -93,7 +93,7 @@ class RequestModel(Generic[Request]):
             return {"loc": loc, "msg": "there is no such field"}
         if error["type"] == "missing":
             return {"loc": loc, "msg": "is required"}
-        name, *member = loc
+        name, *member = loc or [""]  # a name that is no text has no place
         field = self.schema["properties"].get(name, {})
         words = _in_words(_members(field)[0] if member else field)
         expected = f"must be {words}" if words else error["msg"].replace("Input should be", "must be")
