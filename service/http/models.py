@@ -28,6 +28,8 @@ _MAX_SHOWN = 80  # characters of a value in a message
 _MAX_NAMES = 100  # classes that a schema lists; /info names all
 _NULL: Schema = {"type": "null"}
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
+_KIND = re.compile("^an? [a-z]+ (from|of) ")
+_BEYOND_A_LIMIT = ("greater_than", "greater_than_equal", "less_than_equal")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -96,6 +98,8 @@ class RequestModel(Generic[Request]):
         name, *member = loc or [""]  # a name that is no text has no place
         field = self.schema["properties"].get(name, {})
         words = _in_words(_members(field)[0] if member else field)
+        if words and error["type"] in _BEYOND_A_LIMIT:
+            words = _KIND.sub("", words)
         expected = f"must be {words}" if words else error["msg"].replace("Input should be", "must be")
         return {"loc": loc, "msg": f"{expected}, and is {shown(error['input'])}"}
 
