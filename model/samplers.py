@@ -6,8 +6,7 @@ A line is one step of the update (model/update.py), with x the image at this tim
     x_next = a·x + b·x0 + c·x0_previous + d·noise + e·out
 
 With a learned variance the network also predicts v, and the noise is d·exp(s·v) strong. p and q absorb the prediction
-type. Tables are built in float64. Each sampler walks the grid of its diffusers scheduler, so that the images are those
-of the diffusers pipeline. A new sampler is a new function here, and no new loop.
+type. Tables are built in float64. A new sampler is a new function here, and no new loop.
 """
 
 from collections.abc import Callable
@@ -19,9 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model.grids import GridError, Int64, Steps, ddim_steps, ddpm_steps, dpmpp_2m_steps, through
 from model.schedule import Float64, Schedule
-
-Int64 = NDArray[np.int64]
 
 # What ᾱ = 0, and no other ᾱ, is raised to where a formula divides by it: diffusers' DPMSolverMultistepScheduler.
 _ALPHA_BAR_FOR_0 = 2.0**-24
@@ -43,10 +41,6 @@ class Column(IntEnum):
     BOUND = 8  # x0 is clipped to ±BOUND; inf where it is not
     QUANTILE = 9  # of |x0|, for dynamic thresholding; 0 where there is none
     MAXIMUM = 10  # of the threshold
-
-
-class GridError(ValueError):
-    """A number of steps that has no grid of so many different timesteps. The message says which numbers do."""
 
 
 class Step(NamedTuple):
@@ -90,27 +84,6 @@ class StepTable:
     def first(self) -> "StepTable":
         """The first step alone."""
         return StepTable(self.timesteps[:1], self.lines[:1])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Steps:
-    """Where each step of a trajectory begins and ends.
-
-    Attributes:
-        timesteps: int64 [N].
-        next_timesteps: int64 [N]; negative stands for the clean end.
-        final_alpha_bar: ᾱ of that end.
-    """
-
-    timesteps: Int64
-    next_timesteps: Int64
-    final_alpha_bar: float
-
-    def alphas_cumprod(self, schedule: Schedule) -> tuple[Float64, Float64]:
-        """ᾱ before and after each step, [N] each."""
-        alphas = schedule.alphas_cumprod
-        after = np.where(self.next_timesteps < 0, self.final_alpha_bar, alphas[np.maximum(self.next_timesteps, 0)])
-        return alphas[self.timesteps], after
 
 
 def ddim_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
@@ -196,33 +169,6 @@ class Sampler:
     takes_eta: bool = False
 
 
-def ddim_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
-    """DDIMScheduler's grid: each step goes T // N timesteps down, wherever the next listed timestep is."""
-    timesteps = _timesteps(schedule, num_inference_steps)
-    stride = schedule.num_train_timesteps // num_inference_steps
-    final = 1.0 if schedule.set_alpha_to_one else float(schedule.alphas_cumprod[0])
-    return Steps(timesteps, timesteps - stride, final)
-
-
-def ddpm_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
-    """DDPMScheduler's grid: each step goes to the next listed timestep."""
-    return _through(_timesteps(schedule, num_inference_steps))
-
-
-def dpmpp_2m_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
-    """DPMSolverMultistepScheduler's grid: leading and linspace leave out the last of N + 1 timesteps."""
-    T, N = schedule.num_train_timesteps, num_inference_steps
-    timesteps: Float64
-    match schedule.timestep_spacing or "linspace":
-        case "linspace":
-            timesteps = np.linspace(0, T - 1, N + 1).round()[::-1][:-1]
-        case "leading":
-            timesteps = (np.arange(N + 1.0) * (T // (N + 1)))[::-1][:-1] + schedule.steps_offset
-        case "trailing":
-            timesteps = np.arange(T, 0, -T / N).round() - 1
-    return _through(_checked(timesteps.astype(np.int64), T, N))
-
-
 SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(ddim_lines, ddim_steps, takes_eta=True),
     "ddpm": Sampler(ddpm_lines, ddpm_steps),
@@ -258,7 +204,7 @@ def denoise_table(
         return _single_step(schedule, timestep)
     N = num_inference_steps
     timesteps = (2 * timestep * (N - np.arange(N)) + N) // (2 * N)
-    steps = _through(timesteps.astype(np.int64))
+    steps = through(timesteps.astype(np.int64))
     lines = SAMPLERS[sampler].lines(schedule, steps, eta)
     lines[-1, Column.D] = 0
     return StepTable(steps.timesteps, lines)
@@ -295,32 +241,6 @@ def _x0_lines(schedule: Schedule, alpha_bar: Float64, clip: bool) -> Float64:
 
 def _above_zero(alpha_bar: Float64) -> Float64:
     return np.where(alpha_bar == 0, _ALPHA_BAR_FOR_0, alpha_bar)
-
-
-def _timesteps(schedule: Schedule, N: int) -> Int64:
-    """The timesteps that DDPMScheduler and DDIMScheduler share."""
-    T = schedule.num_train_timesteps
-    timesteps: Float64
-    match schedule.timestep_spacing or "leading":
-        case "leading":
-            timesteps = (np.arange(float(N)) * (T // N))[::-1] + schedule.steps_offset
-        case "trailing":
-            timesteps = np.round(np.arange(T, 0, -T / N)) - 1
-        case "linspace":
-            timesteps = np.linspace(0, T - 1, N).round()[::-1]
-    return _checked(timesteps.astype(np.int64), T, N)
-
-
-def _checked(timesteps: Int64, T: int, N: int) -> Int64:
-    if len(timesteps) != N or timesteps[0] >= T or timesteps[-1] < 0:
-        raise GridError(f"{N} steps do not fit the timesteps 0 to {T - 1}")
-    if (np.diff(timesteps) >= 0).any():
-        raise GridError(f"{N} steps would repeat a timestep of 0 to {T - 1}")
-    return timesteps
-
-
-def _through(timesteps: Int64) -> Steps:
-    return Steps(timesteps, np.append(timesteps[1:], -1), final_alpha_bar=1.0)
 
 
 def _allowed(schedule: Schedule, sampler: str, refused: int) -> str:

@@ -1,33 +1,39 @@
-"""What can be asked for: each call of the API once, as a value. Nothing here sends anything.
+"""Each call of the API once, as a value. Nothing here sends anything.
 
-A Call says how its answer is read; what is watched is a Request alone, for events are read alike.
+A call's arguments are the fields of its request: service/plan/fields.py. A Call also says how its answer is read. All
+events are read alike, so a call that is watched is a Request alone.
 """
 
 import base64
+import functools
+import inspect
 import io
 import json
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, ParamSpec, TypeVar, cast
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from service.plan import fields
+from service.plan.fields import Entry
 from stepwise import answers
 from stepwise.results import Drawn, Float32, Info, Noisy, NoisyArray
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 PNG, JSON, NPY, EVENTS = "image/png", "application/json", "application/x-npy", "text/event-stream"
 
-Label = int | str | None
+Fields = Mapping[str, object]
 Upload = bytes | NDArray[np.floating] | os.PathLike[str]
-Scaling = Literal["variance_preserving", "additive"]
-Output = Literal["x0", "model_output", "previous"]
 
 # Seconds without a byte, after which a connection is taken for dead.
 _SILENCE_S = 60.0  # beyond what may take time; a stream has a comment each 10 s
@@ -48,7 +54,7 @@ class Request:
     method: Literal["GET", "POST"]
     path: str
     accept: str
-    fields: Mapping[str, object] | None = None
+    fields: Fields | None = None
     silence_s: float = _SILENCE_S
 
     @property
@@ -78,237 +84,70 @@ class Call(Generic[T]):
     read: Callable[[httpx.Headers, bytes], T]
 
 
-def info() -> Call[Info]:
-    """The model, what computes it, and what a request may ask for: GET /info."""
-    return Call(Request("GET", "info", JSON), answers.read_info)
+# The arguments of calls: the table of fields, and the image beside them.
 
 
-def sample(
-    *,
-    num_images: int = 1,
-    seed: int | None = None,
-    sampler: str | None = None,
-    num_inference_steps: int | None = None,
-    eta: float | None = None,
-    class_label: Label | Sequence[Label] = None,
-    guidance_scale: float | None = None,
-    timeout_s: float | None = None,
-) -> Call[Drawn]:
-    """Draw images: POST /sample.
-
-    Args:
-        num_images: image i is the image of seed + i.
-        seed: drawn by the server if None.
-        sampler: ddim, ddpm or dpmpp_2m; the weights' recommendation if None.
-        num_inference_steps: likewise.
-        eta: 0 to 1, noise in DDIM's steps.
-        class_label: an index, a name, None for none, or one of these an image.
-        guidance_scale: 1 to 20; 1 is off.
-        timeout_s: have the server give up after so many seconds, waiting included.
-    """
-    fields = _fields(
-        num_images=num_images,
-        seed=seed,
-        sampler=sampler,
-        num_inference_steps=num_inference_steps,
-        eta=eta,
-        class_label=_labels(class_label),
-        guidance_scale=guidance_scale,
-        timeout_s=timeout_s,
-    )
-    return Call(Request("POST", "sample", JSON, fields, _silence(timeout_s)), answers.read_drawn)
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    image: Annotated[
+        Upload,
+        Entry(
+            help="A PNG or .npy file, by its bytes or its path; or floats [C, H, W] in the model's own scale. "
+            "Where the model denoises latents, floats are latents."
+        ),
+    ] = field(kw_only=False)
 
 
-def stream(
-    *,
-    num_images: int = 1,
-    seed: int | None = None,
-    sampler: str | None = None,
-    num_inference_steps: int | None = None,
-    eta: float | None = None,
-    class_label: Label | Sequence[Label] = None,
-    guidance_scale: float | None = None,
-    timeout_s: float | None = None,
-    preview_every: int = 0,
-) -> Request:
-    """Draw images, and tell what happens while they are drawn: POST /sample.
-
-    A stream that breaks is asked for again by its seed, and goes on: Queued and Progress come anew, and no image is
-    given twice. Leaving the iteration closes the connection, and the server works no more.
-
-    Args:
-        preview_every: a preview each so many steps; 0 for none. All others are those of `sample`.
-    """
-    fields = _fields(
-        num_images=num_images,
-        seed=seed,
-        sampler=sampler,
-        num_inference_steps=num_inference_steps,
-        eta=eta,
-        class_label=_labels(class_label),
-        guidance_scale=guidance_scale,
-        timeout_s=timeout_s,
-        preview_every=preview_every,
-    )
-    return Request("POST", "sample", EVENTS, fields)
+@dataclass(frozen=True, kw_only=True)
+class _Denoise(fields.Denoise, _Image):
+    pass
 
 
-def denoise(
-    image: Upload,
-    timestep: int,
-    *,
-    value_range: float | None = None,
-    scaling: Scaling | None = None,
-    num_inference_steps: int | None = None,
-    sampler: str | None = None,
-    eta: float | None = None,
-    seed: int | None = None,
-    class_label: Label = None,
-    guidance_scale: float | None = None,
-    timeout_s: float | None = None,
-) -> Call[Drawn]:
-    """Denoise an image: POST /denoise.
-
-    Args:
-        image: a PNG or .npy file, by its bytes or its path, or an array of floats [C, H, W] in the model's own scale,
-            which of latent diffusion is latents.
-        timestep: how noisy it is.
-        value_range: 1 to 16: a PNG's values stand for −r … r.
-        scaling: variance_preserving, or additive: x_0 + σ·ε, as camera noise is.
-        num_inference_steps: 1 if None, which is one evaluation of the network.
-        seed: of the noise of the steps.
-        class_label: an index, a name, or None for none.
-        guidance_scale: 1 if None.
-    """
-    fields = _fields(
-        image=_upload(image),
-        timestep=timestep,
-        value_range=value_range,
-        scaling=scaling,
-        num_inference_steps=num_inference_steps,
-        sampler=sampler,
-        eta=eta,
-        seed=seed,
-        class_label=class_label,
-        guidance_scale=guidance_scale,
-        timeout_s=timeout_s,
-    )
-    return Call(Request("POST", "denoise", JSON, fields, _silence(timeout_s)), answers.read_drawn)
+@dataclass(frozen=True, kw_only=True)
+class _DenoiseArray(fields.DenoiseRequest, _Image):
+    pass
 
 
-def stream_denoise(
-    image: Upload,
-    timestep: int,
-    *,
-    value_range: float | None = None,
-    scaling: Scaling | None = None,
-    num_inference_steps: int | None = None,
-    sampler: str | None = None,
-    eta: float | None = None,
-    seed: int | None = None,
-    class_label: Label = None,
-    guidance_scale: float | None = None,
-    timeout_s: float | None = None,
-) -> Request:
-    """Denoise an image, and tell what happens meanwhile: POST /denoise. There are no previews.
-
-    A stream that breaks is asked for again, as by `stream`. All arguments are those of `denoise`.
-    """
-    call = denoise(
-        image,
-        timestep,
-        value_range=value_range,
-        scaling=scaling,
-        num_inference_steps=num_inference_steps,
-        sampler=sampler,
-        eta=eta,
-        seed=seed,
-        class_label=class_label,
-        guidance_scale=guidance_scale,
-        timeout_s=timeout_s,
-    )
-    return replace(call.request, accept=EVENTS, silence_s=_SILENCE_S)
+@dataclass(frozen=True, kw_only=True)
+class _Noise(fields.Noise, _Image):
+    pass
 
 
-def denoise_array(
-    image: Upload,
-    timestep: int,
-    *,
-    output: Output = "x0",
-    value_range: float | None = None,
-    scaling: Scaling | None = None,
-    num_inference_steps: int | None = None,
-    sampler: str | None = None,
-    eta: float | None = None,
-    seed: int | None = None,
-    class_label: Label = None,
-    guidance_scale: float | None = None,
-    timeout_s: float | None = None,
-) -> Call[Float32]:
-    """Denoise an image to an array, float32 [C, H, W], exact: POST /denoise.
-
-    Args:
-        output: x0; model_output, what the network predicts, with `out_channels` channels; previous, x after the first
-            step. Of latent diffusion all of them are latents. All other arguments are those of `denoise`.
-    """
-    call = denoise(
-        image,
-        timestep,
-        value_range=value_range,
-        scaling=scaling,
-        num_inference_steps=num_inference_steps,
-        sampler=sampler,
-        eta=eta,
-        seed=seed,
-        class_label=class_label,
-        guidance_scale=guidance_scale,
-        timeout_s=timeout_s,
-    )
-    fields = {**(call.request.fields or {}), "output": output}
-    return Call(replace(call.request, accept=NPY, fields=fields), lambda _, body: answers.read_npy(body))
+@dataclass(frozen=True, kw_only=True)
+class _NoisePng(fields.NoiseRequest, _Image):
+    pass
 
 
-def noise(
-    image: Upload,
-    timestep: int,
-    *,
-    scaling: Scaling | None = None,
-    seed: int | None = None,
-    value_range: float | None = None,
-) -> Call[Noisy]:
-    """Add noise to a clean image, for a PNG: POST /noise.
+def asked(request: Callable[P, object]) -> Callable[[Callable[[Fields], R]], Callable[P, R]]:
+    """Have a call take the fields of a request as its arguments. The call is given those that are not None."""
+    rows = fields.table(cast(type, request))
+    signature = inspect.signature(request)
+    parameters = [one.replace(annotation=rows[name].annotation) for name, one in signature.parameters.items()]
+    arguments = "\n".join(_argument(row) for row in rows.values())
 
-    Args:
-        image: as of `denoise`; a PNG's values stand for −1 … 1.
-        timestep: how noisy it becomes.
-        scaling: as of `denoise`.
-        seed: of the noise; drawn by the server if None.
-        value_range: 1 to 16, of the answer: what is beyond is clipped.
-    """
-    fields = _fields(image=_upload(image), timestep=timestep, scaling=scaling, seed=seed, value_range=value_range)
-    return Call(Request("POST", "noise", PNG, fields, _LONG_S), answers.read_noisy)
+    def decorate(make: Callable[[Fields], R]) -> Callable[P, R]:
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = signature.bind(*args, **kwargs).arguments
+            return make({name: _sent(name, value) for name, value in given.items() if value is not None})
 
+        functools.update_wrapper(call, make)
+        answer = inspect.signature(make).return_annotation
+        call.__signature__ = signature.replace(parameters=parameters, return_annotation=answer)  # type: ignore[attr-defined]
+        call.__doc__ = f"{inspect.getdoc(make)}\n\nArgs:\n{arguments}"
+        return call
 
-def noise_array(
-    image: Upload, timestep: int, *, scaling: Scaling | None = None, seed: int | None = None
-) -> Call[NoisyArray]:
-    """Add noise to a clean image, for an exact array: POST /noise. All arguments are those of `noise`."""
-    fields = _fields(image=_upload(image), timestep=timestep, scaling=scaling, seed=seed)
-    return Call(Request("POST", "noise", NPY, fields, _LONG_S), answers.read_noisy_array)
+    return decorate
 
 
-def _fields(**values: object) -> dict[str, object]:
-    """Those that say something."""
-    return {name: value for name, value in values.items() if value is not None}
+def _argument(row: fields.Field) -> str:
+    return textwrap.fill(f"{row.name}: {row.help}", 120, initial_indent=" " * 4, subsequent_indent=" " * 8)
 
 
-def _labels(label: Label | Sequence[Label]) -> Label | list[Label]:
-    return list(label) if isinstance(label, Sequence) and not isinstance(label, str) else label
-
-
-def _silence(timeout_s: float | None) -> float:
-    """A plain answer is silent until it is there."""
-    return _LONG_S if timeout_s is None else _SILENCE_S + max(0.0, min(_LONGEST_S, timeout_s))
+def _sent(name: str, value: Any) -> object:
+    """What JSON has for an argument."""
+    if name == "image":
+        return _upload(value)
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 def _upload(image: Upload) -> str:
@@ -320,3 +159,69 @@ def _upload(image: Upload) -> str:
     else:
         content = image if isinstance(image, bytes) else Path(image).read_bytes()
     return base64.b64encode(content).decode()
+
+
+def _silence(given: Fields) -> float:
+    """A plain answer is silent until it is there."""
+    timeout_s = given.get("timeout_s")
+    return _SILENCE_S + max(0.0, min(_LONGEST_S, timeout_s)) if isinstance(timeout_s, int | float) else _LONG_S
+
+
+# The calls.
+
+
+def info() -> Call[Info]:
+    """The model, what computes it, and what a request may ask for: GET /info."""
+    return Call(Request("GET", "info", JSON), answers.read_info)
+
+
+@asked(fields.Sample)
+def sample(given: Fields) -> Call[Drawn]:
+    """Draw images: POST /sample."""
+    return Call(Request("POST", "sample", JSON, given, _silence(given)), answers.read_drawn)
+
+
+@asked(fields.SampleRequest)
+def stream(given: Fields) -> Request:
+    """Draw images, and tell what happens while they are drawn: POST /sample.
+
+    A stream that breaks is asked for again by its seed, and goes on: Queued and Progress come anew, and no image is
+    given twice. Leaving the iteration closes the connection, and the server works no more.
+    """
+    return Request("POST", "sample", EVENTS, given)
+
+
+@asked(_Denoise)
+def denoise(given: Fields) -> Call[Drawn]:
+    """Denoise an image: POST /denoise."""
+    return Call(Request("POST", "denoise", JSON, given, _silence(given)), answers.read_drawn)
+
+
+@asked(_Denoise)
+def stream_denoise(given: Fields) -> Request:
+    """Denoise an image, and tell what happens meanwhile: POST /denoise. There are no previews.
+
+    A stream that breaks is asked for again, as by `stream`.
+    """
+    return Request("POST", "denoise", EVENTS, given)
+
+
+@asked(_DenoiseArray)
+def denoise_array(given: Fields) -> Call[Float32]:
+    """Denoise an image to an array, float32 [C, H, W], exact: POST /denoise.
+
+    A model_output has `out_channels` channels. Models of latents answer latents.
+    """
+    return Call(Request("POST", "denoise", NPY, given, _silence(given)), lambda _, body: answers.read_npy(body))
+
+
+@asked(_NoisePng)
+def noise(given: Fields) -> Call[Noisy]:
+    """Add noise to a clean image, for a PNG: POST /noise. The values of a clean PNG stand for −1 … 1."""
+    return Call(Request("POST", "noise", PNG, given, _LONG_S), answers.read_noisy)
+
+
+@asked(_Noise)
+def noise_array(given: Fields) -> Call[NoisyArray]:
+    """Add noise to a clean image, for an exact array: POST /noise. The values of a clean PNG stand for −1 … 1."""
+    return Call(Request("POST", "noise", NPY, given, _LONG_S), answers.read_noisy_array)

@@ -489,7 +489,7 @@ def peak_memory(server: ServerProcess) -> int:
         ({"timestep": 1000}, "timestep", "0 to 999, and is 1000"),
         ({"timestep": 1.5}, "timestep", "and is 1.5"),
         ({"timestep": "half"}, "timestep", 'and is "half"'),
-        ({"timestep": 500, "num_inference_steps": 0}, "num_inference_steps", "1 to 500 at timestep 500, and is 0"),
+        ({"timestep": 500, "num_inference_steps": 0}, "num_inference_steps", "1 to 999, and is 0"),
         ({"timestep": 500, "num_inference_steps": 501}, "num_inference_steps", "1 to 500 at timestep 500, and is 501"),
         ({"timestep": 0, "num_inference_steps": 2}, "num_inference_steps", "1 to 1 at timestep 0, and is 2"),
         ({"timestep": 5, "value_range": 0.5}, "value_range", "1 to 16, and is 0.5"),

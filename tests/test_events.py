@@ -580,7 +580,7 @@ class Streaming(NamedTuple):
 
     @classmethod
     def begin(cls, heartbeat_s: float = PATIENCE, served: Served = SERVED) -> "Streaming":
-        plan = plan_sample(SampleRequest(seed=7, num_images=3, preview_every=1), SERVED, max_images=3, timeout=300)
+        plan = plan_sample(SampleRequest(seed=7, num_images=3, preview_every=1), SERVED, timeout=300)
         mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
         future: Future[Finished] = Future()
         stream = EventStream(Accepted(future, 2, 3.0, 4.0), mailbox, plan, served, {}, Metrics(), heartbeat_s)

@@ -65,7 +65,7 @@ def told(path: Path) -> Told:
     model = load(path).description
     parts = fingerprint_parts(model, {"backend": "none"}, host(), image_encoder())
     served = Served(model, "cpu", parts, reproducible=True, first_draw=first_draw)
-    plan = plan_sample(SampleRequest(seed=7), served, max_images=1, timeout=1)
+    plan = plan_sample(SampleRequest(seed=7), served, timeout=1)
     return Told(served.fingerprint, plan.recipes[0], etag(plan, PNG))
 
 

@@ -25,13 +25,16 @@ from PIL import Image
 
 from service.errors import Invalid, ServiceError
 from service.http.codecs import decode
+from service.http.models import RequestModel
 from service.http.parsing import read_upload
 from service.plan.fields import NoiseRequest
 from tests.checkpoints import save_latent_pipeline, small_autoencoder, small_unet
 from tests.properties import examples
 from tests.reference import AutoencoderKL
 from tests.servers import ROOT, Json, ServerProcess, problem, read_npy, serving, side_by_side, write_npy
+from tests.test_responses import MODEL
 
+NOISE = RequestModel(NoiseRequest, MODEL, max_images=1, timeout=1)
 SHAPE = (1, 16, 16)  # of the images that the server of these tests takes
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
@@ -395,7 +398,7 @@ def body_bombs() -> dict[str, tuple[bytes, bytes]]:
 
 
 def read(media_type: bytes, body: bytes) -> None:
-    read_upload(media_type.decode(), body, NoiseRequest, {}, max_json=2**24)
+    read_upload(media_type.decode(), body, NOISE, max_json=2**24)
 
 
 def growth(work: Callable[[], object]) -> int:

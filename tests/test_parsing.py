@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 from service.errors import Invalid
 from service.http import pieces
 from service.http.forms import read_form
+from service.http.models import RequestModel
 from service.http.parsing import read_upload
 from service.plan.fields import MAX_SEED, NoiseRequest
 from tests.servers import Json, ServerProcess, invalid, problem, write_npy
+from tests.test_responses import MODEL
 
 JSON = "application/json"
 GREY = np.random.default_rng(0).normal(size=(1, 16, 16)).astype(np.float32)
 FILE = write_npy(GREY)
 TEXT = base64.b64encode(FILE).decode()
+NOISE = RequestModel(NoiseRequest, MODEL, max_images=1, timeout=1)
 SEEDS = f"must be an integer from 0 to {MAX_SEED}, and is"
 
 
@@ -36,13 +39,13 @@ def upload(image: str, **fields: object) -> bytes:
 
 
 def read_image(image: str) -> bytes:
-    _, data = read_upload(JSON, upload(image), NoiseRequest, {}, max_json=2**20)
+    _, data = read_upload(JSON, upload(image), NOISE, max_json=2**20)
     return bytes(data)
 
 
 def complaint(content_type: str, body: bytes) -> str:
     with pytest.raises(Invalid) as refusal:
-        read_upload(content_type, body, NoiseRequest, {}, max_json=2**20)
+        read_upload(content_type, body, NOISE, max_json=2**20)
     return str(refusal.value)
 
 
@@ -348,7 +351,7 @@ def test_passes_get_the_interpreter_between_pieces_of_an_upload(monkeypatch: pyt
     monkeypatch.setattr(pieces, "rest", lambda: rests.append(None))
     size = 16 * pieces.PIECE
     long = form((IMAGE + '; filename="a"', bytes(size)), TIMESTEP)
-    read_upload(TYPE, long, NoiseRequest, {}, max_json=0)
+    read_upload(TYPE, long, NOISE, max_json=0)
     assert len(rests) >= 2 * 16  # once to look for boundaries, and once to take it apart
     rests.clear()
     read_image("A" * (size // 2))

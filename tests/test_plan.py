@@ -1,6 +1,7 @@
 """What is refused is refused in a sentence that says no more than it must."""
 
 from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from model.description import Distilled, Recommended
 from model.rows import Image
 from service.errors import Invalid
-from service.plan.fields import DenoiseRequest, NoiseRequest
+from service.plan.fields import DenoiseRequest, NoiseRequest, Scaling
 from service.plan.plan import noised, plan_denoise
 from tests.test_responses import LATENT, MODEL, SERVED, planned
 
@@ -64,7 +65,7 @@ def test_distilled_weights_denoise_in_few_steps() -> None:
     image = np.zeros((1, 4, 4), np.float32)
 
     def denoised(steps: int) -> int:
-        request = DenoiseRequest.model_validate({"timestep": 500, "num_inference_steps": steps})
+        request = DenoiseRequest(500, num_inference_steps=steps)
         return len(plan_denoise(request, image, STUDENT, 300).rows[0].table)
 
     assert denoised(4) == 4
@@ -91,8 +92,8 @@ def test_of_one_number_of_steps_one_is_named() -> None:
         ({"output": "model_output"}, False, False),
     ],
 )
-def test_only_an_image_that_is_wanted_is_decoded(fields: dict[str, object], latent: bool, is_decoded: bool) -> None:
-    request = DenoiseRequest.model_validate({"timestep": 500, **fields})
+def test_only_an_image_that_is_wanted_is_decoded(fields: dict[str, Any], latent: bool, is_decoded: bool) -> None:
+    request = DenoiseRequest(500, **fields)
     [row] = plan_denoise(request, np.zeros(LATENT.model.sample_shape, np.float32), LATENT, 300, latent).rows
     assert row.is_decoded is is_decoded
 
@@ -101,8 +102,8 @@ def test_what_is_drawn_is_decoded() -> None:
     assert [row.is_decoded for row in planned(LATENT, num_images=2).rows] == [True, True]
 
 
-@pytest.mark.parametrize("scaling", ["variance_preserving", "additive"])
-def test_noise_is_added_to_latents(scaling: str) -> None:
+@pytest.mark.parametrize("scaling", get_args(Scaling))
+def test_noise_is_added_to_latents(scaling: Scaling) -> None:
     drawn: list[tuple[int, tuple[int, int, int]]] = []
 
     def first_draw(seed: int, shape: tuple[int, int, int]) -> Image:
@@ -110,7 +111,7 @@ def test_noise_is_added_to_latents(scaling: str) -> None:
         return np.full(shape, 3, np.float32)
 
     latents = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
-    request = NoiseRequest.model_validate({"timestep": 500, "seed": 7, "scaling": scaling})
+    request = NoiseRequest(500, seed=7, scaling=scaling)
     noisy, seed = noised(request, latents, replace(LATENT, first_draw=first_draw))
     alpha_bar = LATENT.model.schedule.alphas_cumprod[500]
     expected = np.sqrt(alpha_bar) * latents + np.sqrt(1 - alpha_bar) * 3

@@ -18,6 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from model.description import Distilled
+from service.plan.fields import SampleRequest, table
 from tests.browser import GONE, REFUSED, assert_accessible, chromium, visiting
 from tests.latents import LatentServer
 from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints, serving_fake
@@ -175,6 +176,19 @@ def test_settings_are_those_of_the_request(browser: Browser, server: ServerProce
         }
         file = saved(page, viewer)
         assert file == server.client.post("/sample", json=asked).content == link(server, viewer)
+
+
+def test_every_field_has_a_control(browser: Browser, server: ServerProcess) -> None:
+    """Fields of which the page knows nothing have one, too: it is made from /openapi.json."""
+    with playing(browser, server, REFUSED) as page:
+        for name in table(SampleRequest):
+            expect(view(page).locator(f"[data-field={name}]")).to_have_count(1)
+        draw(page, **{"Seed": 7, "Time limit": 1000})
+        limit = view(page).locator("[data-field=timeout_s]")
+        expect(limit.locator(".complaint")).to_have_text("Time limit must be more than 0 and at most 300, and is 1000.")
+        draw(page, **{"Time limit": 250})
+        finished(page)
+        expect(cards(page)).to_have_count(3)  # one of each class
 
 
 def test_eta_is_there_where_the_sampler_takes_it(browser: Browser, server: ServerProcess) -> None:
@@ -501,7 +515,7 @@ def test_a_field_that_is_wrong_says_so(browser: Browser, server: ServerProcess) 
     with playing(browser, server, REFUSED) as page:
         choose(page, "Class", "Any")
         draw(page, Steps=2000, Images=99)
-        expect(trouble(page)).to_have_text("Images must be 1 to 64, and is 99.")
+        expect(trouble(page)).to_have_text("Images must be 1 to 64, and is 99. Steps must be 1 to 1000, and is 2000.")
         field = view(page).get_by_label("Images, as a number")
         expect(field).to_have_attribute("aria-invalid", "true")
         expect(field).to_have_accessible_description("Images must be 1 to 64, and is 99.")

@@ -6,6 +6,7 @@ import json
 import zipfile
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ SERVED = Served(MODEL, "cpu", {"weights": "d" * 64, "torch": "2"}, reproducible=
 LATENT = replace(SERVED, model=replace(MODEL, sample_shape=(2, 2, 2), vae=VAEDescription("kl", 2, 0.5, 1)))
 
 
-def planned(served: Served = SERVED, /, **fields: object) -> Plan:
-    return plan_sample(SampleRequest.model_validate({"seed": 7, **fields}), served, max_images=64, timeout=300)
+def planned(served: Served = SERVED, /, **fields: Any) -> Plan:
+    return plan_sample(SampleRequest(**{"seed": 7, **fields}), served, timeout=300)
 
 
 def drawn(count: int) -> Finished:

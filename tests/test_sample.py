@@ -329,7 +329,7 @@ def test_of_latent_diffusion_images_are_decoded() -> None:
         ({"timeout_s": 0}, "timeout_s", "more than 0 and at most 300, and is 0"),
         ({"timeout_s": -1}, "timeout_s", "more than 0 and at most 300, and is -1"),
         ({"timeout_s": 300.5}, "timeout_s", "more than 0 and at most 300, and is 300.5"),
-        ({"preview_every": -1}, "preview_every", "0 to 4, the steps, and is -1"),
+        ({"preview_every": -1}, "preview_every", "0 to 1000, and is -1"),
         ({"preview_every": 5}, "preview_every", "0 to 4, the steps, and is 5"),
     ],
     ids=str,

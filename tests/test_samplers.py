@@ -10,16 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from model.samplers import (
-    SAMPLERS,
-    Column,
-    GridError,
-    Steps,
-    StepTable,
-    ddim_steps,
-    denoise_table,
-    sample_table,
-)
+from model.grids import GridError, Steps, ddim_steps
+from model.samplers import SAMPLERS, Column, StepTable, denoise_table, sample_table
 from model.schedule import Float64, PredictionType, Schedule, TimestepSpacing
 from tests.reference import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 

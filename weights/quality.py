@@ -34,7 +34,8 @@ from torch import Tensor
 
 from model.backends.backend import Precision
 from model.checkpoints.errors import CheckpointError
-from model.samplers import SAMPLERS, GridError
+from model.grids import GridError
+from model.samplers import SAMPLERS
 from weights.data import Split, evened, scaled
 from weights.drawing import Pen, by_class, draw, pen, reconstructed, save
 from weights.exam import SIDES, ClassFigures, Figures, Held, exam, origin

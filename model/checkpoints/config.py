@@ -11,10 +11,11 @@ from torch import nn
 
 from model.checkpoints.errors import shown
 from model.description import Distilled, ModelDescription, Recommended, VAEDescription
+from model.grids import GridError
 from model.nets.autoencoder import AutoencoderConfig
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
-from model.samplers import SAMPLERS, GridError, sample_table
+from model.samplers import SAMPLERS, sample_table
 from model.schedule import Schedule
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)

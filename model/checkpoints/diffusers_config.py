@@ -14,9 +14,10 @@ from pydantic import BaseModel, ValidationError
 from model.checkpoints.config import RecommendedConfig, UNet2DModelConfig
 from model.checkpoints.errors import CheckpointError, listed, shown
 from model.checkpoints.files import invalid
+from model.grids import GridError
 from model.nets.autoencoder import AutoencoderConfig
 from model.nets.unet2d import UNet2DConfig
-from model.samplers import SAMPLERS, GridError, sample_table
+from model.samplers import SAMPLERS, sample_table
 from model.schedule import Schedule
 
 log = logging.getLogger(__name__)

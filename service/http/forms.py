@@ -8,9 +8,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import Invalid, UnsupportedMedia
 from service.http.codecs import Bytes
+from service.http.models import MAX_FIELDS
 from service.http.pieces import PIECE, pieces
 
-MAX_FIELDS = 32
 _MAX_FIELD = 2**16  # bytes
 _MAX_PARAMETERS = 32  # of a Content-Disposition
 _MAX_TYPE = 1000  # characters of a Content-Type

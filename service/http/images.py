@@ -13,7 +13,6 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from fastapi import APIRouter
-from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -29,19 +28,18 @@ from service.http.events import EventStream, Mailbox
 from service.http.leaving import unless_client_leaves
 from service.http.metrics import Metrics
 from service.http.middleware import CLIENT_LEFT
+from service.http.models import RequestModel
 from service.http.parsing import (
     MAX_PLAIN_JSON,
-    Ranges,
     check_json_type,
     check_query,
     check_upload_type,
     read_json,
-    read_text,
     read_upload,
 )
 from service.http.pieces import PIECE
 from service.http.responses import EVENTS, JSON, NPY, PNG, ZIP, encode, etag, matches, negotiate, respond
-from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest
+from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
 from service.plan.plan import Plan, noised, plan_denoise, plan_sample
 from service.plan.served import Served
 
@@ -52,7 +50,7 @@ _SMALL = 2**12  # values; encoding so few takes no longer than handing them to a
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 
 
-Fields = TypeVar("Fields", bound=BaseModel)
+Fields = TypeVar("Fields", bound=Drawing | Noise)
 
 
 class Upload(NamedTuple, Generic[Fields]):
@@ -84,19 +82,20 @@ class Generation:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["images"])
-        router.add_api_route("/sample", self.sample, methods=["POST"], **openapi.sample(self.served, self.settings))
+        sample, denoise, noise = self._sample_model, self._denoise_model, self._noise_model
+        router.add_api_route("/sample", self.sample, methods=["POST"], **openapi.sample(sample, self.served))
         router.add_api_route(
-            "/sample", self.sample_by_query, methods=["GET"], **openapi.sample_by_query(self.served, self.settings)
+            "/sample", self.sample_by_query, methods=["GET"], **openapi.sample_by_query(sample, self.served)
         )
         router.add_api_route("/sample", self.sample_by_query, methods=["HEAD"], include_in_schema=False)
-        router.add_api_route("/denoise", self.denoise, methods=["POST"], **openapi.denoise(self.served, self.settings))
-        router.add_api_route("/noise", self.noise, methods=["POST"], **openapi.noise(self.served, self.settings))
+        router.add_api_route("/denoise", self.denoise, methods=["POST"], **openapi.denoise(denoise, self.served))
+        router.add_api_route("/noise", self.noise, methods=["POST"], **openapi.noise(noise, self.served))
         return router
 
     async def sample(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
         fields = await self._fields(request)
-        plan = plan_sample(fields, self.served, self.settings.max_images, self.settings.timeout)
+        plan = plan_sample(fields, self.served, self.settings.timeout)
         return await self._draw(request, plan, media_type, _NEVER_STORE)
 
     async def sample_by_query(self, request: Request) -> Response:
@@ -105,12 +104,10 @@ class Generation:
         check_query(request.scope["query_string"])
         query = request.query_params
         wanted = query.getlist("model")
-        fields = read_text(
-            [item for item in query.multi_items() if item[0] != "model"], SampleRequest, self._numbers[SampleRequest]
-        )
+        fields = self._sample_model.from_text([item for item in query.multi_items() if item[0] != "model"])
         if any(fingerprint != self.served.fingerprint for fingerprint in wanted):
             raise Invalid.field("model", f"must be {self.served.fingerprint}, what answers here, and is {wanted[0]}")
-        plan = plan_sample(fields, self.served, self.settings.max_images, self.settings.timeout)
+        plan = plan_sample(fields, self.served, self.settings.timeout)
 
         headers = dict(_NEVER_STORE)
         if fields.seed is not None and media_type in _KEPT_MEDIA and self.served.reproducible:
@@ -127,7 +124,7 @@ class Generation:
         return await self._draw(request, plan, media_type, headers)
 
     async def denoise(self, request: Request) -> Response:
-        fields, image, is_encoded = await self._upload(request, DenoiseRequest, lambda fields: fields.value_range)
+        fields, image, is_encoded = await self._upload(request, self._denoise_model, lambda fields: fields.value_range)
         offers = (PNG, JSON, NPY, EVENTS) if fields.output == "x0" else (NPY,)
         media_type = negotiate(_accept(request), offers)
         planned = partial(
@@ -149,7 +146,7 @@ class Generation:
 
     async def noise(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), (PNG, NPY))
-        fields, clean, is_encoded = await self._upload(request, NoiseRequest, lambda _: 1.0)
+        fields, clean, is_encoded = await self._upload(request, self._noise_model, lambda _: 1.0)
         timeout_s = self.settings.timeout
         if is_encoded:
             noised(fields, self._no_latents, self.served)  # what is wrong is refused here, and not after the encoding
@@ -172,9 +169,19 @@ class Generation:
         return np.zeros(self.served.model.sample_shape, np.float32)
 
     @cached_property
-    def _numbers(self) -> dict[type[BaseModel], Ranges]:
-        requests = (SampleRequest, DenoiseRequest, NoiseRequest)
-        return {request: openapi.numbers(request, self.served, self.settings) for request in requests}
+    def _sample_model(self) -> RequestModel[SampleRequest]:
+        return self._model(SampleRequest)
+
+    @cached_property
+    def _denoise_model(self) -> RequestModel[DenoiseRequest]:
+        return self._model(DenoiseRequest)
+
+    @cached_property
+    def _noise_model(self) -> RequestModel[NoiseRequest]:
+        return self._model(NoiseRequest)
+
+    def _model(self, request: type[Fields]) -> RequestModel[Fields]:
+        return RequestModel(request, self.served.model, self.settings.max_images, self.settings.timeout)
 
     async def _fields(self, request: Request) -> SampleRequest:
         """What POST /sample asks for. An empty body is `{}`, whatever its type."""
@@ -182,7 +189,7 @@ class Generation:
         if not await body.is_empty():
             check_json_type(_content_type(request))
         sent = await body.read()
-        read = partial(read_json, sent, SampleRequest, self._numbers[SampleRequest])
+        read = partial(read_json, sent, self._sample_model)
         if len(sent) <= PIECE:
             return read()
         async with self.reading:
@@ -191,7 +198,7 @@ class Generation:
         return fields
 
     async def _upload(
-        self, request: Request, model: type[Fields], value_range: Callable[[Fields], float]
+        self, request: Request, model: RequestModel[Fields], value_range: Callable[[Fields], float]
     ) -> Upload[Fields]:
         """Read an upload. Its bytes are gone when this returns.
 
@@ -205,10 +212,9 @@ class Generation:
         latent_shape = self.served.model.sample_shape if self._is_latent else None
         shape = self.served.model.image_shape
         max_json = MAX_PLAIN_JSON + most_bytes(shape, latent_shape) * 4 // 3
-        numbers = self._numbers[model]
 
         def read(sent: Bytes) -> Upload[Fields]:
-            fields, data = read_upload(content_type, sent, model, numbers, max_json)
+            fields, data = read_upload(content_type, sent, model, max_json)
             image = decode(data, shape, value_range(fields), latent_shape)
             return Upload(fields, image, self._is_latent and is_png(data))
 

@@ -1,37 +1,34 @@
 """What /openapi.json says: the routes that read their bodies themselves, with the limits of what is served.
 
-A request that is valid by this document is answered, but for what `_REFUSED` says no schema can tell.
+Every request that is valid by this document is answered, but for what `_INVALID` lists: no schema can express that.
 """
 
 import base64
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 from starlette.responses import Response
 
-from model.samplers import SAMPLERS
-from service.config import Settings
 from service.http.codecs import encode_png
-from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest
+from service.http.models import RequestModel, Schema
+from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest, table
 from service.plan.served import Served
 
-Schema = dict[str, Any]
-
-_MAX_NAMES = 100  # classes that the document lists; /info names all
-_REFUSED = """Invalid input; the document names each field. Beyond the schema, these are refused:
-a `guidance_scale` of more than 1 without a `class_label`; a list of labels that is not as long as `num_images`;
-a `seed` of which `seed + num_images` is more than 2^53; a `preview_every` beyond the steps;
-an `eta` for a `sampler` that takes none; steps that repeat a timestep of the `sampler`, or more than `timestep`;
-`additive` noise at a `timestep` of pure noise; an `image` that is none, or not of the model's size;
-and a `timeout_s` that is too short for this work even on an idle server."""
+_REFUSED = {row.name: row.entry.refused for row in table(DenoiseRequest).values()} | {
+    row.name: row.entry.refused for row in table(SampleRequest).values()
+}
+_INVALID = "Invalid input; the document names each field. Beyond the schema, these values are refused:\n" + "".join(
+    f"- `{name}`: {refused}\n"
+    for name, refused in {**_REFUSED, "image": "a file that is none, or not of the model's size"}.items()
+    if refused
+)
 _PROBLEMS = {
     401: "An API key is needed",
     406: "No answer of an accepted media type",
     408: "The body did not come in time",
     413: "The body is too large",
     415: "The body's media type or Content-Encoding is not read",
-    422: _REFUSED,
+    422: _INVALID,
     429: "The client holds its share of a full queue, or of the room for bodies; Retry-After says when to ask again",
     500: "This request's own computation failed",
     503: "Not now; Retry-After says when",
@@ -148,112 +145,22 @@ def _responses(content: Schema, headers: Schema, *without: int) -> dict[int | st
 # What may be asked for.
 
 
-def _label(served: Served) -> list[Schema]:
-    """The schemas of a class: its index, or its name."""
-    classes, names = served.model.num_classes, served.model.class_names
-    if classes is None:
-        return []
-    text: Schema = {"type": "string", "minLength": 1}
-    if classes <= _MAX_NAMES:
-        text = {"type": "string", "enum": list(dict.fromkeys([*names, *map(str, range(classes))]))}
-    return [{"type": "integer", "minimum": 0, "maximum": classes - 1}, text]
-
-
-def _schema(request: type[BaseModel], served: Served, settings: Settings) -> Schema:
-    """What a request may hold, within the limits of this model and these settings."""
-    schema = request.model_json_schema()
-    fields: dict[str, Schema] = schema["properties"]
-    model = served.model
-    last = model.schedule.num_train_timesteps - 1
-    if "timestep" in fields:
-        fields["timestep"] |= {"minimum": model.first_timestep if request is DenoiseRequest else 0, "maximum": last}
-    if request is NoiseRequest:
-        return schema
-
-    samplers = [model.distilled.sampler] if model.distilled else list(SAMPLERS)
-    fields["sampler"] = {**fields["sampler"], "anyOf": [{"type": "string", "enum": samplers}, {"type": "null"}]}
-    if not any(SAMPLERS[sampler].takes_eta for sampler in samplers):
-        fields["eta"]["maximum"] = 0
-    fields["timeout_s"]["maximum"] = settings.timeout
-    if model.num_classes is None or model.needs_label:
-        fields["guidance_scale"]["maximum"] = 1
-
-    steps: Schema = {"minimum": 1, "maximum": last + 1 if request is SampleRequest else max(1, last)}
-    if model.distilled:
-        steps["enum"] = [*model.distilled.num_inference_steps, *([None] if request is SampleRequest else [])]
-    fields["num_inference_steps"] |= steps
-
-    label, null = _label(served), [{"type": "null"}]
-    if request is DenoiseRequest:
-        if model.needs_label:
-            schema["required"] = ["class_label", *schema["required"]]
-            del fields["class_label"]["default"]
-        fields["class_label"]["anyOf"] = label if model.needs_label else label + null
-    else:
-        labels = {**_array({"anyOf": label + null}), "minItems": 1, "maxItems": settings.max_images}
-        fields["class_label"]["anyOf"] = [*label, *null, labels]
-        fields["num_images"]["maximum"] = settings.max_images
-        fields["preview_every"]["maximum"] = last + 1
-    return schema
-
-
-def numbers(request: type[BaseModel], served: Served, settings: Settings) -> dict[str, str]:
-    """What each field that holds a number must be, in words."""
-    fields: dict[str, Schema] = _schema(request, served, settings)["properties"]
-    return {name: words for name, field in fields.items() if (words := _number_in_words(field))}
-
-
-def _number_in_words(field: Schema) -> str | None:
-    """The range of a field that holds a number; None of another."""
-    members: list[Schema] = [*field.get("anyOf", []), field]
-    kinds = {kind["type"] for kind in members if "type" in kind} - {"null"}
-    if not kinds or not kinds <= {"integer", "number"}:
-        return None
-    limits = {name: value for member in members for name, value in member.items()}
-    if "enum" in limits:
-        return f"one of {', '.join(str(value) for value in limits['enum'] if value is not None)}"
-    if "exclusiveMinimum" in limits:
-        return f"a number of more than {limits['exclusiveMinimum']:g} and at most {limits['maximum']:g}"
-    kind = "an integer" if kinds == {"integer"} else "a number"
-    return f"{kind} from {limits['minimum']} to {limits['maximum']}"
-
-
-def _without_null(schema: Schema) -> Schema | None:
-    """What text in a query or a form can say, where null is said by leaving the field out; None for nothing at all."""
-    if "anyOf" in schema:
-        kinds = [kind for one in schema["anyOf"] if (kind := _without_null(one))]
-        return {**_bare(schema), "anyOf": kinds} if kinds else None
-    if schema.get("type") == "array":
-        items = _without_null(schema["items"])
-        return {**schema, "items": items} if items else None
-    return None if schema.get("type") == "null" else _bare(schema)
-
-
-def _bare(schema: Schema) -> Schema:
-    bare = {key: value for key, value in schema.items() if (key, value) != ("default", None)}
-    return bare | {"enum": [value for value in schema["enum"] if value is not None]} if "enum" in schema else bare
-
-
-def _text_fields(schema: Schema) -> dict[str, Schema]:
-    fields = {name: _without_null(field) for name, field in schema["properties"].items()}
-    return {name: field for name, field in fields.items() if field}
-
-
-def _query_parameters(schema: Schema) -> list[Schema]:
+def _query_parameters(request: RequestModel[Any]) -> list[Schema]:
     return [
         {"name": name, "in": "query", "schema": field, "description": field["description"]}
-        for name, field in _text_fields(schema).items()
+        for name, field in request.text_schema["properties"].items()
     ]
 
 
-def _upload(schema: Schema, served: Served, steps: int) -> Schema:
+def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
+    schema, text_schema = request.schema, request.text_schema
     files = "a PNG or .npy file of the model's image_shape"
     if served.model.vae:
         files = "a PNG of the model's image_shape, which is encoded, or an .npy of latents, of its latent_shape"
     file = {"type": "string", "format": "binary", "description": files}
     text = {**_BASE64_SENT, "description": "the same file in base64, perhaps as a data: URL"}
     required = ["image", *schema["required"]]
-    by_form = {**schema, "properties": {"image": file, **_text_fields(schema)}, "required": required}
+    by_form = {**text_schema, "properties": {"image": file, **text_schema["properties"]}, "required": required}
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
     example = {
         "image": base64.b64encode(encode_png(np.zeros(served.model.image_shape, np.float32), {})).decode(),
@@ -301,9 +208,8 @@ def _sample_content(served: Served) -> Schema:
     }
 
 
-def sample(served: Served, settings: Settings) -> dict[str, Any]:
-    schema = _schema(SampleRequest, served, settings)
-    body = {"content": {"application/json": {"schema": schema, "example": {"num_images": 1, "seed": 7}}}}
+def sample(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
+    body = {"content": {"application/json": {"schema": request.schema, "example": {"num_images": 1, "seed": 7}}}}
     return {
         "operation_id": "sample",
         "response_class": Response,
@@ -313,7 +219,7 @@ def sample(served: Served, settings: Settings) -> dict[str, Any]:
     }
 
 
-def sample_by_query(served: Served, settings: Settings) -> dict[str, Any]:
+def sample_by_query(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
     model = {
         "name": "model",
         "in": "query",
@@ -331,11 +237,11 @@ def sample_by_query(served: Served, settings: Settings) -> dict[str, Any]:
         "response_class": Response,
         "summary": "Generate images, by address: with a seed, a cacheable pure function",
         "responses": responses,
-        "openapi_extra": {"parameters": [*_query_parameters(_schema(SampleRequest, served, settings)), model]},
+        "openapi_extra": {"parameters": [*_query_parameters(request), model]},
     }
 
 
-def denoise(served: Served, settings: Settings) -> dict[str, Any]:
+def denoise(request: RequestModel[DenoiseRequest], served: Served) -> dict[str, Any]:
     content = {
         "image/png": _BINARY,
         "application/json": _images(served),
@@ -348,11 +254,11 @@ def denoise(served: Served, settings: Settings) -> dict[str, Any]:
         "response_class": Response,
         "summary": "Denoise an image from a timestep",
         "responses": _responses(content, {**_timing(served), **_VARY}),
-        "openapi_extra": {"requestBody": _upload(_schema(DenoiseRequest, served, settings), served, steps)},
+        "openapi_extra": {"requestBody": _upload(request, served, steps)},
     }
 
 
-def noise(served: Served, settings: Settings) -> dict[str, Any]:
+def noise(request: RequestModel[NoiseRequest], served: Served) -> dict[str, Any]:
     content = {"image/png": _BINARY, "application/x-npy": _BINARY}
     never = [] if served.model.vae else [500, 504]  # where nothing has to be encoded or decoded
     return {
@@ -360,7 +266,7 @@ def noise(served: Served, settings: Settings) -> dict[str, Any]:
         "response_class": Response,
         "summary": "Add noise to a clean image: the forward process",
         "responses": _responses(content, {**_CLIPPED, **_VARY}, *never),
-        "openapi_extra": {"requestBody": _upload(_schema(NoiseRequest, served, settings), served, steps=1)},
+        "openapi_extra": {"requestBody": _upload(request, served, steps=1)},
     }
 
 

@@ -1,28 +1,17 @@
-"""Requests as they come in: JSON, queries and forms → the models of schemas.py. What is read is bounded first."""
+"""Bodies and queries as they come in → requests of the table of fields. Their size is bounded before they are read."""
 
 import binascii
-import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
-from annotated_types import Ge, Le
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
-
-from service.errors import FieldError, Invalid, UnsupportedMedia
+from service.errors import Invalid, UnsupportedMedia
 from service.http.codecs import Bytes, is_image
-from service.http.forms import MAX_FIELDS, Part, read_form
+from service.http.forms import Part, read_form
+from service.http.models import Request, RequestModel, shown
 from service.http.pieces import PIECE, pieces
 
-Model = TypeVar("Model", bound=BaseModel)
-Ranges = Mapping[str, str]  # what each field with a number must be, by its name
-
 MAX_PLAIN_JSON = 2**19  # bytes of JSON beside an image, and blanks at the end
-_INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,8}),", re.IGNORECASE)
 _MEDIA_OF_FILES = ("", "image/png", "application/x-npy", "application/octet-stream")
 _BLANKS = b" \t\r\n"
@@ -37,28 +26,26 @@ def is_json(content_type: str) -> bool:
     return _media_type(content_type) in ("application/json", "")
 
 
-def read_json(body: Bytes, model: type[Model], ranges: Ranges) -> Model:
+def read_json(body: Bytes, model: RequestModel[Request]) -> Request:
     """Read a JSON body. An empty body is `{}`."""
-    return validated(model, _json_object(body, MAX_PLAIN_JSON), ranges)
+    return model.validated(_json_object(body, MAX_PLAIN_JSON))
 
 
-def read_upload(
-    content_type: str, body: Bytes, model: type[Model], ranges: Ranges, max_json: int
-) -> tuple[Model, Bytes]:
+def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], max_json: int) -> tuple[Request, Bytes]:
     """Read an image and the fields beside it: a form with a file part, or JSON with base64.
 
     Args:
         max_json: bytes.
     """
     if _media_type(content_type) == "multipart/form-data":
-        return _read_form(content_type, body, model, ranges)
+        return _read_form(content_type, body, model)
     if body:
         check_upload_type(content_type)
     values = _json_object(body, max_json)
     if "image" not in values:
         raise Invalid.field("image", "is required: a PNG or .npy file, in base64")
     image_text = values.pop("image")
-    return validated(model, values, ranges), _from_base64(image_text)
+    return model.validated(values), _from_base64(image_text)
 
 
 def check_upload_type(content_type: str) -> None:
@@ -75,11 +62,11 @@ def check_json_type(content_type: str) -> None:
         raise UnsupportedMedia(f"the body must be application/json, and is {_media_type(content_type)[:_MAX_SHOWN]}")
 
 
-def _read_form(content_type: str, body: Bytes, model: type[Model], ranges: Ranges) -> tuple[Model, Bytes]:
+def _read_form(content_type: str, body: Bytes, model: RequestModel[Request]) -> tuple[Request, Bytes]:
     parts = read_form(content_type, body)
     image = _file_part(parts)
     fields = [(part.name, part.text) for part in parts if part is not image and part.filename is None]
-    return read_text(fields, model, ranges), image.data
+    return model.from_text(fields), image.data
 
 
 def _file_part(parts: Sequence[Part]) -> Part:
@@ -98,48 +85,10 @@ def _file_part(parts: Sequence[Part]) -> Part:
     raise Invalid.field("image", f"is required, as a file part; {why}")
 
 
-def validated(model: type[Model], values: Mapping[str, object], ranges: Ranges) -> Model:
-    """Check values against a model, strictly.
-
-    Raises:
-        Invalid: naming each field, its value and what it may be.
-    """
-    if len(values) > MAX_FIELDS:
-        raise Invalid.field("body", f"has {len(values)} fields, and may have at most {MAX_FIELDS}")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise Invalid([_field_error(model, e, ranges) for e in error.errors()]) from None
-
-
 def check_query(query: bytes) -> None:
     """Raises Invalid where a query has very many fields, before it is read."""
     if query.count(b"&") >= _MAX_QUERY:
         raise Invalid.field("query", f"has more than {_MAX_QUERY} fields")
-
-
-def read_text(items: Iterable[tuple[str, str]], model: type[Model], ranges: Ranges) -> Model:
-    """Read the fields of a query or a form. A class_label that is given several times is a list."""
-    values: dict[str, object] = {}
-    labels: list[object] = []
-    for key, text in items:
-        field = model.model_fields.get(key)
-        value = _number(text) if field is not None and key != "class_label" and key != "sampler" else text
-        if key == "class_label":
-            labels.append(text)
-            values[key] = labels if len(labels) > 1 else text
-        elif key in values:
-            raise Invalid.field(key, "is given twice")
-        else:
-            values[key] = value
-    return validated(model, values, ranges)
-
-
-def _number(text: str) -> int | float | str:
-    """The number that decimal text stands for; other text as it is."""
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    return float(text) if len(text) < 64 and _NUMBER.fullmatch(text) else text
 
 
 def _json_object(body: Bytes, max_bytes: int) -> dict[str, object]:
@@ -233,42 +182,11 @@ def _after_data_prefix(text: str) -> int:
         return 0
     prefix = _DATA_URL.match(text)
     if prefix is None or not prefix[2].lower().endswith(";base64"):
-        raise Invalid.field("image", f"must be in base64, and begins with {_shown(text[:40])}")
+        raise Invalid.field("image", f"must be in base64, and begins with {shown(text[:40])}")
     if prefix[1].strip().lower() not in _MEDIA_OF_FILES:
-        raise Invalid.field("image", f"must be a PNG or .npy file, and is {_shown(prefix[1])} by its data: prefix")
+        raise Invalid.field("image", f"must be a PNG or .npy file, and is {shown(prefix[1])} by its data: prefix")
     return prefix.end()
 
 
 def _media_type(content_type: str) -> str:
     return content_type.split(";", 1)[0].strip().lower()
-
-
-def _field_error(model: type[BaseModel], error: ErrorDetails, ranges: Ranges) -> FieldError:
-    loc = list(error["loc"])
-    name = str(loc[0]) if loc else ""
-    match error["type"]:
-        case "extra_forbidden":
-            return {"loc": loc, "msg": "there is no such field"}
-        case "missing":
-            return {"loc": loc, "msg": "is required"}
-        case "greater_than_equal" | "less_than_equal":
-            expected = _bounds(model.model_fields[name])
-        case _ if name in ranges:
-            expected = f"must be {ranges[name]}"
-        case _:
-            expected = error["msg"].replace("Input should be", "must be")
-    return {"loc": loc, "msg": f"{expected}, and is {_shown(error['input'])}"}
-
-
-def _shown(value: object) -> str:
-    """The beginning of a value as JSON; what follows, however much, is not even looked at."""
-    pieces = json.JSONEncoder(default=str).iterencode(value)
-    text = "".join(itertools.islice(pieces, _MAX_SHOWN + 1))
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
-
-
-def _bounds(field: FieldInfo) -> str:
-    """The range that a field's value must lie in."""
-    [low] = [bound.ge for bound in field.metadata if isinstance(bound, Ge)]
-    [high] = [bound.le for bound in field.metadata if isinstance(bound, Le)]
-    return f"must be {low} to {high}"

@@ -1,124 +1,311 @@
-"""What clients may send: every field, its type and its limits, once.
+"""The table of request fields: each field's name, type, default, limits, readers and help, once.
 
-Limits that depend on the model or on a setting are checked in planning.py, at both ends. Types are strict; text from
-queries and forms is turned into numbers first (reading.py).
+A request is a dataclass here, and an annotation with an Entry is a row of the table. Made from it: the checks of JSON,
+queries and forms, and /openapi.json (service/http/models.py); recipes and ETags (service/plan/plan.py); the client's
+arguments (stepwise/requests.py); the command line's options (stepwise/cli/options.py). The page makes controls from
+/openapi.json.
+
+The client imports this module, so it needs the standard library alone.
 """
 
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
-from pydantic.config import JsonDict
-from pydantic_core import PydanticCustomError
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 MAX_IMAGES = 4096  # that a setting can allow in one request
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
 
-# What the documentation says of fields whose limits planning.py checks.
-_FROM_0: JsonDict = {"minimum": 0}
-_FROM_1: JsonDict = {"minimum": 1}
+Label = int | str | None
+Scaling = Literal["variance_preserving", "additive"]
+Output = Literal["x0", "model_output", "previous"]
+
+# A number, or the name of a limit that depends on the model or on a setting: service/plan/limits.py.
+Limit = float | str
 
 
-def _whole(value: object) -> object:
-    """JSON has but one kind of number: 3.0 is the integer 3."""
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_SEED else value
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What a field's name, type and default do not say.
+
+    Attributes:
+        help: what the field means, for every reader.
+        ge: the least value; of a list, the least value of a member.
+        gt: what the value must be above.
+        le: the greatest value, likewise.
+        decides: what depends on the field: the bytes of each image, the bytes of the whole answer, or neither. Recipes
+            have the fields of the first kind, ETags those of both.
+        refused: which values are refused although they are within the limits.
+        is_optional_in_recipes: a recipe leaves the field out where it is null.
+        flags: of the command line; by default the field's name.
+    """
+
+    help: str
+    ge: Limit | None = None
+    gt: Limit | None = None
+    le: Limit | None = None
+    decides: Literal["image", "answer", "neither"] = "image"
+    refused: str = ""
+    is_optional_in_recipes: bool = False
+    flags: tuple[str, ...] = ()
 
 
-# Checked ahead of the unions, whose own errors would come once for each of their members.
-def _is_label(value: object) -> bool:
-    return value is None or (isinstance(value, int | str) and not isinstance(value, bool))
+Seed = Annotated[
+    int | None,
+    Entry(
+        help="Seed of the noise. The server draws one if none is given.",
+        ge=0,
+        le=MAX_SEED,
+        refused="more than 2^53 − `num_images`",
+        flags=("--seed", "-s"),
+    ),
+]
+ScalingOfNoise = Annotated[
+    Scaling,
+    Entry(
+        help="variance_preserving: the noisy image is √ᾱ·x_0 + √(1−ᾱ)·noise. "
+        "additive: it is x_0 + σ·noise, as camera noise is.",
+        refused="`additive` at a `timestep` of pure noise",
+    ),
+]
 
 
-def _check_label(value: object) -> object:
-    value = _whole(value)
-    if not _is_label(value):
-        raise PydanticCustomError("label", "must be an integer, a name or null")
-    return value
-
-
-def _check_labels(value: object) -> object:
-    value = [_whole(label) for label in value] if isinstance(value, list) else _whole(value)
-    labels = value if isinstance(value, list) else [value]
-    if len(labels) > MAX_IMAGES:
-        raise PydanticCustomError("labels", "must be one label, or a list with one for each image")
-    if not all(_is_label(label) for label in labels):
-        raise PydanticCustomError("labels", "must be an integer, a name, null, or a list of these")
-    return value
-
-
-Label = Annotated[int | str | None, BeforeValidator(_check_label)]
-Labels = Annotated[int | str | list[int | str | None] | None, BeforeValidator(_check_labels)]
-
-
-class Strict(BaseModel):
-    """Unknown fields and other types are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    _integers = field_validator(
-        "seed", "timestep", "num_images", "num_inference_steps", "preview_every", mode="before", check_fields=False
-    )(_whole)
-
-
-class Request(Strict):
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
     """The fields that /sample and /denoise share."""
 
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the noise; drawn by the server if null")
-    sampler: str | None = Field(None, description="a name from /info; null is the weights' recommendation")
-    eta: float = Field(0.0, ge=0, le=1, description="noise of DDIM's steps; 0 for other samplers")
-    guidance_scale: float | None = Field(
-        None, ge=1, le=20, description="classifier-free guidance; 1 is off and needs no label"
-    )
-    timeout_s: float | None = Field(
-        None,
-        json_schema_extra={"exclusiveMinimum": 0},
-        description="give up after so many seconds; at most TIMEOUT, the default",
-    )
+    seed: Seed = None
+    sampler: Annotated[
+        str | None, Entry(help="Sampler by name, as GET /info lists them. Default: what the weights recommend.")
+    ] = None
+    eta: Annotated[
+        float,
+        Entry(
+            help="Noise in DDIM's steps. Other samplers take 0 alone.",
+            ge=0,
+            le=1,
+            refused="more than 0 for another `sampler`",
+        ),
+    ] = 0.0
+    timeout_s: Annotated[
+        float | None,
+        Entry(
+            help="Seconds after which the server gives up, waiting included. Default: the server's limit.",
+            gt=0,
+            le="timeout",
+            decides="neither",
+            refused="too short for this work even on an idle server",
+            flags=("--timeout",),
+        ),
+    ] = None
 
 
-class SampleRequest(Request):
-    """POST /sample: images to generate."""
+@dataclass(frozen=True, kw_only=True)
+class Sample(Drawing):
+    """POST and GET /sample: images to generate."""
 
-    num_images: int = Field(
-        1, json_schema_extra=_FROM_1, description="image i is the image of seed + i; at most MAX_IMAGES"
-    )
-    num_inference_steps: int | None = Field(
-        None,
-        json_schema_extra=_FROM_1,
-        description="at most the model's num_train_timesteps; null is the weights' recommendation",
-    )
-    class_label: Labels = Field(None, description="a class by index or name, null for none, or a list: one an image")
-    preview_every: int = Field(
-        0, json_schema_extra=_FROM_0, description="with text/event-stream: a preview each so many steps"
-    )
+    num_images: Annotated[
+        int,
+        Entry(
+            help="How many images. Image i is the image of seed + i.",
+            ge=1,
+            le="max_images",
+            decides="answer",
+            flags=("--num-images", "-n"),
+        ),
+    ] = 1
+    num_inference_steps: Annotated[
+        int | None,
+        Entry(
+            help="How many steps. Default: what the weights recommend.",
+            ge=1,
+            le="num_train_timesteps",
+            refused="a number that would repeat a timestep of the `sampler`; in /denoise more than `timestep`",
+            flags=("--num-inference-steps", "--steps"),
+        ),
+    ] = None
+    class_label: Annotated[
+        Label | Sequence[Label],
+        Entry(
+            help="Class by name or index, or none. Several: one for each image.",
+            refused="a list that is not as long as `num_images`",
+            flags=("--class-label", "-c"),
+        ),
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        Entry(
+            help="Classifier-free guidance: 1 is off, more needs a class label. Default: what the weights recommend.",
+            ge=1,
+            le=20,
+            refused="more than 1 without a `class_label`",
+            flags=("--guidance-scale", "-g"),
+        ),
+    ] = None
 
 
-class DenoiseRequest(Request):
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest(Sample):
+    """All fields of /sample: also those that event streams alone read."""
+
+    preview_every: Annotated[
+        int,
+        Entry(
+            help="In an event stream, a preview each so many steps; 0 is none.",
+            ge=0,
+            le="num_train_timesteps",
+            decides="neither",
+            refused="more than the steps",
+        ),
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoise(Drawing):
     """POST /denoise: a noisy image and a timestep. The image itself comes beside these fields."""
 
-    timestep: int = Field(
-        json_schema_extra=_FROM_0, description="how noisy the image is: below the model's num_train_timesteps"
-    )
-    value_range: float = Field(1.0, ge=1, le=16, description="a PNG's values 0…max stand for -r…r")
-    scaling: Literal["variance_preserving", "additive"] = Field(
-        "variance_preserving", description="additive: the image is x_0 + sigma_t·noise, and is scaled first"
-    )
-    num_inference_steps: int = Field(1, json_schema_extra=_FROM_1, description="at most max(1, timestep)")
-    output: Literal["x0", "model_output", "previous"] = Field(
-        "x0", description="the clean image; what the network predicts; or x after the first step"
-    )
-    class_label: Label = Field(None, description="a class by index or name, null for none")
+    timestep: Annotated[
+        int,
+        Entry(
+            help="How noisy the image is: 0 is almost clean, the last timestep almost noise.",
+            ge="first_timestep",
+            le="last_timestep",
+            flags=("--timestep", "-t"),
+        ),
+    ] = field(kw_only=False)
+    value_range: Annotated[
+        float, Entry(help="r: the values 0 … max of a PNG stand for −r … r.", ge=1, le=16, decides="neither")
+    ] = 1.0
+    scaling: ScalingOfNoise = "variance_preserving"
+    num_inference_steps: Annotated[
+        int,
+        Entry(
+            help="How many steps, at most max(1, timestep). One step is the model's estimate from one evaluation.",
+            ge=1,
+            le="longest_walk",
+            flags=("--num-inference-steps", "--steps"),
+        ),
+    ] = 1
+    class_label: Annotated[Label, Entry(help="Class by name or index, or none.", flags=("--class-label", "-c"))] = None
+    guidance_scale: Annotated[
+        float | None,
+        Entry(
+            help="Classifier-free guidance: 1 is off, more needs a class label. Default: 1.",
+            ge=1,
+            le=20,
+            flags=("--guidance-scale", "-g"),
+        ),
+    ] = None
 
 
-class NoiseRequest(Strict):
+@dataclass(frozen=True, kw_only=True)
+class DenoiseRequest(Denoise):
+    """All fields of /denoise: also what to answer."""
+
+    output: Annotated[
+        Output,
+        Entry(
+            help="x0: the clean image. As .npy, model_output: what the network predicts; previous: x after one step."
+        ),
+    ] = "x0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
     """POST /noise: a clean image and a timestep. The image itself comes beside these fields."""
 
-    timestep: int = Field(
-        json_schema_extra=_FROM_0, description="how noisy the image becomes: below the model's num_train_timesteps"
-    )
-    value_range: float = Field(
-        1.0, ge=1, le=16, description="the answer's values 0…max stand for -r…r; a clean PNG's for -1…1"
-    )
-    scaling: Literal["variance_preserving", "additive"] = Field(
-        "variance_preserving", description="additive: x_0 + sigma_t·noise"
-    )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the noise; drawn by the server if null")
+    timestep: Annotated[
+        int,
+        Entry(
+            help="How noisy the image becomes: 0 is almost clean, the last timestep almost noise.",
+            ge=0,
+            le="last_timestep",
+            flags=("--timestep", "-t"),
+        ),
+    ] = field(kw_only=False)
+    scaling: ScalingOfNoise = "variance_preserving"
+    seed: Seed = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseRequest(Noise):
+    """All fields of /noise: also those that PNGs alone need."""
+
+    value_range: Annotated[
+        float,
+        Entry(help="r: the values 0 … max of the noisy PNG stand for −r … r. Values beyond are clipped.", ge=1, le=16),
+    ] = 1.0
+
+
+# What is read from the table.
+
+
+class Field(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        annotation: its type, without the entry.
+        default: MISSING where the field is required.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    entry: Entry
+
+    @property
+    def help(self) -> str:
+        """The help of the entry, the limits that hold of every model, and the default."""
+        low, high = self.entry.ge, self.entry.le
+        limits = f" {low:g} to {high:g}." if isinstance(low, int | float) and isinstance(high, int | float) else ""
+        default = "" if self.is_required or self.default is None else f" Default: {self.default}."
+        return self.entry.help + (limits if high != MAX_SEED else "") + default
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is MISSING
+
+    @property
+    def is_nullable(self) -> bool:
+        return type(None) in get_args(self.annotation)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether a list is among what the field may hold."""
+        return any(get_origin(kind) is Sequence for kind in get_args(self.annotation))
+
+    @property
+    def is_only_list(self) -> bool:
+        """Whether the field holds a list or nothing."""
+        return all(kind is type(None) or get_origin(kind) is Sequence for kind in get_args(self.annotation) or [None])
+
+    @property
+    def kinds(self) -> frozenset[type]:
+        """What the field may hold, or a member of its list: int, float and str."""
+        return frozenset(_kinds(self.annotation))
+
+
+def table(request: type) -> Mapping[str, Field]:
+    """The fields of a request by name."""
+    hints = get_type_hints(request, include_extras=True)
+    rows = {}
+    for one in fields(request):
+        kind, entry = get_args(hints[one.name])
+        rows[one.name] = Field(one.name, kind, one.default, entry)
+    return rows
+
+
+@cache
+def deciding(request: type, *what: str) -> Sequence[Field]:
+    """The fields on which the bytes of an `image`, or of an `answer`, depend."""
+    return [row for row in table(request).values() if row.entry.decides in what]
+
+
+def _kinds(annotation: Any) -> Iterator[type]:
+    if get_origin(annotation) is Literal:
+        yield str
+    elif arguments := get_args(annotation):
+        for argument in arguments:
+            yield from _kinds(argument)
+    elif annotation is not type(None):
+        yield annotation

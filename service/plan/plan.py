@@ -1,23 +1,24 @@
-"""What a valid request means for this model: defaults filled in, limits of the model checked, rows built.
+"""What a valid request means for this model: defaults filled in, rules between fields checked, rows built.
 
-Pure functions. A plan's `recipes` say how to make each image again; its `canonical` form is the same for any two
-requests that ask for the same bytes.
+Pure functions. Each field is within its limits by now: service/http/models.py. A plan's `recipes` say how to make each
+image again. Its `canonical` form is the same for any two requests that ask for the same bytes.
 """
 
 import hashlib
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from model.description import ModelDescription
+from model.grids import GridError
 from model.rows import Image, Row
-from model.samplers import SAMPLERS, GridError, denoise_table, sample_table
+from model.samplers import SAMPLERS, denoise_table, sample_table
 from model.schedule import Schedule
 from service.errors import Invalid
-from service.plan.fields import MAX_SEED, DenoiseRequest, Label, Labels, NoiseRequest, SampleRequest
-from service.plan.fields import Request as AnyRequest
+from service.plan.fields import MAX_SEED, DenoiseRequest, Drawing, Label, NoiseRequest, SampleRequest, deciding
 from service.plan.served import Served
 
 Parameters = dict[str, object]
@@ -51,15 +52,17 @@ class Plan:
     preview_every: int = 0
 
 
-def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout: float) -> Plan:
+def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
     """Plan POST /sample.
+
+    Args:
+        timeout: the most seconds for one request.
 
     Raises:
         Invalid: naming the field, the value and what it may be.
     """
     model = served.model
     n = request.num_images
-    _check_range("num_images", n, 1, max_images)
     seed = _seed(request.seed, n)
     sampler = _sampler(request, model)
     steps = request.num_inference_steps
@@ -92,55 +95,49 @@ def plan_sample(request: SampleRequest, served: Served, max_images: int, timeout
         for i, (label, scale) in enumerate(zip(labels, scales, strict=True))
     ]
 
-    settings: Parameters = {"sampler": sampler, "num_inference_steps": steps, "eta": abs(float(request.eta))}
-    asked_label = labels if isinstance(request.class_label, list) or len(set(labels)) > 1 else labels[0]
-    scale = float(request.guidance_scale or max(scales))
-    canonical = {"num_images": n, "seed": seed, **settings, "class_label": labels, "guidance_scale": scale}
-    timeout_s = _timeout(request, timeout)
+    timeout_s = timeout if request.timeout_s is None else request.timeout_s
+    one_label = isinstance(request.class_label, int | str | None) and len(set(labels)) == 1
+    filled: Parameters = {
+        **vars(request),
+        "seed": seed,
+        "sampler": sampler,
+        "num_inference_steps": steps,
+        "eta": abs(float(request.eta)),
+        "class_label": labels[0] if one_label else labels,
+        "guidance_scale": float(request.guidance_scale or max(scales)),
+        "timeout_s": timeout_s,
+    }
+    of_rows = [{"seed": row.seed, "class_label": row.label, "guidance_scale": row.guidance_scale} for row in rows]
     return Plan(
         rows=rows,
         seeds=[row.seed for row in rows],
-        parameters={
-            "num_images": n,
-            "seed": seed,
-            **settings,
-            "class_label": asked_label,
-            "guidance_scale": scale,
-            "timeout_s": timeout_s,
-            "preview_every": request.preview_every,
-        },
-        recipes=[
-            {
-                "seed": row.seed,
-                **settings,
-                "class_label": row.label,
-                "guidance_scale": row.guidance_scale,
-                **_model_of(served),
-            }
-            for row in rows
-        ],
-        canonical={**canonical, **_model_of(served)},
+        parameters=filled,
+        recipes=[{**_kept(SampleRequest, {**filled, **own}, "image"), **_model_of(served)} for own in of_rows],
+        canonical={**_kept(SampleRequest, {**filled, "class_label": labels}, "image", "answer"), **_model_of(served)},
         timeout_s=timeout_s,
         preview_every=request.preview_every,
     )
 
 
 def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout: float, latent: bool = False) -> Plan:
-    """Plan POST /denoise, with the image, or its latents, as float32 [C, H, W] in the model's own scale.
+    """Plan POST /denoise.
 
-    Of latent diffusion, `latent` says that x0 is wanted as latents too.
+    Args:
+        image: float32 [C, H, W] in the model's own scale; latents where the model denoises latents.
+        timeout: the most seconds for one request.
+        latent: the answer is latents, too.
 
     Raises:
         Invalid: naming the field, the value and what it may be.
     """
     model = served.model
     schedule, t = model.schedule, request.timestep
-    _check_timestep(t, request.scaling, schedule, model.first_timestep)
+    _check_additive(request, schedule)
     N = request.num_inference_steps
     _check_steps(N, max(1, t), f" at timestep {t}", model)
     seed = _seed(request.seed)
     sampler = _sampler(request, model)
-    [label] = _labels(request.class_label, 1, model)
+    label = _label(request.class_label, model)
     if label is None and model.needs_label:
         raise Invalid.field("class_label", "is required: this model was trained with labels only")
     scale = 1.0 if request.guidance_scale is None else float(request.guidance_scale)
@@ -156,34 +153,31 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     if request.output == "previous":
         table = table.first()
 
-    settings: Parameters = {
-        "timestep": t,
-        "scaling": request.scaling,
-        "num_inference_steps": N,
-        "output": request.output,
+    timeout_s = timeout if request.timeout_s is None else request.timeout_s
+    filled: Parameters = {
+        **vars(request),
         "seed": seed,
         "sampler": sampler,
         "eta": abs(float(request.eta)),
         "class_label": label,
         "guidance_scale": scale,
+        "timeout_s": timeout_s,
     }
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-    recipe = {**settings, "image_sha256": digest, **_model_of(served)}
-    timeout_s = _timeout(request, timeout)
+    recipe = {**_kept(DenoiseRequest, filled, "image"), "image_sha256": digest, **_model_of(served)}
+    row = Row(
+        table,
+        seed,
+        start=image,
+        label=label,
+        guidance_scale=scale,
+        model_output=wants_output,
+        latent=latent or request.output == "previous",
+    )
     return Plan(
-        rows=[
-            Row(
-                table,
-                seed,
-                start=image,
-                label=label,
-                guidance_scale=scale,
-                model_output=wants_output,
-                latent=latent or request.output == "previous",
-            )
-        ],
+        rows=[row],
         seeds=[seed],
-        parameters={**settings, "value_range": float(request.value_range), "timeout_s": timeout_s},
+        parameters=filled,
         recipes=[recipe],
         canonical=recipe,
         timeout_s=timeout_s,
@@ -197,7 +191,7 @@ def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, 
         Invalid: naming the field, the value and what it may be.
     """
     schedule = served.model.schedule
-    _check_timestep(request.timestep, request.scaling, schedule)
+    _check_additive(request, schedule)
     seed = _seed(request.seed)
     alpha_bar = schedule.alphas_cumprod[request.timestep]
     noise = served.first_draw(seed, served.model.sample_shape)
@@ -207,6 +201,16 @@ def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, 
         else (1.0, math.sqrt((1 - alpha_bar) / alpha_bar))
     )
     return np.float32(signal) * image + np.float32(sigma) * noise, seed
+
+
+def _kept(request: type, values: Parameters, *what: str) -> Parameters:
+    """The values of the fields that decide the bytes of `what`."""
+    rows = deciding(request, *what)
+    return {
+        row.name: values[row.name]
+        for row in rows
+        if values[row.name] is not None or not row.entry.is_optional_in_recipes
+    }
 
 
 def _model_of(served: Served) -> Parameters:
@@ -220,7 +224,7 @@ def _seed(seed: int | None, num_images: int = 1) -> int:
     return seed
 
 
-def _sampler(request: AnyRequest, model: ModelDescription) -> str:
+def _sampler(request: Drawing, model: ModelDescription) -> str:
     sampler = request.sampler or model.recommended.sampler
     if request.sampler == "" or sampler not in SAMPLERS:
         raise Invalid.field("sampler", f"must be one of {', '.join(SAMPLERS)}, and is {request.sampler!r}")
@@ -239,10 +243,9 @@ def _check_steps(steps: int, most: int, why: str, model: ModelDescription) -> No
     _check_range("num_inference_steps", steps, 1, most, why)
 
 
-def _check_timestep(timestep: int, scaling: str, schedule: Schedule, first: int = 0) -> None:
-    _check_range("timestep", timestep, first, schedule.num_train_timesteps - 1)
-    if scaling == "additive" and schedule.alphas_cumprod[timestep] == 0:
-        raise Invalid.field("timestep", f"{timestep} is pure noise, which no additive noise level reaches")
+def _check_additive(request: DenoiseRequest | NoiseRequest, schedule: Schedule) -> None:
+    if request.scaling == "additive" and schedule.alphas_cumprod[request.timestep] == 0:
+        raise Invalid.field("timestep", f"{request.timestep} is pure noise, which no additive noise level reaches")
 
 
 def _check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
@@ -250,9 +253,9 @@ def _check_range(name: str, value: int, low: int, high: int, why: str = "") -> N
         raise Invalid.field(name, f"must be {low} to {high}{why}, and is {value}")
 
 
-def _labels(label: Labels, num_images: int, model: ModelDescription) -> list[int | None]:
+def _labels(label: Label | Sequence[Label], num_images: int, model: ModelDescription) -> list[int | None]:
     """The class of each image, by index."""
-    if not isinstance(label, list):
+    if isinstance(label, int | str | None):
         return [_label(label, model)] * num_images
     if len(label) != num_images:
         raise Invalid.field("class_label", f"must be one label, or {num_images} in a list, and is {len(label)}")
@@ -288,11 +291,3 @@ def _check_guidance(scale: float, labels: list[int | None], model: ModelDescript
         raise Invalid.field("guidance_scale", f"must be 1: this model was trained with labels only; it is {scale:g}")
     if scale > 1 and all(label is None for label in labels):
         raise Invalid.field("guidance_scale", f"must be 1 without a class_label, and is {scale:g}")
-
-
-def _timeout(request: AnyRequest, timeout: float) -> float:
-    if request.timeout_s is None:
-        return timeout
-    if not 0 < request.timeout_s <= timeout:
-        raise Invalid.field("timeout_s", f"must be more than 0 and at most {timeout:g}, and is {request.timeout_s:g}")
-    return float(request.timeout_s)

@@ -4,12 +4,13 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from service.plan import fields
 from stepwise import DEFAULT_URL, AsyncClient, Noisy, NoisyArray
 from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
@@ -36,28 +37,13 @@ Out = Annotated[
 ]
 
 
+@options.of(fields.DenoiseRequest)
 def denoise(
+    given: options.Given,
     image: File,
-    timestep: options.Timestep,
-    steps: options.Steps = None,
-    class_label: options.Label = None,
-    guidance_scale: options.Guidance = None,
-    sampler: options.Sampler = None,
-    eta: options.Eta = None,
-    seed: options.Seed = None,
-    scaling: options.Scaling = "variance_preserving",
     value_range: options.ReadRange = None,
-    wanted: Annotated[
-        Literal["x0", "model_output", "previous"],
-        typer.Option(
-            "--output",
-            help="The clean image; or as .npy what the network predicts, or x after the first step.",
-            rich_help_panel=options.DRAWING,
-        ),
-    ] = "x0",
     out: Out = None,
     force: options.Force = False,
-    timeout: options.Timeout = None,
     url: options.Url = DEFAULT_URL,
     patience: options.Patience = options.PATIENCE_S,
     local: options.Local = False,
@@ -67,28 +53,19 @@ def denoise(
 
     One step, the default, is the model's estimate from one evaluation; more walk down to a clean image.
     """
+    wanted = given.pop("output", "x0")
     target = Output.of(out, force, piped=image == "-")
     target.check_kind(".png", ".npy")
     suffix = target.suffix or (".png" if wanted == "x0" else ".npy")
     if wanted != "x0" and suffix != ".npy":
         raise Unusable(f"--output {wanted} is no image: it goes to an .npy, and not to {target.path}")
     content = read(image)
-    settings: dict[str, Any] = {
-        "num_inference_steps": steps,
-        "class_label": class_label,
-        "guidance_scale": guidance_scale,
-        "sampler": sampler,
-        "eta": eta,
-        "seed": seed,
-        "scaling": scaling,
-        "value_range": range_of(content, value_range),
-        "timeout_s": timeout,
-    }
+    given["value_range"] = range_of(content, value_range)
 
     async def work(client: AsyncClient) -> bytes:
         if suffix == ".npy":
-            return _npy(await client.denoise_array(content, timestep, output=wanted, **settings))
-        [clean], _ = await progress.drawn(client.stream_denoise(content, timestep, **settings), 1)
+            return _npy(await client.denoise_array(content, output=wanted, **given))
+        [clean], _ = await progress.drawn(client.stream_denoise(content, **given), 1)
         return clean.png
 
     answer = run(Server(url, patience, local, weights), work)
@@ -96,11 +73,10 @@ def denoise(
         print(path)
 
 
+@options.of(fields.NoiseRequest)
 def noise(
+    given: options.Given,
     image: File,
-    timestep: options.Timestep,
-    seed: options.Seed = None,
-    scaling: options.Scaling = "variance_preserving",
     value_range: Annotated[
         float,
         typer.Option(
@@ -120,15 +96,15 @@ def noise(
     target = Output.of(out, force, piped=image == "-")
     target.check_kind(".png", ".npy")
     refuse_json_beside(target, as_json)
-    if seed is None:
+    if "seed" not in given:
         target.check_new()
     content = read(image)
     suffix = target.suffix or (".npy" if content.startswith(_NPY_MAGIC) else ".png")
 
     async def work(client: AsyncClient) -> Noisy | NoisyArray:
         if suffix == ".npy":
-            return await client.noise_array(content, timestep, scaling=scaling, seed=seed)
-        return await client.noise(content, timestep, scaling=scaling, seed=seed, value_range=value_range)
+            return await client.noise_array(content, **given)
+        return await client.noise(content, value_range=value_range, **given)
 
     noisy = run(Server(url, patience, local, weights), work)
     clipped = noisy.clipped if isinstance(noisy, Noisy) else 0.0

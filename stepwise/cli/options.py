@@ -1,8 +1,15 @@
-"""Arguments and options that several commands have, each once."""
+"""Options that several commands have, each once. Those of requests are made from the table of fields."""
 
-from typing import Annotated, Literal
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+
+from service.plan.fields import Field, table
+
+Given = dict[str, Any]  # the fields that a person gave, by name
 
 PATIENCE_S = 120.0
 
@@ -27,10 +34,6 @@ Patience = Annotated[
         rich_help_panel=_SERVER,
     ),
 ]
-Timeout = Annotated[
-    float | None,
-    typer.Option(metavar="SECONDS", help="Have the server give up after so long.", rich_help_panel=_SERVER),
-]
 Local = Annotated[
     bool,
     typer.Option(
@@ -47,52 +50,6 @@ Weights = Annotated[
     ),
 ]
 
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", "-s", metavar="N", help="Of the noise. Drawn where none is given.", rich_help_panel=DRAWING),
-]
-Label = Annotated[
-    str | None,
-    typer.Option("--class-label", "-c", metavar="CLASS", help="By name or index.", rich_help_panel=DRAWING),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance-scale",
-        "-g",
-        metavar="SCALE",
-        help="Classifier-free guidance, 1 to 20; 1 is off.",
-        rich_help_panel=DRAWING,
-    ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option("--num-inference-steps", "--steps", metavar="N", help="How many.", rich_help_panel=DRAWING),
-]
-Sampler = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="As ddim, ddpm, dpmpp_2m: see stepwise info.", rich_help_panel=DRAWING),
-]
-Eta = Annotated[
-    float | None, typer.Option(metavar="ETA", help="Noise in the steps of ddim, 0 to 1.", rich_help_panel=DRAWING)
-]
-Timestep = Annotated[
-    int,
-    typer.Option(
-        "--timestep",
-        "-t",
-        metavar="T",
-        help="How noisy: 0 is all but clean, the last all but noise.",
-        rich_help_panel=DRAWING,
-    ),
-]
-Scaling = Annotated[
-    Literal["variance_preserving", "additive"],
-    typer.Option(
-        help="Of image and noise: √ᾱ·x_0 + √(1−ᾱ)·ε, as diffusion has it; or x_0 + σ·ε, as cameras do.",
-        rich_help_panel=DRAWING,
-    ),
-]
 ReadRange = Annotated[
     float | None,
     typer.Option(
@@ -105,3 +62,47 @@ ReadRange = Annotated[
 
 Force = Annotated[bool, typer.Option("--force", help="Write over other files.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+
+
+def of(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Have a command take the fields of a request as options, but for those that the command declares itself.
+
+    The command is given the fields that a person gave, as its argument `given`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [one for name, one in inspect.signature(command).parameters.items() if name != "given"]
+        rows = [row for name, row in table(request).items() if name not in {one.name for one in own}]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            given = {row.name: _one_or_list(row, values.pop(row.name)) for row in rows}
+            command(given={name: value for name, value in given.items() if value is not None}, **values)
+
+        options = [_option(row) for row in rows]
+        signature = inspect.Signature([*options, *(one.replace(kind=one.KEYWORD_ONLY) for one in own)])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
+        return run
+
+    return decorate
+
+
+def _option(row: Field) -> inspect.Parameter:
+    kind = str if row.kinds == {int, str} else row.annotation if row.kinds == {str} else next(iter(row.kinds))
+    option = typer.Option(
+        *(row.entry.flags or [f"--{row.name.replace('_', '-')}"]),
+        help=row.help,
+        show_default=False,
+        rich_help_panel=DRAWING,
+    )
+    annotation = Annotated[(list[kind] if row.is_list else kind) | None, option]  # type: ignore[valid-type]
+    default = inspect.Parameter.empty if row.is_required else None
+    return inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _one_or_list(row: Field, value: Any) -> Any:
+    """Without the list around one value, where the field takes a value alone, too."""
+    if isinstance(value, list) and not row.is_only_list and len(value) <= 1:
+        return value[0] if value else None
+    return value

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from service.plan import fields
 from stepwise import DEFAULT_URL, AsyncClient, Done, Image
 from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
@@ -12,31 +13,9 @@ from stepwise.cli.exits import Unusable
 from stepwise.cli.output import Output, refuse_json_beside
 
 
+@options.of(fields.Sample)
 def sample(
-    num_images: Annotated[
-        int | None,
-        typer.Option(
-            "--num-images",
-            "-n",
-            help="Image i is the image of seed + i. Default: 1, or as many as class labels.",
-            rich_help_panel=options.DRAWING,
-        ),
-    ] = None,
-    class_label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--class-label",
-            "-c",
-            metavar="CLASS",
-            help="By name or index. Several times: one an image.",
-            rich_help_panel=options.DRAWING,
-        ),
-    ] = None,
-    seed: options.Seed = None,
-    steps: options.Steps = None,
-    sampler: options.Sampler = None,
-    eta: options.Eta = None,
-    guidance_scale: options.Guidance = None,
+    given: options.Given,
     out: Annotated[
         str | None,
         typer.Option(
@@ -54,7 +33,6 @@ def sample(
     ] = False,
     force: options.Force = False,
     as_json: options.Json = False,
-    timeout: options.Timeout = None,
     url: options.Url = DEFAULT_URL,
     patience: options.Patience = options.PATIENCE_S,
     local: options.Local = False,
@@ -64,8 +42,8 @@ def sample(
 
     Prints the path of each file. The same seed draws the same bytes again.
     """
-    labels = class_label or []
-    count = num_images if num_images is not None else max(1, len(labels))
+    labels = given.get("class_label")
+    count = given.setdefault("num_images", len(labels) if isinstance(labels, list) else 1)
     target = Output.of(out, force)
     target.check_kind(".png", ".zip")
     if as_sheet and (target.suffix == ".zip" or out is None):
@@ -76,21 +54,11 @@ def sample(
             "or put them on one sheet (--sheet)"
         )
     refuse_json_beside(target, as_json)
-    if seed is None:
+    if "seed" not in given:
         target.check_new()
 
     async def draw(client: AsyncClient) -> tuple[list[Image], Done]:
-        events = client.stream(
-            num_images=count,
-            seed=seed,
-            sampler=sampler,
-            num_inference_steps=steps,
-            eta=eta,
-            class_label=labels[0] if len(labels) == 1 else labels or None,
-            guidance_scale=guidance_scale,
-            timeout_s=timeout,
-        )
-        return await progress.drawn(events, count)
+        return await progress.drawn(client.stream(**given), count)
 
     images, done = run(Server(url, patience, local, weights), draw)
     pngs = {f"{image.seed}.png": image.png for image in images}

@@ -32,11 +32,9 @@ def sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
 
 def _sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
     recipes = [read_recipe(png) for png in pngs]
-    shared = {name: recipes[0][name] for name in ("sampler", "num_inference_steps", "eta", "model", "fingerprint")}
     recipe = {
-        **shared,
+        **recipes[0],
         "num_images": len(pngs),
-        "seed": recipes[0]["seed"],
         "class_label": [recipe["class_label"] for recipe in recipes],
         "guidance_scale": parameters["guidance_scale"],
     }

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import typer
 
+from service.plan import fields
 from stepwise import DEFAULT_URL, AsyncClient, Info, Invalid, StepwiseError, Unreachable, read_recipe
 from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
@@ -20,8 +21,6 @@ from stepwise.cli.images import range_of, read
 AT_ONCE = 8  # files; a server draws them together
 
 _DRAWN_BY = ("model", "fingerprint")
-_SETTINGS = ("seed", "sampler", "num_inference_steps", "eta", "class_label", "guidance_scale")
-_OF_DENOISE = ("timestep", "scaling")
 
 
 def verify(
@@ -155,9 +154,9 @@ class Again:
         differs = self._drawn_by_others(recipe)
         if recipe.get("model") not in self._names:
             return Verdict(file, recipe, differs)
-        for name in _needed(recipe):
-            if name not in recipe:
-                raise Unusable(f"{file}: its recipe does not say {name}")
+        for row in _settings(recipe):
+            if row.name not in recipe and not row.entry.is_optional_in_recipes:
+                raise Unusable(f"{file}: its recipe does not say {row.name}")
         try:
             drawn = await self._draw(recipe)
         except Invalid as error:
@@ -188,13 +187,12 @@ class Again:
         ]
 
     async def _draw(self, recipe: Mapping[str, Any]) -> bytes:
-        settings = {name: recipe[name] for name in _SETTINGS}
+        settings = {row.name: recipe[row.name] for row in _settings(recipe) if row.name in recipe}
         if "image_sha256" in recipe:
             if self.noisy is None:
                 raise Unusable("it was denoised: give the noisy image with --image")
-            timestep, scaling = (recipe[name] for name in _OF_DENOISE)
-            read_as = range_of(self.noisy, self.value_range)
-            drawn = await self.client.denoise(self.noisy, timestep, scaling=scaling, value_range=read_as, **settings)
+            settings["value_range"] = range_of(self.noisy, self.value_range)
+            drawn = await self.client.denoise(self.noisy, **settings)
             return drawn.images[0].png
         if "num_images" in recipe:
             from stepwise.cli.sheets import sheet
@@ -204,8 +202,9 @@ class Again:
         return (await self.client.sample(**settings)).images[0].png
 
 
-def _needed(recipe: Mapping[str, Any]) -> tuple[str, ...]:
-    return (*_SETTINGS, *_OF_DENOISE) if "image_sha256" in recipe else _SETTINGS
+def _settings(recipe: Mapping[str, Any]) -> Sequence[fields.Field]:
+    """The fields of the table that a recipe has."""
+    return fields.deciding(fields.Denoise if "image_sha256" in recipe else fields.Sample, "image")
 
 
 def _recipe_of_answer(png: bytes) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 /** Form controls, each with its label and its complaint. */
 
-import { MAX_SEED, fieldSentence, randomSeed } from "./model.js";
+import { MAX_SEED, fieldName, fieldSentence, randomSeed } from "./model.js";
 
 /**
  * @typedef {object} Field
@@ -115,6 +115,28 @@ export function seedField({ name = "seed", label = "Seed", value = "" }) {
     get: () => input.value.trim(),
     set: (text) => (input.value = text),
   });
+}
+
+/**
+ * The control of a field, by its schema in /openapi.json. Nothing is asked for while it is empty.
+ * @param {string} name
+ * @param {any} schema
+ * @returns {Field & {read: () => any}} `read` gives what the API takes
+ */
+export function schemaField(name, schema) {
+  const kinds = (schema.anyOf ?? [schema]).filter(({ type }) => type !== "null");
+  const choices = kinds.find((kind) => kind.enum)?.enum;
+  const label = fieldName(name);
+  if (choices) {
+    const chosen = selectField({ name, label, options: [["", "default"], ...choices.map((one) => [one, one])], value: "" });
+    return Object.assign(chosen, { read: () => chosen.value || undefined });
+  }
+  const isList = kinds.every(({ type }) => type === "array");
+  const isText = kinds.some(({ type, items }) => (isList ? items : { type }).type === "string");
+  const typed = textField({ name, label, value: "", placeholder: "default", hint: schema.description });
+  const parsed = isText ? (text) => text || undefined : numberOf;
+  const read = () => (isList && typed.value ? typed.value.split(/[\s,;]+/).map(parsed) : parsed(typed.value));
+  return Object.assign(typed, { read });
 }
 
 /** @param {""|"row"} kind row: the label is beside the control */

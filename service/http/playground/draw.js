@@ -13,13 +13,14 @@ const SHARE_OF_HEIGHT = 0.7; // of the window, for the stage
 /**
  * @param {HTMLElement} view
  * @param {import("./model.js").Info} info
+ * @param {any} api the document /openapi.json
  * @param {ReturnType<import("./gallery.js").makeGallery>} gallery
  */
-export function drawView(view, info, gallery) {
+export function drawView(view, info, api, gallery) {
   const stage = view.querySelector(".stage");
   const list = stage.querySelector(".tiles");
   const form = view.querySelector("form");
-  const settings = settingsForm(form, info);
+  const settings = settingsForm(form, info, api);
   const progress = progressOf(stage);
   const [, height, width] = info.image_shape;
   let tiles = [];

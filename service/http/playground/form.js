@@ -1,6 +1,6 @@
 /** The settings of a drawing. */
 
-import { choiceField, complain, h, numberField, numberOf, seedField, selectField } from "./controls.js";
+import { choiceField, complain, h, numberField, numberOf, schemaField, seedField, selectField } from "./controls.js";
 import { ETA, GUIDANCE, classNames, randomSeed, samplerName, takesEta } from "./model.js";
 
 export const ANY = "any";
@@ -8,6 +8,9 @@ const EACH = "each";
 const SLIDER_STEPS = 100; // more than that is typed
 const FEW_CLASSES = 16; // so few are drawn all at once unless told otherwise
 const PREVIEWS = [["1", "every step"], ["2", "every 2 steps"], ["5", "every 5 steps"], ["10", "every 10 steps"], ["0", "none"]];
+
+// Fields with a control of their own. Others have one that is made from /openapi.json.
+const BY_HAND = ["class_label", "num_images", "seed", "sampler", "num_inference_steps", "guidance_scale", "eta", "preview_every"];
 
 /** The samplers of a model. @param {import("./model.js").Info} info */
 export function samplerField(info) {
@@ -45,8 +48,9 @@ export const labelOf = (value) => (value === ANY ? null : Number(value));
 /**
  * @param {HTMLFormElement} form
  * @param {import("./model.js").Info} info
+ * @param {any} api the document /openapi.json
  */
-export function settingsForm(form, info) {
+export function settingsForm(form, info, api) {
   const hasClasses = info.num_classes !== null;
   const label = hasClasses ? classField(info, true) : null;
   const count = numberField({
@@ -58,10 +62,12 @@ export function settingsForm(form, info) {
   const guidance = hasClasses ? guidanceField(info) : null;
   const eta = info.samplers.some(takesEta) ? numberField({ name: "eta", label: "Eta", ...ETA, step: 0.05, value: 0 }) : null;
   const preview = selectField({ name: "preview_every", label: "Previews", options: PREVIEWS, value: "1" });
-  const fields = [label, count, seed, sampler, steps, guidance, eta, preview].filter(Boolean);
+  const { properties } = api.paths["/sample"].post.requestBody.content["application/json"].schema;
+  const others = Object.keys(properties).filter((name) => !BY_HAND.includes(name)).map((name) => schemaField(name, properties[name]));
+  const fields = [label, count, seed, sampler, steps, guidance, eta, preview, ...others].filter(Boolean);
   const submit = h("button", { className: "button", type: "submit" }, "Draw");
   const more = h("details", { open: matchMedia("(min-width: 60rem)").matches }, h("summary", {}, "How it is drawn"),
-    ...[sampler, steps, guidance, eta, preview].filter(Boolean).map(({ root }) => root));
+    ...[sampler, steps, guidance, eta, preview, ...others].filter(Boolean).map(({ root }) => root));
   form.append(...[label, count, seed].filter(Boolean).map(({ root }) => root), more, submit);
 
   function follow() {
@@ -82,11 +88,13 @@ export function settingsForm(form, info) {
         num_images: all ? all.length : numberOf(count.value),
         seed: seed.value === "" ? randomSeed() : numberOf(seed.value),
         sampler: sampler.value,
-        num_inference_steps: stepCount,
+        // What is recommended is left out, so that a field in its place can be given.
+        num_inference_steps: stepCount === info.recommended.num_inference_steps ? undefined : stepCount,
         eta: takesEta(sampler.value) ? numberOf(eta.value) : undefined,
         class_label: all ?? (label ? labelOf(label.value) : undefined),
         guidance_scale: guidance && label.value !== ANY ? numberOf(guidance.value) : undefined,
         preview_every: stepCount >= 1 ? Math.min(every, stepCount) : every,
+        ...Object.fromEntries(others.map(({ name, read }) => [name, read()])),
       };
     },
 
@@ -96,9 +104,10 @@ export function settingsForm(form, info) {
       count.value = 1;
       seed.value = recipe.seed;
       sampler.value = recipe.sampler;
-      steps.value = recipe.num_inference_steps;
+      steps.value = recipe.num_inference_steps ?? info.recommended.num_inference_steps;
       if (guidance && recipe.class_label !== null) guidance.value = recipe.guidance_scale;
       if (eta) eta.value = recipe.eta;
+      for (const other of others) other.value = recipe[other.name] ?? "";
       follow();
       complain(fields);
     },

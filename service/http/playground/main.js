@@ -30,8 +30,11 @@ function go(view) {
   scrollTo(0, 0);
 }
 
-/** @param {import("./model.js").Info} info */
-function show(info) {
+/**
+ * @param {import("./model.js").Info} info
+ * @param {any} api the document /openapi.json
+ */
+function show(info, api) {
   document.title = `${info.model.name} · Stepwise`;
   document.querySelector("footer p").textContent =
     `${info.model.name} on ${info.device}, ${info.precision} · Stepwise ${info.version}`;
@@ -49,7 +52,7 @@ function show(info) {
   const gallery = makeGallery($("gallery"), info, viewer.open);
   route();
   addEventListener("hashchange", route);
-  draw = drawView($("view-draw"), info, gallery);
+  draw = drawView($("view-draw"), info, api, gallery);
   compareView($("view-compare"), info, gallery);
   denoise = noiseView($("view-denoise"), info);
   if (hasKey()) guard();
@@ -68,7 +71,8 @@ function guard() {
 async function start() {
   $("start").hidden = true;
   try {
-    show(await (await send("info")).json());
+    const [info, api] = await Promise.all(["info", "openapi.json"].map(async (path) => (await send(path)).json()));
+    show(info, api);
   } catch (error) {
     $("start").hidden = false;
     $("start").querySelector(".trouble").textContent = explained(error);

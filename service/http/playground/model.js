@@ -59,7 +59,7 @@ export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 /** How an image was drawn, in two lines. @param {Recipe} recipe */
 export function settingsOf(recipe) {
-  const parts = [steps(recipe.num_inference_steps)];
+  const parts = recipe.num_inference_steps === null ? [] : [steps(recipe.num_inference_steps)];
   if (recipe.guidance_scale > 1) parts.push(`guidance ${recipe.guidance_scale}`);
   if (recipe.eta > 0) parts.push(`eta ${recipe.eta}`);
   return [samplerName(recipe.sampler), parts.join(" · ")];
@@ -80,15 +80,12 @@ export const seconds = (s) => (s < 1 ? `${s.toFixed(2)} s` : s < 100 ? `${s.toFi
  * @param {Recipe} recipe
  */
 export function linkTo(info, recipe) {
-  const query = new URLSearchParams({
-    seed: String(recipe.seed),
-    sampler: recipe.sampler,
-    num_inference_steps: String(recipe.num_inference_steps),
-    guidance_scale: String(recipe.guidance_scale),
-  });
-  if (recipe.eta > 0) query.set("eta", String(recipe.eta));
-  if (recipe.class_label !== null) query.set("class_label", labelText(info, recipe.class_label));
-  query.set("model", recipe.fingerprint);
+  const { model, fingerprint, class_label, eta, seed, ...others } = recipe;
+  const query = new URLSearchParams({ seed: String(seed) });
+  for (const [name, value] of Object.entries(others)) if (value !== null) query.set(name, String(value));
+  if (eta > 0) query.set("eta", String(eta));
+  if (class_label !== null) query.set("class_label", labelText(info, class_label));
+  query.set("model", fingerprint);
   return `sample?${query}`;
 }
 
@@ -109,9 +106,12 @@ const FIELDS = {
   preview_every: "Previews",
   timestep: "Timestep",
   image: "The image",
-  timeout_s: "The time limit",
+  timeout_s: "Time limit",
   model: "The fingerprint",
 };
+
+/** What a field is called. @param {string} name of the API */
+export const fieldName = (name) => FIELDS[name] ?? name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
 
 /**
  * An invalid field as a sentence.
@@ -119,7 +119,7 @@ const FIELDS = {
  */
 export function fieldSentence(error) {
   const [name] = error.loc;
-  return `${FIELDS[name] ?? name} ${error.msg}.`;
+  return `${fieldName(name)} ${error.msg}.`;
 }
 
 /** What went wrong, in sentences. @param {Error & {fields?: any[]}} error */

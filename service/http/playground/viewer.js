@@ -2,7 +2,7 @@
 
 import { hasKey, send } from "./api.js";
 import { h } from "./controls.js";
-import { explained, isPixelArt, linkTo, randomSeed, samplerName } from "./model.js";
+import { explained, fieldName, isPixelArt, linkTo, randomSeed, samplerName } from "./model.js";
 
 /** @typedef {import("./gallery.js").Item} Item */
 
@@ -102,8 +102,11 @@ export async function openWithKey(address, note) {
 }
 
 function facts(recipe) {
-  const rows = [["Seed", recipe.seed], ["Sampler", samplerName(recipe.sampler)], ["Steps", recipe.num_inference_steps]];
-  if (recipe.class_label !== null) rows.push(["Guidance", recipe.guidance_scale > 1 ? recipe.guidance_scale : "off"]);
-  if (recipe.eta > 0) rows.push(["Eta", recipe.eta]);
-  return [...rows, ["Model", recipe.model], ["Fingerprint", recipe.fingerprint]].map(([name, value]) => [name, String(value)]);
+  const { seed, sampler, num_inference_steps, class_label, guidance_scale, eta, model, fingerprint, ...others } = recipe;
+  const rows = [["Seed", seed], ["Sampler", samplerName(sampler)]];
+  if (num_inference_steps !== null) rows.push(["Steps", num_inference_steps]);
+  if (class_label !== null) rows.push(["Guidance", guidance_scale > 1 ? guidance_scale : "off"]);
+  if (eta > 0) rows.push(["Eta", eta]);
+  for (const [name, value] of Object.entries(others)) rows.push([fieldName(name), value]);
+  return [...rows, ["Model", model], ["Fingerprint", fingerprint]].map(([name, value]) => [name, String(value)]);
 }

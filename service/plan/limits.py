@@ -1,0 +1,31 @@
+"""The numbers for the limits that the table of fields names: those of the model and of the settings."""
+
+from collections.abc import Mapping
+
+from model.description import ModelDescription
+from service.plan.fields import Limit
+
+Limits = Mapping[str, float]
+
+
+def limits_of(model: ModelDescription, max_images: int, timeout: float) -> Limits:
+    """All limits that have a name.
+
+    Args:
+        max_images: the most images in one request.
+        timeout: the most seconds for one request.
+    """
+    last = model.schedule.num_train_timesteps - 1
+    return {
+        "max_images": max_images,
+        "timeout": timeout,
+        "num_train_timesteps": last + 1,
+        "first_timestep": model.first_timestep,
+        "last_timestep": last,
+        "longest_walk": max(1, last),
+    }
+
+
+def resolved(limit: Limit | None, limits: Limits) -> float | None:
+    """The number that a limit of the table stands for."""
+    return limits[limit] if isinstance(limit, str) else limit
