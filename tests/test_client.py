@@ -154,7 +154,8 @@ def test_all_that_is_public_is_exported() -> None:
 
 
 def test_importing_it_brings_httpx_and_numpy_and_nothing_else() -> None:
-    code = "import sys, httpx, httpx_sse, numpy; before = set(sys.modules); import stepwise; print(*set(sys.modules) - before)"
+    code = "import sys, httpx, httpx_sse, numpy; before = set(sys.modules); import stepwise; "
+    code += "print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert loaded - sys.stdlib_module_names <= {"stepwise", "numpy"}

@@ -622,9 +622,9 @@ FINISHED = Finished([IMAGE] * 3, queue_s=0.25, denoise_s=1.5)
 
 
 def on_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    """Runs a test on a loop of its own. Nothing may be left: no error that nobody has seen, no task but sse-starlette's.
+    """Runs a test on a loop of its own. Nothing may be left: no error that nobody has seen, and no task.
 
-    That one looks for the server's end, which concerns no stream: test_sigterm_lets_a_slow_reader_have_all_events.
+    But sse-starlette's may be, which looks for the end of the server: test_a_server_that_shuts_down_ends_no_stream.
     """
 
     async def run() -> None:

@@ -480,7 +480,7 @@ def test_the_balancer_and_the_server_read_the_same_requests(
         came = answers(exchanged(balancer, [head() + length(DRAW) + sent + LAST]))
         assert server.client.get("/health/live").status_code == 200  # so all that was answered is logged
     lines = [vars(record)["fields"] for record in caplog.records if not record.getMessage().startswith("GET /health/")]
-    read_by_server = [line["request_id"] for line in lines if "request_id" in line]
+    read_by_server = [line["request_id"] for line in lines if "method" in line]
     assert all(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", one) for one in read_by_server)
     told = [answer.headers[b"x-request-id"].decode() for answer in came if b"x-request-id" in answer.headers]
     assert told == read_by_server

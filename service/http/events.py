@@ -34,7 +34,7 @@ HEARTBEAT_S = 10.0
 _LINE_END = "\n"
 
 # sse-starlette would end streams at SIGTERM. Here a stream goes on until its job is done: service/__main__.py drains.
-AppStatus.disable_automatic_graceful_drain()
+AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
 class Mailbox:

@@ -11,7 +11,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http.middleware import path_of
+from service.http.paths import path_of
 from service.http.responses import matches
 
 DOCS = "/docs"
