@@ -10,8 +10,8 @@ _POLICY = b"default-src 'none'; frame-ancestors 'none'"
 # A browser that opens an image in a tab makes a page around the image, and styles that page.
 _POLICY_OF_IMAGES = b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _POLICY_OF_DOCS = (
-    b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    b"connect-src 'self'; frame-ancestors 'none'"
+    b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' blob: data:; connect-src 'self'; frame-ancestors 'none'"
 )
 _POLICY_OF_PLAYGROUND = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
