@@ -434,6 +434,7 @@ def test_a_client_may_wait_to_be_asked_for_its_body(server: FakeServer) -> None:
 
 
 def test_a_client_that_closes_its_side_is_answered_nothing(server: FakeServer) -> None:
+    assert server.engine.wait_idle(PATIENCE)  # clients of other tests have left
     server.runner.hold()
     left = server.metric("stepwise_cancelled_total", reason="disconnect")
     with socket.create_connection(server.address, PATIENCE) as connection:
