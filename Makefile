@@ -14,7 +14,7 @@ UV := uv==0.13.9
 CPU := $(if $(shell command -v nvidia-smi),,[cpu])
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check format data weights quality figures docs bench soak lock audit image-test clean
+.PHONY: help serve test test-all check format data weights quality figures docs bench soak swagger lock audit image-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,13 @@ bench: .venv/bench ## compare with what people use now, an hour: bench/figures, 
 
 soak: .venv/develop ## ten minutes of clients that leave, nonsense and bursts: nothing may be lost, nothing may grow
 	$(BIN)/python -m bench.soak
+
+swagger: ## replace the Swagger UI of /docs by another version: make swagger SWAGGER=5.35.0 (needs npm)
+	cd service/http/swagger && npm pack --silent swagger-ui-dist@$(SWAGGER) && \
+	tar -xzf swagger-ui-dist-*.tgz --strip-components 1 \
+	  $(addprefix package/,NOTICE swagger-ui.css swagger-ui-bundle.js swagger-ui-bundle.js.LICENSE.txt) && \
+	sha256sum swagger-ui-bundle.js swagger-ui.css > SHA256SUMS && \
+	gzip -9nf swagger-ui-bundle.js swagger-ui.css && rm swagger-ui-dist-*.tgz
 
 lock: .venv/bin/uv ## lock the newest dependencies that pyproject.toml admits, for the images: requirements/*.lock
 	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --no-header --extra cpu pyproject.toml > .venv/all.lock

@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
 
 import httpx
+from httpx_sse import EventSource, ServerSentEvent
 
 from stepwise import requests
 from stepwise.errors import Unreachable
-from stepwise.flows import Flow, Give, Line, Read, Send, Step, Wait, ask, resume, watch
+from stepwise.flows import Flow, Give, Line, Next, Read, Send, Step, Wait, ask, resume, watch
 from stepwise.requests import Call, Request
 from stepwise.results import Event
 from stepwise.way import way_to
@@ -222,7 +223,7 @@ class AsyncClient:
                     outcome = await wire.do(step)
 
 
-Outcome = httpx.Response | bytes | httpx.RequestError | None
+Outcome = httpx.Response | bytes | ServerSentEvent | httpx.RequestError | None
 
 
 class _Wire:
@@ -232,7 +233,8 @@ class _Wire:
         self._http = http
         self._clock = clock
         self._response: httpx.Response | None = None
-        self._pieces: Iterator[bytes] = iter(())
+        self._pieces: Iterator[bytes]
+        self._events: Iterator[ServerSentEvent]
 
     def do(self, step: Step) -> Outcome:
         """What comes of a step."""
@@ -243,9 +245,12 @@ class _Wire:
                     assert built
                     self._response = self._http.send(built, stream=True)
                     self._pieces = self._response.iter_bytes()
+                    self._events = EventSource(self._response).iter_sse()
                     return self._response
                 case Read():
                     return next(self._pieces, b"")
+                case Next():
+                    return next(self._events, None)
                 case Wait(seconds):
                     self.close()
                     self._clock.sleep(seconds)
@@ -266,6 +271,7 @@ class _AsyncWire:
         self._clock = clock
         self._response: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes]
+        self._events: AsyncIterator[ServerSentEvent]
 
     async def do(self, step: Step) -> Outcome:
         """What comes of a step."""
@@ -276,9 +282,12 @@ class _AsyncWire:
                     assert built
                     self._response = await self._http.send(built, stream=True)
                     self._pieces = self._response.aiter_bytes()
+                    self._events = EventSource(self._response).aiter_sse()
                     return self._response
                 case Read():
                     return await anext(self._pieces, b"")
+                case Next():
+                    return await anext(self._events, None)
                 case Wait(seconds):
                     await self.aclose()
                     await self._clock.wait(seconds)

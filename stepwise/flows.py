@@ -1,10 +1,16 @@
 """How a call goes, whatever goes wrong on the way: as generators, which neither send nor wait themselves.
 
-A flow yields steps, one at a time: Send is answered by a response whose body is not yet read, Read by its next bytes
-(b"" at its end), Wait and Give by nothing. What goes wrong with Send and Read is thrown in as an httpx.RequestError.
-Client and AsyncClient do the steps, each in its own way.
+A flow yields steps, one at a time. Client and AsyncClient do each step, and send back its outcome:
 
-All calls may be sent again: none changes anything on the server, and without a seed another draw is as good.
+    Send  a response whose body is not yet read
+    Read  the next bytes of the body, or b"" at its end
+    Next  the next event of the body, or None at its end
+    Wait  nothing
+    Give  nothing
+
+A failure of Send, Read or Next is thrown in as an httpx.RequestError.
+
+Every call may be sent again: no call changes anything on the server, and without a seed another draw is as good.
 """
 
 import json
@@ -14,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import httpx
+from httpx_sse import ServerSentEvent
 
 from stepwise.errors import (
     ApiError,
@@ -24,9 +31,9 @@ from stepwise.errors import (
     from_answer,
     from_problem,
 )
-from stepwise.events import Message, Parser, read_event
+from stepwise.events import read_event
 from stepwise.requests import Call, Request
-from stepwise.results import Event, ImageDone, Preview, Progress
+from stepwise.results import Done, Event, ImageDone, Preview, Progress
 
 T = TypeVar("T")
 
@@ -37,7 +44,7 @@ _MOST_DIGITS = 20  # of a seed, which has 64 bits at most
 
 @dataclass(frozen=True)
 class Send:
-    """Send this. Where it is not the first, there was a Wait before."""
+    """Send this. Between two of these there is a Wait."""
 
     request: Request
 
@@ -45,6 +52,11 @@ class Send:
 @dataclass(frozen=True)
 class Read:
     """Read on in the response."""
+
+
+@dataclass(frozen=True)
+class Next:
+    """Read on in the response, which is a stream of events."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +68,17 @@ class Wait:
 
 @dataclass(frozen=True)
 class Give(Generic[T]):
-    """Hand this to whoever called."""
+    """Hand this to the caller."""
 
     value: T
 
 
-Step = Send | Read | Wait
+Step = Send | Read | Next | Wait
 Flow = Generator[Step | Give[T], Any, None]
 
 
 def resume(flow: Flow[T], outcome: object) -> Step | Give[T] | None:
-    """The next step of a flow, after what came of the one before; None where it is over."""
+    """The next step of a flow, after the outcome of the step before; None at the flow's end."""
     try:
         return flow.throw(outcome) if isinstance(outcome, httpx.RequestError) else flow.send(outcome)
     except StopIteration:
@@ -78,11 +90,11 @@ class Line:
     """The way to a server.
 
     Attributes:
-        url: where it is.
-        patience_s: for how long one that fails is asked again.
-        now: seconds, of a clock that only goes on.
-        proxy: the variable that names the proxy on the way, if there is one.
-        reached: whether something has ever answered there.
+        url: of the server.
+        patience_s: how long a failing server is asked again.
+        now: a clock's seconds, never falling.
+        proxy: the environment variable that names the proxy, if there is a proxy.
+        reached: whether anything has ever answered at the URL.
     """
 
     url: str
@@ -93,35 +105,35 @@ class Line:
 
 
 class BrokenStream(Exception):
-    """It ended before its last event."""
+    """A stream ended before its last event."""
 
 
-# Where nothing has answered yet, nothing may be there at all.
+# If nothing has ever answered, there may be no server at all.
 _NOT_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
-# What this client does, or what comes of any answer: the next time is no better.
+# Errors of the request itself, or of every answer to it: another try fails the same way.
 _LASTING = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.DecodingError)
 
 Passing = httpx.RequestError | BrokenStream | Unavailable | TooManyRequests
-_PASSING = (httpx.RequestError, BrokenStream, Unavailable, TooManyRequests)  # what may be over when asked again
+_PASSING = (httpx.RequestError, BrokenStream, Unavailable, TooManyRequests)  # another try may succeed
 
 
 class Patience:
-    """How long a call goes on asking, from its first failure since it last came further."""
+    """How long a call goes on asking: from its first failure since its last progress."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
         self.renew()
 
     def renew(self) -> None:
-        """The call has come further."""
+        """The call has made progress."""
         self._since: float | None = None
         self._failures = 0
 
     def wait_after(self, failure: Passing) -> float:
-        """Seconds until it makes sense to ask again.
+        """Seconds to wait before the next try.
 
         Raises:
-            StepwiseError: what the failure is to whoever called, where it does not, or where that is too long.
+            StepwiseError: the failure as the caller sees it, if another try is useless or the wait would be too long.
         """
         now = self._line.now()
         if self._since is None:
@@ -151,14 +163,14 @@ def _wait(failure: Passing, failures: int) -> float:
     if isinstance(failure, ApiError) and failure.retry_after:
         return failure.retry_after
     longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**failures)
-    return random.uniform(longest / 2, longest)  # so that those who were lost together do not come back together
+    return random.uniform(longest / 2, longest)  # so that clients that failed together do not all return together
 
 
 def ask(call: Call[T], line: Line) -> Flow[T]:
     """Ask until there is an answer, and give it.
 
     Raises:
-        StepwiseError: that there is none.
+        StepwiseError: if there is no answer.
     """
     patience = Patience(line)
     while True:
@@ -174,18 +186,18 @@ def ask(call: Call[T], line: Line) -> Flow[T]:
 
 
 class Story:
-    """What a stream has told, over all times that it was asked for."""
+    """What the caller has been told, over all tries of one stream."""
 
     def __init__(self) -> None:
         self._images: set[int] = set()
         self._step = 0
 
     def is_news(self, event: Event) -> bool:
-        """Whether this is worth telling: no image that was told of, and no preview of it."""
+        """Whether the caller needs this event: not an image that was told before, and no preview of one."""
         return not (isinstance(event, ImageDone | Preview) and event.index in self._images)
 
     def goes_on(self, event: Event) -> bool:
-        """Note an event; whether it is further than any before."""
+        """Note an event. Whether it is progress beyond all events before."""
         match event:
             case ImageDone(index=index):
                 self._images.add(index)
@@ -198,10 +210,10 @@ class Story:
 
 
 def watch(request: Request, line: Line) -> Flow[Event]:
-    """Give the events of a request until it is done. A stream that breaks is asked for again, by its seed.
+    """Give the events of a request until it is done. A broken stream is asked for again, with its seed.
 
     Raises:
-        StepwiseError: that it fails, also as an event.
+        StepwiseError: if the request fails, or an event says so.
     """
     patience, story = Patience(line), Story()
     while True:
@@ -218,32 +230,31 @@ def watch(request: Request, line: Line) -> Flow[Event]:
 
 
 def _follow(response: httpx.Response, line: Line, story: Story, patience: Patience) -> Flow[Event]:
-    parser, read = Parser(), _understood(read_event, line)
-    while piece := (yield Read()):
-        for message in parser.feed(piece):
-            if message.name == "error":
-                raise _understood(_failure, line)(message, response.headers.get("x-request-id"))
-            event = read(message)
-            if event is None or not story.is_news(event):
-                continue
-            if story.goes_on(event):
-                patience.renew()
-            yield Give(event)
-            if message.name == "done":
-                return
+    read = _understood(read_event, line)
+    while sent := (yield Next()):
+        if sent.event == "error":
+            raise _understood(_failure, line)(sent, response.headers.get("x-request-id"))
+        event = read(sent)
+        if event is None or not story.is_news(event):
+            continue
+        if story.goes_on(event):
+            patience.renew()
+        yield Give(event)
+        if isinstance(event, Done):
+            return
     raise BrokenStream("the stream ended before its last event")
 
 
-def _failure(message: Message, request_id: str | None) -> ApiError:
-    problem = json.loads(message.data)
+def _failure(sent: ServerSentEvent, request_id: str | None) -> ApiError:
+    problem = json.loads(sent.data)
     return from_problem(problem["status"], problem, request_id)
 
 
 def _send(request: Request, line: Line) -> Generator[Send | Read, Any, httpx.Response]:
-    """The response, whose body is to be read, of the media type that was asked for.
+    """The response to a request, in the media type that the request accepts. Its body is not yet read.
 
     Raises:
-        ApiError: that it is an error.
+        ApiError: if the response is an error.
     """
     try:
         response: httpx.Response = yield Send(request)
@@ -268,19 +279,19 @@ def _read_all() -> Generator[Read, Any, bytes]:
 
 
 def _understood(read: Callable[..., T], line: Line) -> Callable[..., T]:
-    """`read`, which complains of a server that does not answer as docs/api.md says."""
+    """`read`, with one error for every answer that is not as docs/api.md says."""
 
     def understood(*args: object) -> T:
         try:
             return read(*args)
-        except Exception as error:  # NumPy and json have many kinds for what is broken
+        except Exception as error:  # NumPy and json raise errors of many kinds
             raise _foreign(line, f"its answer cannot be read: {error!r}") from error
 
     return understood
 
 
 def _is_nonsense(error: BaseException | None) -> bool:
-    """Whether an answer cannot be parsed, rather than cut short, which httpx calls by the same name."""
+    """Whether the answer is no HTTP. httpx raises the same error for an answer that was cut short."""
     while error is not None:
         if isinstance(error, httpx.InvalidURL) or type(error).__module__.startswith("h11."):
             return True

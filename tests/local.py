@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +66,12 @@ class LocalServer(Reachable):
     def signal(self, number: signal.Signals) -> None:
         """Do what the process does on a signal."""
         self._server.handle_exit(number, None)
+
+    def wait_until_deaf(self) -> None:
+        """Wait until the server takes no new connection."""
+        with suppress(OSError):
+            while True:
+                socket.create_connection(self.address, PATIENCE).close()
 
     def wait(self) -> None:
         """Wait for the end."""

@@ -47,7 +47,6 @@ from stepwise import (
     read_recipe,
 )
 from stepwise.client import Clock
-from stepwise.events import Message, Parser
 from tests.latents import LatentServer
 from tests.local import FakeServer, serving_fake
 from tests.servers import PATIENCE, ROOT, Json, ServerProcess, read_parameters, read_png, write_npy
@@ -155,7 +154,8 @@ def test_all_that_is_public_is_exported() -> None:
 
 
 def test_importing_it_brings_httpx_and_numpy_and_nothing_else() -> None:
-    code = "import sys, httpx, numpy; before = set(sys.modules); import stepwise; print(*set(sys.modules) - before)"
+    code = "import sys, httpx, httpx_sse, numpy; before = set(sys.modules); import stepwise; "
+    code += "print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert {name for name in loaded if name.startswith("service")} == {"service", "service.plan", "service.plan.fields"}
@@ -839,14 +839,9 @@ def test_wherever_streams_break_each_image_comes_once(recorded: bytes, data: st.
     with script.client(Client) as client:
         events = list(client.stream(seed=7))
     assert script.is_over
-    assert images_of(events) == images_of(whole(recorded))
+    assert images_of(events) == images_of(events_of(recorded))
     assert isinstance(events[-1], Done)
     assert sum(isinstance(event, Done) for event in events) == 1
-
-
-def whole(recorded: bytes) -> list[Event]:
-    with Script(streamed(recorded)).client(Client) as client:
-        return list(client.stream())
 
 
 # Leaving
@@ -911,44 +906,19 @@ def pieces_of(stream: bytes, cuts: list[int]) -> list[bytes]:
     return [stream[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
-def parsed(pieces: list[bytes]) -> list[Message]:
-    parser = Parser()
-    return [message for piece in pieces for message in parser.feed(piece)]
+def events_of(*pieces: bytes) -> list[Event]:
+    with Script(streamed(*pieces)).client(Client) as client:
+        return list(client.stream())
 
 
-LINES = st.one_of(
-    st.sampled_from(
-        ["", "", "", "data", "data:", "event: x", "event:", ": comment", "id: 7", "retry: 9", "\ufeffdata: no"]
-    ),
-    st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"])).map("data: {}".format),
-)
+@given(st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(0, 10_000)))
+def test_any_pieces_of_a_stream_give_the_same_events(recorded: bytes, end: bytes, cuts: list[int]) -> None:
+    stream = recorded.replace(b"\n", end)
+    assert events_of(*pieces_of(stream, cuts)) == events_of(recorded)
 
 
-@given(st.lists(st.tuples(LINES, st.sampled_from(["\n", "\r\n", "\r"]))), st.lists(st.integers(0, 200)), st.booleans())
-def test_any_pieces_of_a_stream_give_the_same_events(
-    lines: list[tuple[str, str]], cuts: list[int], has_mark: bool
-) -> None:
-    stream = (b"\xef\xbb\xbf" if has_mark else b"") + "".join(line + end for line, end in lines).encode()
-    assert parsed(pieces_of(stream, cuts)) == parsed([stream]) == slowly(stream)
-    assert parsed([bytes([byte]) for byte in stream]) == parsed([stream])
-
-
-def slowly(stream: bytes) -> list[Message]:
-    """What the standard says, line by line."""
-    messages, name, data = [], "", []
-    text = stream.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    for line in text.split("\n")[:-1]:
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "event":
-            name = value
-        if field == "data":
-            data.append(value)
-        if not line:
-            if data:
-                messages.append(Message(name or "message", "\n".join(data)))
-            name, data = "", []
-    return messages
+def test_a_stream_that_comes_byte_by_byte_gives_the_same_events(recorded: bytes) -> None:
+    assert events_of(*(bytes([byte]) for byte in recorded)) == events_of(recorded)
 
 
 @given(

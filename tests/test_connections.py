@@ -1,10 +1,12 @@
 """Connections: what comes too slowly, or is too large, or is no HTTP, ends; and costs others nothing."""
 
 import json
+import re
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http import HTTPStatus
 
 import pytest
 
@@ -38,8 +40,12 @@ def everything(connection: socket.socket) -> bytes:
 def refusal(answer: bytes, status: int) -> str:
     """The detail of a problem document, after which nothing came."""
     head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 %d" % status), answer
-    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    first, *lines = head.split(b"\r\n")
+    assert first.decode() == f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
+    headers = dict(line.lower().split(b": ", 1) for line in lines)
+    assert re.fullmatch(rb"[0-9a-f]{32}", headers[b"x-request-id"])
+    assert headers[b"content-security-policy"] == b"default-src 'none'; frame-ancestors 'none'"
+    assert headers[b"x-content-type-options"] == b"nosniff"
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"connection"] == b"close"
     assert int(headers[b"content-length"]) == len(body)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import re
+import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -477,6 +478,29 @@ def test_a_slow_reader_holds_up_nobody_and_loses_no_image(local: FakeServer) -> 
     assert len(data["progress"]) < MANY / 4  # newer progress took the place of older
 
 
+def test_a_slow_reader_gets_all_events_of_a_server_that_shuts_down() -> None:
+    body = {"seed": 5, "num_images": MANY, "num_inference_steps": 1}
+    with serving_fake(max_images=MANY, timeout=10_000, drain_timeout=PATIENCE) as server, at_sigterm(server.signal):
+        with slow_reader(server, body) as reader:
+            server.wait_for_metric("stepwise_images_total", lambda images: images == MANY)
+            signal.raise_signal(signal.SIGTERM)
+            server.wait_until_deaf()  # the engine has stopped, and only this answer keeps the server
+            with HTTPResponse(reader) as answer:
+                answer.begin()
+                data = told(list(parsed(answer.read().decode().splitlines())), steps=1)
+        server.wait()
+    assert images(data).keys() == set(range(5, 5 + MANY))
+
+
+@contextmanager
+def at_sigterm(handler: Callable[[signal.Signals], None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda number, _: handler(signal.Signals(number)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_reader_that_leaves_while_it_holds_back_the_server_costs_nothing_more(local: FakeServer) -> None:
     left = local.metric("stepwise_cancelled_total", reason="disconnect")
     local.runner.hold()
@@ -585,7 +609,7 @@ class Streaming(NamedTuple):
         future: Future[Finished] = Future()
         stream = EventStream(Accepted(future, 2, 3.0, 4.0), mailbox, plan, served, {}, Metrics(), heartbeat_s)
         connection = Connection()
-        task = asyncio.ensure_future(stream({"type": "http"}, connection.receive, connection.send))
+        task = asyncio.ensure_future(stream({"type": "http", "method": "POST"}, connection.receive, connection.send))
         return cls(connection, mailbox, future, task)
 
     def draw(self, *indices: int) -> None:
@@ -598,13 +622,17 @@ FINISHED = Finished([IMAGE] * 3, queue_s=0.25, denoise_s=1.5)
 
 
 def on_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    """Runs a test on a loop of its own, of which nothing may be left: no task, no error that nobody has seen."""
+    """Runs a test on a loop of its own. Nothing may be left: no error that nobody has seen, and no task.
+
+    But sse-starlette's may be, which looks for the end of the server: test_a_server_that_shuts_down_ends_no_stream.
+    """
 
     async def run() -> None:
         await test()
         for _ in range(3):  # what was cancelled ends
             await asyncio.sleep(0)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        left = {getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks() - {asyncio.current_task()}}
+        assert left <= {"_shutdown_watcher"}
 
     @functools.wraps(test)
     def run_on_a_loop() -> None:
@@ -688,6 +716,32 @@ async def test_a_quiet_connection_is_kept_by_comments() -> None:
     s.draw(0, 1, 2)
     s.future.set_result(FINISHED)
     await s.response
+    told(s.connection.events, steps=1)
+    assert s.connection.is_complete
+
+
+class Leaving:
+    """What sse-starlette takes for uvicorn's server, by its handler of SIGTERM."""
+
+    should_exit = True
+
+    def handle_exit(self, number: int, _: object) -> None: ...
+
+
+@on_a_loop
+async def test_a_server_that_shuts_down_ends_no_stream() -> None:
+    before = signal.signal(signal.SIGTERM, Leaving().handle_exit)
+    try:
+        s = Streaming.begin()
+        await s.connection.sends("queued")
+        for _ in range(10):  # sse-starlette looks at the server as soon as a stream begins
+            await asyncio.sleep(0)
+        s.mailbox.progress(1, 1, 0.0)
+        s.draw(0, 1, 2)
+        s.future.set_result(FINISHED)
+        await s.response
+    finally:
+        signal.signal(signal.SIGTERM, before)
     told(s.connection.events, steps=1)
     assert s.connection.is_complete
 

@@ -22,11 +22,12 @@ from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.http.bodies import Room
 from service.http.images import Generation
+from service.http.keys import ApiKeys
 from service.http.metrics import Metrics
-from service.http.middleware import CLIENT_LEFT, ApiKeys, BodyLimit, RequestLog, path_of
+from service.http.middleware import CLIENT_LEFT, BodyLimit, RequestLog
 from service.http.operations import Operations
 from service.http.page import DOCS, documentation, playground
-from service.http.paths import OnePath
+from service.http.paths import OnePath, path_of
 from service.http.problems import answer, problem
 from service.plan.served import Served
 

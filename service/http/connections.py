@@ -1,6 +1,7 @@
-"""A client's connection: uvicorn's on h11, with an end to all that uvicorn would wait for without end."""
+"""A client's connection: uvicorn's on h11, with a time limit wherever uvicorn would wait forever."""
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -13,14 +14,18 @@ from service.errors import ServiceError, TooSlow
 from service.http import logs
 from service.http.framing import Framing
 from service.http.problems import answer
+from service.http.security import security_headers
 
-HEAD_PATIENCE_S = 30.0  # for all of a head, and for the first request of a connection to begin
-REST_PATIENCE_S = 60.0  # for the rest of a body whose request is answered
-LINGER_S = 5.0  # for a client to close a connection that is closed here
+HEAD_PATIENCE_S = 30.0  # for a whole head, and for the first request of a connection to begin
+REST_PATIENCE_S = 60.0  # for the rest of a body after the answer
+LINGER_S = 5.0  # for the client to close its side of a connection that is closed on this side
 
 
 class Connection(H11Protocol):
-    """What cannot be read is answered as all errors are, after the answers before it, and nothing is read after it."""
+    """A connection that answers an unreadable request with a problem document, and reads nothing after that request.
+
+    Earlier requests of the connection get their answers first.
+    """
 
     conn: Framing
     transport: "_Lingering"  # type: ignore[assignment]  # it has what uvicorn uses of a transport
@@ -37,7 +42,7 @@ class Connection(H11Protocol):
         self._inner: Any = self.app
         self.app = self._serve
         self._refused: ServiceError | None = None
-        self._patience: asyncio.TimerHandle | None = None  # runs while the client is to send what `_awaited` says
+        self._patience: asyncio.TimerHandle | None = None  # runs until the client has sent what `_awaited` names
         self._awaited: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -65,7 +70,7 @@ class Connection(H11Protocol):
         self._be_patient()
 
     def drain(self) -> None:
-        """Close after the answer that is on its way; now, where the client has had an answer and asks nothing."""
+        """Close after the answer that is on its way, or now if the client has had an answer and asks nothing."""
         if self._is_answering:
             self.cycle.keep_alive = False
         elif self.cycle is not None and not self.conn.has_unread:
@@ -80,14 +85,14 @@ class Connection(H11Protocol):
             self.transport.end()
 
     def _should_upgrade(self) -> bool:
-        return False  # an offer of another protocol may be passed over: RFC 9110, section 7.8
+        return False  # a server may ignore an offer of another protocol: RFC 9110, section 7.8
 
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _be_patient(self) -> None:
-        """Let the client have its time for what it is to send next."""
+        """Start the client's time for what it has to send next. The time goes on while that stays the same."""
         awaited = None
         if self.transport.is_closing():
             pass
@@ -106,33 +111,35 @@ class Connection(H11Protocol):
     def _too_slow(self) -> None:
         if self.conn.awaits_head and self.conn.has_unread:
             self._refuse(TooSlow(f"the headers were not all here within {HEAD_PATIENCE_S:g} s"))
-        else:  # nothing was asked, or it is answered
+        else:  # no request has begun, or its answer is complete
             self.transport.close()
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answer what cannot be read, and close."""
+        """Answer an unreadable request, and close."""
         self._refused = error
-        if self._is_answering:  # a request whose body is broken: `_serve` answers
+        if self._is_answering:  # its body is broken: `_serve` answers
             self.cycle.keep_alive = False
             self.cycle.message_event.set()
             return
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else its request is answered
-            response = answer(error)
-            headers = b"".join(
-                b"%b: %b\r\n" % header for header in self.server_state.default_headers + response.raw_headers
-            )
-            self.transport.write(b"HTTP/1.1 %d \r\n%b\r\n%b" % (response.status_code, headers, bytes(response.body)))
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else the request has its answer
+            response, request_id = answer(error), logs.request_id()
+            headers = [
+                *self.server_state.default_headers,
+                *response.raw_headers,
+                (b"x-request-id", request_id.encode()),
+                *security_headers("", response.media_type or ""),
+            ]
+            status = HTTPStatus(response.status_code)
+            head = b"".join(b"%b: %b\r\n" % header for header in headers)
+            line = b"HTTP/1.1 %d %b" % (status, status.phrase.encode())
+            self.transport.write(b"%b\r\n%b\r\n%b" % (line, head, bytes(response.body)))
             client = self.client[0] if self.client else "unknown"
-            fields = {"status": response.status_code, "client": client}
+            fields = {"request_id": request_id, "status": int(status), "client": client}
             logs.access.info("no request: %s", error, extra={"fields": fields})
         self.transport.close()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The app, which is told of a body that is broken where it reads it.
-
-        Raises:
-            ServiceError: from `receive`, unless an answer has begun.
-        """
+        """Call the app. Its `receive` raises the ServiceError of a broken body, unless the answer has begun."""
         cycle = self.cycle
 
         async def receive_or_refuse() -> Message:
@@ -147,15 +154,15 @@ class Connection(H11Protocol):
 
 
 class _Lingering:
-    """A transport that is closed for writing first, and reads on until the client closes its side, or for a while.
+    """A transport that closes its writing side first, and reads on until the client closes too, or for LINGER_S.
 
-    To close one at once that something unread comes to resets the connection, and the client may lose its answer.
+    Closing both sides while unread bytes arrive resets the connection, and the client may lose its answer.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None  # where it is closed
+        self._timer: asyncio.TimerHandle | None = None  # once the writing side is closed
         self.linger_s = LINGER_S
 
     def __getattr__(self, name: str) -> Any:

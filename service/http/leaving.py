@@ -1,4 +1,4 @@
-"""Clients that close the connection before they have their answer."""
+"""Clients that close the connection before they have their answer. Starlette goes on working for them."""
 
 import asyncio
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 async def unless_client_leaves(receive: Receive, work: asyncio.Future[T]) -> T | None:
-    """Wait for some work; None where the client closes the connection first, which cancels it."""
+    """Wait for some work. Cancel the work and return None if the client closes the connection first."""
     left = asyncio.ensure_future(_disconnected(receive))
     try:
         either: set[asyncio.Future[Any]] = {work, left}

@@ -1,16 +1,25 @@
-"""Logs as JSON lines on standard output."""
+"""Logs as JSON lines on standard output, and the ids of requests in them."""
 
 import datetime
 import json
 import logging
+import re
 import sys
 import traceback
+import uuid
 
 access = logging.getLogger("service.access")
 
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+def request_id(sent: str = "") -> str:
+    """The id of a request: the one that the client sent, if it is sane, else a new one."""
+    return sent if _SANE_ID.fullmatch(sent) else uuid.uuid4().hex
+
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line. What a caller passes as `extra={"fields": {…}}` stands beside time, level and message."""
+    """One JSON object a line: time, level, message, and the fields that a caller passes as `extra={"fields": {…}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
@@ -26,7 +35,7 @@ class JsonLines(logging.Formatter):
 
 
 def trace_without_messages(error: BaseException) -> str:
-    """Where an error was raised, and its kind, for an error whose message may quote what a client sent."""
+    """The kind of an error and where it was raised, without its message, which may quote the client's input."""
     trace = traceback.TracebackException.from_exception(error)
     lines = [f"{type(error).__name__}\n", *trace.stack.format()]
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -34,10 +43,10 @@ def trace_without_messages(error: BaseException) -> str:
 
 
 def configure() -> None:
-    """Send all logs to standard output. uvicorn's own access log is off: middleware.py writes one line a request."""
+    """Send all logs to standard output. uvicorn's access log is off: middleware.py writes one line a request."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every broken form
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns about each broken form

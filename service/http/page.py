@@ -1,47 +1,52 @@
-"""Pages: the playground at `/`, the documentation at `/docs`, and what they load. Their files are read once."""
+"""Pages: the playground at `/`, the documentation at `/docs`, and the files that they load."""
 
+import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import fastapi_offline
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http.middleware import path_of
+from service.http.paths import path_of
 from service.http.responses import matches
 
 DOCS = "/docs"
 _PLAYGROUND = Path(__file__).parent / "playground"
-_SWAGGER = Path(fastapi_offline.__file__).parent / "static"  # the assets of /docs, which FastAPI loads from elsewhere
+_ICON = "/playground/icon.svg"
+_SWAGGER = Path(__file__).parent / "swagger"  # FastAPI's own page would load these files from another host
 _PAGE = "index.html"
-_MEDIA_TYPES = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-}
+_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+# RFC 9110, section 12.4.2: a weight of 0 means "not acceptable".
+_GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?:;\s*q=(?:1|0\.0*[1-9])[.\d]*\s*)?(?:,|$)", re.IGNORECASE)
 
 
 class _File(NamedTuple):
+    """A file as it is sent.
+
+    Attributes:
+        zipped: the same, compressed with gzip; None for a file that is only sent as it is.
+    """
+
     content: bytes
-    media_type: str
     etag: str
+    media_type: str
+    zipped: "_File | None" = None
 
 
-def _file(content: bytes, suffix: str) -> _File:
-    return _File(content, _MEDIA_TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+def _file(content: bytes, suffix: str, zipped: _File | None = None) -> _File:
+    return _File(content, f'"{hashlib.sha256(content).hexdigest()[:32]}"', _MEDIA_TYPES[suffix], zipped)
 
 
 class Pages:
-    """Static files, which browsers may keep, but ask about each time: so that a new version is seen at once.
+    """Static files, read once. Browsers may keep them but ask each time, and so see a new version at once.
 
     Attributes:
-        paths: where they are.
+        paths: of the files.
     """
 
     def __init__(self, files: Mapping[str, _File]) -> None:
@@ -56,14 +61,20 @@ class Pages:
 
     async def file(self, request: Request) -> Response:
         file = self._files[path_of(request.scope)]
-        headers = {"ETag": file.etag, "Cache-Control": "no-cache"}
+        headers = {"Cache-Control": "no-cache"}
+        if file.zipped is not None:
+            headers["Vary"] = "Accept-Encoding"
+            if _GZIP.search(", ".join(request.headers.getlist("accept-encoding"))):
+                file = file.zipped
+                headers["Content-Encoding"] = "gzip"
+        headers["ETag"] = file.etag
         if matches(", ".join(request.headers.getlist("if-none-match")), file.etag):
             return Response(status_code=304, headers=headers)
         return Response(file.content, headers=headers, media_type=file.media_type)
 
 
 def playground() -> Pages:
-    """The playground: its page at `/`, and what that loads at `/playground/NAME`."""
+    """The playground: its page at `/`, and the files of the page at `/playground/NAME`."""
     files = sorted(_PLAYGROUND.iterdir())
     return Pages(
         {
@@ -74,22 +85,27 @@ def playground() -> Pages:
 
 
 def documentation(title: str, root_path: str) -> Pages:
-    """Swagger UI: its page at `/docs`, which reads `/openapi.json`, and what it loads at `/docs/NAME`.
+    """Swagger UI: its page at `/docs`, which reads `/openapi.json`, and the files of the page at `/docs/NAME`.
 
     Args:
         title: of the page.
-        root_path: what a proxy serves all of this under.
+        root_path: the prefix under which a proxy serves this server.
     """
-    script, style, icon = "swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"
+    script, style = "swagger-ui-bundle.js", "swagger-ui.css"
     page = get_swagger_ui_html(
         openapi_url=f"{root_path}/openapi.json",
         title=title,
         swagger_js_url=f"{root_path}{DOCS}/{script}",
         swagger_css_url=f"{root_path}{DOCS}/{style}",
-        swagger_favicon_url=f"{root_path}{DOCS}/{icon}",
+        swagger_favicon_url=f"{root_path}{_ICON}",
         swagger_ui_parameters={"validatorUrl": None},  # the default asks another host
     )
-    files = {
-        f"{DOCS}/{name}": _file((_SWAGGER / name).read_bytes(), Path(name).suffix) for name in (script, style, icon)
-    }
+    files = {f"{DOCS}/{name}": _unzipped(_SWAGGER / f"{name}.gz") for name in (script, style)}
     return Pages({DOCS: _file(bytes(page.body), ".html"), **files})
+
+
+def _unzipped(path: Path) -> _File:
+    """A file that is kept compressed, for clients that take gzip and for others."""
+    zipped = path.read_bytes()
+    suffix = Path(path.stem).suffix
+    return _file(gzip.decompress(zipped), suffix, _file(zipped, suffix))

@@ -1,4 +1,4 @@
-"""One form for each path, which rules here and rules of a proxy can both compare."""
+"""One form for each path, so that a proxy's rules can compare the same text as the rules here."""
 
 import re
 
@@ -10,10 +10,11 @@ _LOGGED = 100  # characters
 
 
 class OnePath:
-    """Gives a request the one form of its path. The rules and the routes inside compare that as text.
+    """Gives each request the one form of its path. Rules and routes behind this compare paths as text.
 
-    An unreserved character is the same, encoded or not, and is decoded here. A reserved one is not: `%2F` is no slash.
-    Slashes and dots stay as they were sent, so `//metrics` and `/./metrics` are nowhere. RFC 3986, 2.3 and 6.2.2.2.
+    An unreserved character means the same whether it is encoded or not, so it is decoded. A reserved character does
+    not, and stays: `%2F` is no slash. Slashes and dots stay too, so `//metrics` and `/./metrics` are not found.
+    RFC 3986, sections 2.3 and 6.2.2.2.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -27,13 +28,19 @@ class OnePath:
         await self._app(scope, receive, send)
 
 
+def path_of(scope: Scope) -> str:
+    """The path of a request, without the prefix under which a proxy serves this server."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def one_form(path: str) -> str:
     """A path with its unreserved characters decoded."""
     return _ENCODED_UNRESERVED.sub(lambda encoded: chr(int(encoded[0][1:], 16)), path)
 
 
 def loggable(path: str) -> str:
-    """As much of a path as can be logged: a mistyped address may hold a query, and with it a prompt or a key."""
+    """The part of a path that may be logged. A mistyped address may hold a query, with a prompt or a key in it."""
     plain = path[:_LOGGED]
     if strange := _NOT_PLAIN.search(plain):
         plain = plain[: strange.start()]
