@@ -60,7 +60,8 @@ def test_torch_computes_where_openvino_is_not_installed(
     assert backend.fingerprint["precision"] == expected
     assert list(backend.widths) == [2]
     assert warnings(caplog) == [
-        "OpenVINO is not installed, so torch computes, several times slower: pip install 'stepwise[cpu]'"
+        "OpenVINO is not installed, so torch computes, several times slower; the extra `cpu` brings OpenVINO: "
+        "in a checkout, pip install -e '.[cpu]'"
     ]
 
 
