@@ -59,10 +59,9 @@ def test_torch_computes_where_openvino_is_not_installed(
     assert isinstance(backend, PaddedBackend)
     assert backend.fingerprint["precision"] == expected
     assert list(backend.widths) == [2]
-    assert warnings(caplog) == [
-        "OpenVINO is not installed, so torch computes, several times slower; the extra `cpu` brings OpenVINO: "
-        "in a checkout, pip install -e '.[cpu]'"
-    ]
+    [warning] = warnings(caplog)
+    assert warning.startswith("OpenVINO is not installed, so torch computes, several times slower; ")
+    assert warning.endswith(": in a checkout, pip install -e '.[cpu]'")
 
 
 @pytest.mark.parametrize(

@@ -193,5 +193,4 @@ def test_a_wheel_has_no_weights_in_the_box(oldest: Installation, tmp_path: Path)
     )
 
 
-def test_the_oldest_dependencies_pass_tests(oldest: Installation) -> None:
-    ...
+def test_the_oldest_dependencies_pass_tests(oldest: Installation) -> None: ...
