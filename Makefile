@@ -10,8 +10,9 @@ TRAIN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python
 DATA := $(WEIGHTS)/work/digits32.npz $(EMOJI)/work/emoji32.npz
 # Two workers. Tests that share a server share a worker: tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
-UV := uv==0.13.9
-CPU := $(if $(shell command -v nvidia-smi),,[cpu])
+# pyproject.toml has the range of torch; this is the release that was tested.
+PIP := $(BIN)/python -m pip install --quiet --constraint requirements/torch.txt
+SERVES := $(if $(shell command -v nvidia-smi),server,cpu)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check format data weights quality figures docs bench soak swagger lock audit image-test clean
@@ -81,8 +82,9 @@ swagger: ## replace the Swagger UI of /docs by another version: make swagger SWA
 	sha256sum swagger-ui-bundle.js swagger-ui.css > SHA256SUMS && \
 	gzip -9nf swagger-ui-bundle.js swagger-ui.css && rm swagger-ui-dist-*.tgz
 
-lock: .venv/bin/uv ## lock the newest dependencies that pyproject.toml admits, for the images: requirements/*.lock
-	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --no-header --extra cpu pyproject.toml > .venv/all.lock
+lock: .venv/develop ## lock the newest dependencies that pyproject.toml admits, for the images: requirements/*.lock
+	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --no-header \
+	  --constraint requirements/torch.txt --extra cpu pyproject.toml > .venv/all.lock
 	@# One resolution in three files, which then agree: OpenVINO; torch, and what its CUDA build needs; the rest.
 	@awk 'BEGIN {for (i = split("service cpu cuda", names, " "); i; i--) print "# Made by: make lock" > "requirements/" names[i] ".lock"} \
 	  /^[a-z]/ {name = /^openvino/ ? "cpu" : /^(torch=|triton|cuda-|nvidia-)/ ? "cuda" : "service"} \
@@ -93,7 +95,7 @@ audit: .venv/develop ## look up known weaknesses of the locked dependencies, whe
 	  $(BIN)/python -m pip install --quiet 'pip-audit>=2.10,<3' && $(BIN)/pip-audit --disable-pip $(addprefix -r ,$(wildcard requirements/*.lock)); \
 	else echo "skipped: PyPI's list of known weaknesses cannot be reached from here"; fi
 
-image-test: .venv/bin/uv ## build the image for the CPU, start it and draw with it (needs root, buildah and debootstrap)
+image-test: .venv/develop ## build the image for the CPU, start it and draw with it (needs root, buildah and debootstrap)
 	$(BIN)/python -m tests.image
 
 clean: ## remove the environment and all caches, but no data or checkpoints
@@ -106,23 +108,19 @@ $(EMOJI)/work/emoji32.npz: | .venv/develop
 	$(BIN)/python -m weights.emoji.prepare $@
 
 # What serves. The stamp's age against pyproject.toml decides.
-.venv/serve: pyproject.toml
+.venv/serve: pyproject.toml requirements/torch.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("stepwise: Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; choose one: make PYTHON=python3.12 …")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv; torch is large, the first time takes minutes"
-	$(BIN)/python -m pip install --quiet --editable '.$(CPU)'
+	$(PIP) --editable '.[$(SERVES)]'
 	@touch $@
 
 # What also has the peers.
 .venv/bench: .venv/develop
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev,train,bench]'
+	$(PIP) --editable '.[cpu,dev,train,bench]'
 	@touch $@
 
 # What also tests, checks and trains.
 .venv/develop: .venv/serve
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev,train]'
-	@touch $@
-
-.venv/bin/uv: .venv/develop
-	$(BIN)/python -m pip install --quiet '$(UV)'
+	$(PIP) --editable '.[cpu,dev,train]'
 	@touch $@

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = re.compile("out of memory|bad_alloc|not enough memory|can't allocate|cannot allocate", re.IGNORECASE)
 
-BOX = Path(__file__).parent.parent / "weights"  # the weights in the box
+BOX = Path(__file__).parent.parent / "weights"  # the weights in the box: of a checkout, and of the image
+_NO_BOX = "this installation has no weights in the box: name a folder or a file, or use a checkout or the image"
 
 
 class StartError(Exception):
@@ -178,4 +179,5 @@ def find_weights(name: str) -> Path:
         why = f"cannot be opened: {told(error)}"
     else:
         return path
-    raise StartError(f"STEPWISE_WEIGHTS={shown(name)} {why}; in the box: {', '.join(in_the_box) or 'nothing'}")
+    box = f"in the box: {', '.join(in_the_box)}" if in_the_box else _NO_BOX
+    raise StartError(f"STEPWISE_WEIGHTS={shown(name)} {why}; {box}")

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -159,19 +159,26 @@ class ServerProcess(Reachable):
         key: that its clients send.
         settings: names are those of API.md.
         program: the module that is run.
+        python: the interpreter, and its options.
 
     Attributes:
         lines: its log so far.
         errors: its standard error, once it has ended.
     """
 
-    def __init__(self, key: str | None, settings: dict[str, object], program: str = "service") -> None:
+    def __init__(
+        self,
+        key: str | None,
+        settings: dict[str, object],
+        program: str = "service",
+        python: Sequence[str] = (sys.executable,),
+    ) -> None:
         super().__init__(key)
         self.lines: list[Json] = []
         self.errors = ""
         self._more = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", program],
+            [*python, "-m", program],
             cwd=ROOT,
             env=environment(**settings),
             stdout=subprocess.PIPE,
@@ -224,12 +231,17 @@ class ServerProcess(Reachable):
 
 
 @contextmanager
-def serving(key: str | None = None, program: str = "service", **settings: object) -> Iterator[ServerProcess]:
+def serving(
+    key: str | None = None,
+    program: str = "service",
+    python: Sequence[str] = (sys.executable,),
+    **settings: object,
+) -> Iterator[ServerProcess]:
     """Start a server; at the end send it SIGTERM, unless it is over: its exit code must be 0.
 
     Yields at once, so that several can start in parallel. `url` and `client` wait until it is ready.
     """
-    server = ServerProcess(key, settings, program)
+    server = ServerProcess(key, settings, program, python)
     try:
         yield server
         if server.process.poll() is None:

@@ -59,9 +59,9 @@ def test_torch_computes_where_openvino_is_not_installed(
     assert isinstance(backend, TorchCPUBackend)
     assert backend.fingerprint["precision"] == expected
     assert list(backend.widths) == [2]
-    assert warnings(caplog) == [
-        "OpenVINO is not installed, so torch computes, several times slower: pip install 'stepwise[cpu]'"
-    ]
+    [warning] = warnings(caplog)
+    assert warning.startswith("OpenVINO is not installed, so torch computes, several times slower; ")
+    assert warning.endswith(": in a checkout, pip install -e '.[cpu]'")
 
 
 @pytest.mark.parametrize(

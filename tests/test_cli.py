@@ -51,6 +51,62 @@ def clean(server: ServerProcess, tmp_path: Path) -> bytes:
     return image
 
 
+# Without what serves. tests/test_install.py installs that for real.
+
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(["torch", "starlette", "fastapi", "uvicorn", "pydantic_settings", "PIL", "cv2"]))
+from stepwise.cli import main
+for line in sys.argv[1:]:
+    sys.argv = ["stepwise", *line.split()]
+    try:
+        main()
+    except SystemExit as ending:
+        print(f"{line}: {ending.code}", flush=True)
+"""
+
+
+def without_server(folder: Path, *lines: str) -> tuple[str, str]:
+    """What the program prints on standard output and standard error where nothing that serves can be imported."""
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *lines],
+        cwd=folder,
+        env=surroundings(None),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    return ended.stdout, ended.stderr
+
+
+def test_every_command_shows_its_help_without_what_serves(tmp_path: Path) -> None:
+    names = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert len(names) == 7
+    shown, errors = without_server(tmp_path, "--version", *(f"{name} --help" for name in names))
+    assert errors == ""
+    assert f"stepwise {service.__version__}\n" in shown
+    for name in names:
+        assert f"{name} --help: 0\n" in shown
+    assert "the list of all settings needs the extra `server`" in " ".join(shown.split())
+
+
+def test_what_needs_the_server_says_so_in_one_line(tmp_path: Path) -> None:
+    """Before anything is drawn or written."""
+    needing = {
+        "serve": "stepwise serve",
+        "sample --local": "--local",
+        "sample --sheet -o a.png": "--sheet",
+        "convert a b": "stepwise convert",
+    }
+    shown, errors = without_server(tmp_path, *needing)
+    assert shown.splitlines() == [f"{line}: {exits.UNUSABLE}" for line in needing]
+    for line, what in zip(errors.splitlines(), needing.values(), strict=True):
+        assert line.startswith(f"stepwise: {what} needs the extra `server`, and ")
+        assert "in a checkout of Stepwise, pip install '.[cpu]'" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 # sample
 
 

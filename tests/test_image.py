@@ -6,7 +6,6 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -18,6 +17,7 @@ from tests.servers import ROOT
 LOCKS = ("service", "cpu", "cuda")
 IMAGES = {"cpu": ("service", "cpu"), "cuda": ("service", "cuda")}  # what each target installs
 PYTHONS = ("3.11", "3.12", "3.13")
+TESTED_TORCH = ROOT / "requirements" / "torch.txt"  # a constraint of `make`
 
 # What the images need, and what they must not see.
 NEEDED = (
@@ -70,9 +70,13 @@ def lock(name: str) -> list[Locked]:
 
 
 def project() -> list[Requirement]:
-    """What pyproject.toml asks for, of itself and with the extra `cpu`."""
+    """What pyproject.toml asks for, of itself and with the extra `cpu`, which has all of `server`."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(line) for line in (*table["dependencies"], *table["optional-dependencies"]["cpu"])]
+    server, cpu = (list(map(Requirement, table["optional-dependencies"][name])) for name in ("server", "cpu"))
+    [itself] = [requirement for requirement in cpu if requirement.name == table["name"]]
+    assert itself.extras == {"server"}
+    cpu.remove(itself)
+    return [*map(Requirement, table["dependencies"]), *server, *cpu]
 
 
 def instructions() -> Iterator[tuple[str, str]]:
@@ -139,10 +143,9 @@ def test_all_that_is_locked_has_hashes_and_no_address(name: str) -> None:
 
 
 def test_torch_has_one_version() -> None:
-    """The CPU image takes the version of the lock, but from PyTorch's index."""
-    [of_project] = [requirement for requirement in project() if requirement.name == "torch"]
+    """The images and `make` install the same. The CPU image takes it from PyTorch's index."""
     [of_lock] = [entry for name in LOCKS for entry in lock(name) if entry.name == "torch"]
-    assert str(of_project.specifier) == f"=={of_lock.version}"
+    assert TESTED_TORCH.read_text() == f"torch=={of_lock.version}\n"
     commands = [arguments for name, arguments in stages()["cpu-build"] if name == "RUN" and "TORCH_INDEX" in arguments]
     assert "\"$(grep -o '^torch==[0-9.]*' /requirements/cuda.lock)+cpu\"" in commands[0]
     assert not [arguments for _, arguments in instructions() if re.search(r"torch==\d", arguments)]
@@ -232,4 +235,5 @@ def test_every_module_is_sent() -> None:
 def test_lock_files_are_sorted_so_that_their_changes_can_be_read() -> None:
     for name in LOCKS:
         assert all(a <= b for a, b in pairwise(entry.name for entry in lock(name)))
-    assert sorted(path.stem for path in Path(ROOT / "requirements").iterdir()) == sorted(LOCKS)
+    locks = [ROOT / "requirements" / f"{name}.lock" for name in LOCKS]
+    assert sorted((ROOT / "requirements").iterdir()) == sorted([*locks, TESTED_TORCH])

@@ -45,7 +45,10 @@ def choose(
         chosen: Precision = ("bfloat16" if native else "float32") if precision == "auto" else precision
         return CudaBackend(module, shape, device, chosen, max_batch or default_width(network, "cuda"))
     if find_spec("openvino") is None:
-        log.warning("OpenVINO is not installed, so torch computes, several times slower: pip install 'stepwise[cpu]'")
+        log.warning(
+            "OpenVINO is not installed, so torch computes, several times slower; the extra `cpu` brings OpenVINO: "
+            "in a checkout, pip install -e '.[cpu]'"
+        )
         chosen = "float32" if precision == "auto" else precision
         return TorchCPUBackend(module, shape, chosen, max_batch or default_width(network, "torch_cpu"))
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 from stepwise import AsyncClient, Unreachable
 from stepwise.cli import progress
 from stepwise.cli.exits import Unusable
+from stepwise.cli.extras import server_for
 
 T = TypeVar("T")
 
@@ -50,7 +51,8 @@ def _run_remote(server: Server, work: Callable[[AsyncClient], Awaitable[T]]) -> 
 
 def _run_local(server: Server, work: Callable[[AsyncClient], Awaitable[T]]) -> T:
     with progress.waiting("loading the weights"):
-        from stepwise.cli.local import assemble
+        with server_for("--local"):
+            from stepwise.cli.local import assemble
 
         opened = assemble(server.weights)  # ahead of any loop, which would hold back Ctrl-C
 

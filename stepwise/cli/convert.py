@@ -7,6 +7,7 @@ import typer
 
 from stepwise.cli import progress
 from stepwise.cli.exits import Unusable
+from stepwise.cli.extras import server_for
 
 
 def convert(
@@ -18,9 +19,10 @@ def convert(
     They load alone, are safe to open and draw the same bytes. Pickles are opened only with STEPWISE_ALLOW_PICKLE=1.
     """
     with progress.waiting("converting"):
-        from model.checkpoints import load
-        from service import config
-        from service.build import START_ERRORS, find_weights
+        with server_for("stepwise convert"):
+            from model.checkpoints import load
+            from service import config
+            from service.build import START_ERRORS, find_weights
 
         try:
             converted = load.convert(find_weights(source), target, config.read().allow_pickle).description

@@ -10,6 +10,7 @@ from stepwise import DEFAULT_URL, AsyncClient, Done, Image
 from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
 from stepwise.cli.exits import Unusable
+from stepwise.cli.extras import server_for
 from stepwise.cli.output import Output, refuse_json_beside
 
 
@@ -54,6 +55,9 @@ def sample(
             "or put them on one sheet (--sheet)"
         )
     refuse_json_beside(target, as_json)
+    if as_sheet:
+        with server_for("--sheet"):
+            from stepwise.cli.sheets import sheet
     if "seed" not in given:
         target.check_new()
 
@@ -63,8 +67,6 @@ def sample(
     images, done = run(Server(url, patience, local, weights), draw)
     pngs = {f"{image.seed}.png": image.png for image in images}
     if as_sheet:
-        from stepwise.cli.sheets import sheet
-
         pngs = {"sheet.png": sheet(list(pngs.values()), done.parameters)}
     paths = target.write(pngs)
     if as_json:

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 from stepwise.cli.exits import Unusable
+from stepwise.cli.extras import server_for
 
 
 class WithSettings(TyperCommand):
@@ -15,9 +16,13 @@ class WithSettings(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
-        from service import config
-
-        print(f" All settings, read from the environment; options go before:\n\n{config.usage()}\n")
+        try:
+            with server_for("the list of all settings"):
+                from service import config
+        except Unusable as lacking:
+            print(f" {lacking}\n")
+        else:
+            print(f" All settings, read from the environment; options go before:\n\n{config.usage()}\n")
 
 
 def serve(
@@ -42,9 +47,10 @@ def serve(
         "PRECISION": precision,
         "THREADS": threads,
     }
-    from service import __main__ as program
-    from service import config
-    from service.build import START_ERRORS
+    with server_for("stepwise serve"):
+        from service import __main__ as program
+        from service import config
+        from service.build import START_ERRORS
 
     os.environ.update({config.PREFIX + name: str(value) for name, value in options.items() if value is not None})
     try:

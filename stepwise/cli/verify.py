@@ -1,6 +1,7 @@
 """stepwise verify: draw images again by their recipes, and compare."""
 
 import asyncio
+import importlib.util
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
-import PIL.Image
 import typer
 
 from service.plan import fields
@@ -16,6 +16,7 @@ from stepwise import DEFAULT_URL, AsyncClient, Info, Invalid, StepwiseError, Unr
 from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
 from stepwise.cli.exits import DIFFERENT, UNUSABLE, Unusable, code_of, printable, say
+from stepwise.cli.extras import server_for
 from stepwise.cli.images import range_of, read
 
 AT_ONCE = 8  # files; a server draws them together
@@ -195,7 +196,8 @@ class Again:
             drawn = await self.client.denoise(self.noisy, **settings)
             return drawn.images[0].png
         if "num_images" in recipe:
-            from stepwise.cli.sheets import sheet
+            with server_for("to verify a contact sheet"):
+                from stepwise.cli.sheets import sheet
 
             drawn = await self.client.sample(num_images=recipe["num_images"], **settings)
             return sheet([image.png for image in drawn.images], drawn.parameters)
@@ -215,7 +217,12 @@ def _recipe_of_answer(png: bytes) -> dict[str, Any]:
 
 
 def compare_pixels(file: str, png: bytes, drawn: bytes) -> tuple[Pixels | None, str]:
-    """How the pixels of two PNGs differ, in numbers where they have the same size, and in words."""
+    """How the pixels of two PNGs differ, in numbers where they have the same size, and in words.
+
+    Pillow reads them. It comes with the extra `server`.
+    """
+    if importlib.util.find_spec("PIL") is None:
+        return None, "its pixels are not compared, for Pillow is not installed"
     one, other = _pixels(file, png), _pixels(file, drawn)
     if one.shape != other.shape:
         return None, f"it has the shape {list(one.shape)}, and drawn again {list(other.shape)}"
@@ -228,6 +235,8 @@ def compare_pixels(file: str, png: bytes, drawn: bytes) -> tuple[Pixels | None, 
 
 
 def _pixels(file: str, png: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    import PIL.Image
+
     try:
         with PIL.Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             return np.asarray(image, np.int64)
