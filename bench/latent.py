@@ -36,10 +36,10 @@ from model.checkpoints import native
 from model.checkpoints.config import ModelConfig, UNet2DModelConfig
 from model.checkpoints.load import find, load, load_autoencoder
 from model.description import ModelDescription
-from model.first_stage import FirstStage, choose_first_stage
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.nets.unet2d import UNet2DConfig
 from model.schedule import Schedule
+from model.vae import VAE, choose_vae
 from service.config import available_cores
 
 STEPS = 50  # of an image
@@ -81,7 +81,7 @@ def write(config: ModelConfig, folder: Path) -> None:
 
 def loaded(
     folder: Path, cache: Path, precision: Precision, max_batch: int | None
-) -> tuple[ModelDescription, Backend, FirstStage]:
+) -> tuple[ModelDescription, Backend, VAE]:
     """Weights, as the server has them."""
     threads = available_cores()
     torch.set_num_threads(threads)
@@ -89,7 +89,7 @@ def loaded(
     model = checkpoint.description
     assert checkpoint.autoencoder is not None
     backend = choose(denoiser(checkpoint.network, model), CPU, precision, threads, max_batch, cache)
-    return model, backend, choose_first_stage(checkpoint.autoencoder, model, CPU, precision, threads, cache)
+    return model, backend, choose_vae(checkpoint.autoencoder, model, CPU, precision, threads, cache)
 
 
 def step(backend: Backend, model: ModelDescription, rows: int) -> None:
@@ -114,7 +114,7 @@ def medians(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 def times(folder: Path, cache: Path, precision: Precision, rounds: int) -> dict[str, float]:
     """Seconds of everything that a request may need."""
-    model, backend, first_stage = loaded(folder, cache, precision, max_batch=2)
+    model, backend, vae = loaded(folder, cache, precision, max_batch=2)
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(model.sample_shape, generator=rng).numpy()
     image = torch.rand(model.image_shape, generator=rng).numpy()
@@ -123,10 +123,10 @@ def times(folder: Path, cache: Path, precision: Precision, rounds: int) -> dict[
         {
             "a step of 1 row": partial(step, backend, model, 1),
             "a step of 2 rows": partial(step, backend, model, 2),
-            "decoding": lambda: first_stage.decode([latents]),
+            "decoding": lambda: vae.decode([latents]),
             "of it the search for codes, always in float32": lambda: unscaled(torch.from_numpy(latents)[None]),
-            "encoding": lambda: first_stage.encode(image),
-            "a preview": lambda: first_stage.preview(latents),
+            "encoding": lambda: vae.encode(image),
+            "a preview": lambda: vae.preview(latents),
         },
         rounds,
     )
@@ -165,11 +165,11 @@ class Memory(NamedTuple):
 
 def memory(folder: Path, cache: Path, precision: Precision) -> Memory:
     before, began = resident(), perf_counter()
-    model, backend, first_stage = loaded(folder, cache, precision, max_batch=None)
+    model, backend, vae = loaded(folder, cache, precision, max_batch=None)
     after_loading, seconds = resident(), perf_counter() - began
     step(backend, model, 1)
     after_a_step = resident()
-    first_stage.decode([torch.randn(model.sample_shape).numpy()])
+    vae.decode([torch.randn(model.sample_shape).numpy()])
     return Memory(before, after_loading, after_a_step, resident(), peak_bytes(), seconds)
 
 

@@ -71,7 +71,7 @@ class Reading(NamedTuple):
     x0: Image
 
 
-class FirstStage(Protocol):
+class VAE(Protocol):
     """Images ↔ latents. No two calls at once."""
 
     @property

@@ -22,7 +22,7 @@ _SCALES = (1, 2, 4, 8, 16)  # sizes of the random colour grids in an image
 
 
 class VAE:
-    """Runs an autoencoder. Implements model.rows.FirstStage.
+    """Runs an autoencoder. Implements model.rows.VAE.
 
     Args:
         unscaled: Autoencoder.unscaled, in float32 whatever the backends' precision.

@@ -118,7 +118,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     )
     metrics = Metrics()
     places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))
-    engine = Engine(runner, probe_row(model), places, metrics, first_stage=vae)
+    engine = Engine(runner, probe_row(model), places, metrics, vae=vae)
     return engine, served, metrics
 
 

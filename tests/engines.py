@@ -218,7 +218,7 @@ class FakeVAE:
     """A fake VAE: decoding adds a half to the steps, encoding subtracts it. Records calls that break the protocol.
 
     Attributes:
-        widths: see model.rows.FirstStage.
+        widths: see model.rows.VAE.
         clock: each call advances it by `seconds[width]`; encoding counts as width 1.
         calls: the started calls.
         breaking, poisoned: seeds of images whose decoding raises, or which are NaN.
@@ -520,7 +520,7 @@ def a_setting(
     """An engine that has not started. With `decode_seconds` it has a fake VAE."""
     places, told, clock = Places(max_queue), observer or Recorder(), runner.clock
     vae = FakeVAE(decode_seconds, clock) if decode_seconds else None
-    engine = Engine(runner, a_row(PROBE_SEED), places, told, clock, first_stage=vae)
+    engine = Engine(runner, a_row(PROBE_SEED), places, told, clock, vae=vae)
     return Setting(engine, runner, clock, told, places, vae)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from model.description import Recommended
-from model.rows import FirstStage, Image
+from model.rows import VAE, Image
 from service.__main__ import Server, listen_all, make_app
 from service.build import build
 from service.config import Settings
@@ -93,14 +93,14 @@ class FakeServer(LocalServer):
         self,
         runner: FakeRunner | None = None,
         served: Served = SERVED,
-        vae: FirstStage | None = None,
+        vae: VAE | None = None,
         **settings: Any,
     ) -> None:
         self.runner = runner or FakeRunner({1: 1.0, 2: 1.0, 4: 1.0})
         read = Settings(port=0, **settings)
         metrics = Metrics()
         places = Places(read.max_queue, max(1, len(read.api_keys)))
-        engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock, first_stage=vae)
+        engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock, vae=vae)
         super().__init__(engine, served, read, metrics)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # for tests of slow readers
 

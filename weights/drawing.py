@@ -17,7 +17,7 @@ from model.backends.network import denoiser
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
 from model.description import ModelDescription, Recommended
-from model.rows import FirstStage, Forward, Image, Row
+from model.rows import VAE, Forward, Image, Row
 from model.runner import SlotRunner
 from model.samplers import sample_table
 from model.vae import choose_vae
@@ -38,7 +38,7 @@ class Pen:
 
     backend: Backend
     model: ModelDescription
-    vae: FirstStage | None
+    vae: VAE | None
     classes: int
     no_label: int
 
@@ -78,7 +78,7 @@ def draw_along(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
     return np.stack([np.concatenate(parts) for parts in images])
 
 
-def reconstructed(vae: FirstStage, x: Tensor) -> UInt8:
+def reconstructed(vae: VAE, x: Tensor) -> UInt8:
     """Encode and decode images [N, C, H, W], and return the pixels."""
     images = tqdm(x.numpy(), desc="encoding", unit="image")
     return _decoded(vae, [vae.encode(image) for image in images])
@@ -117,7 +117,7 @@ def _pixels(by: Pen, at: _At) -> UInt8:
     return to_pixels(samples) if by.vae is None else _decoded(by.vae, samples)
 
 
-def _decoded(vae: FirstStage, latents: list[Image]) -> UInt8:
+def _decoded(vae: VAE, latents: list[Image]) -> UInt8:
     most = vae.widths[-1]
     parts = [vae.decode(latents[first : first + most]) for first in range(0, len(latents), most)]
     return to_pixels([image for part in parts for image in part])

@@ -1,4 +1,4 @@
-"""Decoding: a thread beside denoising, which owns the first stage of latent diffusion.
+"""Decoding: a thread beside denoising, which owns the VAE of latent diffusion.
 
 Rows that have taken their steps are decoded in batches of their own: the earliest promise first. Between batches the
 thread runs errands.
@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from model.rows import FirstStage, Image
+from model.rows import VAE, Image
 from service.engine.costs import Costs
 from service.engine.delivery import deliver
 from service.engine.errands import Errand, Errands
@@ -23,7 +23,7 @@ from service.engine.health import DECODING, Health
 from service.engine.jobs import RowState
 from service.engine.queue import Queue
 from service.engine.requests import Clock, Request
-from service.engine.warm_up import measure_first_stage
+from service.engine.warm_up import measure_vae
 from service.errors import ComputationFailed, ServiceError
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,9 @@ class Decoding:
     """The thread, and what waits for it.
 
     Args:
-        first_stage: only this thread calls it, once the engine is warm.
+        vae: only this thread calls it, once the engine is warm.
         queue: the requests. Its lock guards what waits.
-        errands: what else the first stage does.
+        errands: what else the VAE does.
         health: is told how it goes.
         observer: is told of batches.
         clock: seconds, never falling.
@@ -62,14 +62,14 @@ class Decoding:
 
     def __init__(
         self,
-        first_stage: FirstStage,
+        vae: VAE,
         queue: Queue,
         errands: Errands,
         health: Health,
         observer: Observer,
         clock: Clock,
     ) -> None:
-        self._first_stage = first_stage
+        self._vae = vae
         self._queue = queue
         self._errands = errands
         self._health = health
@@ -88,7 +88,7 @@ class Decoding:
         Raises:
             ComputationFailed: where the image of these latents is not finite.
         """
-        measured = measure_first_stage(self._first_stage, latents, self._stage, self._clock)
+        measured = measure_vae(self._vae, latents, self._stage, self._clock)
         self._costs, self._encode_s = measured
         self._errands.seconds = self._costs.seconds(1)
         self.thread.start()
@@ -106,11 +106,11 @@ class Decoding:
 
     def encode(self, image: Image) -> Future[Image]:
         """The latents of an image, [c, h, w]. Raises Unavailable."""
-        return self._errands.add(partial(self._first_stage.encode, image))
+        return self._errands.add(partial(self._vae.encode, image))
 
     def decode(self, latents: Image) -> Future[Image]:
         """The image of latents, [C, H, W]. Raises Unavailable."""
-        return self._errands.add(lambda: self._first_stage.decode([latents])[0])
+        return self._errands.add(lambda: self._vae.decode([latents])[0])
 
     # What its own thread does.
 
@@ -180,7 +180,7 @@ class Decoding:
         began = self._clock()
         self._stage.beat(self._costs.seconds(len(batch)))
         try:
-            images = self._first_stage.decode([one.latents for one in batch])
+            images = self._vae.decode([one.latents for one in batch])
         except Exception:
             self._stage.pass_ended(worked=False)
             self._observer.decoding_failed()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Literal, Protocol, cast
 
-from model.rows import FirstStage, Image, Row, Runner
+from model.rows import VAE, Image, Row, Runner
 from service.engine.costs import Costs
 from service.engine.decoding import Decoding
 from service.engine.decoding import Observer as DecodingObserver
@@ -42,7 +42,7 @@ class Engine:
         observer: is told of passes and requests. What it raises is logged.
         clock: seconds, never falling.
         scheduler: makes the line of jobs.
-        first_stage: makes images of latents, where rows are latents.
+        vae: makes images of latents, where rows are latents.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Engine:
         observer: Observer,
         clock: Clock = time.monotonic,
         scheduler: Callable[[Costs, int], Scheduler] = Scheduler,
-        first_stage: FirstStage | None = None,
+        vae: VAE | None = None,
     ) -> None:
         observer = cast(Observer, Unfailing(observer))
         self._runner = runner
@@ -61,8 +61,8 @@ class Engine:
         self._errands = errands = Errands(queue, places.total)
         self._health = health = Health(queue, errands, probe, clock)
         self._decoding: Decoding | None = None
-        if first_stage is not None:
-            self._decoding = Decoding(first_stage, queue, errands, health, observer, clock)
+        if vae is not None:
+            self._decoding = Decoding(vae, queue, errands, health, observer, clock)
         self._denoising = Denoising(runner, probe, queue, health, observer, clock, scheduler, self._decoding)
         self._changed = queue.changed
 
@@ -96,7 +96,7 @@ class Engine:
         self._queue.check_possible(rows, timeout_s)
 
     def encode(self, image: Image) -> Future[Image]:
-        """Make latents, [c, h, w], of an image, [C, H, W], where the model has a first stage. Cancelling forgets it.
+        """Make latents, [c, h, w], of an image, [C, H, W], where the model has a VAE. Cancelling forgets it.
 
         Raises:
             Unavailable: where too many are waiting, or the engine is loading, draining or dead.

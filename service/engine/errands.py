@@ -11,7 +11,7 @@ from service.errors import QueueFull, ServiceError, Unavailable
 
 
 class Errand(NamedTuple):
-    """A call of the first stage, and the Future of what it returns."""
+    """A call of the VAE, and the Future of what it returns."""
 
     run: Callable[[], Image]
     future: Future[Image]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model.rows import FirstStage, Forward, Image, Row, Runner
+from model.rows import VAE, Forward, Image, Row, Runner
 from service.engine.costs import Costs
 from service.engine.requests import Clock
 from service.engine.stage_health import FIRST_TIME, StageHealth
@@ -47,34 +47,34 @@ def measure_passes(runner: Runner, probe: Row, health: StageHealth, clock: Clock
     return {width: _fewest(seconds, width, health) for width in runner.widths}
 
 
-class FirstStageCosts(NamedTuple):
+class VAECosts(NamedTuple):
     """What decoding costs, and the seconds to encode one image."""
 
     decoding: Costs
     encode_s: float
 
 
-def measure_first_stage(first_stage: FirstStage, latents: Image, health: StageHealth, clock: Clock) -> FirstStageCosts:
+def measure_vae(vae: VAE, latents: Image, health: StageHealth, clock: Clock) -> VAECosts:
     """Decode and encode until it is known what that costs.
 
     Raises:
         ComputationFailed: where the image of these latents is not finite.
     """
     health.beat(FIRST_TIME)
-    image = _finite(first_stage.decode([latents])[0])
+    image = _finite(vae.decode([latents])[0])
     health.beat(FIRST_TIME)
     began = clock()
-    first_stage.encode(image)
+    vae.encode(image)
     encode_s = clock() - began
 
     def seconds(images: int) -> float:
         began = clock()
-        first_stage.decode([latents] * images)
+        vae.decode([latents] * images)
         return clock() - began
 
-    measured = {width: _fewest(seconds, width, health) for width in first_stage.widths}
+    measured = {width: _fewest(seconds, width, health) for width in vae.widths}
     health.rest()
-    return FirstStageCosts(Costs(measured), encode_s)
+    return VAECosts(Costs(measured), encode_s)
 
 
 def _fewest(seconds: Callable[[int], float], rows: int, health: StageHealth) -> float:
