@@ -1,6 +1,6 @@
 """Grids: the timesteps that a sampler walks. They are those of its diffusers scheduler, and so are the images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,13 +39,21 @@ def ddim_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
     """DDIMScheduler's grid: each step goes T // N timesteps down, wherever the next listed timestep is."""
     timesteps = _timesteps(schedule, num_inference_steps)
     stride = schedule.num_train_timesteps // num_inference_steps
-    final = 1.0 if schedule.set_alpha_to_one else float(schedule.alphas_cumprod[0])
-    return Steps(timesteps, timesteps - stride, final)
+    return Steps(timesteps, timesteps - stride, _ddim_end(schedule))
+
+
+def ddim_through(schedule: Schedule, timesteps: Int64) -> Steps:
+    """The same for listed timesteps, which DDIMScheduler does not take: each step goes to the next of them."""
+    return replace(through(schedule, timesteps), final_alpha_bar=_ddim_end(schedule))
+
+
+def _ddim_end(schedule: Schedule) -> float:
+    return 1.0 if schedule.set_alpha_to_one else float(schedule.alphas_cumprod[0])
 
 
 def ddpm_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
     """DDPMScheduler's grid: each step goes to the next listed timestep."""
-    return through(_timesteps(schedule, num_inference_steps))
+    return through(schedule, _timesteps(schedule, num_inference_steps))
 
 
 def dpmpp_2m_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
@@ -59,7 +67,7 @@ def dpmpp_2m_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
             timesteps = (np.arange(N + 1.0) * (T // (N + 1)))[::-1][:-1] + schedule.steps_offset
         case "trailing":
             timesteps = np.arange(T, 0, -T / N).round() - 1
-    return through(_checked(timesteps.astype(np.int64), T, N))
+    return through(schedule, _checked(timesteps.astype(np.int64), T, N))
 
 
 def _timesteps(schedule: Schedule, N: int) -> Int64:
@@ -84,6 +92,6 @@ def _checked(timesteps: Int64, T: int, N: int) -> Int64:
     return timesteps
 
 
-def through(timesteps: Int64) -> Steps:
+def through(schedule: Schedule, timesteps: Int64) -> Steps:
     """Each step goes to the next listed timestep, and the last to the clean end."""
     return Steps(timesteps, np.append(timesteps[1:], -1), final_alpha_bar=1.0)

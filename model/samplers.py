@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.grids import GridError, Int64, Steps, ddim_steps, ddpm_steps, dpmpp_2m_steps, through
+from model.grids import GridError, Int64, Steps, ddim_steps, ddim_through, ddpm_steps, dpmpp_2m_steps, through
 from model.schedule import Float64, Schedule
 
 # What ᾱ = 0, and no other ᾱ, is raised to where a formula divides by it: diffusers' DPMSolverMultistepScheduler.
@@ -161,36 +161,47 @@ class Sampler:
     Attributes:
         lines: the step table's lines.
         steps: the grid of the diffusers scheduler, for a number of steps.
+        through: the grid of listed timesteps.
         takes_eta: whether `eta` means something to it.
     """
 
     lines: Callable[[Schedule, Steps, float], Float64]
     steps: Callable[[Schedule, int], Steps]
+    through: Callable[[Schedule, Int64], Steps] = through
     takes_eta: bool = False
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddim": Sampler(ddim_lines, ddim_steps, takes_eta=True),
+    "ddim": Sampler(ddim_lines, ddim_steps, ddim_through, takes_eta=True),
     "ddpm": Sampler(ddpm_lines, ddpm_steps),
     "dpmpp_2m": Sampler(dpmpp_2m_lines, dpmpp_2m_steps),
 }
 
 
 @lru_cache(maxsize=32)
-def sample_table(schedule: Schedule, sampler: str, num_inference_steps: int, eta: float = 0.0) -> StepTable:
+def sample_table(schedule: Schedule, sampler: str, grid: int | tuple[int, ...], eta: float = 0.0) -> StepTable:
     """The table from pure noise to an image.
+
+    Args:
+        grid: the number of steps, or the timesteps themselves, each below the one before.
 
     Raises:
         GridError: where the sampler's grid has no such number of different timesteps.
     """
-    try:
-        steps = SAMPLERS[sampler].steps(schedule, num_inference_steps)
-    except GridError as error:
-        raise GridError(f"{error}; {_allowed(schedule, sampler, num_inference_steps)}") from None
+    steps = _steps(schedule, sampler, grid)
     table = StepTable(steps.timesteps, SAMPLERS[sampler].lines(schedule, steps, eta))
     for array in (table.timesteps, table.lines):
         array.flags.writeable = False  # whoever asks for the same gets the same
     return table
+
+
+def _steps(schedule: Schedule, sampler: str, grid: int | tuple[int, ...]) -> Steps:
+    if isinstance(grid, tuple):
+        return SAMPLERS[sampler].through(schedule, np.array(grid, np.int64))
+    try:
+        return SAMPLERS[sampler].steps(schedule, grid)
+    except GridError as error:
+        raise GridError(f"{error}; {_allowed(schedule, sampler, grid)}") from None
 
 
 def denoise_table(
@@ -204,7 +215,7 @@ def denoise_table(
         return _single_step(schedule, timestep)
     N = num_inference_steps
     timesteps = (2 * timestep * (N - np.arange(N)) + N) // (2 * N)
-    steps = through(timesteps.astype(np.int64))
+    steps = through(schedule, timesteps.astype(np.int64))
     lines = SAMPLERS[sampler].lines(schedule, steps, eta)
     lines[-1, Column.D] = 0
     return StepTable(steps.timesteps, lines)

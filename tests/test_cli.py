@@ -148,10 +148,17 @@ def test_every_option_is_heard(server: ServerProcess, tmp_path: Path) -> None:
         "sampler": "ddim",
         "eta": 0.5,
         "num_inference_steps": 6,
+        "timesteps": None,
         "timeout_s": 99.0,
         "preview_every": 0,
     }
     assert all(seconds >= 0 for seconds in told["timings"].values())
+
+
+def test_timesteps_are_listed_by_repeating_them(server: ServerProcess, tmp_path: Path) -> None:
+    listed = ["--timesteps", "900", "--timesteps", "300"]
+    done(stepwise(server, tmp_path, "sample", "-s", "5", "-n", "2", *listed, "--sheet", "-o", "a.png"))
+    assert (tmp_path / "a.png").read_bytes() == asked(server, seed=5, num_images=2, timesteps=[900, 300])
 
 
 def test_json_names_each_file(server: ServerProcess, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def test_all_that_the_server_draws_is_verified(server: ServerProcess, tmp_path: 
         "none.png": asked(server, seed=2, sampler="ddim", eta=1, num_inference_steps=7),
         "sheet.png": asked(server, seed=3, num_images=5, class_label=["cat", None, "7", "dog", None]),
         "unguided sheet.png": asked(server, seed=3, num_images=2),
+        "timesteps.png": asked(server, seed=4, timesteps=[900, 300]),
+        "sheet of timesteps.png": asked(server, seed=4, num_images=2, timesteps=[900, 300]),
     }
     for name, png in drawn.items():
         (tmp_path / name).write_bytes(png)

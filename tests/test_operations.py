@@ -16,6 +16,7 @@ import pytest
 
 import service
 from service.http import app
+from service.plan.fields import SampleRequest, table
 from tests.engines import PROBE, PROBE_SEED, FakeRunner, a_setting
 from tests.latents import LatentServer, serving_latents
 from tests.local import FakeServer, locally, no_complaints, serving_fake
@@ -592,17 +593,7 @@ def test_every_route_is_described(description: Json) -> None:
 def test_every_field_is_described(description: Json) -> None:
     paths = description["paths"]
     sample = paths["/sample"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    fields = {
-        "num_images",
-        "seed",
-        "sampler",
-        "num_inference_steps",
-        "eta",
-        "class_label",
-        "guidance_scale",
-        "timeout_s",
-        "preview_every",
-    }
+    fields = table(SampleRequest).keys()
     assert sample["properties"].keys() == fields
     assert "required" not in sample
     assert sample["additionalProperties"] is False

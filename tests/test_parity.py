@@ -55,11 +55,13 @@ def ours(network: nn.Module, rows: list[Row]) -> Trajectory:
 
 
 @torch.inference_mode()
-def theirs(predict: Callable[[Tensor, Tensor], Tensor], scheduler: Any, N: int, **step: float) -> Trajectory:
-    """The loop of diffusers' pipelines with one generator for each image."""
+def theirs(
+    predict: Callable[[Tensor, Tensor], Tensor], scheduler: Any, grid: int | tuple[int, ...], **step: float
+) -> Trajectory:
+    """The loop of diffusers' pipelines, with a generator for each image."""
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     x: Tensor = randn_tensor((len(SEEDS), *SHAPE), generator=generators)
-    scheduler.set_timesteps(N)
+    scheduler.set_timesteps(**{"num_inference_steps": grid} if isinstance(grid, int) else {"timesteps": [*grid]})
     states = []
     for t in scheduler.timesteps:
         out = scheduler.step(predict(x, t.expand(len(x))), t, x, generator=generators, **step)
@@ -78,8 +80,10 @@ def assert_parity(trajectory: Trajectory, expected: Trajectory) -> None:
             assert (x - x_expected).abs().max() <= 1e-4 * max(1, x_expected.abs().max())
 
 
-def rows(schedule: Schedule, sampler: str, N: int, eta: float, guidance_scale: float = 1.0) -> list[Row]:
-    table = sample_table(schedule, sampler, N, eta)
+def rows(
+    schedule: Schedule, sampler: str, grid: int | tuple[int, ...], eta: float, guidance_scale: float = 1.0
+) -> list[Row]:
+    table = sample_table(schedule, sampler, grid, eta)
     return [
         Row(table, seed, label=label, guidance_scale=guidance_scale) for seed, label in zip(SEEDS, LABELS, strict=True)
     ]
@@ -89,12 +93,12 @@ def labels() -> Tensor:
     return torch.tensor([5 if label is None else label for label in LABELS])
 
 
-def compare(sampler: str, fields: dict[str, Any], N: int, eta: float = 0.0) -> Trajectory:
+def compare(sampler: str, fields: dict[str, Any], grid: int | tuple[int, ...], eta: float = 0.0) -> Trajectory:
     """Run both, compare, and return ours."""
     network = small_network(gain=GAIN)
-    trajectory = ours(network, rows(Schedule(**fields), sampler, N, eta))
+    trajectory = ours(network, rows(Schedule(**fields), sampler, grid, eta))
     step = {"eta": eta} if sampler == "ddim" else {}
-    assert_parity(trajectory, theirs(lambda x, t: network(x, t, labels()), SCHEDULERS[sampler](**fields), N, **step))
+    assert_parity(trajectory, theirs(lambda x, t: network(x, t, labels()), SCHEDULERS[sampler](**fields), grid, **step))
     return trajectory
 
 
@@ -137,6 +141,21 @@ def test_trajectories(
 )
 def test_trajectories_of_other_schedules(sampler: str, fields: dict[str, Any], N: int, eta: float) -> None:
     compare(sampler, fields, N, eta)
+
+
+@pytest.mark.parametrize(
+    "timesteps", [(999, 800, 640, 555, 300, 299, 40, 0), (900, 500, 130), (750,), (*range(40),)[::-1]]
+)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("sampler", "fields"),
+    [("ddpm", {"variance_type": "fixed_small"}), ("ddpm", {"variance_type": "fixed_large"}), ("dpmpp_2m", {})],
+)
+def test_trajectories_through_listed_timesteps(
+    sampler: str, fields: dict[str, Any], prediction_type: str, timesteps: tuple[int, ...]
+) -> None:
+    """DDIMScheduler takes no list: test_samplers.py has a loop for it."""
+    compare(sampler, {**fields, "prediction_type": prediction_type}, timesteps)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

@@ -52,6 +52,10 @@ def test_distilled_weights_take_the_steps_that_they_were_distilled_for(steps: in
             "num_inference_steps: must be 1, 2 or 4, which these weights were distilled for, and is 3",
         ),
         ({"sampler": "ddpm"}, "sampler: must be ddim, which these weights were distilled for, and is ddpm"),
+        (
+            {"timesteps": [999]},
+            "timesteps: must be null: num_inference_steps names the timesteps which these weights were distilled for",
+        ),
         ({"sampler": "euler"}, "sampler: must be one of ddim, ddpm, dpmpp_2m, and is 'euler'"),
     ],
 )

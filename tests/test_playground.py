@@ -191,6 +191,22 @@ def test_every_field_has_a_control(browser: Browser, server: ServerProcess) -> N
         expect(cards(page)).to_have_count(3)  # one of each class
 
 
+def test_timesteps_are_typed_in(browser: Browser, server: ServerProcess) -> None:
+    """The page knows nothing of them: the control, the facts and the link are made from what the server says."""
+    with playing(browser, server) as page:
+        choose(page, "Class", "Any")
+        draw(page, Seed=7, Timesteps="900, 300")
+        finished(page)
+        viewer = opened(page, cards(page).first)
+        expect(viewer.locator("dl")).to_contain_text("Timesteps900,300")
+        file = saved(page, viewer)
+        assert file == server.client.post("/sample", json={"seed": 7, "timesteps": [900, 300]}).content
+        assert file == link(server, viewer)
+        viewer.get_by_role("button", name="Again").click()
+        finished(page)
+        expect(view(page).get_by_label("Timesteps", exact=True)).to_have_value("900,300")
+
+
 def test_eta_is_there_where_the_sampler_takes_it(browser: Browser, server: ServerProcess) -> None:
     with playing(browser, server) as page:
         for sampler, takes in (("ddim", True), ("ddpm", False), ("dpmpp_2m", False)):

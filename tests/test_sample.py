@@ -250,6 +250,7 @@ def test_the_json_answer_is_whole(server: ServerProcess) -> None:
         "seed": 7,
         "sampler": "dpmpp_2m",
         "num_inference_steps": 4,
+        "timesteps": None,
         "eta": 0.0,
         "class_label": 2,
         "guidance_scale": 2.0,
@@ -350,6 +351,7 @@ def test_out_of_range(server: ServerProcess, body: Json, field: str, named: str)
         ("guidance_scale", [True, "2", [2]]),
         ("timeout_s", [True, "2", [2]]),
         ("preview_every", [True, 1.5, "2", None]),
+        ("timesteps", [True, 900, "900", {}, []]),
     ],
 )
 def test_types_are_strict(server: ServerProcess, field: str, values: list[object]) -> None:
@@ -448,6 +450,72 @@ def test_only_json_is_read(server: ServerProcess, media_type: str) -> None:
 )
 def test_queries_are_refused_alike(server: ServerProcess, query: str, field: str, named: str) -> None:
     assert named in invalid(get(server, query), field)
+
+
+# Timesteps in the place of a number of steps.
+
+LISTED = [900, 640, 300, 41]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
+def test_listed_timesteps_are_walked(server: ServerProcess, sampler: str) -> None:
+    """However they are written; and the recipe alone makes the same bytes again."""
+    image = draw(server, {"seed": 7, "sampler": sampler, "timesteps": [900, 640.0, 300, 41]})
+    recipe = read_parameters(image.content)
+    assert (recipe["timesteps"], recipe["num_inference_steps"]) == (LISTED, None)
+    settings = {name: value for name, value in recipe.items() if name not in ("model", "fingerprint")}
+    assert draw(server, settings).content == image.content
+    for query in ("timesteps=900,640,300,41", "timesteps=900&timesteps=640&timesteps=300&timesteps=41"):
+        answer = get(server, f"seed=7&sampler={sampler}&{query}")
+        assert answer.content == image.content
+        assert (
+            get(server, f"seed=7&sampler={sampler}&{query}", **{"If-None-Match": answer.headers["etag"]}).status_code
+            == 304
+        )
+    others = [draw(server, {"seed": 7, "sampler": sampler, **other}) for other in ({}, {"timesteps": LISTED[:3]})]
+    assert len({read_png(one.content).tobytes() for one in (image, *others)}) == 3
+
+
+def test_the_timesteps_of_a_number_of_steps_draw_its_pixels(server: ServerProcess) -> None:
+    """The recipe says what was asked, so the files differ."""
+    numbered, listed = (
+        draw(server, {"seed": 7, "sampler": "ddpm", **grid})
+        for grid in ({"num_inference_steps": 4}, {"timesteps": [750, 500, 250, 0]})
+    )
+    assert np.array_equal(read_png(numbered.content), read_png(listed.content))
+    assert "timesteps" not in read_parameters(numbered.content)
+
+
+def test_progress_counts_the_timesteps(server: ServerProcess) -> None:
+    body = {"seed": 7, "timesteps": LISTED, "preview_every": 3}
+    told = server.client.post("/sample", json=body, headers={"Accept": "text/event-stream"}).text
+    assert '"step": 4, "steps": 4' in told
+    assert '"index": 0, "step": 3' in told
+    assert '"timesteps": [900, 640, 300, 41]' in told
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "named"),
+    [
+        ({"timesteps": [900, 900]}, "timesteps", "must fall from each to the next, and 900 comes after 900"),
+        ({"timesteps": [900, 300, 301]}, "timesteps", "must fall from each to the next, and 301 comes after 300"),
+        ({"timesteps": [900], "num_inference_steps": 1}, "timesteps", "beside num_inference_steps, which is 1"),
+        ({"timesteps": [900, 300], "preview_every": 3}, "preview_every", "0 to 2, the steps, and is 3"),
+        ({"timesteps": []}, "timesteps", "must be a list of integers from 0 to 999, and is []"),
+        ({"timesteps": 900}, "timesteps", "must be a list of integers from 0 to 999, and is 900"),
+    ],
+)
+def test_timesteps_that_cannot_be_walked_are_refused(
+    server: ServerProcess, fields: Json, field: str, named: str
+) -> None:
+    assert named in refuse(server, fields, field)
+
+
+@pytest.mark.parametrize("value", [1000, -1, 1.5, "900", None])
+def test_a_timestep_that_is_none_is_named(server: ServerProcess, value: object) -> None:
+    [error] = problem(server.client.post("/sample", json={"timesteps": [999, value]}), 422)["errors"]
+    assert error["loc"] == ["timesteps", 1]
+    assert error["msg"].endswith(f"0 to 999, and is {json.dumps(value)}")
 
 
 def test_a_model_without_classes_has_no_labels(rgb_server: ServerProcess) -> None:

@@ -37,6 +37,12 @@ schedules = st.builds(
 etas = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
 
 
+def timesteps_of(schedule: Schedule) -> st.SearchStrategy[tuple[int, ...]]:
+    """Falling lists."""
+    timesteps = st.integers(0, schedule.num_train_timesteps - 1)
+    return st.sets(timesteps, min_size=1, max_size=30).map(lambda drawn: tuple(sorted(drawn, reverse=True)))
+
+
 class Case(NamedTuple):
     """A table, and the steps that it is of."""
 
@@ -54,6 +60,10 @@ class Case(NamedTuple):
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     schedule, sampler, eta = draw(schedules), draw(st.sampled_from(sorted(SAMPLERS))), draw(etas)
+    if draw(st.booleans()):
+        listed = draw(timesteps_of(schedule))
+        steps = SAMPLERS[sampler].through(schedule, np.array(listed))
+        return Case(schedule, sampler, steps, sample_table(schedule, sampler, listed, eta).lines)
     N = draw(st.one_of(st.integers(1, schedule.num_train_timesteps), st.integers(1, 7)))
     try:
         table = sample_table(schedule, sampler, N, eta)
@@ -153,13 +163,20 @@ def noise_of(step: int) -> Float64:
 
 
 def ddim_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float64) -> Float64:
-    """Song et al. 2020, eq. 12 and 16; T // N timesteps down at each step."""
+    """T // N timesteps down at each step."""
     stride = schedule.num_train_timesteps // len(timesteps)
+    return ddim_through_by_hand(schedule, timesteps, eta, x, [t - stride for t in timesteps])
+
+
+def ddim_through_by_hand(
+    schedule: Schedule, timesteps: list[int], eta: float, x: Float64, following: list[int]
+) -> Float64:
+    """Song et al. 2020, eq. 12 and 16. What follows the last may be negative: the clean end."""
     alphas = schedule.alphas_cumprod
-    for i, t in enumerate(timesteps):
+    for i, (t, s) in enumerate(zip(timesteps, following, strict=True)):
         alpha_bar = float(alphas[t])
         end = 1.0 if schedule.set_alpha_to_one else float(alphas[0])
-        alpha_bar_next = float(alphas[t - stride]) if t >= stride else end
+        alpha_bar_next = float(alphas[s]) if s >= 0 else end
         x0, epsilon = x0_and_noise(schedule, x, prediction(x, t), alpha_bar)
         x0 = bounded(schedule, x0, schedule.clip_sample)
         sigma = eta * ((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next)) ** 0.5
@@ -225,19 +242,22 @@ BY_HAND: dict[str, Callable[[Schedule, list[int], float, Float64], Float64]] = {
 }
 
 
+schedule_fields = st.fixed_dictionaries(
+    {
+        "num_train_timesteps": st.sampled_from([40, 1000]),
+        "beta_schedule": st.sampled_from(["linear", "squaredcos_cap_v2"]),
+        "prediction_type": st.sampled_from(PREDICTION_TYPES),
+        "variance_type": st.sampled_from(["fixed_small", "fixed_large"]),
+        "timestep_spacing": st.sampled_from(SPACINGS),
+        "set_alpha_to_one": st.booleans(),
+        "clip_sample": st.booleans(),
+        "clip_sample_range": st.sampled_from([0.5, 1.0]),
+    }
+)
+
+
 @given(
-    fields=st.fixed_dictionaries(
-        {
-            "num_train_timesteps": st.sampled_from([40, 1000]),
-            "beta_schedule": st.sampled_from(["linear", "squaredcos_cap_v2"]),
-            "prediction_type": st.sampled_from(PREDICTION_TYPES),
-            "variance_type": st.sampled_from(["fixed_small", "fixed_large"]),
-            "timestep_spacing": st.sampled_from(SPACINGS),
-            "set_alpha_to_one": st.booleans(),
-            "clip_sample": st.booleans(),
-            "clip_sample_range": st.sampled_from([0.5, 1.0]),
-        }
-    ),
+    fields=schedule_fields,
     sampler=st.sampled_from(sorted(SAMPLERS)),
     N=st.integers(1, 30),
     eta=etas,
@@ -250,6 +270,23 @@ def test_table_takes_the_steps_of_the_paper(fields: dict[str, Any], sampler: str
         assume(False)
     x = np.random.default_rng(100).standard_normal(16)
     expected = BY_HAND[sampler](schedule, table.timesteps.tolist(), eta, x)
+    scale = max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(run(table, x), expected, rtol=0, atol=1e-6 * scale)
+
+
+@given(fields=schedule_fields, sampler=st.sampled_from(sorted(SAMPLERS)), eta=etas, data=st.data())
+def test_table_takes_the_steps_of_the_paper_through_listed_timesteps(
+    fields: dict[str, Any], sampler: str, eta: float, data: st.DataObject
+) -> None:
+    schedule = Schedule(**fields)
+    timesteps = data.draw(timesteps_of(schedule))
+    table = sample_table(schedule, sampler, timesteps, eta)
+    assert tuple(table.timesteps) == timesteps
+    x = np.random.default_rng(100).standard_normal(16)
+    if sampler == "ddim":
+        expected = ddim_through_by_hand(schedule, [*timesteps], eta, x, [*timesteps[1:], -1])
+    else:
+        expected = BY_HAND[sampler](schedule, [*timesteps], eta, x)
     scale = max(1.0, np.abs(expected).max())
     np.testing.assert_allclose(run(table, x), expected, rtol=0, atol=1e-6 * scale)
 

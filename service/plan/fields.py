@@ -124,6 +124,16 @@ class Sample(Drawing):
             flags=("--num-inference-steps", "--steps"),
         ),
     ] = None
+    timesteps: Annotated[
+        Sequence[int] | None,
+        Entry(
+            help="The timesteps themselves, each below the one before, in the place of num_inference_steps.",
+            ge="first_timestep",
+            le="last_timestep",
+            refused="a list that does not fall, or beside `num_inference_steps`, or for distilled weights",
+            is_optional_in_recipes=True,
+        ),
+    ] = None
     class_label: Annotated[
         Label | Sequence[Label],
         Entry(

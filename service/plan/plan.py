@@ -9,6 +9,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -65,21 +66,18 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
     n = request.num_images
     seed = _seed(request.seed, n)
     sampler = _sampler(request, model)
-    steps = request.num_inference_steps
-    if steps is None:
-        steps = model.recommended.num_inference_steps
-    _check_steps(steps, model.schedule.num_train_timesteps, "", model)
-    _check_range("preview_every", request.preview_every, 0, steps, ", the steps")
+    grid = _grid(request, model)
     try:
-        table = sample_table(model.schedule, sampler, steps, request.eta)
+        table = sample_table(model.schedule, sampler, grid, request.eta)
     except GridError as error:
         raise Invalid.field("num_inference_steps", str(error)) from None
     if table.timesteps[-1] < model.first_timestep:
         raise Invalid.field(
             "num_inference_steps",
-            f"{steps} steps of {sampler} end at timestep {table.timesteps[-1]}, "
+            f"{grid} steps of {sampler} end at timestep {table.timesteps[-1]}, "
             f"and this network knows those from {model.first_timestep} on",
         )
+    _check_range("preview_every", request.preview_every, 0, len(table), ", the steps")
 
     labels = _labels(request.class_label, n, model)
     if model.needs_label:
@@ -101,7 +99,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
         **vars(request),
         "seed": seed,
         "sampler": sampler,
-        "num_inference_steps": steps,
+        "num_inference_steps": grid if isinstance(grid, int) else None,
         "eta": abs(float(request.eta)),
         "class_label": labels[0] if one_label else labels,
         "guidance_scale": float(request.guidance_scale or max(scales)),
@@ -233,6 +231,23 @@ def _sampler(request: Drawing, model: ModelDescription) -> str:
     if request.eta and not SAMPLERS[sampler].takes_eta:
         raise Invalid.field("eta", f"must be 0 with {sampler}, and is {request.eta:g}; it is for ddim")
     return sampler
+
+
+def _grid(request: SampleRequest, model: ModelDescription) -> int | tuple[int, ...]:
+    """The number of steps, or the timesteps themselves."""
+    asked, timesteps = request.num_inference_steps, request.timesteps
+    if timesteps is None:
+        steps = model.recommended.num_inference_steps if asked is None else asked
+        _check_steps(steps, model.schedule.num_train_timesteps, "", model)
+        return steps
+    if asked is not None:
+        raise Invalid.field("timesteps", f"must not be given beside num_inference_steps, which is {asked}")
+    if model.distilled is not None:
+        raise Invalid.field("timesteps", f"must be null: num_inference_steps names the timesteps {_DISTILLED}")
+    for before, after in pairwise(timesteps):
+        if after >= before:
+            raise Invalid.field("timesteps", f"must fall from each to the next, and {after} comes after {before}")
+    return tuple(timesteps)
 
 
 def _check_steps(steps: int, most: int, why: str, model: ModelDescription) -> None:
