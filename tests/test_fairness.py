@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.fairness import Places, household
+from service.engine.fairness import Places
+from service.http.keys import household
 
 clients = st.sampled_from(("a", "b", "c", "d"))
 

@@ -4,9 +4,7 @@ While places are free, the first to come has them. In a full queue a client that
 client that holds less still gets in. So others are served, however much one client sends.
 """
 
-import ipaddress
 from collections import Counter
-from functools import lru_cache
 from typing import Literal
 
 
@@ -47,17 +45,3 @@ class Places:
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
-
-
-@lru_cache(maxsize=4096)
-def household(host: str) -> str:
-    """An IPv4 address as it is; of an IPv6 address the first 64 bits, for the others are its owner's to choose."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:  # a name, of a test's client or from a proxy
-        return host
-    if address.version == 4:
-        return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
