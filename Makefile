@@ -57,8 +57,9 @@ figures: .venv/develop $(DATA) ## measure the U-Nets' work, and draw the picture
 	$(BIN)/python -m weights.pictures $(EMOJI) docs
 	$(BIN)/python -m bench.forward docs/forward.png
 
-docs: .venv/develop ## write the parts of docs/ that are made from the program: the table of settings
+docs: .venv/develop ## write the parts of docs/ that the program knows: the table of settings, whole answers
 	$(BIN)/python -m bench.settings
+	$(BIN)/python -m bench.answers
 
 bench: .venv/bench ## compare with what people use now, three quarters of an hour: bench/*.md, and figures of docs/
 	$(BIN)/python -m bench.serving
