@@ -87,16 +87,22 @@ def shortened(value: Any) -> Any:
     return value
 
 
-def laid_out(value: Any, indent: int = 0) -> str:
-    """JSON on lines of a readable length, as many members on each as fit."""
+def laid_out(value: Any, indent: int = 0, before: int = 0) -> str:
+    """JSON on lines of a readable length, with as many members on each as fit.
+
+    Args:
+        indent: of the line on which the value begins.
+        before: characters on that line ahead of the value.
+    """
     flat = json.dumps(value, ensure_ascii=False)
-    if indent + len(flat) <= _WIDTH or not isinstance(value, dict | list):
+    if before + len(f"{flat},") <= _WIDTH or not isinstance(value, dict | list):
         return flat
     inner = indent + 2
     if isinstance(value, dict):
-        members = [f"{json.dumps(name)}: {laid_out(one, inner)}" for name, one in value.items()]
+        names = {name: f"{json.dumps(name)}: " for name in value}
+        members = [names[name] + laid_out(one, inner, inner + len(names[name])) for name, one in value.items()]
     else:
-        members = [laid_out(one, inner) for one in value]
+        members = [laid_out(one, inner, inner) for one in value]
     lines: list[str] = []
     for member in [*(f"{member}," for member in members[:-1]), members[-1]]:
         fits = lines and "\n" not in lines[-1] + member and inner + len(f"{lines[-1]} {member}") <= _WIDTH
