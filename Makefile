@@ -59,8 +59,9 @@ figures: .venv/develop $(DATA) ## measure the U-Nets' work, draw the pictures of
 	$(BIN)/python -m bench.forward docs/forward.png
 	$(BIN)/python -m bench.documents
 
-docs: .venv/develop ## write the parts of docs/ that are made from the program: the table of settings
+docs: .venv/develop ## write the parts of docs/ that the program knows: the table of settings, whole answers
 	$(BIN)/python -m bench.settings
+	$(BIN)/python -m bench.answers
 
 bench: .venv/bench ## compare with what people use now, an hour: bench/figures, and the documents that show them
 	$(BIN)/python -m bench.serving

@@ -5,11 +5,12 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.answers import EXCHANGE, Message, laid_out, read
 from bench.settings import DOCUMENT, renewed
 from service import config
 from tests.servers import ROOT, ServerProcess, read_parameters
@@ -181,28 +182,13 @@ def strings() -> Iterator[str]:
 # docs/api.md
 
 
-class Message(NamedTuple):
-    """A request or an answer, as docs/api.md shows it."""
-
-    start: str
-    headers: dict[str, str]
-    body: str
-
-
-def messages() -> list[tuple[Message, Message]]:
+def exchanges() -> list[tuple[Message, Message]]:
     """Each request of docs/api.md, with its answer."""
-    blocks = re.findall(r"^```http\n(.*?)^```$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE | re.DOTALL)
-    shown = []
-    for block in blocks:
-        head, _, body = block.partition("\n\n")
-        start, *lines = head.splitlines()
-        shown.append(
-            Message(start, {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}, body)
-        )
-    return list(zip(shown[::2], shown[1::2], strict=True))
+    found = EXCHANGE.finditer((ROOT / "docs" / "api.md").read_text())
+    return [(read(exchange["request"]), read(exchange["answer"])) for exchange in found]
 
 
-@pytest.mark.parametrize(("asked", "shown"), messages(), ids=lambda message: message.start.partition("?")[0])
+@pytest.mark.parametrize(("asked", "shown"), exchanges(), ids=lambda message: message.start.partition("?")[0])
 def test_whole_answers_are_what_a_server_answers(server: ServerProcess, asked: Message, shown: Message) -> None:
     """The same status, headers and shape; a problem document word for word, but for Python's title of the status."""
     method, path = asked.start.split()
@@ -263,3 +249,10 @@ def test_every_metric_is_described(server: ServerProcess) -> None:
     there = {name for name in there if not name.endswith("_created")}
     assert there <= described
     assert described - there == {"decode_cost_seconds"}  # which only latent models have
+
+
+def test_json_is_laid_out_on_lines_that_fit() -> None:
+    short, long = {"a": [1, {"b": None}]}, {f"name {i}": ["text"] * i for i in range(30)}
+    assert laid_out(short) == json.dumps(short)
+    assert json.loads(laid_out(long)) == long
+    assert max(map(len, laid_out(long).splitlines())) <= 118

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.servers import PATIENCE, ROOT, ServerProcess, needs, serving
+from tests.servers import ROOT, START, ServerProcess, needs, serving
 
 pytestmark = [pytest.mark.slow, needs("curl"), needs("node")]
 
@@ -65,7 +65,7 @@ def run(block: Block, folder: Path, home: Path, server: str) -> None:
         cwd=folder,
         env={**os.environ, **mine, "PATH": paths},
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=START,  # a block may have seven programs, one after the other
     )
     assert done.returncode == 0, f"{code}\n{done.stdout.decode(errors='replace')}\n{done.stderr.decode()}"
 
