@@ -111,7 +111,7 @@ $(EMOJI)/work/emoji32.npz: | .venv/develop
 # What serves. The stamp's age against pyproject.toml decides.
 .venv/serve: pyproject.toml requirements/torch.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("stepwise: Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; choose one: make PYTHON=python3.12 …")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@echo "installing into .venv; torch is large, the first time takes minutes"
 	$(PIP) --editable '.[$(SERVES)]'
 	@touch $@
