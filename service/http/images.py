@@ -30,10 +30,10 @@ from service.http.metrics import Metrics
 from service.http.middleware import CLIENT_LEFT
 from service.http.models import RequestModel
 from service.http.parsing import (
+    FORM,
     MAX_PLAIN_JSON,
-    check_json_type,
     check_query,
-    check_upload_type,
+    check_type,
     read_json,
     read_upload,
 )
@@ -187,7 +187,7 @@ class Generation:
         """What POST /sample asks for. An empty body is `{}`, whatever its type."""
         body = Body.of(request)
         if not await body.is_empty():
-            check_json_type(_content_type(request))
+            check_type(_content_type(request), JSON)
         sent = await body.read()
         read = partial(read_json, sent, self._sample_model)
         if len(sent) <= PIECE:
@@ -208,7 +208,7 @@ class Generation:
         body = Body.of(request)
         content_type = _content_type(request)
         if not await body.is_empty():
-            check_upload_type(content_type)
+            check_type(content_type, FORM, JSON)
         latent_shape = self.served.model.sample_shape if self._is_latent else None
         shape = self.served.model.image_shape
         max_json = MAX_PLAIN_JSON + most_bytes(shape, latent_shape) * 4 // 3

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
@@ -17,7 +18,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from model.description import ModelDescription
 from model.samplers import SAMPLERS
 from service.errors import FieldError, Invalid
-from service.plan.fields import MAX_IMAGES, MAX_SEED, Denoise, Drawing, Field, Noise, Sample, table
+from service.plan.fields import MAX_SEED, Denoise, Drawing, Field, Noise, Sample, table
 from service.plan.limits import Limits, limits_of, resolved
 
 Request = TypeVar("Request", bound=Drawing | Noise)
@@ -28,7 +29,6 @@ _MAX_SHOWN = 80  # characters of a value in a message
 _MAX_NAMES = 100  # classes that a schema lists; /info names all
 _NULL: Schema = {"type": "null"}
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
-_KIND = re.compile("^an? [a-z]+ (from|of) ")
 _BEYOND_A_LIMIT = ("greater_than", "greater_than_equal", "less_than_equal")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -48,7 +48,7 @@ class RequestModel(Generic[Request]):
     """
 
     def __init__(self, request: type[Request], model: ModelDescription, max_images: int, timeout: float) -> None:
-        limits = limits_of(model, max_images, timeout)
+        limits = self._limits = limits_of(model, max_images, timeout)
         self._request = request
         self._rows = table(request)
         config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -77,16 +77,15 @@ class RequestModel(Generic[Request]):
         Raises:
             Invalid: as above, and for another field that is given twice.
         """
-        values: dict[str, object] = {}
+        given: dict[str, list[str]] = {}
         for name, text in items:
+            given.setdefault(name, []).append(text)
+        values: dict[str, object] = {}
+        for name, texts in given.items():
             row = self._rows.get(name)
-            value = text if row is None else _read(row, text)
-            if name not in values:
-                values[name] = value
-            elif row is not None and row.is_list:
-                values[name] = [*_as_list(values[name]), *_as_list(value)]
-            else:
+            if len(texts) > 1 and not (row and row.is_list):
                 raise Invalid.field(name, "is given twice")
+            values[name] = texts[0] if row is None else _read(row, texts)
         return self.validated(values)
 
     def _complaint(self, error: ErrorDetails) -> FieldError:
@@ -95,12 +94,13 @@ class RequestModel(Generic[Request]):
             return {"loc": loc, "msg": "there is no such field"}
         if error["type"] == "missing":
             return {"loc": loc, "msg": "is required"}
-        name, *member = loc or [""]  # a name that is no text has no place
-        field = self.schema["properties"].get(name, {})
-        words = _in_words(_members(field)[0] if member else field)
-        if words and error["type"] in _BEYOND_A_LIMIT:
-            words = _KIND.sub("", words)
-        expected = f"must be {words}" if words else error["msg"].replace("Input should be", "must be")
+        row = self._rows.get(str(loc[0])) if loc else None  # a name that is no text has no place
+        if row is None or str in row.kinds:
+            expected = error["msg"].replace("Input should be", "must be")
+        elif error["type"] in _BEYOND_A_LIMIT:
+            expected = f"must be {_range(row, self._limits)}"
+        else:
+            expected = f"must be {_noun(row, is_member=len(loc) > 1)} {_range(row, self._limits)}"
         return {"loc": loc, "msg": f"{expected}, and is {shown(error['input'])}"}
 
 
@@ -122,17 +122,15 @@ def _type(row: Field, limits: Limits) -> Any:
     """What pydantic checks a field by."""
     kinds = row.kinds
     if kinds == {int, str}:
-        check = _check_labels if row.is_list else _check_label
-        return Annotated[row.annotation, BeforeValidator(check)]
+        return Annotated[row.annotation, BeforeValidator(partial(_check_labels, is_list=row.is_list))]
     if str in kinds:
         return row.annotation
     [number] = kinds
-    ge, gt, le = (resolved(limit, limits) for limit in (row.entry.ge, row.entry.gt, row.entry.le))
-    kind: Any = Annotated[number, Constraints(ge=ge, gt=gt, le=le)]
+    kind: Any = Annotated[number, Constraints(**_bounds(row, limits))]
     if number is int:
         kind = Annotated[kind, BeforeValidator(_whole)]
     if row.is_list:
-        kind = Annotated[list[kind], Constraints(min_length=1)]
+        kind = Annotated[list[kind], Constraints(min_length=1, fail_fast=True)]
     return kind | None if row.is_nullable else kind
 
 
@@ -141,38 +139,49 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_SEED else value
 
 
-# Labels are checked ahead of their unions, whose own errors would come once for each of the members.
+def _check_labels(value: object, is_list: bool) -> object:
+    """Ahead of the union, whose own errors would come once for each of its members."""
+    labels = [_whole(label) for label in (value if is_list and isinstance(value, list) else [value])]
+    if not all(label is None or (isinstance(label, int | str) and not isinstance(label, bool)) for label in labels):
+        raise PydanticCustomError(
+            "label",
+            "must be an integer, a name{more}",
+            {"more": ", null, or a list of these" if is_list else " or null"},
+        )
+    return labels if isinstance(value, list) else labels[0]
 
 
-def _is_label(value: object) -> bool:
-    return value is None or (isinstance(value, int | str) and not isinstance(value, bool))
+# What a number must be, in words.
 
 
-def _check_label(value: object) -> object:
-    value = _whole(value)
-    if not _is_label(value):
-        raise PydanticCustomError("label", "must be an integer, a name or null")
-    return value
+def _bounds(row: Field, limits: Limits) -> dict[str, Any]:
+    return {name: resolved(getattr(row.entry, name), limits) for name in ("ge", "gt", "le")}
 
 
-def _check_labels(value: object) -> object:
-    value = [_whole(label) for label in value] if isinstance(value, list) else _whole(value)
-    labels = _as_list(value)
-    if len(labels) > MAX_IMAGES:
-        raise PydanticCustomError("labels", "must be one label, or a list with one for each image")
-    if not all(_is_label(label) for label in labels):
-        raise PydanticCustomError("labels", "must be an integer, a name, null, or a list of these")
-    return value
+def _range(row: Field, limits: Limits) -> str:
+    bounds = _bounds(row, limits)
+    if bounds["gt"] is not None:
+        return f"more than {bounds['gt']:g} and at most {bounds['le']:g}"
+    return f"{bounds['ge']} to {bounds['le']}"
+
+
+def _noun(row: Field, is_member: bool) -> str:
+    noun = "integer" if int in row.kinds else "number"
+    if row.is_list and not is_member:
+        return f"a list of {noun}s from"
+    return f"a{'n' * (int in row.kinds)} {noun} {'from' if row.entry.gt is None else 'of'}"
 
 
 # From text to values.
 
 
-def _read(row: Field, text: str) -> object:
-    """The value of text. Numbers of a list may also have commas between them."""
+def _read(row: Field, texts: list[str]) -> object:
+    """The value of a field's texts. The numbers of a list may also have commas between them."""
     if str in row.kinds:
-        return text
-    return [_number(one.strip()) for one in text.split(",")] if row.is_list else _number(text)
+        return texts if len(texts) > 1 else texts[0]
+    if row.is_list:
+        return [_number(one.strip()) for text in texts for one in text.split(",")]
+    return _number(texts[0])
 
 
 def _number(text: str) -> int | float | str:
@@ -180,10 +189,6 @@ def _number(text: str) -> int | float | str:
     if _INTEGER.fullmatch(text):
         return int(text)
     return float(text) if len(text) < 64 and _NUMBER.fullmatch(text) else text
-
-
-def _as_list(value: object) -> list[object]:
-    return value if isinstance(value, list) else [value]
 
 
 # JSON Schema.
@@ -225,29 +230,6 @@ def _label(model: ModelDescription) -> list[Schema]:
     if classes <= _MAX_NAMES:
         text = {"type": "string", "enum": list(dict.fromkeys([*names, *map(str, range(classes))]))}
     return [{"type": "integer", "minimum": 0, "maximum": classes - 1}, text]
-
-
-def _in_words(field: Schema) -> str | None:
-    """What a field must be that holds numbers; None for another field."""
-    kinds = [field, *field.get("anyOf", []), *_members(field)]
-    types = {kind["type"] for kind in kinds if "type" in kind} - {"array", "null"}
-    if not types or not types <= {"integer", "number"}:
-        return None
-    limits = {name: value for kind in kinds for name, value in kind.items()}
-    if "enum" in limits:
-        return f"one of {', '.join(str(value) for value in limits['enum'] if value is not None)}"
-    if "exclusiveMinimum" in limits:
-        return f"a number of more than {limits['exclusiveMinimum']:g} and at most {limits['maximum']:g}"
-    low, high = limits["minimum"], limits["maximum"]
-    number = "integer" if types == {"integer"} else "number"
-    if _members(field):
-        return f"a list of {number}s from {low} to {high}"
-    return f"{low}" if low == high else f"{'an' if number == 'integer' else 'a'} {number} from {low} to {high}"
-
-
-def _members(field: Schema) -> list[Schema]:
-    """What the members of a list may be; empty for a field that holds none."""
-    return [kind["items"] for kind in (field, *field.get("anyOf", [])) if "items" in kind]
 
 
 def _without_null(schema: Schema) -> Schema | None:

@@ -11,6 +11,7 @@ from service.http.forms import Part, read_form
 from service.http.models import Request, RequestModel, shown
 from service.http.pieces import PIECE, pieces
 
+JSON, FORM = "application/json", "multipart/form-data"
 MAX_PLAIN_JSON = 2**19  # bytes of JSON beside an image, and blanks at the end
 _DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,8}),", re.IGNORECASE)
 _MEDIA_OF_FILES = ("", "image/png", "application/x-npy", "application/octet-stream")
@@ -19,11 +20,6 @@ _MAX_VALUES = 2**14  # of JSON: `[],[],[],…` takes 25 times its length in memo
 _MAX_DIGITS = 400  # of a number in JSON; a float has no more
 _MAX_QUERY = 2**13  # fields
 _MAX_SHOWN = 80  # characters of a value in a message
-
-
-def is_json(content_type: str) -> bool:
-    """Whether a body of this type is read as JSON: one without a type is."""
-    return _media_type(content_type) in ("application/json", "")
 
 
 def read_json(body: Bytes, model: RequestModel[Request]) -> Request:
@@ -37,10 +33,10 @@ def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], ma
     Args:
         max_json: bytes.
     """
-    if _media_type(content_type) == "multipart/form-data":
+    if _media_type(content_type) == FORM:
         return _read_form(content_type, body, model)
     if body:
-        check_upload_type(content_type)
+        check_type(content_type, FORM, JSON)
     values = _json_object(body, max_json)
     if "image" not in values:
         raise Invalid.field("image", "is required: a PNG or .npy file, in base64")
@@ -48,18 +44,11 @@ def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], ma
     return model.validated(values), _from_base64(image_text)
 
 
-def check_upload_type(content_type: str) -> None:
-    """Raises UnsupportedMedia where a body of this type cannot hold an image."""
-    if not is_json(content_type) and _media_type(content_type) != "multipart/form-data":
-        raise UnsupportedMedia(
-            f"the body must be multipart/form-data or application/json, and is {_media_type(content_type)[:_MAX_SHOWN]}"
-        )
-
-
-def check_json_type(content_type: str) -> None:
-    """Raises UnsupportedMedia where a body of this type is no JSON."""
-    if not is_json(content_type):
-        raise UnsupportedMedia(f"the body must be application/json, and is {_media_type(content_type)[:_MAX_SHOWN]}")
+def check_type(content_type: str, *read: str) -> None:
+    """Raises UnsupportedMedia where a body of this type is not read. A body without a type is JSON."""
+    media_type = _media_type(content_type) or JSON
+    if media_type not in read:
+        raise UnsupportedMedia(f"the body must be {' or '.join(read)}, and is {media_type[:_MAX_SHOWN]}")
 
 
 def _read_form(content_type: str, body: Bytes, model: RequestModel[Request]) -> tuple[Request, Bytes]:

@@ -119,7 +119,7 @@ class Sample(Drawing):
         Entry(
             help="How many steps. Default: what the weights recommend.",
             ge=1,
-            le="num_train_timesteps",
+            le="most_steps",
             refused="a number that would repeat a timestep of the `sampler`; in /denoise more than `timestep`",
             flags=("--num-inference-steps", "--steps"),
         ),
@@ -163,7 +163,7 @@ class SampleRequest(Sample):
         Entry(
             help="In an event stream, a preview each so many steps; 0 is none.",
             ge=0,
-            le="num_train_timesteps",
+            le="most_steps",
             decides="neither",
             refused="more than the steps",
         ),

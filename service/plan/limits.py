@@ -16,13 +16,14 @@ def limits_of(model: ModelDescription, max_images: int, timeout: float) -> Limit
         timeout: the most seconds for one request.
     """
     last = model.schedule.num_train_timesteps - 1
+    most = max(model.distilled.num_inference_steps) if model.distilled else last + 1
     return {
         "max_images": max_images,
         "timeout": timeout,
-        "num_train_timesteps": last + 1,
+        "most_steps": most,
         "first_timestep": model.first_timestep,
         "last_timestep": last,
-        "longest_walk": max(1, last),
+        "longest_walk": max(1, min(most, last)),
     }
 
 
