@@ -3,9 +3,11 @@
 The environments come from the package index. Where the index cannot be reached, these tests are skipped.
 """
 
+import subprocess
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,9 @@ from packaging.version import Version
 
 import service
 from stepwise.cli import exits
-from tests.installations import Installation, lower_bounds, skip_without_index, uv
+from tests.installations import INSTALLING_S, Installation, lower_bounds, skip_without_index, uv
 from tests.programs import done, refused
-from tests.servers import ROOT, ServerProcess, read_png, serving, side_by_side
+from tests.servers import ROOT, ServerProcess, environment, read_png, serving, side_by_side
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +30,8 @@ SERVER = list(map(Requirement, PROJECT["optional-dependencies"]["server"]))
 CPU = [wanted for wanted in map(Requirement, PROJECT["optional-dependencies"]["cpu"]) if wanted.name != PROJECT["name"]]
 COMMANDS = ("serve", "sample", "denoise", "noise", "verify", "info", "convert")
 EXTRA = "pip install '.[cpu]', or '.[server]' where there is a GPU; from a wheel, pip install 'FILE.whl[cpu]'"
-# What the face is tested by, in the oldest environment too.
-TELLING = ("test_parsing", "test_cli", "test_cli_exits", "test_server", "test_responses")
+# Each found a bound: pydantic and python-multipart, httpx, typer, OpenVINO.
+TELLING = ("test_parsing", "test_way", "test_cli_exits", "test_conversion")
 
 
 @pytest.fixture(scope="module")
@@ -193,4 +195,19 @@ def test_a_wheel_has_no_weights_in_the_box(oldest: Installation, tmp_path: Path)
     )
 
 
-def test_the_oldest_dependencies_pass_tests(oldest: Installation) -> None: ...
+def test_the_oldest_dependencies_pass_tests(oldest: Installation) -> None:
+    """Of this checkout. What only runs the tests is as new as here."""
+    oldest.install(*(f"{name}=={metadata.version(name)}" for name in ("pytest", "pytest-xdist", "hypothesis")))
+    modules = [f"tests/{name}.py" for name in TELLING]
+    ended = subprocess.run(
+        [oldest.python[0], "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *modules],
+        cwd=ROOT,
+        env={name: value for name, value in environment().items() if not name.startswith("PYTEST_")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=INSTALLING_S,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout[-4000:]
+    assert " passed" in ended.stdout
