@@ -590,6 +590,6 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
 
 
 def test_the_app_knows_nothing_of_torch() -> None:
-    code = "import service.app, sys; sys.exit('torch' in sys.modules)"
+    code = "import service.http.app, sys; sys.exit('torch' in sys.modules)"
     ended: Any = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE, check=False)
     assert ended.returncode == 0
