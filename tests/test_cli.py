@@ -148,7 +148,6 @@ def test_every_option_is_heard(server: ServerProcess, tmp_path: Path) -> None:
         "sampler": "ddim",
         "eta": 0.5,
         "num_inference_steps": 6,
-        "timesteps": None,
         "timeout_s": 99.0,
         "preview_every": 0,
     }

@@ -250,7 +250,6 @@ def test_the_json_answer_is_whole(server: ServerProcess) -> None:
         "seed": 7,
         "sampler": "dpmpp_2m",
         "num_inference_steps": 4,
-        "timesteps": None,
         "eta": 0.0,
         "class_label": 2,
         "guidance_scale": 2.0,

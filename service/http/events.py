@@ -33,7 +33,7 @@ from service.plan.served import Served
 HEARTBEAT_S = 10.0
 _LINE_END = "\n"
 
-# sse-starlette would end streams at SIGTERM. Here a stream goes on until its job is done: service/__main__.py drains.
+# At SIGTERM, sse-starlette would end streams. Here a stream goes on until its job is done: service/__main__.py drains.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
@@ -135,6 +135,10 @@ class EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._accepted.future.cancel()  # no effect on a job that is done
+
+    async def _listen_for_exit_signal_with_grace(self) -> None:
+        """sse-starlette's, without its task, which looks for SIGTERM twice a second and outlives the stream."""
+        await asyncio.Event().wait()
 
     async def _events(self) -> AsyncIterator[ServerSentEvent]:
         accepted = self._accepted

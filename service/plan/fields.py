@@ -36,7 +36,7 @@ class Entry:
         decides: what depends on the field: the bytes of each image, the bytes of the whole answer, or neither. Recipes
             have the fields of the first kind, ETags those of both.
         refused: which values are refused although they are within the limits.
-        is_optional_in_recipes: a recipe leaves the field out where it is null.
+        is_optional: recipes and other documents leave the field out where it is null.
         flags: of the command line; by default the field's name.
     """
 
@@ -46,7 +46,7 @@ class Entry:
     le: Limit | None = None
     decides: Literal["image", "answer", "neither"] = "image"
     refused: str = ""
-    is_optional_in_recipes: bool = False
+    is_optional: bool = False
     flags: tuple[str, ...] = ()
 
 
@@ -131,7 +131,7 @@ class Sample(Drawing):
             ge="first_timestep",
             le="last_timestep",
             refused="a list that does not fall, or beside `num_inference_steps`, or for distilled weights",
-            is_optional_in_recipes=True,
+            is_optional=True,
         ),
     ] = None
     class_label: Annotated[

@@ -109,7 +109,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
     return Plan(
         rows=rows,
         seeds=[row.seed for row in rows],
-        parameters=filled,
+        parameters=_kept(SampleRequest, filled, "image", "answer", "neither"),
         recipes=[{**_kept(SampleRequest, {**filled, **own}, "image"), **_model_of(served)} for own in of_rows],
         canonical={**_kept(SampleRequest, {**filled, "class_label": labels}, "image", "answer"), **_model_of(served)},
         timeout_s=timeout_s,
@@ -175,7 +175,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     return Plan(
         rows=[row],
         seeds=[seed],
-        parameters=filled,
+        parameters=_kept(DenoiseRequest, filled, "image", "answer", "neither"),
         recipes=[recipe],
         canonical=recipe,
         timeout_s=timeout_s,
@@ -204,11 +204,7 @@ def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, 
 def _kept(request: type, values: Parameters, *what: str) -> Parameters:
     """The values of the fields that decide the bytes of `what`."""
     rows = deciding(request, *what)
-    return {
-        row.name: values[row.name]
-        for row in rows
-        if values[row.name] is not None or not row.entry.is_optional_in_recipes
-    }
+    return {row.name: values[row.name] for row in rows if values[row.name] is not None or not row.entry.is_optional}
 
 
 def _model_of(served: Served) -> Parameters:

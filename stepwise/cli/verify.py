@@ -156,7 +156,7 @@ class Again:
         if recipe.get("model") not in self._names:
             return Verdict(file, recipe, differs)
         for row in _settings(recipe):
-            if row.name not in recipe and not row.entry.is_optional_in_recipes:
+            if row.name not in recipe and not row.entry.is_optional:
                 raise Unusable(f"{file}: its recipe does not say {row.name}")
         try:
             drawn = await self._draw(recipe)
