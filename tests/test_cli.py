@@ -154,10 +154,17 @@ def test_every_option_is_heard(server: ServerProcess, tmp_path: Path) -> None:
     assert all(seconds >= 0 for seconds in told["timings"].values())
 
 
-def test_timesteps_are_listed_by_repeating_them(server: ServerProcess, tmp_path: Path) -> None:
-    listed = ["--timesteps", "900", "--timesteps", "300"]
+@pytest.mark.parametrize("listed", [["--timesteps", "900,300"], ["--timesteps", "900", "--timesteps", "300"]])
+def test_timesteps_have_commas_between_them_or_are_given_one_by_one(
+    server: ServerProcess, tmp_path: Path, listed: list[str]
+) -> None:
     done(stepwise(server, tmp_path, "sample", "-s", "5", "-n", "2", *listed, "--sheet", "-o", "a.png"))
     assert (tmp_path / "a.png").read_bytes() == asked(server, seed=5, num_images=2, timesteps=[900, 300])
+
+
+def test_timesteps_that_are_no_numbers_are_refused_in_one_line(server: ServerProcess, tmp_path: Path) -> None:
+    ended = stepwise(server, tmp_path, "sample", "--timesteps", "900,x")
+    assert refused(ended, 2) == "--timesteps 900,x: must be numbers with commas between them"
 
 
 def test_json_names_each_file(server: ServerProcess, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from service.plan.fields import Field, table
+from stepwise.cli.exits import Unusable
 
 Given = dict[str, Any]  # the fields that a person gave, by name
 
@@ -76,7 +77,7 @@ def of(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            given = {row.name: _one_or_list(row, values.pop(row.name)) for row in rows}
+            given = {row.name: _value(row, values.pop(row.name)) for row in rows}
             command(given={name: value for name, value in given.items() if value is not None}, **values)
 
         options = [_option(row) for row in rows]
@@ -89,9 +90,12 @@ def of(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def _option(row: Field) -> inspect.Parameter:
-    kind = str if row.kinds == {int, str} else row.annotation if row.kinds == {str} else next(iter(row.kinds))
+    kind = row.annotation if row.kinds == {str} else next(iter(row.kinds))
+    if row.is_only_list or row.kinds == {int, str}:
+        kind = str
     option = typer.Option(
-        *(row.entry.flags or [f"--{row.name.replace('_', '-')}"]),
+        *_flags(row),
+        metavar="N,N,…" if row.is_only_list else None,
         help=row.help,
         show_default=False,
         rich_help_panel=DRAWING,
@@ -101,8 +105,22 @@ def _option(row: Field) -> inspect.Parameter:
     return inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _one_or_list(row: Field, value: Any) -> Any:
-    """Without the list around one value, where the field takes a value alone, too."""
-    if isinstance(value, list) and not row.is_only_list and len(value) <= 1:
-        return value[0] if value else None
-    return value
+def _flags(row: Field) -> Sequence[str]:
+    return row.entry.flags or [f"--{row.name.replace('_', '-')}"]
+
+
+def _value(row: Field, given: Any) -> Any:
+    """The value of an option.
+
+    Raises:
+        Unusable: for a list of numbers with anything else in it.
+    """
+    if not isinstance(given, list):
+        return given
+    if not row.is_only_list:  # the field takes one value without a list, too
+        return given if len(given) > 1 else next(iter(given), None)
+    [kind], text = row.kinds, ",".join(given)
+    try:
+        return [kind(part) for part in text.split(",")] if given else None
+    except ValueError:
+        raise Unusable(f"{_flags(row)[0]} {text}: must be numbers with commas between them") from None
