@@ -25,7 +25,7 @@ from service.plan.fields import (
     deciding,
     table,
 )
-from stepwise import Client, requests
+from stepwise import Client, Unreachable, requests
 from stepwise.cli import app, options
 from tests.local import MODEL as FAKE
 from tests.local import FakeServer, serving_fake
@@ -88,6 +88,17 @@ def test_a_field_is_an_argument_of_the_client(path: str, row: Field) -> None:
         row.default if not row.is_required else argument.empty,
     )
     assert row.entry.help in " ".join(str(method.__doc__).split())
+
+
+def test_arguments_have_types() -> None:
+    """mypy would complain of an `ignore` that ignores nothing."""
+    with Client("http://127.0.0.1:9", patience_s=0) as client:
+        with pytest.raises(TypeError, match="sede"):
+            client.sample(sede=5)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="timestep"):
+            client.denoise(image=IMAGE)  # type: ignore[call-arg]
+        with pytest.raises(Unreachable):
+            client.sample(seed="seven")  # type: ignore[arg-type]
 
 
 @EVERY_FIELD

@@ -183,6 +183,7 @@ def test_every_field_has_a_control(browser: Browser, server: ServerProcess) -> N
     with playing(browser, server, REFUSED) as page:
         for name in table(SampleRequest):
             expect(view(page).locator(f"[data-field={name}]")).to_have_count(1)
+        page.get_by_text("More", exact=True).click()
         draw(page, **{"Seed": 7, "Time limit": 1000})
         limit = view(page).locator("[data-field=timeout_s]")
         expect(limit.locator(".complaint")).to_have_text("Time limit must be more than 0 and at most 300, and is 1000.")
@@ -195,6 +196,7 @@ def test_timesteps_are_typed_in(browser: Browser, server: ServerProcess) -> None
     """The page knows nothing of them: the control, the facts and the link are made from what the server says."""
     with playing(browser, server) as page:
         choose(page, "Class", "Any")
+        page.get_by_text("More", exact=True).click()
         draw(page, Seed=7, Timesteps="900, 300")
         finished(page)
         viewer = opened(page, cards(page).first)

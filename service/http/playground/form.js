@@ -67,7 +67,8 @@ export function settingsForm(form, info, api) {
   const fields = [label, count, seed, sampler, steps, guidance, eta, preview, ...others].filter(Boolean);
   const submit = h("button", { className: "button", type: "submit" }, "Draw");
   const more = h("details", { open: matchMedia("(min-width: 60rem)").matches }, h("summary", {}, "How it is drawn"),
-    ...[sampler, steps, guidance, eta, preview, ...others].filter(Boolean).map(({ root }) => root));
+    ...[sampler, steps, guidance, eta, preview].filter(Boolean).map(({ root }) => root),
+    h("details", {}, h("summary", {}, "More"), ...others.map(({ root }) => root)));
   form.append(...[label, count, seed].filter(Boolean).map(({ root }) => root), more, submit);
 
   function follow() {
@@ -107,7 +108,10 @@ export function settingsForm(form, info, api) {
       steps.value = recipe.num_inference_steps ?? info.recommended.num_inference_steps;
       if (guidance && recipe.class_label !== null) guidance.value = recipe.guidance_scale;
       if (eta) eta.value = recipe.eta;
-      for (const other of others) other.value = recipe[other.name] ?? "";
+      for (const other of others) {
+        other.value = recipe[other.name] ?? "";
+        if (other.value) unfold(other.root);
+      }
       follow();
       complain(fields);
     },
@@ -117,7 +121,7 @@ export function settingsForm(form, info, api) {
 
     /** @param {Error} [error] */
     complain(error) {
-      if (error?.fields?.some(({ loc }) => fields.find(({ name }) => name === loc[0])?.root.closest("details"))) more.open = true;
+      for (const { loc } of error?.fields ?? []) unfold(fields.find(({ name }) => name === loc[0])?.root);
       complain(fields, error);
     },
 
@@ -127,4 +131,9 @@ export function settingsForm(form, info, api) {
       submit.textContent = busy ? "Drawing…" : "Draw";
     },
   };
+}
+
+/** Open all that an element is folded into. */
+function unfold(element) {
+  for (let fold = element?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
 }
