@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -192,9 +192,9 @@ def differing(requests: Sequence[Asked], sums: Sequence[str], others: Sequence[s
     return [asked for asked, a, b in zip(requests, sums, others, strict=True) if a != b]
 
 
-def serving_digits(**settings: object) -> AbstractContextManager[ServerProcess]:
+def serving_digits(**settings: Any) -> AbstractContextManager[ServerProcess]:
     """A server of the weights in the box, eight rows wide in float32 on two threads, unless told otherwise."""
-    ours = {"DEVICE": "cpu", "THREADS": 2, "MAX_BATCH": 8}
+    ours: dict[str, Any] = {"DEVICE": "cpu", "THREADS": 2, "MAX_BATCH": 8}
     return serving(None, "tests.steady", WEIGHTS="digits", **(ours | settings))
 
 

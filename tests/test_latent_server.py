@@ -344,7 +344,7 @@ def crowded(server: ServerProcess, requests: Sequence[Asked], order: int) -> lis
 def test_the_same_seed_gives_the_same_bytes(checkpoints: Path, precision: str, kind: str) -> None:
     watched = [a_sample(i) for i in range(40)] + [a_denoise(kind, i) for i in range(12)]
     others = [a_sample(i)._replace(accept=PNG) for i in range(40, 60)]
-    settings = {"WEIGHTS": checkpoints / kind, "PRECISION": precision}
+    settings: dict[str, Any] = {"WEIGHTS": checkpoints / kind, "PRECISION": precision}
     with side_by_side(*(serving(None, "tests.steady", MAX_BATCH=width, **settings) for width in (8, 3))) as servers:
         facts = [server.client.get("/info").json() for server in servers]
         alone = [sha256(servers[0], asked) for asked in watched]
