@@ -4,6 +4,7 @@ The environments come from the package index. Where the index cannot be reached,
 """
 
 import subprocess
+import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -52,13 +53,15 @@ def light(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation
 
 
 @pytest.fixture(scope="module")
-def oldest(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+def oldest(wheel: Path) -> Iterator[Installation]:
     """The wheel, and the oldest dependencies that pyproject.toml admits."""
-    installation = Installation(tmp_path_factory.mktemp("oldest"))
-    installation.install("--resolution", "lowest-direct", "--requirements", ROOT / "pyproject.toml", "--extra", "cpu")
-    installation.install("--no-deps", wheel)
-    installation.link_torch()
-    return installation
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # some tests become another user, who cannot read pytest's folders
+        oldest = Installation(Path(folder))
+        oldest.install("--resolution", "lowest-direct", "--requirements", ROOT / "pyproject.toml", "--extra", "cpu")
+        oldest.install("--no-deps", wheel)
+        oldest.link_torch()
+        yield oldest
 
 
 # The wheel's client
@@ -209,5 +212,5 @@ def test_the_oldest_dependencies_pass_tests(oldest: Installation) -> None:
         timeout=INSTALLING_S,
         check=False,
     )
-    assert ended.returncode == 0, ended.stdout[-4000:]
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
     assert " passed" in ended.stdout
