@@ -406,6 +406,9 @@ def test_many_fields_or_long_values_are_refused_in_few_words(server: ServerProce
     many = {f"field{i}": 1 for i in range(16_000)}
     assert "16000 fields" in refuse(server, many, "body")
     assert len(refuse(server, {"class_label": [0] * 16_000}, "class_label")) < 300
+    for wrong in ({"timesteps": ["x"] * 16_000}, {"timesteps": [-1] * 16_000}, {"timesteps": [5] * 16_000}):
+        assert len(problem(server.client.post("/sample", json=wrong), 422)["errors"]) == 1
+    assert len(problem(get(server, "timesteps=" + "x," * 20_000), 422)["errors"]) == 1
     for body in ({"x" * 1_000_000: 1}, {"sampler": "x" * 1_000_000}, {"class_label": "x" * 1_000_000}):
         response = server.client.post("/sample", json=body)
         problem(response, 422)
