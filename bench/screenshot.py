@@ -31,7 +31,7 @@ def draw(page: Page) -> None:
 
 def denoise(page: Page) -> None:
     """Denoise a seven that was drawn."""
-    page.locator("#gallery").get_by_role("button", name=f"7, seed {SEED + 7}: details").click()
+    page.locator("#view-draw").get_by_role("button", name=f"7, seed {SEED + 7}: details").click()
     page.get_by_role("dialog").get_by_role("button", name="Denoise").click()
     expect(page.locator("#view-denoise .progress")).to_have_attribute("data-state", "done")
 
