@@ -119,9 +119,10 @@ def test_failing_requests_leave_their_neighbours_alone(strict_server: ServerProc
         {"seed": 2, "num_images": 2, "class_label": ["cat", "7"], "num_inference_steps": 60},
     ]
     alone = [post(strict_server, body).content for body in neighbours]
+    before = strict_server.metric("stepwise_accepted_total")
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(post, strict_server, body) for body in neighbours]
-        wait_until_running(strict_server)
+        strict_server.wait_for_metric("stepwise_accepted_total", lambda accepted: accepted >= before + 2)
         for steps in (1, 2, 5):
             poisoned = {"seed": 3, "class_label": "dog", "num_inference_steps": steps}
             assert "not finite" in problem(post(strict_server, poisoned), 500)["detail"]
