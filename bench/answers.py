@@ -1,4 +1,4 @@
-"""Write the whole answers of docs/api.md: what a server of the digits answers to the requests that stand there.
+"""Write the whole answers in docs/api.md: a digits server's answers to the requests there.
 
 python -m bench.answers
 """
@@ -38,14 +38,14 @@ class Message(NamedTuple):
 
 
 def read(block: str) -> Message:
-    """What a block of a document says."""
+    """Parse a block of a document."""
     head, _, body = block.partition("\n\n")
     start, *lines = head.splitlines()
     return Message(start, {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}, body)
 
 
 def renewed(text: str, client: httpx.Client) -> str:
-    """The document with the answers that a server gives now."""
+    """The document with the present answers of a server."""
 
     def asked(exchange: re.Match[str]) -> str:
         request = read(exchange["request"])
@@ -60,7 +60,7 @@ def renewed(text: str, client: httpx.Client) -> str:
 
 
 def shown(answer: httpx.Response) -> str:
-    """An answer as text: JSON laid out, long texts shortened, a PNG only counted."""
+    """An answer as text: JSON formatted, long texts shortened, a PNG as its size."""
     lines = [f"HTTP/1.1 {answer.status_code} {answer.reason_phrase}"]
     for name, value in answer.headers.items():
         cut = {"etag": f'{value[:13]}…"', "x-request-id": f"{value[:8]}…"}.get(name, value)
@@ -76,7 +76,7 @@ def shown(answer: httpx.Response) -> str:
 
 
 def shortened(value: Any) -> Any:
-    """JSON with … in the place of most of each long text."""
+    """JSON in which … replaces most of each long text."""
     match value:
         case dict():
             return {name: shortened(one) for name, one in value.items()}
@@ -88,11 +88,11 @@ def shortened(value: Any) -> Any:
 
 
 def laid_out(value: Any, indent: int = 0, before: int = 0) -> str:
-    """JSON on lines of a readable length, with as many members on each as fit.
+    """JSON on lines of a readable length, with as many members on a line as fit.
 
     Args:
         indent: of the line on which the value begins.
-        before: characters on that line ahead of the value.
+        before: number of characters before the value on that line.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if before + len(f"{flat},") <= _WIDTH or not isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""Pipelines of the diffusers library with random weights. They draw nothing useful, and cost what trained ones cost."""
+"""Pipelines of the diffusers library with random weights. Images cost as much as trained ones."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
-"""The bare loop, the limit of what a server can do: the network and the sampler's update, over rows that never change.
+"""The bare loop: the network and the sampler's update, over fixed rows. No server can be faster.
 
-It has the server's backend and the server's passes. It has no HTTP, no scheduler, no noise and no PNG.
+The loop has the server's backend and passes. It has no HTTP, no scheduler, no noise and no PNG.
 """
 
 import math
@@ -24,25 +24,25 @@ STEPS = 10
 
 
 class BareLoop:
-    """Trajectories at one width after the other.
+    """Trajectories at several widths.
 
     Args:
         backend: the network.
-        model: what the network is.
-        widths: those to try.
+        model: the network's description.
+        widths: to try.
     """
 
     def __init__(self, backend: Backend, model: ModelDescription, widths: Sequence[int]) -> None:
         self._backend = backend
         self._model = model
         self._widths = widths
-        for width in widths:  # until what is needed is compiled
+        for width in widths:  # compiles everything needed
             for _ in range(3):
                 self.seconds_per_row(width)
 
     @torch.inference_mode()
     def seconds(self, width: int, steps: int, sampler: str = "ddim", guidance_scale: float = 1.0) -> float:
-        """Seconds of one trajectory of `width` rows. With guidance, two rows make one image."""
+        """Seconds of one trajectory of `width` rows. With guidance, an image takes two rows."""
         branches = 1 if guidance_scale == 1 else 2
         table = sample_table(self._model.schedule, sampler, steps)
         lines = torch.tensor(table.lines).float()
@@ -62,11 +62,11 @@ class BareLoop:
         return perf_counter() - began
 
     def seconds_per_row(self, width: int, steps: int = STEPS) -> float:
-        """Seconds of a row's step, over a trajectory at one width."""
+        """Seconds of a step of one row, over a trajectory at one width."""
         return self.seconds(width, steps) / steps / width
 
     def best_width(self, at_least: int, rounds: int = 5) -> int:
-        """The width at which a row costs least, by the best of some rounds through all widths."""
+        """The width with the lowest cost of a row: the best of some rounds through all widths."""
         costs = dict.fromkeys((width for width in self._widths if width >= at_least), math.inf)
         for _ in range(rounds):
             costs = {width: min(least, self.seconds_per_row(width)) for width, least in costs.items()}
@@ -74,7 +74,7 @@ class BareLoop:
 
 
 def openvino_loop(folder: Path, *widths: int) -> BareLoop:
-    """A loop on the server's backend, at these widths; by default at the powers of two of the server's own."""
+    """A loop on the server's backend at these widths; by default, the powers of two among the server's widths."""
     checkpoint = load(folder)
     model = checkpoint.description
     widest = max(widths, default=None)

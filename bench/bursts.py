@@ -1,4 +1,4 @@
-"""Bursts that keep a server full: so many requests of one image at once, all with the same number of steps."""
+"""Bursts that keep a server full: many requests at once, one image each, all with the same number of steps."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +11,14 @@ from service.build import BOX
 
 @dataclass(frozen=True)
 class Burst:
-    """A model and what it is asked for.
+    """A model and the requests to it.
 
     Attributes:
         name: of the model.
-        images: how many.
-        clients: how many of them are asked for at a time.
+        images: number of images.
+        clients: number of requests in flight.
         sampler, steps, guidance_scale: of each image.
-        fields: what else a request has.
+        fields: further fields of each request.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Burst:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of passes that a step of an image takes: two with guidance."""
+        """Forward rows of an image's step: two with guidance."""
         return 1 if self.guidance_scale == 1 else 2
 
     @property
@@ -45,7 +45,7 @@ class Burst:
         return [{**asked, "seed": seed + i} for i in range(self.images)]
 
     def images_per_s(self, server: Server, seed: int) -> float:
-        """What a server draws, which sleeps before and afterwards."""
+        """The server's images a second. The server sleeps before and afterwards."""
         with server.awake():
             return self.images / closed_loop(server.url, self.requests(seed), self.clients)
 
@@ -58,7 +58,7 @@ BURSTS = (
 
 
 def weights_of(burst: Burst, work: Path) -> Path:
-    """The folder of a burst's weights. Those that are not in the box are written into `work`."""
+    """The folder of a burst's weights. Weights that are not in the box are written into `work`."""
     if burst.name != "small":
         return BOX / burst.name
     folder = work / burst.name

@@ -1,11 +1,11 @@
-"""Measure what it takes to load checkpoints of published sizes, and to run a step of them.
+"""Measure loading checkpoints of published sizes, and a step of each.
 
     python -m bench.checkpoints [--rounds 5]
 
-Writes pipelines of the diffusers library with random weights into a temporary folder: the network of
-google/ddpm-cifar10-32 and that of google/ddpm-*-256, and a tiny one. Each is then loaded in a fresh process, in turn,
-so that a slow moment of the machine meets all of them. Measures seconds from file to network, with the file in the
-system's cache; the peak of resident memory above the process with the tiny network; and seconds per step. Writes
+Writes pipelines of the diffusers library with random weights into a temporary folder: the networks of
+google/ddpm-cifar10-32 and google/ddpm-*-256, and a tiny one. Each is loaded in a fresh process, in turn, so that a slow
+moment of the machine meets all of them. Measures seconds from file to network, with the file in the system's cache;
+peak resident memory above the process with the tiny network; and seconds a step. Writes
 bench/figures/checkpoints.json.
 """
 
@@ -34,7 +34,7 @@ NAMES = {"tiny": TINY, "google/ddpm-cifar10-32": CIFAR10, "google/ddpm-*-256": C
 
 
 def measure(folder: Path, with_step: bool) -> None:
-    """Load one checkpoint in this process and print what that took."""
+    """Load one checkpoint in this process, and print seconds and memory."""
     began = time.perf_counter()
     checkpoint = load(folder)
     seconds = time.perf_counter() - began

@@ -1,8 +1,8 @@
-"""How cost grows: with the images of a request, its steps, the image's size, and the rows of a pass.
+"""How cost grows with the images of a request, its steps, the image's size, and the rows of a pass.
 
     python -m bench.cost [--rounds 5]
 
-Writes bench/figures/cost.json and draws docs/cost.png. Rounds go through all cases; figures are medians. It takes about
+Writes bench/figures/cost.json and draws docs/cost.png. Rounds go through all cases; figures are medians. Takes about
 six minutes on two cores.
 """
 
@@ -36,7 +36,7 @@ Curve = dict[int, float]  # milliseconds
 
 
 def medians(cases: Mapping[Case, Callable[[], float]], rounds: int) -> dict[Case, float]:
-    """Median milliseconds of each case. A case measures seconds; all cases are measured in turn."""
+    """Median milliseconds of each case. Cases return seconds, and are measured in turn."""
     found: dict[Case, list[float]] = {case: [] for case in cases}
     for _ in range(rounds):
         for case, measure in cases.items():

@@ -2,13 +2,12 @@
 
     python -m bench.cuda [--device cuda:0] [--max-batch 32] [--rounds 50]
 
-For the digits in the box and for a network of the size of google/ddpm-cifar10-32 with random weights, in float32 and in
-bfloat16. Writes bench/figures/cuda.json. The first table has what is promised: the width of all passes, whether a row
-has the same bits alone and in a crowd, the error against the CPU. The second has times by the rows of a pass: medians
-of the network and of a whole step; what the step adds on the host and in the update; and the time of a plain loop of
-the same network in parts of a step. The plain loop is what the diffusers library does: eager, in float32, all rows at
-the same step; with torch's default, which is TF32 in convolutions, and without it. The third table has the second's
-widest passes.
+Measures the digits in the box, and a network of the size of google/ddpm-cifar10-32 with random weights, in float32 and
+in bfloat16. Writes bench/figures/cuda.json, with three tables. The first checks promises: the width of all passes;
+whether a row has the same bits alone and in a crowd; and the error against the CPU. The second has medians by the rows
+of a pass: the network; a whole step; the step's host work and update; and a plain loop of the same network, in parts of
+a step. The plain loop does what the diffusers library does: eager, in float32, all rows at the same step. It runs with
+torch's default, which is TF32 in convolutions, and without TF32. The third table has the second's widest passes.
 """
 
 import argparse
@@ -37,13 +36,13 @@ from model.samplers import Column, sample_table
 from model.schedule import Schedule
 from service.build import BOX
 
-WARM_UP = 5  # rounds that are not counted
+WARM_UP = 5  # rounds that do not count
 STEPS = 50  # of an image
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network on the CPU in float32, and what its rows need."""
+    """A network on the CPU in float32, and the parts of its rows."""
 
     name: str
     network: nn.Module
@@ -73,11 +72,11 @@ def forwards(row: Row, slot: int, line: int) -> list[Forward]:
     return [Forward(slot, branch, line) for branch in range(row.forwards_per_step)]
 
 
-# What is promised.
+# Promises.
 
 
 def error_against_cpu(model: Model, backend: Backend) -> float:
-    """The largest difference of a prediction, in parts of the largest value."""
+    """The largest difference of a prediction, relative to the largest value."""
     rows = min(4, backend.widths[-1])
     x = torch.randn((rows, *model.image_shape), generator=torch.Generator().manual_seed(0))
     timesteps, labels = torch.arange(rows) * 333, torch.full((rows,), model.no_label)
@@ -88,7 +87,7 @@ def error_against_cpu(model: Model, backend: Backend) -> float:
 
 
 def mixed_rows(model: Model) -> list[Row]:
-    """Rows that differ in sampler, number of steps, noise and guidance."""
+    """Rows with different samplers, numbers of steps, noise and guidance."""
     schedule = model.schedule
     return [
         Row(sample_table(schedule, "ddpm", 10), seed=0),
@@ -101,7 +100,7 @@ def mixed_rows(model: Model) -> list[Row]:
 
 
 def drawn(runner: SlotRunner, rows: list[Row]) -> list[Reading]:
-    """Run rows side by side, as many at a time as a pass holds."""
+    """Run rows side by side, as many at a time as fit into a pass."""
     slots = [runner.admit(row) for row in rows]
     for step in range(max(len(row.table) for row in rows)):
         going = [(row, slot) for row, slot in zip(rows, slots, strict=True) if step < len(row.table)]
@@ -112,7 +111,7 @@ def drawn(runner: SlotRunner, rows: list[Row]) -> list[Reading]:
 
 
 def same_as_alone(model: Model, backend: Backend) -> str:
-    """How many rows of a crowd have the bits that they have alone."""
+    """The number of rows in a crowd with the same bits as alone."""
     rows = mixed_rows(model)
     crowd = drawn(runner_of(model, backend, len(rows)), rows)
     alone = [drawn(runner_of(model, backend, 1), [row])[0] for row in rows]
@@ -124,7 +123,7 @@ def same_as_alone(model: Model, backend: Backend) -> str:
 
 
 def median_ms(run: Callable[[], object], rounds: int, device: torch.device) -> float:
-    """Median milliseconds of a call, from an idle device to an idle device."""
+    """Median milliseconds of a call. The device is idle before and after."""
     times = []
     for _ in range(WARM_UP + rounds):
         torch.cuda.synchronize(device)
@@ -155,7 +154,7 @@ def step_ms(model: Model, backend: Backend, width: int, rounds: int) -> float:
 
 
 def eager_ms(model: Model, network: nn.Module, width: int, rounds: int, device: torch.device, tf32: bool) -> float:
-    """A step of a plain loop: the network on a batch, and the update of DDIM with one step's numbers for all."""
+    """Milliseconds of a plain loop's step: the network on a batch, and DDIM's update with one line for all rows."""
     lines = iter(sample_table(model.schedule, "ddim", WARM_UP + rounds).lines.tolist())
     x = torch.randn((width, *model.image_shape), device=device)
     timesteps, labels = (torch.full((width,), value, device=device) for value in (500, model.no_label))
@@ -192,7 +191,7 @@ TIMES = {
 
 
 def promises(model: Model, backend: CudaBackend, seconds: float) -> list[record.Cell]:
-    peak = torch.cuda.max_memory_reserved(backend.device)  # what graphs hold is reserved, and not allocated
+    peak = torch.cuda.max_memory_reserved(backend.device)  # memory held by graphs is reserved, not allocated
     return [
         backend.widths[-1],
         "yes" if backend.reproducible else "no",
@@ -206,7 +205,7 @@ def promises(model: Model, backend: CudaBackend, seconds: float) -> list[record.
 def times(
     model: Model, backend: CudaBackend, eager: dict[int, tuple[float, float]], rounds: int
 ) -> dict[int, list[record.Cell]]:
-    """By the rows of a pass."""
+    """Times by the rows of a pass."""
     found: dict[int, list[record.Cell]] = {}
     for rows in powers_up_to(backend.widths[-1]):
         forward, step = (ms(model, backend, rows, rounds) for ms in (pass_ms, step_ms))
@@ -216,7 +215,7 @@ def times(
 
 
 def made_ready(model: Model, device: torch.device, precision: Precision, max_batch: int) -> tuple[CudaBackend, float]:
-    """The backend of a network, and the seconds until it is ready."""
+    """The backend of a network, and the seconds until the backend is ready."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
@@ -225,12 +224,12 @@ def made_ready(model: Model, device: torch.device, precision: Precision, max_bat
 
 
 def powers_up_to(most: int) -> list[int]:
-    """Powers of two, and `most`."""
+    """The powers of two up to `most`, and `most`."""
     return sorted({most, *(1 << i for i in range(most.bit_length()))})
 
 
 def eager_times(model: Model, device: torch.device, max_batch: int, rounds: int) -> dict[int, tuple[float, float]]:
-    """Milliseconds of a plain step by the rows of a batch, with TF32 and without, as far as memory allows."""
+    """Milliseconds of a plain step by batch size, with TF32 and without, as far as memory allows."""
     network = copy.deepcopy(model.network).to(device)
     found: dict[int, tuple[float, float]] = {}
     for width in powers_up_to(max_batch):
@@ -263,7 +262,7 @@ def main() -> None:
             by_rows = times(model, backend, eager, args.rounds)
             timed |= {f"{name}, {rows} rows": cells for rows, cells in by_rows.items()}
             widest[name] = by_rows[max(by_rows)]
-            del backend  # its memory is needed for the next
+            del backend  # the next backend needs its memory
     tables = {
         "promised": record.Table("network", PROMISED, promised),
         "times": record.Table("network, rows of a pass", TIMES, timed),

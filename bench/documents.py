@@ -1,16 +1,16 @@
-"""Put measured figures into the documents.
+"""Put recorded figures into the documents.
 
     python -m bench.documents
 
-A document takes a figure, a table, or where both come from, out of a record (bench/record.py) by a mark:
+A mark in a document shows a figure, a table, or the source of both, from a record (bench/record.py):
 
     <!-- figure: cost; images; digits; 16 -->413<!-- / -->
     <!-- figure: cost; images; digits; 16; {:.0f} ms -->413 ms<!-- / -->
     <!-- table: cost; images --> … <!-- / -->
     <!-- source: cost --> … <!-- / -->
 
-The parts are the record, its table, the row, the column, and the format where the column's own does not suit. This
-command writes what stands between the two halves of each mark. Nothing is measured here.
+The parts are the record, its table, the row, the column, and optionally another format than the column's. This command
+writes the text between the two halves of each mark. Nothing is measured here.
 """
 
 import re
@@ -25,7 +25,7 @@ _LINE_START = re.compile(r"^ *<!-- figure:", re.MULTILINE)
 
 
 class MarkError(Exception):
-    """A mark that asks for what no record has, or that Markdown would not show."""
+    """A mark whose figure is not recorded, or that Markdown would not show."""
 
 
 def filled(text: str) -> str:
@@ -40,12 +40,12 @@ def filled(text: str) -> str:
 
 
 def names(text: str) -> set[str]:
-    """The records that a document uses."""
+    """The names of the records that a document uses."""
     return {mark[3].split("; ")[0] for mark in _MARK.finditer(text)}
 
 
 def _asked(kind: str, parts: list[str]) -> str:
-    """What belongs between the two halves of a mark."""
+    """The text between the two halves of a mark."""
     try:
         match kind, record.read(parts[0]), parts[1:]:
             case "figure", found, [table, *where]:

@@ -1,4 +1,4 @@
-"""The picture of docs/how-it-works.md: noise levels, a digit on its way into noise, and what one pass makes of it.
+"""The picture in docs/how-it-works.md: noise levels, a digit that becomes noise, and estimates from one pass.
 
 python -m bench.forward docs/forward.png
 """
@@ -23,14 +23,14 @@ LABEL = 7
 
 
 def noised(clean: Image, timestep: int, schedule: Schedule, seed: int) -> Image:
-    """Ho et al. 2020, arXiv:2006.11239, eq. 4."""
+    """The noisy image at a timestep. Ho et al. 2020, arXiv:2006.11239, eq. 4."""
     alpha_bar = float(schedule.alphas_cumprod[timestep])
     noise = first_draw(seed, (clean.shape[0], clean.shape[1], clean.shape[2]))
     return np.float32(sqrt(alpha_bar)) * clean + np.float32(sqrt(1 - alpha_bar)) * noise
 
 
 def estimates(by: Pen, noisy: list[Image]) -> list[Image]:
-    """The network's x_0 of each noisy image, from one pass over all of them: rows at different timesteps."""
+    """The network's x_0 of each noisy image, from one pass with rows at different timesteps."""
     runner = SlotRunner(by.backend, by.model.sample_shape, by.no_label, slots=len(noisy))
     tables = [denoise_table(by.model.schedule, "ddim", timestep, 1) for timestep in TIMESTEPS]
     rows = [Row(table, seed=0, start=x, label=LABEL) for table, x in zip(tables, noisy, strict=True)]
@@ -40,7 +40,7 @@ def estimates(by: Pen, noisy: list[Image]) -> list[Image]:
 
 
 def levels(figure: FigureBase, by: Pen) -> None:
-    """Draw how much of x_t is signal, how much is noise, and where the recommended steps are."""
+    """Draw the shares of signal and noise in x_t, and the recommended steps."""
     panel = figure.subplots()
     t = np.arange(by.model.schedule.num_train_timesteps)
     for schedule, name, style in (
@@ -61,7 +61,7 @@ def levels(figure: FigureBase, by: Pen) -> None:
 
 
 def strip(figure: FigureBase, by: Pen) -> None:
-    """Draw a digit at each noise level, and below it what one pass makes of it."""
+    """Draw a digit at each noise level, with the network's estimate below."""
     pixels = draw(by, by.model.recommended, seed=0, number=by.classes)[LABEL]
     clean = pixels[None].astype(np.float32) / 127.5 - 1
     noisy = [noised(clean, timestep, by.model.schedule, seed=1) for timestep in TIMESTEPS]

@@ -1,12 +1,12 @@
-"""What latent diffusion costs: seconds and memory of its steps, of decoding and of encoding.
+"""The costs of latent diffusion: seconds and memory of steps, decoding and encoding.
 
     python -m bench.latent [--folder DIR] [--rounds 5]
 
 Writes weights of the size of CompVis/ldm-celebahq-256 with random values, 1.3 GB, and loads them as the server does, in
-a fresh process for each figure of memory. Writes bench/figures/latent.json: seconds; an image of 50 steps, and the
-shares of its steps and its decoding; resident memory from the start to the first image, in which mapped files count;
-and the autoencoder decoding images of several sizes. What a process with a larger image holds above one with a tiny
-image is the image's.
+a fresh process for each measurement of memory. Writes bench/figures/latent.json: seconds; an image of 50 steps with the
+shares of its steps and its decoding; resident memory from the start to the first image, mapped files included; and the
+autoencoder decoding images of several sizes. The memory of a large image is the difference to a process with a tiny
+image.
 """
 
 import argparse
@@ -43,11 +43,11 @@ from model.vae import VAE, choose_vae
 from service.config import available_cores
 
 STEPS = 50  # of an image
-SIDES = (128, 256, 512)  # of decoded images
-TINY_SIDE = 32  # of one that takes next to no memory
+SIDES = (128, 256, 512)  # of decoded images, in pixels
+TINY_SIDE = 32  # of an image that takes almost no memory
 CPU = torch.device("cpu")
 
-CELEBAHQ = UNet2DModelConfig(  # the U-Net's other fields are the defaults of diffusers, which were made for it
+CELEBAHQ = UNet2DModelConfig(  # the other fields are diffusers' defaults, which were made for this network
     architecture="unet_2d",
     name="ldm-celebahq-256",
     image_size=(256, 256),
@@ -67,7 +67,7 @@ T = TypeVar("T")
 
 
 def apart(measure: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call in a process of its own, whose memory is that of nothing else."""
+    """Call in a new process, so that nothing else adds to its memory."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, *args, **kwargs).result()
 
@@ -82,7 +82,7 @@ def write(config: ModelConfig, folder: Path) -> None:
 def loaded(
     folder: Path, cache: Path, precision: Precision, max_batch: int | None
 ) -> tuple[ModelDescription, Backend, VAE]:
-    """Weights, as the server has them."""
+    """Weights, loaded as in the server."""
     threads = available_cores()
     torch.set_num_threads(threads)
     checkpoint = load(folder)
@@ -99,7 +99,7 @@ def step(backend: Backend, model: ModelDescription, rows: int) -> None:
 
 
 def medians(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each case, in turn; the first round, in which what is needed is compiled, does not count."""
+    """Median seconds of each case, measured in turn. The first round compiles and does not count."""
     found: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(1 + rounds):
         for name, run in cases.items():
@@ -113,7 +113,7 @@ def medians(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def times(folder: Path, cache: Path, precision: Precision, rounds: int) -> dict[str, float]:
-    """Seconds of everything that a request may need."""
+    """Seconds of every operation that a request may need."""
     model, backend, vae = loaded(folder, cache, precision, max_batch=2)
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(model.sample_shape, generator=rng).numpy()
@@ -139,7 +139,7 @@ def times_table(found: Mapping[Precision, Mapping[str, float]]) -> record.Table:
 
 
 def image_table(found: Mapping[Precision, Mapping[str, float]]) -> record.Table:
-    """An image of STEPS steps, and what takes its time."""
+    """The seconds of an image of STEPS steps, and the shares of its parts."""
     rows: dict[str, list[float]] = {}
     for precision, times in found.items():
         steps, decoding = STEPS * times["a step of 1 row"], times["decoding"]
@@ -153,7 +153,7 @@ def image_table(found: Mapping[Precision, Mapping[str, float]]) -> record.Table:
 
 
 class Memory(NamedTuple):
-    """Bytes that a process holds, from its start to its first image, and how long it took to load."""
+    """Resident bytes of a process from its start to its first image, and the seconds of loading."""
 
     before: int
     after_loading: int
@@ -184,20 +184,20 @@ def memory_table(found: Mapping[str, Memory]) -> record.Table:
 
 
 class Decoding(NamedTuple):
-    """Of one image: seconds, and the peak of the process."""
+    """One decoded image: seconds, and the peak memory of the process."""
 
     seconds: float
     peak: int
 
 
 def decoder_at(autoencoder: Autoencoder, config: ModelConfig, side: int) -> Network:
-    """The decoder of square images of another size."""
+    """The decoder for square images of another size."""
     sized = config.model_copy(update={"image_size": (side, side)})
     return decoder(autoencoder, sized.describe(nn.Identity(), autoencoder, str(side), "latent"))
 
 
 def prepare(folder: Path, cache: Path, side: int) -> None:
-    """Convert the decoder, which takes memory of its own."""
+    """Convert the decoder in advance, because conversion takes extra memory."""
     torch.set_num_threads(1)
     converted(decoder_at(load_autoencoder(folder), find(folder).config, side), cache)
 
@@ -214,7 +214,7 @@ def decoding(folder: Path, cache: Path, precision: Precision, side: int, rounds:
 
 
 def sizes_table(found: Mapping[Precision, Mapping[int, Decoding]]) -> record.Table:
-    """The first size of each precision is the tiny one. It is not shown."""
+    """The first size of each precision is the tiny one, which is not shown."""
     tiny, *sides = next(iter(found.values()))
     forms = {"seconds": "{:.2f}", "MB": "{:.0f}", "bytes a pixel": "{:,.0f}"}
     columns = {f"{precision}: {what}": form for precision in found for what, form in forms.items()}
@@ -229,7 +229,7 @@ def sizes_table(found: Mapping[Precision, Mapping[int, Decoding]]) -> record.Tab
 def tables(
     config: ModelConfig, work: Path, sides: Sequence[int], tiny_side: int, rounds: int
 ) -> dict[str, record.Table]:
-    """All that is measured. What is written stays in the folder `work`."""
+    """Measure everything. Files stay in the folder `work`."""
     folder, cache = work / "weights", work / "cache"
     apart(write, config, folder)
     precisions: list[Precision] = ["float32", "bfloat16"] if computes_bfloat16() else ["float32"]

@@ -1,11 +1,11 @@
-"""What each layer around the network costs, at saturation.
+"""The cost of each layer around the network, at saturation.
 
     python -m bench.layers [--rounds 5]
 
-For the networks `small` and of the digits: milliseconds of a row's step through the network alone; with the update;
-through the runner's slots; through the engine and its scheduler; through HTTP, with PNGs and the load generator. Each
-contains the one before, all run at the server's default width, in turn; medians. Then the same without a network, where
-no noise of the machine hides what is small. Writes bench/figures/layers.json.
+Measures milliseconds of a row's step for the networks `small` and of the digits: through the network alone; with the
+update; through the runner's slots; through the engine and its scheduler; through HTTP, with PNGs and the load
+generator. Each contains the one before. All run at the server's default width, in turn; figures are medians. Then the
+same without a network, where the machine's noise hides nothing. Writes bench/figures/layers.json.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def through_slots(backend: Backend, model: ModelDescription) -> float:
 
 
 def through_engine(engine: Engine, model: ModelDescription) -> float:
-    """With twice as many jobs in flight as there are rows in a pass."""
+    """Twice as many jobs are in flight as a pass has rows."""
     began = perf_counter()
 
     def submit(seed: int) -> Future[Finished]:
@@ -120,7 +120,7 @@ def through_http(server: Server) -> float:
 
 
 def without_network(folder: Path, rounds: int) -> dict[str, float]:
-    """Microseconds of a row's step on the host, by the outermost layer, eight rows wide."""
+    """Microseconds of a row's step on the host, by the outermost layer, at a width of eight."""
     model = load(folder).description
     nothing = NoNetwork(model, 8)
     loop = BareLoop(nothing, model, [8])
@@ -186,7 +186,7 @@ def table(corner: str, form: str, columns: Mapping[str, Mapping[str, float]]) ->
 
 
 def host_share(found: Mapping[str, Mapping[str, float]], host: Mapping[str, Mapping[str, float]]) -> list[float]:
-    """The host's work in parts of a row's step through the engine."""
+    """The host's share of a row's step through the engine."""
     layer = "+ engine and scheduler"
     return [host[name][layer] / 1000 / found[name][layer] for name in found]
 

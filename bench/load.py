@@ -1,4 +1,4 @@
-"""Load on a server: an open loop, whose requests come at their own times, and a closed one, whose clients wait."""
+"""Load on a server. In an open loop, requests come at fixed times; in a closed loop, clients wait for their answers."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request to come: seconds from the start, and what it asks for."""
+    """A future request: its seconds from the start, and its fields."""
 
     at: float
     fields: Fields
@@ -28,7 +28,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a request: seconds from its arrival to its answer, waiting included."""
+    """The result of a request: seconds from its arrival to its answer, waiting included."""
 
     num_inference_steps: int
     seconds: float
@@ -36,7 +36,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What became of all requests, and the seconds from the start to the last answer."""
+    """The results of all requests, and the seconds from the start to the last answer."""
 
     outcomes: Sequence[Outcome]
     seconds: float
@@ -85,7 +85,7 @@ def _load(url: str, requests: Sequence[Arrival]) -> Load:
     """Send requests to POST {url}/sample at their times.
 
     Raises:
-        RuntimeError: where one is not answered 200.
+        RuntimeError: if a status is not 200.
     """
     began = perf_counter()
     outcomes = asyncio.run(at_their_times(url, requests, _answered))
@@ -93,7 +93,7 @@ def _load(url: str, requests: Sequence[Arrival]) -> Load:
 
 
 def at_once(url: str, number: int, steps: Sequence[int], seed: int, **fields: object) -> Load:
-    """A burst. The server has all the work that it can do, so this measures its capacity."""
+    """Send a burst. The server always has enough work, so this measures its capacity."""
     return _load(url, arrivals(number, 1e6, [{"num_inference_steps": n, **fields} for n in steps], seed))
 
 
@@ -102,9 +102,9 @@ def poisson(url: str, number: int, rate: float, steps: Sequence[int], seed: int)
 
 
 def alone(url: str, number: int, num_inference_steps: int, **fields: object) -> list[float]:
-    """Seconds of requests that are sent one after the other, over one connection.
+    """Seconds of requests sent one after the other, over one connection.
 
-    The client is the lightest there is, so it adds little.
+    The client is minimal, so it adds little.
     """
     with contextlib.closing(HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)) as connection:
         connection.connect()
@@ -124,14 +124,14 @@ def alone(url: str, number: int, num_inference_steps: int, **fields: object) -> 
 def closed_loop(url: str, requests: Sequence[Fields], clients: int) -> float:
     """Seconds until all requests are answered. Each client has its own connection and one request in flight.
 
-    The clients share the cores with the server, so they do as little as a client can.
+    The clients share the cores with the server, so they do as little as possible.
 
     Raises:
-        RuntimeError: where a request is not answered 200.
+        RuntimeError: if a status is not 200.
     """
 
     async def run() -> None:
-        waiting = iter(requests)  # the clients share it
+        waiting = iter(requests)  # shared by the clients
         await asyncio.gather(*(_client(url, waiting) for _ in range(clients)))
 
     began = perf_counter()
@@ -163,6 +163,6 @@ async def _client(url: str, waiting: Iterator[Fields]) -> None:
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """The nearest rank."""
+    """A percentile by the nearest rank."""
     rising = sorted(values)
     return rising[min(len(rising) - 1, int(q * len(rising)))]

@@ -1,4 +1,4 @@
-"""The machine that figures come from, in words."""
+"""A description of the machine on which figures are measured."""
 
 import platform
 import time
@@ -10,7 +10,7 @@ from service.config import available_cores
 
 
 def machine() -> str:
-    """Cores, processor, versions, and how fast the machine computes at this moment."""
+    """Cores, processor, versions, and the machine's present speed."""
     cpuinfo = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
     return (

@@ -1,8 +1,8 @@
-"""Whether memory stays flat: the server's resident memory while it draws many digits.
+"""Measure whether memory stays flat: the server's resident memory while it draws many digits.
 
     python -m bench.memory [--digits 100000]
 
-Requests of 64 images as a sheet, a ZIP or JSON in turn, and single ones between them, one or two steps each. Writes
+Requests have 64 images as a sheet, a ZIP or JSON in turn, or a single image, with one or two steps each. Writes
 bench/figures/memory.json.
 """
 
@@ -23,13 +23,13 @@ MEDIA = ("image/png", "application/zip", "application/json")
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory of a process, without mapped files."""
+    """Resident memory of a process in MB, without mapped files."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
 
 
 def draw(client: httpx.Client, digits: int, seeds: "itertools.count[int]") -> None:
-    """Draw at least so many digits."""
+    """Draw at least this many digits."""
     drawn = 0
     for media_type in itertools.cycle(MEDIA):
         seed = next(seeds)
@@ -43,7 +43,7 @@ def draw(client: httpx.Client, digits: int, seeds: "itertools.count[int]") -> No
 
 
 def look(server: Server, digits: int) -> dict[str, list[record.Cell]]:
-    """Resident memory before the first digit, and each time that a tenth of them is drawn."""
+    """Resident memory before the first digit, and after each tenth of them."""
     seeds = itertools.count()
     held: dict[str, list[record.Cell]] = {"0": [resident_mb(server.pid)]}
     with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client, server.awake():

@@ -1,4 +1,4 @@
-"""Two things measured in turn, pair by pair, so that a slow moment of the machine meets both."""
+"""Measure two things in turn, pair by pair, so that a slow moment of the machine meets both."""
 
 import statistics
 from collections.abc import Callable
@@ -19,13 +19,13 @@ def quartiles(values: list[float]) -> Quartiles:
 
 @dataclass
 class Pairs:
-    """Rates of a first and of a second thing, an entry a pair."""
+    """Rates of a first and a second thing, an entry a pair."""
 
     first: list[float] = field(default_factory=list)
     second: list[float] = field(default_factory=list)
 
     def measure(self, first: Callable[[], float], second: Callable[[], float]) -> None:
-        """Measure both once more. Who goes first changes from pair to pair."""
+        """Measure both once more. The order alternates from pair to pair."""
         if len(self.first) % 2:
             self.second.append(second())
             self.first.append(first())
@@ -35,5 +35,5 @@ class Pairs:
 
     @property
     def ratios(self) -> Quartiles:
-        """The second in parts of the first, in each pair."""
+        """The second rate relative to the first, in each pair."""
         return quartiles([second / first for first, second in zip(self.first, self.second, strict=True)])

@@ -1,11 +1,11 @@
-"""The peak of a process's memory. Linux only."""
+"""A process's peak memory. Linux only."""
 
 import re
 from pathlib import Path
 
 
 def peak_bytes() -> int:
-    """The peak of this process's resident memory."""
+    """The peak of this process's resident memory, in bytes."""
     status = Path("/proc/self/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found

@@ -1,10 +1,10 @@
-"""Whether promised times are kept, and whether short requests stay fast.
+"""Measure whether promises are kept, and whether short requests stay fast.
 
     python -m bench.promises
 
 Measures, with `small` and with the digits: promises and estimates at shares of the capacity, read from event streams; a
-short request beside three very long ones; a lone request beside the bare loop; and what choosing a pass costs. Writes
-bench/figures/promises.json; bench/PROMISES.md shows it. It takes about seven minutes on two cores.
+short request beside three very long ones; a lone request beside the bare loop; and the time to choose a pass. Writes
+bench/figures/promises.json, which bench/PROMISES.md shows. Takes about seven minutes on two cores.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ MIXES: dict[str, list[Fields]] = {
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a request was told when it was accepted, and how long it took from then, in seconds."""
+    """The promise and estimate of a request at its acceptance, and its duration from then, in seconds."""
 
     eta_s: float
     promise_s: float
@@ -50,7 +50,7 @@ class Told:
 
 
 async def told(client: httpx.AsyncClient, request: Arrival, _: float) -> Told | None:
-    """Ask for an event stream and read it to its end. None for a request that is refused."""
+    """Request an event stream and read it to its end. None if the request is refused."""
     headers = {"Accept": "text/event-stream"}
     async with client.stream("POST", "/sample", json=request.fields, headers=headers) as response:
         if response.status_code != 200:
@@ -71,7 +71,7 @@ def ask(server: Server, number: int, rate: float, kinds: Sequence[Fields], seed:
 
 
 def capacity(server: Server, kinds: Sequence[Fields]) -> float:
-    """Requests a second when a burst keeps the server full."""
+    """Requests a second in a burst that keeps the server full."""
     began = perf_counter()
     ask(server, 48, 1e6, kinds, seed=0)
     return 48 / (perf_counter() - began)
@@ -94,7 +94,7 @@ def promises(server: Server, name: str) -> dict[str, list[record.Cell]]:
 
 
 def beside_long_ones(server: Server, label: int | None) -> tuple[float, float]:
-    """Median seconds of a 10-step request, alone, and beside three of 8 images and 1,000 steps."""
+    """Median seconds of a 10-step request, alone and beside three of 8 images and 1,000 steps."""
     fields: Fields = {} if label is None else {"class_label": label}
     with server.awake():
         solo = statistics.median(alone(server.url, 15, 10, **fields))
@@ -111,7 +111,7 @@ def beside_long_ones(server: Server, label: int | None) -> tuple[float, float]:
 
 
 def beside_the_loop(server: Server, loop: BareLoop, steps: int) -> tuple[float, float]:
-    """Median seconds of a lone request of DDIM, and of the bare loop for it, in turn."""
+    """Median seconds of a lone DDIM request, and of the same work in the bare loop, in turn."""
     served, bare = [], []
     with server.awake():
         for _ in range(ROUNDS):
@@ -121,7 +121,7 @@ def beside_the_loop(server: Server, loop: BareLoop, steps: int) -> tuple[float, 
 
 
 def choosing(jobs: int, rounds: int = 200) -> float:
-    """Median milliseconds to choose a pass among so many jobs. Promises are short, which is the worst case."""
+    """Median milliseconds to choose a pass among this many jobs. Promises are short, which is the worst case."""
     scheduler = Scheduler(Costs({1: 0.002, 2: 0.003, 4: 0.005, 8: 0.008}), max_started=32)
     draw = random.Random(0)
     for _ in range(jobs):

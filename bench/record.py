@@ -1,6 +1,6 @@
-"""What a benchmark measured: tables of numbers in bench/figures/NAME.json. bench/documents.py puts them into documents.
+"""Results of a benchmark: tables of numbers in bench/figures/NAME.json. bench/documents.py puts them into documents.
 
-A record says by which command it was made, when, and on which machine:
+A record has the command, the date and the machine:
 
     {
      "command": "python -m bench.cost",
@@ -18,7 +18,7 @@ A record says by which command it was made, when, and on which machine:
      }
     }
 
-A column is its head and how its numbers are written, in Python's format strings.
+A column has a head and the format of its numbers, a Python format string.
 """
 
 import json
@@ -30,19 +30,19 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "figures"
 _LIST = re.compile(r"\[(?:[^][]|\[[^][]*\])*\]")  # of cells, which may be lists themselves
-NOT_YET = "not measured yet"  # in the place of a date
+NOT_YET = "not measured yet"  # instead of a date
 
 Cell = float | str | Sequence[float] | None  # a number, a text, several numbers in one cell, or nothing
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers by row and column.
+    """A table of numbers.
 
     Attributes:
-        corner: the head of the rows' names.
+        corner: the head of the row names.
         columns: heads, each with the format of its cells.
-        rows: by name, a cell for each column.
+        rows: by name, with a cell for each column.
     """
 
     corner: str
@@ -50,10 +50,10 @@ class Table:
     rows: Mapping[str, Sequence[Cell]]
 
     def cell(self, row: str, column: str, form: str | None = None) -> str:
-        """A cell as text, in the column's format or in another.
+        """A cell as text, in the column's format or another.
 
         Raises:
-            KeyError: for a row or a column that the table does not have.
+            KeyError: if the table lacks the row or the column.
         """
         return written(self.rows[row][list(self.columns).index(column)], form or self.columns[column])
 
@@ -66,7 +66,7 @@ class Table:
 
 
 def written(cell: Cell, form: str) -> str:
-    """A cell as text. Documents write "97 %" where Python writes "97%"."""
+    """A cell as text. Documents have "97 %" instead of Python's "97%"."""
     if cell is None or isinstance(cell, str):
         return cell or ""
     numbers = cell if isinstance(cell, Sequence) else [cell]
@@ -75,11 +75,11 @@ def written(cell: Cell, form: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What one command measured in one run.
+    """The results of one run of a command.
 
     Attributes:
         date: of the run, or NOT_YET.
-        rounds: how often each case was measured; figures are medians of so many.
+        rounds: number of measurements of each case; figures are medians.
     """
 
     command: str
@@ -90,7 +90,7 @@ class Record:
 
     @property
     def source(self) -> str:
-        """Where the figures come from, in one line."""
+        """The source of the figures, in one line."""
         if self.date == NOT_YET:
             return f"`{self.command}`: {NOT_YET}."
         rounds = f"medians of {self.rounds}" if self.rounds > 1 else "one run"
@@ -101,14 +101,14 @@ class Record:
 
 
 def save(name: str, machine: str, rounds: int, tables: Mapping[str, Table]) -> None:
-    """Write the record of `python -m bench.NAME`, as measured today, and print it."""
+    """Write the record of `python -m bench.NAME` with today's date, and print it."""
     record = Record(f"python -m bench.{name}", f"{datetime.now(UTC):%Y-%m-%d}", machine, rounds, tables)
     (FOLDER / f"{name}.json").write_text(to_json(record))
     print(record.markdown())
 
 
 def to_json(record: Record) -> str:
-    """JSON with one row of a table a line."""
+    """JSON with each table row on one line."""
     return (
         _LIST.sub(lambda cells: " ".join(cells[0].split()), json.dumps(asdict(record), indent=1, ensure_ascii=False))
         + "\n"
@@ -116,10 +116,10 @@ def to_json(record: Record) -> str:
 
 
 def read(name: str) -> Record:
-    """The record of a name.
+    """The record of this name.
 
     Raises:
-        FileNotFoundError: where nothing has been recorded under it.
+        FileNotFoundError: if there is no record of this name.
     """
     return from_json((FOLDER / f"{name}.json").read_text())
 

@@ -1,8 +1,8 @@
-"""The picture of the playground in the README: the real server on the digits in the box, in a real browser.
+"""Pictures of the playground for the README: the real server with the digits in the box, in a real browser.
 
     python -m bench.screenshot docs/playground.png
 
-Draws one of each class. A second picture, docs/playground-phone.png, shows a phone in dark mode, where a seven is
+Draws one of each class. A second picture, docs/playground-phone.png, shows a phone in dark mode, on which a seven is
 noised and denoised. Needs Chromium.
 """
 
@@ -22,7 +22,7 @@ DIGITS = "digits", "service", {"STEPWISE_WEIGHTS": "digits"}
 
 
 def draw(page: Page) -> None:
-    """Draw one of each class, with its seed beside it."""
+    """Draw one of each class, and show its seed."""
     page.locator("#view-draw").get_by_label("Seed", exact=True).fill(str(SEED))
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(page.locator("#view-draw .progress")).to_have_attribute("data-state", "done")

@@ -1,4 +1,4 @@
-"""Servers on loopback, of which one runs at a time."""
+"""Servers on loopback. Only one of them runs at a time."""
 
 import contextlib
 import os
@@ -17,17 +17,17 @@ from bench.load import at_once
 
 ROOT = Path(__file__).parent.parent
 
-Start = tuple[str, str, Mapping[str, str]]  # a server's name, module and environment
+Start = tuple[str, str, Mapping[str, str]]  # name, module and environment of a server
 
 
 class Server:
     """A server process on a free port of loopback. It runs only while it is awake.
 
     Args:
-        name: for people.
-        arguments: what Python runs.
-        environment: settings, beside those of this process.
-        checkout: the tree whose code runs.
+        name: for output.
+        arguments: Python's arguments.
+        environment: settings on top of this process's.
+        checkout: the tree with the code.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Server:
         return self._process.pid
 
     def wait(self, path: str = "/health", look_every: float = 0.2) -> None:
-        """Wait until the server answers 200, for two minutes at most."""
+        """Wait until the server answers 200, for at most two minutes."""
         for _ in range(round(120 / look_every)):
             if self._process.poll() is not None:
                 assert self._process.stderr
@@ -75,7 +75,7 @@ class Server:
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.communicate()  # waits, and closes the pipe
+        self._process.communicate()  # waits for the end, and closes the pipe
 
 
 def free_port() -> int:
@@ -96,11 +96,11 @@ def running(*starts: Start) -> Iterator[list[Server]]:
 
 @contextmanager
 def frozen(server: Server) -> Iterator[Server]:
-    """Wait for a server, warm it up and freeze it. At the end it is closed."""
+    """Wait for a server, warm it up and freeze it. Closes it at the end."""
     try:
         server.wait()
         for _ in range(2):
-            at_once(server.url, 8, [4], seed=0)  # digits-4step takes no more steps
+            at_once(server.url, 8, [4], seed=0)  # digits-4step takes at most four steps
         with server.awake():
             pass
         yield server

@@ -1,10 +1,10 @@
-"""Stepwise beside what people use now, and beside other schedulers on the same backend; in one run.
+"""Stepwise beside the usual servers, and beside other schedulers on the same backend, in one run.
 
     python -m bench.serving [--rounds 3]
 
 Writes bench/figures/serving.json, which bench/RESULTS.md shows, and docs/throughput.png and docs/latency.png. Servers
-are started together and frozen while another is measured; rounds go through all of them, so that a slow moment of the
-machine meets each. It takes about 25 minutes on two cores.
+start together, and are frozen while another one is measured. Each round goes through all of them, so that a slow moment
+of the machine meets each. Takes about 25 minutes on two cores.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from service.engine.scheduler import Scheduler
 STEPS = (10, 20, 50)
 SOLO_STEPS = 50
 WIDTHS = (1, 2, 4, 8)
-UTILISATIONS = (0.5, 0.7, 0.9, 1.1)  # of the best scheduler's capacity
+UTILISATIONS = (0.5, 0.7, 0.9, 1.1)  # relative to the best scheduler's capacity
 SIMULATED, SIMULATED_UTILISATIONS = 5_000, (0.5, 0.7, 0.9)
 
 
 @dataclass
 class Figures:
-    """A server's images a second in bursts, and its seconds of a lone request: lists with an entry a round."""
+    """A server's images a second in bursts, and its seconds of a lone request, an entry a round."""
 
     images_per_s: list[float] = field(default_factory=list)
     alone_s: list[float] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Figures:
 
 
 def side_by_side(servers: Sequence[Server], rounds: int, number: int, **fields: object) -> dict[str, Figures]:
-    """Bursts of `number` requests and lone ones, in turn."""
+    """Bursts of `number` requests, and lone requests, in turn."""
     found = {server.name: Figures() for server in servers}
     for round_ in range(rounds):
         for server in servers:
@@ -64,7 +64,7 @@ def side_by_side(servers: Sequence[Server], rounds: int, number: int, **fields: 
 
 
 def under_load(servers: Sequence[Server], rates: Sequence[float], number: int, rounds: int) -> dict[str, list[Load]]:
-    """Poisson arrivals at each rate, in turn. The result has, for each server and rate, all rounds together."""
+    """Poisson arrivals at each rate, in turn. The result has all rounds of a server and rate together."""
     found: dict[str, list[Load]] = {server.name: [] for server in servers}
     for rate in rates:
         outcomes: dict[str, list[Outcome]] = {server.name: [] for server in servers}
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def today(folder: Path) -> list[Start]:
-    """What people run today, on torch, and Stepwise with its defaults."""
+    """The usual servers on torch, and Stepwise with its defaults."""
     checkpoint = {"CHECKPOINT": str(folder)}
     return [
         ("diffusers, one at a time", "bench.peers.diffusers_server", checkpoint),
@@ -132,7 +132,7 @@ def beside_the_digits() -> list[Start]:
 
 
 def schedulers(folder: Path) -> list[Start]:
-    """One backend, one HTTP stack, three schedulers."""
+    """Three schedulers with the same backend and HTTP stack."""
     weights = {"STEPWISE_WEIGHTS": str(folder), "STEPWISE_MAX_QUEUE": "1000"}
     peer = "bench.peers.schedulers_server"
     return [
@@ -143,14 +143,14 @@ def schedulers(folder: Path) -> list[Start]:
 
 
 def pass_costs(server: Server) -> dict[int, float]:
-    """Seconds of a pass by its width, as the server expects them."""
+    """The server's expected seconds of a pass, by width."""
     with server.awake():
         info = httpx.get(f"{server.url}/info", trust_env=False).json()
     return {int(width): seconds for width, seconds in info["seconds_per_step"].items()}
 
 
 def on_a_virtual_clock(costs: dict[int, float]) -> dict[str, record.Table]:
-    """The same three schedulers with the costs of the server, and far more requests than there is time for."""
+    """The same three schedulers on a virtual clock, with the server's costs and far more requests."""
     capacity = max(width / seconds for width, seconds in costs.items()) / statistics.mean(STEPS)
     found = {
         name: [simulated(kind, widths, u * capacity, STEPS, SIMULATED) for u in SIMULATED_UTILISATIONS]
@@ -183,7 +183,7 @@ def throughput_table(found: Mapping[str, Figures]) -> record.Table:
 
 
 def latency_tables(title: str, found: Mapping[str, Sequence[Load]], columns: Sequence[str]) -> dict[str, record.Table]:
-    """Seconds of each server at each load, and Stepwise's in parts of the others'."""
+    """The seconds of each server at each load, and Stepwise's relative to the others'."""
     return {title: latency_table(found, columns), f"{title}, compared": comparison_table(found, columns)}
 
 
@@ -204,7 +204,7 @@ def latency_table(found: Mapping[str, Sequence[Load]], columns: Sequence[str]) -
 
 
 def comparison_table(found: Mapping[str, Sequence[Load]], columns: Sequence[str]) -> record.Table:
-    """Stepwise's seconds in parts of the others'."""
+    """Stepwise's seconds relative to the others'."""
 
     def seconds(load: Load) -> list[float]:
         every = [outcome.seconds for outcome in load.outcomes]

@@ -12,7 +12,7 @@ BEGIN, END = "<!-- settings -->\n\n", "\n<!-- / -->\n"
 
 
 def table() -> str:
-    """Every setting as a row of a Markdown table."""
+    """A Markdown table with a line for every setting."""
     head = "| name | default | accepts | meaning |\n|---|---|---|---|\n"
     rows = (
         f"| `{setting.name}` | {setting.default} | {setting.accepts} | {setting.meaning} |\n"

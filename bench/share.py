@@ -1,14 +1,14 @@
-"""How much of the bare loop's images a second the server gives through HTTP.
+"""Measure the server's images a second through HTTP, relative to the bare loop's.
 
     python -m bench.share [--pairs 15]
 
-The bare loop (bench/bare.py) has the same backend, precision, sampler, steps and guidance, at the width at which a row
-costs it least. It has no HTTP, no scheduler and no PNG. The server has its defaults, and gets bursts (bench/bursts.py)
-from a load generator on the same cores.
+The bare loop (bench/bare.py) has the same backend, precision, sampler, steps and guidance, at its best width. It has no
+HTTP, no scheduler and no PNG. The server has its defaults. A load generator on the same cores sends bursts
+(bench/bursts.py).
 
 Loop and server are two processes. They are measured in turn, pair by pair, and one is idle while the other is measured.
-Both are started several times in the run, because a server that starts at a noisy moment may choose a poor width.
-Writes bench/figures/share.json. It takes about six minutes on two cores.
+Both are started several times, because a server that starts at a noisy moment may choose a poor width. Writes
+bench/figures/share.json. Takes about six minutes on two cores.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STARTS = 3
 
 
 def loop_process(folder: Path, burst: Burst, orders: Connection) -> None:
-    """A process with the bare loop. It sends its width, then the images a second of a burst for each order."""
+    """Run the bare loop in a process. Sends the width, then for each order the images a second of a burst."""
     loop = openvino_loop(folder)
     width = loop.best_width(at_least=burst.rows_per_step)
     orders.send(width)
@@ -46,7 +46,7 @@ def loop_process(folder: Path, burst: Burst, orders: Connection) -> None:
 
 
 class Loop:
-    """The bare loop in its process, which waits while nothing is asked of it."""
+    """The bare loop in its own process. The process is idle between measurements."""
 
     def __init__(self, orders: Connection) -> None:
         self._orders = orders
@@ -75,7 +75,7 @@ def bare_loop(folder: Path, burst: Burst) -> Iterator[Loop]:
 
 
 def beside_the_loop(folder: Path, burst: Burst, pairs: int) -> tuple[Pairs, list[int]]:
-    """Images a second of the loop and of the server, and the loop's width at each start."""
+    """Images a second of the loop and the server, and the loop's width at each start."""
     found, widths = Pairs(), []
     for start in range(STARTS):
         with (

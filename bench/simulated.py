@@ -1,4 +1,4 @@
-"""Schedulers on a virtual clock: what they do to latency, without a machine's noise and without waiting for it."""
+"""Schedulers on a virtual clock: their effect on latency, without waiting and without the machine's noise."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,20 +9,20 @@ from service.engine.denoising import STARTED_PER_ROW
 from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler
 
-PATIENCE = 300.0  # seconds; the timeout_s of all
+PATIENCE = 300.0  # seconds; timeout_s of all requests
 
 
 def simulated(
     scheduler: type[Scheduler], costs: Mapping[int, float], rate: float, steps: Sequence[int], number: int
 ) -> Load:
-    """Poisson arrivals of single images, with passes that take exactly what they cost.
+    """Poisson arrivals of single rows. Passes take exactly their expected time.
 
     Args:
-        scheduler: what chooses the passes.
-        costs: seconds of a pass by its width.
+        scheduler: chooses the passes.
+        costs: seconds of a pass by width.
         rate: arrivals a second.
-        steps: of the images, in equal parts.
-        number: of arrivals.
+        steps: numbers of steps, equally frequent.
+        number: number of arrivals.
     """
     line = scheduler(Costs(costs), STARTED_PER_ROW * max(costs))
     waiting = arrivals(number, rate, [{"num_inference_steps": n} for n in steps], seed=0)[::-1]

@@ -1,13 +1,12 @@
-"""Minutes of what clients do, and of what they should not do. Nothing may be lost, and nothing may grow.
+"""Run minutes of good and bad client behaviour. Nothing may be lost, and nothing may grow.
 
     python -m bench.soak [--minutes 10] [--slow]
 
-Clients ask the digits' server for images or streams. They read all of the answer, leave midway, leave while they wait,
-or never read. Others send half a request, or nonsense. At times a burst fills the queue. Prints what became of all of
-them, and what the server holds after each fifth of the time. Fails if an answer breaks the contract; if the server was
-not ready; if an accepted request did not end, or a promise was not counted; or if memory, threads or descriptors grow.
-With --slow the network has random weights and runs on one core, and its passes take a hundred times as long as those of
-the digits.
+Clients ask the digits' server for images or streams. They read the whole answer, leave midway, leave while they wait,
+or never read. Others send half a request, or nonsense. At times a burst fills the queue. Prints all outcomes, and the
+server's resources after each fifth of the time. Fails if an answer breaks the contract; if the server was not ready; if
+an accepted request did not end, or a promise was not counted; or if memory, threads or descriptors grow. With --slow
+the network has random weights and runs on one core. Its passes take a hundred times as long as those of the digits.
 """
 
 import argparse
@@ -34,11 +33,11 @@ from service.build import BOX
 
 PARTS = 5
 CLIENTS_A_MINUTE = 400
-BURST, BURSTS_A_PART = 150, 4  # requests; more than there are places
+BURST, BURSTS_A_PART = 150, 4  # requests; more than places
 SETTINGS = {"STEPWISE_MAX_QUEUE": "64", "STEPWISE_MAX_BODY": "1MiB"}
 GAUGES = ("rows_running", "rows_waiting", "outstanding_row_steps")
-MAY_GROW_MB = 8.0  # from the second fifth, by when all kinds of requests have come, to the last
-MAY_GROW = 3  # threads, descriptors: those of pools and of idle connections
+MAY_GROW_MB = 8.0  # growth from the second fifth, by when all kinds of requests have come, to the last
+MAY_GROW = 3  # threads or descriptors, of pools and idle connections
 
 JSON = "application/json"
 SENSELESS = (  # method, path, content type, body, status
@@ -64,7 +63,7 @@ HALVES = (b"", b"GET", b"\x16\x03\x01\0", b"POST /sample HTTP/1.1\r\nHost: x\r\n
 
 
 class Wishes(NamedTuple):
-    """What clients ask for."""
+    """Fields of the clients' requests."""
 
     steps: tuple[int, ...]
     steps_in_a_burst: tuple[int, ...]
@@ -88,13 +87,13 @@ SLOW = {  # about a second a pass on one core
 
 
 def write_slow(folder: Path) -> None:
-    """Random weights."""
+    """Write random weights."""
     config = native.parse(folder, SLOW)
     native.save(config.build(), None, config, folder)
 
 
 class Outcomes(Counter[str]):
-    """How many clients had each outcome; and what went wrong, in words."""
+    """The number of clients by outcome, and descriptions of failures."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +105,7 @@ class Outcomes(Counter[str]):
 
 
 async def visit(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcomes) -> None:
-    """One client, which reads all of an answer or a part of it."""
+    """Run one client, which reads all or a part of an answer."""
     stays = draw.choice(("reads", "reads", "leaves", "leaves at once", "never reads"))
     fields = {
         "num_inference_steps": draw.choice(wishes.steps),
@@ -131,7 +130,7 @@ async def visit(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcome
 
 
 def is_answer(response: httpx.Response, body: bytes) -> bool:
-    """Whether an answer is whole images, or a refusal that says when to come again."""
+    """Whether an answer is whole images, or a refusal with Retry-After."""
     if response.status_code in (429, 503):
         return int(response.headers["retry-after"]) > 0 and json.loads(body)["status"] == response.status_code
     media_type = response.headers["content-type"].partition(";")[0]
@@ -142,7 +141,7 @@ def is_answer(response: httpx.Response, body: bytes) -> bool:
 
 
 async def talk_nonsense(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcomes) -> None:
-    """One client, which sends what is refused, or half a request, and leaves."""
+    """Run one client, which sends an invalid request or half of one, and leaves."""
     if draw.random() < 0.3:
         host, port = url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port))
@@ -173,7 +172,7 @@ async def burst(url: str, wishes: Wishes, draw: random.Random, outcomes: Outcome
 
 
 async def ask_health(url: str, seconds: float, outcomes: Outcomes) -> None:
-    """Ask as a balancer does: twice a second, each time for a second at most."""
+    """Check health as a balancer does: twice a second, with a timeout of a second."""
     async with httpx.AsyncClient(base_url=url, timeout=1.0, trust_env=False) as client:
         for _ in range(int(2 * seconds)):
             for path in ("/health/live", "/health/ready"):
@@ -186,7 +185,7 @@ async def ask_health(url: str, seconds: float, outcomes: Outcomes) -> None:
 
 
 async def come_and_go(url: str, wishes: Wishes, seconds: float, seed: int, outcomes: Outcomes) -> None:
-    """Let clients come and go for a part of the time."""
+    """Run clients for a part of the time."""
     draw = random.Random(seed)
     loop = asyncio.get_running_loop()
     end, next_burst = loop.time() + seconds, loop.time()
@@ -201,7 +200,7 @@ async def come_and_go(url: str, wishes: Wishes, seconds: float, seed: int, outco
 
 
 def holds(server: Server, outcomes: Outcomes) -> dict[str, float]:
-    """Wait until the server is idle, check its counts, and say what it holds."""
+    """Wait until the server is idle, check its counts, and return its resources."""
     with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
         for _ in range(4000):
             samples = [

@@ -1,9 +1,9 @@
-"""How long the server takes from its start to its first ready answer, with a warm cache.
+"""Measure the time from the server's start to its first ready answer, with a warm cache.
 
     python -m bench.start [--rounds 9]
 
-Starts the server with each of the weights in the box, in turn; the first start of each, which converts the network, is
-not counted. Writes bench/figures/start.json. It takes about a minute on two cores.
+Starts the server with each of the weights in the box, in turn. The first start of each converts the network, and
+does not count. Writes bench/figures/start.json. Takes about a minute on two cores.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""The server of the checkout in which this runs, with costs of passes that are given and never change.
+"""Run the server of the present checkout with given costs of passes that never change.
 
 bench/versions.py runs this text in each of two checkouts, so that both servers choose the same width of passes. COSTS
-is a JSON object: seconds of a pass by width. Checkouts keep the class `Costs` in different modules, so it is looked up
-by its name and changed where it is.
+is a JSON object: seconds of a pass by width. The module of the class `Costs` differs between checkouts, so this finds
+the class by its name.
 """
 
 import json
@@ -17,10 +17,10 @@ FIXED = {int(width): float(seconds) for width, seconds in json.loads(os.environ[
 
 
 def costs_class() -> Any:
-    """The class that knows what a pass costs.
+    """The class of a pass's costs.
 
     Raises:
-        LookupError: where this checkout has none of that name, or another kind of class.
+        LookupError: if this checkout has no such class, or another kind of class of this name.
     """
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "service"]
     found = {module.Costs for module in modules if isinstance(getattr(module, "Costs", None), type)}
@@ -30,7 +30,7 @@ def costs_class() -> Any:
 
 
 def keep_steady(costs: Any) -> None:
-    """Give every instance the fixed costs, and let no measurement change them."""
+    """Give every instance the fixed costs, and ignore all measurements."""
     begin = costs.__init__
 
     def begin_fixed(self: Any, measured: Mapping[int, float], *others: Any, **named: Any) -> None:

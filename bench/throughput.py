@@ -1,9 +1,9 @@
-"""Digits a second through HTTP, PNGs with their recipes: the four-step digits, and those that they were distilled from.
+"""Measure digits a second through HTTP, as PNGs with recipes, of the four-step digits and their teacher.
 
     python -m bench.throughput [--rounds 5]
 
-Closed loops: so many clients, each with one request in flight over its own connection, on the server's cores. Writes
-bench/figures/throughput.json: medians of all rounds, and the range.
+Closed loops: each client has one request in flight over its own connection, on the server's cores. Writes
+bench/figures/throughput.json, with medians and ranges of all rounds.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from bench.load import Fields, closed_loop
 from bench.machine import machine
 from bench.servers import Server, running
 
-DIGITS = {"digits-4step": 2_048, "digits": 512}  # a case and round, by model
+DIGITS = {"digits-4step": 2_048, "digits": 512}  # images in each case and round, by model
 CLIENTS = {1: 32, 16: 4}  # by images a request
 
 

@@ -1,14 +1,14 @@
-"""Count where a U-Net's work is done: multiply-accumulates (MACs) by resolution, in the encoder, middle and decoder.
+"""Count a U-Net's multiply-accumulates (MACs) by resolution, in the encoder, the middle and the decoder.
 
     python -m bench.unet_macs [--figure docs/unet.png]
 
-Prints Markdown tables for the Diffusion U-Net, the original U-Net at the same widths, and DDPM's CIFAR-10 network;
-docs/unet.md says what follows from them. Nothing is computed: the networks run on PyTorch's meta device, which has
-shapes and no numbers.
+Prints Markdown tables for the Diffusion U-Net, the original U-Net at the same widths, and DDPM's CIFAR-10 network.
+docs/unet.md discusses them. Nothing is computed: the networks run on PyTorch's meta device, which has shapes and no
+numbers.
 
-Counted are convolutions, linear layers and the two products of attention, Q·Kᵀ and weights·V. Every MAC belongs to the
-resolution of its layer's output: for a strided convolution the lower one, for an Upsample or a transposed convolution
-the higher one. Padding counts like pixels. Norms, activations, additions, pooling and biases are left out.
+Counts convolutions, linear layers and the two products of attention, Q·Kᵀ and weights·V. Every MAC belongs to the
+resolution of its layer's output: the lower one for a strided convolution, the higher one for an Upsample or a
+transposed convolution. Padding counts like pixels. Norms, activations, additions, pooling and biases are left out.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from model.nets.unet import DiffusionUNet
 WIDTHS = (128, 256, 512, 1024)
 SIZE = 32
 
-# Resampling layers are counted apart from the blocks between them.
+# Resampling layers count separately from the blocks between them.
 PARTS = ("encoder", "Downsample", "middle", "decoder", "Upsample")
 DECODER = ("decoder", "Upsample")
 PART_OF_CLASS = {
@@ -44,7 +44,7 @@ PART_OF_ATTRIBUTE = {
     "mid_block": "middle",
     **dict.fromkeys(("up_blocks", "conv_out"), "decoder"),
 }
-TIME = 0  # stands for the resolution of layers on the time embedding, which have none
+TIME = 0  # resolution of layers on the time embedding, which have none
 
 
 class ConvBlock(nn.Sequential):
@@ -59,10 +59,10 @@ class ConvBlock(nn.Sequential):
 class UNet(nn.Module):
     """The original U-Net: ConvBlock → MaxPool on the way down, UpConv → Concat → ConvBlock on the way up.
 
-    Ronneberger et al. 2015 (arXiv:1505.04597), with these choices for a comparison like for like. The convolutions are
-    padded; the paper's lose a border. Each width stands for one level that ends in a pool, so four widths give four
-    pools, as in the paper, and the resolutions of the Diffusion U-Net. The middle keeps the lowest level's width, as
-    the Diffusion U-Net's does; the paper's doubles it (`middle_ch`). There is no time embedding.
+    Ronneberger et al. 2015 (arXiv:1505.04597), adapted for a fair comparison. The convolutions are padded; the paper's
+    lose a border. Each width is one level that ends in a pool, so four widths give four pools, as in the paper, and the
+    resolutions of the Diffusion U-Net. The middle keeps the lowest level's width, as in the Diffusion U-Net; the paper
+    doubles it (`middle_ch`). There is no time embedding.
     """
 
     def __init__(self, in_ch: int, widths: Sequence[int], middle_ch: int | None = None) -> None:
@@ -96,7 +96,7 @@ class UNet(nn.Module):
 
 
 def diffusion_unet(widths: Sequence[int] = WIDTHS, *, input_skip: bool = False) -> DiffusionUNet:
-    """The Diffusion U-Net, the bare skeleton unless said otherwise."""
+    """The Diffusion U-Net, by default the bare skeleton."""
     return DiffusionUNet(3, widths[0], [width // widths[0] for width in widths], input_skip=input_skip)
 
 
@@ -137,18 +137,18 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 @dataclass
 class Work:
-    """The MACs of one image by (part, resolution), the weights of the counted layers by resolution, all parameters."""
+    """The MACs of one image by (part, resolution), the counted layers' weights by resolution, and all parameters."""
 
     macs: Counter[tuple[str, int]] = field(default_factory=Counter)
     weights: Counter[int] = field(default_factory=Counter)
     params: int = 0
 
     def sum(self, parts: Sequence[str] = PARTS, side: int | None = None) -> int:
-        """Add up the MACs of some parts, at one resolution or at all."""
+        """The sum of the MACs of some parts, at one resolution or at all."""
         return sum(n for (part, s), n in self.macs.items() if part in parts and side in (None, s))
 
     def sides(self) -> list[int]:
-        """Return the resolutions, highest first; the time embedding comes last."""
+        """The resolutions, highest first. The time embedding comes last."""
         return sorted({side for _, side in self.macs}, reverse=True)
 
 
@@ -163,7 +163,7 @@ def run(network: nn.Module, size: int, device: str = "cpu") -> Tensor:
 
 
 def count(build: Callable[[], nn.Module], size: int = SIZE) -> Work:
-    """Build a network on the meta device, run it there, and count."""
+    """Build a network on the meta device, run it there and count."""
     with torch.device("meta"):
         network = build()
     work = Work(params=sum(p.numel() for p in network.parameters()))
@@ -173,7 +173,7 @@ def count(build: Callable[[], nn.Module], size: int = SIZE) -> Work:
         if isinstance(layer, nn.ConvTranspose2d):
             macs = args[0][0, 0].numel() * layer.weight.numel()  # each input pixel meets the whole kernel
         elif isinstance(layer, nn.Conv2d):
-            macs = out[0, 0].numel() * layer.weight.numel()  # as each output pixel does here
+            macs = out[0, 0].numel() * layer.weight.numel()  # each output pixel meets the whole kernel
         elif isinstance(layer, nn.Linear):
             macs = out[..., 0].numel() * layer.weight.numel()
         else:  # attention over N positions, whatever the number of heads: N²·C for Q·Kᵀ and N²·C for weights·V
@@ -190,14 +190,14 @@ def count(build: Callable[[], nn.Module], size: int = SIZE) -> Work:
 
 
 def _side(out: Tensor) -> int:
-    """Return the resolution of a square output."""
+    """The resolution of a square output."""
     if out.ndim == 4:
         return out.shape[-1]
     return isqrt(out.shape[1]) if out.ndim == 3 else TIME  # [B, H·W, C] in attention, [B, C] on the time embedding
 
 
 def _part(network: nn.Module, name: str) -> str:
-    """Return the part that the layer of this name belongs to."""
+    """The part with the layer of this name."""
     path = name.split(".")
     for length in range(len(path), 0, -1):
         kind = type(network.get_submodule(".".join(path[:length]))).__name__
@@ -207,7 +207,7 @@ def _part(network: nn.Module, name: str) -> str:
 
 
 def report() -> str:
-    """Return the tables of docs/unet.md."""
+    """The tables of docs/unet.md."""
     tables = [_table(name, count(build)) for name, build in NETWORKS.items()]
     lines = [
         "| | MACs, M | decoder's share | at full size: all | decoder | at a quarter or less: all | decoder |",
@@ -246,7 +246,7 @@ def _table(name: str, work: Work) -> str:
 
 
 def draw(path: Path) -> None:
-    """Draw the tables: resolutions from top to bottom, the encoder to the left, the decoder to the right."""
+    """Draw the tables: resolutions from top to bottom, the encoder on the left, the decoder on the right."""
     from matplotlib.figure import Figure
 
     left = {"encoder": "#4477aa", "Downsample": "#99bbdd"}
@@ -282,7 +282,7 @@ def draw(path: Path) -> None:
 
 
 def main() -> None:
-    """Print the tables, and draw the figure where a path is given."""
+    """Print the tables, and draw the figure if a path is given."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--figure", type=Path, help="where to write the figure: a .png or .svg path; needs matplotlib")
     args = parser.parse_args()

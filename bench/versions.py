@@ -1,11 +1,11 @@
-"""Two checkouts beside each other: images a second through HTTP of the new one, in parts of the old one's.
+"""Compare two checkouts: images a second through HTTP of the new one, relative to the old one.
 
     python -m bench.versions OLD_CHECKOUT NEW_CHECKOUT [--pairs 15]
 
 Both servers get the same bursts (bench/bursts.py), in turn, pair by pair; one is frozen while the other is measured.
-Both have the same costs of passes, which the old server measures once for each model: else a server that starts at a
-noisy moment chooses a poor width and keeps it. Both are started several times in the run. Prints a Markdown table. It
-takes about six minutes on two cores.
+Both have the same costs of passes, which the old server measures once for each model. Otherwise a server that starts at
+a noisy moment chooses a poor width and keeps it. Both are started several times. Prints a Markdown table. Takes about
+six minutes on two cores.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from bench.pairs import Pairs, Quartiles, quartiles
 from bench.servers import ROOT, Server, frozen
 
 STARTS = 3
-STEADY = (ROOT / "bench" / "steady_costs.py").read_text()  # run as text, for an old checkout does not have the file
+STEADY = (ROOT / "bench" / "steady_costs.py").read_text()  # run as text, because an old checkout lacks the file
 
 
 def costs(checkout: Path, weights: Path) -> str:
-    """What passes cost, by width, as a server of this checkout measures it: JSON."""
+    """The costs of passes by width, as a server of this checkout measures them: JSON."""
     measuring = Server("measuring", ["-m", "service"], {"STEPWISE_WEIGHTS": str(weights)}, checkout)
     with frozen(measuring) as server, server.awake():
         info = httpx.get(f"{server.url}/info", trust_env=False).raise_for_status().json()
@@ -34,7 +34,7 @@ def costs(checkout: Path, weights: Path) -> str:
 
 
 def compared(old: Path, new: Path, burst: Burst, weights: Path, pairs: int) -> Pairs:
-    """Images a second of both."""
+    """Images a second of both checkouts."""
     found = Pairs()
     settings = {"STEPWISE_WEIGHTS": str(weights), "COSTS": costs(old, weights)}
     for start in range(STARTS):

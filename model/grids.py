@@ -1,4 +1,4 @@
-"""Grids: the timesteps that a sampler walks. They are those of its diffusers scheduler, and so are the images."""
+"""Grids: the timesteps that a sampler visits. They equal the diffusers scheduler's, and so do the images."""
 
 from dataclasses import dataclass, replace
 
@@ -11,17 +11,17 @@ Int64 = NDArray[np.int64]
 
 
 class GridError(ValueError):
-    """There is no grid of so many different timesteps. The message says for which numbers of steps there is."""
+    """No grid has so many different timesteps. The message says which numbers of steps are possible."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steps:
-    """Where each step of a trajectory begins and ends.
+    """The timesteps before and after each step of a trajectory.
 
     Attributes:
         timesteps: int64 [N].
-        next_timesteps: int64 [N]; negative stands for the clean end.
-        final_alpha_bar: ᾱ of that end.
+        next_timesteps: int64 [N]; a negative one is the clean end.
+        final_alpha_bar: ᾱ at the clean end.
     """
 
     timesteps: Int64
@@ -36,14 +36,14 @@ class Steps:
 
 
 def ddim_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
-    """DDIMScheduler's grid: each step goes T // N timesteps down, wherever the next listed timestep is."""
+    """DDIMScheduler's grid: each step goes T // N timesteps down, whatever the next listed timestep."""
     timesteps = _timesteps(schedule, num_inference_steps)
     stride = schedule.num_train_timesteps // num_inference_steps
     return Steps(timesteps, timesteps - stride, _ddim_end(schedule))
 
 
 def ddim_through(schedule: Schedule, timesteps: Int64) -> Steps:
-    """The same for listed timesteps, which DDIMScheduler does not take: each step goes to the next of them."""
+    """DDIM's grid of listed timesteps, which DDIMScheduler does not accept: each step goes to the next of them."""
     return replace(through(schedule, timesteps), final_alpha_bar=_ddim_end(schedule))
 
 
@@ -93,5 +93,5 @@ def _checked(timesteps: Int64, T: int, N: int) -> Int64:
 
 
 def through(schedule: Schedule, timesteps: Int64) -> Steps:
-    """Each step goes to the next listed timestep, and the last to the clean end."""
+    """The grid of listed timesteps: each step goes to the next one, and the last to the clean end."""
     return Steps(timesteps, np.append(timesteps[1:], -1), final_alpha_bar=1.0)

@@ -1,6 +1,6 @@
-"""What the engine and a runner say to each other. Nothing here needs torch.
+"""The interface between the engine and a runner. Nothing here needs torch.
 
-A row is one image on its way. Each step of it takes one forward row through the network, or two with guidance.
+A row is one image in flight. Each step takes one forward row through the network, or two with guidance.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ Image = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One image to make.
+    """An image to make.
 
     Attributes:
         table: its steps.
-        seed: of its own generator. The first draw is the image of pure noise that it starts from.
-        start: what it starts from instead, [C, H, W], an image or latents; the first draw is then thrown away.
-        label: its class; None for no label.
+        seed: of the row's own generator. The first draw is the pure noise that the row starts from.
+        start: the image or latents to start from instead, [C, H, W]. The first draw is then dropped.
+        label: the row's class; None for no label.
         guidance_scale: of classifier-free guidance; 1 is off.
-        model_output: what is wanted is not the image but the network's prediction at the last step.
-        latent: of latent diffusion: what is wanted is not the image but its latents.
+        model_output: return the network's prediction at the last step instead of the image.
+        latent: in latent diffusion, return the latents instead of the image.
     """
 
     table: StepTable
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def is_decoded(self) -> bool:
-        """Whether latents are decoded, where the network denoises latents."""
+        """Whether the result is decoded, if the network denoises latents."""
         return not (self.model_output or self.latent)
 
     @property
@@ -51,9 +51,9 @@ class Forward(NamedTuple):
     """One row of a forward pass.
 
     Attributes:
-        slot: where the runner holds the row.
-        branch: 0 is with the row's own label; 1, of a guided row only, is without.
-        line: of the row's step table, for the step that is to be taken.
+        slot: the row's slot in the runner.
+        branch: 0 has the row's own label; 1, only of a guided row, has none.
+        line: index of the step to take, in the row's step table.
     """
 
     slot: int
@@ -64,7 +64,7 @@ class Forward(NamedTuple):
 class Reading(NamedTuple):
     """The state of a row: the image, and the last estimate of x_0, [C, H, W] each.
 
-    For a row that wants the network's prediction and is done, `x` holds that instead, [out_channels, H, W].
+    For a finished `model_output` row, `x` holds the network's prediction, [out_channels, H, W], instead of the image.
     """
 
     x: Image
@@ -72,45 +72,45 @@ class Reading(NamedTuple):
 
 
 class VAE(Protocol):
-    """Images ↔ latents. No two calls at once."""
+    """Maps images to latents and back. Calls must not overlap."""
 
     @property
     def widths(self) -> Sequence[int]:
-        """The batch sizes that decoding really runs at, rising. The last is the most images of one batch."""
+        """The batch sizes at which decoding runs, rising. A batch has at most the last number of images."""
 
     def decode(self, latents: Sequence[Image]) -> list[Image]:
-        """Map latents as the network has them, [c, h, w] each, to images, [C, H, W] each. At most the last width.
+        """Map at most the last width of latents, as the network has them, [c, h, w] each, to images, [C, H, W] each.
 
-        The same latents give the same bits in any company.
+        The same latents give the same bits in any batch.
         """
 
     def encode(self, image: Image) -> Image:
         """Map an image, [C, H, W], to the mean of its latents, [c, h, w]."""
 
     def preview(self, latents: Image) -> Image:
-        """A rough image of latents, [C, H, W], at next to no cost. May be called from any thread, at any time."""
+        """A rough image of latents, [C, H, W], at almost no cost. Any thread may call this at any time."""
 
 
 class Runner(Protocol):
-    """Owns the network and the state of the rows in flight. All calls come from one thread."""
+    """Owns the network and the state of rows in flight. All calls come from one thread."""
 
     @property
     def widths(self) -> Sequence[int]:
-        """The batch sizes that forward passes really run at, rising. The last is the most rows of one pass."""
+        """The batch sizes at which forward passes run, rising. A pass has at most the last number of rows."""
 
     def admit(self, row: Row) -> int:
-        """Give a row a slot, and return it. A row holds its slot also while others go first."""
+        """Give a row a slot, and return the slot. A row keeps its slot while others overtake it."""
 
     def step(self, forwards: Sequence[Forward]) -> None:
-        """Run one forward pass. A row whose branches have all run takes its step; they may come in several passes.
+        """Run one forward pass. A row takes its step once all its branches have run, in one pass or in several.
 
-        The runner does not know how far a row is: each forward row says which line of its table is to be taken.
+        The runner does not track progress: each forward row has the line to take.
 
-        If the network raises, no row has changed, and the same rows can be run again.
+        If the network raises, no row has changed, and the same rows can run again.
         """
 
     def read(self, slot: int) -> Reading:
         """Copy out the state of a row."""
 
     def release(self, slot: int) -> None:
-        """Free a slot, whatever its row's state."""
+        """Free a slot, whatever the state of its row."""

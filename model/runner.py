@@ -1,4 +1,4 @@
-"""The runner: state of the rows in flight, and their steps: gather → forward → update → scatter."""
+"""The runner: the state of rows in flight, and their steps: gather → forward → update → scatter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from model.update import guided, update
 
 
 class _Slot:
-    """A row in flight, and what of the present step has come in."""
+    """A row in flight, and the inputs of its present step so far."""
 
     def __init__(self, row: Row, rng: torch.Generator) -> None:
         self.row = row
         self.rng = rng
-        self.waiting: dict[int, Tensor] = {}  # predictions of the present step, by branch, until all are there
-        self.noise: Tensor | None = None  # of the present step, once it is drawn
-        self.prediction: Tensor | None = None  # of the last step, where the row wants it
+        self.waiting: dict[int, Tensor] = {}  # predictions of the present step by branch, until all are there
+        self.noise: Tensor | None = None  # of the present step, once drawn
+        self.prediction: Tensor | None = None  # of the last step, if the row wants it
 
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What an update of rows needs, on the device, but for what the network predicts.
+    """The inputs of an update, on the device, except for predictions.
 
     Attributes:
         slots, index: of the rows, on the CPU and on the device.
-        x, x0, noise, lines, thresholded: as model.update.update takes them.
+        x, x0, noise, lines, thresholded: see model.update.update.
     """
 
     slots: list[int]
@@ -44,15 +44,15 @@ class _Inputs:
 
 
 class SlotRunner:
-    """Runs rows of any mix through one backend. Implements model.rows.Runner.
+    """Runs mixed rows through one backend. Implements model.rows.Runner.
 
-    What a pass needs is known on the CPU, and is sent to the device; nothing is read back but images.
+    The CPU knows everything that a pass needs, and sends it to the device. Only images are read back.
 
     Args:
         backend: the network.
         sample_shape: (C, H, W).
-        no_label: the label of rows without one.
-        slots: for rows in flight. When all are taken, there will be twice as many.
+        no_label: the label for rows without one.
+        slots: initial number of slots. It doubles when all are taken.
     """
 
     def __init__(self, backend: Backend, sample_shape: tuple[int, int, int], no_label: int, slots: int) -> None:
@@ -80,14 +80,14 @@ class SlotRunner:
         slot, state = self._free[-1], _Slot(row, rng)
         self._x.index_copy_(0, self._send([slot]), self._backend.send(start[None]))
         self._x0.select(0, slot).zero_()
-        self._slots[slot] = state  # a row that cannot be admitted has taken nothing
+        self._slots[slot] = state  # a row that cannot be admitted takes no slot
         self._free.pop()
         return slot
 
     def _double(self) -> None:
         slots = len(self._x)
         x, x0 = (torch.cat([state, torch.zeros_like(state)]) for state in (self._x, self._x0))
-        self._x, self._x0 = x, x0  # both, or for want of memory none
+        self._x, self._x0 = x, x0  # both, or none if memory runs out
         self._free = list(reversed(range(slots, 2 * slots)))
 
     @torch.inference_mode()
@@ -113,14 +113,14 @@ class SlotRunner:
             self._slots[f.slot].waiting[f.branch] = prediction
 
     def _complete(self, forwards: Sequence[Forward]) -> list[int]:
-        """The slots of rows that take their step with these forward rows."""
+        """The slots of rows that complete a step with these forward rows."""
         branches: dict[int, int] = {}
         for slot, *_ in forwards:
             branches[slot] = branches.get(slot, len(self._slots[slot].waiting)) + 1
         return [slot for slot, run in branches.items() if run == self._slots[slot].row.forwards_per_step]
 
     def _gathered(self, complete: list[int], index: Tensor, x: Tensor, forwards: Sequence[Forward]) -> _Inputs:
-        """What rows need to take their step. `index` and `x` are those of the pass, which may be the same."""
+        """The inputs of the rows' steps. `index` and `x` are the pass's, and are reused if the rows are the same."""
         if complete != [f.slot for f in forwards]:
             index = self._send(complete)
             x = self._x.index_select(0, index)
@@ -138,7 +138,7 @@ class SlotRunner:
         )
 
     def _noise(self, slots: Sequence[_Slot], steps: Sequence[Step]) -> Tensor:
-        """The noise of rows that take their step, [B, C, H, W] on the device; 0 for those that need none."""
+        """The noise of the rows' steps, [B, C, H, W] on the device; 0 for rows without noise."""
         if not any(step.is_noisy for step in steps):
             return self._no_noise.expand(len(slots), *self._shape)
         noise = torch.zeros((len(slots), *self._shape))
@@ -154,7 +154,7 @@ class SlotRunner:
         out = self._guided(inputs.slots, forwards, predictions)
         wanted = {i: out.select(0, i).clone() for i, slot in enumerate(slots) if slot.row.model_output}
         x, x0 = update(inputs.x, out, inputs.x0, inputs.noise, inputs.lines, inputs.thresholded)
-        # Until here a pass that raises has changed no row, and can be run again.
+        # A pass that raises before this line has changed no row, and can be run again.
         self._x.index_copy_(0, inputs.index, x)
         self._x0.index_copy_(0, inputs.index, x0)
         for i, prediction in wanted.items():
@@ -164,7 +164,7 @@ class SlotRunner:
             slot.noise = None
 
     def _guided(self, complete: list[int], forwards: Sequence[Forward], predictions: Tensor) -> Tensor:
-        """The predictions for rows that take their step, one each: of a pass, and of those that waited for it."""
+        """One prediction for each row that takes its step, from this pass and from predictions that waited."""
         if len(complete) == len(forwards) and not any(self._slots[i].waiting for i in complete):
             return predictions
         waiting = {(i, branch): out for i in complete for branch, out in self._slots[i].waiting.items()}
@@ -177,13 +177,13 @@ class SlotRunner:
             return out
         rows, places = self._send(with_guidance, [place[complete[i], 1] for i in with_guidance]).unbind()
         scale = self._backend.send(torch.tensor([self._slots[complete[i]].row.guidance_scale for i in with_guidance]))
-        # A learned variance, behind the image's channels, is that of the row's own label.
+        # The learned variance follows the image's channels. It is that of the row's own label.
         own, *variance = torch.split(out.index_select(0, rows), self._shape[0], dim=1)
         unconditional = predictions.index_select(0, places).narrow(1, 0, self._shape[0])
         return out.index_copy(0, rows, torch.cat([guided(own, unconditional, scale), *variance], dim=1))
 
     def _send(self, *numbers: list[int]) -> Tensor:
-        """Bring lists of one length to the device, int64; one list as [N], several as [lists, N]."""
+        """Copy lists of one length to the device, int64: one list as [N], several as [lists, N]."""
         return self._backend.send(torch.from_numpy(np.array(numbers[0] if len(numbers) == 1 else numbers)))
 
     def read(self, slot: int) -> Reading:

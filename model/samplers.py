@@ -1,12 +1,12 @@
 """Samplers as tables: a pure function from a schedule and timesteps to one line of coefficients a step.
 
-A line is one step of the update (model/update.py), with x the image at this timestep and out what the network predicts:
+A line is one step of the update (model/update.py). x is the image at this timestep, and out the network's prediction:
 
     x0     = bound(p·x + q·out)
     x_next = a·x + b·x0 + c·x0_previous + d·noise + e·out
 
-With a learned variance the network also predicts v, and the noise is d·exp(s·v) strong. p and q absorb the prediction
-type. Tables are built in float64. A new sampler is a new function here, and no new loop.
+With a learned variance the network also predicts v, and the noise has the factor d·exp(s·v). p and q absorb the
+prediction type. Tables are built in float64. A new sampler is a new function here; the update stays the same.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from model.grids import GridError, Int64, Steps, ddim_steps, ddim_through, ddpm_steps, dpmpp_2m_steps, through
 from model.schedule import Float64, Schedule
 
-# What ᾱ = 0, and no other ᾱ, is raised to where a formula divides by it: diffusers' DPMSolverMultistepScheduler.
+# Replaces ᾱ = 0, and no other ᾱ, where a formula divides by ᾱ: diffusers' DPMSolverMultistepScheduler.
 _ALPHA_BAR_FOR_0 = 2.0**-24
-# What the posterior's variance is raised to ahead of its logarithm: diffusers' DDPMScheduler.
+# The smallest posterior variance before its logarithm: diffusers' DDPMScheduler.
 _LEAST_VARIANCE = 1e-20
 
 
@@ -38,8 +38,8 @@ class Column(IntEnum):
     D = 5
     E = 6
     S = 7
-    BOUND = 8  # x0 is clipped to ±BOUND; inf where it is not
-    QUANTILE = 9  # of |x0|, for dynamic thresholding; 0 where there is none
+    BOUND = 8  # x0 is clipped to ±BOUND; inf for no clipping
+    QUANTILE = 9  # of |x0|, for dynamic thresholding; 0 for none
     MAXIMUM = 10  # of the threshold
 
 
@@ -47,10 +47,10 @@ class Step(NamedTuple):
     """A step of a trajectory.
 
     Attributes:
-        timestep: what the network is told.
-        line: its coefficients, float32 [len(Column)].
+        timestep: the network's input.
+        line: the step's coefficients, float32 [len(Column)].
         is_noisy: whether noise is added.
-        is_thresholded: whether x0 is bounded by a quantile.
+        is_thresholded: whether a quantile bounds x0.
     """
 
     timestep: int
@@ -61,10 +61,10 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StepTable:
-    """One trajectory's steps. Rows share them, so they are never written to.
+    """The steps of one trajectory. Rows share a table, so its arrays are read-only.
 
     Attributes:
-        timesteps: what the network is told at each step, int64 [N], each below the one before.
+        timesteps: the network's input at each step, int64 [N], strictly falling.
         lines: coefficients, float64 [N, len(Column)].
     """
 
@@ -76,20 +76,20 @@ class StepTable:
 
     @cached_property
     def steps(self) -> list[Step]:
-        """The same, as a runner reads it."""
+        """The steps, as a runner reads them."""
         lines = self.lines.astype(np.float32)
         noisy, thresholded = (lines[:, column] != 0 for column in (Column.D, Column.QUANTILE))
         return list(map(Step, self.timesteps.tolist(), lines, noisy.tolist(), thresholded.tolist()))
 
     def first(self) -> "StepTable":
-        """The first step alone."""
+        """A table of the first step alone."""
         return StepTable(self.timesteps[:1], self.lines[:1])
 
 
 def ddim_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     """DDIM, Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
 
-    ε is the network's own, and is not derived again from the clipped x0: diffusers' default.
+    ε is the network's own, not computed again from the clipped x0: diffusers' default.
     """
     alpha_bar, alpha_bar_next = steps.alphas_cumprod(schedule)
     lines = _x0_lines(schedule, alpha_bar, schedule.clip_sample)
@@ -111,7 +111,7 @@ def ddim_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
 
 
 def ddpm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
-    """Ancestral sampling, Ho et al. 2020, arXiv:2006.11239, eq. 7, between any two timesteps. Knows no eta."""
+    """Ancestral sampling, Ho et al. 2020, arXiv:2006.11239, eq. 7, between any two timesteps. Ignores eta."""
     alpha_bar, alpha_bar_next = steps.alphas_cumprod(schedule)
     alpha = alpha_bar / alpha_bar_next  # of the whole step
     lines = _x0_lines(schedule, alpha_bar, schedule.clip_sample)
@@ -124,7 +124,7 @@ def ddpm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
         case "fixed_large" | "fixed_large_log":
             deviation = np.sqrt(large)
         case "learned_range":
-            # Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15, with v of −1 … 1 in the place of 0 … 1.
+            # Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15, with v from −1 to 1 instead of 0 to 1.
             log_small, log_large = np.log(np.maximum(small, _LEAST_VARIANCE)), np.log(large)
             deviation = np.exp((log_large + log_small) / 4)
             lines[:, Column.S] = (log_large - log_small) / 4
@@ -133,9 +133,9 @@ def ddpm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
 
 
 def dpmpp_2m_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
-    """DPM-Solver++(2M), Lu et al. 2022, arXiv:2211.01095, algorithm 2, midpoint. Knows no eta.
+    """DPM-Solver++(2M), Lu et al. 2022, arXiv:2211.01095, algorithm 2, midpoint. Ignores eta.
 
-    The first step and the last are of first order: there is no earlier x0, and at the clean end x is x0.
+    The first step and the last are of first order. The first has no earlier x0. The last, at the clean end, gives x0.
     """
     alpha_bar, alpha_bar_next = (_above_zero(a) for a in steps.alphas_cumprod(schedule))
     lines = _x0_lines(schedule, alpha_bar, schedule.clips_multistep)
@@ -156,13 +156,13 @@ def dpmpp_2m_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """A sampler by name.
+    """A named sampler.
 
     Attributes:
-        lines: the step table's lines.
-        steps: the grid of the diffusers scheduler, for a number of steps.
+        lines: the lines of a step table.
+        steps: the diffusers scheduler's grid for a number of steps.
         through: the grid of listed timesteps.
-        takes_eta: whether `eta` means something to it.
+        takes_eta: whether the sampler uses `eta`.
     """
 
     lines: Callable[[Schedule, Steps, float], Float64]
@@ -183,15 +183,15 @@ def sample_table(schedule: Schedule, sampler: str, grid: int | tuple[int, ...], 
     """The table from pure noise to an image.
 
     Args:
-        grid: the number of steps, or the timesteps themselves, each below the one before.
+        grid: the number of steps, or the timesteps themselves, strictly falling.
 
     Raises:
-        GridError: where the sampler's grid has no such number of different timesteps.
+        GridError: if the sampler has no grid of so many different timesteps.
     """
     steps = _steps(schedule, sampler, grid)
     table = StepTable(steps.timesteps, SAMPLERS[sampler].lines(schedule, steps, eta))
     for array in (table.timesteps, table.lines):
-        array.flags.writeable = False  # whoever asks for the same gets the same
+        array.flags.writeable = False  # the table is cached and shared
     return table
 
 
@@ -207,9 +207,9 @@ def _steps(schedule: Schedule, sampler: str, grid: int | tuple[int, ...]) -> Ste
 def denoise_table(
     schedule: Schedule, sampler: str, timestep: int, num_inference_steps: int, eta: float = 0.0
 ) -> StepTable:
-    """The table from a noisy image at `timestep` to a clean one, at timesteps floor(t·(N−i)/N + ½).
+    """The table from a noisy image at `timestep` to a clean one, at the timesteps floor(t·(N−i)/N + ½).
 
-    One step is the model's estimate of x_0, whatever the sampler. No noise is added at the clean end.
+    With any sampler, one step gives the model's estimate of x_0. No noise is added at the clean end.
     """
     if num_inference_steps == 1:
         return _single_step(schedule, timestep)
@@ -229,7 +229,7 @@ def _single_step(schedule: Schedule, timestep: int) -> StepTable:
 
 
 def _x0_lines(schedule: Schedule, alpha_bar: Float64, clip: bool) -> Float64:
-    """Lines [N, len(Column)] with the columns that turn x and the prediction into x0; the others are 0."""
+    """Lines [N, len(Column)] with the columns that map x and the prediction to x0. The other columns are 0."""
     lines = np.zeros((len(alpha_bar), len(Column)))
     match schedule.prediction_type:
         case "epsilon":  # DDPM eq. 15
@@ -242,7 +242,7 @@ def _x0_lines(schedule: Schedule, alpha_bar: Float64, clip: bool) -> Float64:
         case "sample":
             lines[:, Column.Q] = 1
     lines[:, Column.BOUND] = np.inf
-    if schedule.thresholding:  # Saharia et al. 2022, arXiv:2205.11487, section 2.3; comes before clip_sample
+    if schedule.thresholding:  # Saharia et al. 2022, arXiv:2205.11487, section 2.3; takes precedence over clip_sample
         lines[:, Column.QUANTILE] = schedule.dynamic_thresholding_ratio
         lines[:, Column.MAXIMUM] = schedule.sample_max_value
     elif clip:
@@ -255,7 +255,7 @@ def _above_zero(alpha_bar: Float64) -> Float64:
 
 
 def _allowed(schedule: Schedule, sampler: str, refused: int) -> str:
-    """Which numbers of steps a sampler can walk: its range, and the neighbours of a hole in it."""
+    """The numbers of steps that a sampler allows, in words: its range, and the nearest allowed numbers."""
 
     def fits(N: int) -> bool:
         try:

@@ -19,12 +19,12 @@ def update(
     """Take one step of each row.
 
     Args:
-        x, x0_previous, noise: float32 [B, C, H, W]: the images, the estimates of x_0 at the step before, and unit
-            noise. Where a coefficient is 0 they must still be finite.
-        out: the network's predictions, likewise; or float32 [B, 2·C, H, W] with v of a learned variance behind them.
+        x, x0_previous, noise: float32 [B, C, H, W]: the images, the estimates of x_0 at the previous step, and unit
+            noise. All must be finite, even where a coefficient is 0.
+        out: the network's predictions, likewise; or float32 [B, 2·C, H, W] with v of a learned variance after them.
         lines: each row's line of its step table, float32 [B, len(Column)].
-        thresholded: the rows with dynamic thresholding, those whose QUANTILE is not 0. A device cannot be asked for
-            them without waiting for it.
+        thresholded: the rows with dynamic thresholding, whose QUANTILE is not 0. Reading them from a device would
+            wait for the device.
 
     Returns:
         The images at the next timestep, and the estimates of x_0: float32 [B, C, H, W] each.
@@ -44,7 +44,7 @@ def update(
 
 
 def _thresholded(x0: Tensor, line: Tensor) -> Tensor:
-    """Dynamic thresholding of one row: clip at a quantile of |x0|, and scale that to 1."""
+    """Dynamic thresholding of one row: clip at a quantile of |x0|, and scale the quantile to 1."""
     s = torch.quantile(x0.abs(), line.select(0, Column.QUANTILE))
     s = torch.minimum(s.clamp(min=1.0), line.select(0, Column.MAXIMUM))
     return x0.clamp(-s, s) / s

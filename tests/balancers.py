@@ -42,7 +42,7 @@ class Replica:
         self.server = ServerProcess(None, self._settings)
 
     def start_again(self) -> None:
-        """Start again after it has ended."""
+        """Start the ended server again."""
         self.server.wait()
         self.server.hang_up()
         self.server = ServerProcess(None, self._settings)
@@ -98,7 +98,7 @@ class Balancer(Reachable):
         return httpx.Client(base_url="http://{}:{}".format(*self.metrics_address), trust_env=False)
 
     def wait_until(self, **wanted: int) -> None:
-        """Wait until so many replicas are `up`, `down` or `nolb`: alive but not ready."""
+        """Wait until the given numbers of replicas are `up`, `down` or `nolb` (alive but not ready)."""
 
         def reached() -> bool:
             states = self.states()
@@ -180,7 +180,7 @@ def balancing(hosts: Sequence[str], port: int, log: IO[bytes] | None = None) -> 
 
 @contextmanager
 def balanced(weights: Path, replicas: int) -> Iterator[tuple[Balancer, list[Replica]]]:
-    """HAProxy in front of so many ready replicas."""
+    """HAProxy in front of ready replicas."""
     hosts = [f"127.0.0.{2 + i}" for i in range(replicas)]
     port = _free_port(hosts)
     with ExitStack() as stack:

@@ -81,7 +81,7 @@ def edit(path: Path, changes: Json, without: str = "") -> None:
 
 
 def refusal(path: Path, folder: Path | None = None, allow_pickle: bool = False) -> str:
-    """The error of loading, without the folder. Checks that it is one short line without repetition."""
+    """The error of loading, without the folder. Checks that the message is one short line without repetition."""
     folder = folder or path
     with pytest.raises(CheckpointError) as error:
         load(path, allow_pickle)

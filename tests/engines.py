@@ -61,7 +61,7 @@ class Gate(Generic[T]):
         self.entered: list[T] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._seen = 0  # entries that the test has been told of
+        self._seen = 0  # entries that the test has seen
         self._let_through = 0  # entries that may pass while the gate is closed
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class FakeRunner:
         refused, breaking, poisoned: seeds of rows whose admission raises, whose passes raise, or whose image is NaN.
         unreadable, unreleased: seeds of rows whose reading or release raises.
         faults: number of next passes that raise, whatever their rows.
-        complaints: what was called against the rules.
+        complaints: calls that break the rules.
         during: is called inside each call, by the engine's thread, with its name: admit, pass, read or release.
     """
 
@@ -135,7 +135,7 @@ class FakeRunner:
         self.during: Callable[[str], None] = lambda call: None
         self._threads: set[int] = set()
 
-    # What a test calls.
+    # For tests.
 
     def hold(self) -> None:
         """From now on each pass stops inside until next_pass or let_go."""
@@ -149,7 +149,7 @@ class FakeRunner:
         """Stop holding passes."""
         self._gate.open()
 
-    # What the engine calls.
+    # For the engine.
 
     def admit(self, row: Row) -> int:
         self._called("admit")
@@ -208,7 +208,7 @@ class FakeRunner:
 
 
 class Call(NamedTuple):
-    """A call of the VAE: decode or encode, and the seeds of the images."""
+    """A call of the VAE: decode or encode, and the seeds of its rows."""
 
     name: str
     seeds: list[int]
@@ -224,7 +224,7 @@ class FakeVAE:
         breaking, poisoned: seeds of images whose decoding raises, or which are NaN.
         faults: number of next calls that raise, whatever their images.
         forgetful: whether it returns one image too many.
-        complaints: what was called against the rules.
+        complaints: calls that break the rules.
         during: is called inside each call, by its thread, with its name: decode or encode.
     """
 
@@ -242,7 +242,7 @@ class FakeVAE:
         self.during: Callable[[str], None] = lambda call: None
         self._at_work = threading.Lock()
 
-    # What a test calls.
+    # For tests.
 
     def hold(self) -> None:
         """From now on each call stops inside until next_call or let_go."""
@@ -262,7 +262,7 @@ class FakeVAE:
         """Stop holding calls."""
         self._gate.open()
 
-    # What the engine calls.
+    # For the engine.
 
     def decode(self, latents: Sequence[Image]) -> list[Image]:
         if not 1 <= len(latents) <= self.widths[-1]:
@@ -304,7 +304,7 @@ class FakeVAE:
 
 
 class Recorder:
-    """Records what the engine tells."""
+    """An observer that records the engine's calls."""
 
     def __init__(self) -> None:
         self.told_of_pass = threading.Condition()
@@ -360,14 +360,14 @@ class Recorder:
 
 
 class Diary:
-    """Records what the engine tells, in order. Implements service.engine.requests.Watcher."""
+    """Records the engine's calls in order. Implements service.engine.requests.Watcher."""
 
     def __init__(self, preview_every: int = 0) -> None:
         self.preview_every = preview_every
         self.entries: list[tuple[Any, ...]] = []
         self.etas: list[float] = []
-        self.future: Future[Finished] | None = None  # of the request that is watched
-        self.was_done: list[bool] = []  # whether that was, at each image
+        self.future: Future[Finished] | None = None  # of the watched request
+        self.was_done: list[bool] = []  # whether `future` was done, at each image
 
     def progress(self, step: int, steps: int, eta_s: float) -> None:
         self.entries.append(("progress", step, steps))

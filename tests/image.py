@@ -194,7 +194,7 @@ def check_files(root: Path) -> None:
     for folder, share in (
         ("app", 1.0),
         ("opt/venv", 0.99),
-    ):  # of packages, there are files for other versions of Python
+    ):  # packages have files for other versions of Python
         sources = list((root / folder).rglob("*.py"))
         compiled = [path for path in sources if list((path.parent / "__pycache__").glob(f"{path.stem}.cpython-*.pyc"))]
         require(len(compiled) >= share * len(sources) > 0, f"/{folder}: {len(compiled)} of {len(sources)} are compiled")

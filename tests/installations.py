@@ -1,4 +1,4 @@
-"""Environments of their own, made by uv from the package index, with the torch of the environment that runs this."""
+"""Separate environments, made by uv from the package index, with the torch of the environment that runs the tests."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ class Installation:
     """An environment in a folder.
 
     Attributes:
-        python: its interpreter, isolated: it sees neither this checkout nor this environment.
+        python: the interpreter, isolated: it sees neither this checkout nor this environment.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +37,7 @@ class Installation:
         uv("pip", "install", "--python", self._interpreter, "--excludes", no_torch, *what)
 
     def link_torch(self) -> None:
-        """Show it the torch that is installed here, and what torch needs and is not there yet."""
+        """Link the installed torch, and the packages that torch needs and the environment lacks."""
         [packages] = self._folder.glob("lib/python*/site-packages")
         for name in _with_all_it_needs("torch"):
             installed = metadata.distribution(name)
@@ -47,13 +47,13 @@ class Installation:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the packages that are installed, by name."""
+        """The versions of the installed packages, by name."""
         lines = uv("pip", "freeze", "--python", self._interpreter).splitlines()
         found = {canonicalize_name(line.partition(" @ ")[0].partition("==")[0]): line for line in lines}
         return {name: line.rpartition("==")[2] for name, line in found.items()}
 
     def run(self, *arguments: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[bytes]:
-        """Run its interpreter. Warnings are errors."""
+        """Run the interpreter. Warnings are errors."""
         return subprocess.run(
             [*self.python, "-W", "error", *arguments],
             cwd=folder,
@@ -66,7 +66,7 @@ class Installation:
 
 
 def uv(*arguments: str | Path) -> str:
-    """What uv prints."""
+    """Run uv, and return its output."""
     ended = subprocess.run(
         [UV, "--quiet", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=INSTALLING_S, check=False
     )
@@ -89,7 +89,7 @@ def skip_without_index() -> None:
 
 
 def _with_all_it_needs(name: str, seen: Iterable[str] = ()) -> set[str]:
-    """The names of a distribution that is installed here, and of all that it needs of those."""
+    """The names of an installed distribution and of everything that it needs."""
     found = {*seen, canonicalize_name(name)}
     for line in metadata.requires(name) or ():
         needed = Requirement(line)

@@ -1,6 +1,6 @@
 """A simulated line of jobs with its own clock. Jobs arrive and leave, and tests set how long passes take.
 
-A decoder may work in parallel with the passes. The line keeps its own record of what has run, to check the
+A decoder may work in parallel with the passes. The line keeps its own record of all passes, to check the
 scheduler's.
 """
 
@@ -28,9 +28,9 @@ class Arrival:
     Attributes:
         at: the time of arrival.
         images: for each image its steps, and the forward rows of a step.
-        within: the seconds that it may take; otherwise it is refused.
+        within: the seconds that the job may take; otherwise it is refused.
         hurry: the same, as a multiple of the shortest promise possible at arrival.
-        leaves: seconds from arrival until it is cancelled, unless it is done.
+        leaves: seconds from arrival until the job is cancelled, unless it is done.
         decoded: whether its images are decoded, if there is a decoder.
     """
 
@@ -44,12 +44,12 @@ class Arrival:
 
 @dataclass(eq=False)
 class Ticket:
-    """A job that has arrived, and what happened to it.
+    """A job that has arrived, and its history.
 
     Attributes:
         ran: for each image, the pass number and the branch of each of its forward rows.
         undecoded: the images that wait for decoding.
-        present: whether it is in line: not refused, cancelled or done.
+        present: whether the job is in line: not refused, cancelled or done.
     """
 
     arrival: Arrival
@@ -310,7 +310,7 @@ class Line:
 
 
 def alike(images: int, steps: int, forwards: int = 1) -> Images:
-    """`count` equal images."""
+    """`images` equal images."""
     return ((steps, forwards),) * images
 
 

@@ -110,7 +110,7 @@ class Client:
         return job
 
     def check_ends(self) -> None:
-        """Check that every request has an allowed result, and that the observer was told."""
+        """Check that every request has an allowed result, and that the observer recorded it."""
         ends: Counter[str] = Counter()
         for job, (submitted, mine) in self.jobs.items():
             decoded = self.s.decoder is not None and not submitted.latent

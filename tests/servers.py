@@ -197,7 +197,7 @@ class ServerProcess(Reachable):
         return ready[1]
 
     def wait_for_line(self, wanted: Callable[[Json], bool], patience: float = PATIENCE) -> Json:
-        """Wait for the first line of the log that is wanted."""
+        """Wait for the first wanted line of the log."""
         with self._more:
             self._more.wait_for(lambda: any(map(wanted, self.lines)) or not self._readers[0].is_alive(), patience)
             found = next(filter(wanted, self.lines), None)
@@ -237,7 +237,7 @@ def serving(
     python: Sequence[str] = (sys.executable,),
     **settings: object,
 ) -> Iterator[ServerProcess]:
-    """Start a server; at the end send it SIGTERM, unless it is over: its exit code must be 0.
+    """Start a server; at the end send it SIGTERM, unless it has ended. Its exit code must be 0.
 
     Yields at once, so that several can start in parallel. `url` and `client` wait until it is ready.
     """

@@ -12,7 +12,7 @@ from service.engine.costs import Costs
 
 
 class SteadyCosts(Costs):
-    """A pass costs 2 ms plus 0.5 ms per row, whatever is measured."""
+    """A pass costs 2 ms plus 0.5 ms per row, whatever the measurements."""
 
     def __init__(self, measured: Mapping[int, float], decoding: Costs | None = None) -> None:
         super().__init__({width: 0.002 + 0.0005 * width for width in measured}, decoding)

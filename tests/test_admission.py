@@ -20,7 +20,7 @@ ALICE = "alice"
 
 
 def a_line(costs: Costs, *jobs: Images, places: int = 16) -> Line:
-    """Jobs that came at 0, each with a promise."""
+    """Jobs that arrived at 0, each with a promise."""
     line = Line(Scheduler(costs, 64), Places(places), Arrivals(0.0))
     for images in jobs:
         job = Job(images, costs)
@@ -69,7 +69,7 @@ def test_a_job_that_takes_too_long_alone_is_refused_for_good() -> None:
 def test_a_job_that_takes_too_long_only_now_is_told_when_to_come_again() -> None:
     line = a_line(Costs({1: 1.0}))
     hurried = Job(alike(1, 10), line.scheduler.costs)
-    line.scheduler.add(hurried, admit(hurried, ALICE, line, 0.0, 12.5).promise)  # it has no time to spare
+    line.scheduler.add(hurried, admit(hurried, ALICE, line, 0.0, 12.5).promise)  # no time to spare
     with pytest.raises(TooLate) as late:
         admit(Job(alike(1, 1), line.scheduler.costs), ALICE, line, 0.0, 1.3)
     assert not late.value.even_alone

@@ -1,4 +1,4 @@
-"""The work that arrives, as seen lately."""
+"""The recent rate of arriving work."""
 
 import math
 
@@ -61,7 +61,7 @@ def test_only_smaller_jobs_count(jobs: list[int], below: int) -> None:
     window = MINUTE * (1 - math.exp(-100 / MINUTE))
     smaller = arrivals.rates(100.0)(below) * window
     assert smaller <= sum(size for size in jobs if size < below) + 1e-6
-    assert smaller >= sum(size for size in jobs if size < below * 8 / 9) - 1e-6  # sizes so near to it are one with it
+    assert smaller >= sum(size for size in jobs if size < below * 8 / 9) - 1e-6  # sizes this near may count as equal
 
 
 @pytest.mark.parametrize(("size", "below"), [(1, 1.5), (15, 15.25), (16, 18.0), (64, 72.0), (1024, 1152.0)])

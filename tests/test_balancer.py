@@ -1,4 +1,4 @@
-"""Replicas behind a real HAProxy: whatever happens to one of them, no request is lost."""
+"""Replicas behind a real HAProxy. No request is lost, whatever happens to one replica."""
 
 import base64
 import operator
@@ -39,7 +39,7 @@ def fleet(behind: tuple[Balancer, list[Replica]]) -> Iterator[list[Replica]]:
     balancer, replicas = behind
     yield replicas
     for replica in replicas:
-        if replica.server.process.poll() is not None:  # what a test that failed leaves is not the next one's
+        if replica.server.process.poll() is not None:  # the next test needs every replica, even if this test failed
             replica.start_again()
         wait_until_idle(replica.server)
     balancer.wait_until(up=REPLICAS)
@@ -52,7 +52,7 @@ def balancer(behind: tuple[Balancer, list[Replica]]) -> Balancer:
 
 
 def upload(balancer: Reachable, size: int | None = None, **fields: object) -> httpx.Response:
-    """POST /denoise with an image in JSON that has blanks at its end, to have a size."""
+    """POST /denoise with an image in JSON, padded with blanks to a size."""
     image = base64.b64encode(write_npy(GREY)).decode()
     with balancer.new_client() as client:
         request = client.build_request("POST", "/denoise", json={"image": image, "timestep": 900, **fields})
@@ -61,7 +61,7 @@ def upload(balancer: Reachable, size: int | None = None, **fields: object) -> ht
 
 
 def mixed(balancer: Reachable, i: int) -> bytes:
-    """One of a mix of requests, long and short, whose bytes are its own."""
+    """A request of a mix, long or short. Its image differs from those of all others."""
     if i % 4 == 0:
         answer = upload(balancer, seed=i, num_inference_steps=100 + 100 * (i % 3))
     else:
@@ -85,7 +85,7 @@ def revive(balancer: Balancer, replica: Replica) -> None:
 
 
 def test_a_replica_that_is_killed_costs_no_request(balancer: Balancer, fleet: list[Replica]) -> None:
-    """And not a byte: what it had begun is drawn again elsewhere."""
+    """The answers have the same bytes: another replica draws the lost images again."""
     numbers = range(36)
     with at_once(balancer, numbers) as undisturbed:
         pass
@@ -100,7 +100,7 @@ def test_a_replica_that_is_killed_costs_no_request(balancer: Balancer, fleet: li
 
 
 def test_a_rolling_restart_costs_no_request(balancer: Balancer, fleet: list[Replica]) -> None:
-    """Each in turn gets SIGTERM and comes back, while clients ask without a pause."""
+    """Each replica in turn gets SIGTERM and comes back, while clients send requests without a pause."""
     alone = [mixed(balancer, i) for i in range(12)]
     restarted = threading.Event()
 
@@ -143,13 +143,13 @@ def test_a_draining_replica_finishes_what_it_has_and_gets_nothing_new(balancer: 
 
 
 def test_what_a_hung_replica_had_is_drawn_elsewhere(balancer: Balancer, fleet: list[Replica]) -> None:
-    """As soon as it is known to hang: after a check and the next, of a second each. Then it gets nothing more."""
+    """HAProxy notices the hang after two checks, a second each. Then the replica gets no more requests."""
     bodies: list[Json] = [{**LONG, "seed": i} for i in range(REPLICAS)]
     alone = [post(balancer, body).content for body in bodies]
     hung = fleet[1]
     accepted = [replica.server.metric("stepwise_accepted_total") for replica in fleet]
     with ThreadPoolExecutor(REPLICAS) as pool, ExitStack() as stack:
-        for _ in fleet:  # what no replica ends before one of them hangs
+        for _ in fleet:  # long requests, so that no replica finishes before one of them hangs
             stack.enter_context(send_long(balancer, 64))
         for replica in fleet:
             wait_until_running(replica.server)
@@ -162,7 +162,7 @@ def test_what_a_hung_replica_had_is_drawn_elsewhere(balancer: Balancer, fleet: l
         assert [answer.result().content for answer in long] == alone
         hung.go_on()
         balancer.wait_until(up=REPLICAS)
-        assert hung.server.wait_for_line(lambda line: line.get("status") == 499)  # its client has left
+        assert hung.server.wait_for_line(lambda line: line.get("status") == 499)  # the client has disconnected
 
 
 def test_when_all_are_full_the_client_is_told_when_to_come_again(balancer: Balancer, fleet: list[Replica]) -> None:
@@ -174,7 +174,7 @@ def test_when_all_are_full_the_client_is_told_when_to_come_again(balancer: Balan
         refused = post(balancer, {})
         assert f"all {QUEUE} places" in problem(refused, 503)["detail"]
         assert re.fullmatch(r"[1-9]\d*", refused.headers["retry-after"])
-        assert balancer.client.get("/health/ready").status_code == 200  # overload is not unreadiness
+        assert balancer.client.get("/health/ready").status_code == 200  # a full replica is still ready
     for replica in fleet:
         wait_until_idle(replica.server)
     assert post(balancer, {}).status_code == 200
@@ -207,7 +207,7 @@ def test_the_largest_upload_is_asked_for_again_too(balancer: Balancer, fleet: li
 
 
 def _first_running(fleet: Sequence[Replica]) -> list[Replica]:
-    """The replicas that run something, once there is one."""
+    """The replicas that run something; waits until there is one."""
     return eventually(lambda: [one for one in fleet if one.server.metric("stepwise_rows_running") > 0] or None)
 
 
@@ -216,22 +216,22 @@ def test_streams_flow_through(balancer: Balancer, fleet: list[Replica]) -> None:
     assert told(watched(balancer, body), steps=20)["image"]
     with watching(balancer, {**LONG, "num_images": 64}) as events:
         assert next(events).name == "queued"
-        assert next(event.data["step"] for event in events if event.name == "progress") < 1000  # none is held back
+        assert next(event.data["step"] for event in events if event.name == "progress") < 1000  # nothing is buffered
 
 
 def test_replicas_know_the_client_and_the_balancers_id(balancer: Balancer, fleet: list[Replica]) -> None:
-    """Whatever a client says of itself."""
+    """Headers that a client forges have no effect."""
     with balancer.new_client(source="127.0.0.77") as client:
         answer = client.post("/sample", json={}, headers={"X-Forwarded-For": "8.8.8.8"})
     line = _logged(fleet, answer.headers["x-request-id"])
     assert line["client"] == "127.0.0.77"
-    assert re.fullmatch(r"[0-9a-f-]{36}", line["request_id"])  # HAProxy's
+    assert re.fullmatch(r"[0-9a-f-]{36}", line["request_id"])  # HAProxy's format
     own = balancer.client.post("/sample", json={}, headers={"X-Request-ID": "mine"})
     assert own.headers["x-request-id"] == "mine"
 
 
 def _logged(fleet: Sequence[Replica], request_id: str) -> Json:
-    """The line that one of the replicas logs of a request, which its client may have an answer to before."""
+    """The log line of a request from one of the replicas. A client may have its answer before the line is written."""
 
     def look() -> Json | None:
         lines = [line for one in fleet for line in tuple(one.server.lines)]

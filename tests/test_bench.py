@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say, and documents show what was measured. Nothing is measured here."""
+"""The benchmarks measure what they claim, and documents show the recorded figures. Nothing is measured here."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def test_a_table_as_markdown() -> None:
 def test_a_record_is_read_as_it_was_written() -> None:
     text = record.to_json(RECORD)
     assert record.from_json(text) == RECORD
-    assert len(text.splitlines()) < 40  # a row of a table is one line
+    assert len(text.splitlines()) < 40  # each row of a table is one line
 
 
 def test_marks_are_filled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_mark_for_what_no_record_has_is_refused(mark: str) -> None:
 
 
 def test_a_figure_at_the_start_of_a_line_is_refused() -> None:
-    """Markdown takes such a line for a comment."""
+    """Markdown would show such a line as a comment."""
     with pytest.raises(MarkError, match="start of a line"):
         filled("it is\n<!-- figure: cost; widths; digits; 1 --><!-- / --> ms")
 
@@ -140,7 +140,7 @@ def test_bursts_ask_for_images_with_seeds_of_their_own() -> None:
 
 @pytest.mark.slow
 def test_a_server_runs_on_given_costs() -> None:
-    """bench.versions gives two checkouts the same costs: else a noisy start decides which one is faster."""
+    """bench.versions gives two checkouts the same costs. Otherwise a noisy start decides which one is faster."""
     given = {width: 0.5 + 0.001 * width for width in range(1, 17)}
     settings = {"STEPWISE_WEIGHTS": "digits-4step", "COSTS": json.dumps(given), "STEPWISE_THREADS": "1"}
     with frozen(Server("steady", ["-c", STEADY], settings)) as server, server.awake():

@@ -14,8 +14,8 @@ from tests.servers import PATIENCE, ROOT, Json, environment
 
 pytestmark = pytest.mark.slow
 
-# `python -m service`, on a runner that a fault comes to in whatever draws seed 13. Its clock goes 30 times as fast as
-# the one on the wall, so that a hang is found and given up on in seconds.
+# `python -m service` with a runner that fails for seed 13. Its clock runs 30 times as fast as real time, so a hang is
+# found and given up on within seconds.
 PROGRAM = """
 import sys, threading, time
 from service import __main__ as program

@@ -1,4 +1,4 @@
-"""Bodies on their way in take bounded memory, whoever sends them and however slowly; small ones never wait."""
+"""Request bodies take bounded memory, whoever sends them and however slowly. Small bodies never wait."""
 
 import asyncio
 import base64
@@ -22,7 +22,7 @@ from service.http.bodies import FREE, Room
 from tests.local import FakeServer, serving_fake
 from tests.servers import PATIENCE, ServerProcess, problem, serving, write_npy
 
-LARGE = 4 * FREE  # the largest body of these servers; there is room for four, and one to spare
+LARGE = 4 * FREE  # the largest body of these servers; there is room for four and a spare one
 IMAGE = base64.b64encode(write_npy(np.zeros((1, 1, 2), np.float32))).decode()
 
 
@@ -30,7 +30,7 @@ IMAGE = base64.b64encode(write_npy(np.zeros((1, 1, 2), np.float32))).decode()
 
 
 class Crowd:
-    """Clients who take room, wait for it, and give it back."""
+    """Clients that take room, wait for room and give it back."""
 
     def __init__(self, room: Room) -> None:
         self.room = room
@@ -87,11 +87,11 @@ def test_whatever_clients_do_the_room_is_bounded_and_used(moves: list[tuple[str,
             assert crowd.room.held == crowd.held() <= 16
             clients = {one for one, *_ in [*crowd.holding, *crowd.waiting]}
             if crowd.waiting:
-                assert crowd.held() + crowd.waiting[0][1] > 12  # the first in line is waiting for room alone
+                assert crowd.held() + crowd.waiting[0][1] > 12  # the first in line waits only because room is short
             for one, size, _ in crowd.waiting:
                 if crowd.held(one) < 12 / len(clients) and len(clients) > 1:
                     assert crowd.held() + size > 16
-            if len({one for one, *_ in crowd.waiting}) > 1:  # nobody who has a share waits ahead of others
+            if len({one for one, *_ in crowd.waiting}) > 1:  # only clients below their share wait
                 assert all(crowd.held(one) < 12 / len(clients) for one, *_ in crowd.waiting)
         while crowd.holding or crowd.waiting:
             await (crowd.leave(0) if crowd.holding else crowd.hang_up(0))
@@ -106,7 +106,7 @@ def test_room_is_given_in_order_of_arrival() -> None:
         for size in (4, 3, 2, 1):
             await crowd.come("a", size)
         await crowd.leave(0)
-        assert [size for _, size in crowd.holding] == [3]  # the last would have fitted, but waits behind the third
+        assert [size for _, size in crowd.holding] == [3]  # the last would fit, but waits behind the third
         await crowd.leave(0)
         assert [size for _, size in crowd.holding] == [2, 1]
         await crowd.leave(0)
@@ -121,9 +121,9 @@ def test_who_holds_a_share_is_refused_while_others_wait() -> None:
         for client in "aaaaaa":
             await crowd.come(client, 1)
         assert len(crowd.holding) == 4
-        assert crowd.refused == []  # alone, it may wait
+        assert crowd.refused == []  # a lone client may wait
         await crowd.come("b", 1)
-        assert crowd.holding[-1] == ("b", 1)  # of the spare room
+        assert crowd.holding[-1] == ("b", 1)  # from the spare room
         await crowd.come("b", 1)
         assert crowd.refused == ["a", "a"]
         await crowd.come("a", 1)
@@ -146,7 +146,7 @@ def test_who_waits_too_long_is_refused() -> None:
     asyncio.run(play())
 
 
-# Over HTTP. A server that begins to read a body says 100 to a client that waits for that.
+# Over HTTP. When a server begins to read a body, it sends 100 to a client that waits for 100.
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def body(size: int = LARGE) -> bytes:
 
 
 class Sender:
-    """A client that sends a body in parts."""
+    """A client that sends a body in pieces."""
 
     def __init__(self, server: FakeServer, size: int = LARGE, source: str = "127.0.0.1", chunked: bool = False) -> None:
         length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}"
@@ -169,7 +169,7 @@ class Sender:
         self.connection.sendall(f"{head}Connection: close\r\nExpect: 100-continue\r\n\r\n".encode())
 
     def status(self) -> int:
-        """Of what the server says next."""
+        """The status of the server's next answer."""
         with self.connection.makefile("rb", buffering=0) as answer:
             status = int(answer.readline().split()[1])
             while answer.readline().strip():
@@ -248,7 +248,7 @@ def test_a_body_without_a_length_takes_room_as_it_comes(server: FakeServer, monk
     with ExitStack() as stack:
         growing = stack.enter_context(Sender(server, chunked=True))
         assert growing.status() == 100
-        growing.send(b"%x\r\n" % LARGE + body()[: FREE // 2])  # not more than it may without asking
+        growing.send(b"%x\r\n" % LARGE + body()[: FREE // 2])  # as much as it may hold without a reservation
         four = reading(stack, server, 4)
         monkeypatch.setattr(middleware, "BODY_WAIT_S", 0.05)
         late = stack.enter_context(Sender(server, chunked=True))
@@ -275,7 +275,7 @@ def test_requests_in_the_queue_hold_no_bodies() -> None:
         server.runner.hold()
         tracemalloc.start()
         try:
-            for i in range(1, 9):  # twice as many as there is room for
+            for i in range(1, 9):  # twice as many as fit
                 sender = stack.enter_context(Sender(server, size))
                 assert sender.status() == 100
                 sender.send(body(size))
@@ -284,7 +284,7 @@ def test_requests_in_the_queue_hold_no_bodies() -> None:
             held, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert held < 4 * size  # of eight; what else this process does takes some
+        assert held < 4 * size  # of eight bodies; the rest of this process takes some memory too
         server.runner.let_go()
 
 
@@ -299,7 +299,7 @@ def test_bodies_of_other_routes_are_not_read(server: FakeServer) -> None:
 
 
 def resident(process: ServerProcess) -> int:
-    """Bytes."""
+    """Resident memory in bytes."""
     status = Path(f"/proc/{process.process.pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
@@ -308,7 +308,7 @@ def resident(process: ServerProcess) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("chunked", [False, True])
 def test_forty_bodies_that_do_not_end_take_bounded_memory(weights: Path, chunked: bool) -> None:
-    """16 MiB each: 640 MiB in all."""
+    """16 MiB each, 640 MiB together."""
     size = 2**24
     with serving(WEIGHTS=weights / "grey", MAX_BATCH=1) as server, ExitStack() as stack:
         assert server.client.post("/sample", json={}).status_code == 200
@@ -326,10 +326,10 @@ def test_forty_bodies_that_do_not_end_take_bounded_memory(weights: Path, chunked
                     sender.sendall(b"%x\r\n" % size)
                 for _ in range(size // len(piece) - 1):
                     sender.sendall(piece)
-            except (TimeoutError, ConnectionError):  # it waits unread, or has been refused
+            except (TimeoutError, ConnectionError):  # the body waits unread, or has been refused
                 pass
         assert server.client.post("/sample", json={}).status_code == 200
         with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2"), timeout=PATIENCE) as other:
             image = {"image": write_npy(np.zeros((1, 16, 16), np.float32)) + bytes(2**20)}
             assert other.post(f"{server.url}/denoise", files=image, data={"timestep": "5"}).status_code == 422
-        assert resident(server) - before < 6 * size + 40 * 2**20  # with one copy, and what sockets hold
+        assert resident(server) - before < 6 * size + 40 * 2**20  # with one copy, and the sockets' buffers

@@ -1,6 +1,6 @@
-"""The same seed, the same bytes: alone, in any crowd, at any batch width, in any process with the same fingerprint.
+"""The same seed gives the same bytes: alone, in any crowd, at any batch width, in any process of the same fingerprint.
 
-PNGs have eight bits a value. The answers of /denoise that are compared are .npy, so that no bit of float32 hides.
+PNGs have eight bits a value. Answers of /denoise are compared as .npy, which shows every bit of float32.
 """
 
 import base64
@@ -59,7 +59,7 @@ class Asked(NamedTuple):
 
 
 def a_sample(i: int) -> Asked:
-    """One image, of 1 to 20 steps. No two of the first 60 are alike."""
+    """One image, of 1 to 20 steps. The first 60 all differ."""
     sampler, label = SAMPLERS[i % 3], None if i % 4 == 0 else i % 10
     body: Json = {
         "seed": i * 2**47,
@@ -73,13 +73,13 @@ def a_sample(i: int) -> Asked:
 
 
 def a_noisy_image(seed: int) -> str:
-    """An .npy in base64."""
+    """An .npy file in base64."""
     image = np.random.default_rng(seed).normal(0, 0.7, (1, 32, 32)).astype(np.float32)
     return base64.b64encode(write_npy(image)).decode()
 
 
 def a_denoise(i: int) -> Asked:
-    """An estimate in one step, a walk of several, its first step, or what the network predicts."""
+    """An estimate in one step, several steps, the first of several steps, or the network's prediction."""
     label = None if i % 3 == 0 else i % 10
     body: Json = {
         "image": a_noisy_image(i),
@@ -95,7 +95,7 @@ def a_denoise(i: int) -> Asked:
 
 
 def another(rng: Random) -> Asked:
-    """A short request of some other kind."""
+    """A short request of another kind."""
     if rng.random() < 0.3:
         timestep, label = rng.randrange(10, 1000), rng.randrange(10)
         steps = {"timestep": timestep, "num_inference_steps": rng.randint(1, 3), "seed": rng.randrange(2**40)}
@@ -106,7 +106,7 @@ def another(rng: Random) -> Asked:
     labels = [rng.choice([None, rng.randrange(10)]) for _ in range(n)]
     body: Json = {
         "num_images": n,
-        "seed": rng.choice([i * 2**47 for i in range(40)]),  # those of the watched
+        "seed": rng.choice([i * 2**47 for i in range(40)]),  # seeds of the compared requests
         "sampler": sampler,
         "num_inference_steps": rng.randint(1, 3),
         "eta": rng.choice([0, 0.5]) if sampler == "ddim" else 0,
@@ -133,7 +133,7 @@ def sha256(server: ServerProcess, asked: Asked) -> str:
 
 
 def alone(server: ServerProcess, requests: Sequence[Asked]) -> list[str]:
-    """The sums of the answers to requests that nothing runs beside."""
+    """The checksums of answers to requests that run one at a time."""
     before = server.metrics()
     sums = [sha256(server, asked) for asked in requests]
     assert len(set(sums)) == len(sums)
@@ -146,7 +146,7 @@ def alone(server: ServerProcess, requests: Sequence[Asked]) -> list[str]:
 
 
 def crowded(server: ServerProcess, requests: Sequence[Asked], order: int) -> list[str]:
-    """The sums of the answers to requests that run all at once, mixed, while a restless client comes and goes."""
+    """The checksums of answers to requests that run together, in random order, while another client comes and goes."""
     places = list(range(len(requests)))
     Random(order).shuffle(places)
     names = ("stepwise_batch_rows_sum", "stepwise_batch_rows_count")
@@ -160,19 +160,19 @@ def crowded(server: ServerProcess, requests: Sequence[Asked], order: int) -> lis
         by_place = dict(zip(places, pool.map(lambda i: sha256(server, requests[i]), places), strict=True))
         restless.result()
     rows, passes = (server.metric(name) - before[name, frozenset()] for name in names)
-    assert width == 1 or rows / passes > 1.5  # it was a crowd
+    assert width == 1 or rows / passes > 1.5  # the requests did run together
     return [by_place[i] for i in range(len(requests))]
 
 
 def long_stream(server: ServerProcess) -> socket.socket:
-    """Ask for something long."""
+    """Send a long request."""
     body = b'{"sampler": "ddpm", "num_inference_steps": 1000, "class_label": 3, "guidance_scale": 2}'
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Accept": "text/event-stream"}
     return server.raw_request("POST", "/sample", headers, body)
 
 
 def come_and_go(server: ServerProcess, begun: socket.socket, times: int) -> None:
-    """Leave in the middle of something long, and then a few times while waiting for it."""
+    """Leave in the middle of a long request, then a few times while a long request waits."""
     left = server.metric("stepwise_cancelled_total", reason="disconnect")
     begun.close()
     for gone in range(1, times + 1):
@@ -193,14 +193,14 @@ def differing(requests: Sequence[Asked], sums: Sequence[str], others: Sequence[s
 
 
 def serving_digits(**settings: Any) -> AbstractContextManager[ServerProcess]:
-    """A server of the weights in the box, eight rows wide in float32 on two threads, unless told otherwise."""
+    """A server of the weights in the box. By default eight rows wide, in float32, on two threads."""
     ours: dict[str, Any] = {"DEVICE": "cpu", "THREADS": 2, "MAX_BATCH": 8}
     return serving(None, "tests.steady", WEIGHTS="digits", **(ours | settings))
 
 
 @pytest.fixture(scope="module")
 def hiding(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A PYTHONPATH with which OpenVINO is as if not installed."""
+    """A PYTHONPATH that hides OpenVINO."""
     folder = tmp_path_factory.mktemp("hiding")
     (folder / "sitecustomize.py").write_text('import sys\nsys.modules["openvino"] = None\n')
     return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -208,7 +208,7 @@ def hiding(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def running(hiding: str) -> Iterator[dict[str, ServerProcess]]:
-    """Servers of the weights in the box by what computes them, started side by side."""
+    """Servers of the weights in the box, by backend and precision. They start side by side."""
     with ExitStack() as stack:
 
         def start(**settings: object) -> ServerProcess:
@@ -225,7 +225,7 @@ def running(hiding: str) -> Iterator[dict[str, ServerProcess]]:
         assert [line for line in server.lines if line["level"] == "error"] == []
 
 
-# The promise.
+# The same bytes.
 
 
 @pytest.mark.parametrize(
@@ -302,14 +302,14 @@ def test_another_runtime_has_another_fingerprint(running: dict[str, ServerProces
 
 
 def test_where_bytes_differ_fingerprints_do(running: dict[str, ServerProcess]) -> None:
-    """Not quantised: PNGs would hide most of it."""
+    """Arrays, because PNGs would hide most of the difference."""
     requests = [asked for asked in WATCHED if asked.path == "/denoise"]
     answers = {name: [answer(server, asked) for asked in requests] for name, server in running.items()}
     prints = {name: info(server)["fingerprint"] for name, server in running.items()}
     for one, other in itertools.combinations(running, 2):
         assert answers[one] == answers[other] or prints[one] != prints[other], (one, other)
     assert answers["torch"] == answers["torch again"]
-    assert answers["torch"] != answers["float32"]  # so there was something to find
+    assert answers["torch"] != answers["float32"]  # so there was a difference to find
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_where_the_environment_moves_bytes_fingerprints_differ(
     value: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Libraries choose their kernels by such variables, and other kernels round otherwise."""
+    """Such variables choose the libraries' kernels, and other kernels round differently."""
     monkeypatch.setenv(name, value)
     if backend == "torch":
         monkeypatch.setenv("PYTHONPATH", hiding)
@@ -397,12 +397,12 @@ def test_cuda_keeps_the_promise_too(precision: str) -> None:
         assert differing(requests, crowd, crowds[0]) == []
 
 
-# What cannot keep it.
+# A network that breaks the promise.
 
 
 @pytest.fixture
 def broken_promise() -> Iterator[TestClient]:
-    """A client of an app whose network mixes rows, so that an image depends on those beside it."""
+    """A client of an app whose network mixes rows, so an image depends on other rows of its pass."""
     backend = TorchCPUBackend(MixesRows(), MODEL.image_shape, "float32", 4)
     served = Served(
         model=MODEL,

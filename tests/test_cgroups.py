@@ -1,4 +1,4 @@
-"""Quotas of the process's own cgroup and its ancestors, in folders made here."""
+"""Quotas of the process's own cgroup and its ancestors, in folders written by the test."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The program `stepwise`, against a running server: what it writes, where, and how it ends."""
+"""The program `stepwise` against a running server: its output, its files and its exit codes."""
 
 import io
 import json
@@ -26,14 +26,14 @@ PNG, ZIP, NPY = "image/png", "application/zip", "application/x-npy"
 
 
 def asked(server: ServerProcess, accept: str = PNG, **fields: object) -> bytes:
-    """What POST /sample answers."""
+    """The answer of POST /sample."""
     answer = server.client.post("/sample", json=fields, headers={"Accept": accept})
     assert answer.status_code == 200, answer.text
     return answer.content
 
 
 def uploaded(server: ServerProcess, path: str, image: bytes, accept: str = PNG, **fields: object) -> bytes:
-    """What POST /denoise or /noise answers."""
+    """The answer of POST /denoise or /noise."""
     answer = server.client.post(path, data=fields, files={"image": image}, headers={"Accept": accept})
     assert answer.status_code == 200, answer.text
     return answer.content
@@ -45,13 +45,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def clean(server: ServerProcess, tmp_path: Path) -> bytes:
-    """An image, which is the file clean.png too."""
+    """An image, also written to clean.png."""
     image = asked(server, seed=9, class_label="dog")
     (tmp_path / "clean.png").write_bytes(image)
     return image
 
 
-# Without what serves. tests/test_install.py installs that for real.
+# Without the server's packages. tests/test_install.py tests a real installation without them.
 
 WITHOUT = """
 import sys
@@ -67,7 +67,7 @@ for line in sys.argv[1:]:
 
 
 def without_server(folder: Path, *lines: str) -> tuple[str, str]:
-    """What the program prints on standard output and standard error where nothing that serves can be imported."""
+    """The program's standard output and standard error, where no package of the server can be imported."""
     ended = subprocess.run(
         [sys.executable, "-c", WITHOUT, *lines],
         cwd=folder,
@@ -92,7 +92,7 @@ def test_every_command_shows_its_help_without_what_serves(tmp_path: Path) -> Non
 
 
 def test_what_needs_the_server_says_so_in_one_line(tmp_path: Path) -> None:
-    """Before anything is drawn or written."""
+    """The program says so before it draws or writes anything."""
     needing = {
         "serve": "stepwise serve",
         "sample --local": "--local",
@@ -111,7 +111,7 @@ def test_what_needs_the_server_says_so_in_one_line(tmp_path: Path) -> None:
 
 
 def test_an_image_is_a_file_named_by_its_seed(server: ServerProcess, tmp_path: Path) -> None:
-    """As a process, in which warnings are errors. Most other tests run it in theirs."""
+    """In a new process, in which warnings are errors. Most other tests run the program in their own process."""
     assert done(process(server, tmp_path, "sample", "-c", "cat", "-s", "5")) == "5.png\n"
     assert files(tmp_path) == {"5.png": asked(server, seed=5, class_label="cat")}
 
@@ -124,7 +124,7 @@ def test_images_go_to_a_folder(server: ServerProcess, tmp_path: Path) -> None:
 
 
 def test_archives_and_sheets_are_the_servers(server: ServerProcess, tmp_path: Path) -> None:
-    """Also where images differ in label and in guidance, and where there is but one."""
+    """Also with several labels and guidance scales, and with a single image."""
     several: Json = {"seed": 5, "num_images": 3, "class_label": ["cat", "7", "dog"]}
     options = ["sample", "-s", "5", "-c", "cat", "-c", "7", "-c", "dog"]
     assert done(stepwise(server, tmp_path, *options, "-o", "all.zip")) == "all.zip\n"
@@ -174,7 +174,7 @@ def test_json_names_each_file(server: ServerProcess, tmp_path: Path) -> None:
 
 
 def test_files_that_differ_are_not_written_over(server: ServerProcess, tmp_path: Path) -> None:
-    """None of them is written then. The same bytes are no harm."""
+    """Then no file is written. A file with the same bytes is no obstacle."""
     (tmp_path / "6.png").write_bytes(b"something else")
     options = ["sample", "-n", "2", "-s", "5", "-o", "."]
     line = refused(stepwise(server, tmp_path, *options), exits.UNUSABLE)
@@ -202,7 +202,7 @@ def test_what_cannot_be_written_is_told(server: ServerProcess, tmp_path: Path) -
 
 
 def test_noise_and_back_without_a_thought(server: ServerProcess, tmp_path: Path, clean: bytes) -> None:
-    """Both name their files, and agree on what a PNG's values stand for."""
+    """Both commands name their files, and use the same value range for PNGs."""
     assert done(stepwise(server, tmp_path, "noise", "clean.png", "-t", "400", "-s", "1")) == "clean-noisy.png\n"
     noisy = (tmp_path / "clean-noisy.png").read_bytes()
     assert noisy == uploaded(server, "/noise", clean, timestep=400, seed=1, value_range=4)
@@ -216,7 +216,7 @@ def test_noise_and_back_without_a_thought(server: ServerProcess, tmp_path: Path,
 
 
 def test_an_ordinary_image_is_read_as_one(server: ServerProcess, tmp_path: Path, clean: bytes) -> None:
-    """8 bits, of a camera: −1 … 1. Another range can be named."""
+    """An 8-bit PNG of a camera has values −1 … 1. The option names another range."""
     options = ["denoise", "clean.png", "-t", "30", "-s", "1", "--scaling", "additive"]
     for more, value_range in ([], 1), (["--value-range", "3"], 3):
         done(stepwise(server, tmp_path, *options, *more, "-o", f"{value_range}.png"))
@@ -246,7 +246,7 @@ def test_what_is_clipped_is_told(server: ServerProcess, tmp_path: Path, clean: b
 
 
 def test_a_pipe(server: ServerProcess, tmp_path: Path, clean: bytes) -> None:
-    """PNGs, and arrays where it began with one."""
+    """PNGs, and arrays if the first input is an array."""
     array = write_npy((read_png(clean)[None] / np.float32(127.5) - 1).astype(np.float32))
     for image, accept in (clean, PNG), (array, NPY):
         first = stepwise(server, tmp_path, "noise", "-", "-t", "400", "-s", "1", stdin=image)
@@ -280,7 +280,7 @@ def test_info(server: ServerProcess, tmp_path: Path) -> None:
     assert "first stage" not in shown
 
 
-# How it ends.
+# Exit codes.
 
 UNUSABLE = [
     (["sample", "-n", "2", "-o", "-"], "-o - is one place, for 2 images: name a folder (-o sevens/)"),
@@ -405,7 +405,7 @@ def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
         terminal, written = pty.openpty()
         with running(local, tmp_path, "sample", "-s", "1", "--steps", "3", stderr=written, TERM="xterm") as program:
             os.close(written)
-            for _ in range(2):  # the first is over, the second is held
+            for _ in range(2):  # the first pass has ended, the second is held
                 local.runner.next_pass()
             seen = ""
             while "step 1 of 3, 2.0 s left" not in seen:
@@ -429,7 +429,7 @@ def test_no_image_goes_to_a_terminal(server: ServerProcess, tmp_path: Path) -> N
     assert program.returncode == exits.UNUSABLE
 
 
-# What it imports.
+# Imports.
 
 IMPORTS = """
 import contextlib, io, json, sys
@@ -455,7 +455,7 @@ def test_help_and_asking_a_server_import_little(server: ServerProcess, tmp_path:
 
 
 def test_the_archive_has_the_images(server: ServerProcess, tmp_path: Path) -> None:
-    """Also of seeds that are drawn."""
+    """Also for seeds that the server draws."""
     done(stepwise(server, tmp_path, "sample", "-n", "2", "-o", "a.zip"))
     with zipfile.ZipFile(io.BytesIO((tmp_path / "a.zip").read_bytes())) as archive:
         recipes = [read_parameters(archive.read(name)) for name in archive.namelist()]

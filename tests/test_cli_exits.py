@@ -1,6 +1,6 @@
-"""How the program ends, whatever answers and wherever it writes: one line, and a documented exit code.
+"""How the program ends, whatever the server answers and wherever the program writes: one line and a documented code.
 
-1 is what `verify` says of an image that differs. Nothing else may end it so.
+`verify` ends with 1 for an image that differs. Nothing else ends with 1.
 """
 
 import base64
@@ -35,7 +35,7 @@ COMMANDS += [[*COMMANDS[-1], "-o", "b.npy"], [*COMMANDS[-2], "-o", "b.npy"]]
 
 PROBLEM = "application/problem+json"
 DEEP = b"[" * 100_000
-FOREIGN = {  # no Stepwise server: the code is that of no server
+FOREIGN = {  # not Stepwise servers: the exit code is that of an unreachable server
     "no HTTP": b"220 ready\r\n\r\n",
     "binary": bytes(range(256)),
     "HTML": answer(b"<html>hello</html>", "text/html"),
@@ -164,7 +164,7 @@ def test_a_sheet_of_what_are_no_images(tmp_path: Path) -> None:
 def test_a_server_that_draws_no_images_makes_no_difference(
     server: ServerProcess, tmp_path: Path, png: bytes, count: int
 ) -> None:
-    """It is no server of the images, which is another code than that of a difference."""
+    """The exit code says that this is no image server, not that the image differs."""
     (tmp_path / "a.png").write_bytes(asked(server, seed=1, num_images=count))
     here = server.client.get("/info").content
     drawn: Json = {"images": [image(1, png)] * count, "parameters": {"guidance_scale": 1}, "timings": {}, "model": {}}
@@ -173,7 +173,7 @@ def test_a_server_that_draws_no_images_makes_no_difference(
     assert len(peer.asked) == 2
 
 
-# What files hold.
+# Contents of files.
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -181,14 +181,14 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def with_recipe(png: bytes, text: bytes) -> bytes:
-    """A PNG with this in the place of its recipe."""
+    """A PNG with another recipe."""
     head, rest = png[:33], png[33:]
     return head + chunk(b"tEXt", b"parameters\0" + text) + rest
 
 
 def broken(png: bytes) -> dict[str, bytes]:
     """PNGs that cannot be compared."""
-    recipe = json.dumps(read_parameters(png) | {"eta": 1, "sampler": "ddim"}).encode()  # so that the bytes differ
+    recipe = json.dumps(read_parameters(png) | {"eta": 1, "sampler": "ddim"}).encode()  # so the bytes differ
     other = with_recipe(png, recipe)
     deep = recipe[:-1] + b', "x": ' + b"[" * 300 + b"]" * 300 + b"}"
     size = (60_000).to_bytes(4, "big")
@@ -218,7 +218,7 @@ def broken(png: bytes) -> dict[str, bytes]:
 
 
 def test_no_file_ends_verify_as_if_it_differed(server: ServerProcess, tmp_path: Path) -> None:
-    """Each alone, with its line, and all together."""
+    """Each file alone gives its line, and so do all together."""
     contents = broken(asked(server, seed=1))
     (tmp_path / "folder.png").mkdir()
     for name, content in contents.items():
@@ -234,7 +234,7 @@ def test_no_file_ends_verify_as_if_it_differed(server: ServerProcess, tmp_path: 
 
 
 def test_a_recipe_cannot_speak_for_verify(server: ServerProcess, tmp_path: Path) -> None:
-    """What is in a file stays on the line of its file."""
+    """Text from a file stays on the line of that file."""
     png = asked(server, seed=1)
     recipe = read_parameters(png) | {"model": "x\nb.png: the same bytes\n\x1b[2J\ud800"}
     (tmp_path / "a.png").write_bytes(with_recipe(png, json.dumps(recipe).encode()))
@@ -245,7 +245,7 @@ def test_a_recipe_cannot_speak_for_verify(server: ServerProcess, tmp_path: Path)
 
 
 def test_names_that_are_no_text(server: ServerProcess, tmp_path: Path) -> None:
-    """Nor are those that an encoding lacks."""
+    """Also characters that an encoding lacks."""
     png = asked(server, seed=1)
     for name in ("\udcff.png", "ü.png"):
         (tmp_path / name).write_bytes(png)
@@ -303,7 +303,7 @@ def test_clients_raise_their_own_errors_when_they_are_closed(server: ServerProce
 
 
 class Failing(httpx.BaseTransport):
-    """The way to a server, on which a library below httpx raises an error of its own."""
+    """A transport on which a library below httpx raises its own error."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -321,17 +321,17 @@ def test_errors_of_other_libraries_are_the_clients(error: Exception) -> None:
             client.info()
         assert raised.value.__cause__
         assert raised.value.__cause__.__cause__ is error
-        with pytest.raises(TypeError):  # what cannot be sent at all is Python's own
+        with pytest.raises(TypeError):  # an unsendable value raises Python's own error
             client.sample(seed=cast(int, object()))
 
 
 FULL = "stepwise: standard output: No space left on device\n"
 
-# The process: streams that are closed or full, and faults of its own.
+# The process: closed or full streams, and the program's own faults.
 
 
 def ending(folder: Path, server: ServerProcess, line: str) -> tuple[int, str]:
-    """What bash says of a line with the program in it: its exit code, and its standard error."""
+    """The exit code and the standard error of a bash line that runs the program."""
     command = [sys.executable, "-m", "stepwise"]
     script = f'stepwise() {{ {" ".join(command)} "$@"; }}\n{line}'
     env = surroundings(server, PYTHONUNBUFFERED="")
@@ -403,7 +403,7 @@ def test_a_difference_ends_the_process_with_1(server: ServerProcess, tmp_path: P
 def test_a_fault_of_its_own_is_no_difference(
     server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its trace is told, and what it was in the last line."""
+    """The program prints the traceback, and then the error in the last line."""
     monkeypatch.setattr(sys.modules["stepwise.cli.verify"], "read_recipe", lambda _: 1 / 0)
     (tmp_path / "a.png").write_bytes(b"")
     ended = stepwise(server, tmp_path, "verify", "a.png")
@@ -413,7 +413,7 @@ def test_a_fault_of_its_own_is_no_difference(
 
 
 def test_ctrl_c_while_files_are_compared(tmp_path: Path) -> None:
-    """The server has not answered yet."""
+    """Ctrl-C comes before the server has answered."""
     with serving_fake() as local:
         local.runner.hold()
         png = encode_png(np.zeros((1, 1, 2), np.float32), RECIPE)

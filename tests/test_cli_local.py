@@ -1,4 +1,4 @@
-"""The commands that load a model themselves: --local, serve, convert; and the transport of --local."""
+"""The commands that load a model themselves: --local, serve, convert. Also the transport of --local."""
 
 import asyncio
 import os
@@ -27,8 +27,8 @@ from tests.test_cli import asked, files
 
 @pytest.mark.slow
 def test_without_a_server_the_bytes_are_the_same(server: ServerProcess, weights: Path, tmp_path: Path) -> None:
-    """API keys are for servers: here nobody asks for one."""
-    here: Json = {"STEPWISE_WEIGHTS": str(weights / "grey"), "STEPWISE_MAX_BATCH": "4"}  # the fingerprint's parts
+    """API keys are for servers; --local needs none."""
+    here: Json = {"STEPWISE_WEIGHTS": str(weights / "grey"), "STEPWISE_MAX_BATCH": "4"}  # for the same fingerprint
     options = ["-n", "3", "-s", "5", "-c", "cat"]
     done(stepwise(None, tmp_path, "sample", "--local", *options, "-o", ".", **here, STEPWISE_API_KEYS="secret"))
     assert files(tmp_path) == {f"{seed}.png": asked(server, seed=seed, class_label="cat") for seed in (5, 6, 7)}
@@ -77,10 +77,10 @@ def _read(terminal: int) -> bytes:
 
 
 def test_events_flow(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream begins before its images are drawn, and ends the work where its reader leaves."""
+    """A stream begins before its images are drawn. The work ends when the reader leaves."""
     for name, value in {"PRECISION": "float32", "THREADS": "1", "MAX_BATCH": "2"}.items():
         monkeypatch.setenv(f"STEPWISE_{name}", value)
-    monkeypatch.setenv("STEPWISE_WEIGHTS", "")  # as it was, afterwards
+    monkeypatch.setenv("STEPWISE_WEIGHTS", "")  # so that monkeypatch restores the variable
 
     async def leave() -> tuple[object, str]:
         async with assemble(str(weights / "rgb")) as transport, AsyncClient(transport=transport) as client:
@@ -95,7 +95,7 @@ def test_events_flow(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'stepwise_cancelled_total{reason="disconnect"} 1.0' in metrics
 
 
-# Its transport.
+# The transport of --local.
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -129,7 +129,7 @@ def test_a_request_is_what_the_app_sees() -> None:
 
 
 def test_a_body_is_handed_on_as_it_comes() -> None:
-    """The app goes on only once its reader has the first piece."""
+    """The app continues only when its reader has the first piece."""
     read = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -173,7 +173,7 @@ def test_an_app_waits_for_its_reader_and_is_told_when_they_leave() -> None:
 
     asyncio.run(ask())
     assert ended == [{"type": "http.disconnect"}]
-    assert taken == [0, 1, 2]  # what it sends after that goes nowhere
+    assert taken == [0, 1, 2]  # later pieces are dropped
 
 
 def test_a_client_that_is_cancelled_has_left() -> None:
@@ -232,7 +232,7 @@ SHOWN = re.compile(r"^stepwise: draw at (http://127\.0\.0\.1:\d+)/ ; the API is 
 
 @pytest.mark.slow
 def test_serve(weights: Path, tmp_path: Path) -> None:
-    """Options go before the environment, and the page's address is told once it can be opened."""
+    """Options take precedence over the environment. The page's address is printed once the page can be opened."""
     options = ["--weights", str(weights / "rgb"), "--port", "0", "--precision", "float32"]
     with running(None, tmp_path, "serve", *options, STEPWISE_WEIGHTS="nowhere", STEPWISE_PORT="1") as process:
         assert process.stderr
@@ -266,7 +266,7 @@ def test_help_lists_every_setting() -> None:
 
 @pytest.mark.slow
 def test_convert(weights: Path, tmp_path: Path) -> None:
-    """What it draws is tested in test_diffusers_server.py and test_latent_server.py."""
+    """test_diffusers_server.py and test_latent_server.py test the images."""
     printed = done(stepwise(None, tmp_path, "convert", str(weights / "grey"), "new"))
     first, second = printed.splitlines()
     assert re.fullmatch(r"new: [\d,]+ parameters, draws images of 16x16", first)

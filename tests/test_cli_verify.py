@@ -1,4 +1,4 @@
-"""`stepwise verify`: whether a file is what its recipe says, and if not, what differs."""
+"""`stepwise verify`: whether a file matches its recipe, and if not, what differs."""
 
 import io
 import json
@@ -16,14 +16,14 @@ from tests.test_cli import asked, uploaded
 
 
 def remade(png: bytes, change: int = 0, **recipe: object) -> bytes:
-    """A PNG with some of its recipe changed, and with its first value."""
+    """A PNG with some fields of its recipe changed, and its first value changed by `change`."""
     pixels = read_png(png).astype(np.float32)
     pixels[0, 0] += change if pixels[0, 0] < 128 else -change
     return encode_png(pixels[None] / np.float32(127.5) - 1, {**read_parameters(png), **recipe})
 
 
 def verdict(server: Reachable, folder: Path, png: bytes, *options: str) -> Json:
-    """What is said of a file, as JSON and in words."""
+    """The verdict of one file, as JSON and in words."""
     (folder / "a.png").write_bytes(png)
     words = stepwise(server, folder, "verify", "a.png", *options)
     ended = stepwise(server, folder, "verify", "a.png", "--json", *options)
@@ -55,7 +55,7 @@ def test_all_that_the_server_draws_is_verified(server: ServerProcess, tmp_path: 
 
 
 def test_many_files(server: ServerProcess, tmp_path: Path) -> None:
-    """More than are drawn together; told in their order."""
+    """More files than one request draws. The output keeps their order."""
     names = [f"{seed}.png" for seed in range(20)]
     done(stepwise(server, tmp_path, "sample", "-n", "20", "-s", "0", "-o", "."))
     assert done(stepwise(server, tmp_path, "verify", *names)).splitlines() == [f"{n}: the same bytes" for n in names]
@@ -129,7 +129,7 @@ def test_another_size(server: ServerProcess, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_told_and_the_others_are(server: ServerProcess, tmp_path: Path) -> None:
-    """Errors go before differences in the exit code."""
+    """Errors take precedence over differences in the exit code."""
     png = asked(server, seed=1)
     Image.fromarray(read_png(png)).save(tmp_path / "saved again.png")
     contents = {

@@ -1,6 +1,6 @@
-"""The Python client, against the running server, and against one that fails in every way.
+"""The Python client, against the running server and against a server that fails in every way.
 
-Every test of what it does runs twice: with Client, and with AsyncClient on a loop of its own.
+Tests of behaviour run twice: with Client, and with AsyncClient on its own event loop.
 """
 
 import asyncio
@@ -57,11 +57,11 @@ EVENTS = {"content-type": "text/event-stream; charset=utf-8"}
 
 
 class FakeClock(Clock):
-    """Goes on only while somebody waits.
+    """A clock that advances only while a test's client waits.
 
     Attributes:
-        waits: the seconds that were waited, one after the other.
-        late_s: how much longer each wait takes.
+        waits: the seconds of each wait, in order.
+        late_s: extra seconds of each wait.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class FakeClock(Clock):
 
 
 class Blocking:
-    """An AsyncClient with a loop of its own, which looks like a Client."""
+    """An AsyncClient with its own event loop, with the interface of Client."""
 
     def __init__(self, client: AsyncClient, runner: asyncio.Runner) -> None:
         self._client = client
@@ -115,7 +115,7 @@ def blocking(*args: Any, **kwargs: Any) -> Iterator[Client]:
         runner.run(client.aclose())
 
 
-Make = Callable[..., AbstractContextManager[Client]]  # arguments as of Client
+Make = Callable[..., AbstractContextManager[Client]]  # takes the arguments of Client
 
 
 @pytest.fixture(params=["Client", "AsyncClient"])
@@ -125,13 +125,13 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 @pytest.fixture
 def client(make: Make, server: ServerProcess) -> Iterator[Client]:
-    """Of the server of `grey`."""
+    """A client of the server of `grey`."""
     with make(server.url) as client:
         yield client
 
 
 def images_of(events: list[Event]) -> dict[int, bytes]:
-    """The PNGs by seed; each came once."""
+    """The PNGs by seed. Each arrives once."""
     images = [event.image for event in events if isinstance(event, ImageDone)]
     assert len({image.seed for image in images}) == len(images)
     return {image.seed: image.png for image in images}
@@ -196,7 +196,7 @@ def test_both_clients_have_the_same_methods() -> None:
     assert names[0] == names[1]
 
 
-# What the server answers, as values
+# Answers as values
 
 
 def test_info(client: Client, server: ServerProcess) -> None:
@@ -226,7 +226,7 @@ def test_a_sample_of_nothing_in_particular(client: Client) -> None:
 
 
 def test_labels_keep_their_types(client: Client) -> None:
-    """Of `grey`, the class "7" is the index 2, and there is no index 7."""
+    """In `grey`, the class "7" has the index 2. No class has the index 7."""
     drawn = client.sample(num_images=4, class_label=["7", 0, None, "dog"])
     assert [read_recipe(image.png)["class_label"] for image in drawn.images] == [2, 0, None, 1]
     with pytest.raises(Invalid, match="class_label"):
@@ -305,7 +305,7 @@ def test_the_arrays_of_a_step(client: Client) -> None:
     previous, output = (
         client.denoise_array(GREY, 400, class_label=1, output=what) for what in ("previous", "model_output")
     )
-    np.testing.assert_array_equal(previous, x0)  # of one step
+    np.testing.assert_array_equal(previous, x0)  # equal, because there is one step
     assert (output != x0).any()
     png = client.denoise(GREY, 400, class_label=1).images[0].png
     assert np.abs(read_png(png) / 127.5 - 1 - x0[0]).max() <= 1 / 255 + 1e-6
@@ -337,7 +337,7 @@ def test_an_array_of_pixels_is_refused_here(client: Client) -> None:
         client.denoise(np.zeros((1, 16, 16), np.uint8), 400)
 
 
-# What the server refuses, and what fails
+# Refusals and failures
 
 
 def test_an_invalid_field_is_named(client: Client) -> None:
@@ -489,11 +489,11 @@ def test_what_is_no_url_is_told(make: Make, url: str) -> None:
         pass
 
 
-# Asking again
+# Retries
 
 
 class Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body in pieces, which may break.
+    """A body in pieces, which may break off.
 
     Attributes:
         closed: whether the client has closed it.
@@ -521,11 +521,11 @@ class Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Script:
-    """A server at http://fake that answers as it is told, request after request.
+    """A server at http://fake that gives a list of answers, one a request.
 
     Attributes:
-        asked: the fields of the requests that came.
-        silences: the seconds without a byte after which the client would give up each of them.
+        asked: the fields of each request.
+        silences: the client's read timeout for each request, in seconds.
         clock: the client's.
     """
 
@@ -606,7 +606,7 @@ def test_patience_ends(make: Make, status: int, error: type[stepwise.ApiError]) 
     script = Script(*[refused(status, "4")] * 3)
     with script.client(make, patience_s=10) as client, pytest.raises(error, match=rf"^this is {status}$") as raised:
         client.sample()
-    assert script.clock.waits == [4, 4]  # a third would be too long
+    assert script.clock.waits == [4, 4]  # a third wait would exceed the limit
     assert raised.value.retry_after == 4
 
 
@@ -683,13 +683,13 @@ def test_a_dead_connection_is_found_in_time(make: Make) -> None:
 
 @pytest.fixture
 def unused_url() -> Iterator[str]:
-    """Where nobody listens."""
+    """An address at which nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-# Streams that break
+# Interrupted streams
 
 
 def said(name: str, **data: object) -> str:
@@ -795,7 +795,7 @@ def test_a_stream_that_never_comes_further_is_given_up(make: Make) -> None:
 
 
 class Faulty(httpx.BaseTransport):
-    """The way to a real server, on which each response but the last is cut after so many bytes."""
+    """The transport to a real server. Each response but the last is cut after a number of bytes."""
 
     def __init__(self, *cuts: int) -> None:
         self._cuts = list(cuts)
@@ -857,7 +857,7 @@ def test_leaving_early_cancels_the_work(make: Make) -> None:
         local.wait_for_metric("stepwise_cancelled_total", lambda count: count == 1, reason="disconnect")
         local.runner.let_go()
         assert local.engine.wait_idle(PATIENCE)
-        assert client.sample().images  # on another connection
+        assert client.sample().images  # on a new connection
 
 
 def test_an_iteration_that_is_broken_off_cancels_the_work() -> None:
@@ -898,7 +898,7 @@ def test_many_calls_of_one_client_at_once(server: ServerProcess) -> None:
         assert client.sample(seed=100).images[0].png == pngs[100]
 
 
-# What streams and PNGs are made of
+# Parts of streams and PNGs
 
 
 def pieces_of(stream: bytes, cuts: list[int]) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Images become files and files images: pixel for pixel, and whatever a file holds, the worst answer is Invalid."""
+"""Images to files and back: every pixel is kept. For any file, the only possible error is Invalid."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-# A PNG writer of our own, which can also write what no encoder would.
+# A separate PNG writer, which can also write files that no encoder would.
 
 
 def a_header(width: int, height: int, depth: int, colour_type: int, *flags: int) -> Chunk:
@@ -56,7 +56,7 @@ def a_file(*chunks: Chunk) -> bytes:
 
 
 def a_png(pixels: Pixels, colour_type: int, *extra: Chunk) -> bytes:
-    """A PNG of [H, W, C], with further chunks ahead of the pixels."""
+    """A PNG of [H, W, C], with extra chunks ahead of the pixels."""
     height, width, _ = pixels.shape
     header = a_header(width, height, 8 * pixels.dtype.itemsize, colour_type)
     return a_file(header, *extra, pixel_data(pixels))
@@ -88,7 +88,7 @@ def npy_with_header(header: str, body: bytes = bytes(4 * 1 * H * W), version: in
 
 
 def problem_of(data: bytes, channels: int = 1, value_range: float = 1.0) -> str:
-    """What is wrong with a file."""
+    """The error of a file."""
     with pytest.raises(Invalid) as refusal:
         decode(data, (channels, H, W), value_range)
     [error] = refusal.value.errors
@@ -143,7 +143,7 @@ def test_sixteen_bits_keep_an_image_within_half_a_step(unit: Image, value_range:
     came = decode(png, (x.shape[0], H, W), value_range)
     half_a_step = value_range / 65535
     assert clipped == 0
-    assert np.abs(came - x).max() <= half_a_step * 1.01  # and what float32 rounds
+    assert np.abs(came - x).max() <= half_a_step * 1.01  # and float32's rounding
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -160,7 +160,7 @@ def test_what_sixteen_bits_cannot_hold_is_clipped_and_counted() -> None:
     x = np.zeros((1, H, W), dtype=np.float32)
     x[0, 0] = 2.5
     x[0, 1, 0] = -7
-    x[0, 2] = 2  # just fits
+    x[0, 2] = 2  # barely fits
     png, clipped = encode_png16(x, 2.0)
     assert clipped == pytest.approx((W + 1) / (H * W))
     came = decode(png, (1, H, W), 2.0)
@@ -283,7 +283,7 @@ def split(data: bytes, size: int) -> list[Chunk]:
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_png_of_many_small_chunks_is_read(depth: int) -> None:
-    """libpng writes 8192 bytes in each; some write less, and some write empty ones."""
+    """libpng writes 8192 bytes into each chunk. Some writers use smaller chunks, or empty ones."""
     pixels: Pixels = rng().integers(0, 2**depth, (256, 256, 3)).astype(np.uint8 if depth == 8 else np.uint16)
     _, packed = pixel_data(pixels)
     empty: list[Chunk] = [(b"IDAT", b"")]
@@ -294,13 +294,13 @@ def test_a_png_of_many_small_chunks_is_read(depth: int) -> None:
 
 @pytest.mark.parametrize("chunk", [(b"IDAT", b""), (b"tEXt", b"a\0b"), (b"abCd", b"")], ids=str)
 def test_a_png_of_very_many_chunks_is_refused(chunk: Chunk) -> None:
-    """A loop in Python reads them, while passes wait for the interpreter."""
+    """A Python loop reads chunks, and passes wait for the interpreter meanwhile."""
     pixels = pixel_data(some_pixels(1, 8))
     assert problem_of(a_file(a_header(W, H, 8, GREY), *[chunk] * 2000, pixels)) == "is a PNG of more than 1024 chunks"
 
 
 def test_decoders_meet_one_chunk_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow, too, reads chunks by a loop in Python."""
+    """Pillow also reads chunks in a Python loop."""
     met: list[bytes] = []
 
     def opening(file: io.BytesIO, formats: list[str]) -> Any:
@@ -321,7 +321,7 @@ def test_a_png_with_far_more_data_than_pixels_is_refused() -> None:
 
 @pytest.mark.parametrize("flags", [(1, 0, 0), (0, 1, 0), (0, 0, 2)], ids=["compression", "filter", "interlacing"])
 def test_a_deep_png_of_an_unknown_method_is_refused(flags: tuple[int, int, int]) -> None:
-    """Pillow ignores the first of these, OpenCV none."""
+    """Pillow ignores the first field, and OpenCV ignores all three."""
     png = a_file(a_header(W, H, 16, RGB, *flags), pixel_data(some_pixels(3, 16)))
     assert problem_of(png, channels=3) == "is a PNG whose pixels cannot be read"
 
@@ -444,7 +444,7 @@ def test_a_refusal_does_not_repeat_a_long_header(header: str) -> None:
     assert len(problem_of(npy_with_header(header))) < 200
 
 
-# Whatever comes in
+# Random files
 
 TEXT: Chunk = (b"tEXt", b"parameters\0{}")
 PROFILE: Chunk = (b"iCCP", b"sRGB\0\0" + zlib.compress(b"profile"))
@@ -462,7 +462,7 @@ VALID = [
 
 
 def decoded(data: bytes) -> Image | None:
-    """The image of a file, None where it is refused. Anything else fails the test, a warning included."""
+    """The image of a file; None if it is refused. Any other error fails the test, and so does any warning."""
     problem = ""
     try:
         x = decode(data, (1, H, W), 1.0)
@@ -511,7 +511,7 @@ optional_chunks = st.lists(st.tuples(st.sampled_from((*OPTIONAL, b"PLTE", b"IHDR
 
 @given(st.sampled_from((8, 16)), optional_chunks, optional_chunks)
 def test_optional_chunks_of_any_content_change_nothing(depth: int, before: list[Chunk], after: list[Chunk]) -> None:
-    """Pillow's parsers of these raise what they like, and warn of an animation without frames."""
+    """Pillow's parsers of these chunks raise various errors, and warn of an animation without frames."""
     pixels = some_pixels(1, depth)
     png = a_file(a_header(W, H, depth, GREY), *before, pixel_data(pixels), *after)
     came = decoded(png)

@@ -1,4 +1,4 @@
-"""docker-compose.yml and HAProxy's configuration: what has to fit together does."""
+"""docker-compose.yml and HAProxy's configuration agree with each other and with the settings."""
 
 import os
 import re
@@ -17,11 +17,11 @@ from tests.servers import ROOT, needs, settings_of
 
 FILES = {"cpu": ("docker-compose.yml",), "cuda": ("docker-compose.yml", "docker-compose.gpu.yml")}
 PROMETHEUS = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
-BESIDE_A_BODY = 65_536  # bytes of a request
+BESIDE_A_BODY = 65_536  # bytes of a request's other parts
 
 
 def composed(target: str) -> dict[str, Any]:
-    """The services, of files laid over each other as far as ours need it."""
+    """The services of merged files. Implements the merging that our files need."""
     services: dict[str, Any] = {}
     for name in FILES[target]:
         for service, fields in yaml.safe_load((ROOT / name).read_text())["services"].items():
@@ -39,15 +39,15 @@ def services(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def settings(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """What the program reads in a replica."""
+    """The program's settings in a replica."""
     variables = services["stepwise"]["environment"].items()
     return settings_of({name: without_variables(value) for name, value in variables if value is not None}, monkeypatch)
 
 
 def without_variables(value: str) -> str:
-    """What compose makes of a value where nothing is set: `${NAME:-default}` is the default.
+    """A value as compose expands it if no variable is set: `${NAME:-default}` is the default.
 
-    A variable without a value is passed on as it is, and so is not set.
+    compose passes a lone variable on as it is, so it stays unset.
     """
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
 
@@ -58,13 +58,13 @@ def seconds(text: str) -> float:
 
 
 def said(directive: str) -> str:
-    """What HAProxy's configuration says of a directive that it has once."""
+    """The value of a directive that HAProxy's configuration has once."""
     [value] = re.findall(rf'^ +{directive} +"?([^\s"]+)', TEMPLATE.read_text(), re.MULTILINE)
     return str(value)
 
 
 def default(variable: str) -> str:
-    """What HAProxy's configuration takes where the environment does not have a variable: `${NAME-default}`."""
+    """HAProxy's value for a variable that the environment lacks: `${NAME-default}`."""
     [value] = re.findall(rf"\$\{{{PREFIX}{variable}-([^}}]*)\}}", TEMPLATE.read_text())
     return str(value)
 
@@ -79,7 +79,7 @@ def test_docker_compose_understands_the_files(target: str) -> None:
         ["docker-compose", *arguments, "config"], cwd=ROOT, env=inherited, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # it warns of variables that are not set
+    assert done.stderr == ""  # it warns of unset variables
     known = yaml.safe_load(done.stdout)["services"]
     assert known.keys() == {"haproxy", "stepwise", "prometheus", "grafana"}
     assert known["stepwise"]["deploy"]["replicas"] == (2 if target == "cpu" else 1)
@@ -118,7 +118,7 @@ def test_the_balancer_finds_the_replicas(services: dict[str, Any], settings: Set
     assert services[name]["expose"] == [port, str(settings.metrics_port)]
     [published] = services["haproxy"]["ports"]
     host, _, inside = without_variables(published).split(":")
-    assert host == "127.0.0.1"  # the world, only by decision
+    assert host == "127.0.0.1"  # open to the world only by an explicit setting
     assert f":{inside}" == default("BIND")
 
 
@@ -127,7 +127,7 @@ def test_replicas_believe_the_balancer(settings: Settings) -> None:
 
 
 def test_prometheus_asks_where_the_balancer_does_not(services: dict[str, Any], settings: Settings) -> None:
-    """So that no spelling of a path leads a client of the balancer to the metrics."""
+    """Then no spelling of a path leads a client of the balancer to the metrics."""
     [job] = [job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == "stepwise"]
     [replicas] = job["dns_sd_configs"]
     assert replicas["names"] == ["stepwise"]
@@ -138,7 +138,7 @@ def test_prometheus_asks_where_the_balancer_does_not(services: dict[str, Any], s
 
 
 def test_no_setting_that_is_empty_opens_a_replica(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys that nobody has set are not set; keys that are set and empty are passed on, and refused."""
+    """Unset keys stay unset. Keys set to an empty value are passed on, and refused."""
     assert services["stepwise"]["environment"]["STEPWISE_API_KEYS"] is None
     for name, value in services["stepwise"]["environment"].items():
         if value is not None:
@@ -181,5 +181,5 @@ def test_paths_of_the_configuration_are_those_of_its_image() -> None:
     [mount] = composed("cpu")["haproxy"]["volumes"]
     source, target, mode = mount.split(":")
     assert (ROOT / source).samefile(TEMPLATE)
-    assert Path(target) == Path("/usr/local/etc/haproxy/haproxy.cfg")  # where the image of haproxy reads it
+    assert Path(target) == Path("/usr/local/etc/haproxy/haproxy.cfg")  # the path that the haproxy image reads
     assert mode == "ro"

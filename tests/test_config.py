@@ -1,4 +1,4 @@
-"""Settings come from the environment, are checked there, and never change."""
+"""Settings come from the environment, are checked once, and never change."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from model.backends import cgroups
 from service import config
 from service.config import PREFIX, Settings, SettingsError, available_cores
 
-# The table of the HTTP contract, and what came after it: name, default.
+# The settings of API.md and the later ones: name, default.
 TABLE: dict[str, object] = {
     "WEIGHTS": "digits",  # the weights in the box
     "HOST": "127.0.0.1",
@@ -20,7 +20,7 @@ TABLE: dict[str, object] = {
     "DEVICE": "auto",
     "PRECISION": "auto",
     "THREADS": None,  # the cores that this process may use
-    "MAX_BATCH": None,  # by device
+    "MAX_BATCH": None,  # depends on the device
     "MAX_IMAGES": 64,
     "MAX_QUEUE": 256,
     "MAX_BODY": 16 * 1024 * 1024,
@@ -42,7 +42,7 @@ SetEnvironment = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def set_environment(monkeypatch: pytest.MonkeyPatch) -> SetEnvironment:
-    """An environment without settings, and a function that adds some."""
+    """A function that adds settings to an environment without any."""
     for name in os.environ:
         if name.upper().startswith(PREFIX):
             monkeypatch.delenv(name)
@@ -202,13 +202,13 @@ def test_settings_that_are_not_built_yet_have_no_effect_and_are_no_mistake(set_e
     assert config.read().port == 1
 
 
-# Keys that fail closed
+# Keys fail closed
 
 
 @pytest.mark.parametrize("keys", ["", " ", ",", " , ,", "\n", "\t,"])
 @pytest.mark.parametrize("name", ["STEPWISE_API_KEYS", "stepwise_api_keys", "Stepwise_Api_Keys"])
 def test_keys_that_are_set_and_empty_are_refused(name: str, keys: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As from a Secret that is empty, or from `${STEPWISE_API_KEYS:-}`."""
+    """From an empty Secret, or from `${STEPWISE_API_KEYS:-}`."""
     monkeypatch.setenv(name, keys)
     with pytest.raises(SettingsError, match=r"^STEPWISE_API_KEYS is set, but holds no key, .*, do not set it$"):
         config.refuse_open()
@@ -270,7 +270,7 @@ def test_usage_names_every_setting_and_its_default(name: str, default: str) -> N
     [entry] = [" ".join(entry.split()) for entry in entries if entry.split()[0] == name]
     assert entry.removesuffix(")").endswith(f"default: {default}")
     assert entry.count("default") == 1
-    assert len(entry) > len(f"{name} (default: {default})")  # it also says what the setting is
+    assert len(entry) > len(f"{name} (default: {default})")  # it has a description too
 
 
 def test_usage_is_a_table_that_fits_a_terminal() -> None:

@@ -1,4 +1,4 @@
-"""Connections: what comes too slowly, or is too large, or is no HTTP, ends; and costs others nothing."""
+"""Connections: those that are slow, too large or not HTTP are closed, at no cost to others."""
 
 import json
 import re
@@ -26,19 +26,19 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch, server: FakeServer) -> FakeServer:
-    """As soon as it may."""
+    """A server with the shortest time limits."""
     monkeypatch.setattr(connections, "HEAD_PATIENCE_S", 0.05)
     monkeypatch.setattr(middleware, "BODY_PATIENCE_S", 0.05)
     return server
 
 
 def everything(connection: socket.socket) -> bytes:
-    """All that comes until the connection is closed."""
+    """All bytes until the connection is closed."""
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def refusal(answer: bytes, status: int) -> str:
-    """The detail of a problem document, after which nothing came."""
+    """The detail of a problem document, which must be the last thing on the connection."""
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *lines = head.split(b"\r\n")
     assert first.decode() == f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
@@ -62,7 +62,7 @@ def says(server: FakeServer, sent: bytes) -> bytes:
 
 
 def is_well(server: FakeServer) -> bool:
-    """Whether it serves those who are fast enough, which on a busy machine takes patience."""
+    """Whether the server answers fast clients. On a busy machine this takes several tries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connections, "HEAD_PATIENCE_S", PATIENCE)
         patch.setattr(middleware, "BODY_PATIENCE_S", PATIENCE)
@@ -89,7 +89,7 @@ def test_nor_does_the_next_head_of_a_connection(impatient: FakeServer) -> None:
 
 
 def test_a_head_that_is_slow_waits_for_the_answer_before_it(impatient: FakeServer) -> None:
-    """An answer is not broken off by what the client says after its request."""
+    """Bytes that the client sends after its request do not interrupt the answer."""
     impatient.runner.hold()
     with socket.create_connection(impatient.address, PATIENCE) as connection:
         connection.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}GET /info HT")
@@ -109,13 +109,13 @@ def test_a_body_that_does_not_come_is_refused(impatient: FakeServer, body: bytes
 
 
 def test_a_request_that_is_all_here_may_wait(impatient: FakeServer) -> None:
-    """However long its answer takes."""
+    """A complete request may wait for its answer without limit."""
     impatient.runner.hold()
     with ExitStack() as stack:
         connection = stack.enter_context(socket.create_connection(impatient.address, PATIENCE))
         connection.sendall(HEAD + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}")
         impatient.wait_for_metric("stepwise_rows_running", lambda rows: rows > 0)
-        assert says(impatient, b"") == b""  # so that the time is over
+        assert says(impatient, b"") == b""  # waits until the time is over
         impatient.runner.let_go()
         assert everything(connection).startswith(b"HTTP/1.1 200")
 
@@ -162,18 +162,18 @@ def test_idle_connections_are_closed_after_the_time_that_is_set() -> None:
 
 
 def test_the_time_for_idle_connections_is_none_for_heads() -> None:
-    """One that has begun has its own."""
+    """A head that has begun has a limit of its own."""
     with serving_fake(keep_alive=0.05) as brief, socket.create_connection(brief.address, PATIENCE) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\nGET /health/live HTTP/1.1\r\nHost: ")
         while not (came := connection.recv(65536)).endswith(b'{"status":"live"}'):
             pass
-        assert says(brief, b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n")  # takes as long as an idle one has
+        assert says(brief, b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n")  # lasts until the idle limit has passed
         connection.sendall(b"test\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 "), came
 
 
 def test_a_server_that_drains_says_so_and_closes(server: FakeServer) -> None:
-    """All that is idle at once, all else after its answer."""
+    """Idle connections close at once, the others after their answer."""
     live = b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n"
     stream = HEAD + b"Accept: text/event-stream\r\nContent-Length: 2\r\n\r\n{}"
     with ExitStack() as stack:

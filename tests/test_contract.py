@@ -1,7 +1,7 @@
-"""Schemathesis holds running servers to what their /openapi.json says.
+"""Schemathesis checks running servers against their /openapi.json.
 
-The checks are Schemathesis's own. Valid data must be accepted, but for the documented 503 and 504, and for a 422 that
-no schema can express: it must be one of those that the document names, and must hold of the request.
+The checks are Schemathesis's own. Valid data must be accepted, except for the documented 503 and 504, and for a 422
+that no schema can express. Such a 422 must be documented and must apply to the request.
 
 Schemathesis runs as a program, which imports this file for its hooks.
 """
@@ -31,9 +31,9 @@ from tests.checkpoints import save_latent_pipeline
 from tests.reference import DDIMScheduler
 from tests.servers import ROOT, Json, ServerProcess, serving, side_by_side
 
-LONG = 5  # seconds that are enough for all that is asked for here
-FEWEST = 19  # steps that every sampler can take of 20 timesteps
-NUM_CASES = 1050  # of each server, at least
+LONG = 5  # seconds, enough for any request here
+FEWEST = 19  # steps that every sampler can take from 20 timesteps
+NUM_CASES = 1050  # per server, at least
 NAMES = ("digits-4step", "rgb", "latent")
 
 MEDIA_TYPES = ("image/png", "application/zip", "application/x-npy", "text/event-stream", "application/problem+json")
@@ -59,12 +59,12 @@ negative_data_rejection.expected-statuses = ["406", "415", "422"]
 
 Case = schemathesis.Case[Any]
 
-# What Schemathesis does differently here.
+# Hooks.
 
 
 @schemathesis.hook
 def before_load_schema(context: schemathesis.HookContext, raw_schema: Json) -> None:
-    """A file in a form is an image: the document's own example."""
+    """A file in a form is an image, the document's own example."""
     body = raw_schema["paths"]["/noise"]["post"]["requestBody"]
     file = base64.b64decode(body["content"]["application/json"]["example"]["image"])
     schemathesis.openapi.format("binary", st.just(file))
@@ -72,13 +72,13 @@ def before_load_schema(context: schemathesis.HookContext, raw_schema: Json) -> N
 
 @schemathesis.hook
 def filter_body(context: schemathesis.HookContext, body: object) -> bool:
-    """An empty list in a form is sent as nothing at all, and Schemathesis believes that it sent something wrong."""
+    """An empty list in a form is sent as nothing, which Schemathesis takes for invalid data."""
     return not (isinstance(body, dict) and isinstance(body.get("image"), Binary) and [] in body.values())
 
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: Case, kwargs: Json) -> None:
-    """So is any base64 in JSON. And ask for each media type in turn."""
+    """Base64 in JSON is the same image. Each media type is requested in turn."""
     definition = case.operation.definition.raw
     if case.media_type == "application/json" and isinstance(case.body, dict) and is_base64(case.body.get("image")):
         case.body["image"] = definition["requestBody"]["content"]["application/json"]["example"]["image"]
@@ -103,7 +103,7 @@ def is_base64(text: object) -> bool:
 
 
 def read(value: object) -> object:
-    """What a query's text stands for."""
+    """The value of a query's text."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -125,7 +125,7 @@ def falls(timesteps: Any) -> bool:
     return all(before > after for before, after in itertools.pairwise(listed))
 
 
-# What the document says that no schema can tell, by the field that is then refused.
+# Documented rules that no schema can express, by the field that the 422 names.
 BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "guidance_scale": lambda f: f["guidance_scale"] > 1 and no_label(f),
     "class_label": lambda f: isinstance(f["class_label"], list) and len(f["class_label"]) != given(f, "num_images", 1),
@@ -147,7 +147,7 @@ def is_beyond_the_schema(case: Case, response: Response) -> bool:
 
 
 def is_of_distilled(error: Json) -> bool:
-    """Distilled weights, of which a test serves some, take no timesteps at all."""
+    """Distilled weights, which one of the servers has, take no `timesteps`."""
     return bool(error["loc"] == ["timesteps"] and error["msg"].endswith("were distilled for"))
 
 
@@ -156,7 +156,7 @@ def is_of_distilled(error: Json) -> bool:
 
 @pytest.fixture(scope="module")
 def contracted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, ServerProcess]]:
-    """One server with classes and at most four steps; one without classes and at most twenty, and one of latents."""
+    """Three servers: with classes and at most four steps, without classes and at most twenty, and latent."""
     schedule = DDIMScheduler(num_train_timesteps=20, beta_start=0.01, beta_end=0.3, clip_sample=False)
     paths = (
         "digits-4step",
@@ -184,13 +184,13 @@ def test_the_service_does_as_its_document_says(
     assert ended.returncode == 0, ended.stdout + ended.stderr
     seen = count(report)
     assert seen["cases"] >= NUM_CASES, seen
-    # A fair share of each, or the checks of the other would mean little.
+    # Each server gets a fair share, so that the checks of each mean something.
     assert min(seen["valid, taken"], seen["invalid, refused"]) >= NUM_CASES / 5, seen
     assert all(seen[media_type] for media_type in MEDIA_TYPES), seen
 
 
 def count(report: Path) -> collections.Counter[str]:
-    """What there was in all."""
+    """The number of calls by outcome."""
     seen: collections.Counter[str] = collections.Counter()
     for line in report.read_text().splitlines():
         recorder = json.loads(line).get("ScenarioFinished", {}).get("recorder", {})

@@ -1,4 +1,4 @@
-"""What passes cost: as measured at first, and as they turn out later."""
+"""The costs of passes: measured at the start, and updated later."""
 
 from itertools import pairwise
 
@@ -40,8 +40,8 @@ def test_the_width_is_the_narrowest_whose_rows_cost_about_the_least(table: dict[
     [
         (GPU, 16),
         (CPU, 4),
-        ({1: 1.0, 2: 2.0, 3: 3.0}, 1),  # together they gain nothing
-        ({1: 1.0, 2: 1.97, 3: 2.95}, 1),  # or hardly anything
+        ({1: 1.0, 2: 2.0, 3: 3.0}, 1),  # nothing is gained together
+        ({1: 1.0, 2: 1.97, 3: 2.95}, 1),  # hardly anything is gained
         ({1: 1.0, 2: 1.95, 3: 3.0}, 2),
         ({7: 1.0}, 7),
     ],
@@ -86,7 +86,7 @@ def test_passes_that_take_what_was_expected_change_nothing(table: dict[int, floa
 @pytest.mark.parametrize("rows", [1, 3, 16])
 @pytest.mark.parametrize("slower", [0.5, 2.0])
 def test_a_machine_that_becomes_slower_or_faster_shows_it_at_every_width(rows: int, slower: float) -> None:
-    """Though only one width is run."""
+    """Even if only one width runs."""
     costs = Costs(GPU)
     truth = slower * costs.seconds(rows)
     for _ in range(60):
@@ -205,7 +205,7 @@ def test_the_best_follows_a_machine_that_turns_out_faster_than_at_its_start_at_a
     for _ in range(60):
         costs.follow(4, GPU[4] / 3)
     for width, seconds in costs.best.by_width.items():
-        assert seconds == pytest.approx(GPU[width] / 3, rel=0.25)  # a part of that is taken for the shape's
+        assert seconds == pytest.approx(GPU[width] / 3, rel=0.25)  # the shape takes a part of the change
     assert costs.best.decoding is not None
     assert costs.best.decoding.by_width == {1: 4.0}
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""Decoding on a fake VAE and a fake clock: in batches of its own, beside the passes of others."""
+"""Decoding with a fake VAE and a fake clock: its batches run beside the passes of other rows."""
 
 import gc
 import threading
@@ -52,8 +52,8 @@ from tests.properties import examples
 from tests.scripted import DECODED_FATES, FATES, Client, Script, Submit, scripts
 from tests.test_responses import SERVED
 
-BLOCKER = 99  # a seed
-SLOWEST = SHARED * (1 + MARGIN)  # times what a batch takes, in a promise
+BLOCKER = 99  # its seed
+SLOWEST = SHARED * (1 + MARGIN)  # the promised time of a batch, in multiples of its own time
 
 
 def pixels(seed: float, second: float) -> Image:
@@ -61,7 +61,7 @@ def pixels(seed: float, second: float) -> Image:
 
 
 def keep_decoder_busy(s: Setting) -> Future[Finished]:
-    """Hold the decoder in a batch of one image: what takes its steps now waits for it."""
+    """Hold the decoder in a batch of one row. Rows that take their last step now wait for the decoder."""
     s.vae.hold()
     blocker = s.submit(a_row(BLOCKER))
     assert s.vae.next_batch() == [BLOCKER]
@@ -143,7 +143,7 @@ def test_a_finished_request_says_how_long_it_was_decoded_from_its_last_step_on()
         s.clock.advance(8.0)
         s.vae.let_go()
         waited = second.result(PATIENCE).decode_s
-        passes = len(s.runner.passes) - 3  # since the last step of the first, which they held up
+        passes = len(s.runner.passes) - 3  # since the last step of the first request; its latents were held up by them
         assert first.result(PATIENCE)[1:] == (0.0, 3.0, passes + 8.0 + 0.25)
         assert 8.0 + 2 * 0.25 < waited <= passes + 8.0 + 2 * 0.25
     assert [sum(finished[1:]) == taken_s for finished, _, _, taken_s in s.observer.finished] == [True, True]
@@ -161,7 +161,7 @@ def test_others_take_their_steps_while_a_batch_is_decoded() -> None:
         s.take_all_steps()
         assert s.to_decode == (2, 2)
         assert s.counters == (0, 0, 0)
-        assert s.in_flight == []  # what waits for the decoder holds no slot
+        assert s.in_flight == []  # rows that wait for the decoder hold no slot
         assert not blocker.done()
         assert not to_come.done()
         s.vae.let_go()
@@ -193,7 +193,7 @@ def test_images_are_decoded_while_a_pass_runs() -> None:
 
 def test_rows_that_take_their_last_step_in_one_pass_are_decoded_in_one_batch() -> None:
     with warm_latent(4) as s:
-        for _ in range(10):  # the decoder was once told of one after the other, and began with the first
+        for _ in range(10):  # the decoder once got the rows one by one, and began with the first
             s.submit(*map(a_row, range(1, 5))).result(PATIENCE)
         assert seeds_of(s.vae.calls) == [[1, 2, 3, 4]] * 10
         assert s.observer.batches == [(4, 1.0)] * 10
@@ -319,7 +319,7 @@ def test_a_request_may_be_cancelled_while_one_of_its_images_is_decoded_and_anoth
 
 @pytest.mark.parametrize("call", ["decode", "image"])
 def test_a_request_may_be_cancelled_by_another_thread_in_any_call_of_the_decoder(call: str) -> None:
-    """Which must not wait for it."""
+    """The other thread must not wait for the call."""
     with warm_latent(4) as s:
         cancelled: list[bool] = []
         leaver: list[Future[Finished]] = []
@@ -392,7 +392,7 @@ def test_a_request_whose_time_is_over_in_its_last_batch_is_done_and_its_promise_
     assert [kept for _, kept, *_ in s.observer.finished] == [False]
 
 
-# What fails
+# Failures
 
 
 def test_images_of_a_batch_that_raises_are_tried_again_alone_and_only_the_culprit_fails() -> None:
@@ -404,7 +404,7 @@ def test_images_of_a_batch_that_raises_are_tried_again_alone_and_only_the_culpri
         s.runner.let_go()
         with pytest.raises(ComputationFailed) as error:
             culprit.result(PATIENCE)
-        assert str(error.value) == "an image of this request could not be decoded"  # what was raised is for the log
+        assert str(error.value) == "an image of this request could not be decoded"  # the cause goes only to the log
         assert [images_of(job) for job in jobs] == [[a_decoded(1, 1)]] * 3
         assert seeds_of(s.vae.calls) == [[1, 1, 1, 2], [1], [1], [1], [2]]
     assert s.observer.failed_batches == 2
@@ -475,7 +475,7 @@ def test_an_image_that_is_not_finite_when_it_is_decoded_fails_its_request_alone(
 def test_the_probe_is_decoded_only_where_decoding_has_failed() -> None:
     with warm_latent(1) as s:
         s.clock.advance(21)
-        assert s.engine.in_doubt  # no pass for a long time
+        assert s.engine.in_doubt  # because no pass has run for a long time
         assert images_of(s.engine.probe()) == [an_image(PROBE_SEED, 1)]
         assert not s.engine.in_doubt
         assert s.vae.calls == []
@@ -518,7 +518,7 @@ def test_an_upload_says_nothing_of_whether_images_can_be_decoded() -> None:
     with warm_latent(1) as s:
         s.vae.poisoned = {7}
         with pytest.raises(ComputationFailed):
-            s.engine.decode(pixels(7, 1)).result(PATIENCE)  # who knows what a client sent
+            s.engine.decode(pixels(7, 1)).result(PATIENCE)  # a client may have sent anything
         assert not s.engine.in_doubt
         s.vae.breaking = {1}
         assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
@@ -548,7 +548,7 @@ def test_an_engine_whose_probes_cannot_be_decoded_gives_up(fault: str) -> None:
 
 
 def test_an_upload_that_is_encoded_is_no_doubt() -> None:
-    """However long the engine itself has had nothing to do."""
+    """The engine's own idle time does not matter."""
     with warm_latent(1, decode_seconds={1: 12.0}) as s:
         s.vae.hold()
         upload = s.engine.encode(pixels(1, 1))
@@ -599,7 +599,7 @@ def test_a_batch_that_does_not_return_fails_all_requests_and_uploads(seconds: fl
 
 
 def test_an_engine_whose_decoder_was_stuck_recovers_when_that_returns_and_no_earlier() -> None:
-    """Not when a pass does that was on its way: requests were once accepted again then."""
+    """A pass that ended meanwhile once made the engine accept requests again."""
     with warm_latent(1) as s:
         keep_decoder_busy(s)
         s.clock.advance(12)
@@ -702,7 +702,7 @@ def test_requests_and_uploads_of_an_engine_whose_decoder_dies_fail() -> None:
         s.vae.let_go()
         assert s.engine.wait_idle(PATIENCE)
         assert isinstance(upload.exception(PATIENCE), Failed)
-        assert Counter(type(error_of(job)) for job in jobs) == {type(None): 2, Failed: 1}  # two were taken before
+        assert Counter(type(error_of(job)) for job in jobs) == {type(None): 2, Failed: 1}  # two were decoded
         check_beyond_help(s, "decoding has died")
         with pytest.raises(Failed, match="the engine has stopped"):
             s.engine.encode(pixels(5, 1))
@@ -730,7 +730,7 @@ def test_uploads_are_encoded_and_decoded() -> None:
         assert latents.tolist() == an_image(1, 2)
         assert s.engine.decode(latents).result(PATIENCE).tolist() == a_decoded(1, 2)
         assert s.engine.wait_idle(PATIENCE)
-    assert s.observer.batches == []  # for those are of requests
+    assert s.observer.batches == []  # uploads are not recorded
     assert s.observer.accepted == 0
 
 
@@ -742,7 +742,7 @@ def test_uploads_come_after_images_that_wait_and_in_their_order() -> None:
         s.take_all_steps()
         calls = [s.vae.next_call() for _ in range(3)]
         assert calls == [Call("decode", [1]), Call("decode", [2]), Call("encode", [11])]
-        late = s.submit(a_row(3))  # goes before the next
+        late = s.submit(a_row(3))  # is decoded before the next encode
         s.take_all_steps()
         calls = [s.vae.next_call() for _ in range(3)]
         assert calls == [Call("decode", [3]), Call("decode", [12]), Call("encode", [13])]
@@ -758,7 +758,7 @@ def test_an_upload_that_is_cancelled_is_forgotten() -> None:
         with pytest.raises(QueueFull):
             s.engine.encode(pixels(3, 1))
         assert second.cancel()
-        third = s.engine.encode(pixels(3, 1))  # it has the place of the second
+        third = s.engine.encode(pixels(3, 1))  # takes the place of the second
         assert s.vae.next_call() == Call("encode", [1])
         assert first.cancel()  # during its call
         assert s.engine.encode(pixels(4, 1)).cancel()
@@ -779,7 +779,7 @@ def test_uploads_that_are_too_many_are_refused_with_the_time_that_the_others_tak
         with pytest.raises(QueueFull, match="3 uploads wait") as refusal:
             s.engine.decode(pixels(4, 1))
         assert refusal.value.retry_after == 6.0
-        assert s.places.taken == 1  # they need no places
+        assert s.places.taken == 1  # they take no places
         s.vae.let_go()
         for upload in uploads:
             upload.result(PATIENCE)
@@ -810,7 +810,7 @@ def test_uploads_are_refused_while_the_model_is_loaded() -> None:
         s.engine.encode(pixels(1, 1))
 
 
-# Expectations and promises
+# Estimates and promises
 
 
 @pytest.mark.parametrize(
@@ -819,7 +819,7 @@ def test_uploads_are_refused_while_the_model_is_loaded() -> None:
         (5, 1, {1: 0.5}, 5.5),
         (3, 4, {1: 0.5, 2: 0.75, 4: 1.0}, 4.0),
         (3, 3, {1: 0.5, 2: 0.75, 4: 1.0}, 4.0),
-        (3, 3, {1: 0.5, 2: 0.75}, 4.25),  # two, and one
+        (3, 3, {1: 0.5, 2: 0.75}, 4.25),  # a batch of two, and one
         (2, 4, {1: 0.5}, 4.0),
     ],
 )
@@ -849,7 +849,7 @@ def test_who_comes_while_others_wait_to_be_decoded_is_expected_later() -> None:
 
 def test_what_cannot_be_decoded_in_time_is_refused() -> None:
     with warm_latent(1, decode_seconds={1: 4.0}) as s:
-        alone_s = 2 * (1 + MARGIN) + 2 * 4.0 * SLOWEST  # its batch, and one that may have begun
+        alone_s = 2 * (1 + MARGIN) + 2 * 4.0 * SLOWEST  # its batch, and one that may already run
         for timeout_s in (alone_s - 0.1, alone_s):
             if timeout_s < alone_s:
                 with pytest.raises(Exception, match="must be at least"):
@@ -890,7 +890,7 @@ def test_metrics_tell_of_decoding() -> None:
         assert not [name for name in shown(metrics, plain.engine) if "cost" in name]
 
 
-# What the probe is to others
+# The probe's effect on others
 
 
 def test_a_probe_that_is_decoded_needs_no_place_and_is_told_to_no_observer() -> None:
@@ -925,7 +925,7 @@ def test_the_observer_is_told_before_whoever_waits() -> None:
         assert told.was_done == [False]
 
 
-# All of it together
+# Random mixes
 
 
 @examples(200)
@@ -937,14 +937,14 @@ def test_the_observer_is_told_before_whoever_waits() -> None:
 def test_nothing_is_left_behind_by_any_mix_of_requests_that_are_decoded(
     costs: dict[int, float], decode_costs: dict[int, float], script: Script
 ) -> None:
-    """Whatever arrives, leaves, fails, comes too late or gets stuck, inside whatever call to runner or VAE.
+    """Requests arrive, leave, fail, come too late or get stuck, inside any call of the runner or the VAE.
 
-    Innocent rows never fail, but by passes and batches that do not return. The engine gives up where one of those takes
-    too long, and for nothing else.
+    Innocent rows fail only through passes and batches that do not return. The engine gives up only where one of those
+    takes too long.
     """
     with started(a_setting(FakeRunner(costs), max_queue=5, decode_seconds=decode_costs)) as s:
         client, to_come = Client(s), list(script)
-        playing = threading.Lock()  # one script, and two threads that play it
+        playing = threading.Lock()  # two threads play one script
 
         def act(call: str) -> None:
             with playing:
@@ -953,7 +953,7 @@ def test_nothing_is_left_behind_by_any_mix_of_requests_that_are_decoded(
                     to_come.pop(0)
 
         s.runner.during = s.vae.during = act
-        while to_come and s.engine.beyond_help is None:  # each round makes each of the calls
+        while to_come and s.engine.beyond_help is None:  # each round makes every kind of call
             s.engine.check_health()
             with playing:
                 job = client.submit(Submit(((1, False, "good"),), LONG, "d", watched=False))
@@ -962,7 +962,7 @@ def test_nothing_is_left_behind_by_any_mix_of_requests_that_are_decoded(
                     job.exception(PATIENCE)
         assert s.engine.wait_idle(PATIENCE)
         if s.engine.beyond_help is None:
-            s.wait_alive()  # what was stuck returns
+            s.wait_alive()  # stuck calls return
             s.engine.check_health()
             s.engine.decode(pixels(0, 0)).result(PATIENCE)  # after the last batch
         client.check_ends()

@@ -1,4 +1,4 @@
-"""POST /denoise, as API.md has it, on a running server."""
+"""POST /denoise on a running server, as API.md specifies it."""
 
 import base64
 import hashlib
@@ -49,7 +49,7 @@ RGB_ALPHA_BAR = np.cumprod(1 - np.linspace(0.01, 0.3, 20))
 
 
 def noisy(shape: tuple[int, int, int], seed: int = 0) -> Float32:
-    """An image in the range of a half-noisy one."""
+    """An image with the range of a half-noisy one."""
     return np.random.default_rng(seed).normal(0, 0.7, shape).astype(np.float32)
 
 
@@ -66,7 +66,7 @@ def post(server: Reachable, image: bytes, accept: str = "*/*", **fields: object)
 
 
 def denoise(server: ServerProcess, image: Float32 | bytes, **fields: object) -> Float32:
-    """The answer as an array, not quantised."""
+    """The answer as a float32 array."""
     data = image if isinstance(image, bytes) else write_npy(image)
     response = post(server, data, NPY, **fields)
     assert response.status_code == 200, response.text
@@ -75,7 +75,7 @@ def denoise(server: ServerProcess, image: Float32 | bytes, **fields: object) -> 
     return read_npy(response.content)
 
 
-# What it computes.
+# Results.
 
 
 def test_one_step_is_the_estimate_of_x0_by_epsilon(rgb_server: ServerProcess) -> None:
@@ -114,7 +114,7 @@ def walk(t: int, N: int) -> list[int]:
 
 @pytest.mark.parametrize(("t", "N"), [(15, 3), (7, 4), (19, 19), (1, 1), (19, 2)])
 def test_more_steps_walk_from_the_timestep_down(rgb_server: ServerProcess, t: int, N: int) -> None:
-    """DDIM by hand, with the service as its U-Net, at timesteps floor(t·(N−i)/N + ½)."""
+    """DDIM by hand at the timesteps floor(t·(N−i)/N + ½), with the service as its U-Net."""
     timesteps = [*walk(t, N), None]
     assert timesteps[0] == t
     x: NDArray[np.float64] = RGB.astype(np.float64)
@@ -138,7 +138,7 @@ def test_previous_of_one_step_is_x0(rgb_server: ServerProcess) -> None:
 
 
 def test_the_steps_noise_is_the_seeds_second_draw(rgb_server: ServerProcess) -> None:
-    """The first is thrown away, so that it differs from /noise's."""
+    """The first draw is dropped, so the noise differs from that of /noise."""
     t, after = 16, 8
     fields = {"timestep": t, "num_inference_steps": 2, "sampler": "ddim", "output": "previous", "seed": 5}
     a, b = RGB_ALPHA_BAR[t], RGB_ALPHA_BAR[after]
@@ -165,7 +165,7 @@ def test_a_seed_decides_the_noise(rgb_server: ServerProcess) -> None:
 
     np.testing.assert_array_equal(ddpm(seed=1), ddpm(seed=1))
     assert (ddpm(seed=1) != ddpm(seed=2)).any()
-    assert (ddpm() != ddpm()).any()  # drawn by the server
+    assert (ddpm() != ddpm()).any()  # the server draws the seed
 
 
 def test_additive_is_scaled_first(rgb_server: ServerProcess) -> None:
@@ -181,7 +181,7 @@ def test_additive_is_scaled_first(rgb_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("scaling", ["variance_preserving", "additive"])
 def test_noise_and_denoise_share_their_levels(server: ServerProcess, scaling: str) -> None:
-    """What /noise makes of an image is the same x_t in either scaling."""
+    """/noise makes the same x_t of an image in either scaling."""
     t, clean = 300, np.tanh(GREY)
     response = server.client.post(
         "/noise",
@@ -263,7 +263,7 @@ def test_json_and_forms_are_one_request(server: ServerProcess) -> None:
         assert by_json.content == by_form.content
 
 
-# Images as they come in.
+# Uploaded images.
 
 
 def png(pixels: NDArray[Any], text: PngImagePlugin.PngInfo | None = None) -> bytes:
@@ -272,7 +272,7 @@ def png(pixels: NDArray[Any], text: PngImagePlugin.PngInfo | None = None) -> byt
         file = io.BytesIO()
         PillowImage.fromarray(pixels).save(file, "PNG", pnginfo=text)
         return file.getvalue()
-    if pixels.shape[2] == 2:  # neither library writes these
+    if pixels.shape[2] == 2:  # neither library writes grey with alpha
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
         return raw_png(pixels.shape[1], pixels.shape[0], 16, 4, zlib.compress(rows))
     _, data = cv2.imencode(".png", pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]])
@@ -351,18 +351,18 @@ def test_text_chunks_are_no_obstacle(server: ServerProcess) -> None:
     )
 
 
-# What is refused, and harms nothing.
+# Refusals, which must have no effect.
 
 
 @pytest.fixture(scope="module")
 def drawn(server: ServerProcess, rgb_server: ServerProcess) -> Mapping[ServerProcess, bytes]:
-    """What each server draws before anything bad was sent."""
+    """An image from each server, before any bad upload."""
     return {where: where.client.get("/sample?seed=1").content for where in (server, rgb_server)}
 
 
 @pytest.fixture
 def unharmed(drawn: Mapping[ServerProcess, bytes]) -> Iterator[None]:
-    """After the test nothing of it is left in the engines, and what they draw is what they drew."""
+    """After the test the engines hold nothing of its requests, and the servers draw the same images as before."""
     yield
     for where, image in drawn.items():
         where.wait_until_idle()
@@ -466,7 +466,7 @@ def test_a_file_cut_anywhere_is_refused(server: ServerProcess, rgb_server: Serve
     ids=["zTXt", "iTXt", "iCCP", "IDAT", "second header", "animation"],
 )
 def test_a_bomb_does_not_go_off(server: ServerProcess, data: bytes) -> None:
-    """Refused, or read without what is in it: in either case within the memory of one image."""
+    """The file is refused, or read without its optional parts. Either way it takes no more memory than one image."""
     before = peak_memory(server)
     response = post(server, data, timestep=500)
     assert response.status_code in (200, 422)
@@ -474,7 +474,7 @@ def test_a_bomb_does_not_go_off(server: ServerProcess, data: bytes) -> None:
 
 
 def peak_memory(server: ServerProcess) -> int:
-    """The most bytes that the server has held so far."""
+    """The peak of the server's memory so far, in bytes."""
     with open(f"/proc/{server.process.pid}/status") as status:  # noqa: PTH123
         [line] = [line for line in status if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
@@ -601,7 +601,7 @@ def test_broken_forms_are_refused(server: ServerProcess) -> None:
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("charset", ["undefined", "punycode", "idna", "utf-16", "utf-7", "latin-1", "none", '""'])
 def test_forms_are_in_utf_8(server: ServerProcess, charset: str) -> None:
-    """Python has codecs that raise what no parser of forms expects, and one that takes the square of the length."""
+    """With some of Python's codecs, parsers of forms raise unexpected errors. One codec takes quadratic time."""
     response = post_form(server, form(_FILE, _TIMESTEP), f"; boundary=BOUNDARY; charset={charset}")
     assert "must be in UTF-8" in problem(response, 415)["detail"]
     for known in ("utf-8", '"UTF-8"', "us-ascii"):
@@ -611,12 +611,12 @@ def test_forms_are_in_utf_8(server: ServerProcess, charset: str) -> None:
 
 @pytest.mark.usefixtures("unharmed")
 def test_json_of_very_many_values_is_refused(server: ServerProcess) -> None:
-    """Before it is read, since that takes 25 times its length of memory."""
+    """The server refuses such JSON before parsing, which takes 25 times its length in memory."""
     for values in (b"[]," * 70_000 + b"[]", b"{}," * 70_000 + b"{}", b"1," * 70_000 + b"1"):
         body = b'{"timestep": 5, "image": [%b]}' % values
         response = server.client.post("/denoise", content=body, headers={"Content-Type": JSON})
         assert invalid(response, "body") == "has more than 16384 values"
-    long = base64.b64encode(write_npy(GREY) + bytes(1_000_000)).decode()  # one value, however long
+    long = base64.b64encode(write_npy(GREY) + bytes(1_000_000)).decode()  # a single value of any length is fine
     assert "1024" in invalid(server.client.post("/denoise", json={"image": long, "timestep": 5}), "image")
 
 
@@ -627,7 +627,7 @@ def test_other_bodies_are_not_read(server: ServerProcess, media_type: str) -> No
     assert "multipart/form-data" in problem(response, 415)["detail"]
 
 
-# Of latent diffusion: PNGs are pixels, arrays are latents.
+# Latent models: PNGs are pixels, arrays are latents.
 
 LATENTS = np.array([[[0.25, -2.0]]], np.float32)
 PIXELS = np.random.default_rng(3).integers(0, 256, (2, 4, 3)).astype(np.uint8)
@@ -636,7 +636,7 @@ ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
 
 def calls(server: LatentServer) -> list[str]:
-    """What the VAE was asked for."""
+    """The names of the VAE's calls."""
     return [call.name for call in server.vae.calls]
 
 
@@ -667,7 +667,7 @@ def test_an_array_has_the_latents_themselves(latents: LatentServer) -> None:
 
 
 def test_the_estimate_is_pixels_as_png_and_latents_as_npy(latents: LatentServer) -> None:
-    """Those that FakeRunner makes: the seed, and the steps taken."""
+    """FakeRunner's latents: the seed, and the number of steps taken."""
     fields: Json = {"timestep": 400, "num_inference_steps": 3, "seed": 5}
     made = np.array([[[5.0, 3.0]]], np.float32)
     as_png, as_json, as_npy = (
@@ -685,7 +685,7 @@ def test_intermediate_results_are_latents(latents: LatentServer, output: str) ->
     fields: Json = {"timestep": 400, "num_inference_steps": 3, "seed": 5, "output": output}
     response = post(latents, write_npy(LATENTS), **fields)
     assert response.headers["content-type"] == NPY
-    np.testing.assert_array_equal(read_npy(response.content), [[[5, 1]]])  # of one step
+    np.testing.assert_array_equal(read_npy(response.content), [[[5, 1]]])  # after one step
     problem(post(latents, write_npy(LATENTS), "image/png", **fields), 406)
     assert calls(latents) == []
 
@@ -694,7 +694,7 @@ def test_the_time_of_decoding_is_told(latents: LatentServer) -> None:
     as_json, as_npy = (post(latents, write_npy(LATENTS), accept, timestep=400) for accept in (JSON, NPY))
     timings = as_json.json()["timings"]
     assert timings.keys() == {"queue_s", "denoise_s", "decode_s", "encode_s"}
-    assert (timings["denoise_s"], timings["decode_s"]) == (1.0, 1.0)  # of the fakes' clock
+    assert (timings["denoise_s"], timings["decode_s"]) == (1.0, 1.0)  # seconds of the fake clock
     timing = r"queue;dur=[\d.]+, denoise;dur=1000\.00, decode;dur=%s, encode;dur=[\d.]+"
     assert re.fullmatch(timing % r"1000\.00", as_json.headers["server-timing"])
     assert re.fullmatch(timing % r"0\.00", as_npy.headers["server-timing"])
@@ -731,7 +731,7 @@ def test_what_is_refused_is_not_encoded(latents: LatentServer, fields: Json, fie
 
 
 def upload(server: Reachable, path: str) -> socket.socket:
-    """A connection on which a PNG was sent, and whose answer is to come."""
+    """A connection that has sent a PNG and waits for the answer."""
     body = json.dumps({"image": base64.b64encode(png(PIXELS)).decode(), "timestep": 400}).encode()
     return server.raw_request("POST", path, {"Content-Type": JSON, "Content-Length": str(len(body))}, body)
 
@@ -758,7 +758,7 @@ def test_a_client_that_leaves_is_not_encoded_for(latents: LatentServer, monkeypa
     assert waiting.cancelled()
     latents.vae.let_go()
     assert post(latents, png(PIXELS), timestep=400).status_code == 200
-    assert calls(latents) == ["encode", "encode", "decode"]  # not for the one that waited
+    assert calls(latents) == ["encode", "encode", "decode"]  # nothing was encoded for the request that waited
 
 
 def test_encoding_takes_of_the_time_that_there_is() -> None:

@@ -1,4 +1,4 @@
-"""deploy/: the manifests for Kubernetes, and what Prometheus and Grafana are given."""
+"""deploy/: the Kubernetes manifests, and the files for Prometheus and Grafana."""
 
 import itertools
 import json
@@ -30,18 +30,18 @@ KUBERNETES = DEPLOY / "kubernetes"
 
 
 def read(path: Path) -> Any:
-    """A file of YAML, which JSON is too."""
+    """A YAML or JSON file."""
     return yaml.safe_load(path.read_text())
 
 
-# Kubernetes: what kustomize makes of the manifests.
+# Kubernetes: the manifests that kustomize builds.
 
 Builds = tuple[str, ...]
 BUILDS: list[Builds] = [("base",), ("gpu",), ("base", "own-weights"), ("gpu", "own-weights", "public")]
 
 
 def build(folder: str, *components: str) -> dict[str, Json]:
-    """The manifests of a folder with components, by kind, as kustomize builds them: as far as ours need it."""
+    """The manifests of a folder with components, by kind. Implements the kustomize features that our files use."""
     kustomization = read(KUBERNETES / folder / "kustomization.yaml")
     manifests: dict[str, Json] = {}
     for name in kustomization["resources"]:
@@ -67,7 +67,7 @@ def build(folder: str, *components: str) -> dict[str, Json]:
 
 
 def apply(document: Any, op: str, path: str, value: object = None) -> None:
-    """An operation of RFC 6902."""
+    """Apply an RFC 6902 operation."""
     *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in path.split("/")[1:])
     for part in parents:
         document = document[int(part) if isinstance(document, list) else part]
@@ -101,7 +101,7 @@ def manifests(request: pytest.FixtureRequest) -> dict[str, Json]:
 
 @pytest.fixture
 def settings(manifests: dict[str, Json], monkeypatch: pytest.MonkeyPatch) -> config.Settings:
-    """What the program reads in the pod."""
+    """The program's settings in the pod."""
     env = container_of(manifests)["env"]
     return settings_of({variable["name"]: variable.get("value", "a-secret") for variable in env}, monkeypatch)
 
@@ -110,7 +110,7 @@ def settings(manifests: dict[str, Json], monkeypatch: pytest.MonkeyPatch) -> con
 @needs("kubectl")
 @pytest.mark.parametrize("names", BUILDS, ids="+".join)
 def test_kustomize_builds_the_same(names: Builds, tmp_path: Path) -> None:
-    base, *components = (os.path.relpath(KUBERNETES / name, tmp_path) for name in names)  # it takes no others
+    base, *components = (os.path.relpath(KUBERNETES / name, tmp_path) for name in names)  # they must be relative
     (tmp_path / "kustomization.yaml").write_text(json.dumps({"resources": [base], "components": components}))
     built = subprocess.run(["kubectl", "kustomize", tmp_path], capture_output=True, check=True, text=True).stdout
     assert {manifest["kind"]: manifest for manifest in yaml.safe_load_all(built)} == build(*names)
@@ -139,7 +139,7 @@ def test_manifests_mean_the_same_pods(manifests: dict[str, Json]) -> None:
         "kind": "Deployment",
         "name": manifests["Deployment"]["metadata"]["name"],
     }
-    assert "replicas" not in manifests["Deployment"]["spec"]  # the autoscaler's
+    assert "replicas" not in manifests["Deployment"]["spec"]  # the autoscaler sets them
 
 
 def test_the_image_is_this_version(manifests: dict[str, Json], request: pytest.FixtureRequest) -> None:
@@ -151,7 +151,7 @@ def test_a_pod_is_not_killed_before_it_has_finished(manifests: dict[str, Json], 
     before_sigterm = container_of(manifests)["lifecycle"]["preStop"]["sleep"]["seconds"]
     left = pod_of(manifests)["terminationGracePeriodSeconds"] - before_sigterm - settings.drain_timeout
     assert before_sigterm > 0
-    assert left >= 10  # for a pass to end, and answers to be sent
+    assert left >= 10  # for the last pass and for sending answers
 
 
 def probes(manifests: dict[str, Json]) -> dict[str, Json]:
@@ -160,7 +160,7 @@ def probes(manifests: dict[str, Json]) -> dict[str, Json]:
 
 
 def test_probes_are_answered_as_they_mean_it(manifests: dict[str, Json], server: ServerProcess) -> None:
-    """While the model is loaded, and when it is."""
+    """While the model loads, and when it is ready."""
     paths = {name: probe["httpGet"]["path"] for name, probe in probes(manifests).items()}
     assert {server.client.get(path).status_code for path in paths.values()} == {200}
     runner = FakeRunner({1: 1.0})
@@ -172,7 +172,7 @@ def test_probes_are_answered_as_they_mean_it(manifests: dict[str, Json], server:
 
 
 def test_probes_leave_the_server_the_time_to_end_a_hang_itself(manifests: dict[str, Json]) -> None:
-    """It answers them all at once, whatever a pass takes. Starting may take long."""
+    """All probes are answered at once, whatever a pass takes. A start may take long."""
     startup, liveness, readiness = probes(manifests).values()
     for probe in (startup, liveness, readiness):
         assert 1 < probe["timeoutSeconds"] <= probe["periodSeconds"] + 1
@@ -185,7 +185,7 @@ def test_ports_are_the_programs(manifests: dict[str, Json], settings: config.Set
     http, metrics = container_of(manifests)["ports"]
     assert http["containerPort"] == settings.port
     assert metrics["containerPort"] == settings.metrics_port
-    [exposed] = manifests["Service"]["spec"]["ports"]  # the metrics' port is not
+    [exposed] = manifests["Service"]["spec"]["ports"]  # without the port for metrics
     assert {exposed["targetPort"], *(probe["httpGet"]["port"] for probe in probes(manifests).values())} == {
         http["name"]
     }
@@ -200,7 +200,7 @@ def test_metrics_are_where_prometheus_looks(manifests: dict[str, Json]) -> None:
 
 
 def test_a_pod_without_its_secret_does_not_start() -> None:
-    """A Secret with another name used to make a public server."""
+    """With a wrongly named Secret, the server was once open to the public."""
     for base in ("base", "gpu"):
         [keys] = [e for e in container_of(build(base))["env"] if e["name"] == "STEPWISE_API_KEYS"]
         assert keys["valueFrom"]["secretKeyRef"] == {"name": "stepwise", "key": "api-keys"}  # not `optional`
@@ -208,13 +208,13 @@ def test_a_pod_without_its_secret_does_not_start() -> None:
 
 
 def test_kubernetes_sets_no_settings(manifests: dict[str, Json]) -> None:
-    """For a Service named stepwise, pods get STEPWISE_PORT=tcp://10.96.0.1:8000, which is no port."""
+    """For a Service named stepwise, pods get STEPWISE_PORT=tcp://10.96.0.1:8000, which is not a port."""
     assert f"{manifests['Service']['metadata']['name'].upper()}_PORT" == f"{config.PREFIX}PORT"
     assert pod_of(manifests)["enableServiceLinks"] is False
 
 
 def test_the_pod_is_restricted(manifests: dict[str, Json]) -> None:
-    """As the Pod Security Standards have it, and more: the file system is read-only."""
+    """As the Pod Security Standards require. The file system is read-only, too."""
     pod, container = pod_of(manifests), container_of(manifests)
     uid = pod["securityContext"]["runAsUser"]
     assert f"--uid {uid} " in (ROOT / "Dockerfile").read_text()
@@ -237,7 +237,7 @@ def test_the_pod_can_write_where_the_program_does(manifests: dict[str, Json], se
     assert {mount["name"] for mount in mounts.values()} == volumes.keys()
     for path in (str(settings.cache_dir), "/tmp"):
         assert not mounts[path].get("readOnly")
-        assert "sizeLimit" in volumes[mounts[path]["name"]]["emptyDir"]  # else it may fill the node's disk
+        assert "sizeLimit" in volumes[mounts[path]["name"]]["emptyDir"]  # without a limit it may fill the node's disk
 
 
 def test_own_weights_are_read_from_their_volume() -> None:
@@ -254,7 +254,7 @@ def test_a_pod_on_the_cpu_has_its_cores_for_itself() -> None:
     manifests = build("base")
     resources = container_of(manifests)["resources"]
     assert resources["requests"] == resources["limits"]
-    assert re.fullmatch(r"\d+", resources["limits"]["cpu"])  # half a core would be a thread that is throttled
+    assert re.fullmatch(r"\d+", resources["limits"]["cpu"])  # whole cores: half a core would throttle a thread
     assert manifests["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
@@ -274,7 +274,7 @@ def test_the_autoscaler_reads_what_the_adapter_makes(manifests: dict[str, Json],
     assert (name, frozenset[tuple[str, str]]()) in server.metrics()
 
 
-# Monitoring: files that name metrics.
+# Monitoring: files that use metrics.
 
 DASHBOARD = read(DEPLOY / "grafana" / "dashboards" / "stepwise.json")
 PANELS: list[Json] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -282,7 +282,7 @@ RULES: list[Json] = [rule for group in read(DEPLOY / "alerts.yml")["groups"] for
 
 
 def expressions() -> dict[str, str]:
-    """Everything that Prometheus is asked for, by where that is, as Grafana and the adapter fill it in."""
+    """All queries to Prometheus by their source, with the variables of Grafana and the adapter filled in."""
     found = {
         f"{panel['title']}, {target['refId']}": target["expr"]
         .replace("$__rate_interval", "1m")
@@ -303,13 +303,13 @@ def expressions() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def monitored() -> Iterator[ServerProcess]:
-    """A server that has all metrics there are: those of decoding, too."""
+    """A server with all metrics, including those of decoding."""
     with serving(WEIGHTS="emoji", MAX_BATCH=2) as server:
         yield server
 
 
 def ask_for_images(server: ServerProcess) -> None:
-    """What gives each endpoint something to tell of."""
+    """Send requests that fill the metrics of each endpoint."""
     latents = np.zeros(server.client.get("/info").json()["latent_shape"], np.float32)
     image = {"image": write_npy(latents)}
     assert server.client.get("/health/ready").status_code == 200
@@ -331,7 +331,7 @@ def test_promtool_is_content(check: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_metrics_that_are_asked_for_exist(monitored: ServerProcess) -> None:
-    """Labels too: what is asked to be unlike something matches where there is no such label."""
+    """Labels must exist too: a negative matcher also matches series without the label."""
     ask_for_images(monitored)
     exist = {name: {key for key, _ in labels} for name, labels in monitored.metrics()}
     asked = " ".join([*expressions().values(), *(rule["expr"] for rule in RULES)])
@@ -343,7 +343,7 @@ def test_metrics_that_are_asked_for_exist(monitored: ServerProcess) -> None:
 
 @pytest.mark.slow
 def test_alerts_are_tested_with_metrics_that_exist(monitored: ServerProcess) -> None:
-    """Labels too: a rule may ask for one that no series has, and its test may agree."""
+    """Labels must exist too: a rule and its test may agree on a label that no series has."""
     ask_for_images(monitored)
     samples = [(name, dict(labels)) for name, labels in monitored.metrics()]
     tests = read(DEPLOY / "alerts_test.yml")["tests"]
@@ -400,7 +400,7 @@ def test_grafana_knows_how_often_prometheus_looks() -> None:
     assert source["jsonData"]["timeInterval"] == read(DEPLOY / "prometheus.yml")["global"]["scrape_interval"]
 
 
-# Monitoring: a real Prometheus that reads a real server, and HAProxy where it is installed.
+# Monitoring: a real Prometheus that scrapes a real server, and HAProxy if it is installed.
 
 
 @contextmanager
@@ -413,12 +413,12 @@ def running(*command: str | Path, log: Path, **more: Any) -> Iterator[subprocess
             try:
                 process.wait(PATIENCE)
             finally:
-                process.kill()  # nothing, where it is over
+                process.kill()  # has no effect on a process that has ended
 
 
 @contextmanager
 def haproxy(server: ServerProcess) -> Iterator[str | None]:
-    """HAProxy before a server; where its metrics are."""
+    """HAProxy in front of a server. Yields the address of HAProxy's metrics."""
     if shutil.which("haproxy") is None:
         yield None
         return
@@ -429,14 +429,14 @@ def haproxy(server: ServerProcess) -> Iterator[str | None]:
 
 
 class Prometheus:
-    """A Prometheus on its way up, or up.
+    """A Prometheus process that starts or runs.
 
     Args:
-        log: of its process.
-        jobs: that it reads.
+        log: of the process.
+        jobs: to scrape.
 
     Attributes:
-        now: what it is asked for is as of this time, in seconds; of the present where there is none.
+        now: the time of all queries in seconds; the present if None.
     """
 
     now: float | None = None
@@ -453,7 +453,7 @@ class Prometheus:
     def get(self, path: str, **parameters: str) -> Any:
         def data() -> Any:
             response = self._client.get(path, params=parameters)
-            if response.status_code == 503:  # it starts
+            if response.status_code == 503:  # still starting
                 return None
             document = response.json()
             assert document["status"] == "success", f"{parameters}: {document}"
@@ -462,13 +462,13 @@ class Prometheus:
         return eventually(data)
 
     def ask(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """The labels and the value of each series of an answer."""
+        """The labels and the value of each series in the result."""
         when = {} if self.now is None else {"time": repr(self.now)}
         series = self.get("/query", query=expression, **when)["result"]
         return [(one["metric"], float(one["value"][1])) for one in series]
 
     def look_twice(self) -> None:
-        """Wait until it has read every job twice more: the first of these may have begun before."""
+        """Wait for two more scrapes of every job. The first of them may have begun before this call."""
 
         def looks() -> dict[str, float]:
             return {labels["job"]: number for labels, number in self.ask("sum_over_time(up[10m])")}
@@ -477,7 +477,7 @@ class Prometheus:
         eventually(lambda: all(looks().get(job, 0) >= before.get(job, 0) + 2 for job in self._jobs) or None)
 
     def stop_the_clock(self) -> None:
-        """Stay at a time at which it could read every job: on a busy machine it cannot always."""
+        """Query at a fixed time, at which all scrapes worked. On a busy machine some scrapes fail."""
         [(_, self.now)] = eventually(lambda: self.ask("max(timestamp(up)) and min(up) == 1") or None)
 
     def close(self) -> None:
@@ -486,7 +486,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(monitored: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Has looked on while a server drew: configured as for compose, but for addresses and times."""
+    """Prometheus after scraping a server that draws. It has compose's configuration with other addresses and times."""
     folder = tmp_path_factory.mktemp("prometheus")
     with haproxy(monitored) as haproxy_metrics:
         targets = {"stepwise": "{}:{}".format(*monitored.address)}
@@ -499,7 +499,7 @@ def prometheus(monitored: ServerProcess, tmp_path_factory: pytest.TempPathFactor
             {
                 **{key: value for key, value in job.items() if not key.endswith("_configs")},
                 "static_configs": [
-                    # The labels are those of pods on Kubernetes.
+                    # Labels of pods on Kubernetes.
                     {"targets": [targets[job["job_name"]]], "labels": {"namespace": "test", "pod": "stepwise-1"}}
                 ],
             }
@@ -515,7 +515,7 @@ def prometheus(monitored: ServerProcess, tmp_path_factory: pytest.TempPathFactor
             log=folder / "prometheus.log",
         ) as process:
             prometheus = Prometheus(process, folder / "prometheus.log", set(targets))
-            for _ in range(2):  # what a series counts before it is first seen is no rate
+            for _ in range(2):  # the count at a series' first scrape gives no rate
                 prometheus.look_twice()
                 ask_for_images(monitored)
             prometheus.look_twice()
@@ -531,7 +531,7 @@ def test_prometheus_answers_what_is_asked(prometheus: Prometheus, where: str) ->
     expression = expressions()[where]
     answer = prometheus.ask(expression)
     if "haproxy_" in expression and shutil.which("haproxy") is None:
-        return  # it is PromQL
+        return  # valid PromQL
     assert answer
     assert all(math.isfinite(value) for _, value in answer)
     if where == "the adapter":

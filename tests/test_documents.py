@@ -1,4 +1,4 @@
-"""What documents say of the program is true: files, links, settings, messages, and which tests show what."""
+"""What documents say about the program is true: files, links, settings, messages, and named tests."""
 
 import ast
 import json
@@ -18,12 +18,12 @@ from tests.servers import ROOT, ServerProcess, read_parameters
 TESTS = ROOT / "tests"
 PACKAGES = ("stepwise", "service", "model")
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "work"} & set(path.relative_to(ROOT).parts))
-# Variables of the client, of docker-compose.yml and haproxy.cfg.template, and of one test.
+# Variables of the client, docker-compose.yml, haproxy.cfg.template and one test.
 OTHER_VARIABLES = {"URL", "API_KEY", "REPLICAS", "RETRIED_BODY", "REFERENCE_WEIGHTS"}
 
 
 def section(document: str, heading: str) -> str:
-    """What stands under a heading, up to the next of its level or above."""
+    """The text under a heading, up to the next heading of its level or above."""
     text = (ROOT / document).read_text().partition(f"\n{heading}\n")[2]
     return re.split(rf"^#{{1,{heading.index(' ')}}} ", text, maxsplit=1, flags=re.MULTILINE)[0]
 
@@ -73,7 +73,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def links(text: str) -> Iterator[str]:
-    """Targets inside the repository, of links and of images."""
+    """Targets of links and images inside the repository."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", text):
         target = "".join(link)
@@ -82,7 +82,7 @@ def links(text: str) -> Iterator[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """Those that GitHub gives to a document's headings."""
+    """The anchors that GitHub gives to a document's headings."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower()) for heading in headings)
     return {heading.replace(" ", "-") for heading in plain}
@@ -107,7 +107,7 @@ def test_the_readme_is_a_page_and_links_to_every_document() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nobody_is_told_to_install_what_is_not_ours(document: Path) -> None:
-    """The name `stepwise` on PyPI is another project's."""
+    """The name `stepwise` on PyPI belongs to another project."""
     commands = re.findall(r"pip install [^`\n]*", document.read_text().replace("`pip install stepwise` installs", ""))
     assert [command for command in commands if re.search(r"(?<![\w/.-])stepwise\b(?!/)", command)] == []
 
@@ -157,7 +157,7 @@ def test_settings_that_documents_name_exist(document: Path) -> None:
 
 
 def test_messages_are_those_of_the_program() -> None:
-    """`> all … places of the queue are taken`: the pieces around … are in one string of the code, in this order."""
+    """`> all … places of the queue are taken`: one string of the code has the parts around … in this order."""
     messages = re.findall(r"^> (.*)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(messages) > 10
     said = "\n".join([*strings(), (ROOT / "Makefile").read_text()])
@@ -167,7 +167,7 @@ def test_messages_are_those_of_the_program() -> None:
 
 
 def strings() -> Iterator[str]:
-    """Each text in the code on a line of its own, with … in the place of what f-strings put in."""
+    """The text of each string in the code on its own line, with … for each value of an f-string."""
     for package in PACKAGES:
         for module in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(module.read_text())):
@@ -183,14 +183,14 @@ def strings() -> Iterator[str]:
 
 
 def exchanges() -> list[tuple[Message, Message]]:
-    """Each request of docs/api.md, with its answer."""
+    """Each request in docs/api.md with its answer."""
     found = EXCHANGE.finditer((ROOT / "docs" / "api.md").read_text())
     return [(read(exchange["request"]), read(exchange["answer"])) for exchange in found]
 
 
 @pytest.mark.parametrize(("asked", "shown"), exchanges(), ids=lambda message: message.start.partition("?")[0])
 def test_whole_answers_are_what_a_server_answers(server: ServerProcess, asked: Message, shown: Message) -> None:
-    """The same status, headers and shape; a problem document word for word, but for Python's title of the status."""
+    """The same status, headers and shape. Problem documents are equal word for word, except for Python's title."""
     method, path = asked.start.split()
     answer = server.client.request(method, path, headers=asked.headers, content=asked.body.encode())
     assert shown.start.split()[:2] == ["HTTP/1.1", str(answer.status_code)]
@@ -214,7 +214,7 @@ def shapes_of_events(text: str) -> dict[str, Any]:
 
 
 def shape(value: Any) -> Any:
-    """Keys and types. What depends on the machine is left out: widths of passes, and what the fingerprint is of."""
+    """Keys and types, without what depends on the machine: widths of passes, and the fingerprint's parts."""
     match value:
         case dict():
             named = {"a width" if name.isdigit() else name: one for name, one in value.items()}
@@ -248,7 +248,7 @@ def test_every_metric_is_described(server: ServerProcess) -> None:
     there = {family.name.removeprefix("stepwise_") for family in families if family.name.startswith("stepwise_")}
     there = {name for name in there if not name.endswith("_created")}
     assert there <= described
-    assert described - there == {"decode_cost_seconds"}  # which only latent models have
+    assert described - there == {"decode_cost_seconds"}  # only latent models have it
 
 
 def test_json_is_laid_out_on_lines_that_fit() -> None:

@@ -1,4 +1,4 @@
-"""The engine on a fake runner and a fake clock: rows join, overtake, run, fail and are shown, pass after pass."""
+"""The engine with a fake runner and a fake clock: rows join, overtake, run, fail and are shown, pass by pass."""
 
 import itertools
 import logging
@@ -118,7 +118,7 @@ def test_an_engine_whose_warm_up_fails_is_failed_and_refuses_requests(
         s.engine.probe()
     assert s.observer.refused == ["failed"]
     assert (s.engine.beyond_help or "").startswith("the model could not be warmed up: ")
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # whoever starts it says why
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # the caller logs the reason
     s.engine.close()
     assert s.runner.complaints == []
 
@@ -261,7 +261,7 @@ def test_rows_of_a_pass_that_raises_are_tried_again_alone_and_only_the_culprit_f
         s.runner.let_go()
         with pytest.raises(ComputationFailed) as error:
             culprit.result(PATIENCE)
-        assert str(error.value) == "a forward pass of this request failed"  # what was raised is for the log
+        assert str(error.value) == "a forward pass of this request failed"  # the cause goes only to the log
         assert [images_of(job) for job in innocent] == [[an_image(1, 1)], [an_image(2, 1)], [an_image(4, 3)]]
         alone = [[(1, 0)], [(2, 0), (2, 1)], [(3, 0), (3, 1)], [(4, 0)]]
         assert s.runner.passes == [PROBE, together, *alone, [(4, 0)], [(4, 0)]]
@@ -296,7 +296,7 @@ def test_a_request_of_several_images_fails_whole(culprit: int) -> None:
         s.runner.let_go()
         assert isinstance(error_of(failing), ComputationFailed)
         assert images_of(innocent) == [an_image(1, 2)]
-        tried = [[(seed, 0)] for seed in (1, 2, 3) if seed <= culprit]  # those behind the culprit have left with it
+        tried = [[(seed, 0)] for seed in (1, 2, 3) if seed <= culprit]  # rows of the culprit's request leave with it
         assert s.runner.passes[2:] == [*tried, [(1, 0)]]
     assert s.observer.ended == ["failed", 1]
     assert s.is_empty()
@@ -326,7 +326,7 @@ def test_requests_that_fail_never_make_the_engine_fail_however_many_there_are(fa
             assert isinstance(error_of(s.submit(a_row(seed))), ComputationFailed)
             assert s.engine.in_doubt
             assert status_of(s.engine) == "ready"
-            if seed % 3 == 0:  # many of them may come between two looks
+            if seed % 3 == 0:  # several failures come between two checks
                 s.engine.check_health()
                 assert status_of(s.engine) == "ready"
                 s.engine.probe().result(PATIENCE)
@@ -376,7 +376,7 @@ def test_an_engine_whose_probes_keep_failing_gives_up(fault: str) -> None:
 
 @pytest.mark.parametrize("works", ["an image", "a pass"])
 def test_an_engine_does_not_give_up_while_anything_works(works: str) -> None:
-    """The image of a request, while each pass of the probe raises; or its passes alone, where its image is NaN."""
+    """A request's image while every pass of the probe raises; or only its passes, while its image is NaN."""
     with warm(1) as s:
         s.runner.breaking = {PROBE_SEED}
         s.runner.poisoned = {1} if works == "a pass" else set()
@@ -385,7 +385,7 @@ def test_an_engine_does_not_give_up_while_anything_works(works: str) -> None:
                 assert isinstance(error_of(s.engine.probe()), ComputationFailed)
             s.engine.check_health()
             assert status_of(s.engine) == "failed"
-            assert isinstance(error_of(s.engine.probe()), ComputationFailed)  # perhaps the one that the check began
+            assert isinstance(error_of(s.engine.probe()), ComputationFailed)  # perhaps the probe that the check began
             failed = error_of(s.submit(a_row(1, steps=3)))
             assert (failed is not None) == (works == "a pass")
             assert s.engine.alive
@@ -397,14 +397,14 @@ def test_an_engine_does_not_give_up_while_anything_works(works: str) -> None:
 def test_an_idle_engine_comes_into_doubt_and_a_probe_clears_that_once_somebody_asks(
     seconds: float, fresh_s: float
 ) -> None:
-    """After ten seconds, and after twenty times what the probe takes."""
+    """After ten seconds and twenty times the probe's duration."""
     with warm(1, seconds=seconds) as s:
         s.clock.now += fresh_s
         assert not s.engine.in_doubt
         s.clock.now += 0.5
         assert s.engine.in_doubt
         s.engine.check_health()
-        assert s.runner.passes == []  # nobody has asked
+        assert s.runner.passes == []  # nobody has called the health check
         s.runner.hold()
         for _ in range(500):
             s.engine.asked()
@@ -487,7 +487,7 @@ def test_a_row_that_cannot_be_admitted_fails_its_request_alone(refused: int) -> 
         assert images_of(good) == [an_image(1, 9)]
         assert status_of(s.engine) == "ready"
         assert not s.engine.in_doubt
-    assert len(s.observer.started) == (1 if refused == 2 else 2)  # what never ran has not started
+    assert len(s.observer.started) == (1 if refused == 2 else 2)  # rows that never ran have not started
     assert s.observer.ended == ["failed", 1]
     assert s.is_empty()
 
@@ -510,7 +510,7 @@ def test_a_pass_that_does_not_return_fails_all_requests(seconds: float, limit: f
         assert not any(job.done() for job in jobs)
 
         s.clock.now += 0.1
-        for _ in range(2):  # a second time does nothing
+        for _ in range(2):  # a second call has no effect
             s.engine.check_health()
             assert all(isinstance(error_of(job), Failed) for job in jobs)
             assert status_of(s.engine) == "failed"
@@ -551,7 +551,7 @@ def test_an_engine_that_was_stuck_recovers_when_the_pass_returns(breaking: set[i
 
 
 def hanging(s: Setting, call: str) -> tuple[threading.Event, threading.Event]:
-    """Have a call of the runner not return: events that tell that the engine is inside, and that let it out."""
+    """Make a call of the runner hang. Returns two events: the engine is inside, and let it return."""
     inside, leave = threading.Event(), threading.Event()
 
     def hang(made: str) -> None:
@@ -565,7 +565,7 @@ def hanging(s: Setting, call: str) -> tuple[threading.Event, threading.Event]:
 
 @pytest.mark.parametrize("call", ["admit", "pass", "read", "release"])
 def test_whatever_does_not_return_is_found_and_given_up_on(call: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Not only a pass: on CUDA, what a pass has queued runs on while its rows are updated and read."""
+    """Any call may hang, not only a pass: on CUDA, a pass's queued work runs on while its rows are updated and read."""
     with warm(1, seconds=0.5) as s:
         inside, leave = hanging(s, call)
         jobs = [s.submit(a_row(1)), s.submit(a_row(2))]
@@ -577,7 +577,7 @@ def test_whatever_does_not_return_is_found_and_given_up_on(call: str, caplog: py
         for _ in range(3):
             s.engine.check_health()
             assert not s.engine.alive
-            assert s.engine.beyond_help is None  # it may still return
+            assert s.engine.beyond_help is None  # the call may still return
             assert all(isinstance(error_of(job), Failed) for job in jobs)
             s.clock.now += 7.9
         s.clock.now += 0.3
@@ -669,24 +669,24 @@ def test_progress_is_that_of_the_slowest_row() -> None:
     assert steps == sorted(steps)
     assert steps[-1] == 2
     first = [entry[0] for entry in diary.entries].index("image")
-    assert diary.entries[first - 1] != ("progress", 2, 2)  # the first image is done, and the second is not
+    assert diary.entries[first - 1] != ("progress", 2, 2)  # the first image is done, the second is not
     assert diary.of("image") == [(0, an_image(1, 2)), (1, an_image(2, 2))]
 
 
 def test_a_watched_request_is_estimated_anew_every_100_ms_and_no_more_often() -> None:
-    """Passes take longer than expected, so each new estimate is another. In between the last one counts down."""
+    """Passes take longer than expected, so each new estimate differs. In between, the last estimate counts down."""
     with warm(1, seconds=0.0625) as s:
         diary = Diary()
         s.runner.seconds[1] = pass_s = 0.09375
         s.accept(a_row(1, steps=20), watcher=diary).future.result(PATIENCE)
-    etas = diary.etas[:-1]  # the last pass leaves nothing to expect
+    etas = diary.etas[:-1]  # after the last pass there is nothing to estimate
     new = [i for i in range(1, len(etas)) if etas[i] != etas[i - 1] - pass_s]
     assert new
     assert all((later - earlier) * pass_s >= 0.1 for earlier, later in pairwise([0, *new]))
 
 
 class Asking(Recorder):
-    """An observer that has another thread ask for what the engine's lock guards, whenever it is told anything."""
+    """An observer that, on each call, reads what the engine's lock guards from another thread."""
 
     engine: Engine | None = None
 
@@ -743,7 +743,7 @@ def test_previews_come_so_often_of_each_row(every: int, guided: bool, width: int
         previews = [(step, x0) for at, step, x0 in diary.of("preview") if at == index]
         assert previews == [(step, an_estimate(1 + index, step)) for step in expected]
     assert sorted(diary.of("image")) == [(index, an_image(1 + index, steps)) for index in range(3)]
-    assert reads["read"] == 3 + 3 * len(expected)  # nothing is read that nobody wants
+    assert reads["read"] == 3 + 3 * len(expected)  # only wanted previews and images are read
     progress = [step for step, _ in diary.of("progress")]
     assert progress == sorted(progress)
     assert progress[-1] == steps
@@ -782,7 +782,7 @@ def test_a_watcher_of_a_request_that_left_is_told_no_more() -> None:
     assert diary.entries == told
 
 
-# What observers are told
+# Observers
 
 
 def test_passes_are_told_to_the_observer() -> None:
@@ -925,7 +925,7 @@ def test_closing_fails_what_is_not_done_and_joins_the_thread() -> None:
         s.runner.next_pass()
         jobs.append(s.submit(a_row(3)))
         told: list[int] = []
-        for job in jobs:  # by the engine's thread, and not at once
+        for job in jobs:  # on the engine's thread, after a while
             job.add_done_callback(lambda _: told.append(sum(range(10**6))))
         with ThreadPoolExecutor() as pool:
             closing = pool.submit(engine.close)
@@ -941,7 +941,7 @@ def test_closing_fails_what_is_not_done_and_joins_the_thread() -> None:
             s.submit(a_row(4))
         with pytest.raises(Unavailable):
             engine.probe()
-        engine.close()  # a second time does nothing
+        engine.close()  # a second call has no effect
     assert s.observer.ended == ["draining"] * 3
     assert s.observer.refused == ["draining"]
 
@@ -968,7 +968,7 @@ def test_requests_of_an_engine_that_dies_fail(caplog: pytest.LogCaptureFixture) 
 
 
 class Deaf(Recorder):
-    """Raises whatever it is told."""
+    """An observer that raises in every call."""
 
     def __getattribute__(self, name: str) -> Any:
         if name in dir(Observer) and not name.startswith("_"):
@@ -990,13 +990,13 @@ def test_an_observer_that_raises_harms_nobody() -> None:
         with pytest.raises(Invalid):
             s.submit(a_row(6), timeout_s=0.001)
         s.submit(a_row(7)).cancel()
-        assert images_of(s.submit(a_row(8))) == [a_decoded(8, 1)]  # before its pass, the slot of 7 is released
+        assert images_of(s.submit(a_row(8))) == [a_decoded(8, 1)]  # the slot of 7 is released before this pass
         assert s.engine.alive
     assert s.is_empty()
 
 
 class Bomb(Diary):
-    """A watcher that raises when it is told of one thing."""
+    """A watcher that raises in one of its calls."""
 
     def __init__(self, at: str) -> None:
         super().__init__(preview_every=1)
@@ -1030,5 +1030,5 @@ def test_a_watcher_that_raises_fails_its_request_alone(
         with pytest.raises(ComputationFailed, match="could not be followed"):
             bad.result(PATIENCE)
         assert images_of(good) == [(a_decoded if decode_seconds else an_image)(3, 4)]
-        assert not s.engine.in_doubt  # that says nothing of the model
+        assert not s.engine.in_doubt  # a broken watcher says nothing about the model
     assert s.is_empty()

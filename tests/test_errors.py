@@ -1,4 +1,4 @@
-"""The map from errors to answers is total, and every answer is a problem document."""
+"""Every error maps to an answer, and every answer is a problem document."""
 
 import json
 import re
@@ -31,7 +31,7 @@ from service.errors import (
 )
 from service.http.problems import STATUS, answer, problem
 
-assert service.http.app  # all that the program has is imported, so that all errors are known
+assert service.http.app  # imports the whole program, so all errors are known
 
 
 def descendants(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:
@@ -94,7 +94,7 @@ def test_every_error_has_an_answer(kind: type[ServiceError]) -> None:
 def test_status_and_title_are_those_of_http(kind: type[ServiceError], status: int, title: str | None) -> None:
     response = answer(an_error(kind))
     assert response.status_code == status
-    if title is not None:  # two phrases have changed from one Python to the next
+    if title is not None:  # two phrases differ between versions of Python
         assert document(response)["title"] == title
 
 
@@ -167,7 +167,7 @@ def test_any_status_makes_a_problem_document(status: int, title: str) -> None:
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_what_a_client_sent_is_told_in_printable_characters(text: str) -> None:
-    """The field is named as it came, but for halves of characters, which no answer can hold."""
+    """The field's name is unchanged, except for lone surrogates, which no answer can hold."""
     said = document(answer(Invalid.field(text, f"{text} is no such field")))
     assert str(said["detail"]).isprintable()
     named = text.encode("utf-8", "backslashreplace").decode()

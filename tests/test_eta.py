@@ -1,4 +1,4 @@
-"""When jobs are expected to be done, and how near that comes."""
+"""Estimates of when jobs end, and their accuracy."""
 
 from itertools import pairwise
 from math import inf
@@ -39,7 +39,7 @@ def expected(line: Line, ticket: Ticket, arrivals: Arrivals | None = None) -> fl
 
 
 def crowd(table: dict[int, float], *jobs: Images) -> Line:
-    """Jobs that have come at once, without promises."""
+    """Jobs that arrived together, without promises."""
     line = Line(Costs(table), promises=False)
     for images in jobs:
         line.came(Arrival(0.0, images))
@@ -47,7 +47,7 @@ def crowd(table: dict[int, float], *jobs: Images) -> Line:
 
 
 def seen(size: int, every: float, minutes: float = 10.0) -> Arrivals:
-    """A steady stream of jobs of one size, until now, which is 0."""
+    """A steady stream of jobs of one size that ends now, at 0."""
     arrivals = Arrivals(-60 * minutes)
     for i in range(round(60 * minutes / every), 0, -1):
         arrivals.note(size, (0.5 - i) * every)
@@ -114,7 +114,7 @@ def test_a_job_that_would_be_late_is_expected_at_once() -> None:
     ticket = line.came(Arrival(0.0, alike(1, 2), within=3.0))
     assert expected(line, ticket) == pytest.approx(2.0)
     line.now = 1.5
-    assert expected(line, ticket) == pytest.approx(1.5)  # the promise will be kept, somehow
+    assert expected(line, ticket) == pytest.approx(1.5)  # the promise is assumed to be kept
     line.now = 10.0
     assert expected(line, ticket) == 0
 
@@ -149,13 +149,13 @@ def test_arrivals_of_shorter_jobs_make_it_longer_and_of_others_do_not(
 
 
 def test_overtaking_takes_its_share_of_the_time() -> None:
-    """While a job has more to do than those that come, it runs for half of the time."""
+    """While a job has more work left than new jobs have, it runs half of the time."""
     line = crowd(ONE_ROW, alike(1, 1000))
     assert expected(line, line.tickets[0], seen(1, every=2.0)) == pytest.approx(2000, rel=0.03)
 
 
 def test_the_nearer_a_job_is_to_its_end_the_fewer_overtake_it() -> None:
-    """Half way through it is as short as those that come."""
+    """After half of its steps the job is as short as the new jobs."""
     line = crowd(ONE_ROW, alike(1, 50), alike(1, 100))
     short, long = line.tickets
     stream = seen(64, every=128.0, minutes=600.0)
@@ -229,7 +229,7 @@ DECODE = {1: 1.0, 4: 2.0}  # seconds of a batch
 def test_a_lone_job_takes_its_passes_and_its_decoding(
     table: dict[int, float], decode: dict[int, float], images: int, steps: int
 ) -> None:
-    """Where its images take their steps together, and are decoded when no passes run."""
+    """Its rows take their steps together, and are decoded when no passes run."""
     costs = Costs(table, Costs(decode))
     assume(images <= costs.width)
     line = Line(costs, promises=False)
@@ -246,7 +246,7 @@ def test_a_lone_job_takes_its_passes_and_its_decoding(
         (alike(1, 10), True, 10.0 + 1.0),
         (alike(1, 10), False, 10.0),
         (alike(4, 10), True, 25.0 + 2.0),
-        (alike(5, 10), True, 35.0 + 2.0 + 1.0),  # decoding takes its time from passes
+        (alike(5, 10), True, 35.0 + 2.0 + 1.0),  # decoding slows passes down
         (alike(2, 10, 2), True, 25.0 + 2.0),
         (((10, 2), (10, 1)), True, 20.0 + 2.0),
     ],
@@ -267,7 +267,7 @@ def test_images_that_wait_for_the_decoder_count_and_so_do_those_that_will_before
     line.came(Arrival(line.now, alike(1, 4)))
     line.came(Arrival(line.now, alike(1, 3), decoded=False))
     first, second, third, fourth, plain = line.tickets
-    waiting = 2.0  # two images, in one batch
+    waiting = 2.0  # two rows in one batch
     assert [expected(line, ticket) for ticket in (first, second)] == pytest.approx([waiting] * 2)
     assert expected(line, third) == pytest.approx(waiting + 2 + 1)
     assert expected(line, plain) == pytest.approx(waiting + (2 + 1) + 3)

@@ -1,4 +1,4 @@
-"""text/event-stream: what it says, and that neither a slow reader nor one that leaves costs anybody else anything."""
+"""text/event-stream: its contents. Slow readers and readers that leave cost others nothing."""
 
 import asyncio
 import base64
@@ -55,12 +55,12 @@ KEYS = {
 }
 
 
-MANY = 400  # images; more of them than fit into all buffers of a connection
+MANY = 400  # images; more than all buffers of a connection hold
 
 
 @pytest.fixture(scope="module")
 def fake() -> Iterator[FakeServer]:
-    """Nobody looks after the engine, so no probe of its own comes between the passes of a test."""
+    """A server without a health check, so the engine runs no probe between a test's passes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app, "_EVERY", PATIENCE)
         with serving_fake(max_queue=4, max_images=MANY, timeout=10_000) as server:
@@ -69,7 +69,7 @@ def fake() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def local(fake: FakeServer) -> Iterator[FakeServer]:
-    """A server in this process, whose passes a test can hold. At the end it has nothing to do."""
+    """A server in this process, whose passes a test can hold. At the end it must be idle."""
     yield fake
     fake.runner.let_go()
     fake.runner.breaking, fake.runner.poisoned = set(), set()
@@ -82,7 +82,7 @@ class Event(NamedTuple):
 
 
 def parsed(lines: Iterable[str]) -> Iterator[Event]:
-    """The events of a stream, as they come. Comments are left out."""
+    """The events of a stream, as they arrive, without comments."""
     fields: list[tuple[str, str]] = []
     for line in lines:
         if line:
@@ -93,12 +93,12 @@ def parsed(lines: Iterable[str]) -> Iterator[Event]:
             assert [name for name, _ in fields] == ["event", "data"]
             yield Event(fields[0][1], json.loads(fields[1][1]))
             fields = []
-    assert not fields  # the last one is whole
+    assert not fields  # the last event is complete
 
 
 @contextmanager
 def watching(server: Reachable, body: Json, path: str = "/sample") -> Iterator[Iterator[Event]]:
-    """The events of a request on a connection of its own, which is closed at the end."""
+    """The events of a request on its own connection, which closes at the end."""
     with server.new_client() as client, client.stream("POST", path, json=body, headers=EVENTS) as response:
         assert response.status_code == 200, response.read()
         yield parsed(response.iter_lines())
@@ -111,7 +111,7 @@ def watched(server: Reachable, body: Json, path: str = "/sample") -> list[Event]
 
 
 def told(events: list[Event], steps: int) -> dict[str, list[Json]]:
-    """What the events of a request say, by their names, with all checked that holds for each that is done."""
+    """The data of a request's events by event name. Checks everything that holds for each finished request."""
     assert [events[0].name, events[-1].name] == ["queued", "done"]
     data: dict[str, list[Json]] = {name: [] for name in KEYS}
     for event in events:
@@ -133,7 +133,7 @@ def told(events: list[Event], steps: int) -> dict[str, list[Json]]:
     last = dict.fromkeys(indices, 0)
     for event in events:
         if event.name == "image":
-            last[event.data["index"]] = steps + 1  # no preview comes after it
+            last[event.data["index"]] = steps + 1  # no preview follows the image
         if event.name == "preview":
             assert last[event.data["index"]] < event.data["step"] <= steps
             last[event.data["index"]] = event.data["step"]
@@ -147,7 +147,7 @@ def images(data: Mapping[str, list[Json]]) -> dict[int, bytes]:
 
 
 def answered(server: Reachable, body: Json, path: str = "/sample") -> Json:
-    """The same request's JSON."""
+    """The JSON answer to the same request."""
     answer = server.client.post(path, json=body, headers=JSON)
     assert answer.status_code == 200, answer.text
     document: Json = answer.json()
@@ -158,7 +158,7 @@ def images_of(document: Json) -> dict[int, bytes]:
     return {image["seed"]: base64.b64decode(image["b64_json"]) for image in document["images"]}
 
 
-# What a stream says
+# Contents of a stream
 
 
 def test_a_request_is_told_of_from_the_queue_to_its_end(server: ServerProcess) -> None:
@@ -181,7 +181,7 @@ def test_previews_come_as_often_as_asked(local: FakeServer, preview_every: int) 
     with watching(local, {"num_images": 2, "num_inference_steps": 7, "preview_every": preview_every}) as events:
         come = [next(events)]
         local.runner.next_pass()
-        for step in range(1, 8):  # pass after pass, so that the reader misses none
+        for step in range(1, 8):  # pass by pass, so that the reader misses none
             (local.runner.next_pass if step < 7 else local.runner.let_go)()
             previews = 2 if preview_every and step % preview_every == 0 else 0
             come += itertools.islice(events, 1 + previews)
@@ -193,7 +193,7 @@ def test_previews_come_as_often_as_asked(local: FakeServer, preview_every: int) 
 
 
 def test_progress_is_that_of_the_slowest_image(local: FakeServer) -> None:
-    """Six images of which four fit into a pass."""
+    """Six rows, of which four fit into a pass."""
     local.runner.hold()
     with watching(local, {"num_images": 6, "num_inference_steps": 2}) as events:
         come = [next(events)]
@@ -205,7 +205,7 @@ def test_progress_is_that_of_the_slowest_image(local: FakeServer) -> None:
                 come.append(next(events))
         data = told([*come, *events], steps=2)
     assert [progress["step"] for progress in data["progress"]] == [0, 0, 1, 2]
-    assert "image" in [event.name for event in come]  # before the last progress: each as soon as it is done
+    assert "image" in [event.name for event in come]  # each image comes as soon as it is done, before the last progress
 
 
 def test_the_place_in_line_and_the_times_are_told(local: FakeServer) -> None:
@@ -220,7 +220,7 @@ def test_the_place_in_line_and_the_times_are_told(local: FakeServer) -> None:
 
 
 def test_a_browsers_event_source_is_answered(server: ServerProcess) -> None:
-    """It can only GET."""
+    """An EventSource can only send GET."""
     headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache", "Sec-Fetch-Mode": "cors"}
     answer = server.client.get("/sample?seed=7&num_images=2&class_label=1&class_label=2", headers=headers)
     assert answer.status_code == 200
@@ -297,7 +297,7 @@ def test_many_streams_at_once_say_what_each_says_alone(server: ServerProcess) ->
         assert images(told(events, body["num_inference_steps"])) == expected
 
 
-# Of latent diffusion
+# Latent diffusion
 
 
 @pytest.fixture(scope="module")
@@ -307,13 +307,13 @@ def latents() -> Iterator[LatentServer]:
 
 
 def shown(image: Json) -> list[Any]:
-    """The pixels of a preview or an image."""
+    """The pixels of a preview or image."""
     pixels: list[Any] = read_png(base64.b64decode(image["b64_json"], validate=True)).tolist()
     return pixels
 
 
 def of_latents(make: Callable[[Image], Image], seed: int, steps: int) -> list[Any]:
-    """The pixels of what FakeRunner has for latents."""
+    """The pixels made from FakeRunner's latents."""
     pixels: list[Any] = to_uint8(make(np.array([[[seed, steps]]], np.float32))).tolist()
     return pixels
 
@@ -323,7 +323,7 @@ def test_previews_are_rough_and_images_are_decoded(latents: LatentServer) -> Non
     with watching(latents, {"seed": 5, "num_images": 2, "num_inference_steps": 4, "preview_every": 2}) as events:
         come = [next(events)]
         latents.runner.next_pass()
-        for step in range(1, 5):  # pass after pass, so that the reader misses none
+        for step in range(1, 5):  # pass by pass, so that the reader misses none
             (latents.runner.next_pass if step < 4 else latents.runner.let_go)()
             come += itertools.islice(events, 1 if step % 2 else 3)
         come += events
@@ -348,7 +348,7 @@ def test_denoise_tells_of_a_decoded_image(latents: LatentServer) -> None:
     assert shown(image) == of_latents(decoded, 3, 1)
 
 
-# What is refused before it is accepted is an ordinary error
+# Refusals before acceptance are ordinary errors
 
 
 def test_what_is_refused_is_an_ordinary_error(server: ServerProcess, strict_server: ServerProcess) -> None:
@@ -368,7 +368,7 @@ def test_what_is_refused_is_an_ordinary_error(server: ServerProcess, strict_serv
 
 
 def test_what_cannot_be_taken_now_is_an_ordinary_error(local: FakeServer) -> None:
-    """Four requests fit into the queue."""
+    """The queue has four places."""
     local.runner.hold()
     urgent = {"num_inference_steps": 20, "timeout_s": 26}  # it takes 20 s
     with ExitStack() as stack:
@@ -385,11 +385,11 @@ def test_what_cannot_be_taken_now_is_an_ordinary_error(local: FakeServer) -> Non
     assert "within 26 s now" in late.json()["detail"]
 
 
-# What fails midway is an event, and the last
+# A failure midway is the last event
 
 
 def failed(events: list[Event], status: int) -> str:
-    """The detail of the error that a stream ends with."""
+    """The detail of the error that ends a stream."""
     assert events[0].name == "queued"
     assert {event.name for event in events[1:-1]} <= {"progress", "preview", "image"}
     name, document = events[-1]
@@ -454,11 +454,11 @@ def test_a_server_that_leaves_says_so() -> None:
         assert "shutting down" in failed(come, 503)
 
 
-# Slow readers, and those who leave
+# Slow readers, and readers that leave
 
 
 def slow_reader(server: FakeServer, body: Json) -> socket.socket:
-    """A connection on which this was asked for, with little room for what comes back."""
+    """A connection that has sent a request, with small receive buffers."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(PATIENCE)
@@ -479,7 +479,7 @@ def test_a_slow_reader_holds_up_nobody_and_loses_no_image(local: FakeServer) -> 
             answer.begin()
             data = told(list(parsed(answer.read().decode().splitlines())), steps=2)
     assert images(data).keys() == set(range(5, 5 + MANY))
-    assert len(data["progress"]) < MANY / 4  # newer progress took the place of older
+    assert len(data["progress"]) < MANY / 4  # newer progress replaces older progress
 
 
 def test_a_slow_reader_gets_all_events_of_a_server_that_shuts_down() -> None:
@@ -488,7 +488,7 @@ def test_a_slow_reader_gets_all_events_of_a_server_that_shuts_down() -> None:
         with slow_reader(server, body) as reader:
             server.wait_for_metric("stepwise_images_total", lambda images: images == MANY)
             signal.raise_signal(signal.SIGTERM)
-            server.wait_until_deaf()  # the engine has stopped, and only this answer keeps the server
+            server.wait_until_deaf()  # the engine has stopped, and only this answer keeps the server alive
             with HTTPResponse(reader) as answer:
                 answer.begin()
                 data = told(list(parsed(answer.read().decode().splitlines())), steps=1)
@@ -557,11 +557,11 @@ def test_a_reader_that_leaves_while_it_waits_costs_nothing_at_all(local: FakeSer
     assert 10_000 not in local.runner.admitted
 
 
-# The mailbox, and the stream on a connection that the test holds in its hands
+# The mailbox, and a stream on a connection that the test controls
 
 
 class Connection:
-    """What an ASGI server gives an app: it notes what is sent, and waits where it is told to."""
+    """An ASGI connection. Records the sent messages, and blocks on request."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
@@ -581,7 +581,7 @@ class Connection:
         return {"type": "http.disconnect"}
 
     async def sends(self, text: str) -> None:
-        """Until this was sent."""
+        """Wait until this text was sent."""
         while text not in self.text:
             await asyncio.sleep(0)
 
@@ -599,7 +599,7 @@ class Connection:
 
 
 class Streaming(NamedTuple):
-    """A stream of three images that goes on while the test does, and what the engine would hold of it."""
+    """A stream of three images that the test drives, and the engine's references to it."""
 
     connection: Connection
     mailbox: Mailbox
@@ -626,11 +626,11 @@ FINISHED = Finished([IMAGE] * 3, queue_s=0.25, denoise_s=1.5)
 
 
 def on_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    """Runs a test on a loop of its own. Nothing may be left: no task, no error that nobody has seen."""
+    """Run a test on its own event loop. No task and no unseen error may be left."""
 
     async def run() -> None:
         await test()
-        for _ in range(3):  # what was cancelled ends
+        for _ in range(3):  # cancelled tasks end
             await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -660,7 +660,7 @@ async def test_news_that_nobody_took_give_way_to_newer_but_images_stay() -> None
 
 
 def test_a_mailbox_whose_loop_is_over_holds_up_nobody() -> None:
-    """An error here would be the engine's end."""
+    """An error here would end the engine."""
 
     async def make() -> Mailbox:
         return Mailbox(1, asyncio.get_running_loop())
@@ -687,7 +687,7 @@ async def test_what_happens_while_the_reader_holds_back_the_server_is_told_in_fe
     s.connection.may_send.set()
     await s.response
     data = told(s.connection.events, steps=100)
-    assert len(data["progress"]) == 2  # the one that could not be sent, and the newest
+    assert len(data["progress"]) == 2  # the event that could not be sent, and the newest
     assert [preview["step"] for preview in data["preview"][1:]] == [99]
     assert [image["seed"] for image in data["image"]] == [7, 8, 9]
     assert data["queued"] == [{"position": 2, "eta_s": 3.0, "promise_s": 4.0}]
@@ -721,7 +721,7 @@ async def test_a_quiet_connection_is_kept_by_comments() -> None:
 
 
 class Leaving:
-    """What sse-starlette takes for uvicorn's server, by its handler of SIGTERM."""
+    """A fake of uvicorn's server with a SIGTERM handler, which sse-starlette looks for."""
 
     should_exit = True
 
@@ -734,7 +734,7 @@ async def test_a_server_that_shuts_down_ends_no_stream() -> None:
     try:
         s = Streaming.begin()
         await s.connection.sends("queued")
-        for _ in range(10):  # sse-starlette looks at the server as soon as a stream begins
+        for _ in range(10):  # sse-starlette looks at the server when a stream begins
             await asyncio.sleep(0)
         s.mailbox.progress(1, 1, 0.0)
         s.draw(0, 1, 2)

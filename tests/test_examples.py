@@ -1,6 +1,7 @@
-"""The documents' examples, run as they stand: each block of sh, python and js, in order, on a real server.
+"""The documents' examples, unchanged: each block of sh, python and js, in order, on a real server.
 
-A document's blocks share a folder, so that one may use what another has made. `sh emoji` and `js emoji` ask the emoji.
+The blocks of a document share a folder, so a block can use files of earlier ones. `sh emoji` and `js emoji` use the
+emoji server.
 """
 
 import os
@@ -40,7 +41,7 @@ def blocks(document: str) -> list[Block]:
 
 @pytest.fixture(scope="module")
 def addresses() -> Iterator[dict[str, str]]:
-    """Of a server of each of the weights that examples ask."""
+    """The addresses of a server for each of the weights that examples use."""
     with serving(WEIGHTS="digits") as digits, serving(WEIGHTS="emoji") as emoji:
         yield {"digits": address(digits), "emoji": address(emoji)}
 
@@ -65,13 +66,13 @@ def run(block: Block, folder: Path, home: Path, server: str) -> None:
         cwd=folder,
         env={**os.environ, **mine, "PATH": paths},
         capture_output=True,
-        timeout=START,  # a block may have seven programs, one after the other
+        timeout=START,  # a block may run seven programs in sequence
     )
     assert done.returncode == 0, f"{code}\n{done.stdout.decode(errors='replace')}\n{done.stderr.decode()}"
 
 
 def check(path: Path) -> None:
-    """What an example has made is what its name says."""
+    """Check that a file's content fits its name."""
     match path.suffix:
         case ".png":
             with Image.open(path) as image:
@@ -91,7 +92,7 @@ def test_examples_do_what_they_say(
     document: str, addresses: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder, home = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("home")
-    (home / ".curlrc").write_text("fail-with-body\n")  # else curl is content with any answer
+    (home / ".curlrc").write_text("fail-with-body\n")  # without it curl exits with 0 on errors
     found = blocks(document)
     assert found
     for block in found:

@@ -13,7 +13,7 @@ clients = st.sampled_from(("a", "b", "c", "d"))
 
 
 def fill(places: Places, client: str) -> int:
-    """Take what there is."""
+    """Take as many places as possible."""
     taken = 0
     while places.refusal(client) is None:
         places.take(client)
@@ -76,7 +76,7 @@ def test_another_client_is_let_in_where_one_holds_them_all(total: int) -> None:
 @pytest.mark.parametrize("total", [2, 7, 8, 100])
 @pytest.mark.parametrize("greedy_first", [True, False])
 def test_two_clients_cannot_crowd_each_other_out(total: int, greedy_first: bool) -> None:
-    """One sends whatever is taken, first and at every turn; the other comes to hold its half all the same."""
+    """One client takes every free place, first and at every turn. The other still gets its half."""
     places = Places(total)
     fill(places, "greedy")
     line = deque(["greedy"] * total)
@@ -102,7 +102,7 @@ def test_a_place_given_back_is_free() -> None:
 
 
 def test_who_has_left_is_no_longer_counted() -> None:
-    """Of two clients each has a right to two of four places; one alone to all."""
+    """With two clients, each may hold two of four places. A lone client may hold all."""
     places = Places(4)
     places.take("b")
     places.give_back("b")

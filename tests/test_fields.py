@@ -1,4 +1,4 @@
-"""The table of fields is a law: what is in it is everywhere, and no other place lists the fields."""
+"""The table of fields is complete: each entry appears everywhere, and no other place lists the fields."""
 
 import ast
 import base64
@@ -47,7 +47,7 @@ def server() -> Iterator[FakeServer]:
 
 
 def complaint(answer: Any, name: str) -> str:
-    """What is said of a field that has a wrong value: the service knows the field."""
+    """The message about a wrong value of a field. It shows that the service knows the field."""
     [error] = problem(answer, 422)["errors"]
     assert error["loc"][0] == name
     assert "there is no such field" not in error["msg"]
@@ -91,7 +91,7 @@ def test_a_field_is_an_argument_of_the_client(path: str, row: Field) -> None:
 
 
 def test_arguments_have_types() -> None:
-    """mypy would complain of an `ignore` that ignores nothing."""
+    """mypy reports an unused `ignore`."""
     with Client("http://127.0.0.1:9", patience_s=0) as client:
         with pytest.raises(TypeError, match="sede"):
             client.sample(sede=5)  # type: ignore[call-arg]
@@ -105,7 +105,7 @@ def test_arguments_have_types() -> None:
 def test_a_field_is_an_option_of_the_command_line(path: str, row: Field) -> None:
     said = CliRunner().invoke(app, [path[1:], "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
     known = {word.rstrip(",") for word in re.split(r"[\s,│]+", said)}
-    if row.name == "preview_every":  # a terminal shows no pictures
+    if row.name == "preview_every":  # a terminal shows no previews
         assert "--preview-every" not in known
     else:
         assert {*(row.entry.flags or [f"--{row.name.replace('_', '-')}"])} <= known
@@ -126,7 +126,7 @@ def test_recipes_and_etags_have_the_fields_that_the_table_says() -> None:
     assert plan.parameters.keys() == {name for name, row in table(SampleRequest).items() if not row.entry.is_optional}
 
 
-# A field that nobody has heard of.
+# A made-up field.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +190,13 @@ def test_a_new_field_is_an_argument_and_an_option() -> None:
 
 # No other place lists the fields.
 
-# An example request, and what a model narrows.
+# Exceptions: an example request, and the fields that a model narrows.
 MAY_NAME_SOME = {"service/http/models.py", "service/plan/fields.py", "service/plan/plan.py"}
 MANY = 4
 
 
 def listed(node: ast.AST) -> set[str]:
-    """The names of fields in a literal: a list, a tuple, a set, or the keys of a mapping."""
+    """The field names in a literal: a list, tuple or set, or the keys of a mapping."""
     match node:
         case ast.List() | ast.Tuple() | ast.Set():
             parts: list[Any] = node.elts

@@ -1,4 +1,4 @@
-"""What is in the bytes is in the fingerprint, and nothing else: not where the weights lie, nor how they are stored."""
+"""The fingerprint covers exactly what affects the bytes. The location and format of the weights do not."""
 
 import json
 import os
@@ -54,7 +54,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
 
 
 class Told(NamedTuple):
-    """All of what serves weights that goes into the bytes of a PNG."""
+    """Everything about served weights that affects the bytes of a PNG."""
 
     fingerprint: str
     recipe: Parameters
@@ -113,7 +113,7 @@ def test_the_parts_name_all_that_draws_and_writes() -> None:
 
 
 def test_another_compression_of_pngs_is_another_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenCV compresses with the system's zlib, of which there are forks."""
+    """OpenCV compresses with the system's zlib, which has forks."""
     parts = fingerprint_parts(MODEL, {}, host(), image_encoder())
     encode = cv2.imencode
     monkeypatch.setattr(cv2, "imencode", lambda kind, pixels: encode(kind, pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9]))
@@ -154,5 +154,5 @@ def test_the_instructions_that_draw_noise_are_in_the_fingerprint_of_every_backen
         ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
         noise, its_host = json.loads(ended.stdout)
         noises.append(noise)
-        hosts.append({**its_host, "environment": ""})  # told by what torch does, and not by the variable alone
+        hosts.append({**its_host, "environment": ""})  # torch's behaviour shows it, not only the variable
     assert noises[0] == noises[1] or hosts[0] != hosts[1]

@@ -1,4 +1,4 @@
-"""Where a request ends: what a client means, what the server reads and what HAProxy before it reads are one."""
+"""Where a request ends: the client, the server and HAProxy agree."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from tests.balancers import balancing
 from tests.local import FakeServer, serving_fake
 from tests.servers import PATIENCE, Reachable, needs
 
-HIDDEN = b"GET /sample?seed=666 HTTP/1.1\r\nHost: x\r\n\r\n"  # in a body, it is no request
+HIDDEN = b"GET /sample?seed=666 HTTP/1.1\r\nHost: x\r\n\r\n"  # inside a body this is not a request
 LAST = b"GET /sample?seed=9 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 OFFERS = {
     "no offer": b"",
@@ -46,7 +46,7 @@ def chunks(body: bytes, size: int = 5, extension: bytes = b"", trailers: bytes =
 
 
 def head(method: bytes = b"POST", target: bytes = b"/sample", more: bytes = b"", version: bytes = b"1.1") -> bytes:
-    """All of a head but its framing and its end."""
+    """A head without its framing and its end."""
     kind = b"Content-Type: application/json\r\n"
     return b"%b %b HTTP/%b\r\nHost: x\r\n%b%b" % (method, target, version, kind, more)
 
@@ -62,7 +62,7 @@ FRAMINGS: dict[str, Callable[[bytes], bytes]] = {
     "the same length twice": lambda body: b"Content-Length: %d\r\n%b" % (len(body), length(body)),
 }
 
-# What is sent, and the answers: the seed that was drawn, or a status. LAST is sent after each.
+# Sent bytes and their answers: the drawn seed, or a status. LAST is sent after each.
 PLAIN: dict[str, tuple[bytes, list[int]]] = {
     **{
         f"{framing}, {offer}": (
@@ -83,7 +83,7 @@ PLAIN: dict[str, tuple[bytes, list[int]]] = {
     "no reserve of the client's": (head(more=b"Expect: 100-continue\r\n") + length(DRAW), [7]),
 }
 
-# What is sent, and the answers of a server that reads no further. LAST, which is sent after each, is never read.
+# Sent bytes and their answers, after which the server reads no further. LAST is sent after each, and never read.
 FINAL: dict[str, tuple[bytes, list[int]]] = {
     "HTTP/1.0": (head(version=b"1.0") + length(DRAW), [7]),
     "HTTP/1.0, kept alive": (head(version=b"1.0", more=b"Connection: keep-alive\r\n") + length(DRAW), [7]),
@@ -171,7 +171,7 @@ TOO_LARGE: dict[str, tuple[bytes, int]] = {
 
 
 class Read(NamedTuple):
-    """A request, as the server reads it."""
+    """A request as the server reads it."""
 
     method: bytes
     target: bytes
@@ -179,7 +179,7 @@ class Read(NamedTuple):
 
 
 def read(pieces: Sequence[bytes]) -> tuple[list[Read], int | None]:
-    """What the server reads, each request answered at once, and the status of its refusal."""
+    """The requests that the server reads, each answered at once, and the status of its refusal."""
     framing = Framing()
     found: list[Read] = []
     with_status: int | None = None
@@ -213,7 +213,7 @@ bodies = st.one_of(st.binary(max_size=80), st.just(HIDDEN), st.just(b"0\r\n\r\n"
 
 @st.composite
 def messages(draw: st.DrawFn) -> tuple[bytes, Read]:
-    """What a client sends, and what it means."""
+    """The bytes of a client's request, and its meaning."""
     method = draw(st.sampled_from(METHODS))
     body = draw(bodies)
     offer = draw(st.sampled_from(sorted(OFFERS.values())))
@@ -230,7 +230,7 @@ def test_however_it_is_split_what_is_read_is_what_is_meant(sent: list[tuple[byte
 
 @pytest.mark.parametrize("sent", BROKEN.values(), ids=BROKEN)
 def test_what_is_broken_is_refused_however_it_is_split(sent: bytes) -> None:
-    """And nothing after it is a request, be it nothing but what is taken for one elsewhere."""
+    """No request is read after the broken part, even where other servers would see one."""
     before = head() + length(DRAW)
     meant = [Read(b"POST", b"/sample", DRAW)]
     for after in (b"", HIDDEN, 3 * LAST):
@@ -249,7 +249,7 @@ def test_what_is_too_large_is_refused_however_it_is_split(sent: bytes, status: i
 
 @pytest.mark.parametrize("size", [2**20, 4096, 61])
 def test_a_head_of_the_greatest_size_is_read(size: int) -> None:
-    """Its size is counted from where it begins, which is after the body before it."""
+    """The size counts from the head's own start, after the body before it."""
     large = head(b"GET", more=b"X-A: ")
     large += b"a" * (MAX_HEAD - len(large) - 4) + b"\r\n\r\n"
     whole = head() + length(b" " * 100_000) + large + head() + chunks(b" " * 100_000, CHUNK_BYTES) + large
@@ -290,7 +290,7 @@ def server(served: FakeServer) -> FakeServer:
 
 @pytest.fixture(scope="module")
 def balancer(served: FakeServer) -> Iterator[Reachable]:
-    """HAProxy before the server."""
+    """HAProxy in front of the server."""
     host, port = served.address
     with balancing([host], port) as running:
         running.wait_until(up=1)
@@ -304,16 +304,16 @@ class Answer(NamedTuple):
 
     @property
     def meaning(self) -> int:
-        """The seed that was drawn, where one was asked for; else the status."""
+        """The drawn seed if there is one, otherwise the status."""
         seed = int(self.headers.get(b"x-seed", b"0"))
         return seed if 0 < seed < 1000 else self.status
 
 
 def exchanged(server: Reachable, pieces: Sequence[bytes]) -> bytes:
-    """All that comes until the connection is closed. The server reads each piece before the next is sent."""
+    """All bytes until the connection is closed. Waits until the server has read each piece before it sends the next."""
     with socket.create_connection(server.address, PATIENCE) as connection:
         for piece in pieces:
-            with suppress(ConnectionError):  # it has heard enough
+            with suppress(ConnectionError):  # the server may have stopped reading
                 connection.sendall(piece)
             if piece is not pieces[-1]:
                 assert server.client.get("/health/live").status_code == 200
@@ -321,7 +321,7 @@ def exchanged(server: Reachable, pieces: Sequence[bytes]) -> bytes:
 
 
 def answers(came: bytes) -> list[Answer]:
-    """Whole answers, and nothing else."""
+    """The answers, which must be complete, with nothing after them."""
     found = []
     while came:
         top, blank, came = came.partition(b"\r\n\r\n")
@@ -340,7 +340,7 @@ def answers(came: bytes) -> list[Answer]:
 
 
 def refused(answer: Answer, status: int) -> str:
-    """The detail of a refusal that ends a connection."""
+    """The detail of a refusal that closes the connection."""
     document = json.loads(answer.body)
     assert (answer.status, document["status"]) == (status, status)
     assert answer.headers[b"content-type"] == b"application/problem+json"
@@ -375,13 +375,13 @@ def test_a_body_behind_an_offer_is_a_body_for_every_method(server: FakeServer, m
 
 
 def test_a_body_behind_an_offer_may_come_in_pieces(server: FakeServer) -> None:
-    """Wherever it is split."""
+    """Split at any byte."""
     whole = head(more=OFFERS["h2c"]) + length(HIDDEN)
     places = range(1, len(whole), 3)
     with socket.create_connection(server.address, PATIENCE) as connection:
         for place in places:
             connection.sendall(whole[:place])
-            assert server.client.get("/health/live").status_code == 200  # so the piece is read
+            assert server.client.get("/health/live").status_code == 200  # so the piece has been read
             connection.sendall(whole[place:])
         connection.sendall(LAST)
         came = answers(b"".join(iter(lambda: connection.recv(65536), b"")))
@@ -397,14 +397,14 @@ def test_what_is_broken_is_told_so_after_the_answer_before_it(server: FakeServer
 
 @pytest.mark.parametrize(("sent", "status"), TOO_LARGE.values(), ids=TOO_LARGE)
 def test_what_is_too_large_is_told_so_after_the_answer_before_it(server: FakeServer, sent: bytes, status: int) -> None:
-    """However much more comes: the connection is closed, and not reset."""
+    """However much follows, the connection is closed and not reset."""
     first, last = answers(exchanged(server, [head() + length(DRAW.ljust(80_000)) + sent + 20_000 * LAST]))
     assert first.meaning == 7
     assert "at most" in refused(last, status) or "more than" in refused(last, status)
 
 
 def test_a_body_that_breaks_under_way_is_told_so(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
-    """While the app waits for it. One line is logged."""
+    """The app waits for the body meanwhile. One line is logged."""
     with caplog.at_level("INFO", "service.access"):
         [answer] = answers(exchanged(server, [broken_chunks(b"5\r\n"), DRAW[:5], b"b\r\n" + LAST]))
     assert "chunk" in refused(answer, 400)
@@ -434,7 +434,7 @@ def test_a_client_may_wait_to_be_asked_for_its_body(server: FakeServer) -> None:
 
 
 def test_a_client_that_closes_its_side_is_answered_nothing(server: FakeServer) -> None:
-    assert server.engine.wait_idle(PATIENCE)  # clients of other tests have left
+    assert server.engine.wait_idle(PATIENCE)  # requests of other tests have ended
     server.runner.hold()
     left = server.metric("stepwise_cancelled_total", reason="disconnect")
     with socket.create_connection(server.address, PATIENCE) as connection:
@@ -476,10 +476,10 @@ def test_the_balancer_reads_what_is_plain_as_the_server_does(
 def test_the_balancer_and_the_server_read_the_same_requests(
     balancer: Reachable, server: FakeServer, caplog: pytest.LogCaptureFixture, sent: bytes
 ) -> None:
-    """Each request that the server reads has an id of HAProxy's. One that HAProxy took for a body's end would not."""
+    """Each request that the server reads has an id from HAProxy. Bytes that HAProxy took for a body would have none."""
     with caplog.at_level("INFO", "service.access"):
         came = answers(exchanged(balancer, [head() + length(DRAW) + sent + LAST]))
-        assert server.client.get("/health/live").status_code == 200  # so all that was answered is logged
+        assert server.client.get("/health/live").status_code == 200  # so everything answered is logged
     lines = [vars(record)["fields"] for record in caplog.records if not record.getMessage().startswith("GET /health/")]
     read_by_server = [line["request_id"] for line in lines if "method" in line]
     assert all(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", one) for one in read_by_server)
@@ -504,7 +504,7 @@ def test_the_balancer_says_what_a_client_that_closes_its_side_gets(balancer: Rea
 
 
 class Headers(BaseHTTPRequestHandler):
-    """A server that answers with the names of the headers that reached it."""
+    """A server that answers with the names of the headers it received."""
 
     protocol_version = "HTTP/1.1"
 

@@ -1,4 +1,4 @@
-"""Uploads that are wrong in every way we could think of: a clean refusal or an image, and never much memory."""
+"""Malformed uploads of every kind: each gives a clear refusal or an image, in bounded memory."""
 
 import base64
 import contextlib
@@ -35,18 +35,18 @@ from tests.servers import ROOT, Json, ServerProcess, problem, read_npy, serving,
 from tests.test_responses import MODEL
 
 NOISE = RequestModel(NoiseRequest, MODEL, max_images=1, timeout=1)
-SHAPE = (1, 16, 16)  # of the images that the server of these tests takes
+SHAPE = (1, 16, 16)  # of the images of these tests' server
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
 MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
-# Files of every kind, most of them good ones. A PNG is a list of chunks, so that each can be damaged.
+# Files of every kind, mostly valid. A PNG is a list of chunks, so that each can be damaged.
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk of a PNG, whose length and checksum are what they should be unless it says otherwise."""
+    """A chunk of a PNG. Its length and checksum are right unless given."""
 
     name: bytes
     data: bytes = b""
@@ -67,7 +67,7 @@ def header(depth: int, colour: int, width: int = 16, height: int = 16, interlace
 
 
 def pixels(depth: int, colour: int) -> NDArray[Any]:
-    """Random ones that a grey model takes: all channels equal, and opaque."""
+    """Random pixels that are valid for a grey model: all channels equal, and opaque."""
     top = 2**depth - 1
     grey = np.random.default_rng(depth + colour).integers(0, top + 1, (16, 16, 1))
     colours = grey.repeat(3 if colour in (RGB, RGBA) else 1, axis=2)
@@ -126,7 +126,7 @@ def file_of(png: Png) -> bytes:
 
 @pytest.mark.parametrize("png", GOOD_PNGS, ids=range(len(GOOD_PNGS)))
 def test_the_good_pngs_are_good(png: Png) -> None:
-    """So mutations begin at files that are read to their end, and Pillow agrees on what they show."""
+    """So mutations start from files that are read to their end. Pillow decodes them to the same pixels."""
     with Image.open(io.BytesIO(file_of(png))) as theirs:
         grey = np.asarray(theirs, np.float64).reshape(16, 16, -1)[:, :, 0]
     came = decoded(file_of(png))
@@ -138,7 +138,7 @@ def test_the_good_pngs_are_good(png: Png) -> None:
 @pytest.mark.parametrize("png", BAD_PNGS, ids=range(len(BAD_PNGS)))
 def test_the_bad_pngs_are_refused(png: Png) -> None:
     with Image.open(io.BytesIO(file_of(png))) as theirs:
-        theirs.load()  # they are PNGs
+        theirs.load()  # they are valid PNGs
     assert decoded(file_of(png)) is None
 
 
@@ -164,7 +164,7 @@ def bits_flipped(draw: st.DrawFn, data: bytes) -> bytes:
 
 @st.composite
 def cut_and_pasted(draw: st.DrawFn, data: bytes) -> bytes:
-    """A piece is left out, repeated, moved, or replaced."""
+    """Drop, repeat, move or replace a piece."""
     begin, end = sorted((draw(st.integers(0, len(data))), draw(st.integers(0, len(data)))))
     end = min(end, begin + draw(st.sampled_from((1, 2, 8, 100, 10**6))))
     piece, place = data[begin:end], draw(st.integers(0, len(data)))
@@ -213,7 +213,7 @@ def a_damaged_chunk(draw: st.DrawFn, chunk: Chunk) -> Chunk:
 
 @st.composite
 def pngs(draw: st.DrawFn) -> bytes:
-    """A PNG with chunks left out, repeated, moved, put in or damaged; the rest of it whole."""
+    """A PNG with chunks dropped, repeated, moved, inserted or damaged. The other chunks stay intact."""
     png = list(draw(st.sampled_from([*GOOD_PNGS, *BAD_PNGS])))
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(png) - 1))
@@ -245,7 +245,7 @@ ORDERS = st.sampled_from(["False", "True", "0", "'C'", "None"])
 
 @st.composite
 def arrays(draw: st.DrawFn) -> bytes:
-    """An .npy with a header of its own, or damaged anywhere."""
+    """An .npy with its own header, or with damage anywhere."""
     if draw(st.booleans()):
         data = draw(st.sampled_from([*GOOD_ARRAYS, *BAD_ARRAYS]))
         return draw(bits_flipped(data) | cut_and_pasted(data))
@@ -262,13 +262,13 @@ def arrays(draw: st.DrawFn) -> bytes:
 files = st.one_of(pngs(), arrays())
 
 
-# What must hold of every file.
+# Properties of every file.
 
 TELLTALE = re.compile(r"Traceback|File \"|\.py\b|site-packages|/usr/|/tmp/|/home/|/work/|at 0x[0-9a-f]")
 
 
 def decoded(data: bytes) -> NDArray[np.float32] | None:
-    """The image, None where it is refused. Anything else fails the test, a warning included."""
+    """The image of a file; None if it is refused. Any other error fails the test, and so does any warning."""
     refusal: Invalid | None = None
     try:
         image = decode(data, SHAPE, 1.0)
@@ -323,10 +323,10 @@ def upload(data: bytes) -> bytes:
     return form((FILE, data), (DISPOSITION % b"timestep", b"9"))
 
 
-# What must hold of the memory that any of them takes.
+# Memory.
 
 
-LEAST = 64 * 2**20  # bytes that what is hidden in a bomb would take, at least, and that reading it never does
+LEAST = 64 * 2**20  # bytes; every bomb's content is at least as large, and reading one never takes as much
 
 
 def deflated(size: int) -> bytes:
@@ -372,7 +372,7 @@ def image_bombs() -> dict[str, bytes]:
 
 
 def body_bombs() -> dict[str, tuple[bytes, bytes]]:
-    """Bodies of at most five megabytes, of no use but to take memory: their media types and bytes."""
+    """Bodies of at most five megabytes that only aim to take memory: media type and bytes."""
     as_json = b"application/json"
     good = (FILE, GOOD_ARRAYS[0])
     return {
@@ -402,8 +402,8 @@ def read(media_type: bytes, body: bytes) -> None:
 
 
 def growth(work: Callable[[], object]) -> int:
-    """Bytes by which the memory of this process was larger at its peak than before."""
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    """The growth of this process's peak memory during a call, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = in_use("VmRSS")
     with contextlib.suppress(ServiceError):
         work()
@@ -416,8 +416,8 @@ def in_use(name: str) -> int:
 
 
 def measure() -> None:
-    """Prints the growth that each bomb causes, and one that goes off. In a process without other work."""
-    images, bodies = image_bombs(), body_bombs()  # ahead of all, so that they free nothing that could be used again
+    """Print the growth for each bomb, and for one that is fully unpacked. Runs in its own process."""
+    images, bodies = image_bombs(), body_bombs()  # made first, so that none of their freed memory is reused
     grown = {name: growth(partial(decode, data, SHAPE, 1.0)) for name, data in images.items()}
     grown |= {name: growth(partial(read, *body)) for name, body in bodies.items()}
     grown["goes off"] = growth(lambda: zlib.decompressobj().decompress(deflated(2**31), 2 * LEAST))
@@ -434,16 +434,16 @@ def grown() -> dict[str, int]:
 
 @pytest.mark.slow
 def test_what_is_small_takes_little_memory(grown: dict[str, int]) -> None:
-    assert grown.pop("goes off") > LEAST  # the measure sees it
+    assert grown.pop("goes off") > LEAST  # the measurement detects it
     assert len(grown) >= 30
     assert {name: taken for name, taken in grown.items() if taken >= LEAST} == {}
 
 
-# Through HTTP.
+# Over HTTP.
 
 
 def answered(response: httpx.Response) -> bool:
-    """Whether it is an image. If not, it is a problem document that tells nothing of the server."""
+    """Whether the answer is an image. Otherwise it must be a problem document without details of the server."""
     if response.status_code == 200:
         assert read_npy(response.content).shape == SHAPE
         return True
@@ -461,7 +461,7 @@ def send(server: ServerProcess, path: str, media_type: bytes, body: bytes) -> bo
 
 
 PATHS = st.sampled_from(("/denoise", "/noise"))
-MOST_NOISY = 1e4  # of a value in what is denoised
+MOST_NOISY = 1e4  # largest value of a noisy image
 
 
 def is_taken(path: str, data: bytes) -> bool:
@@ -477,7 +477,7 @@ def test_any_file_in_a_form_is_answered_or_refused(server: ServerProcess, path: 
 
 @pytest.fixture(scope="module")
 def latent_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Of latent diffusion, whose latents have the images' shape."""
+    """A latent model's server, whose latents have the shape of images."""
     folder = save_latent_pipeline(
         tmp_path_factory.mktemp("latent"),
         small_autoencoder(AutoencoderKL, in_channels=1, out_channels=1, latent_channels=1, block_out_channels=(8,)),
@@ -496,7 +496,7 @@ def test_any_file_is_encoded_or_refused(latent_server: ServerProcess, path: str,
 
 @st.composite
 def parts(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """A part of a form that no browser sends."""
+    """A form part that no browser sends."""
     names = st.sampled_from((b"image", b"timestep", b"seed", b"_charset_", b"", b"\xff\xfe", b'im\\"age', b"a" * 5000))
     name = DISPOSITION % draw(names)
     extra = draw(
@@ -572,7 +572,7 @@ def content_types(draw: st.DrawFn) -> bytes:
 @st.composite
 def forms(draw: st.DrawFn) -> bytes:
     good = [(FILE, draw(st.sampled_from(GOOD_ARRAYS))), (DISPOSITION % b"timestep", b"9")]
-    if draw(st.integers(0, 3)) == 0:  # for the sake of strange media types
+    if draw(st.integers(0, 3)) == 0:  # a valid form, to test unusual media types
         return form(*good)
     some = [*good[: draw(st.integers(0, 2))], *draw(st.lists(parts(), max_size=3))]
     some += [some[0]] * draw(st.sampled_from((0, 0, 0, 1, 60))) if some else []

@@ -1,4 +1,4 @@
-"""The container image, as far as its files tell: `make image-test` builds it and draws with it."""
+"""The container image, as far as its files show. `make image-test` builds it and draws with it."""
 
 import re
 import shlex
@@ -17,9 +17,9 @@ from tests.servers import ROOT
 LOCKS = ("service", "cpu", "cuda")
 IMAGES = {"cpu": ("service", "cpu"), "cuda": ("service", "cuda")}  # what each target installs
 PYTHONS = ("3.11", "3.12", "3.13")
-TESTED_TORCH = ROOT / "requirements" / "torch.txt"  # a constraint of `make`
+TESTED_TORCH = ROOT / "requirements" / "torch.txt"  # `make` uses it as a constraint
 
-# What the images need, and what they must not see.
+# Files that the images need, and files that they must not contain.
 NEEDED = (
     "service/__main__.py",
     "service/http/playground/index.html",
@@ -58,7 +58,7 @@ class Locked:
 
 
 def lock(name: str) -> list[Locked]:
-    """A lock file's lines, each with its hashes; nothing else may be in it."""
+    """The lines of a lock file, each with its hashes. The file may contain nothing else."""
     text = (ROOT / "requirements" / f"{name}.lock").read_text()
     lines = re.sub(r"^\s*#.*\n", "", text, flags=re.M).replace("\\\n", " ").splitlines()
     found = []
@@ -70,7 +70,7 @@ def lock(name: str) -> list[Locked]:
 
 
 def project() -> list[Requirement]:
-    """What pyproject.toml asks for, of itself and with the extra `cpu`, which has all of `server`."""
+    """The requirements in pyproject.toml, with those of the extra `cpu`, which includes `server`."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     server, cpu = (list(map(Requirement, table["optional-dependencies"][name])) for name in ("server", "cpu"))
     [itself] = [requirement for requirement in cpu if requirement.name == table["name"]]
@@ -80,7 +80,7 @@ def project() -> list[Requirement]:
 
 
 def instructions() -> Iterator[tuple[str, str]]:
-    """The Dockerfile's instructions, and their arguments with variables left as they are."""
+    """The Dockerfile's instructions and their arguments. Variables are not expanded."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M).replace("\\\n", " ")
     for line in filter(None, map(str.strip, text.splitlines())):
         name, _, arguments = line.partition(" ")
@@ -88,7 +88,7 @@ def instructions() -> Iterator[tuple[str, str]]:
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
-    """The instructions of each stage, without its FROM; "" has those before the first."""
+    """The instructions of each stage, without its FROM. "" has those before the first stage."""
     found: dict[str, list[tuple[str, str]]] = {"": []}
     for name, arguments in instructions():
         if name == "FROM":
@@ -99,7 +99,7 @@ def stages() -> dict[str, list[tuple[str, str]]]:
 
 
 def is_sent(path: str) -> bool:
-    """Whether .dockerignore lets a file through: the last pattern that names it or a folder above it decides."""
+    """Whether .dockerignore lets a file through. The last pattern that matches the file or a parent folder decides."""
     sent = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if line and not line.startswith("#"):
@@ -130,7 +130,7 @@ def test_an_image_gets_each_package_once_and_all_that_is_asked_for(target: str, 
     ]
     assert len(installed) == len(set(installed))
     wanted = {canonicalize_name(requirement.name) for requirement in project()}
-    assert wanted - set(installed) == {"cpu": {"torch"}, "cuda": {"openvino"}}[target]  # torch: a step of its own
+    assert wanted - set(installed) == {"cpu": {"torch"}, "cuda": {"openvino"}}[target]  # torch has its own step
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -143,7 +143,7 @@ def test_all_that_is_locked_has_hashes_and_no_address(name: str) -> None:
 
 
 def test_torch_has_one_version() -> None:
-    """The images and `make` install the same. The CPU image takes it from PyTorch's index."""
+    """The images and `make` install the same version. The CPU image takes it from PyTorch's index."""
     [of_lock] = [entry for name in LOCKS for entry in lock(name) if entry.name == "torch"]
     assert TESTED_TORCH.read_text() == f"torch=={of_lock.version}\n"
     commands = [arguments for name, arguments in stages()["cpu-build"] if name == "RUN" and "TORCH_INDEX" in arguments]
@@ -224,7 +224,7 @@ def test_what_is_copied_is_there_and_is_sent() -> None:
 
 
 def test_every_module_is_sent() -> None:
-    """And so is every weight of the box."""
+    """All weights in the box are sent, too."""
     modules = [path for folder in ("stepwise", "service", "model") for path in (ROOT / folder).rglob("*.py")]
     weights = [path for name in ("config.json", "model.safetensors") for path in ROOT.glob(f"weights/*/{name}")]
     assert modules

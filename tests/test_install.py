@@ -1,6 +1,6 @@
-"""What an installation has and can do: the wheel's client alone, and a server on the oldest dependencies.
+"""What an installation contains and can do: the wheel's client alone, and a server with the oldest dependencies.
 
-The environments come from the package index. Where the index cannot be reached, these tests are skipped.
+The tests need the package index. If the index cannot be reached, they are skipped.
 """
 
 import subprocess
@@ -31,7 +31,7 @@ SERVER = list(map(Requirement, PROJECT["optional-dependencies"]["server"]))
 CPU = [wanted for wanted in map(Requirement, PROJECT["optional-dependencies"]["cpu"]) if wanted.name != PROJECT["name"]]
 COMMANDS = ("serve", "sample", "denoise", "noise", "verify", "info", "convert")
 EXTRA = "pip install '.[cpu]', or '.[server]' where there is a GPU; from a wheel, pip install 'FILE.whl[cpu]'"
-# Each found a bound: pydantic and python-multipart, httpx, typer, OpenVINO.
+# Each of these tests found a bound: for pydantic and python-multipart, httpx, typer, OpenVINO.
 TELLING = ("test_parsing", "test_way", "test_cli_exits", "test_conversion")
 
 
@@ -46,7 +46,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def light(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """The wheel, with no extra."""
+    """The wheel without extras."""
     installation = Installation(tmp_path_factory.mktemp("light"))
     installation.install(wheel)
     return installation
@@ -54,7 +54,7 @@ def light(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation
 
 @pytest.fixture(scope="module")
 def oldest(wheel: Path) -> Iterator[Installation]:
-    """The wheel, and the oldest dependencies that pyproject.toml admits."""
+    """The wheel with the oldest dependencies that pyproject.toml allows."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)  # some tests become another user, who cannot read pytest's folders
         oldest = Installation(Path(folder))
@@ -82,7 +82,7 @@ def test_the_wheel_is_small_and_has_no_weights(wheel: Path) -> None:
 
 
 def test_the_client_brings_nothing_that_serves(light: Installation) -> None:
-    """But for what httpx (anyio, h11) and typer (pydantic) need too."""
+    """Except for what httpx (anyio, h11) and typer (pydantic) need."""
     of_client, of_server = (
         {canonicalize_name(requirement.name) for requirement in of} for of in (BASE, (*SERVER, *CPU))
     )
@@ -138,7 +138,7 @@ print(stepwise.read_recipe(drawn.images[1].png)["seed"])
 
 
 def test_what_needs_an_extra_says_how_to_get_it(light: Installation, server: ServerProcess, tmp_path: Path) -> None:
-    """And does nothing."""
+    """The command does nothing else."""
     accepted = server.metric("stepwise_accepted_total")
     for name, arguments in (
         ("stepwise serve", ["serve", "--port", "0"]),
@@ -159,7 +159,7 @@ def test_what_needs_an_extra_says_how_to_get_it(light: Installation, server: Ser
 
 
 def test_the_oldest_dependencies_are_those_of_the_bounds(oldest: Installation) -> None:
-    """A bound that another package's requirements exceed would not be tried."""
+    """A bound that another package's requirements exceed would stay untested."""
     bounds = lower_bounds(wanted for wanted in (*BASE, *SERVER, *CPU) if wanted.name != "torch")
     installed = {name: version for name, version in oldest.versions.items() if name in bounds}
     assert {name: Version(version) for name, version in installed.items()} == {
@@ -169,13 +169,13 @@ def test_the_oldest_dependencies_are_those_of_the_bounds(oldest: Installation) -
 
 @pytest.fixture(scope="module")
 def digits() -> Iterator[ServerProcess]:
-    """The digits, in this environment."""
+    """A server of the digits in this environment."""
     with side_by_side(serving(WEIGHTS=ROOT / "weights" / "digits")) as [server]:
         yield server
 
 
 def test_the_oldest_dependencies_serve(oldest: Installation, digits: ServerProcess, tmp_path: Path) -> None:
-    """From the wheel, which has no weights in the box. Versions of OpenVINO may differ by a rounding."""
+    """The wheel has no weights in the box. Versions of OpenVINO may differ by a rounding."""
     with side_by_side(serving(python=oldest.python, WEIGHTS=ROOT / "weights" / "digits")) as [server]:
         shown = done(
             oldest.run("-m", "stepwise", "sample", "-n", "4", "-s", "7", folder=tmp_path, STEPWISE_URL=server.url)
@@ -199,7 +199,7 @@ def test_a_wheel_has_no_weights_in_the_box(oldest: Installation, tmp_path: Path)
 
 
 def test_the_oldest_dependencies_pass_tests(oldest: Installation) -> None:
-    """Of this checkout. What only runs the tests is as new as here."""
+    """The tests of this checkout. The test tools have their current versions."""
     oldest.install(*(f"{name}=={metadata.version(name)}" for name in ("pytest", "pytest-xdist", "hypothesis")))
     modules = [f"tests/{name}.py" for name in TELLING]
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is left of a job, and how long that takes at most."""
+"""The work left in a job, and an upper bound on its duration."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
@@ -13,24 +13,24 @@ from tests.lines import Images, alike, any_images, cost_tables
 
 ROUNDING = 1e-9
 
-# Of each of a few passes, which of the rows that are due run: row i where bit i is set.
+# For a few passes, which of the due rows run: row i if bit i is set.
 any_passes = st.lists(st.integers(0, 2**24 - 1), max_size=12)
 
 
 def due(job: Job) -> list[RowState]:
-    """A row for each forward row that could run."""
+    """The forward rows that could run now."""
     return [row for row in job.behind_first() for _ in range(row.due)]
 
 
 def run(job: Job, costs: Costs, rows: int) -> None:
-    """A pass of some of the rows that are due."""
+    """Run a pass of some of the due rows."""
     chosen = [row for i, row in enumerate(due(job)) if rows >> i & 1]
     if chosen:
         job.count(chosen, costs)
 
 
 def plan(job: Job, costs: Costs) -> list[RowState]:
-    """The next pass of the plan that `seconds` is about."""
+    """The next pass of the plan that `seconds` is the duration of."""
     tasks = (row for row in job.furthest_behind() for _ in range(row.due))
     return list(islice(tasks, costs.width))
 
@@ -44,7 +44,7 @@ def partly_run(table: dict[int, float], images: Images, passes: Sequence[int]) -
 
 
 def to_the_end(job: Job, costs: Costs) -> Iterator[int]:
-    """Run the plan to its end: the rows of each pass."""
+    """Run the plan to its end. Yields the number of rows of each pass."""
     while job.left:
         tasks = plan(job, costs)
         job.count(tasks, costs)
@@ -85,11 +85,11 @@ def test_the_seconds_are_those_of_the_plan(table: dict[int, float], images: Imag
     [
         (alike(1, 5), 5 * 1.0),
         (alike(4, 5), 5 * 2.5),
-        (alike(9, 5), 5 * (2.5 + 2.5 + 1.0)),  # four, four and one
+        (alike(9, 5), 5 * (2.5 + 2.5 + 1.0)),  # passes of four, four and one rows
         (alike(2, 5, 2), 5 * 2.5),
-        (alike(3, 5, 2), 5 * (2.5 + 1.5)),  # two rows of each image: two images, and one
-        (((5, 1), (2, 1)), 3 * 1.0 + 2 * 1.5),  # first that which is behind, then both
-        (((5, 2), (5, 1), (5, 1)), 5 * (2.0 + 1.0)),  # as if all took two rows
+        (alike(3, 5, 2), 5 * (2.5 + 1.5)),  # guided rows: a pass with two of them, and a pass with one
+        (((5, 1), (2, 1)), 3 * 1.0 + 2 * 1.5),  # the row that is behind, then both
+        (((5, 2), (5, 1), (5, 1)), 5 * (2.0 + 1.0)),  # as if every row were guided
     ],
 )
 def test_images_run_in_groups_that_fill_a_pass(images: Images, seconds: float) -> None:
@@ -167,7 +167,7 @@ def test_both_branches_of_a_task_may_be_counted_at_once() -> None:
 
 @given(any_images, any_passes, st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4))
 def test_other_costs_weigh_a_job_anew(images: Images, passes: list[int], seconds: list[float]) -> None:
-    """Widths may change too; the plan stays one that the seconds are enough for."""
+    """Widths may change too. `seconds` stays enough for the plan."""
     job, _ = partly_run({1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}, images, passes)
     costs = Costs(dict(enumerate(seconds, 1)))
     job.weigh(costs)

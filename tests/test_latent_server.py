@@ -1,4 +1,4 @@
-"""Latent diffusion through the running server: diffusers' LDMPipeline, with either VAE, unchanged."""
+"""Latent diffusion on a running server: the same as diffusers' unchanged LDMPipeline, with either VAE."""
 
 import base64
 import itertools
@@ -36,7 +36,7 @@ from tests.test_diffusers_server import assert_same, images, quiet, run_convert,
 from tests.test_events import images_of, watched
 from tests.test_noise import read_png16, unit_noise
 
-# What diffusers does to NumPy 2.
+# diffusers' warning with NumPy 2.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
@@ -52,12 +52,12 @@ ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4**0.5, 0.02**0.5, 1000) ** 2)
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pipelines with random weights, of latents half as large as images, each way."""
+    """Pipelines with random weights. Latents have half the size of images in each dimension."""
     folder = tmp_path_factory.mktemp("latent")
     save_latent_pipeline(
         folder / "vq",
         small_autoencoder(VQModel, num_vq_embeddings=64, vq_embed_dim=3),
-        scheduler=DDIMScheduler(  # so that latents stay among the codes
+        scheduler=DDIMScheduler(  # so that latents stay near the codes
             beta_schedule="scaled_linear", clip_sample=False, prediction_type="v_prediction"
         ),
     )
@@ -94,7 +94,7 @@ def latents_of(kind: str, seed: int = 0) -> Float32:
 
 @torch.inference_mode()
 def encode(pipeline: Any, image: Float32) -> Float32:
-    """The mean of an image's latents, by diffusers, as the U-Net has them."""
+    """The mean latents of an image, as the U-Net takes them, by diffusers."""
     encoded = pipeline.vqvae.encode(torch.from_numpy(image[None]))
     latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
     found: Float32 = (latents[0] * SCALING_FACTOR).numpy()
@@ -103,14 +103,14 @@ def encode(pipeline: Any, image: Float32) -> Float32:
 
 @torch.inference_mode()
 def decode(pipeline: Any, latents: Float32) -> Float32:
-    """Their image, by diffusers."""
+    """The image of latents, by diffusers."""
     found: Float32 = pipeline.vqvae.decode(torch.from_numpy(latents[None]) / SCALING_FACTOR).sample[0].numpy()
     return found
 
 
 @torch.inference_mode()
 def predict(pipeline: Any, latents: Float32, timestep: int) -> Float32:
-    """What its U-Net predicts, by diffusers."""
+    """The U-Net's prediction, by diffusers."""
     found: Float32 = pipeline.unet(torch.from_numpy(latents[None]), timestep).sample[0].numpy()
     return found
 
@@ -119,7 +119,7 @@ def pixels_of(image: Float32) -> NDArray[np.uint8]:
     return to_uint8((image.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1))
 
 
-# The pipeline's images.
+# Images of the pipeline.
 
 
 @pytest.mark.parametrize("num_inference_steps", [1, 4, 25])
@@ -127,7 +127,7 @@ def pixels_of(image: Float32) -> NDArray[np.uint8]:
 def test_the_pipelines_images(
     running: dict[str, ServerProcess], pipelines: dict[str, Any], kind: str, num_inference_steps: int
 ) -> None:
-    """At eta 0: with more, LDMPipeline gives `step` no generator, so that its noise is nobody's."""
+    """With eta 0: otherwise LDMPipeline gives `step` no generator."""
     expected = pipelines[kind](
         batch_size=len(SEEDS),
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
@@ -163,7 +163,7 @@ def test_the_service_is_the_unet_of_latents(
 def test_latents_walk_down_as_the_unet_says(
     running: dict[str, ServerProcess], pipelines: dict[str, Any], t: int, N: int
 ) -> None:
-    """DDIM by hand. As an image the answer is the decoder's of the last latents; no latents are clipped."""
+    """DDIM by hand. The PNG is the decoded last latents. Latents are not clipped."""
     x: Float32 = latents_of("kl")
     fields: Json = {"timestep": t, "num_inference_steps": N, "sampler": "ddim"}
     start = write_npy(x)
@@ -184,7 +184,7 @@ def test_latents_walk_down_as_the_unet_says(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents_go_on_where_they_were(running: dict[str, ServerProcess], kind: str) -> None:
-    """What `previous` answers starts the rest of the walk."""
+    """The answer of `previous` starts the rest of the steps."""
     first, second = walk(600, 2)
     fields: Json = {"sampler": "ddim", "seed": 1}
     start = write_npy(latents_of(kind))
@@ -228,7 +228,7 @@ def test_noise_is_added_to_latents(running: dict[str, ServerProcess], pipelines:
         np.testing.assert_allclose(read, decode(pipelines[kind], noisy), atol=1.01 * level)
 
 
-# What is told.
+# Recipes, previews and facts.
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -297,7 +297,7 @@ def test_wrong_shapes_are_refused(running: dict[str, ServerProcess], path: str) 
 
 
 def a_sample(i: int) -> Asked:
-    """One to three images, of 1 to 20 steps. No two of the first 60 are alike."""
+    """One to three images, of 1 to 20 steps. The first 60 all differ."""
     sampler = ("ddim", "ddpm", "dpmpp_2m")[i % 3]
     body: Json = {
         "seed": i * 2**47,
@@ -310,7 +310,7 @@ def a_sample(i: int) -> Asked:
 
 
 def a_denoise(kind: str, i: int) -> Asked:
-    """Of latents or of a picture, to latents or to a picture."""
+    """A request with latents or a picture, answered with latents or a picture."""
     pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     image = png(pixels) if i % 3 == 0 else write_npy(latents_of(kind, i))
     body: Json = {
@@ -325,7 +325,7 @@ def a_denoise(kind: str, i: int) -> Asked:
 
 
 def crowded(server: ServerProcess, requests: Sequence[Asked], order: int) -> list[str]:
-    """The sums of the answers to requests that run all at once, mixed."""
+    """The checksums of the answers to requests that run together, in random order."""
     names = ("batch_rows_sum", "batch_rows_count", "decode_images_sum", "decode_images_count")
     places = list(range(len(requests)))
     Random(order).shuffle(places)
@@ -334,8 +334,8 @@ def crowded(server: ServerProcess, requests: Sequence[Asked], order: int) -> lis
         sums = dict(zip(places, pool.map(lambda i: sha256(server, requests[i]), places), strict=True))
     counted = [server.metric(f"stepwise_{name}") - old for name, old in zip(names, before, strict=True)]
     rows, passes, decoded, batches = counted
-    assert rows / passes > 1.5  # it was a crowd
-    assert decoded > batches  # in decoding too
+    assert rows / passes > 1.5  # the passes were shared
+    assert decoded > batches  # the batches were shared
     return [sums[i] for i in range(len(requests))]
 
 
@@ -380,5 +380,5 @@ def test_converted_weights_draw_the_same_bytes(
     assert answers[0] == answers[1]
     for fact in ("fingerprint", "first_stage", "latent_shape", "recommended"):
         assert infos[0][fact] == infos[1][fact]
-    assert [info["model"]["name"] for info in infos] == [kind, "native"]  # which are in no bytes
+    assert [info["model"]["name"] for info in infos] == [kind, "native"]  # names do not affect bytes
     assert read_parameters(answers[1][0])["model"] == f"unet_2d-{infos[0]['model']['digest'][:8]}"

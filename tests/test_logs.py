@@ -77,12 +77,12 @@ def test_any_text_stays_on_its_line(text: str, fields: dict[str, object]) -> Non
 
 @pytest.fixture
 def _own_logging() -> Iterator[None]:
-    """Puts the loggers back as they were."""
+    """Restores the loggers at the end."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     others = [logging.getLogger(name) for name in ("uvicorn.access", "uvicorn.error", "python_multipart")]
     before = [(logger.disabled, logger.level) for logger in others]
-    root.handlers.clear()  # or `configure` would close pytest's own
+    root.handlers.clear()  # otherwise `configure` would close pytest's handlers
     yield
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -1,4 +1,4 @@
-"""What every answer carries, and what is open where keys are set."""
+"""Headers of every answer, and the open paths of a server with keys."""
 
 import pytest
 

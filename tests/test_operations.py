@@ -1,4 +1,4 @@
-"""Health, metrics, /info, the documentation, errors, keys and logs, as API.md has them, on running servers."""
+"""Health, metrics, /info, the documentation, errors, keys and logs on running servers, as API.md specifies them."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ def test_a_server_that_would_serve_is_ready(server: ServerProcess) -> None:
 
 
 def health(server: Reachable) -> tuple[int, int, str]:
-    """The codes of /health/live and /health/ready, and what the latter says."""
+    """The status codes of /health/live and /health/ready, and the status that the latter names."""
     live, ready = (server.client.get(f"/health/{path}") for path in ("live", "ready"))
     assert live.json() == {"status": "live" if live.status_code == 200 else "failed"}
     assert ready.json().keys() == {"status", "model", "version"}
@@ -46,7 +46,7 @@ def health(server: Reachable) -> tuple[int, int, str]:
 
 
 def refused(response: httpx.Response) -> str:
-    """The detail of a 503 that says when to ask again."""
+    """The detail of a 503 with Retry-After."""
     assert re.fullmatch(r"[1-9]\d*", response.headers["retry-after"])
     detail: str = problem(response, 503)["detail"]
     return detail
@@ -95,14 +95,14 @@ def test_a_pass_that_does_not_return_fails_all_that_waits_and_the_server() -> No
         assert "does not return" in refused(server.client.post("/sample", json={}))
         assert server.metric("stepwise_refused_total", reason="failed") == 1
         assert server.metric("stepwise_cancelled_total", reason="failed") == 2
-        server.runner.let_go()  # and yet it does
+        server.runner.let_go()  # the pass returns after all
         server.wait_for_metric("stepwise_step_seconds_count", lambda passes: passes == 1)
         assert health(server) == (200, 200, "ready")
         assert server.client.post("/sample", json={}).status_code == 200
 
 
 def wait_for_health(server: Reachable, wanted: tuple[int, int, str]) -> None:
-    """Ask again and again, as balancers do."""
+    """Poll the health endpoints, as balancers do."""
     for _ in range(20_000):
         if (found := health(server)) == wanted:
             return
@@ -126,18 +126,18 @@ def test_a_device_that_works_no_longer_ends_the_server(monkeypatch: pytest.Monke
     with serving_fake() as server:
         server.runner.breaking = {7, PROBE_SEED}
         problem(server.client.post("/sample", json={"seed": 7}), 500)
-        assert server.metric("stepwise_pass_failures_total") >= 2  # together with others, then alone; probes may follow
+        assert server.metric("stepwise_pass_failures_total") >= 2  # with others, then alone; probes may follow
         wait_for_health(server, (503, 503, "failed"))
         assert "has stopped" in refused(server.client.post("/sample", json={}))
         server.wait()
 
 
 def test_a_server_is_unready_while_its_probes_fail_and_serves_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_EVERY", PATIENCE)  # this test looks itself
+    monkeypatch.setattr(app, "_EVERY", PATIENCE)  # only the test checks the engine
     with serving_fake() as server:
         server.runner.breaking = {7, PROBE_SEED}
         problem(server.client.post("/sample", json={"seed": 7}), 500)
-        assert health(server) == (200, 200, "ready")  # the request may be at fault
+        assert health(server) == (200, 200, "ready")  # the request itself may be the cause
         assert server.engine.probe().exception(PATIENCE)
         server.engine.check_health()
         assert health(server) == (200, 503, "failed")
@@ -156,7 +156,7 @@ def test_requests_that_fail_make_no_server_unready(fault: str) -> None:
 
 
 def test_a_server_that_was_idle_runs_one_probe_however_many_ask() -> None:
-    """And answers all of them at once, from what it knows."""
+    """All of them are answered at once, from the known state."""
     with serving_fake() as server:
         passes = len(server.runner.passes)
         assert health(server) == (200, 200, "ready")
@@ -172,12 +172,12 @@ def test_a_server_that_was_idle_runs_one_probe_however_many_ask() -> None:
         assert server.engine.wait_idle(PATIENCE)
         assert health(server) == (200, 200, "ready")
         assert len(server.runner.passes) == passes + 1
-        assert server.metric("stepwise_images_total") == 0  # the probe's does not count
+        assert server.metric("stepwise_images_total") == 0  # the probe's image does not count
         assert server.metric("stepwise_promises_total", outcome="kept") == 0
 
 
 def test_a_server_whose_passes_take_long_is_ready_idle_and_busy() -> None:
-    """A pass of 12 s, which no check of a balancer could wait for."""
+    """A pass takes 12 s, longer than any balancer waits for a health check."""
     with serving_fake(FakeRunner({1: 12.0})) as server, ThreadPoolExecutor(1) as pool:
         server.runner.hold()
         answer = pool.submit(server.client.post, "/sample", json={"num_inference_steps": 3})
@@ -218,7 +218,7 @@ def test_a_server_goes_on_looking_after_its_engine_whatever_happens(monkeypatch:
 
 
 def test_a_process_that_stood_still_gives_its_passes_until_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every other look is taken, however late all of them are."""
+    """Every second check is skipped, as if all were late."""
     monkeypatch.setattr(app, "_EVERY", 0)
     monkeypatch.setattr(app, "_LATE", -1)
     looks: list[int] = []
@@ -322,7 +322,7 @@ def test_metrics_count_what_was_asked(server: ServerProcess) -> None:
 
 
 def changes(server: Reachable, act: Callable[[], object]) -> dict[str, float]:
-    """By how much samples change while this is done; those that do, by name, with the values of their labels."""
+    """The changes of samples during a call, by name with the values of the labels."""
     before = server.metrics()
     act()
     return {
@@ -335,7 +335,7 @@ def changes(server: Reachable, act: Callable[[], object]) -> dict[str, float]:
 
 
 def test_a_request_moves_its_metrics() -> None:
-    """Of three images of four steps each, four of whose rows fit into a pass of a second."""
+    """Three images of four steps each. A pass has four rows, and takes a second."""
     with serving_fake() as server:
         moved = changes(server, lambda: server.client.post("/sample", json={"num_images": 3, "class_label": 1}))
         assert moved.pop("encode_seconds_sum") > 0
@@ -352,7 +352,7 @@ def test_a_request_moves_its_metrics() -> None:
             "batch_rows_count": 4,
             "batch_rows_sum": 12,
             "engine_seconds_total pass": 4,
-            "eta_error_ratio_count": 1,  # and the sum is 0: it took as long as expected
+            "eta_error_ratio_count": 1,  # the sum is 0: the estimate was right
         }
         costs = {dict(pairs)["rows"]: value for (name, pairs), value in server.metrics().items() if "step_cost" in name}
         assert costs == {"1": 1.0, "2": 1.0, "4": 1.0}
@@ -377,7 +377,7 @@ def test_a_promise_that_is_missed_and_a_bad_estimate_are_counted() -> None:
             server.runner.hold()
             answer = pool.submit(server.client.post, "/sample", json={})
             server.runner.next_pass()
-            server.runner.clock.now += 16  # 20 s in the place of 4
+            server.runner.clock.now += 16  # 20 s instead of 4 s
             server.runner.let_go()
             assert answer.result().status_code == 200
 
@@ -528,7 +528,7 @@ def test_the_documentation_needs_no_other_host(server: ServerProcess) -> None:
 
 
 def test_the_documentation_is_found_behind_a_proxy(strict_server: ServerProcess) -> None:
-    """The page names what it needs by the proxy's paths; the proxy strips its own part of them."""
+    """The page's references have the proxy's prefix, which the proxy strips."""
     page = strict_server.client.get("/docs").text
     paths = re.findall(r"(?:src|href)=[\"']([^\"']+)[\"']", page) + re.findall(r"url: [\"']([^\"']+)[\"']", page)
     assert len(paths) >= 4
@@ -549,7 +549,7 @@ def test_the_playground_leads_to_the_documentation(server: ServerProcess) -> Non
 
 
 def references(value: Any) -> list[str]:
-    """All $ref in a document."""
+    """All `$ref` values in a document."""
     if isinstance(value, dict):
         own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
         return own + [reference for item in value.values() for reference in references(item)]
@@ -652,7 +652,7 @@ def test_every_answer_is_described(
 
 
 def fields_of(server: Reachable, path: str, media_type: str = JSON) -> Json:
-    """The fields that the document has for the body of a path."""
+    """The documented fields of a path's body."""
     document = server.client.get("/openapi.json").json()
     fields: Json = document["paths"][path]["post"]["requestBody"]["content"][media_type]["schema"]["properties"]
     return fields
@@ -671,7 +671,7 @@ def test_the_limits_of_the_model_are_described(server: ServerProcess, rgb_server
     seconds = grey["timeout_s"]["anyOf"][0]
     assert (seconds["exclusiveMinimum"], seconds["maximum"]) == (0, 300)
     assert rgb["class_label"]["anyOf"][0] == {"type": "null"}
-    assert rgb["guidance_scale"]["anyOf"][0]["maximum"] == 1  # it needs a label
+    assert rgb["guidance_scale"]["anyOf"][0]["maximum"] == 1  # guidance needs a label
     for path in ("/denoise", "/noise"):
         timestep = fields_of(rgb_server, path)["timestep"]
         assert (timestep["minimum"], timestep["maximum"]) == (0, 19)
@@ -704,11 +704,11 @@ def test_latent_diffusion_is_described(description: Json) -> None:
     assert "latent_shape" in form["image"]["description"]
     assert fields.keys() == form.keys()
     statuses, without = (set(one["paths"]["/noise"]["post"]["responses"]) for one in (document, description))
-    assert statuses - without == {"500", "504"}  # of what is encoded and decoded
+    assert statuses - without == {"500", "504"}  # of encoding and decoding
 
 
 def test_text_fields_have_no_null(server: ServerProcess, rgb_server: ServerProcess) -> None:
-    """A query and a form say nothing by leaving a field out; `seed=` and `seed=null` are errors."""
+    """In queries and forms an unset field is left out. `seed=` and `seed=null` are errors."""
     for where in (server, rgb_server):
         document = where.client.get("/openapi.json").json()["paths"]
         parameters = {one["name"]: one["schema"] for one in document["/sample"]["get"]["parameters"]}
@@ -960,11 +960,11 @@ def test_a_setting_that_is_none_is_warned_of(strict_server: ServerProcess) -> No
     assert "STEPWISE_NO_SUCH_SETTING" in line["message"]
 
 
-# Bodies that are too large.
+# Bodies beyond the limit.
 
 
 def read_answer(connection: Any) -> tuple[int, Json]:
-    """Status and document of an answer on a raw connection."""
+    """Status and problem document of an answer on a raw connection."""
     with connection, connection.makefile("rb") as answer:
         status = int(answer.readline().split()[1])
         headers = dict(line.decode().strip().lower().split(": ", 1) for line in iter(answer.readline, b"\r\n"))
@@ -982,7 +982,7 @@ def test_too_large_a_length_is_refused_unread(strict_server: ServerProcess, path
 @pytest.mark.parametrize("endpoint", ["POST /sample", "GET /sample", "POST /denoise", "POST /noise"])
 @pytest.mark.parametrize("accept", ["*/*", "text/event-stream"])
 def test_too_large_a_stream_is_refused_before_its_end(strict_server: ServerProcess, endpoint: str, accept: str) -> None:
-    """A GET's body used to be no end of the request, and now and then an error in mid-answer."""
+    """The body of a GET once did not end the request, and sometimes raised an error in the middle of the answer."""
     method, path = endpoint.split()
     headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked", "Accept": accept}
     body = b"3e9\r\n" + b" " * 1001 + b"\r\n"
@@ -992,7 +992,7 @@ def test_too_large_a_stream_is_refused_before_its_end(strict_server: ServerProce
 
 
 def test_a_client_that_sends_on_gets_its_answer(strict_server: ServerProcess) -> None:
-    """The server used to close the connection at once, which often tore the answer away."""
+    """The server once closed the connection immediately. The client often lost the answer."""
     headers = {"Content-Type": "application/json", "Content-Length": "10000000"}
     status, _ = read_answer(strict_server.raw_request("POST", "/sample", headers, bytes(10_000_000)))
     assert status == 413
@@ -1016,7 +1016,7 @@ def test_a_body_of_just_the_limit_is_read(strict_server: ServerProcess) -> None:
 
 
 def test_default_limits_take_large_images(server: ServerProcess) -> None:
-    """1 MiB is nothing special: spooled forms and other defaults of the libraries end there."""
+    """Libraries limit spooled forms and other input to 1 MiB by default."""
     response = server.client.post(
         "/denoise", files={"image": write_npy(GREY) + bytes(3_000_000)}, data={"timestep": "5"}
     )

@@ -1,4 +1,4 @@
-"""The files of the playground and of /docs: what they are, and how long a browser keeps them."""
+"""The files of the playground and of /docs: their contents, and how long a browser caches them."""
 
 import hashlib
 import re

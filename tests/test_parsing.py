@@ -1,4 +1,4 @@
-"""Bodies as clients write them: what is read, and what a refusal says."""
+"""Request bodies in many spellings: how they are read, and the messages of refusals."""
 
 import base64
 import json
@@ -107,7 +107,7 @@ def test_a_body_of_another_type_is_refused_as_soon_as_it_comes(server: ServerPro
         (b'{"class_label": [{"deep": {"a": 1, "b": 2, "a": 3}}]}', "a"),
         (b'{"class_label": [[{"": 1, "": 1}]]}', ""),
         ('{"é": 1, "é": 1}'.encode(), "é"),
-        (rb'{"\ud800": 1, "\ud800": 1}', r"\ud800"),  # half a character
+        (rb'{"\ud800": 1, "\ud800": 1}', r"\ud800"),  # a lone surrogate
     ],
 )
 def test_a_key_that_is_given_twice_is_refused_and_named(server: ServerProcess, body: bytes, key: str) -> None:
@@ -118,7 +118,7 @@ def test_json_is_in_utf_8(server: ServerProcess) -> None:
     body = '{"class_label": "cat"}'
     for content_type in (JSON, f"{JSON}; charset=utf-8", f"{JSON};charset=latin-1"):
         assert post(server, "/sample", body.encode(), content_type).status_code == 200
-    assert post(server, "/sample", b"\xef\xbb\xbf" + body.encode()).status_code == 200  # readers may skip its mark
+    assert post(server, "/sample", b"\xef\xbb\xbf" + body.encode()).status_code == 200  # a byte order mark is allowed
     for encoding in ("utf-16", "utf-16-le", "utf-32"):
         assert "is not valid JSON" in invalid(post(server, "/sample", body.encode(encoding)), "body")
     assert "not in UTF-8" in invalid(post(server, "/sample", '{"class_label": "é"}'.encode("latin-1")), "body")
@@ -192,7 +192,7 @@ def test_a_fraction_or_null_of_an_integer_is_told_the_range(server: ServerProces
     assert "from 1 to 64, and is null" in invalid(
         server.client.post("/sample", json={"num_images": None}), "num_images"
     )
-    asked = rgb_server.client.post("/sample", json={"num_inference_steps": "x"})  # its model knows 20 timesteps
+    asked = rgb_server.client.post("/sample", json={"num_inference_steps": "x"})  # the model has 20 timesteps
     assert "an integer from 1 to 20, and is" in invalid(asked, "num_inference_steps")
 
 
@@ -268,7 +268,7 @@ def test_a_file_needs_no_filename_where_its_bytes_tell_what_it_is(server: Server
     without = post(server, "/noise", form((IMAGE, FILE), TIMESTEP, ('name="seed"', b"3")), TYPE)
     assert without.status_code == 200
     assert without.content == with_name.content
-    large = form((IMAGE, FILE + bytes(70_000)), TIMESTEP)  # larger than a field may be
+    large = form((IMAGE, FILE + bytes(70_000)), TIMESTEP)  # longer than a field may be
     assert "must be an .npy with 1024 bytes" in invalid(post(server, "/noise", large, TYPE), "image")
 
 
@@ -338,7 +338,7 @@ def test_a_very_long_accept_is_refused_in_few_words(server: ServerProcess) -> No
 
 
 def test_numbers_have_ranges_that_hold(server: ServerProcess) -> None:
-    """The words of a refusal are those of /openapi.json."""
+    """The messages have the ranges of /openapi.json."""
     schema: Json = server.client.get("/openapi.json").json()["paths"]["/sample"]["post"]["requestBody"]["content"]
     fields = schema[JSON]["schema"]["properties"]
     for name in RANGES:
@@ -352,10 +352,10 @@ def test_passes_get_the_interpreter_between_pieces_of_an_upload(monkeypatch: pyt
     size = 16 * pieces.PIECE
     long = form((IMAGE + '; filename="a"', bytes(size)), TIMESTEP)
     read_upload(TYPE, long, NOISE, max_json=0)
-    assert len(rests) >= 2 * 16  # once to look for boundaries, and once to take it apart
+    assert len(rests) >= 2 * 16  # once to find boundaries, and once to split the form
     rests.clear()
     read_image("A" * (size // 2))
     assert len(rests) >= 2 * 7
     rests.clear()
     read_image("A" * 400)
-    assert rests == []  # small ones do not wait
+    assert rests == []  # small forms do not wait

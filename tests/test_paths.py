@@ -1,4 +1,4 @@
-"""One path, one spelling: what rules on paths let through, here and at the balancer; and answers to all the others."""
+"""Each path has one spelling: rules on paths let only that through, here and at the balancer. Others get errors."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from tests.balancers import balancing
 from tests.local import SERVED, FakeServer, LocalServer, serving_fake
 from tests.servers import PATIENCE, Reachable, ServerProcess, needs, problem, serving
 
-# The same resource, by RFC 3986.
+# Other spellings of the same resource, by RFC 3986.
 METRICS = [
     "/metrics",
     "/%6detrics",
@@ -39,7 +39,7 @@ METRICS = [
     "http://other.example/%6detrics?x",
     "HTTP://test:80/metrics",
 ]
-# Other resources, of which there is none.
+# Other resources, which do not exist.
 NOT_METRICS = [
     "//metrics",
     "/metrics/",
@@ -76,7 +76,7 @@ class Answer(NamedTuple):
 
 
 def ask(server: Reachable, target: str, method: str = "GET", **headers: str) -> Answer:
-    """Ask for a target, as it is spelt."""
+    """Request a target, spelt exactly like this."""
     sent = {"Host": "test", "Connection": "close", "Content-Length": "0", **headers}
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items()), "", ""]
     with socket.create_connection(server.address, PATIENCE) as connection:
@@ -89,19 +89,19 @@ def ask(server: Reachable, target: str, method: str = "GET", **headers: str) -> 
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[FakeServer]:
-    """Without keys."""
+    """A server without keys."""
     with serving_fake() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[FakeServer]:
-    """With a key, for a proxy that serves it under /under."""
+    """A server with a key, for a proxy that serves it under /under."""
     with serving_fake(api_keys="alpha", root_path="/under/") as server:
         yield server
 
 
-# The form.
+# The form of paths.
 
 
 @pytest.mark.parametrize("target", METRICS)
@@ -139,7 +139,7 @@ def test_a_form_is_its_own_form_and_what_it_leaves_is_reserved(target: str) -> N
         assert unquote(form) == unquote(target)
 
 
-# What is open.
+# Open paths.
 
 
 OPEN_SPELLINGS = ["/health", "/health/live", "/%68ealth", "http://test/health", "/", "/playground/main.js"]
@@ -212,7 +212,7 @@ PIECES = [
 
 @given(st.lists(st.sampled_from(PIECES), max_size=8))
 def test_without_a_key_only_the_open_paths_are_reached(keyed_app: ASGIApp, pieces: list[str]) -> None:
-    """Whatever the router would make of a path, it gets it only where the list of open paths has its one form."""
+    """The router gets a path without a key only if the list of open paths has exactly this spelling."""
     target = "/" + "".join(pieces)
     is_open = one_form(target) in ("/", "/health", "/health/live", "/health/ready")
     assert (status_of(keyed_app, target) != 401) == is_open
@@ -252,7 +252,7 @@ def status_of(app: ASGIApp, target: str) -> int:
     return statuses[0]
 
 
-# What the framework answers.
+# Answers that the framework would give.
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def status_of(app: ASGIApp, target: str) -> int:
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
 def test_nothing_redirects(plain: FakeServer, path: str, method: str) -> None:
-    """`/sample/` led to http://HOST/sample, whatever Host a client had named, and a POST lost its TLS."""
+    """`/sample/` once redirected to http://HOST/sample with the client's Host. A POST then lost its TLS."""
     answer = ask(plain, path, method, Host="evil.example")
     assert answer.status == 404
     assert "location" not in answer.headers
@@ -323,7 +323,7 @@ def test_a_preflight_that_is_refused_is_a_problem_document() -> None:
 
 
 def test_a_websocket_is_a_get_like_others(locked: FakeServer) -> None:
-    """Where a library for WebSockets is installed, uvicorn would leave HTTP and the keys behind."""
+    """If a WebSocket library is installed, uvicorn would bypass our HTTP checks and keys."""
     upgrade = {
         "Connection": "Upgrade, close",
         "Upgrade": "websocket",
@@ -335,7 +335,7 @@ def test_a_websocket_is_a_get_like_others(locked: FakeServer) -> None:
 
 @pytest.mark.parametrize("path", ["/docs/none", "/docs/docs", "/playground/docs", "/docs/../docs", "//docs", "//"])
 def test_a_policy_goes_by_the_whole_path(plain: FakeServer, path: str) -> None:
-    """A mount used to change the path on its way: what is below it had the policy and the label of what is not."""
+    """A mount once changed the path in between, so paths below it had the wrong policy and label."""
     assert ask(plain, path).headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -347,7 +347,7 @@ def test_a_page_has_its_policy_however_it_is_spelt(plain: FakeServer, path: str)
         assert ask(plain, spelling).headers["content-security-policy"] == policy
 
 
-# A port of its own for metrics.
+# A separate port for metrics.
 
 
 @pytest.fixture(scope="module")
@@ -498,7 +498,7 @@ def balanced_here(server: FakeServer, log: Path) -> Iterator[Reachable]:
 @pytest.mark.slow
 @needs("haproxy")
 def test_the_balancer_hides_metrics_however_they_are_spelt(plain: FakeServer, tmp_path: Path) -> None:
-    """It compared the path as it was sent: /%6detrics showed those of one replica."""
+    """HAProxy once compared the raw path, so /%6detrics showed the metrics of one replica."""
     with balanced_here(plain, tmp_path / "log") as balancer:
         for target in [*METRICS, *NOT_METRICS, "/metrics#x", "/%6detrics#", "metrics"]:
             for method in ("GET", "HEAD", "POST", "OPTIONS"):

@@ -1,4 +1,4 @@
-"""What is refused is refused in a sentence that says no more than it must."""
+"""Refusals: one sentence with only the necessary words."""
 
 from dataclasses import replace
 from typing import Any, get_args

@@ -47,7 +47,7 @@ def fake() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def local(fake: FakeServer) -> Iterator[FakeServer]:
-    """A server in this process, whose passes a test can hold. At the end it has nothing to do."""
+    """A server in this process, whose passes a test can hold. At the end it must be idle."""
     yield fake
     fake.runner.let_go()
     assert fake.engine.wait_idle(PATIENCE)
@@ -55,7 +55,7 @@ def local(fake: FakeServer) -> Iterator[FakeServer]:
 
 @contextmanager
 def playing(browser: Browser, server: Reachable, *expected: str, path: str = "/", **options: Any) -> Iterator[Page]:
-    """The playground, ready. On the console there may be what begins as expected, and nothing else."""
+    """The playground, ready. The console may only have messages that begin like `expected`."""
     options = {"viewport": DESK, **options}
     with visiting(browser, server.url + path, expected, **options) as page:
         expect(page.locator(".view:not([hidden])")).to_be_visible()
@@ -71,7 +71,7 @@ def view(page: Page) -> Locator:
 
 
 def go(page: Page, name: str) -> None:
-    """Another view."""
+    """Open another view."""
     page.get_by_role("link", name=name).click()
     expect(page.locator(f"#view-{name.lower()}")).to_be_visible()
 
@@ -93,7 +93,7 @@ def press(page: Page, name: str) -> None:
 
 
 def finished(page: Page) -> Locator:
-    """What is said of what is drawn, once it is."""
+    """The status text, once drawing has finished."""
     expect(view(page).locator(".progress")).to_have_attribute("data-state", "done")
     return view(page).locator(".doing")
 
@@ -121,7 +121,7 @@ def saved(page: Page, viewer: Locator) -> bytes:
 
 
 def link(server: Reachable, viewer: Locator) -> bytes:
-    """What the link of an image draws."""
+    """The image that the viewer's link draws."""
     address = viewer.get_by_label("Draws the same bytes").input_value()
     assert address.startswith(f"{server.url}/sample?")
     assert f"model={server.client.get('/info').json()['fingerprint']}" in address
@@ -129,7 +129,7 @@ def link(server: Reachable, viewer: Locator) -> bytes:
 
 
 def pixels(image: Locator) -> NDArray[np.uint8]:
-    """The red of an image as the browser has it, [H, W]."""
+    """The red channel of an image in the browser, [H, W]."""
     values, height, width = image.evaluate(
         """image => image.decode().then(() => {
             const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
@@ -165,7 +165,7 @@ def test_settings_are_those_of_the_request(browser: Browser, server: ServerProce
         draw(page, Seed=5, Images=3, Steps=6, Guidance=1.5, Eta=0.5)
         finished(page)
         expect(cards(page)).to_have_count(3)
-        viewer = opened(page, cards(page).first)  # the newest is the last
+        viewer = opened(page, cards(page).first)  # the newest card shows the last image
         asked = {
             "seed": 7,
             "sampler": "ddim",
@@ -179,7 +179,7 @@ def test_settings_are_those_of_the_request(browser: Browser, server: ServerProce
 
 
 def test_every_field_has_a_control(browser: Browser, server: ServerProcess) -> None:
-    """Fields of which the page knows nothing have one, too: it is made from /openapi.json."""
+    """Also for fields that the page does not know: the controls are made from /openapi.json."""
     with playing(browser, server, REFUSED) as page:
         for name in table(SampleRequest):
             expect(view(page).locator(f"[data-field={name}]")).to_have_count(1)
@@ -189,11 +189,11 @@ def test_every_field_has_a_control(browser: Browser, server: ServerProcess) -> N
         expect(limit.locator(".complaint")).to_have_text("Time limit must be more than 0 and at most 300, and is 1000.")
         draw(page, **{"Time limit": 250})
         finished(page)
-        expect(cards(page)).to_have_count(3)  # one of each class
+        expect(cards(page)).to_have_count(3)  # one image for each class
 
 
 def test_timesteps_are_typed_in(browser: Browser, server: ServerProcess) -> None:
-    """The page knows nothing of them: the control, the facts and the link are made from what the server says."""
+    """The page does not know this field. The control, the facts and the link follow the server's description."""
     with playing(browser, server) as page:
         choose(page, "Class", "Any")
         page.get_by_text("More", exact=True).click()
@@ -218,7 +218,7 @@ def test_eta_is_there_where_the_sampler_takes_it(browser: Browser, server: Serve
         fill(page, "Eta", 1)
         view(page).get_by_label("Sampler").select_option("ddpm")
         draw(page)
-        finished(page)  # what is not shown is not asked for
+        finished(page)  # a hidden field is not sent
 
 
 def test_one_of_each_class_is_drawn(browser: Browser, server: ServerProcess) -> None:
@@ -246,7 +246,7 @@ def test_defaults_and_ranges_are_those_of_info(
             assert number.input_value() == value
             assert [number.get_attribute(name) for name in ("min", "max")] == ends
         expect(page.locator("footer")).to_contain_text("grey on cpu, float32 · Stepwise")
-    with playing(browser, rgb_server) as page:  # which has no classes
+    with playing(browser, rgb_server) as page:  # a model without classes
         assert view(page).get_by_label("Steps, as a number").get_attribute("max") == "20"
         expect(view(page).get_by_role("group", name="Class")).to_have_count(0)
         expect(view(page).get_by_label("Guidance", exact=True)).to_have_count(0)
@@ -272,15 +272,15 @@ def test_distilled_weights_have_but_a_few_numbers_of_steps(browser: Browser) -> 
 
 
 def test_many_classes_are_a_list_and_some_models_know_labels_only(browser: Browser) -> None:
-    """Of a model that was trained with labels only, an image without one has a class by its seed."""
-    names = (*(f"class no. {i}" for i in range(99)), "0")  # the last is named as another's index
+    """In a model trained only with labels, the seed chooses the class of an image without a label."""
+    names = (*(f"class no. {i}" for i in range(99)), "0")  # the last name looks like another class's index
     model = replace(MODEL, num_classes=100, no_label=None, class_names=names)
     server = FakeServer(served=replace(SERVED, model=model))
     with no_complaints(), locally(server):
         assert server.engine.wait_loaded(PATIENCE)
         with playing(browser, server, REFUSED) as page:
             classes = view(page).get_by_label("Class", exact=True)
-            assert classes.locator("option").count() == 101  # one of each would be too many
+            assert classes.locator("option").count() == 101  # with so many classes, "One of each" is not offered
             draw(page, Seed=7)
             finished(page)
             viewer = opened(page, cards(page).first)
@@ -374,7 +374,7 @@ def test_again_vary_and_clear(browser: Browser, server: ServerProcess) -> None:
         expect(view(page).get_by_label("Seed", exact=True)).to_have_value("7")
         finished(page)
         expect(view(page).get_by_role("button", name="cat, seed 7: details")).to_be_enabled()
-        expect(cards(page)).to_have_count(2)  # the same image is there once
+        expect(cards(page)).to_have_count(2)  # the same image appears only once
         page.locator("#gallery").get_by_role("button", name="Clear").click()
         expect(page.locator("#gallery")).to_be_hidden()
 
@@ -398,7 +398,7 @@ def test_the_link_opens_the_image(browser: Browser, server: ServerProcess) -> No
 def test_one_seed_under_several_samplers_and_steps(browser: Browser, server: ServerProcess) -> None:
     with playing(browser, server, path="/#compare") as page:
         choose(page, "Class", "dog")
-        choose(page, "Samplers", "DPM-Solver++ 2M")  # it was chosen, as all are
+        choose(page, "Samplers", "DPM-Solver++ 2M")  # switches it off; all are on at first
         fill(page, "Seed", 7)
         fill(page, "Steps", "2, 5 2")
         fill(page, "Guidance", 1)
@@ -432,7 +432,7 @@ def test_what_cannot_be_compared_says_why(browser: Browser, server: ServerProces
 
 
 def a_photo(width: int, height: int) -> Json:
-    """A file in colour, for a file chooser."""
+    """A colour file for a file chooser."""
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     data = io.BytesIO()
     Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8)).save(data, "PNG")
@@ -475,7 +475,7 @@ def test_sliding_the_timestep_noises_again(browser: Browser, server: ServerProce
         at = slider.input_value()
         expect(view(page).locator("figure.noisy figcaption")).to_contain_text(f"timestep {at} of 1000")
         finished(page)
-        slider.press("Home")  # at 0 there is one step, however many are set
+        slider.press("Home")  # timestep 0 takes one step, whatever the field says
         expect(view(page).locator("figure.mended figcaption")).to_contain_text("1 step")
         clean, noisy, _ = (pixels(image) for image in view(page).get_by_role("img").all())
         assert np.abs(clean.astype(int) - noisy).max() < 40
@@ -505,7 +505,7 @@ def test_what_is_no_image_is_said_to_be_none(browser: Browser, server: ServerPro
 
 def test_latent_diffusion(browser: Browser, latents: LatentServer) -> None:
     with playing(browser, latents, path="/#denoise") as page:
-        fill(page, "Seed of the noise", 3)  # the fake's noise is as large as its seed
+        fill(page, "Seed of the noise", 3)  # the fake's noise equals its seed
         go(page, "Draw")
         latents.runner.hold()
         choose(page, "Class", "Any")
@@ -523,10 +523,10 @@ def test_latent_diffusion(browser: Browser, latents: LatentServer) -> None:
         finished(page)
         assert {call.name for call in latents.vae.calls} == {"encode", "decode"}
         assert latents.row.start is not None
-        assert latents.row.start.shape == (1, 1, 2)  # exact latents made the round trip, and no decoded picture
+        assert latents.row.start.shape == (1, 1, 2)  # the exact latents came back, not a decoded picture
 
 
-# What goes wrong.
+# Errors.
 
 
 def test_a_field_that_is_wrong_says_so(browser: Browser, server: ServerProcess) -> None:
@@ -599,7 +599,7 @@ def test_a_stream_that_breaks_is_asked_for_again_once(browser: Browser, server: 
         seeds = []
 
         def cut(route: Route) -> None:
-            """The beginning of a stream."""
+            """Answer with the beginning of a stream."""
             seeds.append(json.loads(route.request.post_data or "")["seed"])
             if len(seeds) > breaks:
                 route.continue_()
@@ -626,7 +626,7 @@ def test_a_stream_that_breaks_is_asked_for_again_once(browser: Browser, server: 
 
 @contextmanager
 def under(page: Page, server: Reachable) -> Iterator[str]:
-    """A proxy that serves this under a path, and strips that. Yields the path."""
+    """A proxy that serves the server under a path, and strips that path. Yields the path."""
 
     def strip(route: Route) -> None:
         url = urlsplit(route.request.url)
@@ -654,7 +654,7 @@ def test_a_key_is_asked_for_and_sent(browser: Browser, strict_server: ServerProc
         choose(page, "Class", "cat")
         draw(page, Seed=7)
         finished(page)
-        expect(page.get_by_role("link", name="API")).to_be_hidden()  # it could not send the key
+        expect(page.get_by_role("link", name="API")).to_be_hidden()  # the link could not send the key
         viewer = opened(page, cards(page).first)
         expected = strict_server.client.get("/sample?seed=7&class_label=cat").content
         assert saved(page, viewer) == expected
@@ -667,7 +667,7 @@ def test_a_key_is_asked_for_and_sent(browser: Browser, strict_server: ServerProc
         viewer.get_by_role("button", name="Denoise").click()
         finished(page)
 
-        page.reload()  # the key is kept
+        page.reload()  # the page keeps the key
         expect(view(page)).to_be_visible()
         page.get_by_role("button", name="Forget key").click()
         expect(asking).to_be_visible()
@@ -683,7 +683,7 @@ def test_a_key_may_have_any_letters(browser: Browser, strict_server: ServerProce
         expect(view(page)).to_be_visible()
 
 
-# Hands, eyes and screens.
+# Keyboard, accessibility and screens.
 
 
 def test_the_keyboard_is_enough(browser: Browser, server: ServerProcess) -> None:
@@ -691,7 +691,7 @@ def test_the_keyboard_is_enough(browser: Browser, server: ServerProcess) -> None
         keys = page.keyboard
 
         def reach(name: str) -> None:
-            """Go on with Tab to what has this name; all on the way shows that it has the focus."""
+            """Press Tab until the control with this name has the focus. Every control on the way must show focus."""
             for _ in range(60):
                 keys.press("Tab")
                 focused = page.locator(":focus")
@@ -704,7 +704,7 @@ def test_the_keyboard_is_enough(browser: Browser, server: ServerProcess) -> None
                     return
             raise AssertionError(f"{name} is not reached")
 
-        reach("One of each")  # what is chosen of a group
+        reach("One of each")  # the chosen control of a group
         keys.press("ArrowRight")
         keys.press("ArrowRight")  # dog
         reach("Seed")
@@ -724,7 +724,7 @@ def test_the_keyboard_is_enough(browser: Browser, server: ServerProcess) -> None
 
 
 def test_every_control_has_a_name_of_its_own_that_holds_what_is_seen(browser: Browser, server: ServerProcess) -> None:
-    """In each state of the page: fresh, drawn, opened, compared, denoised, and where something is wrong."""
+    """In each state of the page: fresh, drawn, opened, compared, denoised, and after an error."""
     with playing(browser, server, REFUSED) as page:
         assert_accessible(page)
         choose(page, "Class", "One of each")
@@ -816,7 +816,7 @@ def test_a_phone_shows_everything(browser: Browser, server: ServerProcess, schem
 
 
 def low_contrast(page: Page) -> list[str]:
-    """Text that is seen, and whose contrast with its ground is below 4.5. WCAG 2.2, 1.4.3."""
+    """Visible text with a contrast below 4.5 to its background. WCAG 2.2, 1.4.3."""
     texts: list[str] = page.evaluate(
         """() => {
             const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);

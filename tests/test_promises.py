@@ -1,4 +1,4 @@
-"""Promises are as early as they can be, and what makes them safe: each plan keeps what it has to spare."""
+"""Promises are as early as possible, and each plan keeps its spare time."""
 
 from bisect import insort
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ EQUAL = {4: 1.0}
 
 @dataclass
 class Crowd:
-    """Jobs in line, and the promises that they have."""
+    """Jobs in line with their promises."""
 
     costs: Costs
     line: list[Job]
@@ -39,7 +39,7 @@ class Crowd:
 
 @st.composite
 def crowds(draw: st.DrawFn, max_size: int = 6) -> Crowd:
-    """Each job has the earliest promise that it could get, or a later one that somebody wanted."""
+    """Each job has its earliest possible promise, or a later one as requested."""
     crowd = Crowd(Costs(draw(cost_tables)), [])
     for images in draw(st.lists(any_images, max_size=max_size)):
         job = Job(images, crowd.costs)
@@ -50,7 +50,7 @@ def crowds(draw: st.DrawFn, max_size: int = 6) -> Crowd:
 
 @st.composite
 def late_crowds(draw: st.DrawFn) -> Crowd:
-    """Promises of any kind, such as a machine that has become slower cannot keep."""
+    """Any promises, also broken ones, as on a machine that has become slower."""
     crowd = Crowd(Costs(draw(cost_tables)), [])
     for images in draw(st.lists(any_images, max_size=6)):
         crowd.add(Job(images, crowd.costs), START + draw(st.floats(-10.0, 100.0)))
@@ -69,7 +69,7 @@ def run(job: Job, tasks: Sequence[RowState], costs: Costs, line: list[Job]) -> N
 
 
 def fill(line: Sequence[Job], width: int) -> list[RowState]:
-    """The rows of a pass, those of the earliest promises first."""
+    """The rows of a pass, earliest promise first."""
     return list(islice((row for job in line for row in job.behind_first() for _ in range(row.due)), width))
 
 
@@ -107,7 +107,7 @@ def test_nothing_that_runs_leaves_a_plan_less_to_spare_than_the_time_it_takes(cr
 
 
 def leave(crowd: Crowd, place: int) -> None:
-    """Nobody who stays has less to spare."""
+    """The other jobs have at least as much time to spare as before."""
     assume(place < len(crowd.line))
     before = spare(crowd.line, crowd.costs, START)
     del crowd.line[place]
@@ -148,13 +148,13 @@ def test_the_plan_together_keeps_what_it_has_to_spare(crowd: Crowd, rows: int) -
         assert spare(crowd.line, crowd.costs, now).together >= before - ROUNDING
 
 
-# How early they are
+# How early promises are
 
 
 @examples(200)
 @given(crowds(), any_images, st.floats(0.0, 300.0))
 def test_no_earlier_promise_could_be_kept(crowd: Crowd, images: Images, wanted: float) -> None:
-    """By a search over all places in line, for both plans."""
+    """Compares with a search over all places in line, for both plans."""
     costs, bounds = crowd.costs, Bounds(crowd.costs)
     job = Job(images, costs)
     found = earliest(job, crowd.line, costs, START, wanted)
@@ -182,7 +182,7 @@ def test_where_promises_are_late_already_a_new_one_is_what_the_better_plan_could
     assert wanted <= promise < inf
     line = with_promise(crowd, job, promise)
     after = spare(line, costs, START)
-    assert max(after) >= min(max(before), 0) - ROUNDING  # nobody becomes later
+    assert max(after) >= min(max(before), 0) - ROUNDING  # no job becomes later
     upto = line[: line.index(job) + 1]
     alone = promise - START - Bounds(costs).alone(sum(one.seconds for one in upto))
     together = promise - START - Bounds(costs).together(sum(one.left for one in upto), job.steps)
@@ -201,7 +201,7 @@ def test_an_idle_server_promises_the_sooner_of_both_plans(table: dict[int, float
 
 
 def test_a_new_job_goes_ahead_of_those_that_can_wait_and_of_no_other() -> None:
-    costs = Costs({1: 0.8})  # a second, with the margin
+    costs = Costs({1: 0.8})  # a second with the margin
     crowd = Crowd(costs, [])
     for steps, promise in ((5, 106.0), (5, 120.0), (5, 140.0)):
         crowd.add(Job(alike(1, steps), costs), promise)
@@ -217,7 +217,7 @@ def test_of_equal_promises_the_first_given_is_the_first_kept() -> None:
 
 
 def test_a_job_that_must_wait_for_another_to_its_own_promise_gets_a_later_one() -> None:
-    """Ahead of the other it would take 8 s. But that is the promise of the other, and the first given goes first."""
+    """Ahead of the other job it would take 8 s. But that equals the other's promise, and the older goes first."""
     costs = Costs({4: 0.8})
     crowd = Crowd(costs, [])
     crowd.add(Job(alike(4, 1), costs), 108.0)
@@ -225,7 +225,7 @@ def test_a_job_that_must_wait_for_another_to_its_own_promise_gets_a_later_one() 
 
 
 def test_a_plan_that_has_less_to_spare_may_promise_more() -> None:
-    """Alone, images of two rows leave a third of each pass empty."""
+    """In the plan `alone`, guided rows leave a third of each pass empty."""
     costs = Costs({1: 0.4, 3: 0.8})
     crowd = Crowd(costs, [])
     crowd.add(Job(alike(1, 10), costs), 1000.0)
@@ -242,7 +242,7 @@ def test_the_start_is_when_the_next_pass_can_begin() -> None:
     assert earliest(job, [], costs, 51.5, 0.0) == pytest.approx(54.5)
 
 
-# The bounds in numbers
+# Numbers
 
 
 def test_bounds_are_seconds_with_the_margin() -> None:
@@ -286,12 +286,12 @@ def test_a_patient_promise_is_a_multiple_of_the_work_ahead(table: dict[int, floa
     assert patient(job, ahead, costs) == pytest.approx(max(SHORTEST, PATIENCE * in_full_passes))
 
 
-# Where images are decoded
+# Decoding
 
 
 @st.composite
 def latent_crowds(draw: st.DrawFn, max_size: int = 6) -> Crowd:
-    """Jobs of which some are decoded, some of them soon: their images have taken some of their steps, or all."""
+    """Jobs of which some are decoded. Their rows have taken some or all of their steps."""
     crowd = Crowd(draw(costs_with_decoding), [])
     for images, decoded in draw(st.lists(st.tuples(any_images, st.booleans()), max_size=max_size)):
         job = Job(images, crowd.costs, decoded)
@@ -302,14 +302,14 @@ def latent_crowds(draw: st.DrawFn, max_size: int = 6) -> Crowd:
 
 
 def run_some(crowd: Crowd, passes: Sequence[int]) -> None:
-    """Passes of some of the rows that are due, those of the earliest promises first."""
+    """Run passes of some of the due rows, earliest promise first."""
     for rows in passes:
         due = fill(crowd.line, 24)
         counted([row for i, row in enumerate(due) if rows >> i & 1], crowd)
 
 
 def decode(crowd: Crowd, most: int) -> None:
-    """Images that have taken their steps are decoded, those of the earliest promises first."""
+    """Decode rows that have taken their steps, earliest promise first."""
     for job in list(crowd.line):
         if job.undecoded:
             unfinished = sum(row.steps_left > 0 for row in job.rows)
@@ -321,7 +321,7 @@ def decode(crowd: Crowd, most: int) -> None:
 
 
 def to_spare(line: Sequence[Job], costs: Costs, start: float) -> Spare:
-    """What the plans and the decoder have to spare, with one sum for each job: also for those that wait only for it."""
+    """The spare time of plans and decoder, with a separate sum for each job, even one that waits only for decoding."""
     bounds = Bounds(costs)
     alone, together = [inf], [inf]
     for place, job in enumerate(line, 1):
@@ -347,7 +347,7 @@ def test_a_promise_breaks_none_where_images_are_decoded(
 
 @given(latent_crowds())
 def test_passes_have_to_spare_what_is_not_needed_for_steps_and_decoding(crowd: Crowd) -> None:
-    """Of a job whose steps are done, all of it."""
+    """For a job that only waits for decoding, all of its time is spare."""
     left = spare(crowd.line, crowd.costs, START)
     for job in crowd.line:
         if not job.left:
@@ -374,7 +374,7 @@ def test_a_job_that_leaves_takes_nothing_from_others_where_images_are_decoded(cr
 
 @given(latent_crowds(), st.sampled_from(("alone", "together")))
 def test_either_plan_keeps_what_it_has_to_spare_where_images_are_decoded(crowd: Crowd, plan: str) -> None:
-    """Though the decoder may not have begun."""
+    """Even if the decoder has not begun."""
     now, costs = START, crowd.costs
     while with_steps := [job for job in crowd.line if job.left]:
         before = getattr(spare(crowd.line, costs, now), plan)
@@ -393,7 +393,7 @@ def test_either_plan_keeps_what_it_has_to_spare_where_images_are_decoded(crowd: 
 def test_no_earlier_promise_could_be_kept_where_images_are_decoded(
     crowd: Crowd, images: Images, decoded: bool, wanted: float
 ) -> None:
-    """By a search over all places in line, for both plans."""
+    """Compares with a search over all places in line, for both plans."""
     costs, bounds = crowd.costs, Bounds(crowd.costs)
     job = Job(images, costs, decoded)
     found = earliest(job, crowd.line, costs, START, wanted)

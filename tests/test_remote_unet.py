@@ -1,4 +1,4 @@
-"""A server as the U-Net of a local pipeline. DDPM's and DDIM's pipelines are in test_diffusers_server.py."""
+"""A server as the U-Net of a local pipeline. test_diffusers_server.py tests DDPM's and DDIM's pipelines."""
 
 import threading
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def test_the_config_is_the_models(
 
 
 def test_rows_are_sent_side_by_side() -> None:
-    """The server is kept busy until it has all of them; then they are one pass."""
+    """The test keeps the server busy until all rows have arrived; then they run in one pass."""
     with serving_fake() as local, RemoteUNet(local.url) as unet:
         local.runner.hold()
         local.engine.probe()

@@ -1,4 +1,4 @@
-"""Requests on an engine with a fake runner and a fake clock: promised a time, refused, in line, and gone for good."""
+"""Requests on an engine with a fake runner and a fake clock: promises, refusals, the queue, and cleaning up."""
 
 import gc
 import itertools
@@ -56,7 +56,7 @@ from tests.scripted import FATES, Cancel, Client, Script, Submit, scripts
 
 
 def bring_about(s: Setting, place: str, timeout_s: float) -> Future[Finished]:
-    """A held pass, and a request of seed 1 that is in it, or waits, or has been overtaken. Seed 2 is to go on."""
+    """Hold a pass. The request of seed 1 is in the pass, waits, or has been overtaken. Seed 2 must continue."""
     s.runner.hold()
     if place == "waits":
         s.submit(a_row(2, steps=3))
@@ -131,7 +131,7 @@ def test_a_request_that_is_cancelled_in_its_last_pass_counts_as_cancelled(fault:
 @pytest.mark.parametrize("others", [[], [a_row(2, steps=2)]], ids=["alone", "beside another row"])
 @pytest.mark.parametrize("call", ["admit", "pass", "read", "release"])
 def test_a_request_may_be_cancelled_during_any_call_of_the_runner(call: str, others: list[Row]) -> None:
-    """By another thread, which must not wait for the engine's to end the call."""
+    """The call comes from another thread, which must not wait for the engine's thread."""
     with warm(2) as s:
         s.keep_busy()
         leaver = s.submit(a_row(1, steps=2), *others)
@@ -207,11 +207,11 @@ def test_what_cannot_be_done_in_time_even_alone_is_refused_for_good() -> None:
 
 @pytest.mark.parametrize("decoded", [False, True])
 def test_what_only_the_present_speed_makes_impossible_may_come_again(decoded: bool) -> None:
-    """220 passes of 1 s are promised within 275 s. One slow pass once made that a 422."""
+    """220 passes of 1 s are promised within 275 s. After one slow pass this was once a 422."""
     with (warm_latent if decoded else warm)(1) as s:
         rows, timeout_s = [a_row(1, steps=220)], 300.0
         s.keep_busy()
-        s.clock.now += 40  # the outlier
+        s.clock.now += 40  # the slow pass
         s.runner.let_go()
         assert s.engine.wait_idle(PATIENCE)
         for refused in (lambda: s.submit(*rows, timeout_s=timeout_s), lambda: check_possible(s, rows, timeout_s)):
@@ -222,8 +222,8 @@ def test_what_only_the_present_speed_makes_impossible_may_come_again(decoded: bo
             with pytest.raises(
                 Invalid, match=r"must be at least 2[0-9]{2} for this, even on an idle server, and is 200"
             ):
-                ask()  # never, at the best speed
-        for _ in range(30):  # until it may come again, an idle engine looks whether it has become faster
+                ask()  # not even at the best speed
+        for _ in range(30):  # an idle engine measures again, until the request can be accepted
             s.engine.check_health()
             assert s.engine.wait_idle(PATIENCE)
         assert s.submit(*rows, timeout_s=timeout_s).result(PATIENCE)
@@ -239,7 +239,7 @@ def test_a_promise_at_the_very_end_of_the_time_is_no_refusal_whatever_the_clock_
     """Rounding once made such promises late by 1e-13 s."""
     with warm(1) as s:
         s.clock.now = now
-        timeout_s = 1.6  # more than it takes, and less than would be patient
+        timeout_s = 1.6  # more than it takes, and less than a patient promise
         s.accept(a_row(1), timeout_s=timeout_s).future.result(PATIENCE)
 
 
@@ -252,7 +252,7 @@ def test_what_cannot_be_done_in_time_now_is_refused_with_the_time_that_is_missin
             s.submit(a_row(2, steps=2), timeout_s=3)
         assert refusal.value.retry_after == 12
         assert s.places.taken == 1
-        later = s.accept(a_row(2, steps=2), timeout_s=15)  # in which it can
+        later = s.accept(a_row(2, steps=2), timeout_s=15)  # enough time
         assert later.promise_s == 15
         s.runner.let_go()
         assert images_of(hurried.future) == [an_image(1, 10)]
@@ -272,7 +272,7 @@ def test_a_promise_is_missed_where_passes_take_much_longer_than_measured() -> No
 
 @dataclass(frozen=True)
 class Ask:
-    """A request: the steps of each row, whether it is guided, and the timeout in times what it takes alone."""
+    """A request: the steps of each row, whether it is guided, and the timeout in multiples of its duration alone."""
 
     rows: tuple[tuple[int, bool], ...]
     hurry: float
@@ -293,7 +293,7 @@ cost_tables = st.sampled_from(
 def test_promises_are_kept_where_passes_take_what_was_measured(
     seconds: dict[int, float], arrivals: list[list[Ask]]
 ) -> None:
-    """Whatever arrives later, in whatever hurry; each list of arrivals comes during another pass."""
+    """Later requests may be in any hurry. Each list of arrivals comes during its own pass."""
     with started(a_setting(FakeRunner(seconds), max_queue=1000)) as s:
         to_come, seeds = list(arrivals), itertools.count(1)
         accepted: dict[int, tuple[Accepted, float]] = {}  # by the seed of the first row
@@ -306,7 +306,7 @@ def test_promises_are_kept_where_passes_take_what_was_measured(
             for ask in to_come[0]:
                 rows = [a_row(next(seeds), *row) for row in ask.rows]
                 forwards = sum(len(row.table) * row.forwards_per_step for row in rows)
-                alone_s = forwards * s.line.costs.seconds(1) * (1 + MARGIN)  # or less
+                alone_s = forwards * s.line.costs.seconds(1) * (1 + MARGIN)  # an upper bound
                 timeout_s = min(LONG, ask.hurry * alone_s)
                 try:
                     accepted[rows[0].seed] = s.accept(*rows, timeout_s=timeout_s), timeout_s
@@ -315,7 +315,7 @@ def test_promises_are_kept_where_passes_take_what_was_measured(
             to_come.pop(0)
 
         s.runner.during = arrive
-        while to_come:  # each round is at least one pass
+        while to_come:  # each round runs at least one pass
             s.engine.probe().result(PATIENCE)
         assert s.engine.wait_idle(PATIENCE)
         for promised, timeout_s in accepted.values():
@@ -331,7 +331,7 @@ def test_promises_are_kept_where_passes_take_what_was_measured(
     assert s.is_empty()
 
 
-# Expectations
+# Estimates
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_who_is_behind_others_is_told_how_many_and_is_expected_later() -> None:
 
 
 def test_where_many_short_requests_come_a_long_one_is_expected_later() -> None:
-    """More of them will come, and overtake it."""
+    """More of them will arrive, and overtake the long one."""
     with warm(1, seconds=0.125) as s:
         for seed in range(1, 21):
             s.submit(a_row(seed)).result(PATIENCE)
@@ -428,7 +428,7 @@ def test_a_place_in_the_queue_is_free_again_however_its_request_ends(ending: str
     assert s.is_empty()
 
 
-# What observers are told
+# Observers
 
 
 def test_a_request_that_is_done_is_told_once_with_what_was_expected_and_what_it_took() -> None:
@@ -474,7 +474,7 @@ def test_each_refusal_is_told_once_with_its_reason() -> None:
     assert s.observer.ended == ["failed"] * 4
 
 
-# All of it together
+# Random mixes
 
 
 @examples(200)
@@ -483,10 +483,9 @@ def test_each_refusal_is_told_once_with_its_reason() -> None:
     scripts(("admit", "pass", "read", "release"), FATES),
 )
 def test_nothing_is_left_behind_by_any_mix_of_requests(costs: dict[int, float], script: Script) -> None:
-    """Whatever arrives, leaves, fails, comes too late or gets stuck, by another thread, in whatever call of a runner.
+    """Requests arrive, leave, fail, come too late or get stuck, on another thread, in any call of the runner.
 
-    Innocent rows never fail, but by passes that do not return. The engine gives up where one of those takes too long,
-    and for nothing else.
+    Innocent rows fail only through passes that do not return. The engine gives up only where a pass takes too long.
     """
     with started(a_setting(FakeRunner(costs), max_queue=5)) as s:
         client, to_come = Client(s), list(script)
@@ -497,11 +496,11 @@ def test_nothing_is_left_behind_by_any_mix_of_requests(costs: dict[int, float], 
                 to_come.pop(0)
 
         s.runner.during = act
-        while to_come and s.engine.beyond_help is None:  # each round makes each of the calls
+        while to_come and s.engine.beyond_help is None:  # each round makes every kind of call
             s.settle()
             with suppress(Unavailable):
                 s.engine.probe().exception(PATIENCE)
-        s.settle()  # a pass that was stuck returns
+        s.settle()  # a stuck pass returns
         assert s.engine.wait_idle(PATIENCE)
         client.check_ends()
         check_that_nothing_but_a_hang_does_harm(s)
@@ -509,7 +508,7 @@ def test_nothing_is_left_behind_by_any_mix_of_requests(costs: dict[int, float], 
 
 @pytest.mark.parametrize("setting", [warm, warm_latent])
 def test_many_threads_may_submit_and_cancel_at_once(setting: Callable[..., AbstractContextManager[Setting]]) -> None:
-    """With the interpreter changing threads as often as it can."""
+    """The interpreter switches threads as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -546,7 +545,7 @@ def test_many_threads_may_submit_and_cancel_at_once(setting: Callable[..., Abstr
 
 
 def test_nothing_holds_on_to_requests_that_are_done() -> None:
-    """Their deadlines may be far away; kept until then, images would fill the memory."""
+    """Their deadlines may be far away. Images kept until then would fill the memory."""
     with warm(1) as s:
         jobs = []
         for seed in range(1, 6):
@@ -554,13 +553,13 @@ def test_nothing_holds_on_to_requests_that_are_done() -> None:
             job.result(PATIENCE)
             jobs.append(weakref.ref(job))
             del job
-        s.submit(a_row(9)).result(PATIENCE)  # the engine's own variables now tell of this one
+        s.submit(a_row(9)).result(PATIENCE)  # the engine's local variables now hold this request
         gc.collect()
         assert [job() for job in jobs] == [None] * 5
 
 
 def test_what_a_finished_request_held_goes_without_the_garbage_collector() -> None:
-    """Circles of jobs, rows and Futures, with images in them, once waited for it: 130 bytes of memory a digit."""
+    """Reference cycles of jobs, rows and Futures once kept images until a collection: 130 bytes of memory a digit."""
     gc.collect()
     gc.disable()
     try:
@@ -571,7 +570,7 @@ def test_what_a_finished_request_held_goes_without_the_garbage_collector() -> No
             s.observer.finished.clear()
             waiting = weakref.ref(future)
             del future
-            s.submit(a_row(3)).result(PATIENCE)  # the engine's thread has let go of the first
+            s.submit(a_row(3)).result(PATIENCE)  # the engine's thread has dropped the first request
             assert waiting() is None
             assert [image() for image in images] == [None, None]
     finally:

@@ -1,4 +1,4 @@
-"""What a client accepts decides what it gets; an ETag is the same where the bytes are, and only there."""
+"""The Accept header decides the format. ETags are equal exactly where the bytes are."""
 
 import base64
 import io
@@ -65,7 +65,7 @@ def drawn(count: int) -> Finished:
 
 
 class Stopwatch:
-    """A clock that shows a second more each time."""
+    """A clock that advances by a second at each reading."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -81,11 +81,11 @@ class Stopwatch:
 @pytest.mark.parametrize(
     ("accept", "chosen"),
     [
-        # none, and all
+        # missing, and any
         ("", PNG),
         ("*/*", PNG),
         (" */* ; q=0.1 ", PNG),
-        # one
+        # a single type
         ("image/png", PNG),
         ("image/*", PNG),
         ("application/json", JSON),
@@ -98,20 +98,20 @@ class Stopwatch:
         ("application/zip;q=0.9, */*;q=0.1", ZIP),
         ("audio/*; q=0.2, audio/basic, image/png;q=0.1", PNG),
         ("text/plain; q=0.5, text/html, application/json; q=0.001", JSON),
-        # RFC 9110, 12.5.1: the most specific range that covers a type has its weight
+        # RFC 9110, 12.5.1: a type has the weight of the most specific range that covers it
         ("image/*, image/png;q=0.2, application/json;q=0.4", JSON),
         ("*/*;q=1, image/*;q=0.5, application/json;q=0.6, application/zip;q=0.3", JSON),
         ("*/*, image/png;q=0", JSON),
         ("*/*, image/*;q=0, application/json;q=0", ZIP),
         ("application/*, application/json;q=0", ZIP),
-        # among equals: named before covered, then in the order of the offers
+        # at equal weight, a named type comes before a covered one, then the order of the offers decides
         ("application/zip, application/json, image/png", PNG),
         ("application/json, */*", JSON),
         ("application/json, image/*", JSON),
         ("application/json, text/plain, */*", JSON),  # axios
         ("image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8", PNG),  # <img> in Chrome
         ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", PNG),  # address bar
-        # parameters, and what is not well formed
+        # parameters, and malformed values
         ("application/json; charset=utf-8", JSON),
         ("application/json;q=0.1, application/json;charset=utf-8, image/png;q=0.5", JSON),
         ("image/png;Q=0.1, application/json;q=0.2", JSON),

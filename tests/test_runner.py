@@ -1,4 +1,4 @@
-"""Rows in slots: each has the bytes that it has alone, whatever runs beside it."""
+"""Rows in slots: each row has the same bytes alone and beside any other rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -50,11 +50,11 @@ def same(a: Reading, b: Reading) -> bool:
 
 
 class Alone:
-    """What each of ROWS is after each number of steps, on a runner of its own.
+    """The state of each of ROWS after each number of steps, alone on its runner.
 
     Args:
         backend: of small_network(), for passes of up to WIDTH rows.
-        crowds: the backend of other runners; by default the same.
+        crowds: the backend of the other runners; the same by default.
     """
 
     def __init__(self, backend: Backend, crowds: Backend | None = None) -> None:
@@ -75,7 +75,7 @@ def alone(request: pytest.FixtureRequest) -> Alone:
 
 
 class InFlight:
-    """One of ROWS in a crowd."""
+    """A row of ROWS in a crowd."""
 
     def __init__(self, which: int, slot: int) -> None:
         self.which = which
@@ -103,9 +103,9 @@ class InFlight:
 def test_rows_of_a_crowd_have_their_own_bytes_at_every_step(
     alone: Alone, waiting: list[int], slots: int, seed: int
 ) -> None:
-    """Rows join in small groups, leave when they are done or at any time; passes take any forwards in any order.
+    """Rows join in small groups, and leave when they are done or earlier. Passes take any forward rows in any order.
 
-    Some passes raise. There are as many slots as rows in flight, or become so.
+    Some passes raise. The runner starts with enough slots, or adds them.
     """
     backend, random = Faulty(alone.backend), Random(seed)
     runner = runner_on(backend, SHAPE, slots)
@@ -135,7 +135,7 @@ def test_rows_of_a_crowd_have_their_own_bytes_at_every_step(
 
 
 def test_twins_are_equal_and_other_seeds_are_not(alone: Alone) -> None:
-    """So the crowd's test compares images, and not the same thing over and over."""
+    """So the crowd's test does compare different images."""
     final = [states[-1].x for states in alone.states]
     assert all(np.isfinite(x).all() for x in final)
     for i, x in enumerate(final):
@@ -149,7 +149,7 @@ def test_branches_of_a_guided_row_may_come_in_any_order(alone: Alone) -> None:
     slot = runner.admit(ROWS[which])
     for line, branches in enumerate([(0, 1), (1, 0), (1, 0), (0, 1)]):
         runner.step([Forward(slot, branches[0], line)])
-        assert same(runner.read(slot), alone.states[which][line])  # it waits for the other branch
+        assert same(runner.read(slot), alone.states[which][line])  # the row waits for its other branch
         runner.step([Forward(slot, branches[1], line)])
         assert same(runner.read(slot), alone.states[which][line + 1])
 
@@ -171,7 +171,7 @@ def test_a_slot_released_at_any_time_is_as_new(alone: Alone, passes: list[int]) 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 5])
 def test_where_all_slots_are_taken_there_will_be_twice_as_many(alone: Alone, slots: int) -> None:
-    """Whatever the rows in them have reached: the first branch of a step, or the end."""
+    """Whatever the state of the rows: after the first branch of a step, or at the end."""
     runner = alone.runner(slots)
     crowd: list[InFlight] = []
     for which, row in enumerate(ROWS):
@@ -192,14 +192,14 @@ def test_where_all_slots_are_taken_there_will_be_twice_as_many(alone: Alone, slo
     for member in crowd:
         assert same(runner.read(member.slot), alone.states[member.which][-1])
         runner.release(member.slot)
-    assert {runner.admit(row) for row in ROWS} == set(range(len(ROWS)))  # slots that were released come first
+    assert {runner.admit(row) for row in ROWS} == set(range(len(ROWS)))  # released slots are used first
 
 
 class NoMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """One operation finds no memory. Those that look at, or write to, what is there need none.
+    """A mode in which one operation runs out of memory. Views and in-place writes do not count.
 
     Args:
-        left: operations before it.
+        left: number of operations before it.
     """
 
     def __init__(self, left: int) -> None:
@@ -217,7 +217,7 @@ class NoMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def times_without_memory(act: Callable[[], object]) -> int:
-    """Do this without memory for its first operation, then without memory for its second, and so on until it works."""
+    """Call with no memory for the first operation, then for the second, and so on until the call succeeds."""
     for number in count():
         try:
             with NoMemory(number):
@@ -253,10 +253,10 @@ def test_a_row_that_cannot_be_admitted_has_taken_nothing(alone: Alone) -> None:
 
 
 class Faulty:
-    """A backend that raises when it is told to. Implements model.backends.backend.Backend.
+    """A backend that raises on request. Implements model.backends.backend.Backend.
 
     Attributes:
-        in_start, in_wait: so many passes to come raise there.
+        in_start, in_wait: number of next passes that raise there.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -285,7 +285,7 @@ class Faulty:
 
 @pytest.mark.parametrize(("in_start", "in_wait"), [(1, 0), (0, 1), (0, 2), (2, 1)])
 def test_a_pass_that_raises_changes_no_row_and_can_be_run_again(alone: Alone, in_start: int, in_wait: int) -> None:
-    """Also of rows with noise, which draw no other when they try again."""
+    """Also for rows with noise: a second try draws the same noise."""
     backend = Faulty(alone.backend)
     runner = runner_on(backend, SHAPE, slots=len(ROWS))
     for which, row in enumerate(ROWS):
@@ -304,7 +304,7 @@ def test_a_pass_that_raises_changes_no_row_and_can_be_run_again(alone: Alone, in
 
 
 class Cheap(nn.Module):
-    """A network of few operations, for which all that it is given matters."""
+    """A network of few operations that uses all of its inputs."""
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return x.sin() + (t / 1000 + labels)[:, None, None, None]
@@ -329,7 +329,7 @@ def test_whatever_operation_of_a_pass_raises_it_can_be_run_again(which: int, tog
 
 
 def test_who_is_in_a_pass_that_raises_may_be_overtaken_or_leave(alone: Alone) -> None:
-    """Before it is run again, beside others."""
+    """Before the pass runs again, beside others."""
     backend = Faulty(alone.backend)
     runner = runner_on(backend, SHAPE, slots=3)
     noisy, guided, leaver = (InFlight(which, runner.admit(ROWS[which])) for which in (0, 3, 1))
@@ -359,11 +359,11 @@ def test_readings_are_copies() -> None:
     assert not same(runner.read(slot), after)
 
 
-# Networks that tell what they were given.
+# Networks whose output shows their inputs.
 
 
 class Tells(nn.Module):
-    """A network whose prediction is a number for each row."""
+    """A network that predicts one number for each row."""
 
     def __init__(self, number: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -386,7 +386,7 @@ def told_width(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
 
 
 def table_of(timesteps: list[int], **columns: float) -> StepTable:
-    """Lines that are all the same."""
+    """A table of equal lines."""
     lines = np.zeros((len(timesteps), len(Column)))
     lines[:, Column.BOUND] = np.inf
     for name, value in columns.items():
@@ -395,7 +395,7 @@ def table_of(timesteps: list[int], **columns: float) -> StepTable:
 
 
 def numbers(runner: SlotRunner, row: Row) -> Iterator[float]:
-    """What each step leaves, where all values of an image are equal."""
+    """The image's value after each step, where all values of an image are equal."""
     for reading in trajectory(runner, row):
         assert (reading.x == reading.x.flat[0]).all()
         yield float(reading.x.flat[0])
@@ -447,14 +447,14 @@ def test_a_pass_wider_than_the_width_is_refused() -> None:
 
 
 def draws(seed: int, number: int) -> list[Image]:
-    """What the seed's generator gives, draw by draw, in the shape of diffusers' draws."""
+    """The generator's draws for a seed, in order, in the shape of diffusers' draws."""
     rng = torch.Generator().manual_seed(seed)
     return [torch.randn((1, *SHAPE), generator=rng)[0].numpy() for _ in range(number)]
 
 
 @pytest.mark.parametrize("start", [None, START])
 def test_a_start_takes_the_place_of_the_first_draw(start: Image | None) -> None:
-    """So the noise of later steps is the same with and without it."""
+    """So the noise of later steps is the same with and without a start."""
     runner = runner_of(Tells(told_label), SHAPE, WIDTH)
     first, second, third = draws(11, 3)
     row = Row(table_of([2, 1], D=1), seed=11, start=start)
@@ -476,9 +476,9 @@ def test_steps_without_noise_draw_none() -> None:
 
 
 def test_x0_of_the_step_before_comes_back() -> None:
-    """0 at the first step, whatever the slot held."""
+    """The first step gets 0, whatever the slot held before."""
     runner = runner_of(Tells(told_timestep), SHAPE, WIDTH, slots=1)
-    row = Row(table_of([9, 4, 2], Q=1, C=1), seed=0)  # x0 is the timestep, x the x0 before
+    row = Row(table_of([9, 4, 2], Q=1, C=1), seed=0)  # x0 is the timestep; x is the previous x0
     assert list(numbers(runner, row)) == [0, 9, 4]
     assert list(numbers(runner, row)) == [0, 9, 4]
 
@@ -487,7 +487,7 @@ def test_x0_of_the_step_before_comes_back() -> None:
 
 
 class WithVariance(nn.Module):
-    """A network with a learned variance: of each label its own."""
+    """A network with a learned variance that depends on the label."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -499,7 +499,7 @@ class WithVariance(nn.Module):
 
 
 def test_a_learned_variance_is_that_of_the_rows_own_label() -> None:
-    """Guidance moves the prediction alone."""
+    """Guidance changes only the prediction."""
     network = WithVariance()
     table = denoise_table(Schedule(variance_type="learned_range"), "ddpm", 500, 1)
     row = Row(table, seed=0, start=START, label=2, guidance_scale=3.0, model_output=True)
@@ -530,7 +530,7 @@ def test_rows_with_a_learned_variance_have_their_own_bytes() -> None:
 
 
 class MixesRows(nn.Module):
-    """What batch norm in training would do."""
+    """A network whose rows affect each other, as with batch norm in training."""
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return x - x.mean(dim=0, keepdim=True)
@@ -565,7 +565,7 @@ def test_predictions_are_float32_in_either_precision() -> None:
     )
     assert exact.dtype == rough.dtype == torch.float32
     error = (exact - rough).abs().max() / exact.abs().max()
-    assert 1e-4 < error < 0.1  # so bfloat16 was really used, and no more than it
+    assert 1e-4 < error < 0.1  # bfloat16 was used, and nothing less precise
 
 
 def test_fingerprint_names_what_moves_bits() -> None:

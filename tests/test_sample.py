@@ -1,4 +1,4 @@
-"""POST, GET and HEAD /sample, as API.md has them, on a running server."""
+"""POST, GET and HEAD /sample on a running server, as API.md specifies them."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ MAX_SEED = 2**53 - 1
 
 
 def draw(server: ServerProcess, body: object = None, accept: str = "image/png") -> httpx.Response:
-    """POST /sample, which must be answered as asked."""
+    """POST /sample. The answer must have the requested type."""
     response = server.client.post("/sample", json=body or {}, headers={"Accept": accept})
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == accept
@@ -39,7 +39,7 @@ def draw(server: ServerProcess, body: object = None, accept: str = "image/png") 
 
 
 def refuse(server: ServerProcess, body: object, field: str) -> str:
-    """The message of a POST /sample that must be refused for one field."""
+    """The message of a POST /sample that must be refused because of this field."""
     return invalid(server.client.post("/sample", json=body), field)
 
 
@@ -47,7 +47,7 @@ def get(server: ServerProcess, query: str = "", **headers: str) -> httpx.Respons
     return server.client.get(f"/sample?{query}", headers=headers)
 
 
-# What is drawn.
+# Images.
 
 
 def test_every_field_is_optional(server: ServerProcess) -> None:
@@ -66,7 +66,7 @@ def test_a_body_is_not_needed(server: ServerProcess) -> None:
 def test_rgb_images_have_the_models_shape(rgb_server: ServerProcess) -> None:
     image = draw(rgb_server)
     assert read_png(image.content).shape == (8, 16, 3)
-    assert read_parameters(image.content)["sampler"] == "ddim"  # the default of weights that recommend none
+    assert read_parameters(image.content)["sampler"] == "ddim"  # the default for weights that recommend no sampler
 
 
 def test_a_seed_is_drawn_where_none_is_given(server: ServerProcess) -> None:
@@ -119,7 +119,7 @@ def test_a_contact_sheet_is_row_major(rgb_server: ServerProcess, n: int, columns
 
 
 def test_an_image_starts_from_its_seeds_first_noise_and_walks_the_samplers_grid(rgb_server: ServerProcess) -> None:
-    """The service as a U-Net: DDIM by hand, with /denoise for each prediction."""
+    """DDIM by hand, with /denoise for each prediction."""
     steps, stride = 5, 4
     alpha_bar = np.cumprod(1 - np.linspace(0.01, 0.3, 20))
     x = torch.randn((1, 3, 8, 16), generator=torch.Generator().manual_seed(11)).numpy()[0].astype(np.float64)
@@ -136,7 +136,7 @@ def test_an_image_starts_from_its_seeds_first_noise_and_walks_the_samplers_grid(
         x = np.sqrt(after) * x0 + np.sqrt(1 - after) * epsilon
     expected = ((x / 2 + 0.5).clip(0, 1) * 255).transpose(1, 2, 0)
     image = read_png(draw(rgb_server, {"seed": 11}).content)
-    np.testing.assert_allclose(image, expected, atol=0.51)  # rounded to the nearest
+    np.testing.assert_allclose(image, expected, atol=0.51)  # rounded to the nearest level
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
@@ -205,7 +205,7 @@ def test_guidance_of_a_mixed_list_is_for_those_with_a_label(server: ServerProces
     assert [read_parameters(png)["guidance_scale"] for png in images] == [1.0, 4.0]
 
 
-# What each image says of itself.
+# Recipes.
 
 
 def test_each_png_says_how_to_make_it_again(server: ServerProcess) -> None:
@@ -221,7 +221,7 @@ def test_each_png_says_how_to_make_it_again(server: ServerProcess) -> None:
             "eta": 0.25,
             "class_label": [1, None, 2][i],
             "guidance_scale": [2.0, 1.0, 2.0][i],
-            "model": f"diffusion_unet-{info['model']['digest'][:8]}",  # the folder's name is in no bytes
+            "model": f"diffusion_unet-{info['model']['digest'][:8]}",  # the folder's name affects no bytes
             "fingerprint": info["fingerprint"],
         }
         del parameters["model"], parameters["fingerprint"]
@@ -292,7 +292,7 @@ def test_of_latent_diffusion_images_are_decoded() -> None:
             assert archive.read(f"{image['seed']}.png") == png
 
 
-# What is refused. The message names the field, the value and the range.
+# Refusals. The message has the field, the value and the range.
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_types_are_strict(server: ServerProcess, field: str, values: list[object
 
 
 def test_a_whole_number_is_an_integer_however_it_is_written(server: ServerProcess) -> None:
-    """So it is for JSON Schema, and so for clients that go by /openapi.json."""
+    """JSON Schema agrees, and so do clients that follow /openapi.json."""
     fields = {"num_images": 2, "seed": 7, "num_inference_steps": 3, "class_label": [1, 2], "preview_every": 1}
     written: Json = {name: float(value) for name, value in fields.items() if isinstance(value, int)}
     written["class_label"] = [1.0, 2.0]
@@ -402,7 +402,7 @@ def test_what_is_no_json_object_is_refused(server: ServerProcess, body: bytes) -
 
 
 def test_many_fields_or_long_values_are_refused_in_few_words(server: ServerProcess) -> None:
-    """A body of 16 MiB used to keep the server busy for 20 seconds, and to be answered with 112 MB."""
+    """A body of 16 MiB once kept the server busy for 20 seconds, and its answer had 112 MB."""
     many = {f"field{i}": 1 for i in range(16_000)}
     assert "16000 fields" in refuse(server, many, "body")
     assert len(refuse(server, {"class_label": [0] * 16_000}, "class_label")) < 300
@@ -454,14 +454,14 @@ def test_queries_are_refused_alike(server: ServerProcess, query: str, field: str
     assert named in invalid(get(server, query), field)
 
 
-# Timesteps in the place of a number of steps.
+# Timesteps instead of a number of steps.
 
 LISTED = [900, 640, 300, 41]
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
 def test_listed_timesteps_are_walked(server: ServerProcess, sampler: str) -> None:
-    """However they are written; and the recipe alone makes the same bytes again."""
+    """In any spelling. The recipe alone makes the same bytes again."""
     image = draw(server, {"seed": 7, "sampler": sampler, "timesteps": [900, 640.0, 300, 41]})
     recipe = read_parameters(image.content)
     assert (recipe["timesteps"], recipe["num_inference_steps"]) == (LISTED, None)
@@ -479,7 +479,7 @@ def test_listed_timesteps_are_walked(server: ServerProcess, sampler: str) -> Non
 
 
 def test_the_timesteps_of_a_number_of_steps_draw_its_pixels(server: ServerProcess) -> None:
-    """The recipe says what was asked, so the files differ."""
+    """The recipe differs, so the files differ."""
     numbered, listed = (
         draw(server, {"seed": 7, "sampler": "ddpm", **grid})
         for grid in ({"num_inference_steps": 4}, {"timesteps": [750, 500, 250, 0]})
@@ -604,7 +604,7 @@ def test_anything_else_is_406(server: ServerProcess, accept: str) -> None:
     problem(server.client.post("/sample", json={}, headers={"Accept": accept}), 406)
 
 
-# Caching: GET with a seed is a pure function.
+# Caching: a GET with a seed always has the same answer.
 
 
 def test_with_a_seed_an_image_may_be_kept(server: ServerProcess) -> None:

@@ -1,4 +1,4 @@
-"""Step tables: the laws of their lines, the papers' formulas run without a table, and diffusers' grids."""
+"""Step tables: rules of their lines, the papers' formulas computed without a table, and diffusers' grids."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from model.samplers import SAMPLERS, Column, StepTable, denoise_table, sample_ta
 from model.schedule import Float64, PredictionType, Schedule, TimestepSpacing
 from tests.reference import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-# What diffusers does to NumPy 2.
+# diffusers' warning with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 P, Q, A, B, C, D, E, S, BOUND, QUANTILE, MAXIMUM = Column
@@ -38,13 +38,13 @@ etas = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
 
 
 def timesteps_of(schedule: Schedule) -> st.SearchStrategy[tuple[int, ...]]:
-    """Falling lists."""
+    """Strictly falling lists."""
     timesteps = st.integers(0, schedule.num_train_timesteps - 1)
     return st.sets(timesteps, min_size=1, max_size=30).map(lambda drawn: tuple(sorted(drawn, reverse=True)))
 
 
 class Case(NamedTuple):
-    """A table, and the steps that it is of."""
+    """A table, and the steps that it was made from."""
 
     schedule: Schedule
     sampler: str
@@ -52,7 +52,7 @@ class Case(NamedTuple):
     lines: Float64
 
     def alphas_cumprod(self) -> tuple[Float64, Float64]:
-        """ᾱ before and after each step; the sampler that takes logarithms starts at 2⁻²⁴ where ᾱ is 0."""
+        """ᾱ before and after each step. For the sampler that takes logarithms, 2⁻²⁴ replaces an initial ᾱ of 0."""
         before, after = self.steps.alphas_cumprod(self.schedule)
         return (np.where(before == 0, 2.0**-24, before), after) if self.sampler == "dpmpp_2m" else (before, after)
 
@@ -73,7 +73,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def signal_and_noise(case: Case) -> tuple[Float64, Float64]:
-    """The shares of x_0 and of ε in what each line makes of x = √ᾱ·x_0 + √(1−ᾱ)·ε, without its own noise."""
+    """The shares of x_0 and ε in each line's result for x = √ᾱ·x_0 + √(1−ᾱ)·ε, without the line's own noise."""
     alpha_bar, _ = case.alphas_cumprod()
     a, b, c, e = (case.lines[:, column] for column in (A, B, C, E))
     signal, noise = a * np.sqrt(alpha_bar) + b + c, a * np.sqrt(1 - alpha_bar)
@@ -109,7 +109,7 @@ def test_each_line_finds_x0_in_an_exact_prediction(case: Case) -> None:
     match case.schedule.prediction_type:
         case "epsilon":
             signal, noise = p * root, p * root_noise + q
-            known = alpha_bar > 0  # nothing is known of x_0 in pure noise
+            known = alpha_bar > 0  # pure noise says nothing about x_0
             signal, noise = signal[known], noise[known] * root[known]
         case "v_prediction":
             signal, noise = p * root - q * root_noise, p * root_noise + q * root
@@ -128,7 +128,7 @@ def test_tables_are_finite_and_end_clean(case: Case) -> None:
 
 
 def test_dpmpp_2m_is_finite_where_zero_snr_ends_in_several_small_alphas() -> None:
-    """Between 2⁻²⁴, which stands for ᾱ = 0, and its neighbour, which is smaller still."""
+    """Between 2⁻²⁴, which replaces ᾱ = 0, and the next ᾱ, which is even smaller."""
     table = sample_table(Schedule(rescale_betas_zero_snr=True, prediction_type="v_prediction"), "dpmpp_2m", 999)
     assert np.isfinite(table.lines[:, :BOUND]).all()
 
@@ -137,13 +137,13 @@ def test_dpmpp_2m_is_finite_where_zero_snr_ends_in_several_small_alphas() -> Non
 
 
 def prediction(x: Float64, t: int) -> Float64:
-    """Stands for a network: any function of the image and the timestep."""
+    """A fake network: a function of the image and the timestep."""
     values: Float64 = np.sin(3 * x + t) + 0.3 * np.roll(x, 1)
     return values
 
 
 def x0_and_noise(schedule: Schedule, x: Float64, out: Float64, alpha_bar: float) -> tuple[Float64, Float64]:
-    """What a prediction says of x_0 and of ε, where x = √ᾱ·x_0 + √(1−ᾱ)·ε and v = √ᾱ·ε − √(1−ᾱ)·x_0."""
+    """x_0 and ε from a prediction, where x = √ᾱ·x_0 + √(1−ᾱ)·ε and v = √ᾱ·ε − √(1−ᾱ)·x_0."""
     root, root_noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
     match schedule.prediction_type:
         case "epsilon":
@@ -163,7 +163,7 @@ def noise_of(step: int) -> Float64:
 
 
 def ddim_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float64) -> Float64:
-    """T // N timesteps down at each step."""
+    """Each step goes T // N timesteps down."""
     stride = schedule.num_train_timesteps // len(timesteps)
     return ddim_through_by_hand(schedule, timesteps, eta, x, [t - stride for t in timesteps])
 
@@ -171,7 +171,7 @@ def ddim_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float6
 def ddim_through_by_hand(
     schedule: Schedule, timesteps: list[int], eta: float, x: Float64, following: list[int]
 ) -> Float64:
-    """Song et al. 2020, eq. 12 and 16. What follows the last may be negative: the clean end."""
+    """Song et al. 2020, eq. 12 and 16. The timestep after the last may be negative: the clean end."""
     alphas = schedule.alphas_cumprod
     for i, (t, s) in enumerate(zip(timesteps, following, strict=True)):
         alpha_bar = float(alphas[t])
@@ -204,7 +204,7 @@ def ddpm_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float6
 
 
 def dpmpp_2m_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float64) -> Float64:
-    """Lu et al. 2022 (DPM-Solver++), algorithm 2; of first order at the first step and at the last, which is x_0."""
+    """Lu et al. 2022 (DPM-Solver++), algorithm 2. The first step and the last are of first order; the last is x_0."""
     alphas = np.sqrt(schedule.alphas_cumprod)
     sigmas = np.sqrt(1 - schedule.alphas_cumprod)
     lambdas = np.log(alphas / sigmas)
@@ -321,7 +321,7 @@ def test_tables_are_shared_and_cannot_be_written_to() -> None:
 
 
 def test_schedules_alike_but_for_what_was_named_have_their_own_tables() -> None:
-    """DPM-Solver++ bounds x_0 only where clip_sample is named."""
+    """DPM-Solver++ bounds x_0 only if the config names clip_sample."""
     for schedule, bound in 2 * [(Schedule(), np.inf), (Schedule(clip_sample=True), 1.0)]:
         assert (sample_table(schedule, "dpmpp_2m", 10).lines[:, BOUND] == bound).all()
 
@@ -350,7 +350,7 @@ def is_a_grid(timesteps: list[int], T: int, N: int) -> bool:
 
 
 def grids_agree(schedule: Schedule, sampler: str, numbers: list[int]) -> int:
-    """Compare with diffusers' timesteps; where those are no grid, the number must be refused. Returns how many are."""
+    """Compare with diffusers' timesteps. Where these are no grid, the number must be refused. Returns how many are."""
     spacing = {} if schedule.timestep_spacing is None else {"timestep_spacing": schedule.timestep_spacing}
     T = schedule.num_train_timesteps
     scheduler = SCHEDULERS[sampler](num_train_timesteps=T, steps_offset=schedule.steps_offset, **spacing)
@@ -512,7 +512,7 @@ def test_denoise_table(t: int, data: st.DataObject, sampler: str, schedule: Sche
     assert by_hand[0] == t
     assert np.isfinite(table.lines[:, :BOUND]).all()
     np.testing.assert_allclose(table.lines[-1, [A, B, C, D, E]], [0, 1, 0, 0, 0], rtol=0, atol=1e-9)
-    # Between its timesteps it steps as the sampler does.
+    # In between, it steps as the sampler does.
     steps = Steps(table.timesteps, np.append(table.timesteps[1:], -1), 1.0)
     assert (table.lines[:-1] == SAMPLERS[sampler].lines(schedule, steps, 0.5)[:-1]).all()
 
@@ -539,7 +539,7 @@ def test_denoising_in_one_step_is_x0(t: int, sampler: str, schedule: Schedule) -
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 def test_learned_variance_lies_between_the_fixed_ones(spacing: TimestepSpacing) -> None:
-    """v = −1 is the small variance, v = 1 the large one, and between them the logarithm is linear."""
+    """v = −1 gives the small variance, v = 1 the large one. In between, the logarithm is linear."""
     learned, small, large = (
         sample_table(Schedule(variance_type=kind, timestep_spacing=spacing), "ddpm", 20).lines
         for kind in ("learned_range", "fixed_small", "fixed_large")

@@ -1,4 +1,4 @@
-"""Short jobs go first, all promises are kept, and no pass is emptier than it must be."""
+"""Short jobs go first, all promises are kept, and no pass is emptier than necessary."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,20 +30,20 @@ from tests.lines import (
 )
 from tests.properties import examples
 
-SOON = 1e-6  # seconds, of rounding
+SOON = 1e-6  # seconds, for rounding
 MANY = 1000
-FEW = 8  # jobs among which a pass may be narrow, so that a short one keeps its pace
+FEW = 8  # up to so many jobs, a pass may be narrow so that a short job keeps its pace
 
-EQUAL = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}  # a pass takes as long, whatever its rows: the width is 4
-LINEAR = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}  # rows gain nothing together: the width is 1
-BETWEEN = {1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}  # they gain something, and slow each other down
+EQUAL = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}  # all widths cost the same: the width is 4
+LINEAR = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}  # wider passes gain nothing: the width is 1
+BETWEEN = {1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}  # wider passes gain something, but take longer
 ONE_ROW = {1: 1.0}
 
 shapes = st.sampled_from((alike(1, 6), alike(3, 2), alike(5, 4, 2), ((1, 2), (7, 1), (3, 2))))
 
 
 def done_in_order(line: Line) -> list[int]:
-    """The numbers of the jobs, the first that came being 0, in the order in which they were done."""
+    """The jobs' numbers in the order in which they were done. Jobs are numbered from 0 in order of arrival."""
     numbers = {ticket: number for number, ticket in enumerate(line.tickets)}
     done = [ticket for ticket in line.tickets if ticket.done is not None]
     return [numbers[ticket] for ticket in sorted(done, key=lambda ticket: ticket.done or 0)]
@@ -58,7 +58,7 @@ def to_decode(scheduler: Scheduler) -> tuple[int, int]:
 
 
 def singles(*steps: int) -> list[Arrival]:
-    """Jobs of one image that come at once."""
+    """Jobs of one row that arrive together."""
     return [Arrival(0.0, alike(1, n)) for n in steps]
 
 
@@ -79,7 +79,7 @@ def test_every_promise_is_kept_while_passes_stay_within_the_margin(
 
 
 def test_two_roundings_do_not_add_up_to_a_broken_promise() -> None:
-    """A plan that kept all promises but for 4e-16 s was taken for one that kept none, and the other for as good."""
+    """A plan that missed promises by 4e-16 s was once taken for one that keeps none, and the other plan for as good."""
     costs = Costs({1: 0.5, 2: 0.9563551190854621, 4: 1.0, 8: 1.0, 16: 1.0})
     forwards = (2, 1, 2, 1)
     arrivals = [Arrival(0.0, alike(1, 1, 2)), *(Arrival(0.25, alike(1, 1, n)) for n in forwards)]
@@ -96,7 +96,7 @@ def test_on_an_idle_server_the_shortest_promise_is_the_same_at_any_time(
     job = Job(images, scheduler.costs)
     alone_s = seconds_alone(job, scheduler.costs)
     assert earliest_promise(job, scheduler, now, now) == pytest.approx(now + alone_s, abs=1e-9)
-    assert earliest_promise(job, scheduler, now, now + 0.99 * alone_s) > now + 0.99 * alone_s  # so it is refused
+    assert earliest_promise(job, scheduler, now, now + 0.99 * alone_s) > now + 0.99 * alone_s  # so it would be refused
     assert earliest_promise(job, scheduler, now, now + 1.01 * alone_s) <= now + 1.01 * alone_s
 
 
@@ -122,7 +122,7 @@ def test_no_promise_is_shorter_than_a_quarter_of_a_second_unless_it_must_be() ->
 
 
 def test_the_shortest_promise_is_that_of_the_plan_which_is_sooner_done() -> None:
-    """Images of two rows leave a third of each pass of three empty, where one runs after the other."""
+    """One after the other, guided rows leave a third of each pass of three empty."""
     scheduler = Scheduler(Costs({3: 1.0}), MANY)
     job = Job(alike(4, 10, 2), scheduler.costs)
     assert seconds_alone(job, scheduler.costs) == pytest.approx((80 / 3 + 10 * 2 / 3) * (1 + MARGIN))
@@ -177,7 +177,7 @@ def test_a_crowd_that_has_left_does_not_let_equal_jobs_overtake_each_other() -> 
 
 
 def test_the_earliest_promise_goes_first_when_there_is_no_time_to_spare() -> None:
-    """The short job would go first, and must not: so much as one pass of it would break the promise of the long one."""
+    """The short job must not go first: even one of its passes would break the promise of the long one."""
     line = Line(Costs(ONE_ROW), times=[1 + MARGIN])
     long = line.came(Arrival(0.0, alike(1, 10), hurry=1.0))
     short = line.came(Arrival(0.0, alike(1, 1)))
@@ -189,7 +189,7 @@ def test_the_earliest_promise_goes_first_when_there_is_no_time_to_spare() -> Non
 
 
 def test_time_to_spare_is_spent_on_short_jobs_and_no_more() -> None:
-    """The long job could lose 5 s. Three short ones take 3.75 s of them; the next would take what is not there."""
+    """The long job has 5 s to spare. Three short jobs take 3.75 s of them; a fourth would take too much."""
     line = Line(Costs(ONE_ROW), times=[1 + MARGIN])
     long = line.came(Arrival(0.0, alike(1, 8), within=15.0))
     for _ in range(6):
@@ -215,7 +215,7 @@ def test_what_cannot_be_done_in_time_is_refused_and_what_can_is_not() -> None:
     line = Line(Costs(ONE_ROW))
     assert not line.came(Arrival(0.0, alike(1, 8), within=10.0)).refused  # 8 passes, with the margin
     assert line.came(Arrival(0.0, alike(1, 8), within=19.9)).refused
-    assert line.came(Arrival(0.0, alike(1, 1), within=1.25)).refused  # nobody who is here may lose by it
+    assert line.came(Arrival(0.0, alike(1, 1), within=1.25)).refused  # it would break the other promise
     assert not line.came(Arrival(0.0, alike(1, 8), within=20.0)).refused
     line.play([])
     assert [ticket.done for ticket in line.tickets if not ticket.refused] == [8.0, 16.0]
@@ -248,7 +248,7 @@ def test_parts_of_jobs_keep_their_promises_like_whole_ones(
             assert ticket.done <= ticket.promise + SOON
 
 
-# What runs
+# Rows that run
 
 
 @examples(50)
@@ -362,7 +362,7 @@ def test_what_counts_is_the_work_that_is_left() -> None:
 
 
 def test_a_short_job_among_long_ones_keeps_its_pace() -> None:
-    """A pass of four takes 2.5 times as long as one alone: the long jobs wait."""
+    """A pass of four takes 2.5 times as long as one alone, so the long jobs wait."""
     line = Line(Costs(BETWEEN))
     line.play(singles(100, 100, 100, 5))
     assert [len(ran.rows) for ran in line.passes[:5]] == [1] * 5
@@ -450,7 +450,7 @@ def test_a_short_job_waits_for_a_slot_where_no_promise_needs_it() -> None:
     assert done_in_order(line) == [0, 1]
 
 
-# Books
+# Counts
 
 
 @examples(50)
@@ -498,7 +498,7 @@ def test_jobs_are_counted_by_the_work_that_is_ahead() -> None:
 
 @pytest.mark.parametrize("passes", [0, 1, 2, 3, 4])
 def test_a_job_can_be_removed_at_any_time_and_twice(passes: int) -> None:
-    """Waiting, in the middle of a guided step, between steps, or done: removal is the same call."""
+    """Removal is the same call for a job that waits, is amid a guided step, is between steps, or is done."""
     line = Line(Costs(ONE_ROW))
     guided = line.came(Arrival(0.0, alike(1, 2, 2)))
     other = line.came(Arrival(0.0, alike(1, 9)))
@@ -560,7 +560,7 @@ def test_preemptions_agree_with_a_recount(table: dict[int, float], arrivals: lis
 
 
 def drift(line: Line, rows: int, times: float) -> None:
-    """Let the costs see passes of so many rows, until their shape has changed."""
+    """Measure passes of `rows` rows, until the shape of the costs has changed."""
     version = line.costs.version
     while line.costs.version == version:
         line.costs.follow(rows, times * line.costs.seconds(rows))
@@ -571,7 +571,7 @@ def drift(line: Line, rows: int, times: float) -> None:
 def test_costs_may_change_at_any_time(
     table: dict[int, float], arrivals: list[Arrival], changes: Sequence[tuple[int, float]]
 ) -> None:
-    """Then jobs are weighed again, and all run to their ends."""
+    """Jobs are weighed again, and all run to their ends."""
     line = Line(Costs(table), follows=True)
     pending = list(changes)
     for _ in line.moments(arrivals):
@@ -598,7 +598,7 @@ def test_jobs_are_weighed_again_when_the_costs_have_changed() -> None:
 
 
 def test_a_job_without_a_promise_delays_nobodys() -> None:
-    """The engine's probe has none. A job of its size was once promised no earlier than its whole timeout."""
+    """The engine's probe has none. A job of the same size was once promised no earlier than its whole timeout."""
     scheduler = Scheduler(Costs({1: 1.0}), MANY)
     scheduler.add(Job(alike(1, 2), scheduler.costs), inf)
     job = Job(alike(1, 2), scheduler.costs)
@@ -606,11 +606,11 @@ def test_a_job_without_a_promise_delays_nobodys() -> None:
 
 
 def test_a_pass_that_has_ended_takes_nothing_from_those_who_come_after_it() -> None:
-    """Its margin, which it had not used, was still counted: an idle server refused what it could do."""
+    """The unused margin of the pass was once still counted, so an idle server refused feasible jobs."""
     scheduler = Scheduler(Costs({1: 1.0}), MANY)
     scheduler.add(Job(alike(1, 1), scheduler.costs), inf)
     scheduler.advance(scheduler.next_batch(0.0))
-    latest = 1.0 + 4 * (1 + MARGIN)  # it took 1 s
+    latest = 1.0 + 4 * (1 + MARGIN)  # the pass took 1 s
     assert earliest_promise(Job(alike(1, 4), scheduler.costs), scheduler, 1.0, latest) == pytest.approx(latest)
 
 
@@ -631,7 +631,7 @@ def test_every_promise_is_kept_while_decoding_stays_within_its_margin_too(
 
 
 def test_others_that_fill_up_a_batch_were_not_counted_and_broke_promises() -> None:
-    """One image is decoded in a quarter of the time of four. It waits for a batch of four, and is then in another."""
+    """One row is decoded in a quarter of the time of four. It waits for a batch of four, and then joins another."""
     slowest = SHARED * (1 + MARGIN)
     line = Line(Costs({8: 1.0}, Costs({1: 4.0, 4: 10.0})), times=[0.01], decode_times=[slowest])
     crowd = line.came(Arrival(0.0, alike(7, 1)))
@@ -668,7 +668,7 @@ def test_counters_agree_with_a_recount_while_images_are_decoded(
     assert (counters(line.scheduler), to_decode(line.scheduler)) == ((0, 0, 0), (0, 0))
     assert earliest_promise(Job(alike(1, 1), costs), line.scheduler, line.now, line.now) == pytest.approx(
         line.now + seconds_alone(Job(alike(1, 1), costs), line.scheduler.costs)
-    )  # nobody is left in line
+    )  # no job is left in line
 
 
 @given(cost_tables, any_arrivals(), any_times, st.sampled_from((1, 4, MANY)))
@@ -708,7 +708,7 @@ def test_the_backlog_is_what_is_left_to_decode_too() -> None:
 
 
 def test_a_job_that_waits_only_for_the_decoder_spends_no_time_of_the_passes() -> None:
-    """Its promise is close, and no pass can help it: yet for its sake the long job once went before the short one."""
+    """Its promise is close, and no pass can help. The long job once went before the short one because of it."""
     line = Line(Costs(ONE_ROW, Costs({1: 2.0})), decode_times=[SHARED * (1 + MARGIN)])
     line.came(Arrival(0.0, alike(1, 1), hurry=1.0))
     line.begin()
@@ -725,9 +725,9 @@ def test_a_job_that_waits_only_for_the_decoder_spends_no_time_of_the_passes() ->
 @pytest.mark.parametrize(
     ("a_pass", "left", "promised"),
     [
-        (8.0, 18.0, 10.0 + 2 * 2.5),  # the passes of the new job do not hold it up
+        (8.0, 18.0, 10.0 + 2 * 2.5),  # the new job's passes do not delay the waiting job
         (0.8, 7.6, 1.0 + 2 * 2.5),
-        (0.8, 7.4, 1.0 + 3 * 2.5),  # another image would: three batches take 7.5 s
+        (0.8, 7.4, 1.0 + 3 * 2.5),  # another row in the batch would: three batches take 7.5 s
     ],
 )
 def test_a_job_that_waits_only_for_the_decoder_is_overtaken_where_that_leaves_it_time(

@@ -1,4 +1,4 @@
-"""The process: how it starts, how it shares its time, how it leaves."""
+"""The process: start, fair sharing, and shutdown."""
 
 import errno
 import re
@@ -39,7 +39,7 @@ from tests.servers import (
 from tests.test_denoise import GREY, RGB
 from tests.test_events import EVENTS, failed, told, watching
 
-# Requests that are long by the number of their steps.
+# Requests that take long because of their many steps.
 LONG: Json = {"sampler": "ddpm", "num_inference_steps": 1000}
 ENDLESS: Json = {**LONG, "num_images": 64}
 
@@ -51,7 +51,7 @@ def in_background(call: Callable[[], httpx.Response]) -> Iterator[Future[httpx.R
 
 
 def post(server: Reachable, body: Json) -> httpx.Response:
-    """POST /sample on a connection of its own."""
+    """POST /sample on a new connection."""
     with server.new_client() as client:
         return client.post("/sample", json=body)
 
@@ -66,7 +66,7 @@ def wait_until_idle(server: ServerProcess) -> None:
 
 
 def send_long(server: Reachable, num_images: int = 3, **headers: str) -> socket.socket:
-    """A connection whose request runs for long."""
+    """A connection that has sent a long request."""
     body = b'{"sampler": "ddpm", "num_inference_steps": 1000, "num_images": %d}' % num_images
     headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
     return server.raw_request("POST", "/sample", headers, body)
@@ -133,7 +133,7 @@ def test_failing_requests_leave_their_neighbours_alone(strict_server: ServerProc
 def test_who_fills_the_queue_is_refused_and_others_are_served(strict_server: ServerProcess) -> None:
     refused = strict_server.metric("stepwise_refused_total", reason="share")
     with ExitStack() as stack, strict_server.new_client(key="beta-ü") as other:
-        for scheme in ("Bearer", "bearer", "BEARER", "Bearer "):  # it is one key all the same
+        for scheme in ("Bearer", "bearer", "BEARER", "Bearer "):  # the key is the same
             stack.enter_context(send_long(strict_server, Authorization=f"{scheme} alpha"))
         strict_server.wait_for_metric("stepwise_outstanding_row_steps", lambda steps: steps > 9000)
         answer = post(strict_server, {})
@@ -141,7 +141,7 @@ def test_who_fills_the_queue_is_refused_and_others_are_served(strict_server: Ser
         assert re.fullmatch(r"[1-9]\d*", answer.headers["retry-after"])
         problem(strict_server.client.get("/sample?seed=1", headers={"Authorization": "bEaReR alpha"}), 429)
         assert other.post("/sample", json={"num_images": 2}).status_code == 200
-        assert strict_server.client.get("/health/ready").status_code == 200  # overload is not unreadiness
+        assert strict_server.client.get("/health/ready").status_code == 200  # a full server is still ready
         assert strict_server.client.get("/sample?seed=1", headers={"If-None-Match": "*"}).status_code == 304
         assert strict_server.client.head("/sample?seed=1").status_code == 200
     wait_until_idle(strict_server)
@@ -162,9 +162,9 @@ def test_without_keys_the_queue_is_shared_by_addresses() -> None:
             return answer
 
         begun = [begin(clients[0]), begin(clients[0])]
-        full = clients[0].post("/sample", json={})  # with one client there is nobody to share with
+        full = clients[0].post("/sample", json={})  # a lone client shares with nobody
         assert "all 2 places" in problem(full, 503)["detail"]
-        begun.append(begin(clients[1]))  # let in all the same
+        begun.append(begin(clients[1]))  # accepted all the same
         share = clients[0].post("/sample", json={})
         assert "your share" in problem(share, 429)["detail"]
         crowded = clients[2].post("/sample", json={})
@@ -192,7 +192,7 @@ def test_a_client_that_leaves_costs_nothing_more(server: ServerProcess) -> None:
 
 
 def test_a_client_that_leaves_in_mid_request_is_no_error(server: ServerProcess) -> None:
-    """It used to be logged as one, with two stack traces."""
+    """The server once logged this as an error, with two stack traces."""
     form = {"Content-Type": "multipart/form-data; boundary=B", "Content-Length": "100", "X-Request-ID": "left-form"}
     with server.raw_request("POST", "/denoise", form, b"--B\r\n"):
         pass
@@ -204,7 +204,7 @@ def test_a_client_that_leaves_in_mid_request_is_no_error(server: ServerProcess) 
 
 
 def test_what_could_not_be_done_in_time_is_refused_at_once(server: ServerProcess) -> None:
-    """Whatever else there is to do."""
+    """Whatever the present load."""
     refused = server.metric("stepwise_refused_total", reason="impossible")
     for timeout_s in (1e-6, 0.01):
         answer = post(server, {**LONG, "timeout_s": timeout_s})
@@ -232,7 +232,7 @@ def test_a_deadline_that_passes_is_a_504() -> None:
         server.runner.hold()
         with in_background(lambda: server.client.post("/sample", json={"num_images": 2, "timeout_s": 6})) as answer:
             server.runner.next_pass()
-            server.runner.clock.now += 10  # this pass is much slower than any before
+            server.runner.clock.now += 10  # this pass is much slower than all earlier ones
             server.runner.let_go()
         assert problem(answer.result(), 504)["detail"] == "not done within 6 s"
         samples = server.metrics()
@@ -254,10 +254,10 @@ def test_sigterm_lets_what_runs_finish(weights: Path) -> None:
         in_background(lambda: post(server, body)) as running,
     ):
         come = [next(events)]
-        server.wait_for_metric("stepwise_outstanding_row_steps", lambda steps: steps > 1000)  # both are there
+        server.wait_for_metric("stepwise_outstanding_row_steps", lambda steps: steps > 1000)  # both are in line
         server.terminate()
         server.wait_for_line(lambda line: "draining" in line["message"])
-        with server.new_client() as client:  # it still listens
+        with server.new_client() as client:  # the server still listens
             unready = client.get("/health/ready")
             assert unready.status_code == 503
             assert unready.json()["status"] == "draining"
@@ -277,7 +277,7 @@ def test_sigterm_lets_what_runs_finish(weights: Path) -> None:
         assert not running.done()
         told([*come, *events], steps=1000)
         assert running.result().status_code == 200
-        while server.process.poll() is None:  # nor does another, at any time
+        while server.process.poll() is None:  # further signals change nothing either
             server.terminate()
             with suppress(subprocess.TimeoutExpired):
                 server.process.wait(0.02)
@@ -286,7 +286,7 @@ def test_sigterm_lets_what_runs_finish(weights: Path) -> None:
 
 @contextmanager
 def held(drain_timeout: float) -> Iterator[tuple[FakeServer, threading.Event]]:
-    """A server whose passes wait, and an event that says that its engine is being closed."""
+    """A server whose passes are held, and an event that is set when its engine is being closed."""
     closing = threading.Event()
     with serving_fake(timeout=1e6, drain_timeout=drain_timeout) as server, pytest.MonkeyPatch.context() as patch:
         close = server.engine.close
@@ -309,7 +309,7 @@ def test_sigterm_waits_no_longer_than_the_drain_timeout() -> None:
         in_background(lambda: post(server, ENDLESS)) as running,
     ):
         come = [next(events)]
-        server.wait_for_metric("stepwise_outstanding_row_steps", lambda steps: steps > 64_000)  # both are there
+        server.wait_for_metric("stepwise_outstanding_row_steps", lambda steps: steps > 64_000)  # both are in line
         server.signal(signal.SIGTERM)
         assert closing.wait(PATIENCE)
         server.runner.let_go()
@@ -495,12 +495,12 @@ def test_a_taken_port_is_named() -> None:
 
 
 def test_two_servers_cannot_start_on_one_port() -> None:
-    """Both used to bind it, and one died with a traceback when it had loaded its weights."""
+    """Both once bound the port. One died with a traceback after loading its weights."""
     with listen(Settings(port=0)) as first:
         port = first.getsockname()[1]
         with pytest.raises(StartError, match=r"in use$"):
             listen(Settings(port=port))
-    with listen(Settings(port=port)):  # at once, when the first is over
+    with listen(Settings(port=port)):  # possible as soon as the first has ended
         pass
     with pytest.raises(StartError, match=rf"^STEPWISE_METRICS_PORT: cannot listen on 127\.0\.0\.1:{port}: .*in use$"):
         listen_all(Settings(port=port, metrics_port=port))
@@ -515,14 +515,14 @@ def test_an_address_that_is_none_is_named(host: str) -> None:
 
 
 def test_answers_are_not_held_back() -> None:
-    """asyncio sets TCP_NODELAY only where a socket names its protocol; without, each answer took 40 ms longer."""
+    """asyncio sets TCP_NODELAY only if the socket names its protocol. Without it, each answer took 40 ms longer."""
     with listen(Settings(port=0)) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Runs the program in this process, up to what its arguments alone decide."""
+    """Runs the program in this process, up to the checks of its arguments."""
 
     def run(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["service", *arguments])

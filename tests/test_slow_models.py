@@ -1,4 +1,4 @@
-"""Models whose passes take many seconds, behind the checks that deploy/ and the Dockerfile have: never down."""
+"""Models whose passes take many seconds stay ready for the checks in deploy/ and the Dockerfile."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Check = Callable[[FakeServer], None]
 
 
 def kubernetes_checks() -> list[Check]:
-    """Each probe of the deployment, as the kubelet makes it. Raises where it fails."""
+    """Each probe of the deployment, as the kubelet makes it. A check raises on failure."""
     deployment = yaml.safe_load((ROOT / "deploy/kubernetes/base/deployment.yaml").read_text())
     [container] = deployment["spec"]["template"]["spec"]["containers"]
 
@@ -40,7 +40,7 @@ def kubernetes_checks() -> list[Check]:
 
 
 def docker_checks() -> list[Check]:
-    """The health check of each target, as Docker makes it, on this Python. Raises where it fails."""
+    """The health check of each target, as Docker runs it, on this Python. A check raises on failure."""
     found = re.findall(r"^HEALTHCHECK (.*) \\\n +CMD (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert len(found) == 2
 
@@ -59,7 +59,7 @@ def docker_checks() -> list[Check]:
 def test_checks_succeed_while_the_model_works(
     checks: Callable[[], list[Check]], pass_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of a pass, and in that of a probe after a long rest. Neither ends before the checks have."""
+    """During a pass, and during a probe's pass after a long rest. The passes outlast the checks."""
     monkeypatch.setattr(app, "_EVERY", 0.05)
     with serving_fake(FakeRunner({1: pass_s})) as server, ThreadPoolExecutor(1) as pool:
         server.runner.hold()
@@ -82,11 +82,11 @@ def test_checks_succeed_while_the_model_works(
 
 
 class RealTime(FakeClock):
-    """The clock on the wall; a test may put it forward, and what takes time takes it."""
+    """The real clock. Work takes real time, and a test may move the clock forward."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 0.0  # ahead of the wall
+        self.now = 0.0  # seconds ahead of the real clock
 
     def __call__(self) -> float:
         return self.now + time.monotonic()
@@ -96,7 +96,7 @@ class RealTime(FakeClock):
 
 
 def watch_until(balancer: Balancer, done: Callable[[], bool]) -> None:
-    """The one replica is up whenever somebody looks."""
+    """Check until `done` that the one replica is up."""
     looks = 0
     while not done() or not looks:
         assert balancer.states() == ["UP"]
@@ -107,7 +107,7 @@ def watch_until(balancer: Balancer, done: Callable[[], bool]) -> None:
 @pytest.mark.slow
 @needs("haproxy")
 def test_a_slow_model_is_never_down_behind_the_balancer() -> None:
-    """Passes that really take 4 s, idle and busy. HAProxy looks twice a second, and gives a check 1 s."""
+    """Passes really take 4 s. HAProxy checks twice a second, and waits 1 s for each answer."""
     runner = FakeRunner({1: 4.0})
     runner.clock = RealTime()
     with (
@@ -129,7 +129,7 @@ def test_a_slow_model_is_never_down_behind_the_balancer() -> None:
 @pytest.mark.slow
 @needs("haproxy")
 def test_a_slow_network_is_never_down_behind_the_balancer(tmp_path: Path) -> None:
-    """A real one, in a process of its own, of which a pass takes seconds."""
+    """A real network in its own process. A pass takes seconds."""
     weights = write_weights(
         tmp_path / "slow",
         in_channels=1,

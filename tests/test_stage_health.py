@@ -1,4 +1,4 @@
-"""What is known of a thread that calls the model: whether it gets on, and whether the model works."""
+"""The health of a thread that calls the model: whether it makes progress, and whether the model works."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +27,7 @@ def test_what_takes_fifteen_times_its_time_and_eight_seconds_is_overdue(
     pulse: StageHealth, clock: FakeClock, expected_s: float, given_s: float
 ) -> None:
     for _ in range(2):
-        clock.now += 10_000  # at rest nothing is overdue
+        clock.now += 10_000  # an idle thread is never overdue
         assert pulse.overdue is None
         pulse.beat(expected_s)
         clock.now += given_s - 0.5
@@ -36,14 +36,14 @@ def test_what_takes_fifteen_times_its_time_and_eight_seconds_is_overdue(
         assert pulse.overdue == (given_s, given_s)
         clock.now += 1
         assert pulse.overdue == (given_s + 1, given_s)
-        pulse.beat(expected_s)  # the next thing begins
+        pulse.beat(expected_s)  # the next call begins
         assert pulse.overdue is None
         pulse.rest()
 
 
 @given(st.floats(0.5, 1e4))
 def test_a_hang_is_found_within_twenty_times_the_expected_time(expected_s: float) -> None:
-    """By somebody who looks every second."""
+    """With a check every second."""
     clock = FakeClock()
     pulse = StageHealth(clock)
     pulse.beat(expected_s)
@@ -76,7 +76,7 @@ def test_failures_are_a_suspicion_until_an_image_is_finite(pulse: StageHealth) -
         for _ in range(100):
             fail()
         assert pulse.suspected
-        assert not pulse.broken  # the requests may be at fault
+        assert not pulse.broken  # the requests may be the cause
         assert not pulse.hopeless
         pulse.pass_ended(worked=True)
         assert pulse.suspected
@@ -122,7 +122,7 @@ Told = tuple[Literal["pass", "image", "rest", "wait"], float]
     st.lists(st.tuples(st.sampled_from(("pass", "image", "rest", "wait")), st.floats(0, 1)), max_size=50),
 )
 def test_work_that_ends_in_time_is_never_a_failure_however_slow_it_is(expected_s: float, script: list[Told]) -> None:
-    """Whatever comes in whatever order, and however long there is nothing to do."""
+    """Calls come in any order, with rests of any length."""
     clock = FakeClock()
     pulse = StageHealth(clock)
     for what, share in script:
@@ -130,7 +130,7 @@ def test_work_that_ends_in_time_is_never_a_failure_however_slow_it_is(expected_s
             pulse.beat(expected_s)
             clock.now += share * 14.9 * expected_s
             assert pulse.overdue is None
-            assert pulse.rest_s == 0  # what runs is no doubt
+            assert pulse.rest_s == 0  # the running call keeps it out of doubt
             pulse.pass_ended(worked=True)
             pulse.beat(expected_s)
         elif what == "image":

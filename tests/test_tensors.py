@@ -1,5 +1,5 @@
 """Hostile and damaged files of a checkpoint: none runs code, leads elsewhere, takes more memory than its bytes, or is
-mistaken for something else. Also conversion, which must write exactly what was loaded."""
+mistaken for something else. Also conversion, which must write exactly the loaded values."""
 
 import io
 import json

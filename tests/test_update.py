@@ -40,7 +40,7 @@ def update(x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Te
 
 
 class Images(NamedTuple):
-    """What an update takes beside its lines."""
+    """The inputs of an update, except for its lines."""
 
     x: Tensor
     out: Tensor

@@ -1,4 +1,4 @@
-"""The way to a server: proxies and certificates of the environment, for both clients and the command line."""
+"""The connection to a server: proxies and certificates of the environment, for both clients and the command line."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from tests.peers import forwarding
 from tests.programs import done, refused, stepwise
 from tests.servers import ServerProcess
 
-ELSEWHERE = "http://stepwise.example:8000"  # a name that nobody has
+ELSEWHERE = "http://stepwise.example:8000"  # a name that does not exist
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
@@ -27,7 +27,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def info_of(url: str) -> list[Any]:
-    """What both clients are answered."""
+    """The answers to both clients."""
 
     async def ask() -> Any:
         async with AsyncClient(url, patience_s=0) as client:
@@ -52,7 +52,7 @@ BROKEN = {
 def test_nothing_in_the_environment_breaks_the_way_to_this_machine(
     server: ServerProcess, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Neither what is broken, nor a proxy that would be asked."""
+    """Neither broken settings nor a proxy that would be used."""
     for value in (BROKEN[name.upper()], "http://127.0.0.1:9"):
         monkeypatch.setenv(name, value)
         for url in (server.url, server.url.replace("127.0.0.1", "localhost")):
