@@ -113,7 +113,7 @@ def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
     """
     began = time.monotonic()
     logs.configure()
-    for early in (signal.SIGINT, signal.SIGTERM):  # before the server takes them, and after
+    for early in (signal.SIGINT, signal.SIGTERM):  # before there is a server
         signal.signal(early, _leave)
     config.refuse_open()
     settings = config.read()
@@ -131,6 +131,8 @@ def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
             log.info("metrics at %s/metrics", metrics_url)
         threading.Thread(target=_announce, args=(engine, served, url, began, when_ready), daemon=True).start()
         server = Server(app, engine, settings)
+        for late in (signal.SIGINT, signal.SIGTERM):  # uvicorn restores these handlers, and then closes its loop
+            signal.signal(late, server.handle_exit)
         server.run(sockets=listeners)
     if engine.beyond_help is not None:
         if engine.scheduler is None:
