@@ -1,8 +1,8 @@
 """Every error of the client, and the one map from statuses to them.
 
 StepwiseError
-├── Unreachable            no connection, or what answers is no Stepwise server
-└── ApiError               what the server says: a problem document, RFC 9457
+├── Unreachable            no connection, or no Stepwise server answers
+└── ApiError               the server's problem document, RFC 9457
     ├── BadRequest         3xx and 4xx, if nothing below
     ├── Unauthorized       401
     ├── Invalid            422

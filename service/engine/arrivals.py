@@ -20,7 +20,7 @@ class Arrivals:
         self._seen: dict[int, tuple[float, float]] = {}  # by size: forward rows, and the time of that count
 
     def note(self, forwards: int, now: float) -> None:
-        """Note the arrival of a job with so many forward rows."""
+        """Note the arrival of a job with `forwards` forward rows."""
         size = _rounded(forwards)
         self._seen[size] = self._rows(size, now) + forwards, now
 

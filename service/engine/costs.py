@@ -58,16 +58,16 @@ class Costs:
         return Costs(least, None if self.decoding is None else self.decoding.best)
 
     def seconds(self, rows: int) -> float:
-        """The expected seconds of a pass of so many rows."""
+        """The expected seconds of a pass of `rows` rows."""
         return self._measured[self._width_of[rows]] * self.speed
 
     def rounds(self, forwards: int) -> float:
-        """A lower bound at speed 1 for so many forward rows, if all of them may run at once."""
+        """An upper bound at speed 1 for `forwards` forward rows in full passes and a last one."""
         full, rest = divmod(forwards, self.width)
         return full * self.ceilings[self.width] + self.ceilings[rest]
 
     def follow(self, rows: int, seconds: float) -> None:
-        """Learn from the seconds of a pass of so many rows."""
+        """Learn from the seconds of a pass of `rows` rows."""
         width = self._width_of[rows]
         self._least[width] = min(self._least[width], max(seconds, _SHORTEST))
         found = min(seconds / self._measured[width], _OUTLIER * self.speed)

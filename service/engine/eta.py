@@ -116,7 +116,7 @@ class Outlook:
         return seconds / (1 - min(_MOST, self.rate(work) * self.costs.seconds_per_row))
 
     def _decode_s(self, rows: int) -> float:
-        """The expected seconds to decode so many rows that wait together."""
+        """The expected seconds to decode `rows` rows that wait together."""
         decoding = self.costs.decoding
         return 0.0 if decoding is None else decoding.rounds(rows) * decoding.speed
 

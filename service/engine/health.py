@@ -19,7 +19,7 @@ from service.errors import ComputationFailed, Unavailable
 log = logging.getLogger(__name__)
 
 _STALE_AFTER = 10.0  # seconds without work; a question then starts a probe
-_TIMES_PROBE = 20.0  # also at least so many times a probe's seconds: probes take at most 5 % of an idle server's time
+_TIMES_PROBE = 20.0  # times a probe's seconds, likewise; probes then take at most 5 % of an idle server's time
 _GIVE_UP_AFTER = 3.0  # times the seconds that the call was given, from when it is found stuck
 
 PASSES = "a forward pass"

@@ -79,7 +79,7 @@ class _Group:
         rows: the group's rows with steps left.
         at_once: forward rows of one step of all rows.
         left: forward rows that are not chosen yet.
-        seconds: a lower bound for the group alone, at speed 1.
+        seconds: an upper bound for the group alone, at speed 1.
     """
 
     __slots__ = ("at_once", "left", "rows", "seconds")
@@ -134,7 +134,7 @@ class Job:
         size: forward rows of the whole job.
         left: forward rows that are not chosen yet.
         steps: the most steps left of one row.
-        seconds: a lower bound for the job alone, at speed 1. Its groups, which fill a pass, run one after the other.
+        seconds: an upper bound for the job alone, at speed 1. Its groups, which fill a pass, run one after the other.
     """
 
     __slots__ = ("_groups", "left", "number", "promise", "rows", "seconds", "size", "steps", "undecoded", "unstepped")

@@ -22,7 +22,7 @@ class Scheduler:
 
     Args:
         costs: of passes.
-        max_started: while so many rows run, another row starts only to keep a promise.
+        max_started: while this many rows run, another row starts only to keep a promise.
 
     Attributes:
         running: rows that have started and have steps left.

@@ -37,7 +37,7 @@ class StageHealth:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the state below
         self._began: float | None = None  # when the present call began; None at rest
         self._given = 0.0  # seconds for the present call
         self._resting_since = clock()

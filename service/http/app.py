@@ -33,7 +33,7 @@ from service.plan.served import Served
 
 log = logging.getLogger(__name__)
 
-_BODIES = 4  # the server has room for so many bodies of the largest size
+_BODIES = 4  # of the largest size; the server has room for these
 _EVERY = 1.0  # seconds between two checks of the engine
 _LATE = 3.0  # seconds; a check this late shows that the whole process stood still
 

@@ -120,9 +120,9 @@ def decode(
 ) -> Image:
     """Read an uploaded PNG or .npy as float32 of `shape`, [C, H, W].
 
-    A PNG's values 0 … max stand for −value_range … value_range. Grey becomes RGB where the model is RGB. RGB with
-    equal channels becomes grey where the model is grey. Opaque alpha is dropped. An .npy has the model's own scale.
-    For models of latents, an .npy holds latents of `latent_shape`.
+    A PNG's values 0 … max stand for −value_range … value_range. For RGB models, grey becomes RGB. For grey models, RGB
+    with equal channels becomes grey. Opaque alpha is dropped. An .npy has the model's own scale. For models of latents,
+    an .npy holds latents of `latent_shape`.
 
     Raises:
         Invalid: says what the upload must be, and what it is.

@@ -46,7 +46,7 @@ from service.plan.served import Served
 _SAMPLE_MEDIA = (PNG, JSON, ZIP, EVENTS)
 _KEPT_MEDIA = (PNG, ZIP)  # the same request gives the same bytes
 _VARY = {"Vary": "Accept"}
-_SMALL = 2**12  # values; encoding so few takes no longer than a handover to another thread
+_SMALL = 2**12  # values; encoding them takes no longer than a handover to another thread
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 
 

@@ -26,7 +26,7 @@ Schema = dict[str, Any]
 
 MAX_FIELDS = 32  # of a form, and of JSON
 _MAX_SHOWN = 80  # characters of a value in a message
-_MAX_NAMES = 100  # a schema lists so many classes; /info names all
+_MAX_NAMES = 100  # the most classes that a schema lists; /info names all
 _NULL: Schema = {"type": "null"}
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
 _BEYOND_A_LIMIT = ("greater_than", "greater_than_equal", "less_than_equal")

@@ -34,7 +34,7 @@ export function compareView(view, info, gallery) {
   const follow = () => guidance?.disable(labelOf(label.value) === null);
   let isBusy = false;
 
-  /** The rows and columns of the table, or an error. */
+  /** The rows and columns of the table. Throws an error for invalid settings. */
   function read() {
     const rows = samplers.value.split(",").filter(Boolean);
     const columns = [...new Set(counts.value.split(/[\s,;]+/).filter(Boolean))].map(numberOf);

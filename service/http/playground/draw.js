@@ -112,7 +112,7 @@ export function drawView(view, info, api, gallery) {
   set(settings.count());
 
   return {
-    /** Draw what a recipe says. @param {import("./png.js").Recipe} recipe */
+    /** Draw a recipe's image. @param {import("./png.js").Recipe} recipe */
     again(recipe) {
       settings.fill(recipe);
       return draw();

@@ -14,7 +14,7 @@ class Broken extends Error {
  * @param {string} path
  * @param {RequestInit & {signal: AbortSignal}} init with a seed, so that the second try gives the same images
  * @yields {{name: string, data: any}} the events of docs/api.md, and `again` before the second try
- * @throws {Error} what `send` throws; Problem also for the event `error`
+ * @throws {Error} the errors of `send`; Problem also for the event `error`
  */
 export async function* watch(path, init) {
   for (let tries = 1; ; tries++) {

@@ -6,7 +6,7 @@ import { ETA, GUIDANCE, classNames, randomSeed, samplerName, takesEta } from "./
 export const ANY = "any";
 const EACH = "each";
 const SLIDER_STEPS = 100; // larger numbers are typed
-const FEW_CLASSES = 16; // by default, one image of each of so few classes
+const FEW_CLASSES = 16; // up to this many classes, the default is one image of each
 const PREVIEWS = [["1", "every step"], ["2", "every 2 steps"], ["5", "every 5 steps"], ["10", "every 10 steps"], ["0", "none"]];
 
 // Fields with a control of their own. The controls of other fields come from /openapi.json.

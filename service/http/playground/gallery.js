@@ -4,7 +4,7 @@ import { h } from "./controls.js";
 import { className, isPixelArt, settingsOf } from "./model.js";
 import { blobOf, bytesOf, recipeOf } from "./png.js";
 
-const MOST = 500; // the gallery keeps so many images
+const MOST = 500; // images in the gallery
 
 /**
  * @typedef {object} Item

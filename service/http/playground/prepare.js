@@ -3,7 +3,7 @@
 import { sizeOf } from "./model.js";
 
 /**
- * Crop and scale an image to the model's size, grey where the model is grey.
+ * Crop and scale an image to the model's size. For grey models, turn it grey.
  * @param {File|Blob} file
  * @param {string} name
  * @param {import("./model.js").Info} info
