@@ -1,4 +1,4 @@
-"""python -m service: what build.py made → app → uvicorn. Settings come from the environment alone."""
+"""python -m service: runs the app on uvicorn. Only the environment gives settings."""
 
 import argparse
 import logging
@@ -30,25 +30,25 @@ from service.plan.served import Served
 
 log = logging.getLogger("service")
 
-FAREWELL_S = 2.0  # in which an engine beyond help is told to whoever asks, before the process ends
-CLIENT_PATIENCE_S = 60.0  # a client that takes in nothing for so long has left
+FAREWELL_S = 2.0  # how long health checks report an engine beyond help before the process ends
+CLIENT_PATIENCE_S = 60.0  # a client that receives nothing for this long has left
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but a signal first lets the engine finish what it has, while the server goes on listening."""
+    """uvicorn with a drain: after a signal, the engine finishes its requests while the server still listens."""
 
     def __init__(self, app: ASGIApp, engine: Engine, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 http=Connection,
-                ws="none",  # else a WebSocket, where a library for those is installed, would pass by `Connection`
+                ws="none",  # with an installed WebSocket library, uvicorn would bypass `Connection`
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 workers=1,  # else uvicorn reads WEB_CONCURRENCY
                 root_path=settings.root_path.rstrip("/"),
-                timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # parts of a second too
+                timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # fractions of a second work
                 proxy_headers=settings.forwarded_allow_ips is not None,
                 forwarded_allow_ips=settings.forwarded_allow_ips,
             )
@@ -58,18 +58,21 @@ class Server(uvicorn.Server):
         self._draining = False
         self._until = math.inf  # when draining ends
         self._connections_drain = False
-        self._farewell: float | None = None  # when an engine beyond help was noticed
+        self._farewell: float | None = None  # when the server noticed an engine beyond help
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self._draining:
             self._draining = True
             threading.Thread(target=self._drain, args=(signal.Signals(sig).name,), name="drain", daemon=True).start()
-        elif sig == signal.SIGINT:  # Ctrl-C once more: wait for nobody
+        elif sig == signal.SIGINT:  # a second Ctrl-C waits for no request
             self._until = time.monotonic()
             threading.Thread(target=self._engine.close, name="hurry", daemon=True).start()
 
     async def on_tick(self, counter: int) -> bool:
-        """What uvicorn asks ten times a second: close idle connections while draining; leave what is beyond help."""
+        """Close idle connections while draining, and stop when the engine is beyond help.
+
+        uvicorn calls this ten times a second.
+        """
         if self._engine.status == "draining" and not self._connections_drain:
             self._connections_drain = True
             for connection in list(self.server_state.connections):
@@ -89,7 +92,7 @@ class Server(uvicorn.Server):
         if not self._engine.wait_idle(self._drain_timeout):
             log.warning("not all requests were done within %g s", self._drain_timeout)
         self._engine.close()
-        # What is left is for answers on their way, and for clients that have not sent all of a request.
+        # uvicorn uses the remaining time to send answers, and to receive unfinished requests.
         self.config.timeout_graceful_shutdown = max(1, math.ceil(self._until - time.monotonic()))
         self.should_exit = True
 
@@ -103,13 +106,15 @@ def main() -> None:
 
 
 def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
-    """Serve as the environment says, until a signal ends the process with exit code 0, or an engine beyond help with 1.
+    """Serve with the settings of the environment.
+
+    A signal ends the process with exit code 0. An engine beyond help ends the process with exit code 1.
 
     Args:
-        when_ready: is called with the server's URL, on a thread of its own, once requests are served.
+        when_ready: called with the server's URL on its own thread, once the server accepts requests.
 
     Raises:
-        START_ERRORS: for what cannot be served.
+        START_ERRORS: the server cannot start.
     """
     began = time.monotonic()
     logs.configure()
@@ -138,32 +143,32 @@ def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
         if engine.scheduler is None:
             raise StartError(engine.beyond_help)
         logging.shutdown()
-        os._exit(1)  # a thread that is stuck in the device's driver would keep the process
+        os._exit(1)  # a thread that hangs in the device's driver would keep the process alive
     if not server.started:
         raise StartError("the server could not start; its log says why")
     _leave()
 
 
 def _leave(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one changes nothing, however late
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM changes nothing
     sys.exit(0)
 
 
 def refuse_workers() -> None:
-    """Refuse what makes uvicorn start several processes.
+    """Refuse an environment that makes uvicorn start several processes.
 
     Raises:
-        StartError: where WEB_CONCURRENCY asks for more than one.
+        StartError: WEB_CONCURRENCY asks for more than one process.
     """
     if os.environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
         raise StartError(f"WEB_CONCURRENCY={os.environ['WEB_CONCURRENCY']}: {_ONE_PROCESS}")
 
 
 def listen_all(settings: Settings) -> list[socket.socket]:
-    """The main listener, and that of METRICS_PORT where it is set.
+    """The main listener, and the listener of METRICS_PORT if the setting is set.
 
     Raises:
-        StartError: where one cannot be bound. No listener is left open then.
+        StartError: an address cannot be bound. All listeners are closed.
     """
     main = listen(settings)
     if settings.metrics_port is None:
@@ -176,25 +181,25 @@ def listen_all(settings: Settings) -> list[socket.socket]:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Take the address now, so that a taken port is told before the weights are loaded.
+    """Bind the address before the weights are loaded, so that a taken port is reported early.
 
     Raises:
-        StartError: where it cannot be bound.
+        StartError: the address cannot be bound.
     """
     return _listen(settings.host, settings.port)
 
 
 def _listen(host: str, port: int, whose: str = "") -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Only where the protocol is named does asyncio switch Nagle's algorithm off, which costs each answer 40 ms.
+    # asyncio disables Nagle's algorithm only if the protocol is named. The algorithm delays each answer by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # of all its connections; Linux has it
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; all connections inherit the option
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * CLIENT_PATIENCE_S))
     try:
         listener.bind((host, port))
         listener.listen()  # two servers can bind one port, but only one can listen
-    except (OSError, ValueError) as error:  # ValueError: a name that no host can have
+    except (OSError, ValueError) as error:  # ValueError: an impossible host name
         listener.close()
         reason = getattr(error, "strerror", None) or error
         raise StartError(f"{whose}cannot listen on {host}:{port}: {reason}") from None
@@ -204,7 +209,7 @@ def _listen(host: str, port: int, whose: str = "") -> socket.socket:
 def make_app(
     engine: Engine, served: Served, settings: Settings, metrics: Metrics, listeners: Sequence[socket.socket]
 ) -> ASGIApp:
-    """The app of all listeners, which are those of `listen_all`."""
+    """The app for all listeners of `listen_all`."""
     app = create_app(engine, served, settings, metrics)
     if settings.metrics_port is None:
         return app
@@ -231,7 +236,7 @@ _ONE_PROCESS = (
 
 
 def _read_arguments() -> None:
-    """Answer --help and --version; there are no other arguments."""
+    """Answer --help and --version, and refuse all other arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m service",
         description="Serve a diffusion U-Net over HTTP. Settings come from the environment alone; "

@@ -1,4 +1,4 @@
-"""Settings → weights → runner → engine: what serves is put together here, and torch is known nowhere else."""
+"""Builds the engine: settings → weights → runner → engine. No other module of service/ imports torch."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = re.compile("out of memory|bad_alloc|not enough memory|can't allocate|cannot allocate", re.IGNORECASE)
 
-BOX = Path(__file__).parent.parent / "weights"  # the weights in the box: of a checkout, and of the image
+BOX = Path(__file__).parent.parent / "weights"  # the weights in the box: a checkout and the image have them
 _NO_BOX = "this installation has no weights in the box: name a folder or a file, or use a checkout or the image"
 
 
@@ -44,16 +44,16 @@ class StartError(Exception):
 
 START_ERRORS = (SettingsError, StartError, CheckpointError)  # each message is one line for the operator
 
-_THREADS_A_CORE = 8  # more only wait for each other
-_SHOWN = 200  # characters of what the operator has set, or of what a library says
+_THREADS_A_CORE = 8  # more threads only wait for each other
+_SHOWN = 200  # characters of a setting's value, or of a library's message
 
 
 @contextmanager
 def starting(what_fails: str) -> Iterator[None]:
-    """Make any error of a library one line: torch, OpenVINO, safetensors and the system each have kinds of their own.
+    """Turn any error of torch, OpenVINO, safetensors or the system into one line.
 
     Raises:
-        StartError: beginning with `what_fails`. The error itself is its cause, and is logged at level debug.
+        StartError: the message begins with `what_fails`. The original error is the cause, and is logged at level debug.
     """
     try:
         yield
@@ -65,7 +65,7 @@ def starting(what_fails: str) -> Iterator[None]:
 
 
 def told(error: BaseException) -> str:
-    """An error of a library in a few words, on one line."""
+    """A library's error in a few words, on one line."""
     text = getattr(error, "strerror", None) or str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(text):
         what = "not enough memory"
@@ -77,16 +77,16 @@ def told(error: BaseException) -> str:
 
 
 def shown(text: str) -> str:
-    """Text on one line, without most of what is very long."""
+    """Text on one line, cut to _SHOWN characters."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
 
 def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
-    """Load the weights and put the engine together.
+    """Load the weights and build the engine.
 
     Raises:
-        StartError, CheckpointError: for what cannot be served.
+        StartError, CheckpointError: these settings or weights cannot be served.
     """
     with starting(f"STEPWISE_DEVICE={settings.device} cannot be used"):
         device = choose_device(settings.device)
@@ -100,7 +100,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
 
     how = device, settings.precision, threads
     vae = None
-    no_label = 0 if model.no_label is None else model.no_label  # 0 where the network has no classes, or only those
+    no_label = 0 if model.no_label is None else model.no_label  # 0 if the network has no index for "no label"
     with starting(f"{model.name} cannot be made ready on {device}"):
         backend = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
         if checkpoint.autoencoder is not None:
@@ -123,7 +123,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
 
 
 def probe_row(model: ModelDescription) -> Row:
-    """A row of few steps that shows that the model works."""
+    """A row of at most two steps that shows that the model works."""
     t = model.schedule.num_train_timesteps // 2
     return Row(denoise_table(model.schedule, "ddim", t, min(2, max(1, t))), seed=0)
 
@@ -132,7 +132,7 @@ def choose_device(name: str) -> torch.device:
     """The device of a DEVICE setting.
 
     Raises:
-        StartError: for a CUDA device that is not there.
+        StartError: the machine lacks this CUDA device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,10 +148,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_threads(wanted: int | None, cores: int | None = os.cpu_count()) -> int:
-    """The compute threads of a THREADS setting: by default, the cores that this process may use.
+    """The compute threads of a THREADS setting. Default: the cores that this process may use.
 
     Raises:
-        StartError: for so many that a pass would take seconds, or the system might end the process.
+        StartError: so many threads that a pass takes seconds, or that the system may end the process.
     """
     if wanted is None:
         return config.available_cores()
@@ -162,10 +162,10 @@ def choose_threads(wanted: int | None, cores: int | None = os.cpu_count()) -> in
 
 
 def find_weights(name: str) -> Path:
-    """The path of a WEIGHTS setting: a name in the box, or that of a folder or a file.
+    """The path of a WEIGHTS setting: a name in the box, a folder or a file.
 
     Raises:
-        StartError: where there is none.
+        StartError: there is no such path.
     """
     in_the_box = sorted(path.parent.name for path in BOX.glob(f"*/{native.WEIGHTS}"))
     if name in in_the_box:
@@ -175,7 +175,7 @@ def find_weights(name: str) -> Path:
         path.stat()
     except FileNotFoundError:
         why = "is neither a file nor a folder"
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the home of a user who is none
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
         why = f"cannot be opened: {told(error)}"
     else:
         return path

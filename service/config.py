@@ -1,4 +1,4 @@
-"""Every setting, once: name, default, help. Read from the environment, STEPWISE_*, when the program starts."""
+"""Every setting, once: name, default, help. The program reads STEPWISE_* from the environment when it starts."""
 
 import math
 import os
@@ -18,11 +18,11 @@ from service.plan.fields import MAX_IMAGES
 
 PREFIX = "STEPWISE_"
 
-# Settings of the HTTP contract whose features are not built yet. They are accepted, and have no effect.
+# Settings of the HTTP contract for features that are not built yet. The server accepts them without effect.
 PLANNED = frozenset({"SIZES", "RECOMMENDED", "LORA", "RECIPE_PROMPTS", "EMBEDDINGS", "TINY_VAE", "CHECK", "LOG_LEVEL"})
 
 _ROOT_PATH = r"^(/|(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?)?$"  # RFC 3986: segments of a path
-_MAX_SECONDS = 1e8  # three years; the system's own timers end at 292
+_MAX_SECONDS = 1e8  # three years; the system's timers end at 292 years
 _LIKE_KEYS = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH")
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
@@ -30,7 +30,7 @@ Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used. The message is one line that names it."""
+    """A setting that cannot be used. The message is one line that names the setting."""
 
 
 class Settings(BaseSettings):
@@ -111,7 +111,7 @@ def read() -> Settings:
     """Read the environment.
 
     Raises:
-        SettingsError: naming each setting that cannot be used.
+        SettingsError: names each setting that cannot be used.
     """
     try:
         return Settings()
@@ -120,11 +120,11 @@ def read() -> Settings:
 
 
 def refuse_open(environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse an environment that asks for a closed server and would make an open one.
+    """Refuse an environment that asks for API keys and would start a server without them.
 
     Raises:
-        SettingsError: where API_KEYS is set and holds no key, or where a name looks like a misspelt API_KEYS. The
-            message holds no value: that may be a key.
+        SettingsError: API_KEYS is set without a key, or a name looks like a misspelt API_KEYS. The message never
+            shows a value, which may be a key.
     """
     named = {name.upper(): value for name, value in environ.items()}
     if not any(key.strip() for key in named.get(f"{PREFIX}API_KEYS", "unset").split(",")):
@@ -140,18 +140,18 @@ def refuse_open(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def unknown(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Names in the environment that look like settings and are none."""
+    """Names in the environment that begin with STEPWISE_ and are no settings."""
     known = {PREFIX + name for name in (*map(str.upper, Settings.model_fields), *PLANNED)}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 
 def without_effect(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Names in the environment of settings whose features are not built yet."""
+    """Settings in the environment whose features are not built yet."""
     return sorted({PREFIX + name for name in PLANNED} & environ.keys())
 
 
 class Described(NamedTuple):
-    """A setting in words, for people."""
+    """A setting, described for people."""
 
     name: str
     default: str
@@ -160,7 +160,7 @@ class Described(NamedTuple):
 
 
 def described() -> list[Described]:
-    """Every setting, in words. --help and docs/settings.md are made from this."""
+    """Every setting, described. --help and docs/settings.md are made from this."""
     settings = []
     for name, schema in Settings.model_json_schema()["properties"].items():
         meaning, _, default = schema["description"].partition("; default: ")
@@ -183,20 +183,20 @@ def usage() -> str:
 
 
 def available_cores() -> int:
-    """The cores that this process may use: its affinity, and the quota of its cgroups, rounded up."""
+    """The cores that this process may use: its affinity, limited by the quota of its cgroups, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroups.cores()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def _problem(error: ErrorDetails) -> str:
-    """What is wrong with a setting, on one line."""
+    """The message for an invalid setting, on one line."""
     name = f"{PREFIX}{str(error['loc'][0]).upper()}"
     return " ".join(f"{name}={str(error['input'])[:200]}: {error['msg'].removeprefix('Value error, ')}".split())
 
 
 def _accepts(name: str, schema: dict[str, Any]) -> str:
-    """What a setting may be, from its JSON schema."""
+    """The values that a setting accepts, in words, from its JSON schema."""
     if Settings.model_fields[name].annotation is ByteSize:
         return "bytes, or a number with a unit: 16MiB"
     schema = next((one for one in schema.get("anyOf", ()) if one["type"] != "null"), {}) | schema
@@ -214,7 +214,7 @@ def _accepts(name: str, schema: dict[str, Any]) -> str:
 
 
 def _plain(default: object) -> str:
-    """A default as it is written in the environment."""
+    """A default as the environment would have it."""
     if isinstance(default, ByteSize):
         return f"{default // 2**20} MiB"
     if isinstance(default, bool):

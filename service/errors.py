@@ -30,14 +30,14 @@ _MAX_TEXT = 1000
 
 
 class FieldError(TypedDict):
-    """One invalid field: where it is, and what is wrong with it."""
+    """One invalid field: its place, and the complaint."""
 
     loc: list[str | int]
     msg: str
 
 
 class ServiceError(Exception):
-    """The root. The message is one sentence or more for the client."""
+    """The root of all errors. The message is written for the client."""
 
 
 class NotHTTP(ServiceError):
@@ -53,7 +53,7 @@ class NotAcceptable(ServiceError):
 
 
 class TooSlow(ServiceError):
-    """The whole request was not here in time."""
+    """The whole request did not arrive in time."""
 
 
 class BodyTooLarge(ServiceError):
@@ -69,7 +69,7 @@ class UnsupportedCoding(UnsupportedMedia):
 
 
 class Invalid(ServiceError):
-    """Input that cannot be served, field by field."""
+    """Invalid input. `errors` names each invalid field."""
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
         self.errors = [_shortened(error) for error in errors]
@@ -81,18 +81,18 @@ class Invalid(ServiceError):
 
 
 class HeadTooLarge(ServiceError):
-    """The address and the headers."""
+    """The address and the headers are too large."""
 
 
 class ComputationFailed(ServiceError):
-    """This request's own forward passes failed, or its image is not finite."""
+    """A computation of this request failed, or its image is not finite."""
 
 
 class Unavailable(ServiceError):
-    """Not now.
+    """The server cannot answer now.
 
     Attributes:
-        retry_after: seconds after which it makes sense to ask again.
+        retry_after: seconds after which another try makes sense.
     """
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
@@ -113,14 +113,14 @@ class Failed(Unavailable):
 
 
 class QueueFull(Unavailable):
-    """Of requests, or of the room for their bodies."""
+    """The queue of requests is full, or the room for their bodies."""
 
 
 class TooLate(Unavailable):
-    """The deadline cannot be met, or not without breaking promises.
+    """The request cannot meet its deadline, or only by breaking promises.
 
     Attributes:
-        even_alone: whether it could not be met now if there were no other request.
+        even_alone: the request would miss its deadline now even without other requests.
     """
 
     def __init__(self, message: str, retry_after: float = 1.0, even_alone: bool = False) -> None:
@@ -129,7 +129,7 @@ class TooLate(Unavailable):
 
 
 class ShareTaken(Unavailable):
-    """The client holds its share of a full queue, or of the room for bodies."""
+    """The client holds its share of the full queue, or of the room for bodies."""
 
 
 class DeadlinePassed(ServiceError):
@@ -137,13 +137,13 @@ class DeadlinePassed(ServiceError):
 
 
 def _shortened(error: FieldError) -> FieldError:
-    """Without most of what a client sent as a name or a value of many thousands of characters."""
+    """The error with long texts cut. A client can send a name or a value of many thousands of characters."""
     loc = [_encodable(_short(part)) if isinstance(part, str) else part for part in error["loc"]]
     return {"loc": loc, "msg": _encodable(_short(error["msg"]))}
 
 
 def _encodable(text: str) -> str:
-    """With escapes in the place of halves of characters, which JSON can name and UTF-8 cannot hold."""
+    """The text with escapes for lone surrogates. JSON can name them, and UTF-8 cannot encode them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,19 +1,19 @@
 """A client of Stepwise: images, streams of events, denoising and noise, over HTTP.
 
     client.py           Client and AsyncClient
-    flows.py            what they send, and when again, without sending it
-    requests.py         what can be asked for, once
-    events.py           event streams, read
-    results.py          what is answered, as values
-    answers.py          what is answered, read
-    shapes.py           whether an answer has the shape that docs/api.md says
-    way.py              what the environment says of proxies and certificates
+    flows.py            the steps of a call and its tries, without sending
+    requests.py         each call of the API, once
+    events.py           parses the events of a stream
+    results.py          answers as values
+    answers.py          parses answers
+    shapes.py           checks that an answer has the shape in docs/api.md
+    way.py              proxies and certificates from the environment
     errors.py           the tree of errors
     recipe.py           the recipe in a PNG
-    unet.py             a server in the place of a diffusers pipeline's U-Net; needs torch, so it is not imported here
+    unet.py             a server as the U-Net of a diffusers pipeline; needs torch, so it is not imported here
     cli/                the command line
 
-It needs httpx and NumPy.
+The client needs httpx and NumPy.
 """
 
 from stepwise.client import DEFAULT_URL, AsyncClient, Client

@@ -1,6 +1,6 @@
-"""Answers, read.
+"""Parses answers.
 
-Each function raises whatever reading raises where an answer is not what docs/api.md says.
+If an answer is not as in docs/api.md, each function raises the parser's own error, of any kind.
 """
 
 import base64

@@ -1,6 +1,6 @@
-"""Client and AsyncClient: what requests.py says, sent as flows.py says, over httpx.
+"""Client and AsyncClient: they send the calls of requests.py over httpx, by the steps of flows.py.
 
-Both have the same methods, which are made of the same functions.
+Both have the same methods, made from the same functions.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100)
 
 
 class Clock:
-    """Time as it goes. Tests have their own."""
+    """Real time. Tests use clocks of their own."""
 
     def now(self) -> float:
-        """Seconds; only differences mean anything."""
+        """Seconds from an arbitrary start."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
@@ -46,7 +46,7 @@ class Clock:
         await asyncio.sleep(seconds)
 
 
-# Methods of a call, for each of the clients.
+# The methods of each client, made from the calls of requests.py.
 
 
 def _asks(make: Callable[P, Call[T]]) -> "Callable[Concatenate[Client, P], T]":
@@ -85,7 +85,7 @@ def _answer(make: Callable[..., Call[T]]) -> object:
 
 
 def _described(method: Method, make: Callable[..., object], answer: object) -> Method:
-    """For `help` and editors: the name, the arguments and the text of `make`."""
+    """Give a method the name, the arguments and the docstring of `make`, for `help` and editors."""
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     asked = inspect.signature(make)
     described = asked.replace(parameters=[this, *asked.parameters.values()], return_annotation=answer)
@@ -96,23 +96,23 @@ def _described(method: Method, make: Callable[..., object], answer: object) -> M
 
 
 class Client:
-    """A Stepwise server. Safe to share among threads.
+    """A client of a Stepwise server. Threads may share a client.
 
-    Every method raises a StepwiseError where there is no answer: Unreachable, or an ApiError that says why.
+    Without an answer, every method raises a StepwiseError: Unreachable, or an ApiError with the reason.
 
     Args:
-        url: where it is.
-        api_key: where it wants one.
-        patience_s: for how long, in all, a call waits and asks again after 429, 502 and 503 (as Retry-After says, else
-            with growing pauses) and after lost connections; 0: it never asks again. It begins anew when a stream comes
-            further. A server that has never been there is not waited for.
-        transport: in the place of httpx's own.
+        url: of the server.
+        api_key: of the server, if it needs one.
+        patience_s: how long a call tries again after 429, 502, 503 and lost connections; 0 for never. A call waits as
+            Retry-After says, or else with growing pauses. The progress of a stream starts this time anew. A call does
+            not wait for a server that has never answered.
+        transport: replaces httpx's own.
 
-    Proxies and certificates are those of the environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE,
-    SSL_CERT_DIR. A server on this machine is asked without a proxy.
+    The client uses the proxies and certificates of the environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY,
+    SSL_CERT_FILE, SSL_CERT_DIR. It calls a server on this machine without a proxy.
 
     Raises:
-        Unreachable: where `url` is none of http or https, and where the environment or the key cannot be used.
+        Unreachable: `url` is no http or https URL, or the environment or the key cannot be used.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Client:
     noise_array = _asks(requests.noise_array)
 
     def _given(self, flow: Flow[T]) -> Generator[T, None, None]:
-        """What a flow gives, while its other steps are done."""
+        """Yield the values that a flow gives, and do its other steps."""
         with closing(_Wire(self._http, self._clock)) as wire:
             outcome: object = None
             while (step := resume(flow, outcome)) is not None:
@@ -167,9 +167,9 @@ class Client:
 
 
 class AsyncClient:
-    """A Stepwise server, for asyncio: as Client, with the same arguments and methods.
+    """A client for asyncio, with the arguments and methods of Client.
 
-    Leave a stream early within `contextlib.aclosing`, which closes the connection at once.
+    To leave a stream early, use `contextlib.aclosing`, which closes the connection at once.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class AsyncClient:
     noise_array = _asks_async(requests.noise_array)
 
     async def _given(self, flow: Flow[T]) -> AsyncGenerator[T, None]:
-        """What a flow gives, while its other steps are done."""
+        """Yield the values that a flow gives, and do its other steps."""
         async with aclosing(_AsyncWire(self._http, self._clock)) as wire:
             outcome: object = None
             while (step := resume(flow, outcome)) is not None:
@@ -227,7 +227,7 @@ Outcome = httpx.Response | bytes | ServerSentEvent | httpx.RequestError | None
 
 
 class _Wire:
-    """Does the steps of a flow, and holds the response that it reads."""
+    """Does the steps of a flow, and holds the present response."""
 
     def __init__(self, http: httpx.Client, clock: Clock) -> None:
         self._http = http
@@ -237,7 +237,7 @@ class _Wire:
         self._events: Iterator[ServerSentEvent]
 
     def do(self, step: Step) -> Outcome:
-        """What comes of a step."""
+        """Do a step, and return its outcome."""
         built = _built(self._http, step.request) if isinstance(step, Send) else None
         try:
             match step:
@@ -254,7 +254,7 @@ class _Wire:
                 case Wait(seconds):
                     self.close()
                     self._clock.sleep(seconds)
-        except Exception as error:  # also of the libraries below httpx, which lets some of them through
+        except Exception as error:  # httpx lets some errors of the libraries below through
             return _as_request_error(error)
         return None
 
@@ -264,7 +264,7 @@ class _Wire:
 
 
 class _AsyncWire:
-    """The same for asyncio."""
+    """As _Wire, for asyncio."""
 
     def __init__(self, http: httpx.AsyncClient, clock: Clock) -> None:
         self._http = http
@@ -274,7 +274,7 @@ class _AsyncWire:
         self._events: AsyncIterator[ServerSentEvent]
 
     async def do(self, step: Step) -> Outcome:
-        """What comes of a step."""
+        """Do a step, and return its outcome."""
         built = _built(self._http, step.request) if isinstance(step, Send) else None
         try:
             match step:
@@ -291,7 +291,7 @@ class _AsyncWire:
                 case Wait(seconds):
                     await self.aclose()
                     await self._clock.wait(seconds)
-        except Exception as error:  # also of the libraries below httpx, which lets some of them through
+        except Exception as error:  # httpx lets some errors of the libraries below through
             return _as_request_error(error)
         return None
 
@@ -301,7 +301,7 @@ class _AsyncWire:
 
 
 def _built(http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Request:
-    # No limit of time for a free connection: many calls of one client take turns.
+    # No time limit for a free connection: many calls of one client take turns.
     timeout = httpx.Timeout(connect=_CONNECT_S, read=request.silence_s, write=_WRITE_S, pool=None)
     return http.build_request(
         request.method, request.path, content=request.content, headers=request.headers, timeout=timeout
@@ -309,7 +309,7 @@ def _built(http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Re
 
 
 def _as_request_error(error: Exception) -> httpx.RequestError:
-    """What went wrong on the way, as httpx says it; it would go wrong again, where httpx does not know it."""
+    """The error as an httpx.RequestError. An error of another library becomes a kind that is not tried again."""
     if isinstance(error, httpx.RequestError):
         return error
     first: BaseException = error

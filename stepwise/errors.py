@@ -1,8 +1,8 @@
 """Every error of the client, and the one map from statuses to them.
 
 StepwiseError
-├── Unreachable            no connection, or what answers is no Stepwise server
-└── ApiError               what the server says: a problem document, RFC 9457
+├── Unreachable            no connection, or no Stepwise server answers
+└── ApiError               the server's problem document, RFC 9457
     ├── BadRequest         3xx and 4xx, if nothing below
     ├── Unauthorized       401
     ├── Invalid            422
@@ -23,28 +23,28 @@ _MAX_TEXT = 200  # characters of an answer that is no problem document
 
 
 class FieldError(TypedDict):
-    """One invalid field: where it is, and what is wrong with it."""
+    """One invalid field: its place, and the complaint."""
 
     loc: list[str | int]
     msg: str
 
 
 class StepwiseError(Exception):
-    """The root. Its text is a sentence for whoever asked."""
+    """The root of all errors. The message is a sentence for the caller."""
 
 
 class Unreachable(StepwiseError):
-    """There is no connection to the server, or it was lost and did not come back, or no Stepwise server answers."""
+    """The client cannot connect, or lost the connection for good, or no Stepwise server answers."""
 
 
 class ApiError(StepwiseError):
-    """The server's own answer.
+    """The server's own answer: an error.
 
     Attributes:
         status: of HTTP.
-        problem: the problem document as it came.
-        request_id: by which the server's log knows the request.
-        retry_after: seconds after which it makes sense to ask again, where the server said so.
+        problem: the problem document as the server sent it.
+        request_id: the request's id in the server's log.
+        retry_after: the server's seconds until another try makes sense; None without any.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class ApiError(StepwiseError):
 
     @property
     def title(self) -> str:
-        """What kind of problem it is, in few words."""
+        """The kind of the problem, in a few words."""
         return str(self.problem.get("title") or _phrase(self.status))
 
     @property
     def detail(self) -> str:
-        """What is the matter with this request."""
+        """The problem of this request."""
         return str(self.problem.get("detail") or self.title)
 
     @property
     def errors(self) -> list[FieldError]:
-        """The fields that are wrong, and why; none where it is not about fields."""
+        """The invalid fields and the complaints. Empty if the problem is not about fields."""
         told = self.problem.get("errors")
         return [error for error in told if _is_field_error(error)] if isinstance(told, list) else []
 
@@ -82,19 +82,19 @@ class ApiError(StepwiseError):
 
 
 class BadRequest(ApiError):
-    """The request is at fault, and would be again."""
+    """The request is at fault. Another try would fail too."""
 
 
 class Unauthorized(ApiError):
-    """The server wants an API key, and has not got one that it knows."""
+    """The server needs an API key, and the request has none that the server knows."""
 
 
 class Invalid(ApiError):
-    """Fields are out of range, or the work could not be done in time even by an idle server; see `errors`."""
+    """Fields are out of range, or even an idle server could not do the work in time. See `errors`."""
 
 
 class TooManyRequests(ApiError):
-    """The queue is full, and this client holds its share of it."""
+    """The queue is full, and this client holds its share of the places."""
 
 
 class ServerFailed(ApiError):
@@ -102,11 +102,11 @@ class ServerFailed(ApiError):
 
 
 class Unavailable(ApiError):
-    """Not now: the server is full, loading or leaving, or its balancer has lost it."""
+    """Not now: the server is full, loading or draining, or its balancer cannot reach it."""
 
 
 class DeadlinePassed(ApiError):
-    """`timeout_s` passed while the request waited or ran."""
+    """`timeout_s` ended while the request waited or ran."""
 
 
 _KINDS: dict[int, type[ApiError]] = {
@@ -122,16 +122,16 @@ _KINDS: dict[int, type[ApiError]] = {
 def from_problem(
     status: int, problem: Mapping[str, Any], request_id: str | None = None, retry_after: float | None = None
 ) -> ApiError:
-    """The error that a problem document stands for."""
+    """The error for a problem document."""
     kind = _KINDS.get(status, BadRequest if status < 500 else ServerFailed)
     return kind(status, problem, request_id, retry_after)
 
 
 def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-    """The error that an answer stands for, which need not come from a Stepwise server: proxies have their own.
+    """The error for an answer. The answer may come from a proxy.
 
     Args:
-        headers: whose names are found in lower case.
+        headers: with names in lower case.
     """
     return from_problem(status, _document(status, headers, body), headers.get("x-request-id"), _retry_after(headers))
 
@@ -154,7 +154,7 @@ def _document(status: int, headers: Mapping[str, str], body: bytes) -> Mapping[s
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds; a date, which RFC 9110 allows too, is not read: clocks differ."""
+    """The seconds of Retry-After. RFC 9110 also allows dates. They are ignored, because clocks differ."""
     text = headers.get("retry-after", "").strip()
     return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 

@@ -1,4 +1,4 @@
-"""The events of a stream, read from their JSON. httpx-sse reads the stream itself."""
+"""Parses the JSON of a stream's events. httpx-sse parses the stream itself."""
 
 import base64
 import json
@@ -43,10 +43,10 @@ _SHAPES = {"queued": _Queued, "progress": _Progress, "preview": _Preview, "image
 
 
 def read_event(sent: ServerSentEvent) -> Event | None:
-    """The event that was sent; None for a kind that this client does not know.
+    """The event; None for a kind that this client does not know.
 
     Raises:
-        KeyError, TypeError, ValueError: for data that are not as docs/api.md says.
+        KeyError, TypeError, ValueError: the data is not as in docs/api.md.
     """
     if sent.event not in _SHAPES:
         return None

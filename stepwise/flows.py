@@ -1,4 +1,4 @@
-"""How a call goes, whatever goes wrong on the way: as generators, which neither send nor wait themselves.
+"""The steps of each call, with its retries. Flows are generators: they neither send nor wait themselves.
 
 A flow yields steps, one at a time. Client and AsyncClient do each step, and send back its outcome:
 
@@ -8,9 +8,9 @@ A flow yields steps, one at a time. Client and AsyncClient do each step, and sen
     Wait  nothing
     Give  nothing
 
-A failure of Send, Read or Next is thrown in as an httpx.RequestError.
+If Send, Read or Next fails, the client throws an httpx.RequestError into the flow.
 
-Every call may be sent again: no call changes anything on the server, and without a seed another draw is as good.
+A client may send every call again: no call changes the server, and without a seed any draw will do.
 """
 
 import json
@@ -44,19 +44,19 @@ _MOST_DIGITS = 20  # of a seed, which has 64 bits at most
 
 @dataclass(frozen=True)
 class Send:
-    """Send this. Between two of these there is a Wait."""
+    """Send the request. A Wait separates two of these."""
 
     request: Request
 
 
 @dataclass(frozen=True)
 class Read:
-    """Read on in the response."""
+    """Read the next bytes of the response."""
 
 
 @dataclass(frozen=True)
 class Next:
-    """Read on in the response, which is a stream of events."""
+    """Read the next event of the response."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Give(Generic[T]):
-    """Hand this to the caller."""
+    """Give the value to the caller."""
 
     value: T
 
@@ -78,7 +78,7 @@ Flow = Generator[Step | Give[T], Any, None]
 
 
 def resume(flow: Flow[T], outcome: object) -> Step | Give[T] | None:
-    """The next step of a flow, after the outcome of the step before; None at the flow's end."""
+    """Send a step's outcome into a flow, and return the next step. None at the flow's end."""
     try:
         return flow.throw(outcome) if isinstance(outcome, httpx.RequestError) else flow.send(outcome)
     except StopIteration:
@@ -91,9 +91,9 @@ class Line:
 
     Attributes:
         url: of the server.
-        patience_s: how long a failing server is asked again.
+        patience_s: how long a call tries a failing server again.
         now: a clock's seconds, never falling.
-        proxy: the environment variable that names the proxy, if there is a proxy.
+        proxy: the environment variable that names the proxy; None without a proxy.
         reached: whether anything has ever answered at the URL.
     """
 
@@ -108,7 +108,7 @@ class BrokenStream(Exception):
     """A stream ended before its last event."""
 
 
-# If nothing has ever answered, there may be no server at all.
+# If nothing has ever answered, the server may not exist.
 _NOT_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 # Errors of the request itself, or of every answer to it: another try fails the same way.
 _LASTING = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.DecodingError)
@@ -118,14 +118,14 @@ _PASSING = (httpx.RequestError, BrokenStream, Unavailable, TooManyRequests)  # a
 
 
 class Patience:
-    """How long a call goes on asking: from its first failure since its last progress."""
+    """Limits the retries of a call. The time counts from the first failure since the last progress."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
         self.renew()
 
     def renew(self) -> None:
-        """The call has made progress."""
+        """Note progress of the call."""
         self._since: float | None = None
         self._failures = 0
 
@@ -133,7 +133,7 @@ class Patience:
         """Seconds to wait before the next try.
 
         Raises:
-            StepwiseError: the failure as the caller sees it, if another try is useless or the wait would be too long.
+            StepwiseError: the caller's error, if another try is useless or the wait is too long.
         """
         now = self._line.now()
         if self._since is None:
@@ -163,14 +163,14 @@ def _wait(failure: Passing, failures: int) -> float:
     if isinstance(failure, ApiError) and failure.retry_after:
         return failure.retry_after
     longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**failures)
-    return random.uniform(longest / 2, longest)  # so that clients that failed together do not all return together
+    return random.uniform(longest / 2, longest)  # random, so that clients that failed together return apart
 
 
 def ask(call: Call[T], line: Line) -> Flow[T]:
-    """Ask until there is an answer, and give it.
+    """Send a call until an answer comes, and give the answer.
 
     Raises:
-        StepwiseError: if there is no answer.
+        StepwiseError: no answer came.
     """
     patience = Patience(line)
     while True:
@@ -186,18 +186,18 @@ def ask(call: Call[T], line: Line) -> Flow[T]:
 
 
 class Story:
-    """What the caller has been told, over all tries of one stream."""
+    """The events that the caller has, over all tries of one stream."""
 
     def __init__(self) -> None:
         self._images: set[int] = set()
         self._step = 0
 
     def is_news(self, event: Event) -> bool:
-        """Whether the caller needs this event: not an image that was told before, and no preview of one."""
+        """Whether the caller needs this event. Images that the caller has are no news, nor are their previews."""
         return not (isinstance(event, ImageDone | Preview) and event.index in self._images)
 
     def goes_on(self, event: Event) -> bool:
-        """Note an event. Whether it is progress beyond all events before."""
+        """Note an event. Returns whether the event is progress beyond all earlier events."""
         match event:
             case ImageDone(index=index):
                 self._images.add(index)
@@ -210,10 +210,10 @@ class Story:
 
 
 def watch(request: Request, line: Line) -> Flow[Event]:
-    """Give the events of a request until it is done. A broken stream is asked for again, with its seed.
+    """Give the events of a request until it is done. After a break, ask again with the same seed.
 
     Raises:
-        StepwiseError: if the request fails, or an event says so.
+        StepwiseError: the request fails, or an event reports an error.
     """
     patience, story = Patience(line), Story()
     while True:
@@ -251,10 +251,10 @@ def _failure(sent: ServerSentEvent, request_id: str | None) -> ApiError:
 
 
 def _send(request: Request, line: Line) -> Generator[Send | Read, Any, httpx.Response]:
-    """The response to a request, in the media type that the request accepts. Its body is not yet read.
+    """The response to a request, in the media type that the request accepts. Its body is still unread.
 
     Raises:
-        ApiError: if the response is an error.
+        ApiError: the response is an error.
     """
     try:
         response: httpx.Response = yield Send(request)
@@ -279,7 +279,7 @@ def _read_all() -> Generator[Read, Any, bytes]:
 
 
 def _understood(read: Callable[..., T], line: Line) -> Callable[..., T]:
-    """`read`, with one error for every answer that is not as docs/api.md says."""
+    """`read`, with one kind of error for every answer that is not as in docs/api.md."""
 
     def understood(*args: object) -> T:
         try:
@@ -291,7 +291,7 @@ def _understood(read: Callable[..., T], line: Line) -> Callable[..., T]:
 
 
 def _is_nonsense(error: BaseException | None) -> bool:
-    """Whether the answer is no HTTP. httpx raises the same error for an answer that was cut short."""
+    """Whether the answer is no HTTP. httpx raises the same error for an answer that is cut short."""
     while error is not None:
         if isinstance(error, httpx.InvalidURL) or type(error).__module__.startswith("h11."):
             return True

@@ -1,4 +1,4 @@
-"""The recipe in a PNG that the service made."""
+"""The recipe in a PNG of the service."""
 
 import json
 from typing import Any
@@ -11,12 +11,12 @@ def read_recipe(png: bytes) -> dict[str, Any]:
     """The JSON in a PNG's text chunk `parameters`: all that is needed to make the image again.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: the PNG has no recipe.
     """
     if not png.startswith(_MAGIC):
         raise ValueError("this is no PNG")
     begin = len(_MAGIC)
-    while begin + 12 <= len(png):  # its length, its name, its data, its checksum
+    while begin + 12 <= len(png):  # a chunk: length, name, data, checksum
         end = begin + 12 + int.from_bytes(png[begin : begin + 4], "big")
         name, data = png[begin + 4 : begin + 8], png[begin + 8 : end - 4]
         if name == b"tEXt" and data.startswith(_KEYWORD):

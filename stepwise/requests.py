@@ -1,7 +1,7 @@
-"""Each call of the API once, as a value. Nothing here sends anything.
+"""Each call of the API once, as a value. This module sends nothing.
 
-A call's arguments are the fields of its request: service/plan/fields.py. A Call also says how its answer is read. All
-events are read alike, so a call that is watched is a Request alone.
+A call's arguments are the fields of its request: service/plan/fields.py. A Call also knows how to read its answer. All
+streams have the same events, so a call for a stream is only a Request.
 """
 
 import base64
@@ -35,20 +35,20 @@ PNG, JSON, NPY, EVENTS = "image/png", "application/json", "application/x-npy", "
 Fields = Mapping[str, object]
 Upload = bytes | NDArray[np.floating] | os.PathLike[str]
 
-# Seconds without a byte, after which a connection is taken for dead.
-_SILENCE_S = 60.0  # beyond what may take time; a stream has a comment each 10 s
-_LONG_S = 3600.0  # of a request whose time the server limits
+# Seconds without a byte, after which a connection counts as dead.
+_SILENCE_S = 60.0  # beyond the time of the work; a stream has a comment every 10 s
+_LONG_S = 3600.0  # for a request whose time the server limits
 _LONGEST_S = 86400.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent.
+    """A request, ready to send.
 
     Attributes:
         accept: the media type of the answer.
-        fields: the JSON of the body; None for none.
-        silence_s: how long nothing may come.
+        fields: the JSON of the body; None for no body.
+        silence_s: the most seconds without a byte of the answer.
     """
 
     method: Literal["GET", "POST"]
@@ -65,7 +65,7 @@ class Request:
     def content(self) -> bytes | None:
         if self.fields is None:
             return None
-        return json.dumps(self.fields, default=operator.index).encode()  # NumPy has integers of its own
+        return json.dumps(self.fields, default=operator.index).encode()  # for NumPy's integers
 
     def with_seed(self, seed: int) -> "Request":
         return replace(self, fields={**(self.fields or {}), "seed": seed})
@@ -73,11 +73,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request, and what its answer means.
+    """A request, and the parser of its answer.
 
     Attributes:
-        read: reads the headers and the body of an answer of the media type that was asked for. Raises whatever
-            reading raises where they are not what docs/api.md says.
+        read: parses the headers and the body of an answer in the requested media type. Raises errors of any kind if
+            they are not as in docs/api.md.
     """
 
     request: Request
@@ -119,7 +119,7 @@ class _NoisePng(fields.NoiseRequest, _Image):
 
 
 def asked(request: Callable[P, object]) -> Callable[[Callable[[Fields], R]], Callable[P, R]]:
-    """Have a call take the fields of a request as its arguments. The call is given those that are not None."""
+    """Give a call the fields of a request as its arguments. `make` gets the fields that are not None."""
     rows = fields.table(cast(type, request))
     signature = inspect.signature(request)
     parameters = [one.replace(annotation=rows[name].annotation) for name, one in signature.parameters.items()]
@@ -144,7 +144,7 @@ def _argument(row: fields.Field) -> str:
 
 
 def _sent(name: str, value: Any) -> object:
-    """What JSON has for an argument."""
+    """The JSON value of an argument."""
     if name == "image":
         return _upload(value)
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
@@ -162,7 +162,7 @@ def _upload(image: Upload) -> str:
 
 
 def _silence(given: Fields) -> float:
-    """A plain answer is silent until it is there."""
+    """The most seconds without a byte. A plain answer sends none before it is done."""
     timeout_s = given.get("timeout_s")
     return _SILENCE_S + max(0.0, min(_LONGEST_S, timeout_s)) if isinstance(timeout_s, int | float) else _LONG_S
 

@@ -1,4 +1,4 @@
-"""What a server answers, as values."""
+"""A server's answers as values."""
 
 import io
 import os
@@ -18,18 +18,18 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Image:
-    """An image that is done.
+    """A finished image.
 
     Attributes:
-        seed: alone it makes the same bytes again, of the same request.
-        png: 8 bits, grey or RGB, with its recipe in a text chunk: stepwise.read_recipe.
+        seed: the same request with this seed, for one image, gives the same bytes.
+        png: 8 bits, grey or RGB. A text chunk holds its recipe: stepwise.read_recipe.
     """
 
     seed: int
     png: bytes = field(repr=False)
 
     def pil(self) -> "PIL.Image.Image":
-        """For Pillow, which must be installed."""
+        """The image for Pillow, which must be installed."""
         import PIL.Image
 
         with PIL.Image.open(io.BytesIO(self.png), formats=["PNG"]) as image:
@@ -37,18 +37,18 @@ class Image:
             return image
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the PNG as it came."""
+        """Write the PNG unchanged."""
         Path(path).write_bytes(self.png)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images, and what was done for them.
+    """The images of a request, and how they were made.
 
     Attributes:
         images: image i has the seed + i.
         parameters: the request, with its defaults filled in.
-        timings: seconds: queue_s, denoise_s, encode_s, and decode_s of latent diffusion.
+        timings: seconds: queue_s, denoise_s, encode_s, and decode_s with latent diffusion.
         model: name, digest and fingerprint.
     """
 
@@ -60,12 +60,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Noisy:
-    """A noisy image to look at, and to upload again with the same `value_range`.
+    """A noisy image as a PNG. A later upload needs the same `value_range`.
 
     Attributes:
         png: 16 bits, grey or RGB; its values 0 … 65535 stand for −value_range … value_range.
-        seed: of its noise.
-        clipped: the share of its values that were out of that range.
+        seed: of the noise.
+        clipped: the share of values that were out of this range.
     """
 
     png: bytes = field(repr=False)
@@ -73,34 +73,34 @@ class Noisy:
     clipped: float
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the PNG as it came."""
+        """Write the PNG unchanged."""
         Path(path).write_bytes(self.png)
 
 
 @dataclass(frozen=True, eq=False)
 class NoisyArray:
-    """A noisy image, exact; of latent diffusion, noisy latents.
+    """An exact noisy image; with latent diffusion, noisy latents.
 
     Attributes:
         array: float32 [C, H, W] in the model's own scale.
-        seed: of its noise.
+        seed: of the noise.
     """
 
     array: Float32
     seed: int
 
 
-# What happens to a request, one after the other.
+# The events of a request, in order.
 
 
 @dataclass(frozen=True)
 class Queued:
-    """It is accepted. Comes again where the stream broke and was asked for again.
+    """The request is accepted. This event comes again after each break of the stream.
 
     Attributes:
-        position: requests that are to go first, as things stand.
-        eta_s: expected seconds until all is there.
-        promise_s: seconds until it will be, whatever arrives later.
+        position: how many requests go first, as things stand.
+        eta_s: the expected seconds until the request is done.
+        promise_s: the seconds by which the request will be done, whatever arrives later.
     """
 
     position: int
@@ -110,7 +110,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Progress:
-    """Steps taken by the slowest image, and the expected seconds that are left."""
+    """The steps that the slowest image has taken, and the expected seconds left."""
 
     step: int
     steps: int
@@ -119,13 +119,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Preview:
-    """What an image is expected to become.
+    """The expected result of an image.
 
     Attributes:
         index: of the image.
-        step: after which it is expected.
+        step: the preview shows the expectation after this step.
         png: 8 bits, without a recipe.
-        decoder: `linear` for a rough image of latents; None where it is exact.
+        decoder: `linear` for a rough image of latents; None for an exact preview.
     """
 
     index: int
@@ -136,7 +136,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class ImageDone:
-    """An image, as soon as it is there; not in the order of their indices."""
+    """A finished image. Images come in the order of their completion."""
 
     index: int
     image: Image
@@ -144,7 +144,7 @@ class ImageDone:
 
 @dataclass(frozen=True)
 class Done:
-    """The last event. `parameters` and `timings` are those of Drawn."""
+    """The last event. `parameters` and `timings` are as in Drawn."""
 
     parameters: Mapping[str, Any]
     timings: Mapping[str, float]
@@ -175,7 +175,7 @@ class FirstStageInfo(TypedDict):
 
 
 class RecommendedInfo(TypedDict):
-    """What a request that names nothing else gets."""
+    """The model's defaults for requests."""
 
     sampler: str
     num_inference_steps: int
@@ -183,7 +183,7 @@ class RecommendedInfo(TypedDict):
 
 
 class LimitsInfo(TypedDict):
-    """What a request may ask for."""
+    """The limits of requests."""
 
     max_images: int
     max_batch: int
@@ -193,7 +193,7 @@ class LimitsInfo(TypedDict):
 
 
 class Info(TypedDict):
-    """The model, what computes it, and what a request may ask for."""
+    """The model, its runtime, and the limits of requests."""
 
     version: str
     model: ModelInfo

@@ -1,14 +1,14 @@
-"""Whether JSON has the shape that docs/api.md says. What a server answers is checked here, before anything uses it."""
+"""Checks that JSON has the shape in docs/api.md. The client checks each answer before it uses the answer."""
 
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 
 def checked(value: object, shape: Any, name: str = "the answer") -> Any:
-    """The value itself. An object may have more keys than its TypedDict.
+    """Check the value, and return it unchanged. An object may have more keys than its TypedDict.
 
     Args:
-        shape: a TypedDict, list[…], dict[str, …], a union, a Literal, or a type that JSON has. An int is a float too.
+        shape: a TypedDict, list[…], dict[str, …], a union, a Literal, or a type of JSON. An int passes as a float.
         name: of the value, in errors.
 
     Raises:
@@ -32,7 +32,7 @@ def checked(value: object, shape: Any, name: str = "the answer") -> Any:
         for one in _is(value, dict, name).values():
             checked(one, inner[1], name)
     elif origin is Literal:
-        _is(value, str, name)  # a newer server may have more of them
+        _is(value, str, name)  # a newer server may have more literals
     else:
         _is(value, shape, name)
     return value

@@ -17,10 +17,10 @@ _MAX_THREADS = 64
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What pipelines ask of a U-Net's config. Names are diffusers'.
+    """The part of a U-Net's config that pipelines read, with diffusers' names.
 
     Attributes:
-        sample_size: of images, or of latents: the side of a square, else (height, width).
+        sample_size: of images or latents: the side of a square, else (height, width).
     """
 
     in_channels: int
@@ -31,19 +31,19 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class UNetOutput:
-    """What a U-Net returns: [B, out_channels, H, W]."""
+    """The result of a U-Net: [B, out_channels, H, W]."""
 
     sample: Tensor
 
 
 class RemoteUNet:
-    """The U-Net of a local pipeline, or of a sampler of your own, computed by a server.
+    """A server as the U-Net of a local pipeline, or of your own sampler.
 
-    Rows are sent side by side, so that the server runs them in the same passes. It takes the place of `unet` in
-    diffusers' DDPMPipeline, DDIMPipeline and LDMPipeline. No gradient flows through it.
+    The rows of a call are sent at once, so that the server runs them in the same passes. A RemoteUNet replaces `unet`
+    in diffusers' DDPMPipeline, DDIMPipeline and LDMPipeline. No gradient flows through a RemoteUNet.
 
     Args:
-        client: of the server, or its URL.
+        client: of the server, or the server's URL.
 
     Raises:
         StepwiseError: as the client does, here and in calls.
@@ -68,7 +68,7 @@ class RemoteUNet:
         self.close()
 
     def close(self) -> None:
-        """End its threads, and close the connections that are its own."""
+        """End the threads, and close the client if this object made it."""
         self._pool.shutdown()
         if self._owns_client:
             self._client.close()
@@ -99,12 +99,12 @@ class RemoteUNet:
         class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNetOutput | tuple[Tensor]:
-        """What the network predicts, on the device and in the type of `sample`.
+        """The network's prediction, on the device and in the type of `sample`.
 
         Args:
             sample: [B, in_channels, H, W].
-            timestep: one, or one a row: [B].
-            class_labels: indices, [B]; None for none.
+            timestep: one for all rows, or one for each row, [B].
+            class_labels: indices, [B]; None for no labels.
 
         Raises:
             ValueError: a timestep is no whole number.

@@ -1,7 +1,7 @@
-"""The way to a server: directly, or through a proxy that the environment names, and which certificates count on it.
+"""The way to a server: direct or through the environment's proxy, and the certificates to trust.
 
-httpx reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR too. But it reads all of them
-for every address, asks proxies for servers on this machine, and raises errors that name no variable.
+httpx also reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR. But httpx reads all of
+them for every address, uses proxies for servers on this machine, and raises errors that name no variable.
 """
 
 import importlib.util
@@ -26,12 +26,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True)
 class Way:
-    """How a server is reached.
+    """The way to a server.
 
     Attributes:
-        tls: which certificates are trusted; none, where nothing on the way has any.
-        proxy: that is asked for the server; None where the server itself is asked.
-        variable: of the environment, which names the proxy.
+        tls: the trusted certificates; none, if the way has no TLS.
+        proxy: None for a direct connection.
+        variable: of the environment, with the proxy's address.
     """
 
     tls: ssl.SSLContext
@@ -40,12 +40,10 @@ class Way:
 
 
 def way_to(url: httpx.URL) -> Way:
-    """What the environment says of the way to a server.
-
-    A server on this machine is asked directly, whatever the environment says.
+    """The way to a server, by the environment. A server on this machine always gets a direct connection.
 
     Raises:
-        Unreachable: naming the variable that cannot be used.
+        Unreachable: names the variable that cannot be used.
     """
     proxies = getproxies()
     kind = next((kind for kind in (url.scheme, "all") if proxies.get(kind)), None)
@@ -60,7 +58,7 @@ def way_to(url: httpx.URL) -> Way:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by its name: localhost, 127.0.0.0/8, ::1, or the unspecified address."""
+    """Whether a host name means this machine: localhost, 127.0.0.0/8, ::1, or the unspecified address."""
     name = host.lower().removesuffix(".")
     address = _address(host)
     if isinstance(address, ipaddress.IPv6Address):
@@ -71,9 +69,9 @@ def is_loopback(host: str) -> bool:
 
 
 def is_excepted(url: httpx.URL, no_proxy: str) -> bool:
-    """Whether NO_PROXY names a host, as curl reads it: by *, a domain above it, its address or a network.
+    """Whether NO_PROXY names a host, by curl's rules: by *, its domain, its address or its network.
 
-    A port may follow, and a scheme go before. What cannot be read names nothing.
+    An entry may have a scheme and a port. Unreadable entries are ignored.
     """
     address, host = _address(url.host), url.host.lower().removesuffix(".")
     for entry in re.split(r"[,\s]+", no_proxy.lower()):
@@ -100,7 +98,7 @@ def _contains(network: str, address: Address | None) -> bool:
 
 
 def _address(host: str) -> Address | None:
-    """The address that a host is written as, also in the short forms which connect() knows: 127.1."""
+    """The address in a host, also in the short forms of connect(), such as 127.1. None for a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -116,7 +114,7 @@ def _port(url: httpx.URL) -> int:
 
 
 def _variable(kind: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The one that `getproxies` has read: small letters go first."""
+    """The variable that `getproxies` has read. It prefers names in small letters."""
     names = [name for name, value in environment.items() if value and name.lower() == f"{kind}_proxy"]
     return min(names, key=lambda name: name != name.lower(), default=f"the system's {kind} proxy")
 
@@ -137,7 +135,7 @@ def _proxy(variable: str, value: str) -> httpx.Proxy:
 
 
 def _tls(needed: bool) -> ssl.SSLContext:
-    """The certificates that are trusted: those of SSL_CERT_FILE or SSL_CERT_DIR, else certifi's."""
+    """The trusted certificates: from SSL_CERT_FILE or SSL_CERT_DIR, else from certifi."""
     if not needed:
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
     source = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), None)

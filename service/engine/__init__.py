@@ -1,1 +1,1 @@
-"""What runs, and when. Nothing here knows HTTP or asyncio."""
+"""Decides which rows run when, and runs them. No module here knows HTTP or asyncio."""

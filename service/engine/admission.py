@@ -1,4 +1,4 @@
-"""Whether a request is accepted: a promise and an estimate, or a refusal that says why. Pure Python."""
+"""Admission: a request gets a promise and an estimate, or a refusal with a reason. Pure Python."""
 
 from dataclasses import dataclass
 from math import inf
@@ -25,12 +25,12 @@ REFUSALS: dict[type[ServiceError], str] = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What an admission depends on.
+    """The state that decides an admission.
 
     Attributes:
-        scheduler: the jobs in line, and what passes cost.
-        places: who holds how many.
-        arrivals: what was accepted lately.
+        scheduler: the jobs in the queue, and the costs of passes.
+        places: how many places each client holds.
+        arrivals: the jobs accepted lately.
     """
 
     scheduler: Scheduler
@@ -40,12 +40,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What an accepted job is told.
+    """The terms of an accepted job.
 
     Attributes:
-        promise: the time by which the job will be done, whatever comes later.
-        position: the jobs that are to go first, as things stand.
-        outlook: what its estimate depends on.
+        promise: the time by which the job will be done, whatever arrives later.
+        position: how many jobs go first, as things stand.
+        outlook: the state from which the job's estimate is computed.
     """
 
     promise: float
@@ -54,17 +54,17 @@ class Admission:
 
 
 def admit(job: Job, client: str, line: Line, now: float, timeout_s: float) -> Admission:
-    """Accept a job that is not in line yet, or refuse it. Nothing changes.
+    """Accept or refuse a job that is not in the queue yet. The state does not change.
 
     Args:
-        client: who asks.
+        client: of the request.
         now: the time.
         timeout_s: the seconds that the job may take.
 
     Raises:
-        Invalid: where the job would take longer even if there were no others.
-        ShareTaken, QueueFull: where there is no place.
-        TooLate: where the job would take longer now.
+        Invalid: the job takes longer than `timeout_s` even without other jobs.
+        ShareTaken, QueueFull: no place is free for the client.
+        TooLate: the job takes longer than `timeout_s` now.
     """
     check_place(client, line)
     check_possible(job, line.scheduler.costs, timeout_s)
@@ -81,7 +81,7 @@ def check_place(client: str, line: Line) -> None:
     """Refuse a client that gets no place.
 
     Raises:
-        ShareTaken, QueueFull: saying how long it takes, roughly, until a place is free.
+        ShareTaken, QueueFull: with the rough seconds until a place is free.
     """
     refusal = line.places.refusal(client)
     a_place_s = line.scheduler.backlog_s / max(1, line.places.taken)
@@ -95,8 +95,8 @@ def check_possible(job: Job, costs: Costs, timeout_s: float) -> None:
     """Refuse a job that takes too long even alone.
 
     Raises:
-        Invalid: where the best speed that the machine ever had would not do either.
-        TooLate: where that speed would do.
+        Invalid: the machine's best speed so far is too slow.
+        TooLate: the machine's best speed so far is fast enough, and its present speed is not.
     """
     alone_s = seconds_alone(job, costs)
     if alone_s <= timeout_s:
@@ -110,9 +110,9 @@ def check_possible(job: Job, costs: Costs, timeout_s: float) -> None:
 
 
 def earliest_promise(job: Job, scheduler: Scheduler, now: float, latest: float) -> float:
-    """The earliest time that can be promised: a patient one, if `latest` allows; if it must be, a later one.
+    """The job's promise: the patient time, but not after `latest`; a later time if the other promises require it.
 
-    No job is promised to be done before a job of the same size that came first.
+    A job never gets an earlier promise than a job of the same size that came before.
     """
     others = scheduler.by_promise
     promised = (other for other in others if other.promise < inf)  # the engine's probe has no promise

@@ -1,31 +1,31 @@
-"""How much work has arrived lately, by the size of its jobs. Pure Python."""
+"""The rate at which work has arrived lately, by job size. Pure Python."""
 
 import math
 from collections.abc import Callable
 
 _MEMORY = 60.0  # seconds after which an arrival counts for 1/e
-_AT_LEAST = 10.0  # seconds of observation; a rate from fewer is a guess
-_DIGITS = 4  # binary digits of a size; sizes that agree in these are one
+_AT_LEAST = 10.0  # seconds of observation; a shorter time gives no good rate
+_DIGITS = 4  # the leading binary digits of a size; sizes with the same digits count as one
 
 
 class Arrivals:
-    """Remembers what came, and forgets it slowly.
+    """Remembers arrivals, and forgets them slowly.
 
     Args:
-        now: when observation begins.
+        now: the beginning of the observation.
     """
 
     def __init__(self, now: float) -> None:
         self._began = now
-        self._seen: dict[int, tuple[float, float]] = {}  # by size: forward rows, as of when
+        self._seen: dict[int, tuple[float, float]] = {}  # by size: forward rows, and the time of that count
 
     def note(self, forwards: int, now: float) -> None:
-        """A job of so many forward rows has arrived."""
+        """Note the arrival of a job with `forwards` forward rows."""
         size = _rounded(forwards)
         self._seen[size] = self._rows(size, now) + forwards, now
 
     def rates(self, now: float) -> Callable[[float], float]:
-        """A function that tells the forward rows a second that come in jobs smaller than a size."""
+        """A function from a size to the forward rows a second that arrive in smaller jobs."""
         window = _MEMORY * (1 - math.exp(-max(now - self._began, _AT_LEAST) / _MEMORY))
         seen = [(size, self._rows(size, now) / window) for size in self._seen]
 

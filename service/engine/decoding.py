@@ -1,7 +1,7 @@
-"""Decoding: a thread beside denoising, which owns the VAE of latent diffusion.
+"""Decoding: a thread beside denoising. The thread owns the VAE of latent diffusion.
 
-Rows that have taken their steps are decoded in batches of their own: the earliest promise first. Between batches the
-thread runs errands.
+Rows that have taken their steps are decoded in batches, the earliest promise first. Between batches, the thread runs
+errands.
 """
 
 import heapq
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Is told of batches."""
+    """Hears of decoding batches."""
 
     def batch_decoded(self, images: int, seconds: float) -> None: ...
     def decoding_failed(self) -> None: ...
@@ -38,7 +38,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, order=True, slots=True)
 class _Latents:
-    """A row that has taken its steps, in the order in which rows are decoded."""
+    """The latents of a row that has taken its steps. They sort in the order of decoding."""
 
     promise: float
     number: float
@@ -49,14 +49,14 @@ class _Latents:
 
 
 class Decoding:
-    """The thread, and what waits for it.
+    """The thread, and the latents that wait for it.
 
     Args:
-        vae: only this thread calls it, once the engine is warm.
-        queue: the requests. Its lock guards what waits.
-        errands: what else the VAE does.
-        health: is told how it goes.
-        observer: is told of batches.
+        vae: once the engine is warm, only this thread calls the VAE.
+        queue: the requests. Its lock guards the waiting latents.
+        errands: other work for the VAE.
+        health: hears how the thread gets on.
+        observer: hears of batches.
         clock: seconds, never falling.
     """
 
@@ -80,13 +80,13 @@ class Decoding:
         self._waiting: list[_Latents] = []
         self.thread = threading.Thread(target=self._main, name="decoding", daemon=True)
 
-    # What denoising calls.
+    # Calls from denoising.
 
     def warm_up(self, latents: Image) -> Costs:
-        """Find out what decoding costs, then start the thread.
+        """Measure the costs of decoding, then start the thread.
 
         Raises:
-            ComputationFailed: where the image of these latents is not finite.
+            ComputationFailed: the image of these latents is not finite.
         """
         measured = measure_vae(self._vae, latents, self._stage, self._clock)
         self._costs, self._encode_s = measured
@@ -95,14 +95,14 @@ class Decoding:
         return self._costs
 
     def put(self, stepped: Iterable[tuple[Request, RowState, Image]]) -> None:
-        """Have rows decoded: the request, the row and its latents. They come at once, to share batches."""
+        """Add rows to decode: each request, row and latents. One call adds all of them, so that they share batches."""
         with self._changed:
             for request, row, latents in stepped:
                 job = request.job
                 heapq.heappush(self._waiting, _Latents(job.promise, job.number, row.index, request, row, latents))
             self._changed.notify_all()
 
-    # What other threads call.
+    # Calls from other threads.
 
     def encode(self, image: Image) -> Future[Image]:
         """The latents of an image, [c, h, w]. Raises Unavailable."""
@@ -112,7 +112,7 @@ class Decoding:
         """The image of latents, [C, H, W]. Raises Unavailable."""
         return self._errands.add(lambda: self._vae.decode([latents])[0])
 
-    # What its own thread does.
+    # The thread's own work.
 
     def _main(self) -> None:
         try:
@@ -126,7 +126,7 @@ class Decoding:
             self._health.end()
 
     def _work(self) -> bool:
-        """Wait for something to do, and do it. False when it is time to stop."""
+        """Wait for a batch or an errand, and run it. False when the thread must stop."""
         with self._changed:
             while not (self._waiting or len(self._errands) or self._queue.stopping):
                 self._stage.rest()
@@ -145,7 +145,7 @@ class Decoding:
         return True
 
     def _earliest(self, most: int) -> list[_Latents]:
-        """Take out those that are decoded next, without those whose requests have left."""
+        """Take out the next latents to decode. Latents of requests that have left are dropped."""
         batch: list[_Latents] = []
         while self._waiting and len(batch) < most:
             latents = heapq.heappop(self._waiting)
@@ -154,7 +154,7 @@ class Decoding:
         return batch
 
     def _decode(self, batch: Sequence[_Latents]) -> None:
-        """Decode a batch. Where that raises, each row is tried again alone."""
+        """Decode a batch. If the batch raises, try each row alone."""
         try:
             images = self._batch(batch)
         except Exception:
@@ -201,7 +201,7 @@ class Decoding:
         deliver(self._queue, one.request, one.row, image, self._health.stages.values())
 
     def _run(self, errand: Errand) -> None:
-        """Run an errand. What a client sent may be why it fails, so only requests tell whether decoding works again."""
+        """Run an errand. A failure does not count against the VAE's health: the client's upload may be the cause."""
         outcome: Image | ServiceError
         self._stage.beat(max(self._costs.seconds(1), self._encode_s))
         try:

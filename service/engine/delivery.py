@@ -1,4 +1,4 @@
-"""Images and news to those who wait for them. The engine's threads call this, each for requests of its own."""
+"""Delivers images and news to requests. Each of the engine's threads calls this for the rows that it computes."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -17,16 +17,16 @@ from service.errors import ComputationFailed
 
 log = logging.getLogger(__name__)
 
-_ESTIMATED_EVERY = 0.1  # seconds from one estimate of a watched request to its next
+_ESTIMATED_EVERY = 0.1  # the least seconds between two estimates of a watched request
 
 
 def deliver(queue: Queue, request: Request, row: RowState, image: Image, made_by: Iterable[StageHealth]) -> None:
-    """Put a finished image to the others of its request.
+    """Add a finished image to its request.
 
     Args:
-        request: may have left, for another of its images failed.
-        image: perhaps not finite.
-        made_by: the threads that made it.
+        request: may have left, because another of its images failed.
+        image: may have values that are not finite.
+        made_by: the threads that made the image.
     """
     if queue.of(request.job) is None:
         return
@@ -42,7 +42,7 @@ def deliver(queue: Queue, request: Request, row: RowState, image: Image, made_by
 
 
 def new_outlook(request: Request, scheduler: Scheduler, arrivals: Arrivals, now: float) -> Outlook | None:
-    """What a new estimate for a watched request depends on; None where none is due."""
+    """The state for a new estimate of a watched request; None if no estimate is due."""
     job = request.job
     is_new = request.estimated is not None and now - request.estimated[0] < _ESTIMATED_EVERY
     if is_new or not (job.left or job.undecoded):
@@ -51,7 +51,7 @@ def new_outlook(request: Request, scheduler: Scheduler, arrivals: Arrivals, now:
 
 
 def tell_progress(queue: Queue, request: Request, ahead: Outlook | None, now: float) -> None:
-    """Tell a watcher how far its request is: by a new estimate where one is due, else by what is left of the last."""
+    """Tell a watcher the progress of its request, with a new estimate if one is due, else with the last one's rest."""
     job, steps, eta_s = request.job, request.job.rows[0].steps, 0.0
     if ahead is not None:
         request.estimated = now, ahead.eta()
@@ -62,7 +62,7 @@ def tell_progress(queue: Queue, request: Request, ahead: Outlook | None, now: fl
 
 
 def tell(queue: Queue, request: Request, news: Callable[[Watcher], None]) -> None:
-    """Tell a request's watcher, if it has one. Where that raises, the request fails, and no other."""
+    """Tell a request's watcher, if it has one. If the watcher raises, only this request fails."""
     if request.watcher is None:
         return
     try:

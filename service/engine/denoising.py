@@ -28,7 +28,7 @@ STARTED_PER_ROW = 4  # rows with slots, for each row of the widest pass
 
 
 class Observer(Protocol):
-    """Is told of passes."""
+    """Hears of passes."""
 
     def phase_done(self, phase: Phase, seconds: float) -> None: ...
     def pass_done(self, rows: int, seconds: float) -> None: ...
@@ -36,7 +36,7 @@ class Observer(Protocol):
 
 
 class _Placed(NamedTuple):
-    """A forward row of a pass, with the row that it is of."""
+    """A forward row of a pass, and its row."""
 
     row: RowState
     forward: Forward
@@ -46,14 +46,14 @@ class Denoising:
     """The thread.
 
     Args:
-        runner: the network. Only this thread calls it.
+        runner: the network. Only this thread calls the runner.
         probe: a row that shows that the model works.
         queue: the requests.
-        health: is told how it goes.
-        observer: is told of passes.
+        health: hears how the thread gets on.
+        observer: hears of passes.
         clock: seconds, never falling.
-        new_scheduler: makes the line of jobs.
-        decoding: takes rows that have taken their steps, where those are latents.
+        new_scheduler: makes the scheduler.
+        decoding: receives latents of rows that have taken their steps; None where rows are images.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Denoising:
             self._health.end()
 
     def _warm_up(self) -> None:
-        """Find out whether the model works and what passes cost, then open the queue."""
+        """Check that the model works, measure the costs of passes, and open the queue."""
         image = draw_probe(self._runner, self._probe, self._stage)
         decoding = None if self._decoding is None else self._decoding.warm_up(image)
         costs = Costs(measure_passes(self._runner, self._probe, self._stage, self._clock), decoding)
@@ -107,13 +107,13 @@ class Denoising:
         self._queue.open(self._scheduler)
 
     def _beat(self) -> None:
-        """Something begins: whatever the device has still to do for the last pass, that takes no longer than a pass."""
+        """Note that a call begins. The call may wait for the device's last pass, and no longer than one pass."""
         self._stage.beat(self._scheduler.costs.seconds(self._runner.widths[-1]))
 
     # Schedule
 
     def _schedule(self) -> Batch | None:
-        """Wait for work, and choose the next pass. None when it is time to stop."""
+        """Wait for work, and choose the next pass. None when the thread must stop."""
         self._wait()
         now = self._clock()
         with self._changed:
@@ -130,7 +130,7 @@ class Denoising:
         return batch
 
     def _wait(self) -> None:
-        """Wait until there is something to do."""
+        """Wait for work, or for the order to stop."""
         if self._has_work:
             return
         began = self._clock()
@@ -148,7 +148,7 @@ class Denoising:
     # Run
 
     def _run(self, batch: Batch) -> Sequence[_Placed]:
-        """Run a pass. Returns the forward rows that have run."""
+        """Run a pass, and return the forward rows that have run."""
         placed = self._place(batch)
         if not placed:
             return placed
@@ -164,7 +164,7 @@ class Denoising:
         return ran
 
     def _place(self, batch: Batch) -> list[_Placed]:
-        """Give rows that start a slot. Rows that left meanwhile, or that cannot start, are left out."""
+        """Give each starting row a slot. Leave out rows that have left or cannot start."""
         began = self._clock()
         placed = []
         for row, branch in batch:
@@ -191,7 +191,7 @@ class Denoising:
         return slot if self._queue.start(request, row, slot, now) else None
 
     def _run_alone(self, rows: list[_Placed]) -> list[_Placed]:
-        """Run the forward rows of one row. Where they raise again, its request fails."""
+        """Run the forward rows of one row. If they raise again, its request fails."""
         request = self._queue.of(rows[0].row.job)
         if request is None:
             return []
@@ -213,7 +213,7 @@ class Denoising:
         finally:
             now = self._clock()
             free_since, self._free_since = self._free_since, now
-            with self._changed:  # so that a check sees either all of this or nothing
+            with self._changed:  # so that a health check sees all of these changes or none
                 self._beat()
                 self._stage.pass_ended(worked)
                 if worked:
@@ -227,7 +227,7 @@ class Denoising:
     # Advance
 
     def _advance(self, ran: Sequence[_Placed]) -> None:
-        """Tell those who watch, collect images that are finished, and have latents decoded."""
+        """Tell watchers, deliver finished images, and pass latents on to decoding."""
         began = self._clock()
         ended, watched = self._account(ran, began)
         for request, ahead in watched.items():
@@ -252,7 +252,7 @@ class Denoising:
     def _account(
         self, ran: Sequence[_Placed], now: float
     ) -> tuple[list[tuple[Request, RowState, int]], dict[Request, Outlook | None]]:
-        """What the pass has changed: rows that have taken their last step, and requests that are watched."""
+        """Count the pass. Returns the rows that have taken their last step, and the watched requests."""
         ended: list[tuple[Request, RowState, int]] = []
         watched: dict[Request, Outlook | None] = {}
         with self._changed:
@@ -271,17 +271,17 @@ class Denoising:
         return ended, watched
 
     def _show(self, request: Request, ahead: Outlook | None, now: float, ran: Sequence[_Placed]) -> None:
-        """Tell a watcher of its rows that ran."""
+        """Tell a watcher about its rows in this pass."""
         tell_progress(self._queue, request, ahead, now)
         every = 0 if request.watcher is None else request.watcher.preview_every
         for row, forward in ran if every else ():
-            has_stepped = forward.branch == row.forwards_per_step - 1  # the last of its branches
+            has_stepped = forward.branch == row.forwards_per_step - 1  # the last branch completes a step
             step = forward.line + 1
             if has_stepped and step % every == 0 and (reading := self._read(request, forward.slot)) is not None:
                 tell(self._queue, request, partial(_preview, row.index, step, reading.x0))
 
     def _read(self, request: Request, slot: int) -> Reading | None:
-        """Copy out a row of a request. Where that raises, the request fails."""
+        """Copy a row out of its slot. If the copy raises, the request fails."""
         try:
             return self._runner.read(slot)
         except Exception:

@@ -1,7 +1,7 @@
-"""The engine: what other threads call. Two threads of its own work: denoising, and decoding where rows are latents.
+"""The engine, as other threads call it. Its own threads work: denoising, and decoding where rows are latents.
 
-`submit` says by when a request will be done, and gives a Future. To cancel the Future takes its rows out of the batch
-before the next step. The engine knows nothing of HTTP or asyncio, and sees the model as a model.rows.Runner.
+`submit` returns a promise and a Future. A cancelled Future takes its rows out before the next step. The engine knows
+nothing of HTTP or asyncio, and sees the model as a model.rows.Runner.
 """
 
 import threading
@@ -29,7 +29,7 @@ Status = Literal["loading", "ready", "draining", "failed"]
 
 
 class Observer(RequestObserver, DenoisingObserver, DecodingObserver, Protocol):
-    """Is told of requests, of passes and of batches."""
+    """Hears of requests, passes and decoding batches."""
 
 
 class Engine:
@@ -38,11 +38,11 @@ class Engine:
     Args:
         runner: the network.
         probe: a row that shows that the model works, for the warm-up and for readiness.
-        places: for requests accepted and not finished.
-        observer: is told of passes and requests. What it raises is logged.
+        places: for requests that are accepted and not finished.
+        observer: hears of requests, passes and batches. Its errors are logged.
         clock: seconds, never falling.
-        scheduler: makes the line of jobs.
-        vae: makes images of latents, where rows are latents.
+        scheduler: makes the scheduler.
+        vae: decodes latents into images; None where rows are images.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Engine:
         self._changed = queue.changed
 
     def start(self) -> None:
-        """Start to warm the model up. Then requests are accepted."""
+        """Start to warm up the model. The engine then accepts requests."""
         self._denoising.thread.start()
 
     # Requests
@@ -76,43 +76,43 @@ class Engine:
         """Accept a request.
 
         Args:
-            rows: its images.
-            timeout_s: the seconds that it may take, waiting included.
-            client: who asks.
-            watcher: is told how it goes.
+            rows: one for each image.
+            timeout_s: the seconds that the request may take, waiting included.
+            client: of the request.
+            watcher: hears how the request goes.
 
         Raises:
-            Invalid: where it would take longer than `timeout_s` even if there were no others.
-            Unavailable: where it would now, where the queue is full, or the engine is loading, draining or dead.
+            Invalid: the request takes longer than `timeout_s` even without other requests.
+            Unavailable: the request takes longer now, the queue is full, or the engine is loading, draining or dead.
         """
         return self._queue.accept(rows, timeout_s, client, watcher)
 
     def check_possible(self, rows: Sequence[Row], timeout_s: float) -> None:
-        """Refuse rows that could not be done in time, before there is all that they start from.
+        """Refuse rows that cannot be done in time, before the image that they start from is encoded.
 
         Raises:
-            Invalid, Unavailable: as `submit`, for what does not depend on others.
+            Invalid, Unavailable: as for `submit`, by the rules that do not depend on other requests.
         """
         self._queue.check_possible(rows, timeout_s)
 
     def encode(self, image: Image) -> Future[Image]:
-        """Make latents, [c, h, w], of an image, [C, H, W], where the model has a VAE. Cancelling forgets it.
+        """Encode an image, [C, H, W], into latents, [c, h, w], with the model's VAE. The Future may be cancelled.
 
         Raises:
-            Unavailable: where too many are waiting, or the engine is loading, draining or dead.
+            Unavailable: too many errands wait, or the engine is loading, draining or dead.
         """
         assert self._decoding is not None
         return self._decoding.encode(image)
 
     def decode(self, latents: Image) -> Future[Image]:
-        """Make an image of latents, likewise."""
+        """Decode latents into an image. As `encode`."""
         assert self._decoding is not None
         return self._decoding.decode(latents)
 
     # Coming up and going down
 
     def wait_loaded(self, timeout_s: float | None = None) -> bool:
-        """Wait until the model is warm, or never will be. False where that takes longer than `timeout_s`."""
+        """Wait until the model is warm or has failed to warm up. False after `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: self._queue.scheduler is not None or self._health.stopped, timeout_s)
 
@@ -121,16 +121,16 @@ class Engine:
         self._queue.close(draining)
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no request and no upload is left. False where that takes longer than `timeout_s`."""
+        """Wait until no request and no errand is left. False after `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: not (len(self._queue) or len(self._errands)), timeout_s)
 
     def close(self) -> None:
-        """Stop the threads after what they are at. Requests that are not finished fail as Draining."""
+        """Stop the threads after their present calls. Unfinished requests fail as Draining."""
         self.drain()
         self._queue.stop()
         while running := [thread for thread in self._threads if thread.is_alive()]:
-            if self._health.overdue is not None:  # it may never end
+            if self._health.overdue is not None:  # the call may never end
                 self._health.fail_all(draining)
                 self._health.check()
                 return
@@ -143,39 +143,39 @@ class Engine:
     # Health
 
     def probe(self) -> Future[Finished]:
-        """Run the probe as a request of its own, which needs no place in the queue. One that is under way is shared.
+        """Run the probe as a request without a place in the queue. Callers share a running probe.
 
         Raises:
-            Unavailable: where the engine is loading, stuck or dead.
+            Unavailable: the engine is loading, stuck or dead.
         """
         return self._health.probe()
 
     def asked(self) -> None:
-        """Somebody asks whether the engine works. Where nothing has run for long, `check_health` starts a probe."""
+        """Note a question about health. If nothing has run for long, `check_health` starts a probe."""
         self._health.asked()
 
     def check_health(self) -> None:
-        """Notice what does not return, probe where there is doubt, give up where there is no hope. For every second."""
+        """Notice stuck calls, start a probe in doubt, and give up a hopeless engine. To be called every second."""
         self._health.check()
 
     @property
     def alive(self) -> bool:
-        """Whether the threads go on: they have not ended, and what they are at is not known to be stuck."""
+        """Whether the threads go on: none has ended, and none is known to be stuck."""
         return self._health.alive
 
     @property
     def in_doubt(self) -> bool:
-        """Whether something failed last, or nothing has run for long."""
+        """Whether the last call failed, or nothing has run for long."""
         return self._health.in_doubt
 
     @property
     def beyond_help(self) -> str | None:
-        """Why only a new process helps; None while there is hope."""
+        """Why only a new process helps; None while the engine may recover."""
         return self._health.beyond_help
 
     @property
     def status(self) -> Status:
-        """`failed` where the threads do not go on, or the probe has failed and nothing has worked since."""
+        """`failed` if the threads do not go on, or if the probe has failed and nothing has worked since."""
         if self._queue.is_draining:
             return "draining"
         if not self._health.alive or self._health.broken:
@@ -186,10 +186,10 @@ class Engine:
 
     @property
     def widths(self) -> Sequence[int]:
-        """The batch sizes that forward passes run at."""
+        """The widths at which forward passes run."""
         return self._runner.widths
 
     @property
     def scheduler(self) -> Scheduler | None:
-        """The line, for its counters and costs; None until the model is warm."""
+        """The scheduler, for its counters and costs; None until the model is warm."""
         return self._queue.scheduler

@@ -1,4 +1,4 @@
-"""What clients wait for that is no request: an upload to encode, or latents to decode. Errands have no promise."""
+"""Errands: encode and decode calls that routes make directly. Errands are not scheduled, and have no promise."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,21 +11,21 @@ from service.errors import QueueFull, ServiceError, Unavailable
 
 
 class Errand(NamedTuple):
-    """A call of the VAE, and the Future of what it returns."""
+    """A call of the VAE, and the Future of its result."""
 
     run: Callable[[], Image]
     future: Future[Image]
 
 
 class Errands:
-    """Those that wait, in the order in which they came.
+    """The waiting errands, in order of arrival.
 
     Args:
-        queue: accepts errands while it accepts requests. Its lock guards all of this.
-        most: errands that may wait.
+        queue: errands are accepted while the queue accepts requests. Its lock guards all of this.
+        most: the most errands that may wait.
 
     Attributes:
-        seconds: what one takes, roughly; 0 until that is known.
+        seconds: of one errand, roughly; 0 until measured.
     """
 
     def __init__(self, queue: Queue, most: int) -> None:
@@ -36,10 +36,10 @@ class Errands:
         self.seconds = 0.0
 
     def add(self, run: Callable[[], Image]) -> Future[Image]:
-        """Have something done. To cancel the Future takes it out.
+        """Add an errand. A cancelled Future takes the errand out.
 
         Raises:
-            Unavailable: where nothing is accepted, or too many wait.
+            Unavailable: the queue is closed, or too many errands wait.
         """
         with self._changed:
             self._queue.check_open()
@@ -53,12 +53,12 @@ class Errands:
             return errand.future
 
     def first(self) -> Errand | None:
-        """The one whose turn it is. It goes on waiting until it is answered."""
+        """The next errand. The errand stays here until `answer`."""
         self._forget_cancelled()
         return self._waiting[0] if self._waiting else None
 
     def answer(self, errand: Errand, outcome: Image | ServiceError) -> None:
-        """Answer the first one, unless that has been done or it was cancelled."""
+        """Answer the first errand, unless it is answered or cancelled already."""
         with self._changed:
             is_here = bool(self._waiting) and self._waiting[0] is errand
             if is_here:
@@ -68,7 +68,7 @@ class Errands:
             _answer(errand.future, outcome)
 
     def fail_all(self, why: Callable[[], Unavailable]) -> None:
-        """Answer all of them with an error, also one that is under way."""
+        """Answer all errands with an error, also a running one."""
         with self._changed:
             errands, self._waiting = self._waiting, deque()
             self._changed.notify_all()
@@ -76,7 +76,7 @@ class Errands:
             _answer(errand.future, why())
 
     def __len__(self) -> int:
-        """How many somebody waits for."""
+        """How many errands are not cancelled."""
         return sum(not errand.future.cancelled() for errand in self._waiting)
 
     def _forget_cancelled(self) -> None:

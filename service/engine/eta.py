@@ -1,7 +1,7 @@
-"""When a job is expected to be done: what is ahead of it, and what is likely to overtake it. Pure Python.
+"""Estimates when a job will be done, from the jobs ahead and the jobs that are likely to overtake. Pure Python.
 
-`outlook` copies what an estimate depends on, and is quick: whoever holds the line's lock may call it. `Outlook.eta`
-computes the estimate, and needs no lock.
+`outlook` quickly copies the state behind an estimate, under the queue's lock. `Outlook.eta` computes the estimate
+without a lock.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ from service.engine.costs import Costs
 from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler, pace_limit
 
-_LOOKED_AT = 32  # jobs ahead, and as many behind; of those before them only the sum counts
+_LOOKED_AT = 32  # jobs ahead, and as many behind; only the sum of the jobs before these counts
 _NOTHING = 1e-6  # forward rows
-_MOST = 0.9  # of the time that overtaking is believed to take
+_MOST = 0.9  # the largest share of time that overtaking jobs are assumed to take
 
 
 class _Job(NamedTuple):
-    """What an estimate depends on of a job: the forward rows left, whether it is decoded, and its groups."""
+    """A job in an estimate: its forward rows left, whether its rows are decoded, and its groups."""
 
     left: int
     is_decoded: bool
@@ -28,7 +28,7 @@ class _Job(NamedTuple):
 
 @dataclass(slots=True)
 class _Ahead:
-    """A job while an estimate plays its passes through."""
+    """A job while an estimate simulates passes."""
 
     left: float
     is_decoded: bool
@@ -36,7 +36,7 @@ class _Ahead:
 
 @dataclass(slots=True)
 class _Group:
-    """Rows of a job that step together, and how many of their forward rows are left."""
+    """Rows of a job that step together, and the number of their forward rows left."""
 
     job: _Ahead
     rows: int
@@ -46,17 +46,18 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What an estimate for a job depends on, at one time.
+    """The state behind a job's estimate, at one time.
 
     Attributes:
-        place: of the job in `line`; None where it has no steps left.
-        line: the jobs around it, those with the least left first.
-        ahead: forward rows of the jobs before those.
-        busy_s: seconds until the present pass has ended.
+        place: of the job in `line`; None if the job has no steps left.
+        line: the jobs around it, those with the least work first.
+        ahead: forward rows of the jobs before `line`.
+        decoding: rows that have taken their steps and are not decoded yet.
+        busy_s: seconds until the end of the present pass.
         at_most_s: seconds until the job's promise.
-        few: whether so few jobs are in line that a short one keeps its pace.
-        costs: of passes. They are read, and may change meanwhile: the estimate then mixes two states.
-        rate: the forward rows a second that arrive in jobs smaller than a size.
+        few: whether the queue is so short that short jobs keep their pace.
+        costs: of passes. They may change while an estimate reads them. The estimate then mixes two states.
+        rate: a function from a size to the forward rows a second that arrive in smaller jobs.
     """
 
     place: int | None
@@ -72,9 +73,9 @@ class Outlook:
     def eta(self) -> float:
         """The expected seconds until the job is done.
 
-        The passes to come are played through, from one group's end to the next, the least work first. Each stretch is
-        longer by what arrives meanwhile and goes ahead: with a load r of jobs that have less work, it takes 1/(1 − r)
-        of the time (L. E. Schrage and L. W. Miller, "The queue M/G/1 with the shortest remaining processing time
+        The estimate simulates the coming passes, the least work first, from the end of one group to the next. New
+        jobs with less work overtake, and lengthen each stretch. At a load r of such jobs, a stretch takes 1/(1 − r)
+        times as long (L. E. Schrage and L. W. Miller, "The queue M/G/1 with the shortest remaining processing time
         discipline", 1966).
         """
         # Decoding takes time from passes, and passes take time from decoding.
@@ -85,11 +86,11 @@ class Outlook:
         return max(0.0, min(seconds, self.at_most_s))
 
     def _play(self, place: int) -> float:
-        """The seconds until the last group of a job has no steps left, and what ended before it is decoded."""
+        """The seconds until the job's last group has taken its steps, with the decoding of groups that end by then."""
         line = [_Ahead(job.left, job.is_decoded) for job in self.line]
         job, its_groups, its_work = line[place], len(self.line[place].groups), line[place].left
-        groups: list[_Group] = []  # those that may run in the next pass, in the order of the line
-        behind = (  # each is made when it is asked for: most estimates end before the last
+        groups: list[_Group] = []  # may run in the next pass, in the order of the queue
+        behind = (  # lazy: most estimates end before the last group
             _Group(ahead, rows, at_once, left)
             for ahead, entry in zip(line, self.line, strict=True)
             for rows, at_once, left in entry.groups
@@ -111,16 +112,16 @@ class Outlook:
         return seconds
 
     def _lengthened(self, seconds: float, work: float) -> float:
-        """By what is expected to go ahead of a job with so much work."""
+        """The seconds with the expected overtaking of a job with so much work."""
         return seconds / (1 - min(_MOST, self.rate(work) * self.costs.seconds_per_row))
 
     def _decode_s(self, rows: int) -> float:
-        """The expected seconds to decode so many rows that wait together."""
+        """The expected seconds to decode `rows` rows that wait together."""
         decoding = self.costs.decoding
         return 0.0 if decoding is None else decoding.rounds(rows) * decoding.speed
 
     def _pass(self, groups: list[_Group], behind: Iterator[_Group]) -> list[int]:
-        """The forward rows of a pass, by the first groups in line. More groups come from behind as there is room."""
+        """The forward rows of each group in a pass. While the pass has room, more groups join from `behind`."""
         rows: list[int] = []
         total, limit = 0, self.costs.width
         while True:
@@ -139,7 +140,7 @@ class Outlook:
 
 
 def outlook(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float, promise: float) -> Outlook:
-    """What an estimate depends on, for a job with a promise that is in line, or is to come into it."""
+    """The state behind the estimate of a job. The job is in the queue, or about to enter with this promise."""
     by_work = scheduler.by_work
     place = scheduler.ahead_of(job)
     first = max(0, place - _LOOKED_AT)

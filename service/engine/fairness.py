@@ -1,7 +1,7 @@
 """How clients share the places of the queue. Pure Python.
 
-While places are free, the first to come has them. In a full queue a client that holds its share gets no more, and a
-client that holds less still gets in. So others are served, however much one client sends.
+Free places go to the first client that asks. In a full queue, a client that holds its share gets no more places, and a
+client that holds less still gets in. So no client can lock out the others.
 """
 
 from collections import Counter
@@ -9,11 +9,11 @@ from typing import Literal
 
 
 class Places:
-    """Who holds how many.
+    """How many places each client holds.
 
     Args:
-        total: places; up to an eighth more are for clients that hold less than their share.
-        clients: how many there are at least.
+        total: places; clients that hold less than their share get up to an eighth more.
+        clients: the least number of clients among which places are shared.
 
     Attributes:
         total: as above.
@@ -30,7 +30,7 @@ class Places:
         return self._held.total()
 
     def refusal(self, client: str) -> Literal["share", "full"] | None:
-        """Why a client gets no other place: it holds its share of a full queue, or there is none."""
+        """Why a client gets no place: the client holds its share of a full queue, or no place is left."""
         if self.taken < self.total:
             return None
         clients = max(self._clients, len(self._held.keys() | {client}))

@@ -1,7 +1,7 @@
-"""The health of the engine: what is known of its threads, and what is done about it.
+"""The health of the engine: the state of its threads, and the reactions to it.
 
-Whoever asks is answered from what is known. `check`, called every second, finds out more: it notices what does not
-return, starts the engine's own probe where there is doubt, and gives up where nothing but a new process helps.
+Questions are answered at once from the known state. `check`, called every second, finds out more: it notices stuck
+calls, starts the engine's own probe in doubt, and gives up when only a new process helps.
 """
 
 import logging
@@ -18,9 +18,9 @@ from service.errors import ComputationFailed, Unavailable
 
 log = logging.getLogger(__name__)
 
-_STALE_AFTER = 10.0  # seconds with nothing to do, after which a question is worth a probe
-_TIMES_PROBE = 20.0  # and times what a probe takes, so that an idle server spends 5 % of its time on them at most
-_GIVE_UP_AFTER = 3.0  # times what a call was given, after it was found to be stuck
+_STALE_AFTER = 10.0  # seconds without work; a question then starts a probe
+_TIMES_PROBE = 20.0  # times a probe's seconds, likewise; probes then take at most 5 % of an idle server's time
+_GIVE_UP_AFTER = 3.0  # times the seconds that the call was given, from when it is found stuck
 
 PASSES = "a forward pass"
 DECODING = "decoding"
@@ -30,15 +30,15 @@ class Health:
     """Knows whether the engine works.
 
     Args:
-        queue: the requests; the probe is put among them. Its lock guards what follows.
-        errands: what else clients wait for.
+        queue: the requests, with the probe among them. Its lock guards this object's state.
+        errands: of the VAE.
         probe: a row that shows that the model works.
         clock: seconds, never falling.
 
     Attributes:
-        stages: the health of each thread, by what the thread does.
-        stopped: whether a thread has ended. Then all do.
-        beyond_help: why nothing but a new process helps; None while there is hope.
+        stages: the health of each thread, by the name of its work.
+        stopped: whether a thread has ended. The other threads then end too.
+        beyond_help: why only a new process helps; None while the engine may recover.
     """
 
     def __init__(
@@ -54,22 +54,22 @@ class Health:
         self._clock = clock
         self._changed = queue.changed
         self.stages: dict[str, StageHealth] = {}
-        self._probe: Future[Finished] | None = None  # under way, or its end is not noted yet
+        self._probe: Future[Finished] | None = None  # a running probe, or one whose end is not noted yet
         self._asked = False  # since the last probe
-        self._stuck_since: float | None = None  # when that was noticed
+        self._stuck_since: float | None = None  # when a stuck call was noticed
         self.stopped = False
         self.beyond_help: str | None = None
 
     def new_stage(self, name: str) -> StageHealth:
-        """The health of a thread that does what this names."""
+        """The health of a new thread, by the name of its work."""
         self.stages[name] = StageHealth(self._clock)
         return self.stages[name]
 
-    # What is known.
+    # The known state.
 
     @property
     def overdue(self) -> tuple[str, Overdue] | None:
-        """What should have ended long ago, and how long ago, whether or not that was noticed."""
+        """The overdue work and its times, whether or not `check` has noticed."""
         for name, stage in self.stages.items():
             if (overdue := stage.overdue) is not None:
                 return name, overdue
@@ -77,7 +77,7 @@ class Health:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine goes on: its threads have not ended, and none of them is stuck."""
+        """Whether the engine goes on: no thread has ended, and none is stuck."""
         with self._changed:
             is_stuck = self._stuck_since is not None and self.overdue is not None
             return not (self.stopped or is_stuck or self.beyond_help is not None)
@@ -89,17 +89,17 @@ class Health:
 
     @property
     def suspected(self) -> bool:
-        """Whether something failed last. It may have been the fault of a request."""
+        """Whether the last call failed. A request may be at fault."""
         return any(stage.suspected for stage in self.stages.values())
 
     @property
     def in_doubt(self) -> bool:
-        """Whether only a probe can tell: something failed last, or nothing has run for long."""
+        """Whether only a probe can tell: the last call failed, or nothing has run for long."""
         return self.suspected or self.stale
 
     @property
     def stale(self) -> bool:
-        """Whether nothing has run for so long that what is known says little."""
+        """Whether nothing has run for so long that the known state is old."""
         scheduler = self._queue.scheduler
         if scheduler is None:
             return False
@@ -107,17 +107,17 @@ class Health:
         rested_s = min(stage.rest_s for stage in self.stages.values())
         return rested_s > max(_STALE_AFTER, _TIMES_PROBE * a_probe_s)
 
-    # What is done.
+    # Reactions.
 
     def asked(self) -> None:
-        """Somebody wants to know. Where what is known is stale, the next check starts a probe."""
+        """Note a question about health. If the known state is stale, the next check starts a probe."""
         self._asked = True
 
     def probe(self) -> Future[Finished]:
-        """The probe that is under way, or a new one. It is decoded only where decoding has failed last.
+        """The running probe, or a new one. The probe is decoded only if decoding failed last.
 
         Raises:
-            Unavailable: where the engine is loading, stuck or dead.
+            Unavailable: the engine is loading, stuck or dead.
         """
         with self._changed:
             if not self.alive:
@@ -130,18 +130,18 @@ class Health:
             return self._probe
 
     def _note_probe(self) -> None:
-        """Note whether the last probe has failed. One that all others were answered with, at a hang, has not."""
+        """Note whether the last probe has failed. A probe that `fail_all` ended, at a hang, has not."""
         if self._probe is None or not self._probe.done():
             return
         ended, self._probe = self._probe, None
         if not ended.cancelled() and isinstance(error := ended.exception(), ComputationFailed):
             log.warning("the probe failed: %s", error)
             for stage in self.stages.values():
-                if stage.suspected:  # at least the one that it failed in
+                if stage.suspected:  # at least the stage in which the probe failed
                     stage.probe_failed()
 
     def check(self) -> None:
-        """Look after the engine. To be called every second."""
+        """Check the engine. To be called every second."""
         with self._changed:
             if self.stopped or self.beyond_help is not None:
                 return
@@ -165,12 +165,15 @@ class Health:
             self.probe()
 
     def _wants_probe(self, now: float) -> bool:
-        """Whether there is doubt; or somebody was refused for the present speed alone, and nothing runs to show it."""
+        """Whether a probe is due.
+
+        Health may be in doubt. Or the present speed alone led to a refusal, and no pass runs to measure the speed.
+        """
         idle = not len(self._queue)
         return self.suspected or (self._asked and self.stale) or (idle and now < self._queue.slow_until)
 
     def reopen(self) -> None:
-        """Accept requests again where what was stuck has returned."""
+        """Accept requests again if the stuck call has returned."""
         if self._stuck_since is None or self.overdue is not None or self.stopped or self.beyond_help is not None:
             return
         log.warning("nothing is stuck any longer")
@@ -179,12 +182,12 @@ class Health:
             self._queue.open(self._queue.scheduler)
 
     def fail_all(self, why: Callable[[], Unavailable]) -> None:
-        """Answer everybody with an error."""
+        """Answer all requests and errands with an error."""
         self._queue.fail_all(why)
         self._errands.fail_all(why)
 
     def end(self) -> None:
-        """A thread has ended: so do the others, and whoever is left is answered."""
+        """Note that a thread has ended. The other threads end too, and all remaining requests get an answer."""
         with self._changed:
             self.stopped = True
             self._queue.stop()
@@ -192,13 +195,13 @@ class Health:
         self.fail_all(draining if self._queue.is_draining else dead)
 
     def give_up(self, why: str) -> None:
-        """Nothing but a new process helps. Answer everybody, so that whoever runs this process can end it."""
+        """Note that only a new process helps, and answer all requests. The server then ends the process."""
         with self._changed:
             if self.beyond_help is not None:
                 return
             self.beyond_help = why
             self._queue.close(dead)
             is_loading = self._queue.scheduler is None
-        if not is_loading:  # else whoever starts the process says why it does not start
+        if not is_loading:  # during loading, the start itself reports the reason
             log.critical("%s: only a new process helps", why)
         self.fail_all(dead)

@@ -1,6 +1,6 @@
-"""Jobs, as the scheduler sees them: the rows of a request, and how far each is. Pure Python.
+"""Jobs, as the scheduler sees them: the rows of a request, and the progress of each. Pure Python.
 
-A step of a row takes one forward row, or two with guidance, which may fall into different passes.
+A step of a row takes one forward row, or two with guidance. The two may run in different passes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,19 +12,19 @@ from service.engine.costs import Costs
 
 
 class RowState:
-    """How far one row of a job is. No other place knows that.
+    """The progress of one row of a job. No other object keeps it.
 
     Attributes:
         index: of the row in its request.
         steps: of the row in all.
-        steps_left: those still to take. A pass that completes a step counts when it is chosen.
+        steps_left: steps still to take. A step counts as taken when its last forward row is chosen.
         forwards_per_step: forward rows of each step, 1 or 2.
-        due: those of the present step that are not chosen yet.
-        line: of the row's table, for the forward rows that were chosen last.
+        due: forward rows of the present step that are not chosen yet.
+        line: of the row's table, for the forward rows chosen last.
         started: whether any forward row was chosen.
         stepped: whether the pass with the last step has ended.
-        slot: where the runner holds the row; None before the row starts, and after it is read.
-        image: what became of the row; None until that is there.
+        slot: the row's slot in the runner; None before the row starts, and after the row is read.
+        image: the finished image; None until then.
     """
 
     __slots__ = (
@@ -56,7 +56,7 @@ class RowState:
 
     @property
     def branches(self) -> range:
-        """Those of the present step that are not chosen yet."""
+        """The branches of the present step that are not chosen yet."""
         return range(self.forwards_per_step - self.due, self.forwards_per_step)
 
     def choose(self) -> None:
@@ -69,17 +69,17 @@ class RowState:
             self.due = self.forwards_per_step
 
 
-Batch = list[tuple[RowState, int]]  # the forward rows of a pass: row and branch
+Batch = list[tuple[RowState, int]]  # the forward rows of a pass, each as row and branch
 
 
 class _Group:
     """Rows of a job that step together, as many as fill a pass.
 
     Attributes:
-        rows: those with steps left.
-        at_once: the forward rows of a step of all of them.
-        left: their forward rows that are not chosen yet.
-        seconds: at least what they take alone, at speed 1.
+        rows: the group's rows with steps left.
+        at_once: forward rows of one step of all rows.
+        left: forward rows that are not chosen yet.
+        seconds: an upper bound for the group alone, at speed 1.
     """
 
     __slots__ = ("at_once", "left", "rows", "seconds")
@@ -95,7 +95,7 @@ class _Group:
         self.left += row.steps_left * row.forwards_per_step
 
     def count(self, row: RowState) -> None:
-        """Count a forward row of a row as chosen."""
+        """Count a forward row of this row as chosen."""
         self.left -= 1
         row.choose()
         if row.steps_left == 0:
@@ -103,8 +103,8 @@ class _Group:
             self.at_once -= row.forwards_per_step
 
     def weigh(self, costs: Costs) -> None:
-        """Add up what the steps cost that the rows have left. Those furthest behind go first."""
-        if len(self.rows) == 1:  # the same sum, for the most common group
+        """Add up the costs of the remaining steps. The rows furthest behind go first."""
+        if len(self.rows) == 1:  # a shortcut for the most common group
             [row] = self.rows
             self.seconds = costs.rounds(row.due) + (row.steps_left - 1) * costs.rounds(row.forwards_per_step)
             return
@@ -121,20 +121,20 @@ class Job:
     """The rows of a request.
 
     Args:
-        rows: the steps of each row, and the forward rows of each of its steps.
+        rows: for each row, its steps and the forward rows of one step.
         costs: of passes.
         decoded: whether each row is decoded after its last step.
 
     Attributes:
-        rows: all of them.
-        unstepped: how many of them have not ended their last step.
-        undecoded: how many are still to be decoded, also of those with steps left.
-        promise: the time by which all images are there.
-        number: in the order of arrival; infinite before the job is in line.
-        size: the forward rows of the whole job.
-        left: those that are not chosen yet.
-        steps: the most steps that one of its rows has left.
-        seconds: at least what the job takes alone, at speed 1, in groups that fill a pass, one after the other.
+        rows: all rows of the job.
+        unstepped: rows that have not ended their last step.
+        undecoded: rows still to be decoded, with those that have steps left.
+        promise: the time by which all images are done.
+        number: in the order of arrival; infinite before the job enters the queue.
+        size: forward rows of the whole job.
+        left: forward rows that are not chosen yet.
+        steps: the most steps left of one row.
+        seconds: an upper bound for the job alone, at speed 1. Its groups, which fill a pass, run one after the other.
     """
 
     __slots__ = ("_groups", "left", "number", "promise", "rows", "seconds", "size", "steps", "undecoded", "unstepped")
@@ -157,33 +157,33 @@ class Job:
         self.weigh(costs)
 
     def at(self, costs: Costs) -> "Job":
-        """The same job at other costs, as it was before its first pass."""
+        """The same job with other costs, before its first pass."""
         rows = ((row.steps, row.forwards_per_step) for row in self.rows)
         return Job(rows, costs, decoded=bool(self.undecoded))
 
     @property
     def groups(self) -> list[tuple[int, int, int]]:
-        """For rows that step together: how many, the forward rows of a step of theirs, and those not chosen yet."""
+        """For each group: its rows, the forward rows of one step of them, and the forward rows not chosen yet."""
         return [(len(group.rows), group.at_once, group.left) for group in self._groups]
 
     def behind_first(self) -> Iterable[RowState]:
-        """Rows with steps left, group after group. In a group, those furthest behind go first."""
+        """Rows with steps left, group after group. In a group, the rows furthest behind go first."""
         for group in self._groups:
             yield from sorted(group.rows, key=lambda row: -row.steps_left)
 
     def furthest_behind(self) -> list[RowState]:
-        """The rows of the first group that have the most steps left."""
+        """The rows of the first group with the most steps left."""
         rows = self._groups[0].rows
         most = max(row.steps_left for row in rows)
         return [row for row in rows if row.steps_left == most]
 
     def end(self, row: RowState) -> None:
-        """The pass with the last step of a row has ended."""
+        """Note that the pass with a row's last step has ended."""
         row.stepped = True
         self.unstepped -= 1
 
     def count(self, rows: Sequence[RowState], costs: Costs) -> None:
-        """Count a forward row of each of these rows as chosen. A row that is here twice has two."""
+        """Count a forward row of each of these rows as chosen. A row may appear twice, for two forward rows."""
         self.left -= len(rows)
         groups: dict[_Group, None] = {}
         for row in rows:
@@ -194,7 +194,7 @@ class Job:
         self._add_up()
 
     def weigh(self, costs: Costs) -> None:
-        """Compute `seconds` again, after costs have changed."""
+        """Compute `seconds` again, with new costs."""
         for group in self._groups:
             group.weigh(costs)
         self._add_up()

@@ -1,4 +1,4 @@
-"""Observers that raise harm nobody."""
+"""Keeps an observer's errors away from the engine."""
 
 import logging
 from collections.abc import Callable
@@ -8,10 +8,10 @@ log = logging.getLogger(__name__)
 
 
 class Unfailing:
-    """Tells an observer. Where that raises, the error is logged, and whoever told it goes on.
+    """Passes calls on to an observer. If the observer raises, the error is logged, and the caller goes on.
 
     Args:
-        observer: has methods that return nothing.
+        observer: its methods return nothing.
     """
 
     def __init__(self, observer: object) -> None:

@@ -1,22 +1,23 @@
-"""By when a job will be done, whatever comes later. Pure Python.
+"""Promises: the time by which a job will be done, whatever arrives later. Pure Python.
 
-Two plans take the jobs in the order of their promises, and each bounds how long every one of them takes:
+Two plans run the jobs in the order of their promises. Each plan bounds the completion time of every job:
 
 - alone: one job after the other, each in groups of rows that fill a pass. Job k is done after the `seconds` of the jobs
   up to k.
 - together: passes are filled, up to the width w. Let R be the forward rows that the jobs up to k have left, and S the
-  steps of job k. In a pass that lacks a due row of job k, all w rows are of the jobs up to k. There are at most
-  (R − S)/w such passes. Each other pass advances job k by a step, so there are at most S of those. Job k takes at most
-  R/w + S·(1 − 1/w) passes (R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969).
+  steps of job k. In a pass that lacks a due row of job k, all w rows belong to the jobs up to k. There are at most
+  (R − S)/w such passes. Each other pass advances job k by a step, so there are at most S other passes. Job k takes at
+  most R/w + S·(1 − 1/w) passes (R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969).
 
 Latents are decoded beside the passes, in batches of up to w rows, the earliest promise first. Rows of job k that have
-taken their steps may have to wait for a batch that has begun. Each later batch is full of rows of the jobs up to k, but
-for the one with the last row of job k. If these jobs have I rows left to decode, that is at most I/w + 2 − 1/w
-batches. A batch beside passes has half of the machine. Both bounds are longer by that. A job whose rows have all taken
-their steps waits for nothing else, whatever passes run.
+taken their steps may wait for a batch that has begun. Later batches are full of rows of the jobs up to k, except the
+batch with the last row of job k. If these jobs have I rows left to decode, decoding takes at most I/w + 2 − 1/w
+batches. A batch beside passes gets half of the machine. Both plans add these seconds to their bounds. Once all rows of
+a job have taken their steps, the job waits only for decoding, whatever passes run.
 
-A plan whose bounds, with a margin, keep all promises keeps them as long as it is followed. Nothing that runs instead,
-and no job that leaves, makes a bound longer. So the time that a plan has to spare can be spent freely.
+If the bounds of a plan keep all promises with a margin, the promises hold as long as the plan is followed. Passes
+outside the plan make no bound longer, and neither do jobs that leave. So the scheduler may spend a plan's spare time
+freely.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,15 +28,15 @@ from typing import NamedTuple
 from service.engine.costs import Costs
 from service.engine.jobs import Job
 
-MARGIN = 0.25  # passes may take so much longer than expected, and all promises are kept
-PATIENCE = 2.0  # a promise is so many times what the work ahead and its own take in full passes
-SHARED = 2.0  # times what decoding takes alone, while passes run beside it
-SHORTEST = 0.25  # seconds; a shorter promise would hang on the whims of the operating system
+MARGIN = 0.25  # passes may take longer than expected by this share, and all promises hold
+PATIENCE = 2.0  # times the seconds of the job and the work ahead in full passes
+SHARED = 2.0  # times the seconds of decoding alone, while passes run beside decoding
+SHORTEST = 0.25  # seconds; the operating system's delays could break a shorter promise
 _ROUNDING = 1e-9  # seconds
 
 
 class Spare(NamedTuple):
-    """The seconds that each plan can lose and still keep all promises. Negative where it may not keep them."""
+    """The seconds that each plan can lose and still keep all promises. Negative if the plan may break one."""
 
     alone: float
     together: float
@@ -49,7 +50,7 @@ class Bounds:
         self._full = costs.ceilings[costs.width] * self.unit
         self.row = self._full / costs.width
         self.step = self._full - self.row
-        self.image = self.batches = 0.0  # of decoding: what each row adds, and what batches that are not full add
+        self.image = self.batches = 0.0  # of decoding: seconds for each row, and for batches that are not full
         if costs.decoding is not None:
             decoding = costs.decoding
             full = decoding.ceilings[decoding.width] * SHARED * decoding.speed * (1 + MARGIN)
@@ -57,28 +58,28 @@ class Bounds:
             self.batches = 2 * full - self.image
 
     def alone(self, seconds: float) -> float:
-        """The bound for a job: `seconds` is what it and the jobs ahead of it take at speed 1."""
+        """The bound for a job. `seconds` is the time of the job and the jobs ahead at speed 1."""
         return self.unit * seconds
 
     def together(self, rows: int, steps: int) -> float:
-        """The bound for a job with `steps` left: it and the jobs ahead of it have `rows` forward rows left."""
+        """The bound for a job with `steps` left. The job and the jobs ahead have `rows` forward rows left."""
         return self.row * rows + self.step * steps
 
     def decoded(self, job: Job, images: int) -> float:
-        """The seconds from a job's last step to its last image: `images` are its own and those ahead of it."""
+        """The seconds from a job's last step to its last image. `images` counts the job's own and those ahead."""
         return self.image * images + self.batches if job.undecoded else 0.0
 
 
 def spare(line: Sequence[Job], costs: Costs, start: float) -> Spare:
-    """What the plans have to spare. `line` is in the order of promises, and its first pass begins at `start`.
+    """The spare seconds of the plans. `line` is in the order of promises, and its first pass begins at `start`.
 
-    A job whose rows have all taken their steps loses nothing, whatever runs.
+    A job whose rows have all taken their steps loses nothing, whatever passes run.
     """
     bounds = Bounds(costs)
     unit, row, step, decodes = bounds.unit, bounds.row, bounds.step, costs.decoding is not None
     alone = together = inf
     seconds, rows, images = 0.0, 0, 0
-    for job in line:  # a thousand of them, at every tick
+    for job in line:  # up to a thousand jobs, before each pass
         seconds += job.seconds
         rows += job.left
         promise = job.promise
@@ -93,7 +94,7 @@ def spare(line: Sequence[Job], costs: Costs, start: float) -> Spare:
 
 
 def patient(job: Job, rows_ahead: int, costs: Costs, images_ahead: int = 0) -> float:
-    """The seconds of a patient promise: a multiple of what the work ahead and the job's own take in full passes."""
+    """The seconds of a patient promise: a multiple of the time of the job and the work ahead in full passes."""
     bounds = Bounds(costs)
     in_full_passes = bounds.together(rows_ahead + job.left, job.steps)
     in_full_passes += bounds.decoded(job, images_ahead + job.undecoded)
@@ -101,16 +102,16 @@ def patient(job: Job, rows_ahead: int, costs: Costs, images_ahead: int = 0) -> f
 
 
 def seconds_alone(job: Job, costs: Costs) -> float:
-    """The earliest promise, in seconds, on an idle server."""
+    """The seconds of the earliest promise on an idle server."""
     return earliest(job, [], costs, 0.0, 0.0)
 
 
 def earliest(job: Job, line: Sequence[Job], costs: Costs, start: float, wanted: float) -> float:
-    """The earliest promise that is not before `wanted`, and under which some plan keeps this and every other promise.
+    """The earliest promise, at or after `wanted`, with which some plan keeps this and every other promise.
 
     Args:
-        job: is not in line.
-        line: the jobs that have promises, in their order.
+        job: not in the queue yet.
+        line: the jobs with promises, in the order of promises.
         costs: of passes.
         start: when the next pass can begin.
         wanted: a time.
@@ -121,7 +122,7 @@ def earliest(job: Job, line: Sequence[Job], costs: Costs, start: float, wanted: 
     steps = [0, *(other.steps for other in line)]
 
     def decoded(stepped: list[float], jobs: Iterable[Job]) -> list[float]:
-        """Completion times, given the times of the last steps: the decode bound for all rows ahead is added."""
+        """Completion times, from the times of the last steps: adds the decode bound for all rows ahead."""
         if costs.decoding is None:
             return stepped
         images = accumulate((other.undecoded for other in line), initial=job.undecoded)
@@ -131,7 +132,7 @@ def earliest(job: Job, line: Sequence[Job], costs: Costs, start: float, wanted: 
         ]
 
     left = spare(line, costs, start)
-    enough = min(-_ROUNDING, max(left))  # where neither plan keeps all promises, follow the one that comes closer
+    enough = min(-_ROUNDING, max(left))  # if neither plan keeps all promises, follow the closer one
     promises = []
     if left.alone >= enough:
         stepped = [start + bounds.alone(s) for s in seconds]
@@ -147,9 +148,9 @@ def _place(line: Sequence[Job], own: Sequence[float], theirs: Sequence[float], w
     """The earliest promise of a job among others.
 
     Args:
-        line: the others.
-        own: when the job is done, behind the first i of them.
-        theirs: when number i of them, from 1 on, is done, if the job goes ahead of it.
+        line: the other jobs.
+        own: own[i] is when the job is done, behind the first i other jobs.
+        theirs: theirs[i], from 1 on, is when other job number i is done, if the job goes ahead of it.
         wanted: a time.
     """
     i = len(line)

@@ -1,7 +1,7 @@
-"""The requests that are accepted and not finished. Any thread may put one in or take one out.
+"""The queue: requests that are accepted and not finished. Any thread may add a request or take one out.
 
-A request comes in with a promise, and leaves once: done, failed, late or cancelled. One lock guards all of this, and
-what else the engine's threads share. Nobody computes an estimate while holding it, and no observer is told anything.
+A request enters with a promise and leaves once: done, failed, late or cancelled. One lock guards the queue and all else
+that the engine's threads share. No thread computes an estimate or calls an observer under the lock.
 """
 
 import heapq
@@ -23,23 +23,23 @@ from service.engine.requests import Accepted, Clock, Finished, Observer, Request
 from service.engine.scheduler import Scheduler
 from service.errors import DeadlinePassed, Draining, ServiceError, TooLate, Unavailable
 
-_LOOK_FOR = 60.0  # seconds at most, in which an idle engine looks whether passes have become faster
+_LOOK_FOR = 60.0  # the most seconds for which an idle engine measures whether passes have become faster
 
 
 class Queue:
-    """Those in line.
+    """The requests in the queue.
 
     Args:
-        places: for those who ask.
-        observer: is told of each request.
+        places: for clients.
+        observer: hears of each request.
         clock: seconds, never falling.
 
     Attributes:
-        changed: guards all of this, and is notified when it changes.
-        scheduler: the line of jobs; None until it is known what passes cost.
-        slow_until: when the last of those may come again who were refused for the present speed of passes alone.
+        changed: guards all of this, and is notified of each change.
+        scheduler: orders the jobs; None until the costs of passes are known.
+        slow_until: probes measure the speed until this time, after a refusal for the present speed alone.
         abandoned: slots of rows that have left, for the runner to release.
-        stopping: whether the engine's threads are to end.
+        stopping: whether the engine's threads must end.
     """
 
     def __init__(self, places: Places, observer: Observer, clock: Clock) -> None:
@@ -52,7 +52,7 @@ class Queue:
         self.abandoned: list[int] = []
         self.stopping = False
         self._arrivals = Arrivals(clock())
-        self._closed: Callable[[], Unavailable] | None = loading  # why nothing is accepted
+        self._closed: Callable[[], Unavailable] | None = loading  # why requests are refused
         self._places = places
         self._by_job: dict[Job, Request] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
@@ -61,18 +61,18 @@ class Queue:
         return len(self._by_job)
 
     def of(self, job: Job) -> Request | None:
-        """The request of a job; None where it has left."""
+        """The request of a job; None if the request has left."""
         return self._by_job.get(job)
 
     @property
     def arrivals(self) -> Arrivals:
-        """What was accepted lately."""
+        """The jobs accepted lately."""
         return self._arrivals
 
     # Coming in
 
     def open(self, scheduler: Scheduler) -> None:
-        """Accept from now on, unless the server is leaving."""
+        """Accept requests from now on, unless the server is draining."""
         with self.changed:
             self.scheduler = scheduler
             if not self.is_draining:
@@ -81,24 +81,24 @@ class Queue:
 
     @property
     def is_draining(self) -> bool:
-        """Whether the server is leaving. Nothing ends that."""
+        """Whether the server is draining. Draining never ends."""
         return self._closed is draining
 
     def close(self, why: Callable[[], Unavailable]) -> None:
-        """Accept nothing from now on, and say why."""
+        """Refuse requests from now on, with this error."""
         with self.changed:
             if not self.is_draining:
                 self._closed = why
             self.changed.notify_all()
 
     def stop(self) -> None:
-        """Have the engine's threads end after what they are at."""
+        """Make the engine's threads end after their present calls."""
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
 
     def accept(self, rows: Sequence[Row], timeout_s: float, client: str, watcher: Watcher | None) -> Accepted:
-        """Put a request in line. Raises as Engine.submit says."""
+        """Add a request. Raises as Engine.submit says."""
         with self._noting_refusals(), self.changed:
             scheduler, now = self.check_open(), self._clock()
             job = _job_of(rows, scheduler.costs)
@@ -111,7 +111,7 @@ class Queue:
         return Accepted(request.future, admission.position, request.eta_s, admission.promise - now)
 
     def accept_probe(self, row: Row) -> Future[Finished]:
-        """Put the engine's own probe in line, also while nothing else is accepted. Raises where it is still loading."""
+        """Add the engine's own probe, even while requests are refused. Raises Loading before the queue opens."""
         with self.changed:
             if self.scheduler is None:
                 raise (self._closed or loading)()
@@ -120,7 +120,7 @@ class Queue:
             return request.future
 
     def check_possible(self, rows: Sequence[Row], timeout_s: float) -> None:
-        """Refuse what could not be done in time even alone, before there is all of it. Raises as Engine.submit says."""
+        """Refuse rows that cannot be done in time even alone. Raises as Engine.check_possible says."""
         with self._noting_refusals(), self.changed:
             costs = self.check_open().costs
             check_possible(_job_of(rows, costs), costs, timeout_s)
@@ -138,7 +138,7 @@ class Queue:
             raise
 
     def check_open(self) -> Scheduler:
-        """The line, while requests are accepted. Raises Unavailable where they are not."""
+        """The scheduler, while requests are accepted. Raises Unavailable while they are refused."""
         if self._closed is not None or self.scheduler is None:
             raise (self._closed or loading)()
         return self.scheduler
@@ -147,7 +147,7 @@ class Queue:
         self._by_job[request.job] = request
         scheduler.add(request.job, promise)
         heapq.heappush(self._deadlines, (request.deadline, next(self._count), request))
-        # The Future, which holds the images, must not hold its request too: such circles wait long for the garbage
+        # The Future holds the images. It must not hold its request too, because such circles wait long for the garbage
         # collector.
         known = weakref.ref(request)
 
@@ -161,7 +161,7 @@ class Queue:
     # On the way
 
     def start(self, request: Request, row: RowState, slot: int, now: float) -> bool:
-        """Note the slot of a row that starts. False where its request has left."""
+        """Note the slot of a starting row. False if its request has left."""
         with self.changed:
             if request.job not in self._by_job:
                 self.abandoned.append(slot)
@@ -176,7 +176,7 @@ class Queue:
     # Going out
 
     def leave(self, request: Request) -> bool:
-        """Forget a request, wherever its rows are. False where that has been done."""
+        """Take a request out, wherever its rows are. False if the request has left before."""
         with self.changed:
             if self._by_job.pop(request.job, None) is None:
                 return False
@@ -188,14 +188,14 @@ class Queue:
                     row.slot = None
             if request.client is not None:
                 self._places.give_back(request.client)
-            if len(self._deadlines) > 2 * len(self._by_job):  # of requests that are gone, with their images
+            if len(self._deadlines) > 2 * len(self._by_job):  # many entries hold requests that have left
                 self._deadlines = [entry for entry in self._deadlines if entry[2].job in self._by_job]
                 heapq.heapify(self._deadlines)
             self.changed.notify_all()
             return True
 
     def take_out_late(self, now: float) -> list[Request]:
-        """Those whose deadline has passed. They have left, and are to be answered."""
+        """Take out the requests whose deadline has passed. The caller answers them."""
         late = []
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, request = heapq.heappop(self._deadlines)
@@ -204,7 +204,7 @@ class Queue:
         return late
 
     def finish_if_done(self, request: Request) -> None:
-        """Answer a request whose images are all there."""
+        """Answer a request if all of its images are done."""
         if any(row.image is None for row in request.job.rows) or not self.leave(request):
             return
         now = self._clock()
@@ -220,7 +220,7 @@ class Queue:
             self._tell_cancelled(request, "disconnect")
             return
         try:
-            if request.client is not None:  # ahead of the answer: whoever has it finds it counted
+            if request.client is not None:  # before the answer, so that the answer is counted once it arrives
                 kept = now <= request.job.promise
                 self._observer.request_finished(finished, kept, request.eta_s, now - request.submitted)
         finally:
@@ -232,7 +232,7 @@ class Queue:
             self._answer(request, error, "draining" if isinstance(error, Draining) else "failed")
 
     def answer_late(self, late: Iterable[Request]) -> None:
-        """Tell those whose deadline has passed, and who have left."""
+        """Answer the requests of `take_out_late`."""
         for request in late:
             message = f"not done within {request.deadline - request.submitted:g} s"
             self._answer(request, DeadlinePassed(message), "timeout")
@@ -244,7 +244,7 @@ class Queue:
             self.fail(request, error())
 
     def _answer(self, request: Request, error: ServiceError, reason: str) -> None:
-        """Answer a request that has left with an error."""
+        """Answer a request that has left, with an error."""
         cancelled = not request.future.set_running_or_notify_cancel()
         try:
             self._tell_cancelled(request, "disconnect" if cancelled else reason)
@@ -258,5 +258,5 @@ class Queue:
 
 
 def _job_of(rows: Sequence[Row], costs: Costs) -> Job:
-    decoded = costs.decoding is not None and rows[0].is_decoded  # rows of one request are all alike in this
+    decoded = costs.decoding is not None and rows[0].is_decoded  # all rows of a request are alike in this
     return Job(((len(row.table), row.forwards_per_step) for row in rows), costs, decoded)

@@ -1,4 +1,4 @@
-"""A request on its way through the engine, and who is told of it."""
+"""A request on its way through the engine, its watcher and its observers."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -15,13 +15,13 @@ Clock = Callable[[], float]
 
 
 class Finished(NamedTuple):
-    """What a request's Future gives.
+    """The result of a request's Future.
 
     Attributes:
         images: [C, H, W] each.
         queue_s: seconds until the first step.
         denoise_s: seconds from the first step to the last.
-        decode_s: seconds from the last step to the last image; 0 where nothing is decoded.
+        decode_s: seconds from the last step to the last image; 0 without decoding.
     """
 
     images: list[Image]
@@ -31,13 +31,13 @@ class Finished(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """A request in line.
+    """A request in the queue.
 
     Attributes:
-        future: of its images. Its exception, if it has one, is a ServiceError. To cancel it takes the request out.
-        position: the jobs that are to go first, as things stand.
-        eta_s: the expected seconds until it is done.
-        promise_s: the seconds until it will be done, whatever comes later.
+        future: of the images. Its exception is always a ServiceError. A cancelled Future takes the request out.
+        position: how many jobs go first, as things stand.
+        eta_s: the expected seconds until the request is done.
+        promise_s: the seconds by which the request will be done, whatever arrives later.
     """
 
     future: Future[Finished]
@@ -47,24 +47,24 @@ class Accepted(NamedTuple):
 
 
 class Watcher(Protocol):
-    """Follows a request, from the engine's threads, which it may not hold up."""
+    """Follows a request. The engine's threads call a watcher, and a call must not block them."""
 
     @property
     def preview_every(self) -> int:
-        """Steps from one preview of a row to its next; 0 for none."""
+        """Steps from one preview of a row to the next; 0 for no previews."""
 
     def progress(self, step: int, steps: int, eta_s: float) -> None:
-        """The slowest row has taken so many of its steps."""
+        """The slowest row has taken `step` of its `steps`."""
 
     def preview(self, index: int, step: int, x0: Image) -> None:
-        """What row `index` is expected to become."""
+        """The expected result of row `index`."""
 
     def image(self, index: int, image: Image) -> None:
         """Row `index` is done."""
 
 
 class Observer(Protocol):
-    """Is told what becomes of requests."""
+    """Hears of the fate of requests."""
 
     def request_accepted(self) -> None: ...
     def request_refused(self, reason: str) -> None: ...
@@ -75,16 +75,16 @@ class Observer(Protocol):
 
 @dataclass(eq=False)
 class Request:
-    """What the engine knows of a request.
+    """A request inside the engine.
 
     Attributes:
-        rows: what is asked for. How far each is, `job` knows.
+        rows: one for each image. `job` knows the progress of each.
         submitted, deadline: times.
-        client: who asks; None for the engine's own probe, which no observer is told of.
-        outlook: what its estimate depended on when it was accepted; None for the probe.
-        estimated: when its newest estimate was computed, and the expected seconds from then on.
-        started: when its first row started.
-        stepped: when the last of its rows that are decoded had taken its last step.
+        client: None for the engine's own probe. Observers do not hear of the probe.
+        outlook: the state behind the estimate at acceptance; None for the probe.
+        estimated: the time of the newest estimate, and the expected seconds from then on.
+        started: when the first row started.
+        stepped: when the last row took its last step, if rows are decoded.
     """
 
     rows: Sequence[Row]
@@ -101,7 +101,7 @@ class Request:
 
     @cached_property
     def eta_s(self) -> float:
-        """The seconds that it was expected to take when it was accepted. Whoever asks first computes them."""
+        """The expected seconds at acceptance. The first read computes them."""
         return 0.0 if self.outlook is None else self.outlook.eta()
 
 

@@ -1,7 +1,7 @@
-"""Which rows run at the next pass. Pure Python: no torch, no asyncio, no clock.
+"""Chooses the rows of the next pass. Pure Python: no torch, no asyncio, no clock.
 
-The jobs with the least work left go first, so that short requests overtake long ones. That uses up the time that the
-plans of promises.py have to spare. When no time is left to spare, a plan is followed: jobs go in the order of promises.
+The jobs with the least work left go first, so short requests overtake long ones. Shortest-first uses up the spare time
+of the plans in promises.py. When no time is left, the scheduler follows a plan: jobs go in the order of promises.
 """
 
 from bisect import bisect_left, insort
@@ -12,26 +12,26 @@ from service.engine.costs import Costs
 from service.engine.jobs import Batch, Job, RowState
 from service.engine.promises import Bounds, spare
 
-_MUCH_LONGER = 4.0  # times the work left
+_MUCH_LONGER = 4.0  # times the work left of another job
 _KEEPS_PACE = 1.25  # times the seconds of a pass
 _FEW = 8  # jobs
 
 
 class Scheduler:
-    """The line of jobs.
+    """The jobs, ordered by work and by promise.
 
     Args:
         costs: of passes.
-        max_started: while so many rows run, no other starts, but for a promise.
+        max_started: while this many rows run, another row starts only to keep a promise.
 
     Attributes:
         running: rows that have started and have steps left.
         waiting: rows that have not started.
         outstanding: forward rows still to run, without those of the present pass.
         undecoded: rows still to be decoded.
-        decoding: those of them that have ended their last step.
+        decoding: undecoded rows that have ended their last step.
         preemptions: how often a row with steps left ran in a pass and not in the next.
-        busy_until: when the present pass will have ended, with the margin.
+        busy_until: the end of the present pass at the latest, margin included.
     """
 
     def __init__(self, costs: Costs, max_started: int) -> None:
@@ -42,18 +42,18 @@ class Scheduler:
         self._version = costs.version
         self._arrived = 0
         self._present: set[Job] = set()
-        self._by_work: list[Job] = []  # those with something left to run
-        self._by_promise: list[Job] = []  # and also those with something left to decode
-        self._ran: set[RowState] = set()  # in the last pass
+        self._by_work: list[Job] = []  # jobs with forward rows left
+        self._by_promise: list[Job] = []  # jobs with forward rows left, or with rows left to decode
+        self._ran: set[RowState] = set()  # rows of the last pass
 
     @property
     def by_promise(self) -> Sequence[Job]:
-        """The jobs with something left to run or to decode, those with the earliest promise first."""
+        """The jobs with forward rows left to run or rows left to decode, the earliest promise first."""
         self._follow_costs()
         return self._by_promise
 
     def add(self, job: Job, promise: float) -> None:
-        """Put a job in line."""
+        """Add a job."""
         self._arrived += 1
         job.number, job.promise = self._arrived, promise
         self._present.add(job)
@@ -64,7 +64,7 @@ class Scheduler:
         self.undecoded += job.undecoded
 
     def remove(self, job: Job) -> None:
-        """Take a job out of the line, whatever of it has run. One that is not in it is ignored."""
+        """Take a job out, whatever part of it has run. A job that is not here is ignored."""
         if job not in self._present:
             return
         self._present.remove(job)
@@ -81,19 +81,19 @@ class Scheduler:
         self.outstanding -= job.left
 
     def ahead_of(self, job: Job) -> int:
-        """How many jobs have less work left, or as much and came before."""
+        """How many jobs have less work left, or as much work and an earlier arrival."""
         return bisect_left(self._by_work, _work(job), key=_work)
 
     @property
     def backlog_s(self) -> float:
-        """The seconds that all work in line will take."""
+        """The seconds of all work in the queue."""
         decoding = self.costs.decoding
         images = 0.0 if decoding is None else self.undecoded * decoding.seconds_per_row
         return self.outstanding * self.costs.seconds_per_row + images
 
     @property
     def by_work(self) -> Sequence[Job]:
-        """The jobs with something left to run, those with the least first."""
+        """The jobs with forward rows left, the least work first."""
         return self._by_work
 
     def next_batch(self, now: float) -> Batch:
@@ -106,7 +106,7 @@ class Scheduler:
         return batch
 
     def advance(self, batch: Batch) -> list[RowState]:
-        """After a pass: the rows whose last step it was, if their jobs are here. They leave, or are decoded next."""
+        """End a pass. Returns the rows of present jobs that took their last step. They leave, or are decoded next."""
         self.busy_until = -inf
         finished = [row for row in dict.fromkeys(row for row, _ in batch) if not row.steps_left]
         finished = [row for row in finished if row.job in self._present]
@@ -120,7 +120,7 @@ class Scheduler:
         return finished
 
     def decoded(self, job: Job) -> None:
-        """A row of a job is decoded. With its last row the job leaves. A job that is not here is ignored."""
+        """Note that a row of a job is decoded. With its last row, the job leaves. A job that is not here is ignored."""
         if job not in self._present:
             return
         job.undecoded -= 1
@@ -141,7 +141,7 @@ class Scheduler:
         return self._filled() if left.together >= left.alone else self._first_alone()
 
     def _shortest_first(self) -> Batch:
-        """The least work left first, up to the width that pays, or narrower where that would hold up a short job."""
+        """The least work first, up to the width that pays, or narrower if a wide pass would slow a short job."""
         batch: Batch = []
         limit = self.costs.width
         may_start = max(0, self._max_started - self.running)
@@ -155,11 +155,11 @@ class Scheduler:
 
     @property
     def keeps_pace(self) -> bool:
-        """Whether a short job keeps its pace: with many in line, full passes are worth more."""
+        """Whether a short job keeps its pace. With many jobs in the queue, full passes are worth more."""
         return len(self._by_work) <= _FEW
 
     def _filled(self) -> Batch:
-        """The plan `together`."""
+        """The next pass of the plan `together`."""
         batch: Batch = []
         for job in self._by_promise:
             fill(batch, job, self.costs.width, len(job.rows))
@@ -168,7 +168,7 @@ class Scheduler:
         return batch
 
     def _first_alone(self) -> Batch:
-        """The plan `alone`."""
+        """The next pass of the plan `alone`."""
         rows = next(job for job in self._by_promise if job.left).furthest_behind()
         return [(row, branch) for row in rows for branch in row.branches][: self.costs.width]
 
@@ -194,7 +194,7 @@ class Scheduler:
             job.count(rows, self.costs)
             if not job.left:
                 del self._by_work[place]
-            elif place and _work(self._by_work[place - 1]) > _work(job):  # it has overtaken others
+            elif place and _work(self._by_work[place - 1]) > _work(job):  # the job has overtaken others
                 del self._by_work[place]
                 insort(self._by_work, job, key=_work)
 
@@ -209,7 +209,7 @@ class Scheduler:
 
 
 def pace_limit(costs: Costs, limit: int, rows: int, least: float, left: float) -> int:
-    """How wide a pass with `rows` may become, if the next to join has `left` to do, and the first the `least`."""
+    """How wide a pass with `rows` may become, if the next job has `left` forward rows and the first job the `least`."""
     if left > _MUCH_LONGER * least:
         ceilings = costs.ceilings
         while limit > rows and ceilings[limit] > _KEEPS_PACE * ceilings[rows]:
@@ -232,7 +232,7 @@ def _take_out(line: list[Job], job: Job, key: Callable[[Job], tuple[float, float
 
 
 def fill(batch: Batch, job: Job, limit: int, may_start: int) -> int:
-    """Put forward rows of a job into a batch that has room for them. Returns how many rows start."""
+    """Fill the room of a batch with forward rows of a job. Returns how many rows start."""
     starting = 0
     for row in job.behind_first():
         if len(batch) >= limit:

@@ -1,4 +1,4 @@
-"""Before anything is served: whether the model works, and what its passes cost. Each call may also compile."""
+"""The warm-up: checks that the model works, and measures the costs of its passes. Each call may also compile."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +18,7 @@ def draw_probe(runner: Runner, probe: Row, health: StageHealth) -> Image:
     """Run the probe alone, and return its image.
 
     Raises:
-        ComputationFailed: where the image is not finite.
+        ComputationFailed: the image is not finite.
     """
     health.beat(FIRST_TIME)
     slot = runner.admit(probe)
@@ -33,7 +33,7 @@ def draw_probe(runner: Runner, probe: Row, health: StageHealth) -> Image:
 
 
 def measure_passes(runner: Runner, probe: Row, health: StageHealth, clock: Clock) -> dict[int, float]:
-    """The seconds of a pass of the probe, by its width."""
+    """The seconds of a pass with copies of the probe, by width."""
 
     def seconds(rows: int) -> float:
         slots = [runner.admit(probe) for _ in range(rows)]
@@ -48,17 +48,17 @@ def measure_passes(runner: Runner, probe: Row, health: StageHealth, clock: Clock
 
 
 class VAECosts(NamedTuple):
-    """What decoding costs, and the seconds to encode one image."""
+    """The costs of decoding, and the seconds to encode one image."""
 
     decoding: Costs
     encode_s: float
 
 
 def measure_vae(vae: VAE, latents: Image, health: StageHealth, clock: Clock) -> VAECosts:
-    """Decode and encode until it is known what that costs.
+    """Measure decoding and encoding.
 
     Raises:
-        ComputationFailed: where the image of these latents is not finite.
+        ComputationFailed: the image of these latents is not finite.
     """
     health.beat(FIRST_TIME)
     image = _finite(vae.decode([latents])[0])
@@ -78,7 +78,7 @@ def measure_vae(vae: VAE, latents: Image, health: StageHealth, clock: Clock) -> 
 
 
 def _fewest(seconds: Callable[[int], float], rows: int, health: StageHealth) -> float:
-    """The fewest seconds of a few calls. The first one may build what it needs, and does not count."""
+    """The fewest seconds of a few calls. The first call may compile, and does not count."""
     taken = []
     for _ in range(1 + _MEASURED):
         health.beat(FIRST_TIME)

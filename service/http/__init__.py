@@ -1,1 +1,1 @@
-"""What HTTP is: connections, routes, bodies, answers."""
+"""The HTTP side: connections, routes, bodies, answers."""

@@ -33,16 +33,16 @@ from service.plan.served import Served
 
 log = logging.getLogger(__name__)
 
-_BODIES = 4  # bodies of the largest size that are held at once, at most
-_EVERY = 1.0  # seconds, from one look at the engine to the next
-_LATE = 3.0  # seconds; a look that comes so late shows that the whole process stood still
+_BODIES = 4  # of the largest size; the server has room for these
+_EVERY = 1.0  # seconds between two checks of the engine
+_LATE = 3.0  # seconds; a check this late shows that the whole process stood still
 
 _DESCRIPTION = """Draws and denoises images with a diffusion U-Net.
 Rows of all requests in flight share each forward pass; the same seed gives the same bytes."""
 
 
 def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metrics) -> FastAPI:
-    """Make the app. The engine starts and stops with it."""
+    """Make the app. The engine starts and stops with the app."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -67,7 +67,7 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
         routers.append(operations.metrics_router())
     _route(app, routers)
 
-    # A request meets the last one first.
+    # The last middleware to be added sees a request first.
     max_body = int(settings.max_body)
     room = Room(_BODIES * max_body, spare=max_body)
     app.add_middleware(BodyLimit, room=room, max_body=max_body, has_keys=bool(settings.api_keys))
@@ -88,7 +88,7 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
 
 
 def create_metrics_app(engine: Engine, served: Served, settings: Settings, metrics: Metrics) -> FastAPI:
-    """Make the app of METRICS_PORT: /metrics, without a key, and nothing else."""
+    """Make the app of METRICS_PORT, which serves only /metrics, without a key."""
     app = _bare_app(openapi_url=None)
     _route(app, [Operations(engine, served, settings, metrics).metrics_router()])
     _log_all(app, engine, metrics)
@@ -96,7 +96,7 @@ def create_metrics_app(engine: Engine, served: Served, settings: Settings, metri
 
 
 class ByPort:
-    """Gives the requests that come in on one port to an app of their own."""
+    """Routes the requests of one port to an app of its own."""
 
     def __init__(self, app: ASGIApp, port: int, app_of_port: ASGIApp) -> None:
         self._app = app
@@ -109,10 +109,10 @@ class ByPort:
 
 
 def _bare_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None, **more: Any) -> FastAPI:
-    """An app that answers nothing yet, and everything with problem documents.
+    """An app without routes, whose errors are problem documents.
 
-    FastAPI's redirects to paths with or without a slash at the end would repeat the Host header; its page of
-    documentation would load from other hosts.
+    FastAPI's redirects between paths with and without a final slash are off, because they repeat the Host header.
+    FastAPI's documentation page is off, because the page loads files from other hosts.
     """
     app = FastAPI(
         title="Stepwise",
@@ -131,7 +131,7 @@ def _bare_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] |
 
 
 def _route(app: FastAPI, routers: Iterable[APIRouter]) -> None:
-    """Add routes. The methods of each path are kept in the app's state, for 405 and for the log."""
+    """Add routes. The app's state keeps the methods of each path, for 405 answers and for the log."""
     methods: dict[str, set[str]] = {path: {"GET", "HEAD"} for path in (app.openapi_url,) if path}
     for router in routers:
         app.include_router(router)
@@ -142,7 +142,7 @@ def _route(app: FastAPI, routers: Iterable[APIRouter]) -> None:
 
 
 def _log_all(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
-    # The files of pages are not worth a label each: they are `other`, as what is nowhere is.
+    # Page files and unknown paths share the label `other`.
     endpoints = [path for path in app.state.methods if not path.startswith(("/playground/", f"{DOCS}/"))]
     app.add_middleware(
         RequestLog, metrics=metrics, endpoints=endpoints, is_draining=lambda: engine.status == "draining"
@@ -151,7 +151,7 @@ def _log_all(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
 
 
 class _Cors(CORSMiddleware):
-    """Starlette's, but what it refuses is a problem document."""
+    """Starlette's middleware. Its refusals become problem documents."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)
@@ -162,10 +162,10 @@ class _Cors(CORSMiddleware):
 
 
 async def _watch(engine: Engine) -> None:
-    """Look after the engine every second, whatever happens.
+    """Check the engine every second, whatever happens.
 
-    A process that stood still (SIGSTOP, `docker pause`, a machine that was moved) finds its passes overdue when it goes
-    on. They have until the next look to end.
+    After a standstill (SIGSTOP, `docker pause`, a moved machine), passes look overdue. They have until the next check
+    to end.
     """
     was_late = False
     while True:
@@ -194,9 +194,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     methods = request.app.state.methods.get(path_of(request.scope))
     if error.status_code == 405 and methods is not None:
-        headers["Allow"] = ", ".join(sorted(methods))  # starlette's own has the methods of one route alone
+        headers["Allow"] = ", ".join(sorted(methods))  # starlette names the methods of only one route
     return problem(error.status_code, detail, headers)
 
 
 async def _client_left(_: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_LEFT)  # before its whole body was here
+    return Response(status_code=CLIENT_LEFT)  # the client left before its whole body arrived

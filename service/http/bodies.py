@@ -1,7 +1,7 @@
-"""Request bodies on their way in: how many of their bytes are held, by whom, and for how long.
+"""Request bodies on their way in: how many bytes each client holds, and for how long.
 
-A connection may hold FREE bytes without asking: the HTTP server buffers about as many for each connection anyway. So
-small bodies never wait. A larger body takes room first. While there is no room, the body waits unread.
+Each connection holds FREE bytes without taking room. The HTTP server buffers about as many for each connection anyway.
+So small bodies never wait. A larger body takes room first. Without free room, the body waits unread.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from service.errors import BodyTooLarge, QueueFull, ShareTaken, TooSlow
 FREE = 2**16  # bytes
 IN_SCOPE = "stepwise.body"  # the key of a request's Body
 _GROWTH = 2**20  # bytes that a body without a declared length takes at once
-_RETRY_S = 5.0  # about the time that a large body takes
+_RETRY_S = 5.0  # about the seconds that a large body takes
 
 
 @dataclass(eq=False)
@@ -28,14 +28,14 @@ class _Waiter:
 
 
 class Room:
-    """The bytes of all large bodies. Bodies that find no room wait in order of arrival.
+    """The bytes of all large bodies. Bodies without room wait in order of arrival.
 
-    A client that holds its share gets no more while others wait. A client that holds less may use the spare room. So
-    others are served, however much one client sends. All calls come from one event loop.
+    While other clients wait, a client that holds its share gets no more. A client that holds less may use the spare
+    room. So no client can lock out the others. All calls come from one event loop.
 
     Args:
         total: bytes.
-        spare: bytes beside these, for clients that hold less than their share.
+        spare: more bytes, for clients that hold less than their share.
     """
 
     def __init__(self, total: int, spare: int) -> None:
@@ -52,11 +52,11 @@ class Room:
         """Wait for room.
 
         Args:
-            first: go ahead of those who hold nothing yet, for only a body that is read gives room back.
+            first: go ahead of the bodies that hold nothing yet. Only a body that is read to its end gives room back.
 
         Raises:
-            ShareTaken: the client holds its share, and others wait.
-            QueueFull: there was no room within `patience_s`.
+            ShareTaken: the client holds its share, and other clients wait.
+            QueueFull: no room became free within `patience_s`.
         """
         waiter = _Waiter(client, size)
         self._line.insert(0 if first else len(self._line), waiter)
@@ -83,7 +83,7 @@ class Room:
         self._admit()
 
     def _admit(self) -> None:
-        """Let in whoever there is room for, and refuse those who hold their share while others wait."""
+        """Let in the bodies that fit, and refuse clients that hold their share while other clients wait."""
         while True:
             clients = self._held.keys() | {waiter.client for waiter in self._line}
             share = self._total / max(1, len(clients))
@@ -96,7 +96,7 @@ class Room:
                 self._leave(waiter, granted=False)
 
     def _let_in(self, share: float) -> None:
-        """Let in those that fit, in order of arrival. A client that holds less than `share` may use the spare room."""
+        """Let in the bodies that fit, in order of arrival. Clients below `share` may use the spare room."""
         in_turn = True
         for waiter in list(self._line):
             free = self._total - self.held - waiter.size
@@ -112,20 +112,20 @@ class Room:
 
 
 class Body:
-    """The body of one request. Its bytes are counted from when they are read until `let_go`.
+    """The body of one request. Its bytes count from their arrival until `let_go`.
 
     Args:
         scope: of the request.
         receive: gives the body.
         room: for all bodies.
-        client: who sends the body.
-        max_bytes: of this body.
-        patience_s: for the whole body, without the time that it waits for room.
-        wait_s: for room.
+        client: the sender of the body.
+        max_bytes: the most bytes of this body.
+        patience_s: seconds for the whole body, without the wait for room.
+        wait_s: seconds of waiting for room.
 
     Attributes:
         client: as above.
-        is_too_large: whether its declared length is.
+        is_too_large: whether the declared length is too large.
     """
 
     def __init__(
@@ -148,8 +148,8 @@ class Body:
         self._patience_s = patience_s
         self._wait_s = wait_s
         self._deadline: float | None = None
-        self._taken = 0  # of the room
-        self._count = 0  # of the bytes that have come
+        self._taken = 0  # bytes of the room
+        self._count = 0  # bytes that have arrived
         self._data = bytearray()
         self.is_too_large = self._declared is not None and self._declared > max_bytes
         self._is_unread = True
@@ -161,7 +161,7 @@ class Body:
         return body
 
     async def is_empty(self) -> bool:
-        """Whether not one byte comes."""
+        """Whether the body has no bytes."""
         if self._declared is None:
             while self._is_unread and not self._data:
                 await self._read_on()
@@ -169,10 +169,10 @@ class Body:
         return self._declared == 0
 
     async def read(self) -> bytearray:
-        """The whole body. Its bytes are the caller's from now on. The caller calls `let_go` once they are gone.
+        """The whole body. The caller owns its bytes, and calls `let_go` once they are gone.
 
         Raises:
-            BodyTooLarge, TooSlow, ShareTaken, QueueFull: as soon as that is known.
+            BodyTooLarge, TooSlow, ShareTaken, QueueFull: as early as possible.
             ClientDisconnect: the client closed the connection.
         """
         while self._is_unread:
@@ -193,7 +193,7 @@ class Body:
         self._data += message.get("body", b"")
 
     async def receive(self) -> Message:
-        """The next piece of the body, and what comes after it."""
+        """The next message: a piece of the body, or a message after the body."""
         if not self._is_unread:
             return await self._receive()
         if self._deadline is None:
@@ -228,7 +228,7 @@ class Body:
         self._deadline += now() - began
 
     def let_go(self) -> None:
-        """The bytes are gone: others may have the room."""
+        """Give the room back. The bytes are gone."""
         self._data = bytearray()
         if self._taken:
             self._room.give_back(self.client, self._taken)

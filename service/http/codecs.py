@@ -1,4 +1,4 @@
-"""Arrays ↔ PNG and .npy. Uploads are checked against what is expected before anything is decoded.
+"""Arrays ↔ PNG and .npy. Uploads are checked before they are decoded.
 
 Arrays are float32 [C, H, W]; −1 … 1 is the range of a clean image.
 """
@@ -25,24 +25,24 @@ UInt8 = NDArray[np.uint8]
 Bytes = bytes | bytearray
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_HEADER_ENDS = 33  # bytes of the magic and of the chunk IHDR
+_HEADER_ENDS = 33  # bytes of the magic and the chunk IHDR
 _NPY_MAGIC = b"\x93NUMPY"
-_CHUNKS = 1024  # of a PNG, beside those of its pixels
-_CHUNKS_AT_ONCE = 128  # are read in less than half a millisecond
-_PACKED = 2**16  # bytes of compressed pixels, beside twice the pixels
-_LEAST_CHUNK = 1024  # bytes of pixels in each chunk, on average; libpng writes 8192
-_NPY_HEADER = 2**12 + 12  # bytes of an .npy ahead of its values, at most; numpy writes 128
+_CHUNKS = 1024  # the most chunks of a PNG, besides its pixel chunks
+_CHUNKS_AT_ONCE = 128  # reading these takes less than half a millisecond
+_PACKED = 2**16  # the most bytes of compressed pixels, besides twice the raw pixels
+_LEAST_CHUNK = 1024  # the least mean of pixel bytes in a chunk; libpng writes 8192
+_NPY_HEADER = 2**12 + 12  # the most bytes of an .npy before its values; numpy writes 128
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3, 4: 2, 6: 4}  # grey, RGB, and both with alpha; 3 is a palette
 
 
 def to_uint8(x: Image) -> UInt8:
-    """Map [C, H, W] from −1 … 1 to 0 … 255, [H, W, C], rounding to the nearest as diffusers does."""
+    """Map [C, H, W] from −1 … 1 to 0 … 255, [H, W, C]. Rounds to the nearest, as diffusers does."""
     scaled = (x / 2 + 0.5).clip(0, 1).transpose(1, 2, 0) * 255
     return scaled.round().astype(np.uint8)
 
 
 def contact_sheet(images: Sequence[Image]) -> Image:
-    """Lay images out row by row in ceil(√n) columns, without gaps; places left over are black."""
+    """Lay images out row by row in ceil(√n) columns, without gaps. Empty places are black."""
     channels, height, width = images[0].shape
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
@@ -54,38 +54,38 @@ def contact_sheet(images: Sequence[Image]) -> Image:
 
 
 def encode_png(x: Image, parameters: Mapping[str, object]) -> bytes:
-    """An 8-bit PNG, grey or RGB, with its recipe in the text chunk `parameters`."""
+    """An 8-bit PNG, grey or RGB. The text chunk `parameters` holds its recipe."""
     bare = _png_of(to_uint8(x))
     recipe = b"parameters\0" + json.dumps(parameters, sort_keys=True).encode()
     return bare[:_HEADER_ENDS] + _chunk(b"tEXt", recipe) + bare[_HEADER_ENDS:]
 
 
 def _png_of(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """A PNG of [H, W, C], by OpenCV, which takes a fifth of Pillow's time."""
-    _, png = cv2.imencode(".png", np.ascontiguousarray(pixels[:, :, ::-1]))  # its order is BGR
+    """A PNG of [H, W, C]. OpenCV takes a fifth of Pillow's time."""
+    _, png = cv2.imencode(".png", np.ascontiguousarray(pixels[:, :, ::-1]))  # OpenCV's order is BGR
     return png.tobytes()
 
 
 class DeepPng(NamedTuple):
-    """A 16-bit PNG, and the share of its values that had to be clipped."""
+    """A 16-bit PNG, and the share of clipped values."""
 
     png: bytes
     clipped: float
 
 
 def image_encoder() -> str:
-    """What can move a byte of a PNG: OpenCV's version, and the sum of a PNG that it writes here.
+    """All that decides the bytes of a PNG: OpenCV's version, and the digest of a sample PNG.
 
-    OpenCV compresses with the system's zlib, whose versions and forks pack differently.
+    OpenCV compresses with the system's zlib. Its versions and forks pack differently.
     """
     y, x = np.mgrid[0:128, 0:128]
-    pattern = np.stack([x * y % 251, (x + y) % 256, (x * x + y * 7) % 13 * 19])  # larger than the window of 32 KiB
+    pattern = np.stack([x * y % 251, (x + y) % 256, (x * x + y * 7) % 13 * 19])  # larger than zlib's window of 32 KiB
     png = encode_png((pattern / 127.5 - 1).astype(np.float32), {})
     return f"OpenCV {cv2.__version__}, {hashlib.sha256(png).hexdigest()[:16]}"
 
 
 def encode_png16(x: Image, value_range: float) -> DeepPng:
-    """A 16-bit PNG, grey or RGB, whose values 0 … 65535 stand for −value_range … value_range."""
+    """A 16-bit PNG, grey or RGB. Its values 0 … 65535 stand for −value_range … value_range."""
     clipped = float(np.mean(np.abs(x) > value_range))
     scaled = (x.astype(np.float64) / (2 * value_range) + 0.5).clip(0, 1).transpose(1, 2, 0) * 65535
     return DeepPng(_png_of(scaled.round().astype(np.uint16)), clipped)
@@ -99,19 +99,19 @@ def encode_npy(x: Image) -> bytes:
 
 
 def is_png(data: Bytes) -> bool:
-    """Whether an upload is a PNG, or would be."""
+    """Whether an upload begins as a PNG does."""
     return data.startswith(_PNG_MAGIC)
 
 
 def is_image(data: Bytes) -> bool:
-    """Whether this begins as a PNG or an .npy file does."""
+    """Whether an upload begins as a PNG or an .npy file does."""
     return data.startswith((_PNG_MAGIC, _NPY_MAGIC))
 
 
 def most_bytes(shape: tuple[int, int, int], latent_shape: tuple[int, int, int] | None = None) -> int:
-    """The most bytes of a sensible file of an image, [C, H, W]: twice its values, and a MiB for texts and profiles."""
+    """The most bytes of an image file, [C, H, W]: twice its values, and 1 MiB for texts and profiles."""
     _, height, width = shape
-    deepest = height * (1 + 8 * width)  # a PNG of RGBA with 16 bits
+    deepest = height * (1 + 8 * width)  # a 16-bit RGBA PNG
     return 2**20 + 2 * max(deepest, 4 * math.prod(latent_shape or shape))
 
 
@@ -120,12 +120,12 @@ def decode(
 ) -> Image:
     """Read an uploaded PNG or .npy as float32 of `shape`, [C, H, W].
 
-    A PNG's values 0 … max stand for −value_range … value_range. Grey is widened to RGB, RGB with equal channels
-    narrowed to grey, opaque alpha dropped. An .npy has the model's own scale. Where rows are latents, it
-    holds latents of `latent_shape`.
+    A PNG's values 0 … max stand for −value_range … value_range. For RGB models, grey becomes RGB. For grey models, RGB
+    with equal channels becomes grey. Opaque alpha is dropped. An .npy has the model's own scale. For models of latents,
+    an .npy holds latents of `latent_shape`.
 
     Raises:
-        Invalid: saying what was expected and what came.
+        Invalid: says what the upload must be, and what it is.
     """
     if is_png(data):
         return _decode_png(data, shape, value_range)
@@ -151,7 +151,7 @@ def _decode_png(data: Bytes, shape: tuple[int, int, int], value_range: float) ->
     except (OSError, SyntaxError, ValueError):
         raise _invalid("is a PNG whose pixels cannot be read") from None
     if depth == 16 and colour_type != 0:
-        # Pillow has checked the file, but keeps 8 bits of 16 where there is more than one channel.
+        # Pillow has checked the file. With several channels, Pillow keeps only 8 of 16 bits.
         deep = cv2.imdecode(np.frombuffer(bare, np.uint8), cv2.IMREAD_UNCHANGED)
         if deep is None or deep.dtype != np.uint16:
             raise _invalid("is a PNG whose pixels cannot be read")
@@ -168,12 +168,12 @@ def _decode_png(data: Bytes, shape: tuple[int, int, int], value_range: float) ->
 
 
 def _bare_png(data: Bytes) -> bytes:
-    """A PNG with its header and pixels alone, so that no decoder meets a second header, profiles, text or animation.
+    """The PNG with only its header and its pixels. Decoders then see no second header, profile, text or animation.
 
-    The pixels come in one chunk, for Pillow reads chunks by a loop in Python.
+    The result has one pixel chunk, because Pillow reads chunks in a Python loop.
 
     Raises:
-        Invalid: where the file is cut short or damaged, has a transparent colour, or very many chunks.
+        Invalid: the file is cut short or damaged, or has a transparent colour or very many chunks.
     """
     width, height, depth, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
     values = height * width * _CHANNELS_OF_COLOUR_TYPE[colour_type] * depth // 8
@@ -197,7 +197,7 @@ def _bare_png(data: Bytes) -> bytes:
         if name == b"IDAT":
             pixels.append(whole[begin + 8 : end - 4])
         begin = end
-    least = values + (0 if interlaced else height)  # one byte more a row names its filter
+    least = values + (0 if interlaced else height)  # one more byte for each line of pixels names its filter
     size, most_packed = sum(map(len, pixels)), _PACKED + 2 * least
     if size > most_packed:
         raise _invalid(f"is a PNG with {size} bytes of compressed pixels, and may have at most {most_packed}")
@@ -206,7 +206,7 @@ def _bare_png(data: Bytes) -> bytes:
         complete = len(zlib.decompressobj().decompress(packed, least)) == least
     except zlib.error:
         complete = False
-    if not complete:  # Pillow takes rows that are not there for black
+    if not complete:  # Pillow would paint missing lines of pixels black
         raise _invalid("is a PNG whose pixels cannot be read")
     return bytes(data[:_HEADER_ENDS]) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
 
@@ -237,7 +237,7 @@ def _decode_npy(data: Bytes, shape: tuple[int, int, int], what: str = "") -> Ima
         }[version]
         came, fortran_order, dtype = read_header(file)
         kind = f"{dtype} {list(came)}"[:100]
-    except Exception:  # the header is parsed as Python, which can fail in any way
+    except Exception:  # NumPy parses the header as Python, which can fail in any way
         raise _invalid("is an .npy file whose header cannot be read") from None
     if dtype.hasobject:
         raise _invalid("must be an .npy of float32, and holds pickled objects, which are never opened")

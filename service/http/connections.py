@@ -1,4 +1,4 @@
-"""A client's connection: uvicorn's on h11, with a time limit wherever uvicorn would wait forever."""
+"""A client's connection: uvicorn's h11 protocol, with a time limit wherever uvicorn would wait forever."""
 
 import asyncio
 from http import HTTPStatus
@@ -16,19 +16,19 @@ from service.http.framing import Framing
 from service.http.problems import answer
 from service.http.security import security_headers
 
-HEAD_PATIENCE_S = 30.0  # for a whole head, and for the first request of a connection to begin
+HEAD_PATIENCE_S = 30.0  # for a whole head, and for the beginning of a connection's first request
 REST_PATIENCE_S = 60.0  # for the rest of a body after the answer
-LINGER_S = 5.0  # for the client to close its side of a connection that is closed on this side
+LINGER_S = 5.0  # for the client to close its side of a connection, once the server has closed its own
 
 
 class Connection(H11Protocol):
-    """A connection that answers an unreadable request with a problem document, and reads nothing after that request.
+    """A connection that answers an unreadable request with a problem document, and then reads no more.
 
     Earlier requests of the connection get their answers first.
     """
 
     conn: Framing
-    transport: "_Lingering"  # type: ignore[assignment]  # it has what uvicorn uses of a transport
+    transport: "_Lingering"  # type: ignore[assignment]  # has all that uvicorn uses of a transport
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Connection(H11Protocol):
         self._inner: Any = self.app
         self.app = self._serve
         self._refused: ServiceError | None = None
-        self._patience: asyncio.TimerHandle | None = None  # runs until the client has sent what `_awaited` names
+        self._patience: asyncio.TimerHandle | None = None  # runs until the client has sent the part in `_awaited`
         self._awaited: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -70,14 +70,14 @@ class Connection(H11Protocol):
         self._be_patient()
 
     def drain(self) -> None:
-        """Close after the answer that is on its way, or now if the client has had an answer and asks nothing."""
+        """Close after the present answer. Without one, close now if the client has had an answer and asks nothing."""
         if self._is_answering:
             self.cycle.keep_alive = False
         elif self.cycle is not None and not self.conn.has_unread:
             self.transport.close()
 
     def shutdown(self) -> None:
-        """Close after the answer that is on its way, or now. The process is about to end."""
+        """Close after the present answer, or now if there is none. The process is about to end."""
         self.transport.linger_s = 0.0
         if self._is_answering:
             self.cycle.keep_alive = False
@@ -85,14 +85,14 @@ class Connection(H11Protocol):
             self.transport.end()
 
     def _should_upgrade(self) -> bool:
-        return False  # a server may ignore an offer of another protocol: RFC 9110, section 7.8
+        return False  # a server may ignore an Upgrade header: RFC 9110, section 7.8
 
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _be_patient(self) -> None:
-        """Start the client's time for what it has to send next. The time goes on while that stays the same."""
+        """Start the time limit of the part that the client sends next. The same part keeps its timer."""
         awaited = None
         if self.transport.is_closing():
             pass
@@ -117,11 +117,11 @@ class Connection(H11Protocol):
     def _refuse(self, error: ServiceError) -> None:
         """Answer an unreadable request, and close."""
         self._refused = error
-        if self._is_answering:  # its body is broken: `_serve` answers
+        if self._is_answering:  # the request's body is broken, and `_serve` answers
             self.cycle.keep_alive = False
             self.cycle.message_event.set()
             return
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else the request has its answer
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # in other states, the request has its answer
             response, request_id = answer(error), logs.request_id()
             headers = [
                 *self.server_state.default_headers,
@@ -139,7 +139,7 @@ class Connection(H11Protocol):
         self.transport.close()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the app. Its `receive` raises the ServiceError of a broken body, unless the answer has begun."""
+        """Call the app. `receive` raises the ServiceError of a broken body, unless the answer has begun."""
         cycle = self.cycle
 
         async def receive_or_refuse() -> Message:
@@ -154,15 +154,15 @@ class Connection(H11Protocol):
 
 
 class _Lingering:
-    """A transport that closes its writing side first, and reads on until the client closes too, or for LINGER_S.
+    """A transport that closes its writing side first, and reads on until the client closes, or for LINGER_S.
 
-    Closing both sides while unread bytes arrive resets the connection, and the client may lose its answer.
+    Closing both sides while bytes arrive resets the connection. The client may then lose its answer.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None  # once the writing side is closed
+        self._timer: asyncio.TimerHandle | None = None  # set once the writing side is closed
         self.linger_s = LINGER_S
 
     def __getattr__(self, name: str) -> Any:
@@ -178,7 +178,7 @@ class _Lingering:
             self._timer = self._loop.call_later(self.linger_s, self._transport.close)
 
     def end(self) -> None:
-        """Close at once."""
+        """Close both sides at once."""
         if self._timer is not None:
             self._timer.cancel()
         self._transport.close()

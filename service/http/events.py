@@ -1,8 +1,8 @@
-"""text/event-stream: how a job goes, while it goes.
+"""text/event-stream: the events of a job while the job runs.
 
-sse-starlette sends the events, with a comment every HEARTBEAT_S, and sees a client leave. The engine's threads never
-wait for a reader: they leave news in a Mailbox. There, newer progress replaces older progress, and images stay until
-they are sent.
+sse-starlette sends the events and a comment every HEARTBEAT_S, and notices when a client leaves. The engine's threads
+never wait for a reader: they put news into a Mailbox. In the mailbox, new progress replaces old progress. Images stay
+until they are sent.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ from service.plan.served import Served
 HEARTBEAT_S = 10.0
 _LINE_END = "\n"
 
-# At SIGTERM, sse-starlette would end streams. Here a stream goes on until its job is done: service/__main__.py drains.
+# sse-starlette would end streams at SIGTERM. Here service/__main__.py drains, and a stream lasts until its job is done.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
 class Mailbox:
-    """The news of a job that are not yet sent. Implements service.engine.requests.Watcher.
+    """The unsent news of a job. Implements service.engine.requests.Watcher.
 
     Args:
-        preview_every: steps.
-        loop: the event loop on which `wait` is called.
+        preview_every: steps from one preview to the next.
+        loop: the event loop that calls `wait`.
     """
 
     def __init__(self, preview_every: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -51,7 +51,7 @@ class Mailbox:
         self._arrived = asyncio.Event()
         self._lock = threading.Lock()
         self._progress: tuple[int, int, float] | None = None
-        self._previews: dict[int, tuple[int, Image]] = {}  # the newest, by index of the image
+        self._previews: dict[int, tuple[int, Image]] = {}  # the newest preview by the image's index
         self._images: dict[int, Image] = {}
 
     def progress(self, step: int, steps: int, eta_s: float) -> None:
@@ -70,7 +70,7 @@ class Mailbox:
         self._tell()
 
     def _tell(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self.wake)
 
     def wake(self) -> None:
@@ -82,7 +82,7 @@ class Mailbox:
         await self._arrived.wait()
 
     def take(self) -> tuple[tuple[int, int, float] | None, dict[int, tuple[int, Image]], dict[int, Image]]:
-        """Take all news out: progress, previews and images."""
+        """Take out all news: progress, previews and images."""
         self._arrived.clear()
         with self._lock:
             taken = self._progress, self._previews, self._images
@@ -96,11 +96,11 @@ class EventStream(EventSourceResponse):
     Args:
         accepted: the job.
         mailbox: the job's watcher.
-        plan: what the client asked for.
-        served: makes rough images of previews that are latents.
-        headers: of the response.
-        metrics: record the time that encoding took.
-        heartbeat_s: seconds between comments, which keep balancers from closing a quiet connection.
+        plan: of the request.
+        served: turns latent previews into rough images.
+        headers: of the answer.
+        metrics: record the encoding time.
+        heartbeat_s: seconds between two comments. The comments keep balancers from closing a quiet connection.
     """
 
     def __init__(
@@ -121,23 +121,23 @@ class EventStream(EventSourceResponse):
         self._encode_s = 0.0
         super().__init__(
             self._events(),
-            # A proxy that compresses or buffers would hold events back.
+            # A proxy that compresses or buffers holds events back.
             headers={**headers, "Cache-Control": "no-store, no-transform"},
             media_type=EVENTS,
             ping=heartbeat_s,
             ping_message_factory=lambda: ServerSentEvent(comment="heartbeat", sep=_LINE_END),
             sep=_LINE_END,
         )
-        del self.headers["connection"]  # uvicorn decides whether the connection is kept
+        del self.headers["connection"]  # uvicorn decides whether to keep the connection
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._accepted.future.cancel()  # no effect on a job that is done
+            self._accepted.future.cancel()  # no effect on a finished job
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
-        """sse-starlette's, without its task, which looks for SIGTERM twice a second and outlives the stream."""
+        """Replaces sse-starlette's task, which polls for SIGTERM twice a second and outlives the stream."""
         await asyncio.Event().wait()
 
     async def _events(self) -> AsyncIterator[ServerSentEvent]:
@@ -149,7 +149,7 @@ class EventStream(EventSourceResponse):
         is_done = False
         while not is_done:
             await self._mailbox.wait()
-            is_done = job.done()  # asked before the last news are taken
+            is_done = job.done()  # read before the last news is taken
             for name, data, image in self._news():
                 encoded = {} if image is None else {"b64_json": await self._encoded(image)}
                 yield _event(name, {**data, **encoded})
@@ -164,17 +164,17 @@ class EventStream(EventSourceResponse):
 
     def _ended(self, job: asyncio.Future[Finished]) -> None:
         if not job.cancelled():
-            job.exception()  # asyncio complains of an exception that nobody looked at
+            job.exception()  # asyncio warns about exceptions that nobody reads
         self._mailbox.wake()
 
     def _news(self) -> Iterator[tuple[str, dict[str, object], Callable[[], bytes] | None]]:
-        """The name and the data of each event, and what encodes its image."""
+        """The name and the data of each event, and a function that encodes its image."""
         progress, previews, images = self._mailbox.take()
         if progress is not None:
             step, steps, eta_s = progress
             yield "progress", {"step": step, "steps": steps, "eta_s": _rounded(eta_s)}, None
         for index, (step, x0) in previews.items():
-            if np.isfinite(x0).all():  # else the job is about to fail
+            if np.isfinite(x0).all():  # a job with other values is about to fail
                 decoder = {} if self._served.preview is None else {"decoder": "linear"}
                 yield "preview", {"index": index, "step": step, **decoder}, partial(self._preview, x0)
         for index, image in images.items():

@@ -1,4 +1,4 @@
-"""multipart/form-data → parts, in bounded time. RFC 7578."""
+"""Parses multipart/form-data in bounded time. RFC 7578."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from service.http.pieces import PIECE, pieces
 _MAX_FIELD = 2**16  # bytes
 _MAX_PARAMETERS = 32  # of a Content-Disposition
 _MAX_TYPE = 1000  # characters of a Content-Type
-_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")  # Python knows some that raise, or take very long
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")  # some other codecs of Python raise, or take very long
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Part:
     """One part of a form.
 
     Attributes:
-        filename: None where the part is no file.
+        filename: None for a part that is no file.
     """
 
     name: str = ""
@@ -31,7 +31,7 @@ class Part:
 
     @property
     def text(self) -> str:
-        """The content of a field. Raises Invalid where that is not UTF-8."""
+        """The content of a field. Raises Invalid if the content is not UTF-8."""
         try:
             return self.data.decode()
         except UnicodeDecodeError:
@@ -39,11 +39,13 @@ class Part:
 
 
 def read_form(content_type: str, body: Bytes) -> list[Part]:
-    """The parts of a form: at most one file, and MAX_FIELDS others of which one may be a file that has no filename.
+    """The parts of a form: at most one file, and at most MAX_FIELDS fields.
+
+    One of the fields may be a file without a filename.
 
     Raises:
-        UnsupportedMedia: for a form that is not in UTF-8.
-        Invalid: for a form that is broken, or has too many parts.
+        UnsupportedMedia: the form is not in UTF-8.
+        Invalid: the form is broken, or has too many parts.
     """
     if len(content_type) > _MAX_TYPE:
         raise _unreadable(f"its Content-Type has more than {_MAX_TYPE} characters")
@@ -62,7 +64,7 @@ def read_form(content_type: str, body: Bytes) -> list[Part]:
             parser.write(bytes(body[begin : begin + PIECE]))
     except FormParserError as error:
         raise _unreadable(str(error)) from None
-    if not collected.ended:  # the parser takes a form that is cut short
+    if not collected.ended:  # the parser accepts a form that is cut short
         raise _unreadable(f"it lacks its end, {(b'--' + boundary + b'--').decode('latin-1')}")
     return collected.parts
 
@@ -72,12 +74,12 @@ def _unreadable(why: str) -> Invalid:
 
 
 def _check_boundaries(body: Bytes, boundary: bytes) -> None:
-    """The parser looks at each byte after a boundary by a loop in Python, however many there are.
+    """Bound the work of the parser, which handles the bytes after each boundary in a Python loop.
 
     RFC 2046 allows no boundary within a part.
 
     Raises:
-        Invalid: where there are too many, or one is followed by anything but a new line or two hyphens.
+        Invalid: the form has too many boundaries, or other bytes than a new line or two hyphens follow a boundary.
     """
     delimiter = b"--" + boundary
     for count, end in enumerate(_ends(body, b"\r\n" + delimiter)):
@@ -90,17 +92,17 @@ def _check_boundaries(body: Bytes, boundary: bytes) -> None:
 
 
 def _ends(body: Bytes, delimiter: bytes) -> Iterator[int]:
-    """Where each delimiter ends. It is searched for in pieces."""
+    """The end of each delimiter. The search goes piece by piece."""
     for piece in pieces(len(body)):
         begin = piece
-        end = piece + PIECE + len(delimiter) - 1  # a delimiter belongs to the piece that it begins in
+        end = piece + PIECE + len(delimiter) - 1  # a delimiter belongs to the piece of its first byte
         while (found := body.find(delimiter, begin, end)) >= 0:
             begin = found + len(delimiter)
             yield begin
 
 
 class _Parts:
-    """Collects what the parser tells."""
+    """Collects the parts of a form from the parser's callbacks."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []

@@ -1,7 +1,8 @@
-"""Where a request begins and ends: h11, with what it is lenient about refused, and a limit to all that it loops over.
+"""Finds the beginning and the end of each request: h11, made strict, with a limit for each of its loops.
 
-RFC 9112 lets two programs on one path read the same bytes differently: one takes a bare LF for the end of a line, the
-other does not. A request that hides in the difference is answered as somebody else's. So what is not plain is refused.
+RFC 9112 lets a proxy and a server read the same bytes differently: one accepts a bare LF as the end of a line, the
+other does not. An attacker can hide a request in the difference, and its answer goes to somebody else. So this server
+refuses every request that is not plain.
 """
 
 import re
@@ -15,10 +16,10 @@ from service.errors import BodyTooLarge, HeadTooLarge, NotHTTP
 MAX_HEAD = 2**16  # bytes of a request's first line and headers
 MAX_HEADERS = 128
 MAX_CHUNK_HEAD = 256  # bytes of a chunk's size and extensions
-FREE_CHUNKS = 512  # of a body, however small. Each takes a pass through a loop in Python.
-CHUNK_BYTES = 1024  # the least mean of more
+FREE_CHUNKS = 512  # a body may have these whatever their size; each costs one turn of a Python loop
+CHUNK_BYTES = 1024  # the least mean size of a body's further chunks
 
-# Control characters, a CR or LF alone, and a line that goes on with the next.
+# Control characters, a lone CR or LF, and a line that continues on the next line.
 _BROKEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)|\n[ \t]")
 _CHUNK_HEAD = re.compile(rb"[0-9A-Fa-f]{1,8}(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_-]+\]|[0-9A-Za-z._~%!$&'()*+;=-]*)(?::[0-9]*)?")
@@ -26,49 +27,49 @@ _ABSOLUTE = re.compile(rb"https?://(?P<host>[^/?#]+)(?P<target>[/?][^#]*)?", re.
 
 
 class Framing(h11.Connection):
-    """The server's end of a connection. Raises ServiceErrors alone; nothing that comes after one may be read."""
+    """The server's end of a connection. Raises only ServiceErrors. After one, the caller reads no more."""
 
     _receive_buffer: "_Received"
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEAD)
         self._receive_buffer = _Received()
-        self._chunks = self._body = 0  # of the request that is read: how many, and bytes
+        self._chunks = self._body = 0  # of the present request: the number of chunks, and the bytes
 
     @property
     def awaits_head(self) -> bool:
-        """Whether a request is to come next, or is on its way."""
+        """Whether the client sends a request next, or is sending its head."""
         return self.their_state is h11.IDLE
 
     @property
     def awaits_body(self) -> bool:
-        """Whether some of a request's body is still to come."""
+        """Whether a part of a request's body is still missing."""
         return self.their_state is h11.SEND_BODY
 
     @property
     def is_over(self) -> bool:
-        """Whether the client has said that no request comes any more."""
+        """Whether the client has announced that it sends no more requests."""
         return self.their_state in (h11.MUST_CLOSE, h11.CLOSED)
 
     @property
     def has_unread(self) -> bool:
-        """Whether something came that is part of no request yet."""
+        """Whether bytes wait that belong to no request yet."""
         return bool(self._receive_buffer)
 
     def next_event(self) -> Any:
-        """h11's.
+        """The next event of h11.
 
         Raises:
-            NotHTTP, HeadTooLarge, BodyTooLarge: for what h11 refuses, and for more.
+            NotHTTP, HeadTooLarge, BodyTooLarge: h11 refuses the bytes, or this class does.
         """
         if self.awaits_head:
             self._receive_buffer.drop_empty_lines()
         if not self.has_unread and self.their_state in (h11.IDLE, h11.DONE):
-            return h11.NEED_DATA  # h11 would find that out too, at a tenth of a request's cost
+            return h11.NEED_DATA  # h11 would say the same, at a tenth of a request's cost
         try:
             event = super().next_event()
         except h11.RemoteProtocolError as error:
-            reason, _, _ = str(error).partition(": bytearray(")  # and what came
+            reason, _, _ = str(error).partition(": bytearray(")  # the received bytes follow
             raise NotHTTP(f"this is no HTTP request: {reason}") from None
         if isinstance(event, h11.Request):
             self._chunks = self._body = 0
@@ -84,21 +85,21 @@ class Framing(h11.Connection):
 
 
 class _Received(ReceiveBuffer):
-    """What came and is not read yet."""
+    """Bytes that have arrived and are not parsed yet."""
 
     def drop_empty_lines(self) -> None:
-        """Old clients send some after a body. RFC 9112, section 2.2."""
+        """Drop empty lines before a request. Old clients send some after a body. RFC 9112, section 2.2."""
         if self._data.startswith(b"\r\n"):
             blank = len(self._data) - len(self._data.lstrip(b"\r\n"))
             lines = self._data.count(b"\r\n", 0, blank)
-            if bytes(self._data[2 * lines : blank]) in (b"", b"\r"):  # else it is no line that comes next
+            if bytes(self._data[2 * lines : blank]) in (b"", b"\r"):  # other bytes begin no request line
                 self._extract(2 * lines)
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
-        """The lines of a head, or of the trailers of a body; None where they are not all here."""
+        """The lines of a head, or of a body's trailers. None while some are missing."""
         if self._data.startswith(b"\r\n"):  # no trailers
             return super().maybe_extract_lines()
-        begin = max(0, self._multiple_lines_search - 1)  # what is before was looked at
+        begin = max(0, self._multiple_lines_search - 1)  # earlier bytes are checked
         last = self._data.find(b"\r\n\r\n", begin, MAX_HEAD)
         end = len(self._data) if last < 0 else last + 4
         if end > MAX_HEAD:
@@ -110,11 +111,11 @@ class _Received(ReceiveBuffer):
         return super().maybe_extract_lines()
 
     def is_next_line_obviously_invalid_request_line(self) -> bool:
-        """Whether the first byte shows that no head comes. A CR may begin an empty line."""
+        """Whether the first byte rules out a head. A CR may begin an empty line."""
         return not self._data.startswith(b"\r") and super().is_next_line_obviously_invalid_request_line()
 
     def maybe_extract_next_line(self) -> bytearray | None:
-        """The size of a chunk; None where it is not all here."""
+        """The line with a chunk's size. None while a part of the line is missing."""
         line = super().maybe_extract_next_line()
         if line is None:
             if len(self._data) > MAX_CHUNK_HEAD or b"\n" in self._data:
@@ -130,10 +131,10 @@ _BAD_CHUNK = (
 
 
 def _plain(request: h11.Request) -> h11.Request:
-    """A request that no two programs read differently, and its path alone as its target.
+    """The request, with a path as its target. All programs read such a request alike.
 
     Raises:
-        NotHTTP: for any other.
+        NotHTTP: programs may read the request differently.
     """
     headers = dict(request.headers)
     if request.http_version not in (b"1.0", b"1.1"):
@@ -153,7 +154,10 @@ def _plain(request: h11.Request) -> h11.Request:
 
 
 def _relative(request: h11.Request, host: bytes, target: bytes) -> h11.Request:
-    """As it would be without a proxy. RFC 9112, section 3.2.2: the target's host goes before the header's."""
+    """The request as a client without a proxy sends it. The target's host replaces the header's.
+
+    RFC 9112, section 3.2.2.
+    """
     headers = [(b"host", host), *((name, value) for name, value in request.headers if name != b"host")]
     target = target if target.startswith(b"/") else b"/" + target
     return h11.Request(method=request.method, target=target, headers=headers, http_version=request.http_version)

@@ -1,6 +1,6 @@
 """The routes that make images: /sample, /denoise, /noise. Read → plan → draw → encode → respond.
 
-Of latent diffusion, PNGs are pixels and .npy files are latents. A PNG that is uploaded goes through the encoder first.
+With latent diffusion, PNGs hold pixels and .npy files hold latents. The encoder turns an uploaded PNG into latents.
 """
 
 import asyncio
@@ -44,9 +44,9 @@ from service.plan.plan import Plan, noised, plan_denoise, plan_sample
 from service.plan.served import Served
 
 _SAMPLE_MEDIA = (PNG, JSON, ZIP, EVENTS)
-_KEPT_MEDIA = (PNG, ZIP)  # the same bytes each time
+_KEPT_MEDIA = (PNG, ZIP)  # the same request gives the same bytes
 _VARY = {"Vary": "Accept"}
-_SMALL = 2**12  # values; encoding so few takes no longer than handing them to another thread
+_SMALL = 2**12  # values; encoding them takes no longer than a handover to another thread
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 
 
@@ -54,11 +54,11 @@ Fields = TypeVar("Fields", bound=Drawing | Noise)
 
 
 class Upload(NamedTuple, Generic[Fields]):
-    """What came with an image.
+    """An uploaded image and the fields beside it.
 
     Attributes:
         image: [C, H, W], or latents.
-        is_encoded: the image goes through the encoder, and is latents only then.
+        is_encoded: the image holds pixels, and the encoder turns them into latents.
     """
 
     fields: Fields
@@ -71,7 +71,7 @@ class Generation:
     """The routes' dependencies.
 
     Attributes:
-        reading: held while an upload is read. However many there are, passes share the interpreter with one.
+        reading: held while an upload is read. So passes share the interpreter with only one upload.
     """
 
     engine: Engine
@@ -100,7 +100,7 @@ class Generation:
 
     async def sample_by_query(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
-        await Body.of(request).discard()  # one that is too large is refused here, and not amid the answer
+        await Body.of(request).discard()  # refuses a body that is too large before the answer begins
         check_query(request.scope["query_string"])
         query = request.query_params
         wanted = query.getlist("model")
@@ -119,7 +119,7 @@ class Generation:
             if fields.seed is not None:
                 headers["X-Seed"] = str(fields.seed)
             response = Response(headers=headers, media_type=media_type)
-            del response.headers["content-length"]  # known only once the image is drawn
+            del response.headers["content-length"]  # unknown before the image is drawn
             return response
         return await self._draw(request, plan, media_type, headers)
 
@@ -133,7 +133,7 @@ class Generation:
         if not is_encoded:
             return await self._draw(request, planned(image), media_type, _NEVER_STORE)
 
-        draft = planned(self._no_latents)  # what is wrong is refused here, and not after the encoding
+        draft = planned(self._no_latents)  # refuses invalid fields before the encoding
         timeout_s = draft.timeout_s
         self.engine.check_possible(draft.rows, timeout_s)
         began = perf_counter()
@@ -141,7 +141,7 @@ class Generation:
         plan = replace(plan, timeout_s=timeout_s - (perf_counter() - began))
         try:
             return await self._draw(request, plan, media_type, _NEVER_STORE)
-        except Invalid:  # what is left of its time is too short
+        except Invalid:  # the rest of its time is too short
             raise _passed(timeout_s) from None
 
     async def noise(self, request: Request) -> Response:
@@ -149,7 +149,7 @@ class Generation:
         fields, clean, is_encoded = await self._upload(request, self._noise_model, lambda _: 1.0)
         timeout_s = self.settings.timeout
         if is_encoded:
-            noised(fields, self._no_latents, self.served)  # what is wrong is refused here, and not after the encoding
+            noised(fields, self._no_latents, self.served)  # refuses invalid fields before the encoding
             clean = await self._answer(request, self.engine.encode(clean), timeout_s)
         noisy, seed = await run_in_threadpool(noised, fields, clean, self.served)
         headers = {"X-Seed": str(seed), **_NEVER_STORE}
@@ -184,7 +184,7 @@ class Generation:
         return RequestModel(request, self.served.model, self.settings.max_images, self.settings.timeout)
 
     async def _fields(self, request: Request) -> SampleRequest:
-        """What POST /sample asks for. An empty body is `{}`, whatever its type."""
+        """The fields of POST /sample. An empty body is `{}`, whatever its type."""
         body = Body.of(request)
         if not await body.is_empty():
             check_type(_content_type(request), JSON)
@@ -200,10 +200,10 @@ class Generation:
     async def _upload(
         self, request: Request, model: RequestModel[Fields], value_range: Callable[[Fields], float]
     ) -> Upload[Fields]:
-        """Read an upload. Its bytes are gone when this returns.
+        """Read an upload, and let its bytes go.
 
         Args:
-            value_range: of a PNG, by the fields beside it.
+            value_range: tells a PNG's value range from the fields beside it.
         """
         body = Body.of(request)
         content_type = _content_type(request)
@@ -225,11 +225,11 @@ class Generation:
         return upload
 
     async def _answer(self, request: Request, errand: Future[Image], timeout_s: float) -> Image:
-        """Wait for an answer of the VAE.
+        """Wait for an errand of the VAE.
 
         Raises:
-            ClientDisconnect: where the client leaves, which cancels it.
-            DeadlinePassed: where it takes longer than `timeout_s`.
+            ClientDisconnect: the client left. The errand is cancelled.
+            DeadlinePassed: the errand took longer than `timeout_s`.
         """
         waiting = asyncio.ensure_future(asyncio.wait_for(asyncio.wrap_future(errand), timeout_s))
         try:
@@ -258,7 +258,7 @@ class Generation:
         return respond(plan, finished, encoded, self.served, headers)
 
     def _cache_control(self, immutable: bool) -> str:
-        scope = "private, " if self.settings.api_keys else ""  # for the one who has the key
+        scope = "private, " if self.settings.api_keys else ""  # only for the holder of the key
         return scope + ("max-age=31536000, immutable" if immutable else "max-age=3600")
 
 

@@ -1,4 +1,4 @@
-"""API keys: who may ask, and which client a request is from."""
+"""API keys: which requests may pass, and which client sends a request."""
 
 import hmac
 import ipaddress
@@ -14,7 +14,7 @@ from service.http.problems import answer
 
 
 class ApiKeys:
-    """Lets requests with `Authorization: Bearer KEY` in, and every request for an open path."""
+    """Lets requests with `Authorization: Bearer KEY` pass, and every request for an open path."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str]) -> None:
         self._app = app
@@ -33,13 +33,13 @@ class ApiKeys:
         if authorization is None:
             return Unauthorized("this server needs an API key: Authorization: Bearer KEY")
         scheme, key = _split(authorization)
-        sent = key.encode("latin-1")  # the bytes as they came
+        sent = key.encode("latin-1")  # the bytes that the client sent
         known = [hmac.compare_digest(sent, one) for one in self._keys]
         return None if scheme.lower() == "bearer" and any(known) else Unauthorized("the API key is not known")
 
 
 def client_of(scope: Scope, has_keys: bool) -> str:
-    """The client that shares queue and memory with other clients: an API key, or an address without one.
+    """The client of a request: its API key, or else its address. Clients share the queue and the memory.
 
     Args:
         has_keys: the server has API keys.
@@ -58,10 +58,10 @@ def _split(authorization: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=4096)
 def household(host: str) -> str:
-    """An IPv4 address as it is, or the first 64 bits of an IPv6 address: its owner chooses the other bits freely."""
+    """The whole IPv4 address, or the first 64 bits of an IPv6 address. Its owner chooses the other bits freely."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:  # a name, of a test's client or from a proxy
+    except ValueError:  # a name, from a test's client or a proxy
         return host
     if address.version == 4:
         return host

@@ -1,4 +1,4 @@
-"""Clients that close the connection before they have their answer. Starlette goes on working for them."""
+"""Clients that leave before their answer. Starlette itself goes on working for them."""
 
 import asyncio
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 async def unless_client_leaves(receive: Receive, work: asyncio.Future[T]) -> T | None:
-    """Wait for some work. Cancel the work and return None if the client closes the connection first."""
+    """Wait for the work. If the client closes the connection first, cancel the work and return None."""
     left = asyncio.ensure_future(_disconnected(receive))
     try:
         either: set[asyncio.Future[Any]] = {work, left}
@@ -17,7 +17,7 @@ async def unless_client_leaves(receive: Receive, work: asyncio.Future[T]) -> T |
         return await work if work.done() else None
     finally:
         left.cancel()
-        work.cancel()  # no effect on work that is done
+        work.cancel()  # no effect on finished work
 
 
 async def _disconnected(receive: Receive) -> None:

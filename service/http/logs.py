@@ -1,4 +1,4 @@
-"""Logs as JSON lines on standard output, and the ids of requests in them."""
+"""JSON log lines on standard output, and request ids."""
 
 import datetime
 import json
@@ -14,12 +14,12 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 def request_id(sent: str = "") -> str:
-    """The id of a request: the one that the client sent, if it is sane, else a new one."""
+    """The id of a request: the client's own id if it is sane, else a new one."""
     return sent if _SANE_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, message, and the fields that a caller passes as `extra={"fields": {…}}`."""
+    """One JSON object a line: time, level, message, and the fields of the caller's `extra={"fields": {…}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
@@ -35,7 +35,7 @@ class JsonLines(logging.Formatter):
 
 
 def trace_without_messages(error: BaseException) -> str:
-    """The kind of an error and where it was raised, without its message, which may quote the client's input."""
+    """An error's kind and stack, without its message. The message may quote the client's input."""
     trace = traceback.TracebackException.from_exception(error)
     lines = [f"{type(error).__name__}\n", *trace.stack.format()]
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -43,10 +43,10 @@ def trace_without_messages(error: BaseException) -> str:
 
 
 def configure() -> None:
-    """Send all logs to standard output. uvicorn's access log is off: middleware.py writes one line a request."""
+    """Send all logs to standard output. middleware.py writes one line a request, so uvicorn's access log is off."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns about each broken form
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the library warns about each broken form

@@ -1,4 +1,4 @@
-"""What Prometheus sees, in base units: stepwise_*, and process_* as of every process."""
+"""The metrics for Prometheus, in base units: stepwise_*, and the usual process_*."""
 
 from collections.abc import Iterable
 from typing import get_args
@@ -57,7 +57,7 @@ class Metrics:
             "eta_error_ratio", "How far the time expected at arrival was from the time taken, over that", _ERROR_BUCKETS
         )
         engine_seconds = self._counter("engine_seconds", "Seconds of the engine's thread", "phase")
-        self._phase_seconds = {phase: engine_seconds.labels(phase) for phase in get_args(Phase)}  # at every pass
+        self._phase_seconds = {phase: engine_seconds.labels(phase) for phase in get_args(Phase)}  # each pass uses these
         for counter, values in (
             (self._refused, REFUSALS.values()),
             (self._cancelled, ("disconnect", "timeout", "failed", "draining")),
@@ -119,7 +119,7 @@ class Metrics:
 
 
 def exposition(metrics: Metrics, engine: Engine, served: Served) -> bytes:
-    """All metrics, as Prometheus text: what was counted, what is served, and how the engine is now."""
+    """All metrics as Prometheus text: the counters, the model, and the state of the engine."""
     state = CollectorRegistry()
     state.register(_EngineState(engine))
     Info("stepwise_model", "The model that is served", registry=state).info(
@@ -136,7 +136,7 @@ def exposition(metrics: Metrics, engine: Engine, served: Served) -> bytes:
 
 
 class _EngineState(Collector):
-    """What the scheduler counts itself."""
+    """Reads the scheduler's own counters."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

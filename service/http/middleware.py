@@ -1,4 +1,4 @@
-"""What happens to every request: an id, a line in the log, metrics, security headers, a limit of its body."""
+"""Middleware for every request: an id, a log line, metrics, security headers and a body limit."""
 
 import asyncio
 import logging
@@ -19,15 +19,15 @@ from service.http.security import security_headers
 
 log = logging.getLogger(__name__)
 
-BODY_PATIENCE_S = 60.0  # for the whole body
-BODY_WAIT_S = 10.0  # for room
+BODY_PATIENCE_S = 60.0  # for the whole body to arrive
+BODY_WAIT_S = 10.0  # of waiting for room
 _MAX_SHOWN = 80  # characters of a header in a message
 
 CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only logs and metrics see it
 
 
 class RequestLog:
-    """Gives each request an id, and records its outcome in one line of the log and in the metrics.
+    """Gives each request an id, and records its outcome in a log line and in the metrics.
 
     While the server drains, each answer closes its connection.
     """
@@ -63,7 +63,7 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, send_and_note)
-        except asyncio.CancelledError:  # the server shuts down, and waits no longer for the rest of a body
+        except asyncio.CancelledError:  # the server shuts down and stops waiting for a body
             if answered:
                 raise
             error = Draining("the server shut down before the whole request was here")
@@ -71,7 +71,7 @@ class RequestLog:
         except Exception as error:
             fields = {"request_id": request_id, "exception": logs.trace_without_messages(error)}
             log.error("a request failed unexpectedly", extra={"fields": fields})  # noqa: TRY400
-            if not answered:  # else the answer stays incomplete, and uvicorn closes the connection
+            if not answered:  # uvicorn closes the connection of an answer that has begun
                 await problem(500, "the server failed; its log says more")(scope, receive, send_and_note)
         finally:
             seconds = time.perf_counter() - began
@@ -95,11 +95,11 @@ class RequestLog:
 
 
 class BodyLimit:
-    """Puts a Body into each request's scope. Refuses a body that is too large or encoded, without reading it.
+    """Puts a Body into each request's scope. Refuses a body that is too large or encoded, without reading the body.
 
     Args:
         room: for all bodies.
-        max_body: bytes of one body.
+        max_body: the most bytes of one body.
         has_keys: the server has API keys.
     """
 
@@ -130,7 +130,7 @@ class BodyLimit:
 
 
 def _coding_of(scope: Scope) -> str:
-    """The content codings of a body, without `identity`. Empty without a body or a coding."""
+    """The content codings of a body, without `identity`. Empty if there is no body or no coding."""
     headers = Headers(scope=scope)
     if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
         return ""

@@ -1,7 +1,7 @@
-"""The table of fields as pydantic's models: values are checked, and described in JSON Schema, by one declaration.
+"""Turns the table of fields into pydantic models. One declaration checks values and gives their JSON Schema.
 
-A model is made for the weights that are served: the limits that depend on them are in it. Types are strict. Text of
-queries and forms is turned into numbers and lists first.
+Each model has the limits of the served weights. Types are strict. The text of queries and forms becomes numbers and
+lists first.
 """
 
 import itertools
@@ -26,7 +26,7 @@ Schema = dict[str, Any]
 
 MAX_FIELDS = 32  # of a form, and of JSON
 _MAX_SHOWN = 80  # characters of a value in a message
-_MAX_NAMES = 100  # classes that a schema lists; /info names all
+_MAX_NAMES = 100  # the most classes that a schema lists; /info names all
 _NULL: Schema = {"type": "null"}
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
 _BEYOND_A_LIMIT = ("greater_than", "greater_than_equal", "less_than_equal")
@@ -34,17 +34,17 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class RequestModel(Generic[Request]):
-    """One request's fields, within the limits of what is served.
+    """The fields of one kind of request, within the limits of the served model.
 
     Args:
-        request: of the table.
+        request: a dataclass of the table.
         model: the weights.
         max_images: the most images in one request.
         timeout: the most seconds for one request.
 
     Attributes:
-        schema: of JSON, as /openapi.json has it.
-        text_schema: of queries and forms, where nothing says null but leaving the field out.
+        schema: for JSON, as /openapi.json shows it.
+        text_schema: for queries and forms. They express null by leaving the field out.
     """
 
     def __init__(self, request: type[Request], model: ModelDescription, max_images: int, timeout: float) -> None:
@@ -59,10 +59,10 @@ class RequestModel(Generic[Request]):
         self.text_schema: Schema = {**self.schema, "properties": text}
 
     def validated(self, values: Mapping[str, object]) -> Request:
-        """The request of these values.
+        """The request with these values.
 
         Raises:
-            Invalid: naming each wrong field, its value and what it may be.
+            Invalid: names each wrong field, its value and its limits.
         """
         if len(values) > MAX_FIELDS:
             raise Invalid.field("body", f"has {len(values)} fields, and may have at most {MAX_FIELDS}")
@@ -72,10 +72,10 @@ class RequestModel(Generic[Request]):
             raise Invalid([self._complaint(one) for one in error.errors()]) from None
 
     def from_text(self, items: Iterable[tuple[str, str]]) -> Request:
-        """The request of a query or a form. A field that may hold a list may be given several times.
+        """The request of a query or a form. A field that takes a list may appear several times.
 
         Raises:
-            Invalid: as above, and for another field that is given twice.
+            Invalid: as above, or any other field appears twice.
         """
         given: dict[str, list[str]] = {}
         for name, text in items:
@@ -94,7 +94,7 @@ class RequestModel(Generic[Request]):
             return {"loc": loc, "msg": "there is no such field"}
         if error["type"] == "missing":
             return {"loc": loc, "msg": "is required"}
-        row = self._rows.get(str(loc[0])) if loc else None  # a name that is no text has no place
+        row = self._rows.get(str(loc[0])) if loc else None  # pydantic gives no place for a name that is no text
         if row is None or str in row.kinds:
             expected = error["msg"].replace("Input should be", "must be")
         elif error["type"] in _BEYOND_A_LIMIT:
@@ -105,7 +105,7 @@ class RequestModel(Generic[Request]):
 
 
 def shown(value: object) -> str:
-    """The beginning of a value as JSON; what follows, however much, is not even looked at."""
+    """The beginning of a value as JSON. The rest, however long, is not encoded."""
     pieces = json.JSONEncoder(default=str).iterencode(value)
     text = "".join(itertools.islice(pieces, _MAX_SHOWN + 1))
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
@@ -119,7 +119,7 @@ def _default(row: Field) -> Any:
 
 
 def _type(row: Field, limits: Limits) -> Any:
-    """What pydantic checks a field by."""
+    """The type by which pydantic checks a field."""
     kinds = row.kinds
     if kinds == {int, str}:
         return Annotated[row.annotation, BeforeValidator(partial(_check_labels, is_list=row.is_list))]
@@ -140,7 +140,7 @@ def _whole(value: object) -> object:
 
 
 def _check_labels(value: object, is_list: bool) -> object:
-    """Ahead of the union, whose own errors would come once for each of its members."""
+    """Check labels before the union does. A union reports one error for each of its members."""
     labels = [_whole(label) for label in (value if is_list and isinstance(value, list) else [value])]
     if not all(label is None or (isinstance(label, int | str) and not isinstance(label, bool)) for label in labels):
         raise PydanticCustomError(
@@ -151,7 +151,7 @@ def _check_labels(value: object, is_list: bool) -> object:
     return labels if isinstance(value, list) else labels[0]
 
 
-# What a number must be, in words.
+# The limits of a number, in words.
 
 
 def _bounds(row: Field, limits: Limits) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _noun(row: Field, is_member: bool) -> str:
 
 
 def _read(row: Field, texts: list[str]) -> object:
-    """The value of a field's texts. The numbers of a list may also have commas between them."""
+    """The value of a field's texts. Commas may separate the numbers of a list."""
     if str in row.kinds:
         return texts if len(texts) > 1 else texts[0]
     if row.is_list:
@@ -185,7 +185,7 @@ def _read(row: Field, texts: list[str]) -> object:
 
 
 def _number(text: str) -> int | float | str:
-    """The number that decimal text stands for; other text as it is."""
+    """The number of a decimal text, or else the text itself."""
     if _INTEGER.fullmatch(text):
         return int(text)
     return float(text) if len(text) < 64 and _NUMBER.fullmatch(text) else text
@@ -195,7 +195,7 @@ def _number(text: str) -> int | float | str:
 
 
 def _narrowed(schema: Schema, request: type, model: ModelDescription, limits: Limits) -> Schema:
-    """The schema with what this model cannot take left out. The plan says why it refuses such a value."""
+    """The schema without the values that this model cannot take. The plan explains such a refusal."""
     fields: dict[str, Schema] = schema["properties"]
     if issubclass(request, Noise):
         return schema
@@ -222,7 +222,7 @@ def _narrowed(schema: Schema, request: type, model: ModelDescription, limits: Li
 
 
 def _label(model: ModelDescription) -> list[Schema]:
-    """The schemas of a class: its index, or its name."""
+    """The schemas for a class: its index, or its name."""
     classes, names = model.num_classes, model.class_names
     if classes is None:
         return []
@@ -233,7 +233,7 @@ def _label(model: ModelDescription) -> list[Schema]:
 
 
 def _without_null(schema: Schema) -> Schema | None:
-    """What text can say; None for nothing at all."""
+    """The schema of the values that text can express. None if text can express none."""
     if "anyOf" in schema:
         kinds = [kind for one in schema["anyOf"] if (kind := _without_null(one))]
         return {**_bare(schema), "anyOf": kinds} if kinds else None

@@ -1,6 +1,7 @@
-"""What /openapi.json says: the routes that read their bodies themselves, with the limits of what is served.
+"""The contents of /openapi.json for routes that read their bodies themselves, with the served model's limits.
 
-Every request that is valid by this document is answered, but for what `_INVALID` lists: no schema can express that.
+The server accepts every request that is valid by this document, except the values that `_INVALID` lists. JSON Schema
+cannot express those rules.
 """
 
 import base64
@@ -52,7 +53,7 @@ def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-# To most readers of schemas the encoding alone is but a remark.
+# Most validators ignore contentEncoding, so patterns describe base64 too.
 _BLANKS = r"[ \t\r\n]*"
 _BASE64_SENT = {
     "type": "string",
@@ -102,7 +103,7 @@ _INFO = _object(
 )
 
 
-# Headers. A client may rely on those that are required.
+# Headers. A client may rely on required headers.
 
 
 def _header(description: str, schema: Schema, required: bool = True) -> Schema:
@@ -142,7 +143,7 @@ def _responses(content: Schema, headers: Schema, *without: int) -> dict[int | st
     return {200: done, **problems}
 
 
-# What may be asked for.
+# Parameters and bodies of requests.
 
 
 def _query_parameters(request: RequestModel[Any]) -> list[Schema]:
@@ -183,7 +184,7 @@ def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
 
 
 def _images(served: Served) -> Schema:
-    """An answer in JSON."""
+    """The content of a JSON answer with images."""
     stages = ("queue_s", "denoise_s", *(["decode_s"] if served.model.vae else []), "encode_s")
     image = _object(
         seed={"type": "integer", "minimum": 0},
@@ -260,7 +261,7 @@ def denoise(request: RequestModel[DenoiseRequest], served: Served) -> dict[str, 
 
 def noise(request: RequestModel[NoiseRequest], served: Served) -> dict[str, Any]:
     content = {"image/png": _BINARY, "application/x-npy": _BINARY}
-    never = [] if served.model.vae else [500, 504]  # where nothing has to be encoded or decoded
+    never = [] if served.model.vae else [500, 504]  # without a VAE, nothing is encoded or decoded
     return {
         "operation_id": "noise",
         "response_class": Response,

@@ -1,4 +1,4 @@
-"""The routes for those who run the service: health, metrics, facts."""
+"""The routes for operators: health, metrics, facts."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -110,7 +110,7 @@ class Operations:
 
 
 def _routed(*endpoints: tuple[str, Callable[[], Awaitable[Response]], dict[str, Any]]) -> APIRouter:
-    """Routes of GET and HEAD: path, endpoint, documentation."""
+    """Routes for GET and HEAD. Each endpoint has a path, a function and documentation."""
     router = APIRouter(tags=["operations"])
     for path, endpoint, documentation in endpoints:
         router.add_api_route(path, endpoint, methods=["GET"], **documentation)
@@ -119,5 +119,5 @@ def _routed(*endpoints: tuple[str, Callable[[], Awaitable[Response]], dict[str, 
 
 
 def _by_width(costs: Costs | None) -> dict[str, float]:
-    """Seconds of a batch by its width; none of them while they are not known."""
+    """Seconds of a batch by its width. Empty while the costs are unknown."""
     return {} if costs is None else {str(width): seconds for width, seconds in costs.by_width.items()}

@@ -1,4 +1,4 @@
-"""Pages: the playground at `/`, the documentation at `/docs`, and the files that they load."""
+"""Pages: the playground at `/`, the documentation at `/docs`, and the pages' files."""
 
 import gzip
 import hashlib
@@ -18,7 +18,7 @@ from service.http.responses import matches
 DOCS = "/docs"
 _PLAYGROUND = Path(__file__).parent / "playground"
 _ICON = "/playground/icon.svg"
-_SWAGGER = Path(__file__).parent / "swagger"  # FastAPI's own page would load these files from another host
+_SWAGGER = Path(__file__).parent / "swagger"  # FastAPI's own page loads these files from another host
 _PAGE = "index.html"
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # RFC 9110, section 12.4.2: a weight of 0 means "not acceptable".
@@ -26,10 +26,10 @@ _GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?:;\s*q=(?:1|0\.0*[1-9])[.\d]*\s*)?(?:,|$
 
 
 class _File(NamedTuple):
-    """A file as it is sent.
+    """A file as browsers get it.
 
     Attributes:
-        zipped: the same, compressed with gzip; None for a file that is only sent as it is.
+        zipped: the same file, compressed with gzip; None for a file that is never sent compressed.
     """
 
     content: bytes
@@ -43,10 +43,10 @@ def _file(content: bytes, suffix: str, zipped: _File | None = None) -> _File:
 
 
 class Pages:
-    """Static files, read once. Browsers may keep them but ask each time, and so see a new version at once.
+    """Static files, read once. Browsers keep them, but ask each time, and so see a new version at once.
 
     Attributes:
-        paths: of the files.
+        paths: of all files.
     """
 
     def __init__(self, files: Mapping[str, _File]) -> None:
@@ -74,7 +74,7 @@ class Pages:
 
 
 def playground() -> Pages:
-    """The playground: its page at `/`, and the files of the page at `/playground/NAME`."""
+    """The playground: its page at `/`, and the page's files at `/playground/NAME`."""
     files = sorted(_PLAYGROUND.iterdir())
     return Pages(
         {
@@ -85,7 +85,7 @@ def playground() -> Pages:
 
 
 def documentation(title: str, root_path: str) -> Pages:
-    """Swagger UI: its page at `/docs`, which reads `/openapi.json`, and the files of the page at `/docs/NAME`.
+    """Swagger UI: its page at `/docs`, and the page's files at `/docs/NAME`. The page reads `/openapi.json`.
 
     Args:
         title: of the page.
@@ -98,14 +98,14 @@ def documentation(title: str, root_path: str) -> Pages:
         swagger_js_url=f"{root_path}{DOCS}/{script}",
         swagger_css_url=f"{root_path}{DOCS}/{style}",
         swagger_favicon_url=f"{root_path}{_ICON}",
-        swagger_ui_parameters={"validatorUrl": None},  # the default asks another host
+        swagger_ui_parameters={"validatorUrl": None},  # the default calls another host
     )
     files = {f"{DOCS}/{name}": _unzipped(_SWAGGER / f"{name}.gz") for name in (script, style)}
     return Pages({DOCS: _file(bytes(page.body), ".html"), **files})
 
 
 def _unzipped(path: Path) -> _File:
-    """A file that is kept compressed, for clients that take gzip and for others."""
+    """A file that the folder holds compressed, for clients with and without gzip."""
     zipped = path.read_bytes()
     suffix = Path(path.stem).suffix
     return _file(gzip.decompress(zipped), suffix, _file(zipped, suffix))

@@ -1,4 +1,4 @@
-"""Bodies and queries as they come in → requests of the table of fields. Their size is bounded before they are read."""
+"""Parses bodies and queries into requests of the table of fields. Sizes are checked before anything is parsed."""
 
 import binascii
 import json
@@ -12,12 +12,12 @@ from service.http.models import Request, RequestModel, shown
 from service.http.pieces import PIECE, pieces
 
 JSON, FORM = "application/json", "multipart/form-data"
-MAX_PLAIN_JSON = 2**19  # bytes of JSON beside an image, and blanks at the end
+MAX_PLAIN_JSON = 2**19  # bytes of JSON besides an image, without blanks at the end
 _DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,8}),", re.IGNORECASE)
 _MEDIA_OF_FILES = ("", "image/png", "application/x-npy", "application/octet-stream")
 _BLANKS = b" \t\r\n"
-_MAX_VALUES = 2**14  # of JSON: `[],[],[],…` takes 25 times its length in memory, and time in which nobody is served
-_MAX_DIGITS = 400  # of a number in JSON; a float has no more
+_MAX_VALUES = 2**14  # of JSON; `[],[],[],…` takes 25 times its length in memory, and blocks the server while parsed
+_MAX_DIGITS = 400  # of an integer in JSON; no float has more
 _MAX_QUERY = 2**13  # fields
 _MAX_SHOWN = 80  # characters of a value in a message
 
@@ -45,7 +45,7 @@ def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], ma
 
 
 def check_type(content_type: str, *read: str) -> None:
-    """Raises UnsupportedMedia where a body of this type is not read. A body without a type is JSON."""
+    """Raise UnsupportedMedia if a body of this type cannot be read. A body without a type is JSON."""
     media_type = _media_type(content_type) or JSON
     if media_type not in read:
         raise UnsupportedMedia(f"the body must be {' or '.join(read)}, and is {media_type[:_MAX_SHOWN]}")
@@ -75,7 +75,7 @@ def _file_part(parts: Sequence[Part]) -> Part:
 
 
 def check_query(query: bytes) -> None:
-    """Raises Invalid where a query has very many fields, before it is read."""
+    """Raise Invalid if a query has very many fields, before the query is parsed."""
     if query.count(b"&") >= _MAX_QUERY:
         raise Invalid.field("query", f"has more than {_MAX_QUERY} fields")
 
@@ -98,7 +98,7 @@ def _json_object(body: Bytes, max_bytes: int) -> dict[str, object]:
 
 
 def _without_blanks(text: Bytes) -> Bytes:
-    """Without blanks at the end, of which JSON may have any number."""
+    """The JSON without blanks at its end. JSON allows any number of them."""
     end = len(text)
     for _ in pieces(len(text)):
         if text[max(0, end - PIECE) : end].translate(None, _BLANKS):
@@ -108,7 +108,7 @@ def _without_blanks(text: Bytes) -> Bytes:
 
 
 def _count_values(text: Bytes) -> int:
-    """The values in JSON, at most: for as long as there are not too many."""
+    """An upper bound for the number of values in JSON. Counting stops beyond _MAX_VALUES."""
     count = 0
     for begin in pieces(len(text)):
         piece = text[begin : begin + PIECE]
@@ -119,7 +119,7 @@ def _count_values(text: Bytes) -> int:
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Of two values of one key some readers take the first, and some the last."""
+    """Refuse a key that appears twice. Some parsers keep its first value, others its last."""
     values = dict(pairs)
     if len(values) < len(pairs):
         seen: set[str] = set()
@@ -140,7 +140,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 
 
 def _from_base64(text: object) -> Bytes:
-    """The bytes of base64, which may have line breaks (RFC 2045) and be a data URL (RFC 2397)."""
+    """The bytes of base64 text. The text may have line breaks (RFC 2045) and be a data URL (RFC 2397)."""
     if not isinstance(text, str):
         raise Invalid.field("image", "must be a string: a PNG or .npy file, in base64")
     begin = _after_data_prefix(text)
@@ -166,7 +166,7 @@ def _no_base64(why: str) -> Invalid:
 
 
 def _after_data_prefix(text: str) -> int:
-    """Where the base64 of a data URL begins; 0 where the text is none."""
+    """Where the base64 of a data URL begins. 0 if the text is no data URL."""
     if text[:5].lower() != "data:":
         return 0
     prefix = _DATA_URL.match(text)

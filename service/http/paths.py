@@ -1,4 +1,4 @@
-"""One form for each path, so that a proxy's rules can compare the same text as the rules here."""
+"""One form for each path, so that a proxy's rules and this server's rules compare the same text."""
 
 import re
 
@@ -10,10 +10,10 @@ _LOGGED = 100  # characters
 
 
 class OnePath:
-    """Gives each request the one form of its path. Rules and routes behind this compare paths as text.
+    """Gives each request the one form of its path. Later rules and routes compare paths as text.
 
-    An unreserved character means the same whether it is encoded or not, so it is decoded. A reserved character does
-    not, and stays: `%2F` is no slash. Slashes and dots stay too, so `//metrics` and `/./metrics` are not found.
+    Encoded unreserved characters are decoded, because both forms mean the same. Encoded reserved characters stay
+    encoded, because `%2F` is no slash. Slashes and dots stay too, so `//metrics` and `/./metrics` are not found.
     RFC 3986, sections 2.3 and 6.2.2.2.
     """
 
@@ -40,7 +40,7 @@ def one_form(path: str) -> str:
 
 
 def loggable(path: str) -> str:
-    """The part of a path that may be logged. A mistyped address may hold a query, with a prompt or a key in it."""
+    """The part of a path that may be logged. A mistyped address may contain a query with a prompt or a key."""
     plain = path[:_LOGGED]
     if strange := _NOT_PLAIN.search(plain):
         plain = plain[: strange.start()]

@@ -82,7 +82,7 @@ def answer(error: ServiceError) -> JSONResponse:
 
 
 def document(error: ServiceError) -> Document:
-    """What the problem document of an error says."""
+    """The content of an error's problem document."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     said = _document(status, str(error))
     if isinstance(error, Invalid):
@@ -91,7 +91,7 @@ def document(error: ServiceError) -> Document:
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The problem document of what is no ServiceError."""
+    """The problem document for an error that is no ServiceError."""
     return _respond(_document(status, detail), headers or {})
 
 
@@ -112,5 +112,5 @@ def _title(status: int) -> str:
 
 
 def printable(text: str) -> str:
-    """With escapes in the place of what a client sent and no screen should be sent."""
+    """The text with escapes for unprintable characters, which clients can send."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""Finished images → responses: which media type, which bytes, which headers."""
+"""Turns finished images into answers: media type, bytes and headers."""
 
 import base64
 import hashlib
@@ -21,16 +21,16 @@ PNG, JSON, ZIP, NPY = "image/png", "application/json", "application/zip", "appli
 EVENTS = "text/event-stream"
 
 _MAX_ACCEPT = 4096  # characters; browsers send less than 200
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same bytes at any time
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # constant, so that equal images give equal ZIPs
 
 
 def negotiate(accept: str, offers: Sequence[str]) -> str:
     """The offered media type that an Accept header prefers. RFC 9110, section 12.5.1.
 
-    Among equals, one that is named goes before one that only a wildcard covers, then the earlier offer.
+    Among equal weights, a named type goes before a type that only a wildcard covers, then the earlier offer goes first.
 
     Raises:
-        NotAcceptable: naming the offers; also where the header is very long, and would take long to read.
+        NotAcceptable: no offer is acceptable, or the header is too long to read. The message names the offers.
     """
     if len(accept) > _MAX_ACCEPT:
         offered = ", ".join(offers)
@@ -76,7 +76,7 @@ def _media_ranges(accept: str) -> list[tuple[str, str, float]]:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A body, ready to send, and the seconds that it took to encode."""
+    """A body, ready to send, and the seconds of its encoding."""
 
     body: bytes
     media_type: str
@@ -124,7 +124,7 @@ def _json(plan: Plan, pngs: Sequence[bytes], finished: Finished, served: Served,
 
 
 def timings(finished: Finished, encode_s: float, served: Served) -> dict[str, float]:
-    """Where the time of a request went."""
+    """The seconds of each part of a request."""
     return {f"{name}_s": round(s, 6) for name, s in _seconds(finished, encode_s, served).items()}
 
 
@@ -134,19 +134,19 @@ def _seconds(finished: Finished, encode_s: float, served: Served) -> dict[str, f
 
 
 def etag(plan: Plan, media_type: str) -> str:
-    """A strong ETag: the same for any two requests that the same runtime answers with the same bytes."""
+    """A strong ETag. Two requests share an ETag if one runtime answers them with the same bytes."""
     key = json.dumps([plan.canonical, media_type], sort_keys=True)
     return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"'
 
 
 def matches(if_none_match: str, tag: str) -> bool:
-    """Whether an If-None-Match header names the ETag. Comparison is weak: RFC 9110, section 13.1.2."""
+    """Whether an If-None-Match header names the ETag, by weak comparison: RFC 9110, section 13.1.2."""
     named = rf"(?:^|,)\s*+(?:W/)?{re.escape(tag)}"
     return if_none_match.strip() == "*" or re.search(named, if_none_match) is not None
 
 
 def respond(plan: Plan, finished: Finished, encoded: Encoded, served: Served, headers: Mapping[str, str]) -> Response:
-    """The response, with the headers that tell its seed and its times."""
+    """The answer, with headers for its seed and its times."""
     timing = _seconds(finished, encoded.encode_s, served)
     return Response(
         encoded.body,

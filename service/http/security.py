@@ -1,13 +1,13 @@
-"""Security headers: what a page may load, and that no other page may frame an answer."""
+"""Security headers: they limit what a page may load, and forbid other pages to frame an answer."""
 
 _ALWAYS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 ]
-# Only the playground and /docs are pages that load anything.
+# Only the playground and /docs load anything.
 _POLICY = b"default-src 'none'; frame-ancestors 'none'"
-# A browser that opens an image in a tab makes a page around the image, and styles that page.
+# A browser that opens an image in a tab puts it on a page of its own, with inline styles.
 _POLICY_OF_IMAGES = b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _POLICY_OF_DOCS = (
     b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "

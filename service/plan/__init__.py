@@ -1,1 +1,1 @@
-"""What a request means: its fields, its rows, its recipe."""
+"""The meaning of a request: its fields, its rows, its recipe."""

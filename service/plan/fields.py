@@ -1,11 +1,14 @@
 """The table of request fields: each field's name, type, default, limits, readers and help, once.
 
-A request is a dataclass here, and an annotation with an Entry is a row of the table. Made from it: the checks of JSON,
-queries and forms, and /openapi.json (service/http/models.py); recipes and ETags (service/plan/plan.py); the client's
-arguments (stepwise/requests.py); the command line's options (stepwise/cli/options.py). The page makes controls from
-/openapi.json.
+Each request is a dataclass. Each annotation with an Entry is a line of the table. These follow from the table:
 
-The client imports this module, so it needs the standard library alone.
+- the checks of JSON, queries and forms, and /openapi.json: service/http/models.py
+- recipes and ETags: service/plan/plan.py
+- the client's arguments: stepwise/requests.py
+- the command line's options: stepwise/cli/options.py
+- the page's controls, by way of /openapi.json
+
+The client imports this module, so the module needs only the standard library.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,30 +16,30 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-MAX_IMAGES = 4096  # that a setting can allow in one request
-MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
+MAX_IMAGES = 4096  # the most images that a setting can allow in one request
+MAX_SEED = 2**53 - 1  # the largest integer that every JSON parser keeps exactly
 
 Label = int | str | None
 Scaling = Literal["variance_preserving", "additive"]
 Output = Literal["x0", "model_output", "previous"]
 
-# A number, or the name of a limit that depends on the model or on a setting: service/plan/limits.py.
+# A number, or the name of a limit. A named limit depends on the model or on a setting: service/plan/limits.py.
 Limit = float | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a field's name, type and default do not say.
+    """The properties of a field beside its name, type and default.
 
     Attributes:
-        help: what the field means, for every reader.
-        ge: the least value; of a list, the least value of a member.
-        gt: what the value must be above.
-        le: the greatest value, likewise.
-        decides: what depends on the field: the bytes of each image, the bytes of the whole answer, or neither. Recipes
-            have the fields of the first kind, ETags those of both.
-        refused: which values are refused although they are within the limits.
-        is_optional: recipes and other documents leave the field out where it is null.
+        help: the meaning of the field, for every reader.
+        ge: the least value; for a list, the least value of a member.
+        gt: an exclusive lower bound.
+        le: the greatest value, for a list of a member.
+        decides: whether the field changes the bytes of each image, the bytes of the whole answer, or neither. Recipes
+            keep fields of the first kind. ETags depend on fields of the first two kinds.
+        refused: values within the limits that are refused all the same.
+        is_optional: recipes and other documents leave the field out if it is null.
         flags: of the command line; by default the field's name.
     """
 
@@ -156,7 +159,7 @@ class Sample(Drawing):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest(Sample):
-    """All fields of /sample: also those that event streams alone read."""
+    """All fields of /sample, with those for event streams."""
 
     preview_every: Annotated[
         int,
@@ -172,7 +175,7 @@ class SampleRequest(Sample):
 
 @dataclass(frozen=True, kw_only=True)
 class Denoise(Drawing):
-    """POST /denoise: a noisy image and a timestep. The image itself comes beside these fields."""
+    """POST /denoise: a noisy image and a timestep. The request carries the image beside these fields."""
 
     timestep: Annotated[
         int,
@@ -210,7 +213,7 @@ class Denoise(Drawing):
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiseRequest(Denoise):
-    """All fields of /denoise: also what to answer."""
+    """All fields of /denoise, with the kind of the answer."""
 
     output: Annotated[
         Output,
@@ -222,7 +225,7 @@ class DenoiseRequest(Denoise):
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """POST /noise: a clean image and a timestep. The image itself comes beside these fields."""
+    """POST /noise: a clean image and a timestep. The request carries the image beside these fields."""
 
     timestep: Annotated[
         int,
@@ -239,7 +242,7 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseRequest(Noise):
-    """All fields of /noise: also those that PNGs alone need."""
+    """All fields of /noise, with those for PNGs."""
 
     value_range: Annotated[
         float,
@@ -247,15 +250,15 @@ class NoiseRequest(Noise):
     ] = 1.0
 
 
-# What is read from the table.
+# Reading the table.
 
 
 class Field(NamedTuple):
-    """A row of the table.
+    """A line of the table.
 
     Attributes:
-        annotation: its type, without the entry.
-        default: MISSING where the field is required.
+        annotation: the field's type, without the entry.
+        default: MISSING for a required field.
     """
 
     name: str
@@ -265,7 +268,7 @@ class Field(NamedTuple):
 
     @property
     def help(self) -> str:
-        """The help of the entry, the limits that hold of every model, and the default."""
+        """The entry's help, the limits that every model shares, and the default."""
         low, high = self.entry.ge, self.entry.le
         limits = f" {low:g} to {high:g}." if isinstance(low, int | float) and isinstance(high, int | float) else ""
         default = "" if self.is_required or self.default is None else f" Default: {self.default}."
@@ -281,17 +284,17 @@ class Field(NamedTuple):
 
     @property
     def is_list(self) -> bool:
-        """Whether a list is among what the field may hold."""
+        """Whether the field may hold a list."""
         return any(get_origin(kind) is Sequence for kind in get_args(self.annotation))
 
     @property
     def is_only_list(self) -> bool:
-        """Whether the field holds a list or nothing."""
+        """Whether the field holds only a list or null."""
         return all(kind is type(None) or get_origin(kind) is Sequence for kind in get_args(self.annotation) or [None])
 
     @property
     def kinds(self) -> frozenset[type]:
-        """What the field may hold, or a member of its list: int, float and str."""
+        """The types of the field's values, or of its list's members: int, float and str."""
         return frozenset(_kinds(self.annotation))
 
 
@@ -307,7 +310,7 @@ def table(request: type) -> Mapping[str, Field]:
 
 @cache
 def deciding(request: type, *what: str) -> Sequence[Field]:
-    """The fields on which the bytes of an `image`, or of an `answer`, depend."""
+    """The fields that decide the bytes of an `image`, of an `answer`, or of `neither`."""
     return [row for row in table(request).values() if row.entry.decides in what]
 
 

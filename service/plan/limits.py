@@ -1,4 +1,4 @@
-"""The numbers for the limits that the table of fields names: those of the model and of the settings."""
+"""The numbers behind the named limits of the table of fields. They come from the model and the settings."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ Limits = Mapping[str, float]
 
 
 def limits_of(model: ModelDescription, max_images: int, timeout: float) -> Limits:
-    """All limits that have a name.
+    """All named limits.
 
     Args:
         max_images: the most images in one request.
@@ -28,5 +28,5 @@ def limits_of(model: ModelDescription, max_images: int, timeout: float) -> Limit
 
 
 def resolved(limit: Limit | None, limits: Limits) -> float | None:
-    """The number that a limit of the table stands for."""
+    """The number of a limit of the table."""
     return limits[limit] if isinstance(limit, str) else limit

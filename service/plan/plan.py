@@ -1,7 +1,7 @@
-"""What a valid request means for this model: defaults filled in, rules between fields checked, rows built.
+"""Plans a valid request for this model: fills in defaults, checks rules between fields, builds rows.
 
-Pure functions. Each field is within its limits by now: service/http/models.py. A plan's `recipes` say how to make each
-image again. Its `canonical` form is the same for any two requests that ask for the same bytes.
+Pure functions. service/http/models.py has checked the limits of each field. A plan's `recipes` say how to make each
+image again. Two requests for the same bytes have the same `canonical` form.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from service.plan.served import Served
 
 Parameters = dict[str, object]
 
-# Beyond this a noisy image is no image of any timestep; it keeps the network's arithmetic finite.
+# No noisy image of any timestep has larger values. The limit keeps the network's arithmetic finite.
 _MAX_NOISY_VALUE = 1e4
 
 _DISTILLED = "which these weights were distilled for"
@@ -35,11 +35,11 @@ class Plan:
     """A request, ready for the engine.
 
     Attributes:
-        rows: one an image.
-        seeds: one an image.
+        rows: one for each image.
+        seeds: one for each image.
         parameters: the request with its defaults filled in.
-        recipes: for each image, all that is needed to make it again.
-        canonical: what decides the bytes of the whole answer.
+        recipes: for each image, all that is needed to make the image again.
+        canonical: all that decides the bytes of the whole answer.
         timeout_s: seconds from now.
         preview_every: steps; 0 for no previews.
     """
@@ -60,7 +60,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
         timeout: the most seconds for one request.
 
     Raises:
-        Invalid: naming the field, the value and what it may be.
+        Invalid: names the field, its value and its limits.
     """
     model = served.model
     n = request.num_images
@@ -121,12 +121,12 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     """Plan POST /denoise.
 
     Args:
-        image: float32 [C, H, W] in the model's own scale; latents where the model denoises latents.
+        image: float32 [C, H, W] in the model's own scale; latents if the model denoises latents.
         timeout: the most seconds for one request.
         latent: the answer is latents, too.
 
     Raises:
-        Invalid: naming the field, the value and what it may be.
+        Invalid: names the field, its value and its limits.
     """
     model = served.model
     schedule, t = model.schedule, request.timestep
@@ -183,10 +183,10 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
 
 
 def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, int]:
-    """The forward process: the noisy image, or its latents, float32 [C, H, W], and the seed of its noise.
+    """The forward process: the noisy image or noisy latents, float32 [C, H, W], and the seed of the noise.
 
     Raises:
-        Invalid: naming the field, the value and what it may be.
+        Invalid: names the field, its value and its limits.
     """
     schedule = served.model.schedule
     _check_additive(request, schedule)
@@ -284,14 +284,14 @@ def _label(label: Label, model: ModelDescription) -> int | None:
         label = int(label)
     if isinstance(label, int) and 0 <= label < model.num_classes:
         return label
-    named = model.class_names != tuple(map(str, range(model.num_classes)))  # else the numbers say it all
+    named = model.class_names != tuple(map(str, range(model.num_classes)))  # bare numbers add nothing
     names = f", or one of {', '.join(model.class_names[:20])}" if model.class_names and named else ""
     more = ", …" if len(model.class_names) > 20 else ""
     raise Invalid.field("class_label", f"must be 0 to {model.num_classes - 1}{names}{more}, and is {label!r}")
 
 
 def _class_of(seed: int, model: ModelDescription) -> int:
-    """The class of an image that names none, where the network needs one: any, as the seed has it."""
+    """A class chosen by the seed, for an image without a class and a network that needs one."""
     assert model.num_classes is not None
     digest = hashlib.sha256(f"class of {seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % model.num_classes

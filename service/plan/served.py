@@ -1,4 +1,4 @@
-"""What this server serves: the model, what computes it, and the fingerprint of both."""
+"""The served model, its runtime, and the fingerprint of both."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ import service
 from model.description import ModelDescription
 from model.rows import Image
 
-# Raise it with every change of our own code that moves a bit of any image, or of the text in it: networks, schedules,
-# samplers, noise, colours, recipes. tests/test_arithmetic.py knows the sums of each number.
-# 1: recipes named the model as its folder. 2: they name it as its config does.
+# Raise this number with every change of our own code that changes a bit of any image, or of the text in it: networks,
+# schedules, samplers, noise, colours, recipes. tests/test_arithmetic.py has the sums for each number.
+# 1: recipes named the model by its folder. 2: recipes use the name in the model's config.
 ARITHMETIC = 2
 
 
@@ -25,11 +25,11 @@ class Served:
 
     Attributes:
         model: the loaded weights.
-        device: what computes, such as cpu or cuda:0.
-        fingerprint_parts: all that can move a bit of an answer, by name.
-        reproducible: whether a row's bytes were seen not to depend on other rows.
-        first_draw: the noise that an image of a seed and shape starts from.
-        preview: makes a rough image, [C, H, W], of latents; None where rows are images.
+        device: the computing device, such as cpu or cuda:0.
+        fingerprint_parts: all that can change a bit of an answer, by name.
+        reproducible: a check has found that a row's bytes do not depend on other rows.
+        first_draw: gives the initial noise of an image for a seed and a shape.
+        preview: makes a rough image, [C, H, W], from latents; None where rows are images.
     """
 
     model: ModelDescription
@@ -41,7 +41,7 @@ class Served:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits. Two runtimes whose bytes differ never share one."""
+        """Sixteen hexadecimal digits. Two runtimes with different bytes never share a fingerprint."""
         parts = json.dumps(dict(self.fingerprint_parts), sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
@@ -49,12 +49,12 @@ class Served:
 def fingerprint_parts(
     model: ModelDescription, backend: Mapping[str, str | int], host: Mapping[str, str], image_encoder: str
 ) -> dict[str, str | int]:
-    """All that can move a bit, by name: our own code, the weights, what computes, and what draws and writes images.
+    """All that can change a bit, by name: our own code, the weights, the backend, and the libraries around it.
 
     Args:
-        backend: the parts of what computes.
-        host: what draws noise and makes step tables on every backend.
-        image_encoder: what writes PNGs.
+        backend: the parts of the backend.
+        host: the parts that draw noise and make step tables, with every backend.
+        image_encoder: the part that writes PNGs.
     """
     return {
         "arithmetic": ARITHMETIC,
@@ -70,6 +70,6 @@ def fingerprint_parts(
 
 
 def _numpy_instructions() -> list[str]:
-    """The sets of instructions beyond the baseline that NumPy uses here."""
+    """The instruction sets beyond the baseline that NumPy uses on this machine."""
     found: list[str] = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
     return found

@@ -1,4 +1,4 @@
-"""The program `stepwise`, a module for each command. What a command needs of torch is imported when it runs."""
+"""The program `stepwise`, with a module for each command. A command imports torch only when it runs."""
 
 from typing import Annotated, Any, NoReturn
 
@@ -17,7 +17,7 @@ _EPILOG = "Exit codes: " + "; ".join(f"{code}, {meaning}" for code, meaning in e
 
 
 class Commands(TyperGroup):
-    """Has every command end as exits.py says."""
+    """Ends every command as exits.py says."""
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         exits.end(lambda: super(Commands, self).main(*args, **options))

@@ -1,4 +1,4 @@
-"""From a command's options to a client: of a server, or with --local of an app in this process."""
+"""Makes a client from a command's options: for a server, or with --local for an app in this process."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Server:
-    """What the options of a command say of the server; `weights` are for `local` alone."""
+    """The server, as a command's options say. `weights` needs `local`."""
 
     url: str
     patience_s: float
@@ -25,10 +25,10 @@ class Server:
 
 
 def run(server: Server, work: Callable[[AsyncClient], Awaitable[T]]) -> T:
-    """Do a command's work with a client. Ctrl-C closes its connections, which cancels what the server does for it.
+    """Do a command's work with a client. Ctrl-C closes the connections, and the server stops its work.
 
     Raises:
-        Unusable: for weights that cannot be loaded, or without --local.
+        Unusable: the weights cannot be loaded, or are given without --local.
     """
     return _run_local(server, work) if server.local else _run_remote(server, work)
 
@@ -54,7 +54,7 @@ def _run_local(server: Server, work: Callable[[AsyncClient], Awaitable[T]]) -> T
         with server_for("--local"):
             from stepwise.cli.local import assemble
 
-        opened = assemble(server.weights)  # ahead of any loop, which would hold back Ctrl-C
+        opened = assemble(server.weights)  # before asyncio's loop, which would delay Ctrl-C
 
     async def connected() -> T:
         async with opened as transport, AsyncClient(transport=transport, patience_s=server.patience_s) as client:

@@ -1,14 +1,14 @@
-"""How the program ends: one line for a person, one number for a script.
+"""The program's end: one line for a person, one number for a script.
 
 error
-├── Unusable         what was asked for cannot be done           2
+├── Unusable         the command cannot be done                  2
 ├── OSError          a file or a stream cannot be used           2
 ├── Invalid, …       the server refuses a field or an image      2
 ├── Unreachable      no server answers                           3
 ├── StepwiseError    the server refuses, is busy, or has failed  4
 └── any other        a fault of the program's own, with a trace  70
 
-1 is what `verify` says of a file, and nothing else.
+Only `verify` ends with 1: an image differs.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ FAULTY = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + 2  # SIGINT
 READER_LEFT = 128 + 13  # SIGPIPE
 
-STANDARD_OUTPUT = "standard output"  # in the place of a file's name, in an OSError
+STANDARD_OUTPUT = "standard output"  # replaces a file's name in an OSError
 
 MEANINGS = {
     0: "done",
@@ -46,18 +46,18 @@ MEANINGS = {
 
 
 class Unusable(Exception):
-    """What the command was given cannot be used. The message is a sentence that names it."""
+    """An input of the command cannot be used. The message is a sentence that names the input."""
 
 
 def code_of(error: Unusable | StepwiseError) -> int:
-    """The exit code that an error ends the program with."""
+    """The exit code for an error."""
     if isinstance(error, Unusable | Invalid | BadRequest):
         return UNUSABLE
     return UNREACHABLE if isinstance(error, Unreachable) else REFUSED
 
 
 def end(command: Callable[[], object]) -> NoReturn:
-    """Run the program, which may end itself too, and end it with its code. An error is told in one line.
+    """Run a command, and end the program with the command's code. Errors are printed in one line.
 
     Raises:
         SystemExit: always.
@@ -92,16 +92,16 @@ def _code(command: Callable[[], object]) -> int:
 
 
 def _finished(command: Callable[[], object]) -> int:
-    """The code that typer ends a command with, once all that it has printed is out."""
+    """Run a command and flush its output. Returns the exit code that typer gives it."""
     code: object = 0
     try:
         command()
     except SystemExit as ending:
-        # rich and typer end the program with 1 themselves where they cannot write, or input ends amid a question.
+        # rich and typer end the program with 1 if they cannot write, or if the input ends amid a question.
         if isinstance(ending.__context__, BrokenPipeError | EOFError | typer.Abort):
             raise ending.__context__ from None
         code = ending.code
-    if code == INTERRUPTED:  # typer says nothing
+    if code == INTERRUPTED:  # typer prints nothing
         raise KeyboardInterrupt
     try:
         sys.stdout.flush()
@@ -113,7 +113,7 @@ def _finished(command: Callable[[], object]) -> int:
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, which a terminal shows as it is. Where that is closed, the exit code must do."""
+    """Print a line on standard error, safe for a terminal. If standard error is closed, only the exit code speaks."""
     try:
         print(f"stepwise: {printable(text)}", file=sys.stderr, flush=True)
     except OSError:
@@ -121,16 +121,16 @@ def say(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """A text of others on one line, without what a terminal would obey."""
+    """Foreign text on one line, with escapes for control characters that a terminal would obey."""
     line = " ".join(text.split())
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def _prepare_streams() -> None:
-    """Have characters that an encoding lacks be written in another way, and streams that are closed be empty.
+    """Make standard output escape characters that its encoding lacks, and replace closed streams by empty ones.
 
     Raises:
-        Unusable: where standard output is closed, which would lose what is printed.
+        Unusable: standard output is closed, so that results would be lost.
     """
     for name, mode in ("stdin", "r"), ("stderr", "w"):
         if getattr(sys, name) is None:
@@ -142,6 +142,6 @@ def _prepare_streams() -> None:
 
 
 def _give_up(stream: TextIO) -> None:
-    """Have what is left for a stream go nowhere: flushing at the end would fail once more."""
+    """Discard the rest of a stream's output. Otherwise the flush at the program's end fails again."""
     with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
         os.dup2(nowhere.fileno(), stream.fileno())

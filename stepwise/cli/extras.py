@@ -1,4 +1,4 @@
-"""What a light installation lacks: it has the client and the command line, and nothing that serves."""
+"""Errors for light installations. They have the client and the command line, and lack the server's packages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ _HOW = (
 
 @contextmanager
 def server_for(what: str) -> Iterator[None]:
-    """Import what only the extra `server` brings.
+    """Guard imports that need the extra `server`.
 
     Args:
         what: the command or option that needs the extra; the message begins with its name.
 
     Raises:
-        Unusable: where a package of the extra is missing. The message says how to install the extra.
+        Unusable: a package of the extra is missing. The message says how to install the extra.
     """
     try:
         yield

@@ -17,11 +17,11 @@ from stepwise.cli.connect import Server, run
 from stepwise.cli.exits import Unusable, say
 from stepwise.cli.output import Output, refuse_json_beside
 
-VALUE_RANGE = 4.0  # of noisy PNGs: noise seldom goes beyond four times its standard deviation
+VALUE_RANGE = 4.0  # of noisy PNGs: noise seldom exceeds four times its standard deviation
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _NPY_MAGIC = b"\x93NUMPY"
-_PLACE_OF_DEPTH = 24  # of a PNG's byte that says how many bits a value has
+_PLACE_OF_DEPTH = 24  # the byte of a PNG with the bits of a value
 
 File = Annotated[str, typer.Argument(metavar="IMAGE", help="A .png or an .npy; - is standard input.")]
 Out = Annotated[
@@ -121,10 +121,10 @@ def noise(
 
 
 def read(image: str) -> bytes:
-    """A file's bytes, or standard input's.
+    """The bytes of a file or of standard input.
 
     Raises:
-        Unusable: where it cannot be read.
+        Unusable: the input cannot be read.
     """
     try:
         return sys.stdin.buffer.read() if image == "-" else Path(image).read_bytes()
@@ -133,7 +133,7 @@ def read(image: str) -> bytes:
 
 
 def range_of(content: bytes, given: float | None) -> float | None:
-    """The `value_range` that an image is read with: of PNGs that which is given, or the one for its kind."""
+    """The `value_range` of an image: for PNGs, the given one or the default for the bit depth; else None."""
     if not content.startswith(_PNG_MAGIC):
         return None
     if given is not None:

@@ -1,4 +1,4 @@
-"""stepwise info: what is served, and what a request may ask for."""
+"""stepwise info: the served model, and the limits of requests."""
 
 import json
 
@@ -36,7 +36,7 @@ def info(
 
 
 def facts(info: Info) -> list[tuple[str, str]]:
-    """What the document says, for a person."""
+    """The facts of the document, for a person."""
     model, recommended, limits = info["model"], info["recommended"], info["limits"]
     guided = f", guidance scale {recommended['guidance_scale']:g}" if info["num_classes"] else ""
     steps = info["num_inference_steps"]
@@ -81,7 +81,7 @@ def _first_stage(info: Info) -> str:
 
 
 def _speeds(seconds_by_width: dict[str, float], one: str, many: str) -> str:
-    """Milliseconds by how many are computed together, the narrowest and the widest."""
+    """Milliseconds of the narrowest and of the widest batch."""
     widths = sorted(seconds_by_width, key=int)
     ends = dict.fromkeys([widths[0], widths[-1]]) if widths else {}
     return ", ".join(f"{1000 * seconds_by_width[w]:.3g} ms of {w} {one if w == '1' else many}" for w in ends)

@@ -1,6 +1,6 @@
-"""--local: the client's transport to a server's app in this process. No port is opened.
+"""--local: a client's transport to a server's app in this process, without a port.
 
-torch, and all that serves, is imported here, and not before somebody asks for it.
+This module imports torch and the server. So commands import this module only for --local.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ Opened = contextlib.AbstractAsyncContextManager[httpx.AsyncBaseTransport]
 
 
 def assemble(weights: str | None) -> Opened:
-    """Load the weights, as a server with this environment does, but for API keys, which nobody needs here.
+    """Load the weights as a server with this environment does, but without API keys.
 
     Args:
-        weights: go before STEPWISE_WEIGHTS.
+        weights: replaces STEPWISE_WEIGHTS.
 
     Raises:
-        Unusable: for what cannot be served.
+        Unusable: the server cannot start.
     """
     logging.basicConfig(format="stepwise: %(message)s", level=logging.ERROR)  # a server warns its operator
     if weights is not None:
@@ -47,7 +47,7 @@ def assemble(weights: str | None) -> Opened:
         async with contextlib.AsyncExitStack() as stack:
             lifespan = app.router.lifespan_context(app)
             await lifespan.__aenter__()
-            # As a server does it, whatever has happened: an engine that runs on would abort the process at its end.
+            # Always end the lifespan, as a server does. A running engine would abort the process at its end.
             stack.push_async_callback(lifespan.__aexit__, None, None, None)
             await asyncio.to_thread(engine.wait_loaded)
             if engine.status != "ready":
@@ -58,9 +58,9 @@ def assemble(weights: str | None) -> Opened:
 
 
 class AppTransport(httpx.AsyncBaseTransport):
-    """Calls an ASGI app. httpx's own ASGITransport answers with whole bodies; this hands them on as they come.
+    """Calls an ASGI app, and streams the bodies of its answers. httpx's ASGITransport waits for whole bodies.
 
-    To the app, a response that is closed before its end is a client that has left.
+    A response that is closed before its end looks to the app like a client that has left.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -77,7 +77,7 @@ class AppTransport(httpx.AsyncBaseTransport):
 
 
 class _Exchange(httpx.AsyncByteStream):
-    """One call of the app; iterated over, the body of its answer."""
+    """One call of the app. Iteration gives the body of the answer."""
 
     def __init__(self, app: ASGIApp, request: httpx.Request, body: bytes) -> None:
         self._unread = [body]  # until the app takes it
@@ -88,10 +88,10 @@ class _Exchange(httpx.AsyncByteStream):
         self._call.add_done_callback(lambda _: self._sender.close())
 
     async def start(self) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """Status and headers of the answer."""
+        """The status and the headers of the answer."""
         await asyncio.wait({self._start, self._call}, return_when=asyncio.FIRST_COMPLETED)
         if not self._start.done():
-            await self._call  # raises what the app has raised
+            await self._call  # raises the app's error
             raise RuntimeError("the app has ended without an answer")
         message: Message = self._start.result()
         return message["status"], message["headers"]

@@ -1,4 +1,4 @@
-"""Options that several commands have, each once. Those of requests are made from the table of fields."""
+"""Options that several commands share. The table of fields gives the options for requests."""
 
 import functools
 import inspect
@@ -66,9 +66,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_pane
 
 
 def of(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Have a command take the fields of a request as options, but for those that the command declares itself.
+    """Give a command the fields of a request as options, except those that the command declares itself.
 
-    The command is given the fields that a person gave, as its argument `given`.
+    The command's argument `given` gets the fields that the person gave.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -113,11 +113,11 @@ def _value(row: Field, given: Any) -> Any:
     """The value of an option.
 
     Raises:
-        Unusable: for a list of numbers with anything else in it.
+        Unusable: a list of numbers contains other text.
     """
     if not isinstance(given, list):
         return given
-    if not row.is_only_list:  # the field takes one value without a list, too
+    if not row.is_only_list:  # the field also takes a single value
         return given if len(given) > 1 else next(iter(given), None)
     [kind], text = row.kinds, ",".join(given)
     try:

@@ -1,4 +1,4 @@
-"""Where results go: files of a folder, a ZIP, one file, or standard output. Nothing is lost on the way there."""
+"""Writes results to a folder, a ZIP, one file, or standard output. Existing files are safe."""
 
 import io
 import os
@@ -10,17 +10,17 @@ from pathlib import Path
 
 from stepwise.cli.exits import STANDARD_OUTPUT, Unusable
 
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same bytes at any time, as the server's
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # constant, as in the server's ZIPs
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go, and under which names.
+    """The place for results.
 
     Attributes:
-        path: of a folder, or of one file; None for standard output.
-        is_folder: each result is a file of it.
-        force: files with other bytes may be written over.
+        path: of a folder or of one file; None for standard output.
+        is_folder: `path` is a folder, with a file for each result.
+        force: files with other bytes may be overwritten.
     """
 
     path: Path | None
@@ -29,10 +29,10 @@ class Output:
 
     @classmethod
     def of(cls, option: str | None, force: bool, piped: bool = False) -> "Output":
-        """What -o says; without it, the current folder, or standard output where the input is `piped` too.
+        """The output of an option -o. Default: standard output for `piped` input, else the current folder.
 
         Raises:
-            Unusable: where bytes would go to a terminal.
+            Unusable: image bytes would go to a terminal.
         """
         if option == "-" or (option is None and piped):
             if sys.stdout.isatty():
@@ -43,35 +43,35 @@ class Output:
 
     @property
     def suffix(self) -> str | None:
-        """Of the one file, in lower case, with its dot; None where there is none to look at."""
+        """The suffix of the one file, in lower case, with its dot. None for a folder or standard output."""
         return None if self.path is None or self.is_folder else self.path.suffix.lower()
 
     def check_kind(self, *suffixes: str) -> None:
-        """Refuse the name of a file of another kind.
+        """Refuse a file name with another suffix.
 
         Raises:
-            Unusable: naming the kinds.
+            Unusable: names the suffixes.
         """
         if self.suffix is not None and self.suffix not in suffixes:
             kinds = " or ".join(suffixes)
             raise Unusable(f"-o {self.path}: a file must end in {kinds}, a folder in /, and - is standard output")
 
     def check_new(self) -> None:
-        """Refuse a file that is there, before anything is drawn that could not be the same.
+        """Refuse an existing file, before a new seed draws another image.
 
         Raises:
-            Unusable: naming it.
+            Unusable: names the file.
         """
         if self.suffix is not None and self.path is not None and self.path.exists() and not self.force:
             raise Unusable(_in_the_way(self.path))
 
     def write(self, files: Mapping[str, bytes]) -> list[Path]:
-        """Write results by their names, or the only one where there is just one place; the paths written.
+        """Write results by their names, and return the written paths. One place takes only one result.
 
-        All are written, or none: a file with other bytes is found first.
+        Existing files with other bytes are found before the first write, so either all results are written or none.
 
         Raises:
-            Unusable: for a file that is there, and for what cannot be written.
+            Unusable: a file exists with other bytes, or cannot be written.
         """
         if self.path is None:
             [content] = files.values()
@@ -98,10 +98,10 @@ class Output:
 
 
 def refuse_json_beside(output: Output, as_json: bool) -> None:
-    """Refuse two things on standard output.
+    """Refuse both JSON and an image on standard output.
 
     Raises:
-        Unusable: saying how to have both.
+        Unusable: says how to get both.
     """
     if as_json and output.path is None:
         raise Unusable("--json and the image cannot both go to standard output: name a file with -o")
@@ -122,7 +122,7 @@ def _in_the_way(path: Path) -> str:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """So that a file is there whole, or not at all."""
+    """Write a file whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)

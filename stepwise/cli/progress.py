@@ -1,4 +1,4 @@
-"""What a person sees while they wait: on standard error, and only where that is a terminal."""
+"""Progress bars for a waiting person. They appear on standard error, if it is a terminal."""
 
 import sys
 from collections.abc import AsyncGenerator, Iterator
@@ -13,20 +13,20 @@ from stepwise import Progress as Taken
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say what is waited for, until it is over."""
+    """Show what the person waits for, while the block runs."""
     with _bar() as bar:
         bar.add_task(what, total=None, more="")
         yield
 
 
 async def drawn(events: AsyncGenerator[Event, None], count: int) -> tuple[list[Image], Done]:
-    """Show how a request goes; its `count` images, in their order, and its end.
+    """Show how a request goes. Returns its `count` images in order, and its last event.
 
     Raises:
-        Unreachable: other images came.
+        Unreachable: other images came, or the last event is missing.
     """
     images: dict[int, Image] = {}
-    async with aclosing(events):  # which ends the server's work where this one's ends early
+    async with aclosing(events):  # an early end here ends the server's work
         with _bar() as bar:
             task = bar.add_task("waiting for the server", total=None, more="")
             async for event in events:
@@ -48,13 +48,13 @@ async def drawn(events: AsyncGenerator[Event, None], count: int) -> tuple[list[I
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator["Count"]:
-    """Show how many of so many are done."""
+    """Show how many of `total` are done."""
     with _bar() as bar:
         yield Count(bar, what, total)
 
 
 class Count:
-    """How many of so many are done."""
+    """A bar that shows how many of `total` are done."""
 
     def __init__(self, bar: Progress, what: str, total: int) -> None:
         self._bar = bar
@@ -68,7 +68,7 @@ class Count:
 
 
 def duration(seconds: float) -> str:
-    """For a person: 0.8 s, 12 s, 3 min 5 s."""
+    """A duration for a person: 0.8 s, 12 s, 3 min 5 s."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -12,7 +12,7 @@ from stepwise.cli.extras import server_for
 
 
 class WithSettings(TyperCommand):
-    """Its --help ends with every setting."""
+    """A command whose --help ends with all settings."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)

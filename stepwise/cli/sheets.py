@@ -1,4 +1,4 @@
-"""Contact sheets, byte for byte as the server makes them of the same images."""
+"""Contact sheets, byte for byte as the server makes them from the same images."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from stepwise import Unreachable, read_recipe
 
 
 def sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
-    """A PNG of all images of a request, with one recipe for all.
+    """A PNG with all images of a request, and one recipe for all.
 
     Args:
-        pngs: as they were answered.
-        parameters: of the whole request, its defaults filled in.
+        pngs: as the server sent them.
+        parameters: of the whole request, with its defaults filled in.
 
     Raises:
-        Unreachable: they are no images of one request to a Stepwise server.
+        Unreachable: the PNGs are not those of one request to a Stepwise server.
     """
     if len(pngs) == 1:
         return pngs[0]
@@ -42,7 +42,7 @@ def _sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
 
 
 def _values(png: bytes) -> NDArray[np.float32]:
-    """[C, H, W], −1 … 1, of which the same 8 bits are made again."""
+    """The image as [C, H, W], −1 … 1. Encoding gives the same 8 bits again."""
     with PIL.Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         pixels = np.asarray(image, np.float32)
     values = pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -1,4 +1,4 @@
-"""stepwise verify: draw images again by their recipes, and compare."""
+"""stepwise verify: draws images again by their recipes, and compares the bytes."""
 
 import asyncio
 import importlib.util
@@ -77,7 +77,7 @@ def verify(
 
 @dataclass(frozen=True)
 class Pixels:
-    """How far two images are from each other: values that differ, of how many, and by how much at most, of 255."""
+    """The difference of two images: the values that differ, all values, and the largest difference, of 255."""
 
     differing: int
     values: int
@@ -86,7 +86,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of comparing a file: nothing differs, or what does."""
+    """The result of a comparison: `differs` lists the differences. Empty for the same bytes."""
 
     file: str
     recipe: Mapping[str, Any]
@@ -113,7 +113,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a file could not be compared, and the exit code for that."""
+    """The reason why a file could not be compared, and the exit code."""
 
     file: str
     error: str
@@ -128,12 +128,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Again:
-    """What draws images again.
+    """Draws images again.
 
     Attributes:
         info: of the server.
-        noisy: the image that was denoised, where one was given.
-        value_range: which it is read with; None for the one of its kind.
+        noisy: the given noisy image, from which `denoise` made the file; None without one.
+        value_range: of the noisy image; None for the default of its bit depth.
     """
 
     client: AsyncClient
@@ -142,11 +142,11 @@ class Again:
     value_range: float | None
 
     async def compare(self, file: str, png: bytes) -> Verdict:
-        """Draw a file again.
+        """Draw a file again, and compare.
 
         Raises:
-            Unusable: for a file without a recipe, and for one of a noisy image that was not given.
-            StepwiseError: where it could not be drawn.
+            Unusable: the file has no recipe, or its noisy image is not given.
+            StepwiseError: the image could not be drawn.
         """
         try:
             recipe = read_recipe(png)
@@ -175,7 +175,7 @@ class Again:
 
     @property
     def _names(self) -> list[str]:
-        """What recipes may call the model: what they call it here, and what old ones did, its name for people."""
+        """The model's names in recipes: the present one, and its name for people, which old recipes have."""
         name = self.info["model"]["name"]
         return [str(self.info["fingerprint_parts"].get("model", name)), name]
 
@@ -205,7 +205,7 @@ class Again:
 
 
 def _settings(recipe: Mapping[str, Any]) -> Sequence[fields.Field]:
-    """The fields of the table that a recipe has."""
+    """The fields of the table that a recipe contains."""
     return fields.deciding(fields.Denoise if "image_sha256" in recipe else fields.Sample, "image")
 
 
@@ -217,9 +217,9 @@ def _recipe_of_answer(png: bytes) -> dict[str, Any]:
 
 
 def compare_pixels(file: str, png: bytes, drawn: bytes) -> tuple[Pixels | None, str]:
-    """How the pixels of two PNGs differ, in numbers where they have the same size, and in words.
+    """The difference of two PNGs' pixels, in numbers if their sizes are equal, and in words.
 
-    Pillow reads them. It comes with the extra `server`.
+    This needs Pillow, which comes with the extra `server`.
     """
     if importlib.util.find_spec("PIL") is None:
         return None, "its pixels are not compared, for Pillow is not installed"
@@ -240,7 +240,7 @@ def _pixels(file: str, png: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
     try:
         with PIL.Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             return np.asarray(image, np.int64)
-    except Exception:  # Pillow has many kinds for what is broken, or too large
+    except Exception:  # Pillow raises many kinds of errors for broken or huge images
         raise Unusable(f"{file}: its pixels cannot be read") from None
 
 

@@ -1,9 +1,9 @@
-/** Requests to the server that sent this page: its errors as sentences, and the API key where it wants one. */
+/** Sends requests to the page's own server. Errors become sentences. Asks for the API key if the server needs one. */
 
 const KEY = `stepwise key of ${location.pathname}`;
 const EXPLAINED = { 429: true, 503: true };
 
-/** What the server refuses or fails at: its problem document, RFC 9457. */
+/** An error answer of the server: a problem document, RFC 9457. */
 export class Problem extends Error {
   /**
    * @param {{status: number, detail: string, errors?: {loc: (string|number)[], msg: string}[]}} said
@@ -24,14 +24,14 @@ export class Problem extends Error {
   }
 }
 
-/** No answer at all. */
+/** The server does not answer. */
 class Unreachable extends Error {
   constructor() {
     super("The server cannot be reached. Is it running, and are you online?");
   }
 }
 
-/** The person does not want to give a key. */
+/** The person gives no key. */
 export class KeyRefused extends Error {
   constructor() {
     super("This server needs an API key.");
@@ -44,7 +44,7 @@ let askForKey = () => Promise.reject(new KeyRefused());
 let asking = null;
 
 /**
- * Say how a key is asked for.
+ * Set the function that asks for a key.
  * @param {(why: string) => Promise<string>} ask resolves with the key; rejects with KeyRefused
  */
 export function onKeyNeeded(ask) {
@@ -55,10 +55,10 @@ export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 export const forgetKey = () => sessionStorage.removeItem(KEY);
 
 /**
- * Send a request, with the key if there is one. Where the server wants another key, ask for it and send again.
+ * Send a request, with the key if there is one. If the server refuses the key, ask for another and send again.
  * @param {string} path relative to the page, which a proxy may serve under a prefix
  * @param {RequestInit} [init]
- * @returns {Promise<Response>} one that is ok
+ * @returns {Promise<Response>} always ok
  * @throws {Problem|Unreachable|KeyRefused|DOMException} the last is an AbortError
  */
 export async function send(path, init = {}) {
@@ -79,7 +79,7 @@ export async function send(path, init = {}) {
   }
 }
 
-/** Several requests that lack a key ask for it once. */
+/** Get a key. Several requests without a key ask only once. */
 function haveKey(why) {
   asking ??= askForKey(why)
     .then((key) => sessionStorage.setItem(KEY, key))
@@ -87,16 +87,16 @@ function haveKey(why) {
   return asking;
 }
 
-/** A header's characters are bytes: those of UTF-8. */
+/** The text with a character for each byte of its UTF-8, as headers need it. */
 function asBytes(text) {
   return String.fromCharCode(...new TextEncoder().encode(text));
 }
 
-/** @param {string} text begins small, and has no full stop, as messages do */
+/** @param {string} text a message: small first letter, no full stop */
 export function sentence(text) {
   const begun = text.charAt(0).toUpperCase() + text.slice(1);
   return /[.!?…]$/.test(begun) ? begun : `${begun}.`;
 }
 
-/** Whether an error is that of a request that was cancelled here. */
+/** Whether an error comes from a request that this page cancelled. */
 export const isAbort = (error) => error instanceof DOMException && error.name === "AbortError";

@@ -1,4 +1,4 @@
-/** One seed under several samplers and numbers of steps, next to each other. */
+/** Compares one seed under several samplers and numbers of steps. */
 
 import { isAbort } from "./api.js";
 import { complain, h, numberOf, seedField, severalField, textField } from "./controls.js";
@@ -34,7 +34,7 @@ export function compareView(view, info, gallery) {
   const follow = () => guidance?.disable(labelOf(label.value) === null);
   let isBusy = false;
 
-  /** What is asked for: rows and columns, or an error that says what is wrong. */
+  /** The rows and columns of the table. Throws an error for invalid settings. */
   function read() {
     const rows = samplers.value.split(",").filter(Boolean);
     const columns = [...new Set(counts.value.split(/[\s,;]+/).filter(Boolean))].map(numberOf);

@@ -1,4 +1,4 @@
-/** Form controls, each with its label and its complaint. */
+/** Form controls, each with a label and room for a complaint. */
 
 import { MAX_SEED, fieldName, fieldSentence, randomSeed } from "./model.js";
 
@@ -14,7 +14,7 @@ const MAX_CHIPS = 12;
 let made = 0;
 
 /**
- * An element with properties, attributes (those with a dash, and role) and children.
+ * An element with properties, attributes (names with a dash, and role) and children.
  * @param {string} tag
  * @param {Record<string, any>} properties
  * @param {...(Node|string)} children
@@ -30,7 +30,7 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-/** A number, by slider or by keys. The slider may end before the number's range does. */
+/** A number, by slider or by keys. The slider's range may be shorter than the number's. */
 export function numberField({ name, label, min, max, step = 1, value, slider = max }) {
   const id = `field-${made++}`;
   const range = h("input", { type: "range", id, min, max: slider, step, value });
@@ -56,7 +56,7 @@ export function selectField({ name, label, options, value }) {
   });
 }
 
-/** One of several: side by side where they are few. */
+/** One of several, side by side if they are few. */
 export function choiceField({ name, label, options, value }) {
   if (options.length > MAX_CHIPS + 2) return selectField({ name, label, options, value });
   const group = `group-${made++}`;
@@ -69,7 +69,7 @@ export function choiceField({ name, label, options, value }) {
   });
 }
 
-/** Any of several. The value is those chosen, separated by commas. */
+/** Any of several. The value is the chosen ones, with commas. */
 export function severalField({ name, label, options, value }) {
   const [set, inputs] = chips("checkbox", `group-${made++}`, label, options);
   const choose = (keys) => inputs.forEach((input) => (input.checked = keys.split(",").includes(input.value)));
@@ -98,7 +98,7 @@ export function textField({ name, label, value, placeholder = "", hint = "" }) {
   return whole;
 }
 
-/** A seed: a number, or nothing for another each time. */
+/** A seed: a number, or empty for a new seed each time. */
 export function seedField({ name = "seed", label = "Seed", value = "" }) {
   const id = `field-${made++}`;
   const input = h("input", {
@@ -118,10 +118,10 @@ export function seedField({ name = "seed", label = "Seed", value = "" }) {
 }
 
 /**
- * The control of a field, by its schema in /openapi.json. Nothing is asked for while it is empty.
+ * The control for a field, by its schema in /openapi.json. Requests leave the field out while its control is empty.
  * @param {string} name
  * @param {any} schema
- * @returns {Field & {read: () => any}} `read` gives what the API takes
+ * @returns {Field & {read: () => any}} `read` gives the API's value
  */
 export function schemaField(name, schema) {
   const kinds = (schema.anyOf ?? [schema]).filter(({ type }) => type !== "null");
@@ -156,7 +156,7 @@ function field(name, label, control, inputs, { get, set, kind = "", ...more }) {
       root.classList.toggle("off", disabled);
       for (const input of inputs) input.disabled = disabled;
     },
-    /** @param {string} sentence "" where there is nothing to complain of */
+    /** @param {string} sentence "" for no complaint */
     complain(sentence) {
       complaint.textContent = sentence;
       complaint.hidden = !sentence;
@@ -171,14 +171,14 @@ function field(name, label, control, inputs, { get, set, kind = "", ...more }) {
   };
 }
 
-/** A number as the API wants it, nothing where there is none, and the text where it is no number: the server says why. */
+/** The number in a text; undefined for no text; the text itself if it is no number, so that the server complains. */
 export function numberOf(text) {
   if (text === "") return undefined;
   return Number.isFinite(Number(text)) ? Number(text) : text;
 }
 
 /**
- * Say beside each field what is wrong with it, and forget what was said before.
+ * Show an error's complaints beside the fields, and clear earlier complaints.
  * @param {Field[]} fields
  * @param {{fields?: {loc: (string|number)[], msg: string}[]}} [error]
  */

@@ -1,4 +1,4 @@
-/** Drawing: the settings, and the stage on which noise becomes images. */
+/** Drawing: the settings, and the stage where noise becomes images. */
 
 import { h } from "./controls.js";
 import { watch } from "./events.js";
@@ -25,7 +25,7 @@ export function drawView(view, info, api, gallery) {
   const [, height, width] = info.image_shape;
   let tiles = [];
   let isBusy = false;
-  let isFresh = true; // nothing was drawn yet
+  let isFresh = true; // nothing is drawn yet
 
   function place() {
     const room = { width: stage.clientWidth, height: innerHeight * SHARE_OF_HEIGHT, gap: GAP };
@@ -95,7 +95,7 @@ export function drawView(view, info, api, gallery) {
     }
   }
 
-  /** On a narrow screen the stage is below the settings. */
+  /** Scroll to the stage. On a narrow screen, the stage is below the settings. */
   function reveal() {
     if (stage.getBoundingClientRect().top > innerHeight / 2) stage.scrollIntoView();
   }
@@ -112,7 +112,7 @@ export function drawView(view, info, api, gallery) {
   set(settings.count());
 
   return {
-    /** Draw what a recipe says. @param {import("./png.js").Recipe} recipe */
+    /** Draw a recipe's image. @param {import("./png.js").Recipe} recipe */
     again(recipe) {
       settings.fill(recipe);
       return draw();

@@ -1,4 +1,4 @@
-/** text/event-stream over fetch, which unlike EventSource can POST and send a key. */
+/** text/event-stream over fetch. Unlike EventSource, fetch can POST and send a key. */
 
 import { Problem, send } from "./api.js";
 
@@ -10,11 +10,11 @@ class Broken extends Error {
 }
 
 /**
- * Ask for events, and once more where the stream breaks.
+ * Ask for events. If the stream breaks, ask once more.
  * @param {string} path
- * @param {RequestInit & {signal: AbortSignal}} init whose images have a seed, so that they are the same the second time
- * @yields {{name: string, data: any}} events as docs/api.md has them, and `again` where it is asked once more
- * @throws {Error} what `send` throws; Problem also for the event `error`
+ * @param {RequestInit & {signal: AbortSignal}} init with a seed, so that the second try gives the same images
+ * @yields {{name: string, data: any}} the events of docs/api.md, and `again` before the second try
+ * @throws {Error} the errors of `send`; Problem also for the event `error`
  */
 export async function* watch(path, init) {
   for (let tries = 1; ; tries++) {
@@ -29,7 +29,7 @@ export async function* watch(path, init) {
   }
 }
 
-/** All events of a response, to `done`. */
+/** All events of a response, up to `done`. */
 async function* told(response, signal) {
   for await (const event of parsed(chunks(response, signal))) {
     if (event.name === "error") throw new Problem(event.data);
@@ -39,7 +39,7 @@ async function* told(response, signal) {
   throw new Broken();
 }
 
-/** The text of a response, as it comes. */
+/** The text of a response, piece by piece. */
 async function* chunks(response, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   try {
@@ -53,7 +53,7 @@ async function* chunks(response, signal) {
   }
 }
 
-/** Events of text. Comments are left out, and so is what is cut short. */
+/** The events in a text. Comments and incomplete events are left out. */
 async function* parsed(texts) {
   let rest = "";
   for await (const text of texts) {

@@ -5,11 +5,11 @@ import { ETA, GUIDANCE, classNames, randomSeed, samplerName, takesEta } from "./
 
 export const ANY = "any";
 const EACH = "each";
-const SLIDER_STEPS = 100; // more than that is typed
-const FEW_CLASSES = 16; // so few are drawn all at once unless told otherwise
+const SLIDER_STEPS = 100; // larger numbers are typed
+const FEW_CLASSES = 16; // up to this many classes, the default is one image of each
 const PREVIEWS = [["1", "every step"], ["2", "every 2 steps"], ["5", "every 5 steps"], ["10", "every 10 steps"], ["0", "none"]];
 
-// Fields with a control of their own. Others have one that is made from /openapi.json.
+// Fields with a control of their own. The controls of other fields come from /openapi.json.
 const BY_HAND = ["class_label", "num_images", "seed", "sampler", "num_inference_steps", "guidance_scale", "eta", "preview_every"];
 
 /** The samplers of a model. @param {import("./model.js").Info} info */
@@ -33,7 +33,7 @@ export function guidanceField(info) {
   return numberField({ name: "guidance_scale", label: "Guidance", ...GUIDANCE, step: 0.1, slider: 8, value });
 }
 
-/** The classes of a model; none of them is one choice, and one of each another. @param {import("./model.js").Info} info */
+/** The classes of a model, with choices for none and for one of each. @param {import("./model.js").Info} info */
 export function classField(info, withEach = false) {
   const options = [[ANY, "Any"], ...classNames(info).map((name, label) => [String(label), name])];
   const each = withEach && info.num_classes <= info.limits.max_images;
@@ -42,7 +42,7 @@ export function classField(info, withEach = false) {
   return choiceField({ name: "class_label", label: "Class", options, value });
 }
 
-/** The label that a choice of class stands for. @param {string} value */
+/** The API's label for a chosen class. @param {string} value */
 export const labelOf = (value) => (value === ANY ? null : Number(value));
 
 /**
@@ -80,7 +80,7 @@ export function settingsForm(form, info, api) {
   follow();
 
   return {
-    /** What POST /sample takes. A seed is drawn here, so that a stream that breaks can be asked for again. */
+    /** The body of POST /sample. The page draws the seed, so that it can ask again after a break of the stream. */
     read() {
       const all = label?.value === EACH ? classNames(info).map((_, i) => i) : null;
       const stepCount = numberOf(steps.value);
@@ -89,7 +89,7 @@ export function settingsForm(form, info, api) {
         num_images: all ? all.length : numberOf(count.value),
         seed: seed.value === "" ? randomSeed() : numberOf(seed.value),
         sampler: sampler.value,
-        // What is recommended is left out, so that a field in its place can be given.
+        // The recommended number is left out, so that `timesteps` can replace it.
         num_inference_steps: stepCount === info.recommended.num_inference_steps ? undefined : stepCount,
         eta: takesEta(sampler.value) ? numberOf(eta.value) : undefined,
         class_label: all ?? (label ? labelOf(label.value) : undefined),
@@ -99,7 +99,7 @@ export function settingsForm(form, info, api) {
       };
     },
 
-    /** Set what makes one image again. @param {import("./png.js").Recipe} recipe */
+    /** Set the form to a recipe, for one image. @param {import("./png.js").Recipe} recipe */
     fill(recipe) {
       if (label) label.value = recipe.class_label ?? ANY;
       count.value = 1;
@@ -116,7 +116,7 @@ export function settingsForm(form, info, api) {
       complain(fields);
     },
 
-    /** How many images there would be. */
+    /** How many images the form asks for. */
     count: () => (label?.value === EACH ? info.num_classes : Math.max(1, Math.min(Number(count.value) || 1, info.limits.max_images))),
 
     /** @param {Error} [error] */
@@ -133,7 +133,7 @@ export function settingsForm(form, info, api) {
   };
 }
 
-/** Open all that an element is folded into. */
+/** Open all foldable parts around an element. */
 function unfold(element) {
   for (let fold = element?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
 }

@@ -1,25 +1,25 @@
-/** What was drawn, newest first, until the page is left. */
+/** The drawn images, newest first, until the person leaves the page. */
 
 import { h } from "./controls.js";
 import { className, isPixelArt, settingsOf } from "./model.js";
 import { blobOf, bytesOf, recipeOf } from "./png.js";
 
-const MOST = 500; // images that are kept
+const MOST = 500; // images in the gallery
 
 /**
  * @typedef {object} Item
- * @property {Blob} blob the PNG as it came
+ * @property {Blob} blob the PNG, unchanged
  * @property {string} url of the blob
  * @property {import("./png.js").Recipe} recipe
  * @property {string} name of its class
  * @property {string} alt
- * @property {string} file its name when it is saved
+ * @property {string} file the name of a saved file
  */
 
 /**
  * @param {HTMLElement} section
  * @param {import("./model.js").Info} info
- * @param {(items: Item[], item: Item) => void} open shows one of them
+ * @param {(items: Item[], item: Item) => void} open shows one image of the gallery
  */
 export function makeGallery(section, info, open) {
   const list = section.querySelector("ul");
@@ -47,7 +47,7 @@ export function makeGallery(section, info, open) {
 
   const show = (item) => open(items, item);
   return {
-    /** Keep a PNG of the service. @param {string} base64 @returns {Item} */
+    /** Add a PNG of the service. @param {string} base64 @returns {Item} */
     add(base64) {
       const bytes = bytesOf(base64);
       const recipe = recipeOf(bytes);

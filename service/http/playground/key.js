@@ -4,7 +4,7 @@ import { KeyRefused } from "./api.js";
 
 /**
  * @param {HTMLDialogElement} dialog
- * @returns {(why: string) => Promise<string>} as api.onKeyNeeded wants it
+ * @returns {(why: string) => Promise<string>} for api.onKeyNeeded
  */
 export function keyDialog(dialog) {
   const input = dialog.querySelector("input");

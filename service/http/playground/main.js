@@ -1,4 +1,4 @@
-/** The playground: asks the server what it serves, and puts the parts together. */
+/** The playground: reads /info and /openapi.json, and builds the page. */
 
 import { forgetKey, hasKey, onKeyNeeded, send } from "./api.js";
 import { compareView } from "./compare.js";
@@ -12,7 +12,7 @@ import { makeViewer, openWithKey } from "./viewer.js";
 const VIEWS = ["draw", "compare", "denoise"];
 const $ = (id) => document.getElementById(id);
 
-/** Show the view that the address names. */
+/** Show the view in the page's address. */
 function route() {
   const named = location.hash.slice(1);
   const shown = VIEWS.includes(named) ? named : VIEWS[0];
@@ -58,7 +58,7 @@ function show(info, api) {
   if (hasKey()) guard();
 }
 
-/** Where there is a key, links must send it; the documentation's page cannot. */
+/** With a key, links must send the key. The documentation's page cannot. */
 function guard() {
   $("docs").hidden = true;
   $("forget").hidden = false;

@@ -1,4 +1,4 @@
-/** What is served, in words and in the API's terms. Pure functions of /info. */
+/** The served model, in words and in the API's terms. Pure functions of /info. */
 
 /**
  * @typedef {object} Info the answer of /info; docs/api.md
@@ -10,7 +10,7 @@
  * @property {number|null} num_classes
  * @property {string[]|null} class_names
  * @property {string[]} samplers
- * @property {number[]|null} num_inference_steps of distilled weights, all that they know
+ * @property {number[]|null} num_inference_steps the choices of distilled weights; null for other weights
  * @property {{sampler: string, num_inference_steps: number, guidance_scale: number}} recommended
  * @property {{max_images: number, timeout_s: number}} limits
  * @property {string} device
@@ -20,7 +20,7 @@
 
 /** @typedef {import("./png.js").Recipe} Recipe */
 
-/** What the API takes of every model. */
+/** The API's limits for every model. */
 export const GUIDANCE = { min: 1, max: 20 };
 export const ETA = { min: 0, max: 1 };
 export const MAX_SEED = 2 ** 53 - 1;
@@ -45,7 +45,7 @@ export function classNames(info) {
   return Array.from({ length: info.num_classes ?? 0 }, (_, label) => info.class_names?.[label] ?? String(label));
 }
 
-/** Whether images are so small that their pixels should be seen as squares. @param {Info} info */
+/** Whether images are so small that the page shows their pixels as squares. @param {Info} info */
 export const isPixelArt = (info) => Math.max(info.image_shape[1], info.image_shape[2]) < PIXELATED_BELOW;
 
 /** @param {Info} info */
@@ -54,7 +54,7 @@ export const isLatent = (info) => info.latent_shape !== null;
 /** @param {Info} info */
 export const sizeOf = (info) => `${info.image_shape[2]}×${info.image_shape[1]}`;
 
-/** A seed as the server itself draws them. */
+/** A random seed, as the server draws them. */
 export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 /** How an image was drawn, in two lines. @param {Recipe} recipe */
@@ -75,7 +75,7 @@ export const images = (count) => `${count} image${count === 1 ? "" : "s"}`;
 export const seconds = (s) => (s < 1 ? `${s.toFixed(2)} s` : s < 100 ? `${s.toFixed(1)} s` : `${Math.round(s)} s`);
 
 /**
- * The address of an image, which draws the same bytes wherever the fingerprint is the same.
+ * The address of an image. It gives the same bytes from every server with the same fingerprint.
  * @param {Info} info
  * @param {Recipe} recipe
  */
@@ -89,7 +89,7 @@ export function linkTo(info, recipe) {
   return `sample?${query}`;
 }
 
-/** A query's labels are text, which is matched as a name first: a class may be named like another's index. */
+/** A label for a query. The server matches text as a name first, and a name may look like another class's index. */
 function labelText(info, label) {
   const names = info.class_names ?? [];
   return names.indexOf(names[label]) === label && names.length ? names[label] : String(label);
@@ -110,7 +110,7 @@ const FIELDS = {
   model: "The fingerprint",
 };
 
-/** What a field is called. @param {string} name of the API */
+/** The page's name for a field. @param {string} name of the API */
 export const fieldName = (name) => FIELDS[name] ?? name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
 
 /**
@@ -122,7 +122,7 @@ export function fieldSentence(error) {
   return `${fieldName(name)} ${error.msg}.`;
 }
 
-/** What went wrong, in sentences. @param {Error & {fields?: any[]}} error */
+/** An error in sentences. @param {Error & {fields?: any[]}} error */
 export function explained(error) {
   return error.fields?.length ? error.fields.map(fieldSentence).join(" ") : error.message;
 }

@@ -1,4 +1,4 @@
-/** An image, noised to a timestep of choice, and denoised from there. */
+/** Adds noise to an image up to a chosen timestep, and denoises it from there. */
 
 import { isAbort, send } from "./api.js";
 import { choiceField, complain, h, numberField, seedField } from "./controls.js";
@@ -10,7 +10,7 @@ import { blobOf, bytesOf } from "./png.js";
 import { prepared } from "./prepare.js";
 import { announce, progressOf } from "./progress.js";
 
-const QUIET_MS = 250; // since the last change, before the network is asked
+const QUIET_MS = 250; // after the last change, before a request to denoise
 
 /**
  * @param {HTMLElement} view
@@ -35,7 +35,7 @@ export function noiseView(view, info) {
   let source = null;
   /** @type {AbortController|null} */
   let noising = null;
-  let isStale = false; // what is shown is not what is set
+  let isStale = false; // the pictures are older than the settings
   let quiet = 0; // a timer
 
   async function take(file, name) {
@@ -57,7 +57,7 @@ export function noiseView(view, info) {
     changed();
   }
 
-  /** Noise again: at once, but one request at a time, the newest settings last. Denoise when it is quiet. */
+  /** Add noise again at once, one request at a time, with the newest settings last. Denoise after a quiet time. */
   async function changed() {
     if (!source) return;
     clearTimeout(quiet);
@@ -85,7 +85,7 @@ export function noiseView(view, info) {
     if (!isAbort(error)) complain(fields, error);
   }
 
-  /** The noisy image: exact, as .npy, to go on with, and as PNG to look at, with values beyond ±1 clipped. */
+  /** The noisy image: an exact .npy for denoising, and a PNG for the eye, with values beyond ±1 clipped. */
   async function noised(signal) {
     const t = timestep.value;
     const chosen = seed.value === "" ? String(randomSeed()) : seed.value;
@@ -100,7 +100,7 @@ export function noiseView(view, info) {
 
   async function denoise(noisy) {
     const signal = progress.begin("Asking");
-    const most = Math.max(1, Number(noisy.timestep)); // steps that there are from here
+    const most = Math.max(1, Number(noisy.timestep)); // the most steps from this timestep
     const asked = !info.num_inference_steps && Number(count.value) > most ? most : count.value || "1";
     const class_label = label && labelOf(label.value);
     const body = formOf({
@@ -190,7 +190,7 @@ function panelOf(stage, name, info) {
   };
 }
 
-/** Where images are dropped, pasted or chosen. */
+/** The control to drop, paste or choose an image. */
 function dropzone(info) {
   const input = h("input", { type: "file", accept: "image/*", className: "unseen" });
   const kind = `${sizeOf(info)}${info.image_shape[0] === 1 ? ", grey" : ""}`;

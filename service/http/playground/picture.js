@@ -1,9 +1,9 @@
-/** Pictures in the shape of the model's images: noise until there is something to see. */
+/** Pictures in the shape of the model's images. They show noise until an image arrives. */
 
 import { h } from "./controls.js";
 import { isPixelArt } from "./model.js";
 
-const MOST_NOISE = 64; // pixels a side; more of it looks the same
+const MOST_NOISE = 64; // pixels a side; finer noise looks the same
 const LEAST_WIDTH = 56; // of a picture on the screen
 
 /**
@@ -33,10 +33,10 @@ export function picture(info, tag = "div") {
   };
 }
 
-/** A preview's PNG, for a src. @param {string} base64 */
+/** The address of a preview's PNG. @param {string} base64 */
 export const inline = (base64) => `data:image/png;base64,${base64}`;
 
-/** Gaussian noise, as images begin. It is a decoration: the model's own comes from the seed. */
+/** Gaussian noise as a decoration. The model's own noise comes from the seed. */
 function noiseOf(channels, width, height) {
   const canvas = h("canvas", { width, height, "aria-hidden": "true" });
   const context = canvas.getContext("2d");
@@ -53,11 +53,11 @@ function noiseOf(channels, width, height) {
 const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
 
 /**
- * How many columns show `count` pictures large and in even rows, and how wide each is.
+ * The number of columns, and the width of each, that show `count` pictures large and in full lines.
  * @param {number} count
  * @param {number} ratio width over height
  * @param {{width: number, height: number, gap: number}} room
- * @param {number} pixels of a picture's width, whole multiples of which are sharp; 1 where that does not matter
+ * @param {number} pixels of a picture's width; whole multiples look sharp; 1 for any width
  */
 export function layout(count, ratio, room, pixels) {
   const sharp = (width) => (width > pixels ? Math.floor(width / pixels) * pixels : width);
@@ -67,7 +67,7 @@ export function layout(count, ratio, room, pixels) {
     const across = (room.width - room.gap * (columns - 1)) / columns;
     const down = ((room.height - room.gap * (rows - 1)) / rows) * ratio;
     const width = sharp(Math.min(across, Math.max(down, LEAST_WIDTH)));
-    const score = width * (count / (columns * rows)) ** 2; // places that are left over look unfinished
+    const score = width * (count / (columns * rows)) ** 2; // empty places look unfinished
     if (score > best.score) best = { columns, width, score };
   }
   return best;

@@ -1,7 +1,7 @@
-/** PNGs: from base64, and the recipe that each image of the service carries. */
+/** PNGs: from base64, and with the recipe in each image of the service. */
 
 /**
- * @typedef {object} Recipe all that is needed to make an image again: the text chunk `parameters`
+ * @typedef {object} Recipe all that is needed to make an image again, from the text chunk `parameters`
  * @property {number} seed
  * @property {string} sampler
  * @property {number} num_inference_steps
@@ -22,7 +22,7 @@ export const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => 
 export const blobOf = (bytes) => new Blob([bytes], { type: "image/png" });
 
 /**
- * What a PNG of the service says of itself.
+ * The recipe in a PNG of the service.
  * @param {Uint8Array} bytes
  * @returns {Recipe|null}
  */

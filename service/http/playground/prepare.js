@@ -1,13 +1,13 @@
-/** Images of any size → PNGs of the model's, in a canvas. */
+/** Turns images of any size into PNGs of the model's size, in a canvas. */
 
 import { sizeOf } from "./model.js";
 
 /**
- * Crop and scale an image to the model's size, grey where the model is grey.
+ * Crop and scale an image to the model's size. For grey models, turn it grey.
  * @param {File|Blob} file
  * @param {string} name
  * @param {import("./model.js").Info} info
- * @returns {Promise<{blob: Blob, said: string}>} the PNG, and what was done in words
+ * @returns {Promise<{blob: Blob, said: string}>} the PNG, and the changes in words
  * @throws {Error} a sentence
  */
 export async function prepared(file, name, info) {
@@ -37,7 +37,7 @@ export async function prepared(file, name, info) {
   return { blob, said: did.length ? `${name}, ${listed(did)}` : `${name}, as it is` };
 }
 
-/** Whether there was colour. */
+/** Turn pixels grey. Returns whether they had colour. */
 function makeGrey(context, width, height) {
   const pixels = context.getImageData(0, 0, width, height);
   let wasColoured = false;

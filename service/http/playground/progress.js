@@ -1,9 +1,9 @@
-/** How a request goes: a bar, words, what went wrong, and the way out of it. */
+/** The progress of a request: a bar, words, errors, and a button to cancel. */
 
 import { isAbort } from "./api.js";
 import { explained, seconds } from "./model.js";
 
-/** Words for all who do not see the screen. @param {string} text */
+/** Tell screen readers a text. @param {string} text */
 export function announce(text) {
   document.getElementById("status").textContent = text;
 }
@@ -19,7 +19,7 @@ export function progressOf(stage) {
   const cancel = place.querySelector(".cancel");
   const trouble = stage.querySelector(":scope > .trouble");
   let began = 0;
-  let promise = 0; // seconds after that
+  let promise = 0; // seconds after the beginning
   let abort = null;
   let isRough = false; // previews are a linear map of latents
   cancel?.addEventListener("click", () => abort?.abort());
@@ -29,7 +29,7 @@ export function progressOf(stage) {
   const left = () => Math.max(0, promise - (performance.now() - began) / 1000);
 
   return {
-    /** Begin. @returns {AbortSignal} of the way out */
+    /** Begin. @returns {AbortSignal} of the button to cancel */
     begin(text) {
       abort?.abort();
       abort = new AbortController();
@@ -69,13 +69,13 @@ export function progressOf(stage) {
       }
     },
 
-    /** Parts of a whole that are done. */
+    /** Show how many parts of a whole are done. */
     part(done, all, text) {
       bar.value = done / all;
       doing.textContent = text;
     },
 
-    /** The end, with what there is to say of it. */
+    /** End with a message. */
     end(text) {
       place.dataset.state = "done";
       bar.value = 1;
@@ -85,7 +85,7 @@ export function progressOf(stage) {
       announce(`${text}.`);
     },
 
-    /** The end, for a reason. @param {Error} error */
+    /** End with an error. @param {Error} error */
     fail(error) {
       place.dataset.state = "idle";
       bar.value = 0;
@@ -96,7 +96,7 @@ export function progressOf(stage) {
       else trouble.textContent = explained(error);
     },
 
-    /** Nothing is done, and nothing is wrong. */
+    /** Show nothing. */
     clear(text = "") {
       abort?.abort();
       place.dataset.state = "idle";

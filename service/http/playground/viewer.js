@@ -1,4 +1,4 @@
-/** One image, large, with its recipe and what can be done with it. */
+/** Shows one large image, with its recipe and its actions. */
 
 import { hasKey, send } from "./api.js";
 import { h } from "./controls.js";
@@ -59,7 +59,7 @@ export function makeViewer(dialog, info, actions) {
       await navigator.clipboard.writeText(address.value);
       note.textContent = "Copied.";
     } catch {
-      address.focus(); // selects it; the clipboard is only for pages that came over TLS, or from this machine
+      address.focus(); // selects the address; browsers give the clipboard only to pages over TLS or from this machine
       note.textContent = "Selected: copy it with Ctrl+C or ⌘C.";
     }
   });
@@ -74,7 +74,7 @@ export function makeViewer(dialog, info, actions) {
     if (event.key === "ArrowRight") turn(1);
   });
   dialog.addEventListener("click", (event) => {
-    if (event.target === dialog) dialog.close(); // beside it
+    if (event.target === dialog) dialog.close(); // a click beside the image
   });
 
   return {
@@ -88,9 +88,9 @@ export function makeViewer(dialog, info, actions) {
   };
 }
 
-/** Fetch what a link leads to, and show it in a tab. */
+/** Fetch the target of a link, and show it in a tab. */
 export async function openWithKey(address, note) {
-  const tab = window.open("about:blank"); // now, while browsers know that somebody clicked
+  const tab = window.open("about:blank"); // at once, while browsers still count the click
   try {
     const blob = await (await send(address)).blob();
     if (tab) tab.location = URL.createObjectURL(blob);
