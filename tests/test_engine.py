@@ -517,9 +517,9 @@ def test_a_pass_that_does_not_return_fails_all_requests(seconds: float, limit: f
             assert not s.engine.alive
             assert s.engine.wait_idle(0)
             assert s.places.taken == 0
-        with pytest.raises(Failed, match="a forward pass does not return"):
+        with pytest.raises(Failed, match="the model does not return"):
             s.submit(a_row(4))
-        with pytest.raises(Failed, match="a forward pass does not return"):
+        with pytest.raises(Failed, match="the model does not return"):
             s.engine.probe()
         assert s.observer.ended == ["failed"] * 3
         assert s.observer.refused == ["failed"]
@@ -632,7 +632,7 @@ def test_a_stuck_engine_can_be_closed(noticed: bool) -> None:
         assert isinstance(error_of(job), Failed if noticed else Draining)
         assert status_of(s.engine) == "draining"
         assert not s.engine.alive
-        with pytest.raises(Failed, match="a forward pass does not return"):
+        with pytest.raises(Failed, match="the model does not return"):
             s.engine.probe()
 
 

@@ -118,4 +118,4 @@ def dead() -> Failed:
 
 
 def stuck() -> Failed:
-    return Failed("a forward pass does not return", retry_after=30)
+    return Failed("the model does not return", retry_after=30)
