@@ -113,8 +113,8 @@ def test_what_is_left_agrees_with_a_recount(table: dict[int, float], images: Ima
         for row, (steps, forwards), n in zip(tasks, images, ran, strict=True):
             assert row.steps_left == steps - n // forwards
             assert list(row.branches) == list(range(n % forwards, forwards))
-        assert job.left == job.size - sum(ran) == sum(left for *_, left in job.groups)
-        assert sum(together for together, *_ in job.groups) == len([row for row in tasks if row.steps_left])
+        assert job.left == job.size - sum(ran) == sum(left for *_, left in job.rest.groups)
+        assert sum(together for together, *_ in job.rest.groups) == len([row for row in tasks if row.steps_left])
         assert job.steps == max(row.steps_left for row in tasks)
     assert job.size == sum(steps * forwards for steps, forwards in images)
 
@@ -126,11 +126,11 @@ def test_a_group_steps_in_one_pass_and_leaves_no_room_for_another_image(
     costs = Costs(table)
     job = Job(images, costs)
     most = max(forwards for _, forwards in images)
-    for _, at_once, _ in job.groups:
+    for _, at_once, _ in job.rest.groups:
         assert at_once <= max(costs.width, most)
     if len(set(images)) == 1:
-        assert all(at_once == together * most for together, at_once, _ in job.groups)
-        assert all(at_once + most > costs.width for _, at_once, _ in job.groups[:-1])
+        assert all(at_once == together * most for together, at_once, _ in job.rest.groups)
+        assert all(at_once + most > costs.width for _, at_once, _ in job.rest.groups[:-1])
 
 
 @given(cost_tables, any_images, any_passes)
@@ -141,7 +141,7 @@ def test_images_come_group_after_group_and_those_behind_first(
     tasks = list(job.behind_first())
     assert sorted(row.index for row in tasks) == [row.index for row in job.rows if row.steps_left]
     rest = iter(tasks)
-    for together, _, left in job.groups:
+    for together, _, left in job.rest.groups:
         group: list[RowState] = []
         while left:
             group.append(next(rest))
@@ -184,6 +184,6 @@ def test_images_that_are_decoded_are_still_to_be_whatever_has_run(
     for rows in passes:
         run(job, costs, rows)
         run(plain, costs, rows)
-        assert (job.left, job.steps, job.groups) == (plain.left, plain.steps, plain.groups)
+        assert (job.left, job.steps, job.rest.groups) == (plain.left, plain.steps, plain.rest.groups)
         assert job.seconds == plain.seconds
         assert job.undecoded == (len(images) if decoded else 0)

@@ -6,11 +6,10 @@ without a lock.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from service.engine.arrivals import Arrivals
 from service.engine.costs import Costs
-from service.engine.jobs import Job
+from service.engine.jobs import Job, Rest
 from service.engine.scheduler import Scheduler, pace_limit
 
 _LOOKED_AT = 32  # jobs ahead, and as many behind; only the sum of the jobs before these counts
@@ -18,27 +17,15 @@ _NOTHING = 1e-6  # forward rows
 _MOST = 0.9  # the largest share of time that overtaking jobs are assumed to take
 
 
-class _Job(NamedTuple):
-    """A job in an estimate: its forward rows left, whether its rows are decoded, and its groups."""
-
-    left: int
-    is_decoded: bool
-    groups: list[tuple[int, int, int]]
-
-
-@dataclass(slots=True)
-class _Ahead:
-    """A job while an estimate simulates passes."""
-
-    left: float
-    is_decoded: bool
-
-
 @dataclass(slots=True)
 class _Group:
-    """Rows of a job that step together, and the number of their forward rows left."""
+    """Rows of a job that step together, and the number of their forward rows left.
 
-    job: _Ahead
+    Attributes:
+        job: the job's index in the line.
+    """
+
+    job: int
     rows: int
     at_once: int
     left: float
@@ -61,7 +48,7 @@ class Outlook:
     """
 
     place: int | None
-    line: list[_Job]
+    line: list[Rest]
     ahead: int
     decoding: int
     busy_s: float
@@ -87,27 +74,26 @@ class Outlook:
 
     def _play(self, place: int) -> float:
         """The seconds until the job's last group has taken its steps, with the decoding of groups that end by then."""
-        line = [_Ahead(job.left, job.is_decoded) for job in self.line]
-        job, its_groups, its_work = line[place], len(self.line[place].groups), line[place].left
+        line = self.line
+        left: list[float] = [job.left for job in line]
+        its_groups, its_work = len(line[place].groups), left[place]
         groups: list[_Group] = []  # may run in the next pass, in the order of the queue
         behind = (  # lazy: most estimates end before the last group
-            _Group(ahead, rows, at_once, left)
-            for ahead, entry in zip(line, self.line, strict=True)
-            for rows, at_once, left in entry.groups
+            _Group(index, *group) for index, job in enumerate(line) for group in job.groups
         )
         seconds = 0.0
         while its_groups:
-            rows = self._pass(groups, behind)
+            rows = self._pass(groups, left, behind)
             passes = min(group.left / n for group, n in zip(groups, rows, strict=False))
-            of_it = sum(n for group, n in zip(groups, rows, strict=False) if group.job is job)
+            of_it = sum(n for group, n in zip(groups, rows, strict=False) if group.job == place)
             seconds += self._lengthened(passes * self.costs.seconds(sum(rows)), its_work - passes * of_it / 2)
             its_work -= passes * of_it
             for group, n in zip(groups, rows, strict=False):
                 group.left -= passes * n
-                group.job.left -= passes * n
+                left[group.job] -= passes * n
             ended = [group for group in groups if group.left <= _NOTHING]
-            seconds += self._decode_s(sum(group.rows for group in ended if group.job.is_decoded))
-            its_groups -= sum(group.job is job for group in ended)
+            seconds += self._decode_s(sum(group.rows for group in ended if line[group.job].is_decoded))
+            its_groups -= sum(group.job == place for group in ended)
             groups = [group for group in groups if group.left > _NOTHING]
         return seconds
 
@@ -120,7 +106,7 @@ class Outlook:
         decoding = self.costs.decoding
         return 0.0 if decoding is None else decoding.rounds(rows) * decoding.speed
 
-    def _pass(self, groups: list[_Group], behind: Iterator[_Group]) -> list[int]:
+    def _pass(self, groups: list[_Group], left: list[float], behind: Iterator[_Group]) -> list[int]:
         """The forward rows of each group in a pass. While the pass has room, more groups join from `behind`."""
         rows: list[int] = []
         total, limit = 0, self.costs.width
@@ -131,7 +117,7 @@ class Outlook:
                 groups.append(following)
             group = groups[len(rows)]
             if total and self.few:
-                limit = pace_limit(self.costs, limit, total, groups[0].job.left, group.job.left)
+                limit = pace_limit(self.costs, limit, total, left[groups[0].job], left[group.job])
             if total >= limit:
                 break
             rows.append(min(limit - total, group.at_once))
@@ -150,7 +136,7 @@ def outlook(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float, prom
     around = [*by_work[first:place], *own, *behind]
     return Outlook(
         place - first if own else None,
-        [_Job(other.left, bool(other.undecoded), other.groups) for other in around],
+        [other.rest for other in around],
         sum(other.left for other in by_work[:first]),
         scheduler.decoding,
         max(0.0, scheduler.busy_until - now),

@@ -6,6 +6,7 @@ A step of a row takes one forward row, or two with guidance. The two may run in 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import inf
+from typing import NamedTuple
 
 from model.rows import Image
 from service.engine.costs import Costs
@@ -117,6 +118,20 @@ class _Group:
             self.seconds += (level - below - 1) * costs.rounds(forwards)
 
 
+class Rest(NamedTuple):
+    """What is left of a job, as estimates see it.
+
+    Attributes:
+        left: forward rows.
+        is_decoded: whether its rows are decoded.
+        groups: for rows that step together: how many, the forward rows of a step of theirs, and those left.
+    """
+
+    left: int
+    is_decoded: bool
+    groups: list[tuple[int, int, float]]
+
+
 class Job:
     """The rows of a request.
 
@@ -137,13 +152,26 @@ class Job:
         seconds: an upper bound for the job alone, at speed 1. Its groups, which fill a pass, run one after the other.
     """
 
-    __slots__ = ("_groups", "left", "number", "promise", "rows", "seconds", "size", "steps", "undecoded", "unstepped")
+    __slots__ = (
+        "_groups",
+        "_rest",
+        "left",
+        "number",
+        "promise",
+        "rows",
+        "seconds",
+        "size",
+        "steps",
+        "undecoded",
+        "unstepped",
+    )
 
     def __init__(self, rows: Iterable[tuple[int, int]], costs: Costs, decoded: bool = False) -> None:
         self.promise = inf
         self.number = inf
         self.rows: list[RowState] = []
         self._groups: list[_Group] = []
+        self._rest: Rest | None = None
         shapes = list(rows)
         together = max(1, costs.width // max(forwards_per_step for _, forwards_per_step in shapes))
         for index, (steps, forwards_per_step) in enumerate(shapes):
@@ -162,9 +190,12 @@ class Job:
         return Job(rows, costs, decoded=bool(self.undecoded))
 
     @property
-    def groups(self) -> list[tuple[int, int, int]]:
-        """For each group: its rows, the forward rows of one step of them, and the forward rows not chosen yet."""
-        return [(len(group.rows), group.at_once, group.left) for group in self._groups]
+    def rest(self) -> Rest:
+        """What is left of the job. A job that waits keeps its answer: each admission asks all jobs around."""
+        if self._rest is None:
+            groups = [(len(group.rows), group.at_once, float(group.left)) for group in self._groups]
+            self._rest = Rest(self.left, self.undecoded > 0, groups)
+        return self._rest
 
     def behind_first(self) -> Iterable[RowState]:
         """Rows with steps left, group after group. In a group, the rows furthest behind go first."""
@@ -184,6 +215,7 @@ class Job:
 
     def count(self, rows: Sequence[RowState], costs: Costs) -> None:
         """Count a forward row of each of these rows as chosen. A row may appear twice, for two forward rows."""
+        self._rest = None
         self.left -= len(rows)
         groups: dict[_Group, None] = {}
         for row in rows:
