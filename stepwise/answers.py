@@ -11,10 +11,9 @@ from typing import Any, TypedDict
 import httpx
 import numpy as np
 
+from stepwise.recipe import PNG_MAGIC
 from stepwise.results import Drawn, Float32, Image, Info, Noisy, NoisyArray
 from stepwise.shapes import checked
-
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 class _Image(TypedDict):
@@ -43,7 +42,7 @@ def read_drawn(_: httpx.Headers, body: bytes) -> Drawn:
 
 
 def read_noisy(headers: httpx.Headers, body: bytes) -> Noisy:
-    if not body.startswith(_PNG_MAGIC):
+    if not body.startswith(PNG_MAGIC):
         raise ValueError("it is no PNG")
     return Noisy(body, int(headers["x-seed"]), float(headers["x-clipped"]))
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-_MAGIC = b"\x89PNG\r\n\x1a\n"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _KEYWORD = b"parameters\0"
 
 
@@ -13,9 +13,9 @@ def read_recipe(png: bytes) -> dict[str, Any]:
     Raises:
         ValueError: the PNG has no recipe.
     """
-    if not png.startswith(_MAGIC):
+    if not png.startswith(PNG_MAGIC):
         raise ValueError("this is no PNG")
-    begin = len(_MAGIC)
+    begin = len(PNG_MAGIC)
     while begin + 12 <= len(png):  # a chunk: length, name, data, checksum
         end = begin + 12 + int.from_bytes(png[begin : begin + 4], "big")
         name, data = png[begin + 4 : begin + 8], png[begin + 8 : end - 4]

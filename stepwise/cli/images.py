@@ -16,10 +16,10 @@ from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
 from stepwise.cli.exits import Unusable, say
 from stepwise.cli.output import Output, refuse_json_beside
+from stepwise.recipe import PNG_MAGIC
 
 VALUE_RANGE = 4.0  # of noisy PNGs: noise seldom exceeds four times its standard deviation
 
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _NPY_MAGIC = b"\x93NUMPY"
 _PLACE_OF_DEPTH = 24  # the byte of a PNG with the bits of a value
 
@@ -134,7 +134,7 @@ def read(image: str) -> bytes:
 
 def range_of(content: bytes, given: float | None) -> float | None:
     """The `value_range` of an image: for PNGs, the given one or the default for the bit depth; else None."""
-    if not content.startswith(_PNG_MAGIC):
+    if not content.startswith(PNG_MAGIC):
         return None
     if given is not None:
         return given
