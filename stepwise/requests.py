@@ -183,10 +183,10 @@ def sample(given: Fields) -> Call[Drawn]:
 
 @asked(fields.SampleRequest)
 def stream(given: Fields) -> Request:
-    """Draw images, and tell what happens while they are drawn: POST /sample.
+    """Draw images, and tell what happens meanwhile: POST /sample.
 
-    A stream that breaks is asked for again by its seed, and goes on: Queued and Progress come anew, and no image is
-    given twice. Leaving the iteration closes the connection, and the server works no more.
+    A stream that breaks is asked for again with its seed, and goes on. Queued and Progress may then come again, but no
+    image does. Leaving the iteration closes the connection, and the server stops the work.
     """
     return Request("POST", "sample", EVENTS, given)
 

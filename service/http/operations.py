@@ -38,14 +38,14 @@ class Operations:
         return _routed(("/metrics", self.read_metrics, openapi.METRICS))
 
     async def live(self) -> Response:
-        """200 while the process can serve at all: its engine has not died, and nothing that it is at is stuck."""
+        """200 while the process can serve at all: the engine's threads run, and no call of the model is stuck."""
         self.engine.asked()
         alive = self.engine.alive or (self.engine.status == "draining" and self.engine.beyond_help is None)
         status, code = ("live", 200) if alive else ("failed", 503)
         return JSONResponse({"status": status}, code, {"Cache-Control": "no-store"})
 
     async def ready(self) -> Response:
-        """200 while a request would be served, from what is known: nobody waits for a pass to be told."""
+        """200 while a request would be served. The answer comes at once, from what is known."""
         self.engine.asked()
         status = self.engine.status
         return JSONResponse(

@@ -28,7 +28,9 @@ def verify(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="PNGs; - is standard input.")],
     image: Annotated[
         str | None,
-        typer.Option(metavar="IMAGE", help="The noisy image, of which stepwise denoise made FILE.", show_default=False),
+        typer.Option(
+            metavar="IMAGE", help="The noisy image from which stepwise denoise made FILE.", show_default=False
+        ),
     ] = None,
     value_range: options.ReadRange = None,
     as_json: options.Json = False,
@@ -37,9 +39,9 @@ def verify(
     local: options.Local = False,
     weights: options.Weights = None,
 ) -> None:
-    """Draw PNGs again by the recipes in them, and say whether the bytes are the same.
+    """Draw PNGs again by their recipes, and say whether the bytes are the same.
 
-    Ends with 0 where all are, with 1 where one differs, with more where one could not be compared.
+    Exit code 0: all are the same. 1: one differs. More: one could not be compared.
     """
     noisy = None if image is None else read(image)
 
