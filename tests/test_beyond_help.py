@@ -33,7 +33,7 @@ class Fast:
 
 class Faulty(FakeRunner):
     def step(self, forwards):
-        if 13 in (self.rows[slot].row.seed for slot, _ in forwards):
+        if 13 in (self.rows[slot].row.seed for slot, *_ in forwards):
             if FAULT == "hangs": threading.Event().wait()
             if FAULT == "works no longer": self.breaking = set(range(100))
         super().step(forwards)
