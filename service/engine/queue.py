@@ -37,6 +37,7 @@ class Queue:
     Attributes:
         changed: guards all of this, and is notified of each change.
         scheduler: orders the jobs; None until the costs of passes are known.
+        arrivals: the jobs accepted lately.
         slow_until: probes measure the speed until this time, after a refusal for the present speed alone.
         abandoned: slots of rows that have left, for the runner to release.
         stopping: whether the engine's threads must end.
@@ -51,7 +52,7 @@ class Queue:
         self.slow_until = -inf
         self.abandoned: list[int] = []
         self.stopping = False
-        self._arrivals = Arrivals(clock())
+        self.arrivals = Arrivals(clock())
         self._closed: Callable[[], Unavailable] | None = loading  # why requests are refused
         self._places = places
         self._by_job: dict[Job, Request] = {}
@@ -63,11 +64,6 @@ class Queue:
     def of(self, job: Job) -> Request | None:
         """The request of a job; None if the request has left."""
         return self._by_job.get(job)
-
-    @property
-    def arrivals(self) -> Arrivals:
-        """The jobs accepted lately."""
-        return self._arrivals
 
     # Coming in
 
@@ -102,11 +98,11 @@ class Queue:
         with self._noting_refusals(), self.changed:
             scheduler, now = self.check_open(), self._clock()
             job = _job_of(rows, scheduler.costs)
-            admission = admit(job, client, Line(scheduler, self._places, self._arrivals), now, timeout_s)
+            admission = admit(job, client, Line(scheduler, self._places, self.arrivals), now, timeout_s)
             request = Request(rows, job, now, now + timeout_s, client, watcher, admission.outlook)
             self._places.take(client)
             self._enter(request, scheduler, admission.promise)
-            self._arrivals.note(job.size, now)
+            self.arrivals.note(job.size, now)
         self._observer.request_accepted()
         return Accepted(request.future, admission.position, request.eta_s, admission.promise - now)
 
