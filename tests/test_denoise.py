@@ -753,7 +753,7 @@ def test_a_client_that_leaves_is_not_encoded_for(latents: LatentServer, monkeypa
         running = asked.get(timeout=PATIENCE)
         with upload(latents, "/denoise"):
             waiting = asked.get(timeout=PATIENCE)
-    latents.wait_for_metric("stepwise_requests_total", lambda n: n == left + 2, endpoint="/denoise", code="499")
+    latents.wait_for_metric("stepwise_requests_total", lambda n: n >= left + 2, endpoint="/denoise", code="499")
     assert running.cancelled()
     assert waiting.cancelled()
     latents.vae.let_go()

@@ -472,7 +472,7 @@ def slow_reader(server: FakeServer, body: Json) -> socket.socket:
 def test_a_slow_reader_holds_up_nobody_and_loses_no_image(local: FakeServer) -> None:
     drawn = local.metric("stepwise_images_total")
     with slow_reader(local, {"seed": 5, "num_images": MANY, "num_inference_steps": 2, "preview_every": 1}) as reader:
-        local.wait_for_metric("stepwise_images_total", lambda images: images == drawn + MANY)
+        local.wait_for_metric("stepwise_images_total", lambda images: images >= drawn + MANY)
         assert local.client.post("/sample", json={}).status_code == 200
         told(watched(local, {}), steps=4)
         with HTTPResponse(reader) as answer:
@@ -534,7 +534,7 @@ def test_a_reader_that_leaves_midway_costs_nothing_more(server: ServerProcess) -
     with watching(server, long) as events:
         while next(events).name != "preview":
             pass
-    server.wait_for_metric("stepwise_cancelled_total", lambda count: count == left + 1, reason="disconnect")
+    server.wait_for_metric("stepwise_cancelled_total", lambda count: count >= left + 1, reason="disconnect")
     samples = server.metrics()
     for name in ("stepwise_rows_running", "stepwise_rows_waiting", "stepwise_outstanding_row_steps"):
         assert samples[name, frozenset()] == 0

@@ -241,7 +241,7 @@ def test_nothing_is_done_for_a_client_that_has_left(latents: LatentServer, stage
     with upload(latents, "/noise"):
         while latents.vae.next_call().name != stage:
             pass
-    latents.wait_for_metric("stepwise_requests_total", lambda n: n == left + 1, endpoint="/noise", code="499")
+    latents.wait_for_metric("stepwise_requests_total", lambda n: n >= left + 1, endpoint="/noise", code="499")
     latents.vae.let_go()
     assert post(latents, write_npy(LATENTS), timestep=400).status_code == 200
     assert calls(latents) == {"encode": ["encode", "decode"], "decode": ["encode", "decode", "decode"]}[stage]

@@ -340,7 +340,7 @@ def test_the_place_in_line_is_told_and_cancelling_frees_it(browser: Browser, loc
         press(page, "Cancel")
         expect(view(page).locator(".doing")).to_have_text("Cancelled")
         expect(trouble(page)).to_be_empty()
-        local.wait_for_metric("stepwise_cancelled_total", lambda count: count == before + 1, reason="disconnect")
+        local.wait_for_metric("stepwise_cancelled_total", lambda count: count >= before + 1, reason="disconnect")
         local.runner.let_go()
         assert first.result().status_code == 200
         assert local.engine.wait_idle(PATIENCE)

@@ -79,7 +79,7 @@ def test_rows_are_sent_side_by_side() -> None:
         accepted = local.metric("stepwise_accepted_total")
         asking = threading.Thread(target=unet, args=(torch.zeros(4, 1, 1, 2), 9))
         asking.start()
-        local.wait_for_metric("stepwise_accepted_total", lambda count: count == accepted + 4)
+        local.wait_for_metric("stepwise_accepted_total", lambda count: count >= accepted + 4)
         assert len(local.runner.next_pass()) == 4
         local.runner.let_go()
         asking.join(PATIENCE)
