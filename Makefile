@@ -8,8 +8,8 @@ EMOJI := weights/emoji
 # Huge pages: a tenth less time a step.
 TRAIN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python
 DATA := $(WEIGHTS)/work/digits32.npz $(EMOJI)/work/emoji32.npz
-# Two workers. Tests that share a server share a worker: tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+# Two workers. Tests that share a server share a worker: tests/conftest.py. If a worker dies, the run ends, and says in which test.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --max-worker-restart 0
 # pyproject.toml has the range of torch; this is the release that was tested.
 PIP := $(BIN)/python -m pip install --quiet --constraint requirements/torch.txt
 SERVES := $(if $(shell command -v nvidia-smi),server,cpu)
