@@ -312,9 +312,9 @@ def test_a_long_type_of_a_form_is_refused() -> None:
 
 @given(st.lists(st.binary(max_size=40).map(lambda data: data * 3000) | st.binary(max_size=40), max_size=5), st.data())
 def test_a_form_has_the_parts_that_were_put_into_it(contents: list[bytes], draw: st.DataObject) -> None:
-    contents = [content for content in contents if b"\r\n--" not in content]
     ends = [draw.draw(st.sampled_from([b"", b"\r", b"\r\n", b"\r\n-", b"--", b"\n--B"])) for _ in contents]
     whole = [content + end for content, end in zip(contents, ends, strict=True)]
+    whole = [data for data in whole if b"\r\n--" not in data]  # a CR and the end may make a boundary
     parts = [(f'name="image"; filename="{i}"' if i == 0 else IMAGE, data) for i, data in enumerate(whole)]
     read = read_form(TYPE, form(*parts))
     assert [bytes(part.data) for part in read] == whole
