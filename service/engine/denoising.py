@@ -232,7 +232,7 @@ class Denoising:
         ended, watched = self._account(ran, began)
         for request, ahead in watched.items():
             self._beat()
-            self._show(request, ahead, began, [one for one in ran if one.row.job is request.job])
+            self._show(request, ahead, began, ran)
         stepped: list[tuple[Request, RowState, Image]] = []
         for request, row, slot in ended:
             self._beat()
@@ -274,7 +274,8 @@ class Denoising:
         """Tell a watcher about its rows in this pass."""
         tell_progress(self._queue, request, ahead, now)
         every = 0 if request.watcher is None else request.watcher.preview_every
-        for row, forward in ran if every else ():
+        own = [one for one in ran if one.row.job is request.job] if every else []
+        for row, forward in own:
             has_stepped = forward.branch == row.forwards_per_step - 1  # the last branch completes a step
             step = forward.line + 1
             if has_stepped and step % every == 0 and (reading := self._read(request, forward.slot)) is not None:
