@@ -25,7 +25,7 @@ Request = TypeVar("Request", bound=Drawing | Noise)
 Schema = dict[str, Any]
 
 MAX_FIELDS = 32  # of a form, and of JSON
-_MAX_SHOWN = 80  # characters of a value in a message
+MAX_SHOWN = 80  # characters of a value in a message
 _MAX_NAMES = 100  # the most classes that a schema lists; /info names all
 _NULL: Schema = {"type": "null"}
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
@@ -107,8 +107,8 @@ class RequestModel(Generic[Request]):
 def shown(value: object) -> str:
     """The beginning of a value as JSON. The rest, however long, is not encoded."""
     pieces = json.JSONEncoder(default=str).iterencode(value)
-    text = "".join(itertools.islice(pieces, _MAX_SHOWN + 1))
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+    text = "".join(itertools.islice(pieces, MAX_SHOWN + 1))
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 # From the table to pydantic.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from service.errors import Invalid, UnsupportedMedia
 from service.http.codecs import Bytes, is_image
 from service.http.forms import Part, read_form
-from service.http.models import Request, RequestModel, shown
+from service.http.models import MAX_SHOWN, Request, RequestModel, shown
 from service.http.pieces import PIECE, pieces
 
 JSON, FORM = "application/json", "multipart/form-data"
@@ -19,7 +19,6 @@ _BLANKS = b" \t\r\n"
 _MAX_VALUES = 2**14  # of JSON; `[],[],[],…` takes 25 times its length in memory, and blocks the server while parsed
 _MAX_DIGITS = 400  # of an integer in JSON; no float has more
 _MAX_QUERY = 2**13  # fields
-_MAX_SHOWN = 80  # characters of a value in a message
 
 
 def read_json(body: Bytes, model: RequestModel[Request]) -> Request:
@@ -48,7 +47,7 @@ def check_type(content_type: str, *read: str) -> None:
     """Raise UnsupportedMedia if a body of this type cannot be read. A body without a type is JSON."""
     media_type = _media_type(content_type) or JSON
     if media_type not in read:
-        raise UnsupportedMedia(f"the body must be {' or '.join(read)}, and is {media_type[:_MAX_SHOWN]}")
+        raise UnsupportedMedia(f"the body must be {' or '.join(read)}, and is {media_type[:MAX_SHOWN]}")
 
 
 def _read_form(content_type: str, body: Bytes, model: RequestModel[Request]) -> tuple[Request, Bytes]:
@@ -68,7 +67,7 @@ def _file_part(parts: Sequence[Part]) -> Part:
     if found and not names:
         why = "the form has the field 'image' without a filename, and its content is neither a PNG nor an .npy file"
     elif names:
-        why = f"the form has the file part {names[0][:_MAX_SHOWN]!r}"
+        why = f"the form has the file part {names[0][:MAX_SHOWN]!r}"
     else:
         why = "the form has no file part"
     raise Invalid.field("image", f"is required, as a file part; {why}")
