@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
@@ -120,28 +120,27 @@ class Metrics:
 
 def exposition(metrics: Metrics, engine: Engine, served: Served) -> bytes:
     """All metrics as Prometheus text: the counters, the model, and the state of the engine."""
-    state = CollectorRegistry()
-    state.register(_EngineState(engine))
-    Info("stepwise_model", "The model that is served", registry=state).info(
-        {
-            "name": served.model.name,
-            "digest": served.model.digest,
-            "architecture": served.model.architecture,
-            "fingerprint": served.fingerprint,
-            "device": served.device,
-            "version": service.__version__,
-        }
-    )
-    return generate_latest(metrics.registry) + generate_latest(state)
+    return generate_latest(metrics.registry) + generate_latest(_State(engine, served))
 
 
-class _EngineState(Collector):
-    """Reads the scheduler's own counters."""
+class _State(Collector):
+    """Reads what is served, and the scheduler's own counters."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, served: Served) -> None:
         self._engine = engine
+        self._served = served
 
     def collect(self) -> Iterable[Metric]:
+        model = self._served.model
+        facts = {
+            "name": model.name,
+            "digest": model.digest,
+            "architecture": model.architecture,
+            "fingerprint": self._served.fingerprint,
+            "device": self._served.device,
+            "version": service.__version__,
+        }
+        yield InfoMetricFamily("stepwise_model", "The model that is served", value=facts)
         line = self._engine.scheduler
         for name, text, value in (
             ("rows_running", "Images that have started", line.running if line else 0),
