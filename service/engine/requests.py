@@ -19,15 +19,69 @@ class Finished(NamedTuple):
 
     Attributes:
         images: [C, H, W] each.
-        queue_s: seconds until the first step.
-        denoise_s: seconds from the first step to the last.
+        queue_s: seconds until the first work of any stage.
+        denoise_s: seconds from then to the last step.
         decode_s: seconds from the last step to the last image; 0 without decoding.
+        encode_s: seconds that the encoding of the answer took, for all images and the whole.
+        body: the answer, ready to send; empty without an encoding, and for event streams.
     """
 
     images: list[Image]
     queue_s: float
     denoise_s: float
     decode_s: float = 0.0
+    encode_s: float = 0.0
+    body: bytes = b""
+
+
+class Encoding(Protocol):
+    """Encodes the answer to one request. The engine calls an encoding in its last stage, one call at a time."""
+
+    @property
+    def values(self) -> tuple[int, int]:
+        """How many values (pixels x channels) one call of `image` encodes, and the call of `whole`. 0 costs nothing."""
+
+    def image(self, index: int, image: Image) -> bytes:
+        """Encode image `index`, [C, H, W], as soon as it is finished. May return b"", if only `whole` encodes."""
+
+    def whole(self, finished: Finished, encoded: Sequence[bytes]) -> bytes:
+        """Encode the whole answer, once all images are finished.
+
+        Args:
+            finished: without its body. `encode_s` counts the images' encoding.
+            encoded: the results of `image`, by index.
+        """
+
+
+class Upload(NamedTuple):
+    """An uploaded image, which the VAE must encode before its request can run.
+
+    Attributes:
+        image: [C, H, W].
+        then: from the latents, [c, h, w], to the request's rows and encoding, in the place of the draft that was
+            submitted. The rows have the number, the group and the tables of the draft. May raise a ServiceError.
+    """
+
+    image: Image
+    then: Callable[[Image], tuple[Sequence[Row], Encoding | None]]
+
+
+class Progress(NamedTuple):
+    """How far a request is.
+
+    Attributes:
+        step, steps: steps that the slowest row has taken, and its steps in all.
+        eta_s: expected seconds until the whole answer is ready.
+        images_done, images: images that are encoded, and all of them.
+        fraction: the share of all the request's work that is done, of all stages; never falls. 1 only if all is done.
+    """
+
+    step: int
+    steps: int
+    eta_s: float
+    images_done: int
+    images: int
+    fraction: float
 
 
 class Accepted(NamedTuple):
@@ -53,14 +107,14 @@ class Watcher(Protocol):
     def preview_every(self) -> int:
         """Steps from one preview of a row to the next; 0 for no previews."""
 
-    def progress(self, step: int, steps: int, eta_s: float) -> None:
-        """The slowest row has taken `step` of its `steps`."""
+    def progress(self, progress: Progress) -> None:
+        """The request has got on."""
 
     def preview(self, index: int, step: int, x0: Image) -> None:
         """The expected result of row `index`."""
 
-    def image(self, index: int, image: Image) -> None:
-        """Row `index` is done."""
+    def image(self, index: int, encoded: bytes) -> None:
+        """Image `index` is finished and encoded. Not called if the request has no encoding."""
 
 
 class Observer(Protocol):
