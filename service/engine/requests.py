@@ -44,13 +44,8 @@ class Encoding(Protocol):
     def image(self, index: int, image: Image) -> bytes:
         """Encode image `index`, [C, H, W], as soon as it is finished. May return b"", if only `whole` encodes."""
 
-    def whole(self, finished: Finished, encoded: Sequence[bytes]) -> bytes:
-        """Encode the whole answer, once all images are finished.
-
-        Args:
-            finished: without its body. `encode_s` counts the images' encoding.
-            encoded: the results of `image`, by index.
-        """
+    def whole(self, images: Sequence[Image], encoded: Sequence[bytes]) -> bytes:
+        """Encode the body of the answer, once all images are finished. `encoded` has the results of `image`."""
 
 
 class Upload(NamedTuple):
