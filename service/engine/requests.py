@@ -22,12 +22,30 @@ class Finished(NamedTuple):
         queue_s: seconds until the first step.
         denoise_s: seconds from the first step to the last.
         decode_s: seconds from the last step to the last image; 0 without decoding.
+        body: of the answer, as the request's encoding made it.
+        encode_s: seconds of encoding.
     """
 
     images: list[Image]
     queue_s: float
     denoise_s: float
     decode_s: float = 0.0
+    body: bytes = b""
+    encode_s: float = 0.0
+
+
+class Encoding(Protocol):
+    """Turns the images of a request into the body of its answer."""
+
+    def image(self, index: int, image: Image) -> bytes:
+        """Encode image `index`, which is done."""
+
+    def whole(self, images: Sequence[Image], encoded: Sequence[bytes]) -> bytes:
+        """The body, once all images are done. `encoded` has the bytes of each image."""
+
+    @property
+    def values(self) -> tuple[int, int]:
+        """How many values a call of `image` encodes, and how many the call of `whole`. A value is a pixel's channel."""
 
 
 class Accepted(NamedTuple):
