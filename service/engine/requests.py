@@ -19,33 +19,33 @@ class Finished(NamedTuple):
 
     Attributes:
         images: [C, H, W] each.
-        queue_s: seconds until the first step.
-        denoise_s: seconds from the first step to the last.
+        queue_s: seconds until the first work of any stage.
+        denoise_s: seconds from then to the last step.
         decode_s: seconds from the last step to the last image; 0 without decoding.
-        body: of the answer, as the request's encoding made it.
-        encode_s: seconds of encoding.
+        encode_s: seconds that the encoding of the answer took, for all images and the whole.
+        body: the answer, ready to send; empty without an encoding, and for event streams.
     """
 
     images: list[Image]
     queue_s: float
     denoise_s: float
     decode_s: float = 0.0
-    body: bytes = b""
     encode_s: float = 0.0
+    body: bytes = b""
 
 
 class Encoding(Protocol):
-    """Turns the images of a request into the body of its answer."""
-
-    def image(self, index: int, image: Image) -> bytes:
-        """Encode image `index`, which is done."""
-
-    def whole(self, images: Sequence[Image], encoded: Sequence[bytes]) -> bytes:
-        """The body, once all images are done. `encoded` has the bytes of each image."""
+    """Encodes the answer to one request. The engine calls an encoding in its last stage, one call at a time."""
 
     @property
     def values(self) -> tuple[int, int]:
-        """How many values a call of `image` encodes, and how many the call of `whole`. A value is a pixel's channel."""
+        """How many values (pixels x channels) one call of `image` encodes, and the call of `whole`. 0 costs nothing."""
+
+    def image(self, index: int, image: Image) -> bytes:
+        """Encode image `index`, [C, H, W], as soon as it is finished. May return b"", if only `whole` encodes."""
+
+    def whole(self, images: Sequence[Image], encoded: Sequence[bytes]) -> bytes:
+        """Encode the body of the answer, once all images are finished. `encoded` has the results of `image`."""
 
 
 class Accepted(NamedTuple):
