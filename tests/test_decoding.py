@@ -144,9 +144,9 @@ def test_a_finished_request_says_how_long_it_was_decoded_from_its_last_step_on()
         s.vae.let_go()
         waited = second.result(PATIENCE).decode_s
         passes = len(s.runner.passes) - 3  # since the last step of the first request; its latents were held up by them
-        assert first.result(PATIENCE)[1:] == (0.0, 3.0, passes + 8.0 + 0.25)
+        assert first.result(PATIENCE)[1:4] == (0.0, 3.0, passes + 8.0 + 0.25)
         assert 8.0 + 2 * 0.25 < waited <= passes + 8.0 + 2 * 0.25
-    assert [sum(finished[1:]) == taken_s for finished, _, _, taken_s in s.observer.finished] == [True, True]
+    assert [sum(finished[1:4]) == taken_s for finished, _, _, taken_s in s.observer.finished] == [True, True]
 
 
 # Beside passes

@@ -439,7 +439,7 @@ def test_a_request_that_is_done_is_told_once_with_what_was_expected_and_what_it_
         s.runner.let_go()
         finished = accepted.future.result(PATIENCE)
     assert s.observer.finished == [(finished, True, accepted.eta_s, 5.0)]
-    assert finished[1:] == (2.0, 3.0, 0.0)
+    assert finished[1:4] == (2.0, 3.0, 0.0)
     assert s.observer.started == [2.0]
     assert s.observer.ended == [1]
 

@@ -159,7 +159,7 @@ class EventStream(EventSourceResponse):
             yield _event("error", document(error))
         else:
             self._metrics.encoded(self._encode_s)
-            spent = timings(finished, self._encode_s, self._served)
+            spent = timings(finished._replace(encode_s=self._encode_s), self._served)
             yield _event("done", {"parameters": self._plan.parameters, "timings": spent})
 
     def _ended(self, job: asyncio.Future[Finished]) -> None:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from model.rows import Image
 from service.config import Settings
 from service.engine.engine import Engine
+from service.engine.requests import Encoding, Finished
 from service.errors import DeadlinePassed, Invalid
 from service.http import openapi
 from service.http.bodies import Body
@@ -38,7 +39,7 @@ from service.http.parsing import (
     read_upload,
 )
 from service.http.pieces import PIECE
-from service.http.responses import EVENTS, JSON, NPY, PNG, ZIP, encode, etag, matches, negotiate, respond
+from service.http.responses import EVENTS, JSON, NPY, PNG, ZIP, encoding, etag, matches, negotiate, respond
 from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
 from service.plan.plan import Plan, noised, plan_denoise, plan_sample
 from service.plan.served import Served
@@ -251,15 +252,22 @@ class Generation:
         finished = await unless_client_leaves(request.receive, asyncio.wrap_future(accepted.future))
         if finished is None:
             return Response(status_code=CLIENT_LEFT)
-        encode_it = partial(encode, plan, finished, media_type, self.served, perf_counter)
+        encode = partial(_encoded, finished, encoding(plan, media_type, self.served))
         small = sum(image.size for image in finished.images) <= _SMALL
-        encoded = encode_it() if small else await run_in_threadpool(encode_it)
-        self.metrics.encoded(encoded.encode_s)
-        return respond(plan, finished, encoded, self.served, headers)
+        finished = encode() if small else await run_in_threadpool(encode)
+        self.metrics.encoded(finished.encode_s)
+        return respond(plan, finished, media_type, self.served, headers)
 
     def _cache_control(self, immutable: bool) -> str:
         scope = "private, " if self.settings.api_keys else ""  # only for the holder of the key
         return scope + ("max-age=31536000, immutable" if immutable else "max-age=3600")
+
+
+def _encoded(finished: Finished, how: Encoding) -> Finished:
+    began = perf_counter()
+    encoded = [how.image(index, image) for index, image in enumerate(finished.images)]
+    body = how.whole(finished.images, encoded)
+    return finished._replace(body=body, encode_s=perf_counter() - began)
 
 
 def _passed(timeout_s: float) -> DeadlinePassed:

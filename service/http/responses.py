@@ -4,14 +4,18 @@ import base64
 import hashlib
 import io
 import json
+import math
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.responses import JSONResponse, Response
 
-from service.engine.requests import Clock, Finished
+from model.description import ModelDescription
+from model.rows import Image
+from service.engine.requests import Encoding, Finished
 from service.errors import NotAcceptable
 from service.http.codecs import contact_sheet, encode_npy, encode_png
 from service.plan.plan import Plan
@@ -74,32 +78,98 @@ def _media_ranges(accept: str) -> list[tuple[str, str, float]]:
     return ranges
 
 
+# Bodies.
+
+
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """A body, ready to send, and the seconds of its encoding."""
+class _OneByOne:
+    """Each image is encoded as soon as it is done. Implements service.engine.requests.Encoding.
 
-    body: bytes
-    media_type: str
-    encode_s: float
+    Attributes:
+        encode: an image, by its index, to bytes.
+        pack: the bytes of all images to the body.
+        size: values of an image.
+    """
+
+    encode: Callable[[int, Image], bytes]
+    pack: Callable[[Sequence[bytes]], bytes]
+    size: int
+
+    def image(self, index: int, image: Image) -> bytes:
+        return self.encode(index, image)
+
+    def whole(self, images: Sequence[Image], encoded: Sequence[bytes]) -> bytes:
+        return self.pack(encoded)
+
+    @property
+    def values(self) -> tuple[int, int]:
+        return self.size, 0
 
 
-def encode(plan: Plan, finished: Finished, media_type: str, served: Served, clock: Clock) -> Encoded:
-    """Encode a plan's images as `media_type`: PNG, JSON, ZIP or NPY."""
-    began = clock()
+@dataclass(frozen=True, slots=True)
+class _AllAtOnce:
+    """All images are encoded together, once the last is done. Implements service.engine.requests.Encoding.
+
+    Attributes:
+        encode: all images to the body.
+        size: values of all images.
+    """
+
+    encode: Callable[[Sequence[Image]], bytes]
+    size: int
+
+    def image(self, index: int, image: Image) -> bytes:
+        return b""
+
+    def whole(self, images: Sequence[Image], encoded: Sequence[bytes]) -> bytes:
+        return self.encode(images)
+
+    @property
+    def values(self) -> tuple[int, int]:
+        return 0, self.size
+
+
+def encoding(plan: Plan, media_type: str, served: Served) -> Encoding:
+    """How the images of a plan become the body of an answer of this media type.
+
+    The body of an event stream is empty: the bytes of each image are that image's event. JSON still lacks its timings.
+    """
+    count, size = len(plan.rows), math.prod(_shape(plan, served.model))
+
+    def png(index: int, image: Image) -> bytes:
+        return encode_png(image, plan.recipes[index])
+
     match media_type:
         case "application/x-npy":
-            body = encode_npy(finished.images[0])
-        case "image/png" if len(finished.images) > 1:
-            body = encode_png(contact_sheet(finished.images), plan.canonical)
+            return _AllAtOnce(lambda images: encode_npy(images[0]), size)
+        case "image/png" if count > 1:
+            return _AllAtOnce(lambda images: encode_png(contact_sheet(images), plan.canonical), count * size)
+        case "image/png":
+            return _OneByOne(png, _only, size)
+        case "application/zip":
+            return _OneByOne(png, partial(_zip, plan.seeds), size)
+        case "application/json":
+            return _OneByOne(png, partial(_json, plan, served), size)
         case _:
-            pngs = [encode_png(x, recipe) for x, recipe in zip(finished.images, plan.recipes, strict=True)]
-            if media_type == PNG:
-                [body] = pngs
-            elif media_type == ZIP:
-                body = _zip(plan.seeds, pngs)
-            else:
-                body = _json(plan, pngs, finished, served, clock() - began)
-    return Encoded(body, media_type, clock() - began)
+            return _OneByOne(png, _nothing, size)
+
+
+def _shape(plan: Plan, model: ModelDescription) -> tuple[int, int, int]:
+    """The shape of each result of a plan, [C, H, W]."""
+    row = plan.rows[0]
+    if row.is_decoded:
+        return model.image_shape
+    channels, height, width = model.sample_shape
+    return model.out_channels if row.model_output else channels, height, width
+
+
+def _only(encoded: Sequence[bytes]) -> bytes:
+    [body] = encoded
+    return body
+
+
+def _nothing(_: Sequence[bytes]) -> bytes:
+    return b""
 
 
 def _zip(seeds: Sequence[int], pngs: Sequence[bytes]) -> bytes:
@@ -110,7 +180,7 @@ def _zip(seeds: Sequence[int], pngs: Sequence[bytes]) -> bytes:
     return file.getvalue()
 
 
-def _json(plan: Plan, pngs: Sequence[bytes], finished: Finished, served: Served, encode_s: float) -> bytes:
+def _json(plan: Plan, served: Served, pngs: Sequence[bytes]) -> bytes:
     images = [
         {"seed": seed, "b64_json": base64.b64encode(png).decode()} for seed, png in zip(plan.seeds, pngs, strict=True)
     ]
@@ -118,19 +188,23 @@ def _json(plan: Plan, pngs: Sequence[bytes], finished: Finished, served: Served,
         "images": images,
         "parameters": plan.parameters,
         "model": {"name": served.model.name, "digest": served.model.digest, "fingerprint": served.fingerprint},
-        "timings": timings(finished, encode_s, served),
     }
     return bytes(JSONResponse(document).body)
 
 
-def timings(finished: Finished, encode_s: float, served: Served) -> dict[str, float]:
+def _with_timings(document: bytes, spent: Mapping[str, float]) -> bytes:
+    """A JSON object with one more member. The times are known only after the encoding."""
+    return document[:-1] + b',"timings":' + bytes(JSONResponse(spent).body) + b"}"
+
+
+def timings(finished: Finished, served: Served) -> dict[str, float]:
     """The seconds of each part of a request."""
-    return {f"{name}_s": round(s, 6) for name, s in _seconds(finished, encode_s, served).items()}
+    return {f"{name}_s": round(s, 6) for name, s in _seconds(finished, served).items()}
 
 
-def _seconds(finished: Finished, encode_s: float, served: Served) -> dict[str, float]:
+def _seconds(finished: Finished, served: Served) -> dict[str, float]:
     decoding = {} if served.model.vae is None else {"decode": finished.decode_s}
-    return {"queue": finished.queue_s, "denoise": finished.denoise_s, **decoding, "encode": encode_s}
+    return {"queue": finished.queue_s, "denoise": finished.denoise_s, **decoding, "encode": finished.encode_s}
 
 
 def etag(plan: Plan, media_type: str) -> str:
@@ -145,15 +219,18 @@ def matches(if_none_match: str, tag: str) -> bool:
     return if_none_match.strip() == "*" or re.search(named, if_none_match) is not None
 
 
-def respond(plan: Plan, finished: Finished, encoded: Encoded, served: Served, headers: Mapping[str, str]) -> Response:
+def respond(plan: Plan, finished: Finished, media_type: str, served: Served, headers: Mapping[str, str]) -> Response:
     """The answer, with headers for its seed and its times."""
-    timing = _seconds(finished, encoded.encode_s, served)
+    body = finished.body
+    if media_type == JSON:
+        body = _with_timings(body, timings(finished, served))
+    timing = _seconds(finished, served)
     return Response(
-        encoded.body,
+        body,
         headers={
             "X-Seed": str(plan.seeds[0]),
             "Server-Timing": ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in timing.items()),
             **headers,
         },
-        media_type=encoded.media_type,
+        media_type=media_type,
     )
