@@ -1,10 +1,11 @@
 """The interface between the engine and a runner. Nothing here needs torch.
 
-A row is one image in flight. Each step takes one forward row through the network, or two with guidance.
+A row is one image in flight. Each step takes one forward row through the network for each branch of the row.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,25 +16,57 @@ from model.samplers import StepTable
 Image = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class Group(NamedTuple):
+    """What rows must have in common to share a pass. Outside `model`, this is only a key.
+
+    Attributes:
+        height, width: of an image, in pixels.
+    """
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the network is given beside x and the timestep, the same at each step of a row.
+
+    Attributes:
+        label: the class; None for no label.
+    """
+
+    label: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
     """An image to make.
 
     Attributes:
-        table: its steps.
+        table: its steps. A table without lines belongs to a row that no runner sees: the row is only encoded or
+            decoded.
         seed: of the row's own generator. The first draw is the pure noise that the row starts from.
+        group: its size. The row goes to the runner of this group.
         start: the image or latents to start from instead, [C, H, W]. The first draw is then dropped.
-        label: the row's class; None for no label.
-        guidance_scale: of classifier-free guidance; 1 is off.
+        branches: the conditions of the predictions that guidance combines. The first is the row's own, the last is the
+            negative one, such as "no label". A row without guidance has one branch.
+        guidance_scale: of classifier-free guidance; unused with one branch.
+        guidance_interval: from and to, in 0 … 1. Line i of N lines is guided if from <= i/N < to. The other lines use
+            the first branch alone.
         model_output: return the network's prediction at the last step instead of the image.
         latent: in latent diffusion, return the latents instead of the image.
     """
 
     table: StepTable
     seed: int
+    group: Group
     start: Image | None = None
-    label: int | None = None
+    branches: tuple[Condition, ...] = (Condition(),)
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     model_output: bool = False
     latent: bool = False
 
@@ -42,9 +75,11 @@ class Row:
         """Whether the result is decoded, if the network denoises latents."""
         return not (self.model_output or self.latent)
 
-    @property
-    def forwards_per_step(self) -> int:
-        return 1 if self.guidance_scale == 1.0 else 2
+    @cached_property
+    def forwards(self) -> tuple[int, ...]:
+        """The forward rows of each line: the number of branches where the line is guided, else 1."""
+        N, (begin, end) = len(self.table), self.guidance_interval
+        return tuple(len(self.branches) if begin <= i / N < end else 1 for i in range(N))
 
 
 class Forward(NamedTuple):
@@ -52,7 +87,7 @@ class Forward(NamedTuple):
 
     Attributes:
         slot: the row's slot in the runner.
-        branch: 0 has the row's own label; 1, only of a guided row, has none.
+        branch: index of a condition in the row's branches, below the row's `forwards` of this line.
         line: index of the step to take, in the row's step table.
     """
 
@@ -72,7 +107,7 @@ class Reading(NamedTuple):
 
 
 class VAE(Protocol):
-    """Maps images to latents and back. Calls must not overlap."""
+    """Maps images of one group to latents and back. Calls must not overlap."""
 
     @property
     def widths(self) -> Sequence[int]:
@@ -92,7 +127,7 @@ class VAE(Protocol):
 
 
 class Runner(Protocol):
-    """Owns the network and the state of rows in flight. All calls come from one thread."""
+    """Owns the network and the state of rows in flight, all of one group. All calls come from one thread."""
 
     @property
     def widths(self) -> Sequence[int]:
@@ -102,8 +137,9 @@ class Runner(Protocol):
         """Give a row a slot, and return the slot. A row keeps its slot while others overtake it."""
 
     def step(self, forwards: Sequence[Forward]) -> None:
-        """Run one forward pass. A row takes its step once all its branches have run, in one pass or in several.
+        """Run one forward pass.
 
+        A row takes its step at a line once as many branches have run as its `forwards` says, in one pass or in several.
         The runner does not track progress: each forward row has the line to take.
 
         If the network raises, no row has changed, and the same rows can run again.
