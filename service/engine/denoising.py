@@ -1,30 +1,24 @@
-"""Denoising: the thread that owns the network. Schedule, run, advance; then again."""
+"""Denoising: the thread that owns the networks. Schedule, run, advance; then again."""
 
 import logging
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Literal, NamedTuple, Protocol
 
-from model.rows import Forward, Image, Reading, Row, Runner
-from service.engine.costs import Costs
-from service.engine.decoding import Decoding
-from service.engine.delivery import deliver, new_outlook, tell, tell_progress
-from service.engine.eta import Outlook
-from service.engine.health import PASSES, Health
+from model.rows import Forward, Group, Image, Reading, Runner
+from service.engine.delivery import Delivery, Made
+from service.engine.health import PASSES
 from service.engine.jobs import Batch, RowState
-from service.engine.queue import Queue
-from service.engine.requests import Clock, Request, Watcher
+from service.engine.progress import tell, tell_progress
+from service.engine.requests import Request, Watcher
 from service.engine.scheduler import Scheduler
-from service.engine.warm_up import draw_probe, measure_passes
+from service.engine.worker import Worker, Workplace
 from service.errors import ComputationFailed
 
 log = logging.getLogger(__name__)
 
 Phase = Literal["idle", "schedule", "admit", "pass", "advance"]
-
-STARTED_PER_ROW = 4  # rows with slots, for each row of the widest pass
 
 
 class Observer(Protocol):
@@ -42,73 +36,49 @@ class _Placed(NamedTuple):
     forward: Forward
 
 
-class Denoising:
+class Denoising(Worker):
     """The thread.
 
     Args:
-        runner: the network. Only this thread calls the runner.
-        probe: a row that shows that the model works.
-        queue: the requests.
-        health: hears how the thread gets on.
-        observer: hears of passes.
-        clock: seconds, never falling.
-        new_scheduler: makes the scheduler.
-        decoding: receives latents of rows that have taken their steps; None where rows are images.
+        runners: by group. Only this thread calls them.
+        warm_up: warms up the engine on this thread, before its first work, and returns the scheduler.
+        delivery: takes rows on that have taken their steps.
+        at: what the engine's threads share.
     """
 
     def __init__(
         self,
-        runner: Runner,
-        probe: Row,
-        queue: Queue,
-        health: Health,
-        observer: Observer,
-        clock: Clock,
-        new_scheduler: Callable[[Costs, int], Scheduler],
-        decoding: Decoding | None,
+        runners: Mapping[Group, Runner],
+        warm_up: Callable[[], Scheduler],
+        delivery: Delivery,
+        at: Workplace[Observer],
     ) -> None:
-        self._runner = runner
-        self._probe = probe
-        self._queue = queue
-        self._health = health
-        self._stage = health.new_stage(PASSES)
-        self._observer = observer
-        self._clock = clock
-        self._new_scheduler = new_scheduler
-        self._decoding = decoding
-        self._changed = queue.changed
-        self._free_since = clock()  # the end of the last pass, or of idleness
-        self.thread = threading.Thread(target=self._main, name="denoising", daemon=True)
+        super().__init__("denoising", PASSES, at)
+        self._runners = runners
+        self._warm_up = warm_up
+        self._delivery = delivery
+        self._observer = at.observer
+        self._changed = at.queue.changed
+        self._free_since = at.clock()  # the end of the last pass, or of idleness
 
-    def _main(self) -> None:
-        try:
-            self._warm_up()
-            while (batch := self._schedule()) is not None:
-                ran = self._run(batch)
-                self._advance(ran)
-        except Exception as error:
-            if self._queue.scheduler is None:
-                why = str(error) if isinstance(error, ComputationFailed) else " ".join(repr(error).split())
-                self._health.give_up(f"the model could not be warmed up: {why}")
-            else:
-                log.exception("the engine died")
-                self._health.give_up("the engine has died")
-        finally:
-            self._stage.rest()
-            self._health.end()
-
-    def _warm_up(self) -> None:
-        """Check that the model works, measure the costs of passes, and open the queue."""
-        image = draw_probe(self._runner, self._probe, self._stage)
-        decoding = None if self._decoding is None else self._decoding.warm_up(image)
-        costs = Costs(measure_passes(self._runner, self._probe, self._stage, self._clock), decoding)
-        self._scheduler = self._new_scheduler(costs, STARTED_PER_ROW * self._runner.widths[-1])
-        self._stage.rest()
+    def _begin(self) -> None:
+        """Warm up, and open the queue."""
+        self._scheduler = self._warm_up()
+        self.stage_health.rest()
         self._queue.open(self._scheduler)
 
-    def _beat(self) -> None:
+    def _work(self) -> bool:
+        batch = self._schedule()
+        if batch is None:
+            return False
+        if batch:
+            group = batch[0][0].job.group
+            self._advance(group, self._run(group, batch))
+        return True
+
+    def _beat(self, group: Group) -> None:
         """Note that a call begins. The call may wait for the device's last pass, and no longer than one pass."""
-        self._stage.beat(self._scheduler.costs.seconds(self._runner.widths[-1]))
+        self.stage_health.beat(self._scheduler.machine.passes[group].seconds(self._runners[group].widths[-1]))
 
     # Schedule
 
@@ -116,15 +86,16 @@ class Denoising:
         """Wait for work, and choose the next pass. None when the thread must stop."""
         self._wait()
         now = self._clock()
-        with self._changed:
+        with self._queue.lock:
             if self._queue.stopping:
                 return None
-            self._beat()
+            self.stage_health.beat(0.0)
             late = self._queue.take_out_late(now)
             abandoned, self._queue.abandoned = self._queue.abandoned, []
             batch = self._scheduler.next_batch(now)
-        for slot in abandoned:
-            self._runner.release(slot)
+        for group, slot in abandoned:
+            self._beat(group)
+            self._runners[group].release(slot)
         self._queue.answer_late(late)
         self._observer.phase_done("schedule", self._clock() - now)
         return batch
@@ -136,34 +107,34 @@ class Denoising:
         began = self._clock()
         with self._changed:
             while not self._has_work:
-                self._stage.rest()
+                self.stage_health.rest()
                 self._changed.wait()
         self._free_since = self._clock()
         self._observer.phase_done("idle", self._free_since - began)
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._scheduler.outstanding or self._queue.abandoned or self._queue.stopping)
+        return bool(self._scheduler.runnable or self._queue.abandoned or self._queue.stopping)
 
     # Run
 
-    def _run(self, batch: Batch) -> Sequence[_Placed]:
+    def _run(self, group: Group, batch: Batch) -> Sequence[_Placed]:
         """Run a pass, and return the forward rows that have run."""
-        placed = self._place(batch)
+        placed = self._place(group, batch)
         if not placed:
             return placed
         try:
-            self._pass([forward for _, forward in placed])
+            self._pass(group, [forward for _, forward in placed])
         except Exception:
             log.exception("a forward pass of %d rows failed; each is tried alone", len(placed))
         else:
             return placed
         ran: list[_Placed] = []
         for _, rows in groupby(placed, lambda one: one.row):
-            ran += self._run_alone(list(rows))
+            ran += self._run_alone(group, list(rows))
         return ran
 
-    def _place(self, batch: Batch) -> list[_Placed]:
+    def _place(self, group: Group, batch: Batch) -> list[_Placed]:
         """Give each starting row a slot. Leave out rows that have left or cannot start."""
         began = self._clock()
         placed = []
@@ -173,7 +144,7 @@ class Denoising:
                 continue
             slot = row.slot
             if slot is None:
-                self._beat()
+                self._beat(group)
                 slot = self._start(request, row, began)
             if slot is not None:
                 placed.append(_Placed(row, Forward(slot, branch, row.line)))
@@ -181,43 +152,44 @@ class Denoising:
         return placed
 
     def _start(self, request: Request, row: RowState, now: float) -> int | None:
+        group = request.job.group
         try:
-            slot = self._runner.admit(request.rows[row.index])
+            slot = self._runners[group].admit(request.rows[row.index])
         except Exception:
             log.exception("a row could not be admitted")
-            self._stage.raised()
+            self.stage_health.raised(group)
             self._queue.fail(request, ComputationFailed("this request could not be started"))
             return None
         return slot if self._queue.start(request, row, slot, now) else None
 
-    def _run_alone(self, rows: list[_Placed]) -> list[_Placed]:
+    def _run_alone(self, group: Group, rows: list[_Placed]) -> list[_Placed]:
         """Run the forward rows of one row. If they raise again, its request fails."""
         request = self._queue.of(rows[0].row.job)
         if request is None:
             return []
         try:
-            self._pass([forward for _, forward in rows])
+            self._pass(group, [forward for _, forward in rows])
         except Exception:
             log.exception("and alone")
             self._queue.fail(request, ComputationFailed("a forward pass of this request failed"))
             return []
         return rows
 
-    def _pass(self, forwards: Sequence[Forward]) -> None:
-        began = self._clock()
-        self._stage.beat(self._scheduler.costs.seconds(len(forwards)))
+    def _pass(self, group: Group, forwards: Sequence[Forward]) -> None:
+        began, costs = self._clock(), self._scheduler.machine.passes[group]
+        self.stage_health.beat(costs.seconds(len(forwards)))
         worked = False
         try:
-            self._runner.step(forwards)
+            self._runners[group].step(forwards)
             worked = True
         finally:
             now = self._clock()
             free_since, self._free_since = self._free_since, now
-            with self._changed:  # so that a health check sees all of these changes or none
-                self._beat()
-                self._stage.pass_ended(worked)
+            with self._queue.lock:  # so that a health check sees all of these changes or none
+                self._beat(group)
+                self.stage_health.call_ended(group, worked)
                 if worked:
-                    self._scheduler.costs.follow(len(forwards), now - free_since)
+                    costs.follow(len(forwards), now - free_since)
                 self._health.reopen()
             self._observer.phase_done("pass", now - began)
             if not worked:
@@ -226,68 +198,55 @@ class Denoising:
 
     # Advance
 
-    def _advance(self, ran: Sequence[_Placed]) -> None:
-        """Tell watchers, deliver finished images, and pass latents on to decoding."""
+    def _advance(self, group: Group, ran: Sequence[_Placed]) -> None:
+        """Tell watchers, and take on the rows that have taken their last step."""
         began = self._clock()
-        ended, watched = self._account(ran, began)
-        for request, ahead in watched.items():
-            self._beat()
-            self._show(request, ahead, began, ran)
-        stepped: list[tuple[Request, RowState, Image]] = []
+        ended, watched = self._account(ran)
+        for request in watched:
+            self._beat(group)
+            self._show(request, ran)
+        made: list[Made] = []
         for request, row, slot in ended:
-            self._beat()
+            self._beat(group)
             reading = self._read(request, slot)
-            self._runner.release(slot)
-            if reading is None:
-                continue
-            if request.job.undecoded:
-                stepped.append((request, row, reading.x))
-            else:
-                deliver(self._queue, request, row, reading.x, [self._stage])
-        if stepped:
-            assert self._decoding is not None
-            self._decoding.put(stepped)
+            self._runners[group].release(slot)
+            if reading is not None:
+                made.append((request, row, reading.x))
+        self._delivery.stepped(made)
         self._observer.phase_done("advance", self._clock() - began)
 
-    def _account(
-        self, ran: Sequence[_Placed], now: float
-    ) -> tuple[list[tuple[Request, RowState, int]], dict[Request, Outlook | None]]:
+    def _account(self, ran: Sequence[_Placed]) -> tuple[list[tuple[Request, RowState, int]], list[Request]]:
         """Count the pass. Returns the rows that have taken their last step, and the watched requests."""
         ended: list[tuple[Request, RowState, int]] = []
-        watched: dict[Request, Outlook | None] = {}
-        with self._changed:
+        with self._queue.lock:
             for row in self._scheduler.advance([(row, forward.branch) for row, forward in ran]):
                 request = self._queue.of(row.job)
                 assert request is not None
                 assert row.slot is not None
                 ended.append((request, row, row.slot))
                 row.slot = None
-                if row.job.undecoded:
-                    request.stepped = now
-            for job in dict.fromkeys(row.job for row, _ in ran):
-                watching = self._queue.of(job)
-                if watching is not None and watching.watcher is not None:
-                    watched[watching] = new_outlook(watching, self._scheduler, self._queue.arrivals, now)
-        return ended, watched
+            present = [self._queue.of(job) for job in dict.fromkeys(row.job for row, _ in ran)]
+        return ended, [request for request in present if request is not None and request.watcher is not None]
 
-    def _show(self, request: Request, ahead: Outlook | None, now: float, ran: Sequence[_Placed]) -> None:
+    def _show(self, request: Request, ran: Sequence[_Placed]) -> None:
         """Tell a watcher about its rows in this pass."""
-        tell_progress(self._queue, request, ahead, now)
+        tell_progress(self._queue, request, self._clock)
         every = 0 if request.watcher is None else request.watcher.preview_every
         own = [one for one in ran if one.row.job is request.job] if every else []
         for row, forward in own:
-            has_stepped = forward.branch == row.forwards_per_step - 1  # the last branch completes a step
+            has_stepped = forward.branch == row.forwards[forward.line] - 1  # the last branch completes a step
             step = forward.line + 1
             if has_stepped and step % every == 0 and (reading := self._read(request, forward.slot)) is not None:
                 tell(self._queue, request, partial(_preview, row.index, step, reading.x0))
 
     def _read(self, request: Request, slot: int) -> Reading | None:
         """Copy a row out of its slot. If the copy raises, the request fails."""
+        group = request.job.group
         try:
-            return self._runner.read(slot)
+            return self._runners[group].read(slot)
         except Exception:
             log.exception("a row could not be read")
-            self._stage.raised()
+            self.stage_health.raised(group)
             self._queue.fail(request, ComputationFailed("what was computed for this request could not be read"))
             return None
 

@@ -1,113 +1,115 @@
-"""The engine, as other threads call it. Its own threads work: denoising, and decoding where rows are latents.
+"""The engine, as other threads call it. Its own threads work: denoising, and one for each stage beside it.
 
 `submit` returns a promise and a Future. A cancelled Future takes its rows out before the next step. The engine knows
-nothing of HTTP or asyncio, and sees the model as a model.rows.Runner.
+nothing of HTTP or asyncio, and sees the model as model.rows.Runner and model.rows.VAE, one of each group.
 """
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Literal, Protocol, cast
 
-from model.rows import VAE, Image, Row, Runner
-from service.engine.costs import Costs
-from service.engine.decoding import Decoding
-from service.engine.decoding import Observer as DecodingObserver
+from model.rows import VAE, Group, Row, Runner
+from service.engine.costs import Machine
+from service.engine.delivery import Delivery
 from service.engine.denoising import Denoising
 from service.engine.denoising import Observer as DenoisingObserver
-from service.engine.errands import Errands
 from service.engine.fairness import Places
 from service.engine.health import Health
 from service.engine.observers import Unfailing
 from service.engine.queue import Queue
-from service.engine.requests import Accepted, Clock, Finished, Watcher, draining
+from service.engine.requests import Accepted, Clock, Encoding, Finished, Upload, Watcher, draining
 from service.engine.requests import Observer as RequestObserver
 from service.engine.scheduler import Scheduler
+from service.engine.stage import Observer as StageObserver
+from service.engine.warm_up import measure
+from service.engine.worker import Worker, Workplace
 
 Status = Literal["loading", "ready", "draining", "failed"]
 
+STARTED_PER_ROW = 4  # rows with slots, for each row of the widest pass of their group
 
-class Observer(RequestObserver, DenoisingObserver, DecodingObserver, Protocol):
-    """Hears of requests, passes and decoding batches."""
+
+class Observer(RequestObserver, DenoisingObserver, StageObserver, Protocol):
+    """Hears of requests, passes and batches."""
 
 
 class Engine:
-    """Runs requests on a runner.
+    """Runs requests.
 
     Args:
-        runner: the network.
-        probe: a row that shows that the model works, for the warm-up and for readiness.
+        runners: the network, by group. The first group is the default one.
+        probes: by group, a row that shows that the model works, for the warm-up and for readiness.
         places: for requests that are accepted and not finished.
         observer: hears of requests, passes and batches. Its errors are logged.
         clock: seconds, never falling.
-        scheduler: makes the scheduler.
-        vae: decodes latents into images; None where rows are images.
+        scheduler: makes the scheduler, from the costs and the most rows with slots of each group.
+        vaes: decode latents into images, by group; None where rows are images.
     """
 
     def __init__(
         self,
-        runner: Runner,
-        probe: Row,
+        runners: Mapping[Group, Runner],
+        probes: Mapping[Group, Row],
         places: Places,
         observer: Observer,
         clock: Clock = time.monotonic,
-        scheduler: Callable[[Costs, int], Scheduler] = Scheduler,
-        vae: VAE | None = None,
+        scheduler: Callable[[Machine, Mapping[Group, int]], Scheduler] = Scheduler,
+        vaes: Mapping[Group, VAE] | None = None,
     ) -> None:
-        observer = cast(Observer, Unfailing(observer))
-        self._runner = runner
-        self._queue = queue = Queue(places, observer, clock)
-        self._errands = errands = Errands(queue, places.total)
-        self._health = health = Health(queue, errands, probe, clock)
-        self._decoding: Decoding | None = None
-        if vae is not None:
-            self._decoding = Decoding(vae, queue, errands, health, observer, clock)
-        self._denoising = Denoising(runner, probe, queue, health, observer, clock, scheduler, self._decoding)
+        self._runners, self._probes, self._vaes = runners, probes, vaes
+        self._clock = clock
+        self._new_scheduler = scheduler
+        self._queue = queue = Queue(places, cast(Observer, Unfailing(observer)), clock)
+        self._health = health = Health(queue, probes, clock)
+        at = Workplace(queue, health, cast(Observer, Unfailing(observer)), clock)
+        self._delivery = Delivery(vaes, at)
+        self._denoising = Denoising(runners, self._warm_up, self._delivery, at)
         self._changed = queue.changed
 
     def start(self) -> None:
         """Start to warm up the model. The engine then accepts requests."""
         self._denoising.thread.start()
 
+    def _warm_up(self) -> Scheduler:
+        """Check that the model works, measure what it costs, and start the other threads. Denoising calls this."""
+        machine = measure(self._runners, self._probes, self._vaes, self._health.stages, self._clock)
+        for stage in self._delivery.stages:
+            stage.thread.start()
+        return self._new_scheduler(
+            machine, {group: STARTED_PER_ROW * runner.widths[-1] for group, runner in self._runners.items()}
+        )
+
     # Requests
 
-    def submit(self, rows: Sequence[Row], timeout_s: float, client: str, watcher: Watcher | None = None) -> Accepted:
+    def submit(
+        self,
+        rows: Sequence[Row],
+        timeout_s: float,
+        client: str,
+        encoding: Encoding | None = None,
+        watcher: Watcher | None = None,
+        upload: Upload | None = None,
+    ) -> Accepted:
         """Accept a request.
 
         Args:
-            rows: one for each image.
-            timeout_s: the seconds that the request may take, waiting included.
+            rows: one for each image, all of one group; with an upload, a draft of them. A row without steps is its
+                `start`: the row is only decoded, if it is to be decoded, and encoded.
+            timeout_s: the seconds that the request may take, waiting and the encoding of the answer included.
             client: of the request.
+            encoding: of the answer; None if the images themselves are wanted.
             watcher: hears how the request goes.
+            upload: must be encoded first.
 
         Raises:
             Invalid: the request takes longer than `timeout_s` even without other requests.
             Unavailable: the request takes longer now, the queue is full, or the engine is loading, draining or dead.
         """
-        return self._queue.accept(rows, timeout_s, client, watcher)
-
-    def check_possible(self, rows: Sequence[Row], timeout_s: float) -> None:
-        """Refuse rows that cannot be done in time, before the image that they start from is encoded.
-
-        Raises:
-            Invalid, Unavailable: as for `submit`, by the rules that do not depend on other requests.
-        """
-        self._queue.check_possible(rows, timeout_s)
-
-    def encode(self, image: Image) -> Future[Image]:
-        """Encode an image, [C, H, W], into latents, [c, h, w], with the model's VAE. The Future may be cancelled.
-
-        Raises:
-            Unavailable: too many errands wait, or the engine is loading, draining or dead.
-        """
-        assert self._decoding is not None
-        return self._decoding.encode(image)
-
-    def decode(self, latents: Image) -> Future[Image]:
-        """Decode latents into an image. As `encode`."""
-        assert self._decoding is not None
-        return self._decoding.decode(latents)
+        request, accepted = self._queue.accept(rows, timeout_s, client, encoding, watcher, upload)
+        self._delivery.enter(request)
+        return accepted
 
     # Coming up and going down
 
@@ -121,24 +123,21 @@ class Engine:
         self._queue.close(draining)
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no request and no errand is left. False after `timeout_s`."""
+        """Wait until no request is left. False after `timeout_s`."""
         with self._changed:
-            return self._changed.wait_for(lambda: not (len(self._queue) or len(self._errands)), timeout_s)
+            return self._changed.wait_for(lambda: not len(self._queue), timeout_s)
 
     def close(self) -> None:
         """Stop the threads after their present calls. Unfinished requests fail as Draining."""
         self.drain()
         self._queue.stop()
-        while running := [thread for thread in self._threads if thread.is_alive()]:
+        workers: list[Worker] = [self._denoising, *self._delivery.stages]
+        while running := [worker.thread for worker in workers if worker.thread.is_alive()]:
             if self._health.overdue is not None:  # the call may never end
-                self._health.fail_all(draining)
+                self._queue.fail_all(draining)
                 self._health.check()
                 return
             running[0].join(1.0)
-
-    @property
-    def _threads(self) -> list[threading.Thread]:
-        return [self._denoising.thread] + ([] if self._decoding is None else [self._decoding.thread])
 
     # Health
 
@@ -155,7 +154,13 @@ class Engine:
         self._health.asked()
 
     def check_health(self) -> None:
-        """Notice stuck calls, start a probe in doubt, and give up a hopeless engine. To be called every second."""
+        """Notice late requests and stuck calls, start a probe in doubt, and give up a hopeless engine.
+
+        To be called every second.
+        """
+        with self._queue.lock:
+            late = self._queue.take_out_late(self._clock())
+        self._queue.answer_late(late)
         self._health.check()
 
     @property
@@ -186,8 +191,8 @@ class Engine:
 
     @property
     def widths(self) -> Sequence[int]:
-        """The widths at which forward passes run."""
-        return self._runner.widths
+        """The widths at which forward passes of the default group run."""
+        return next(iter(self._runners.values())).widths
 
     @property
     def scheduler(self) -> Scheduler | None:

@@ -5,24 +5,23 @@ calls, starts the engine's own probe in doubt, and gives up when only a new proc
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 
-from model.rows import Row
-from service.engine.errands import Errands
+from model.rows import Group, Row
 from service.engine.queue import Queue
 from service.engine.requests import Clock, Finished, dead, draining, stuck
-from service.engine.stage_health import Overdue, StageHealth
+from service.engine.stage_health import SHORTEST_CALL, Overdue, StageHealth
 from service.errors import ComputationFailed, Unavailable
 
 log = logging.getLogger(__name__)
 
-_STALE_AFTER = 10.0  # seconds without work; a question then starts a probe
-_TIMES_PROBE = 20.0  # times a probe's seconds, likewise; probes then take at most 5 % of an idle server's time
+_STALE_AFTER = 20.0  # times a probe's seconds, without work; so probes take at most 5 % of an idle server's time
 _GIVE_UP_AFTER = 3.0  # times the seconds that the call was given, from when it is found stuck
 
 PASSES = "a forward pass"
+ENCODING = "encoding an upload"
 DECODING = "decoding"
 
 
@@ -31,12 +30,11 @@ class Health:
 
     Args:
         queue: the requests, with the probe among them. Its lock guards this object's state.
-        errands: of the VAE.
-        probe: a row that shows that the model works.
+        probes: for each group, a row that shows that the model works. The first group is asked in doubt.
         clock: seconds, never falling.
 
     Attributes:
-        stages: the health of each thread, by the name of its work.
+        stages: the health of each thread, by its work.
         stopped: whether a thread has ended. The other threads then end too.
         beyond_help: why only a new process helps; None while the engine may recover.
     """
@@ -44,41 +42,38 @@ class Health:
     def __init__(
         self,
         queue: Queue,
-        errands: Errands,
-        probe: Row,
+        probes: Mapping[Group, Row],
         clock: Clock,
     ) -> None:
         self._queue = queue
-        self._errands = errands
-        self._row = probe
+        self._rows = probes
         self._clock = clock
-        self._changed = queue.changed
         self.stages: dict[str, StageHealth] = {}
-        self._probe: Future[Finished] | None = None  # a running probe, or one whose end is not noted yet
+        self._probe: tuple[Group, Future[Finished]] | None = None  # running, or its end is not noted yet
         self._asked = False  # since the last probe
         self._stuck_since: float | None = None  # when a stuck call was noticed
         self.stopped = False
         self.beyond_help: str | None = None
 
-    def new_stage(self, name: str) -> StageHealth:
-        """The health of a new thread, by the name of its work."""
-        self.stages[name] = StageHealth(self._clock)
-        return self.stages[name]
+    def new_stage(self, work: str) -> StageHealth:
+        """The health of a new thread, by its work."""
+        self.stages[work] = StageHealth(self._clock)
+        return self.stages[work]
 
     # The known state.
 
     @property
     def overdue(self) -> tuple[str, Overdue] | None:
         """The overdue work and its times, whether or not `check` has noticed."""
-        for name, stage in self.stages.items():
+        for work, stage in self.stages.items():
             if (overdue := stage.overdue) is not None:
-                return name, overdue
+                return work, overdue
         return None
 
     @property
     def alive(self) -> bool:
         """Whether the engine goes on: no thread has ended, and none is stuck."""
-        with self._changed:
+        with self._queue.lock:
             is_stuck = self._stuck_since is not None and self.overdue is not None
             return not (self.stopped or is_stuck or self.beyond_help is not None)
 
@@ -103,9 +98,10 @@ class Health:
         scheduler = self._queue.scheduler
         if scheduler is None:
             return False
-        a_probe_s = len(self._row.table) * scheduler.costs.seconds(1)
+        group, row = next(iter(self._rows.items()))
+        a_probe_s = len(row.table) * scheduler.machine.passes[group].seconds(1)
         rested_s = min(stage.rest_s for stage in self.stages.values())
-        return rested_s > max(_STALE_AFTER, _TIMES_PROBE * a_probe_s)
+        return rested_s > _STALE_AFTER * max(SHORTEST_CALL, a_probe_s)
 
     # Reactions.
 
@@ -114,35 +110,38 @@ class Health:
         self._asked = True
 
     def probe(self) -> Future[Finished]:
-        """The running probe, or a new one. The probe is decoded only if decoding failed last.
+        """The running probe, or a new one. It runs in a suspected group, and is decoded only if decoding failed last.
 
         Raises:
             Unavailable: the engine is loading, stuck or dead.
         """
-        with self._changed:
+        with self._queue.lock:
             if not self.alive:
                 raise dead() if self.stopped or self.beyond_help is not None else stuck()
             self._note_probe()
             if self._probe is None:
-                latent = not (DECODING in self.stages and self.stages[DECODING].suspected)
-                self._probe = self._queue.accept_probe(replace(self._row, latent=latent))
+                undecodable = self.stages[DECODING].suspected if DECODING in self.stages else set()
+                suspected = undecodable.union(*(stage.suspected for stage in self.stages.values()))
+                group = next((group for group in self._rows if group in suspected), next(iter(self._rows)))
+                row = replace(self._rows[group], latent=group not in undecodable)
+                self._probe = group, self._queue.accept_probe(row)
                 self._asked = False
-            return self._probe
+            return self._probe[1]
 
     def _note_probe(self) -> None:
         """Note whether the last probe has failed. A probe that `fail_all` ended, at a hang, has not."""
-        if self._probe is None or not self._probe.done():
+        if self._probe is None or not self._probe[1].done():
             return
-        ended, self._probe = self._probe, None
+        (group, ended), self._probe = self._probe, None
         if not ended.cancelled() and isinstance(error := ended.exception(), ComputationFailed):
-            log.warning("the probe failed: %s", error)
+            log.warning("the probe of %s failed: %s", group, error)
             for stage in self.stages.values():
-                if stage.suspected:  # at least the stage in which the probe failed
-                    stage.probe_failed()
+                if group in stage.suspected:  # at least the stage in which the probe failed
+                    stage.probe_failed(group)
 
     def check(self) -> None:
         """Check the engine. To be called every second."""
-        with self._changed:
+        with self._queue.lock:
             if self.stopped or self.beyond_help is not None:
                 return
             self.reopen()
@@ -153,12 +152,12 @@ class Health:
                 self._stuck_since = now
                 self._queue.close(stuck)
         if found is not None:
-            name, (taken_s, given_s) = found
+            work, (taken_s, given_s) = found
             if is_new:
-                log.error("%s has not returned for %.0f s", name, taken_s)
-                self.fail_all(stuck)
+                log.error("%s has not returned for %.0f s", work, taken_s)
+                self._queue.fail_all(stuck)
             elif self._stuck_since is not None and now - self._stuck_since >= _GIVE_UP_AFTER * given_s:
-                self.give_up(f"{name} has not returned for {taken_s:.0f} s")
+                self.give_up(f"{work} has not returned for {taken_s:.0f} s")
         elif any(stage.hopeless for stage in self.stages.values()):
             self.give_up("the model fails whatever it is given, time after time")
         elif self._queue.scheduler is not None and self._wants_probe(now):
@@ -181,22 +180,17 @@ class Health:
         if self._queue.scheduler is not None:
             self._queue.open(self._queue.scheduler)
 
-    def fail_all(self, why: Callable[[], Unavailable]) -> None:
-        """Answer all requests and errands with an error."""
-        self._queue.fail_all(why)
-        self._errands.fail_all(why)
-
     def end(self) -> None:
         """Note that a thread has ended. The other threads end too, and all remaining requests get an answer."""
-        with self._changed:
+        with self._queue.lock:
             self.stopped = True
             self._queue.stop()
             self._queue.close(dead)
-        self.fail_all(draining if self._queue.is_draining else dead)
+        self._queue.fail_all(draining if self._queue.is_draining else dead)
 
     def give_up(self, why: str) -> None:
         """Note that only a new process helps, and answer all requests. The server then ends the process."""
-        with self._changed:
+        with self._queue.lock:
             if self.beyond_help is not None:
                 return
             self.beyond_help = why
@@ -204,4 +198,4 @@ class Health:
             is_loading = self._queue.scheduler is None
         if not is_loading:  # during loading, the start itself reports the reason
             log.critical("%s: only a new process helps", why)
-        self.fail_all(dead)
+        self._queue.fail_all(dead)

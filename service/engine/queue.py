@@ -13,13 +13,24 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from math import inf
 
-from model.rows import Row
-from service.engine.admission import REFUSALS, Line, admit, check_possible
+from model.rows import Group, Row
+from service.engine.admission import REFUSALS, Line, admit
 from service.engine.arrivals import Arrivals
-from service.engine.costs import Costs
+from service.engine.costs import Machine
 from service.engine.fairness import Places
-from service.engine.jobs import Job, RowState
-from service.engine.requests import Accepted, Clock, Finished, Observer, Request, Watcher, draining, loading
+from service.engine.jobs import Job, RowState, StageWork
+from service.engine.requests import (
+    Accepted,
+    Clock,
+    Encoding,
+    Finished,
+    Observer,
+    Request,
+    Upload,
+    Watcher,
+    draining,
+    loading,
+)
 from service.engine.scheduler import Scheduler
 from service.errors import DeadlinePassed, Draining, ServiceError, TooLate, Unavailable
 
@@ -35,11 +46,12 @@ class Queue:
         clock: seconds, never falling.
 
     Attributes:
-        changed: guards all of this, and is notified of each change.
+        lock: guards all of this.
+        changed: on the lock; is notified of each change, but for what only a stage waits for.
         scheduler: orders the jobs; None until the costs of passes are known.
         arrivals: the jobs accepted lately.
         slow_until: probes measure the speed until this time, after a refusal for the present speed alone.
-        abandoned: slots of rows that have left, for the runner to release.
+        abandoned: slots of rows that have left, each with its group, for the runners to release.
         stopping: whether the engine's threads must end.
     """
 
@@ -47,10 +59,12 @@ class Queue:
         self._observer = observer
         self._clock = clock
         self._count = itertools.count()
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self._of_stages: list[threading.Condition] = []
         self.scheduler: Scheduler | None = None
         self.slow_until = -inf
-        self.abandoned: list[int] = []
+        self.abandoned: list[tuple[Group, int]] = []
         self.stopping = False
         self.arrivals = Arrivals(clock())
         self._closed: Callable[[], Unavailable] | None = loading  # why requests are refused
@@ -65,11 +79,16 @@ class Queue:
         """The request of a job; None if the request has left."""
         return self._by_job.get(job)
 
+    def new_condition(self) -> threading.Condition:
+        """A condition on the lock, for what one stage waits for. `stop` notifies it."""
+        self._of_stages.append(threading.Condition(self.lock))
+        return self._of_stages[-1]
+
     # Coming in
 
     def open(self, scheduler: Scheduler) -> None:
         """Accept requests from now on, unless the server is draining."""
-        with self.changed:
+        with self.lock:
             self.scheduler = scheduler
             if not self.is_draining:
                 self._closed = None
@@ -82,44 +101,47 @@ class Queue:
 
     def close(self, why: Callable[[], Unavailable]) -> None:
         """Refuse requests from now on, with this error."""
-        with self.changed:
+        with self.lock:
             if not self.is_draining:
                 self._closed = why
             self.changed.notify_all()
 
     def stop(self) -> None:
         """Make the engine's threads end after their present calls."""
-        with self.changed:
+        with self.lock:
             self.stopping = True
-            self.changed.notify_all()
+            for condition in (self.changed, *self._of_stages):
+                condition.notify_all()
 
-    def accept(self, rows: Sequence[Row], timeout_s: float, client: str, watcher: Watcher | None) -> Accepted:
+    def accept(
+        self,
+        rows: Sequence[Row],
+        timeout_s: float,
+        client: str,
+        encoding: Encoding | None,
+        watcher: Watcher | None,
+        upload: Upload | None,
+    ) -> tuple[Request, Accepted]:
         """Add a request. Raises as Engine.submit says."""
-        with self._noting_refusals(), self.changed:
+        with self._noting_refusals(), self.lock:
             scheduler, now = self.check_open(), self._clock()
-            job = _job_of(rows, scheduler.costs)
+            job = _job_of(rows, scheduler.machine, encoding, upload)
             admission = admit(job, client, Line(scheduler, self._places, self.arrivals), now, timeout_s)
-            request = Request(rows, job, now, now + timeout_s, client, watcher, admission.outlook)
+            request = Request(rows, job, now, now + timeout_s, client, watcher, encoding, upload, admission.outlook)
             self._places.take(client)
             self._enter(request, scheduler, admission.promise)
-            self.arrivals.note(job.size, now)
+            self.arrivals.note(job.work, now)
         self._observer.request_accepted()
-        return Accepted(request.future, admission.position, request.eta_s, admission.promise - now)
+        return request, Accepted(request.future, admission.position, request.eta_s, admission.promise - now)
 
     def accept_probe(self, row: Row) -> Future[Finished]:
         """Add the engine's own probe, even while requests are refused. Raises Loading before the queue opens."""
-        with self.changed:
+        with self.lock:
             if self.scheduler is None:
                 raise (self._closed or loading)()
-            request = Request([row], _job_of([row], self.scheduler.costs), self._clock(), inf)
+            request = Request([row], _job_of([row], self.scheduler.machine), self._clock(), inf)
             self._enter(request, self.scheduler, inf)
             return request.future
-
-    def check_possible(self, rows: Sequence[Row], timeout_s: float) -> None:
-        """Refuse rows that cannot be done in time even alone. Raises as Engine.check_possible says."""
-        with self._noting_refusals(), self.changed:
-            costs = self.check_open().costs
-            check_possible(_job_of(rows, costs), costs, timeout_s)
 
     @contextmanager
     def _noting_refusals(self) -> Iterator[None]:
@@ -127,7 +149,7 @@ class Queue:
             yield
         except ServiceError as error:
             if isinstance(error, TooLate) and error.even_alone:
-                with self.changed:
+                with self.lock:
                     until = self._clock() + min(error.retry_after, _LOOK_FOR)
                     self.slow_until = max(self.slow_until, until)
             self._observer.request_refused(REFUSALS[type(error)])
@@ -156,31 +178,35 @@ class Queue:
 
     # On the way
 
-    def start(self, request: Request, row: RowState, slot: int, now: float) -> bool:
-        """Note the slot of a starting row. False if its request has left."""
-        with self.changed:
-            if request.job not in self._by_job:
-                self.abandoned.append(slot)
-                return False
-            row.slot = slot
+    def begin(self, request: Request, now: float) -> None:
+        """Note that the first work on a request begins, unless other work has begun before."""
         if request.started is None:
             request.started = now
             if request.client is not None:
                 self._observer.request_started(now - request.submitted)
+
+    def start(self, request: Request, row: RowState, slot: int, now: float) -> bool:
+        """Note the slot of a starting row. False if its request has left."""
+        with self.lock:
+            if request.job not in self._by_job:
+                self.abandoned.append((request.job.group, slot))
+                return False
+            row.slot = slot
+        self.begin(request, now)
         return True
 
     # Going out
 
     def leave(self, request: Request) -> bool:
         """Take a request out, wherever its rows are. False if the request has left before."""
-        with self.changed:
+        with self.lock:
             if self._by_job.pop(request.job, None) is None:
                 return False
             if self.scheduler is not None:
                 self.scheduler.remove(request.job)
             for row in request.job.rows:
                 if row.slot is not None:
-                    self.abandoned.append(row.slot)
+                    self.abandoned.append((request.job.group, row.slot))
                     row.slot = None
             if request.client is not None:
                 self._places.give_back(request.client)
@@ -199,19 +225,21 @@ class Queue:
                 late.append(request)
         return late
 
-    def finish_if_done(self, request: Request) -> None:
-        """Answer a request if all of its images are done."""
-        if any(row.image is None for row in request.job.rows) or not self.leave(request):
+    def finish(self, request: Request, body: bytes) -> None:
+        """Answer a request whose images are done, and its body."""
+        if not self.leave(request):
             return
         now = self._clock()
         started = request.submitted if request.started is None else request.started
-        stepped = now if request.stepped is None else request.stepped
+        made = now if request.made is None else request.made
+        stepped = made if request.stepped is None else request.stepped
         images = []
         for row in request.job.rows:
             assert row.image is not None
             images.append(row.image)
             row.image = None
-        finished = Finished(images, started - request.submitted, stepped - started, now - stepped)
+        queue_s, denoise_s, decode_s = started - request.submitted, stepped - started, made - stepped
+        finished = Finished(images, queue_s, denoise_s, decode_s, request.encode_s, body)
         if not request.future.set_running_or_notify_cancel():
             self._tell_cancelled(request, "disconnect")
             return
@@ -234,7 +262,7 @@ class Queue:
             self._answer(request, DeadlinePassed(message), "timeout")
 
     def fail_all(self, error: Callable[[], ServiceError]) -> None:
-        with self.changed:
+        with self.lock:
             left = list(self._by_job.values())
         for request in left:
             self.fail(request, error())
@@ -253,6 +281,10 @@ class Queue:
             self._observer.request_cancelled(reason)
 
 
-def _job_of(rows: Sequence[Row], costs: Costs) -> Job:
-    decoded = costs.decoding is not None and rows[0].is_decoded  # all rows of a request are alike in this
-    return Job(((len(row.table), row.forwards_per_step) for row in rows), costs, decoded)
+def _job_of(
+    rows: Sequence[Row], machine: Machine, encoding: Encoding | None = None, upload: Upload | None = None
+) -> Job:
+    group = rows[0].group  # all rows of a request are alike in this, and in whether they are decoded
+    decoded = bool(machine.decode) and rows[0].is_decoded
+    work = StageWork(upload is not None, decoded, None if encoding is None else encoding.values)
+    return Job(group, [row.forwards for row in rows], machine, work)

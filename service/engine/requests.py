@@ -1,5 +1,6 @@
 """A request on its way through the engine, its watcher and its observers."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -130,10 +131,16 @@ class Request:
         rows: one for each image. `job` knows the progress of each.
         submitted, deadline: times.
         client: None for the engine's own probe. Observers do not hear of the probe.
+        encoding: of the answer; None if the images themselves are wanted.
+        upload: still to be encoded; None without an upload, and afterwards.
         outlook: the state behind the estimate at acceptance; None for the probe.
         estimated: the time of the newest estimate, and the expected seconds from then on.
-        started: when the first row started.
+        started: when the first work on it began, in any stage.
         stepped: when the last row took its last step, if rows are decoded.
+        made: when the last image was finished.
+        encoded: the finished images' encodings, by index.
+        encode_s: seconds that encodings of the answer took so far.
+        telling: held while the watcher is told of progress, so that progress never falls.
     """
 
     rows: Sequence[Row]
@@ -142,11 +149,17 @@ class Request:
     deadline: float
     client: str | None = None
     watcher: Watcher | None = None
+    encoding: Encoding | None = None
+    upload: Upload | None = None
     outlook: Outlook | None = None
     future: Future[Finished] = field(default_factory=Future)
     estimated: tuple[float, float] | None = None
     started: float | None = None
     stepped: float | None = None
+    made: float | None = None
+    encoded: dict[int, bytes] = field(default_factory=dict)
+    encode_s: float = 0.0
+    telling: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
     def eta_s(self) -> float:

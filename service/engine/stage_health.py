@@ -1,23 +1,27 @@
-"""The health of one thread that calls the model: whether the thread gets on, and whether its results are good.
+"""The health of one stage, which is one thread: whether the thread gets on, and whether its results are good.
 
 The thread reports each call, its end, and the absence of work. Other threads ask. Two questions are separate:
 
 - Does the thread get on? A call is overdue after many times its expected seconds. Time alone is never a failure.
 - Does the model work? A request may cause its own failure, so the failure is only a suspicion. The engine's own probe
-  decides: while the probe fails, the model is broken. A finite image ends both states.
+  decides: while the probe fails, the model is broken. A finite image ends both states. Each group has its own answer,
+  because each group has its own passes.
 """
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
-# A call of milliseconds may wait for a busy machine: for swapped memory, or for other processes on the cores. Eight
-# seconds are far more. They are 16 times a pass of 0.5 s. With a check every second, the engine finds such a pass to
-# hang within 20 times its time. For slower passes, the factor holds.
-_AT_LEAST = 8.0  # seconds
-_TIMES_EXPECTED = 15.0
+from model.rows import Group
 
-FIRST_TIME = 40.0  # expected seconds of a first call, which may compile; the call is overdue after ten minutes
+# Limits are counted in calls of the stage. A call of milliseconds may wait for a busy machine, for swapped memory or
+# for other processes on the cores, and so counts as SHORTEST_CALL. With a check every second, the engine finds that a
+# call of half a second hangs within 20 times its time. For slower calls, the factor holds.
+SHORTEST_CALL = 0.5  # seconds
+_OVERDUE_AFTER = 16.0  # times the expected seconds of a call
+
+FIRST_TIME = 37.5  # expected seconds of a first call, which may compile; the call is overdue after ten minutes
 _PROBES = 5  # failed probes in a row, without a success between them; the next would fail as well
 
 
@@ -26,6 +30,23 @@ class Overdue(NamedTuple):
 
     taken_s: float
     given_s: float
+
+
+@dataclass(slots=True)
+class _Results:
+    """What is known of one group's results.
+
+    Attributes:
+        suspected: a call has failed, without a finite image since.
+        broken: the engine's own probe has failed, without a finite image since.
+        raised: the last call raised.
+        probes_failed: in a row.
+    """
+
+    suspected: bool = False
+    broken: bool = False
+    raised: bool = False
+    probes_failed: int = 0
 
 
 class StageHealth:
@@ -41,10 +62,7 @@ class StageHealth:
         self._began: float | None = None  # when the present call began; None at rest
         self._given = 0.0  # seconds for the present call
         self._resting_since = clock()
-        self._suspected = False
-        self._broken = False
-        self._raised = False  # whether the last pass raised
-        self._probes_failed = 0  # in a row
+        self._results: dict[Group, _Results] = {}
 
     # Reports of the thread.
 
@@ -52,7 +70,7 @@ class StageHealth:
         """A call begins, and should take `expected_s`. The call before has ended."""
         with self._lock:
             self._began = self._clock()
-            self._given = max(_AT_LEAST, _TIMES_EXPECTED * expected_s)
+            self._given = _OVERDUE_AFTER * max(SHORTEST_CALL, expected_s)
 
     def rest(self) -> None:
         """The thread has no work."""
@@ -61,33 +79,38 @@ class StageHealth:
                 self._began = None
                 self._resting_since = self._clock()
 
-    def pass_ended(self, worked: bool) -> None:
-        """A pass or a decoding batch has ended. Its results may still be wrong."""
+    def call_ended(self, group: Group, worked: bool) -> None:
+        """A pass or a batch has ended. Its results may still be wrong."""
         with self._lock:
+            its = self._of(group)
             if not worked:
-                self._suspected = True
-            elif self._raised:  # a pass works again, so failed probes no longer count as a row
-                self._probes_failed = 0
-            self._raised = not worked
+                its.suspected = True
+            elif its.raised:  # a call works again, so failed probes no longer count as a row
+                its.probes_failed = 0
+            its.raised = not worked
 
-    def raised(self) -> None:
-        """A call other than a pass has raised an error."""
+    def raised(self, group: Group) -> None:
+        """A call other than a pass or a batch has raised an error."""
         with self._lock:
-            self._suspected = True
+            self._of(group).suspected = True
 
-    def image_ended(self, finite: bool) -> None:
+    def image_ended(self, group: Group, finite: bool) -> None:
         """An image of any request is done."""
         with self._lock:
-            self._suspected = not finite
+            its = self._of(group)
+            its.suspected = not finite
             if finite:
-                self._broken = False
-                self._probes_failed = 0
+                its.broken = False
+                its.probes_failed = 0
 
-    def probe_failed(self) -> None:
+    def probe_failed(self, group: Group) -> None:
         """The engine's own probe has raised, or its image is not finite."""
         with self._lock:
-            self._broken = True
-            self._probes_failed += 1
+            self._of(group).broken = True
+            self._of(group).probes_failed += 1
+
+    def _of(self, group: Group) -> _Results:
+        return self._results.setdefault(group, _Results())
 
     # Questions of other threads.
 
@@ -105,19 +128,19 @@ class StageHealth:
             return self._clock() - self._resting_since if self._began is None else 0.0
 
     @property
-    def suspected(self) -> bool:
-        """Whether a call has failed, without a finite image since."""
+    def suspected(self) -> set[Group]:
+        """The groups of which a call has failed, without a finite image since."""
         with self._lock:
-            return self._suspected
+            return {group for group, its in self._results.items() if its.suspected}
 
     @property
     def broken(self) -> bool:
-        """Whether the engine's own probe has failed, without a finite image since."""
+        """Whether the engine's own probe has failed in a group, without a finite image of that group since."""
         with self._lock:
-            return self._broken
+            return any(its.broken for its in self._results.values())
 
     @property
     def hopeless(self) -> bool:
-        """Whether the engine's own probe fails again and again, and nothing else works."""
+        """Whether the engine's own probe fails again and again in a group, and nothing else of that group works."""
         with self._lock:
-            return self._probes_failed >= _PROBES
+            return any(its.probes_failed >= _PROBES for its in self._results.values())

@@ -1,0 +1,199 @@
+"""A stage beside denoising: a thread, and the pieces of work that wait for the thread, the earliest promise first."""
+
+import heapq
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from model.rows import Group, Image
+from service.engine.costs import Machine
+from service.engine.jobs import RowState
+from service.engine.requests import Request
+from service.engine.worker import Worker, Workplace
+from service.errors import ComputationFailed
+
+log = logging.getLogger(__name__)
+
+Name = Literal["encode", "decode", "answer"]
+
+
+class Observer(Protocol):
+    """Hears of a stage's batches."""
+
+    def batch_done(self, stage: Name, pieces: int, seconds: float) -> None: ...
+    def batch_failed(self, stage: Name) -> None: ...
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Piece:
+    """A piece of work. Pieces sort in the order of work.
+
+    Attributes:
+        index: of the image in its request; the number of images for work on the whole request.
+        row: of the image; None for work on the whole request.
+        given: what the work is done on.
+    """
+
+    promise: float
+    number: float
+    index: int
+    request: Request = field(compare=False)
+    row: RowState | None = field(compare=False)
+    given: Image | None = field(compare=False)
+
+    @classmethod
+    def of_row(cls, request: Request, row: RowState, given: Image) -> "Piece":
+        return cls(request.job.promise, request.job.number, row.index, request, row, given)
+
+    @classmethod
+    def of_whole(cls, request: Request, given: Image | None = None) -> "Piece":
+        return cls(request.job.promise, request.job.number, len(request.rows), request, None, given)
+
+
+class Cost(Protocol):
+    """What a call takes, by how much work it does: images, or values."""
+
+    def seconds(self, amount: int) -> float: ...
+    def at_most(self, amount: int) -> float: ...
+    def follow(self, amount: int, seconds: float) -> None: ...
+
+
+class Task(Protocol):
+    """What a stage does.
+
+    Attributes:
+        name: of the stage.
+        doing: the work, in logs: "decoding".
+        failed: told to whom a piece fails.
+    """
+
+    name: Name
+    doing: str
+    failed: str
+
+    def cost(self, machine: Machine, group: Group) -> Cost: ...
+
+    def most(self, machine: Machine, group: Group) -> int:
+        """The most pieces of a batch."""
+
+    def amount(self, batch: Sequence[Piece]) -> int:
+        """How much work a batch is, for its cost."""
+
+    def run(self, batch: Sequence[Piece]) -> Sequence[Any]:
+        """Do the work of pieces of one group. Returns each piece's result."""
+
+    def tests_model(self, batch: Sequence[Piece]) -> bool:
+        """Whether an error of `run` puts the model in doubt. A client's upload may be the cause instead."""
+
+    def done(self, piece: Piece, result: Any) -> None:
+        """Take the result of a piece on. The request may have left."""
+
+
+class Stage(Worker):
+    """The thread, and the pieces that wait.
+
+    Args:
+        task: what the thread does. Once the engine is warm, only this thread calls `run`.
+        at: what the engine's threads share.
+    """
+
+    def __init__(self, task: Task, at: Workplace[Observer]) -> None:
+        super().__init__(task.doing, task.doing, at)
+        self._task = task
+        self._observer = at.observer
+        self._wake = at.queue.new_condition()
+        self._lines: dict[Group, list[Piece]] = {}  # heaps
+
+    def put(self, pieces: Iterable[Piece]) -> None:
+        """Add pieces. One call adds all of them, so that they share batches."""
+        with self._queue.lock:
+            for piece in pieces:
+                heapq.heappush(self._lines.setdefault(piece.request.job.group, []), piece)
+            self._wake.notify_all()
+
+    def _work(self) -> bool:
+        with self._queue.lock:
+            while not (self._lines or self._queue.stopping):
+                self.stage_health.rest()
+                self._wake.wait()
+            if self._queue.stopping:
+                return False
+            self.stage_health.beat(0.0)
+            now = self._clock()
+            late = self._queue.take_out_late(now)
+            batch = self._next_batch()
+        self._queue.answer_late(late)
+        for piece in batch:
+            self._queue.begin(piece.request, now)
+        if batch:
+            self._run(batch)
+        return True
+
+    def _next_batch(self) -> list[Piece]:
+        """Take out the next pieces, all of one group. Pieces of requests that have left are dropped."""
+        batch: list[Piece] = []
+        while self._lines and not batch:
+            group = min(self._lines, key=lambda group: self._lines[group][0])
+            line, most = self._lines[group], self._task.most(self._machine, group)
+            while line and len(batch) < most:
+                piece = heapq.heappop(line)
+                if self._queue.of(piece.request.job) is not None:
+                    batch.append(piece)
+            if not line:
+                del self._lines[group]
+        return batch
+
+    @property
+    def _machine(self) -> Machine:
+        assert self._queue.scheduler is not None
+        return self._queue.scheduler.machine
+
+    def _run(self, batch: Sequence[Piece]) -> None:
+        """Run a batch. If the batch raises, try each piece alone."""
+        try:
+            results = self._call(batch)
+        except Exception:
+            log.exception("%s of %d pieces failed; each is tried alone", self._task.doing, len(batch))
+            for piece in batch:
+                self._run_alone(piece)
+            return
+        for piece, result in zip(batch, results, strict=True):
+            self._task.done(piece, result)
+
+    def _run_alone(self, piece: Piece) -> None:
+        if self._queue.of(piece.request.job) is None:
+            return
+        try:
+            [result] = self._call([piece])
+        except Exception:
+            log.exception("and alone")
+            self._queue.fail(piece.request, ComputationFailed(self._task.failed))
+        else:
+            self._task.done(piece, result)
+
+    def _call(self, batch: Sequence[Piece]) -> Sequence[Any]:
+        scheduler = self._queue.scheduler
+        assert scheduler is not None
+        group, task, began = batch[0].request.job.group, self._task, self._clock()
+        cost, amount = task.cost(scheduler.machine, group), task.amount(batch)
+        with self._queue.lock:
+            scheduler.began(task.name, cost.at_most(amount))
+            self.stage_health.beat(cost.seconds(amount))
+        worked = False
+        try:
+            results = task.run(batch)
+            worked = True
+        finally:
+            seconds = self._clock() - began
+            with self._queue.lock:  # so that a health check sees all of these changes or none
+                scheduler.ended(task.name)
+                if worked:
+                    cost.follow(amount, seconds)
+                self.stage_health.beat(0.0)
+                if worked or task.tests_model(batch):
+                    self.stage_health.call_ended(group, worked)
+            if not worked:
+                self._observer.batch_failed(task.name)
+        self._observer.batch_done(task.name, len(batch), seconds)
+        return results
