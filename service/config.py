@@ -115,8 +115,8 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         sizes: list[Group] = []
-        for text in value.split(","):
-            found = _SIZE.fullmatch(text.strip())
+        for text in map(str.strip, value.split(",")):
+            found = _SIZE.fullmatch(text)
             if found is None:
                 raise ValueError(
                     f"must be sizes as 64x48, width x height, with commas between them; {text[:20]!r} is none"

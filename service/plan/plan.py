@@ -57,11 +57,12 @@ class Plan:
     preview_every: int = 0
 
 
-def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
+def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: bool = False) -> Plan:
     """Plan POST /sample.
 
     Args:
         timeout: the most seconds for one request.
+        latent: the answer is latents, if the model denoises latents.
 
     Raises:
         Invalid: names the field, its value and its limits.
@@ -102,6 +103,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
             branches=branches(label, scale),
             guidance_scale=scale,
             guidance_interval=interval if scale > 1 else ALL_STEPS,
+            latent=latent,
         )
         for i, (label, scale) in enumerate(zip(labels, scales, strict=True))
     ]
