@@ -14,18 +14,21 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.backends import cgroups
+from model.rows import Group
 from service.plan.fields import MAX_IMAGES
 
 PREFIX = "STEPWISE_"
 
 # Settings of the HTTP contract for features that are not built yet. The server accepts them without effect.
-PLANNED = frozenset({"SIZES", "RECOMMENDED", "LORA", "RECIPE_PROMPTS", "EMBEDDINGS", "TINY_VAE", "CHECK", "LOG_LEVEL"})
+PLANNED = frozenset({"RECOMMENDED", "LORA", "RECIPE_PROMPTS", "EMBEDDINGS", "TINY_VAE", "CHECK", "LOG_LEVEL"})
 
 _ROOT_PATH = r"^(/|(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?)?$"  # RFC 3986: segments of a path
 _MAX_SECONDS = 1e8  # three years; the system's timers end at 292 years
+_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 _LIKE_KEYS = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH")
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+Sizes = Annotated[tuple[Group, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 
 
@@ -41,6 +44,11 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is all addresses")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    sizes: Sizes = Field(
+        (),
+        description="sizes of images, WIDTHxHEIGHT, with commas; the first is what requests get that name none; "
+        "default: the size that the weights were made for",
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="float32, bfloat16, or auto: bfloat16 where the hardware has instructions for it"
@@ -100,6 +108,24 @@ class Settings(BaseSettings):
             return value.expanduser()
         except RuntimeError:
             raise ValueError("there is no such user") from None
+
+    @field_validator("sizes", mode="before")
+    @classmethod
+    def _read_sizes(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        sizes: list[Group] = []
+        for text in map(str.strip, value.split(",")):
+            found = _SIZE.fullmatch(text)
+            if found is None:
+                raise ValueError(
+                    f"must be sizes as 64x48, width x height, with commas between them; {text[:20]!r} is none"
+                )
+            size = Group(height=int(found[2]), width=int(found[1]))
+            if size in sizes:
+                raise ValueError(f"must name each size once, and names {size} twice")
+            sizes.append(size)
+        return tuple(sizes)
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
@@ -199,6 +225,8 @@ def _accepts(name: str, schema: dict[str, Any]) -> str:
     """The values that a setting accepts, in words, from its JSON schema."""
     if Settings.model_fields[name].annotation is ByteSize:
         return "bytes, or a number with a unit: 16MiB"
+    if name == "sizes":
+        return "sizes: 32x32,64x48"
     schema = next((one for one in schema.get("anyOf", ()) if one["type"] != "null"), {}) | schema
     least, most = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum", _MAX_SECONDS)
     match schema["type"]:

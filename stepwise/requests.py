@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.plan import fields
-from service.plan.fields import Entry
+from service.plan.entries import Entry, Field, table
 from stepwise import answers
 from stepwise.results import Drawn, Float32, Info, Noisy, NoisyArray
 
@@ -120,7 +120,7 @@ class _NoisePng(fields.NoiseRequest, _Image):
 
 def asked(request: Callable[P, object]) -> Callable[[Callable[[Fields], R]], Callable[P, R]]:
     """Give a call the fields of a request as its arguments. `make` gets the fields that are not None."""
-    rows = fields.table(cast(type, request))
+    rows = table(cast(type, request))
     signature = inspect.signature(request)
     parameters = [one.replace(annotation=rows[name].annotation) for name, one in signature.parameters.items()]
     arguments = "\n".join(_argument(row) for row in rows.values())
@@ -139,7 +139,7 @@ def asked(request: Callable[P, object]) -> Callable[[Callable[[Fields], R]], Cal
     return decorate
 
 
-def _argument(row: fields.Field) -> str:
+def _argument(row: Field) -> str:
     return textwrap.fill(f"{row.name}: {row.help}", 120, initial_indent=" " * 4, subsequent_indent=" " * 8)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from model.description import VAEDescription
-from model.rows import Image, Row
+from model.rows import Group, Image, Row
 from tests.engines import FakeRunner, FakeVAE
 from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints
 from tests.servers import PATIENCE
@@ -71,6 +71,7 @@ class Remembering(FakeRunner):
 LATENT = replace(
     SERVED,
     model=replace(MODEL, image_shape=(3, 2, 4), vae=VAEDescription("kl", 2, 0.5, 7)),
+    groups=(Group(2, 4),),
     preview=rough,
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from model.description import Recommended
-from model.rows import VAE, Image
+from model.rows import VAE, Group, Image
 from service.__main__ import Server, listen_all, make_app
 from service.build import build
 from service.config import Settings
@@ -39,7 +39,14 @@ def first_draw(seed: int, shape: tuple[int, int, int]) -> Image:
     return np.full(shape, seed, np.float32)
 
 
-SERVED = Served(MODEL, "cpu", {"weights": MODEL.digest, "backend": "fake", "precision": "float32"}, True, first_draw)
+SERVED = Served(
+    MODEL,
+    "cpu",
+    {"weights": MODEL.digest, "backend": "fake", "precision": "float32"},
+    reproducible=True,
+    first_draw=first_draw,
+    groups=(Group(1, 2),),
+)
 
 
 class LocalServer(Reachable):

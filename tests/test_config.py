@@ -9,6 +9,7 @@ from platformdirs import user_cache_path
 from pydantic import SecretStr, ValidationError
 
 from model.backends import cgroups
+from model.rows import Group
 from service import config
 from service.config import PREFIX, Settings, SettingsError, available_cores
 
@@ -17,6 +18,7 @@ TABLE: dict[str, object] = {
     "WEIGHTS": "digits",  # the weights in the box
     "HOST": "127.0.0.1",
     "PORT": 8000,
+    "SIZES": (),  # the size that the weights were made for
     "DEVICE": "auto",
     "PRECISION": "auto",
     "THREADS": None,  # the cores that this process may use
@@ -70,6 +72,8 @@ def test_settings_and_their_defaults_are_those_of_the_contract() -> None:
         ("HOST", "0.0.0.0", "0.0.0.0"),
         ("PORT", "9000", 9000),
         ("PORT", "0", 0),
+        ("SIZES", "32x32", (Group(32, 32),)),
+        ("SIZES", "64x48, 32x32 ,8x10000", (Group(48, 64), Group(32, 32), Group(10000, 8))),
         ("DEVICE", "cpu", "cpu"),
         ("DEVICE", "cuda", "cuda"),
         ("DEVICE", "cuda:1", "cuda:1"),
@@ -118,6 +122,15 @@ def test_an_empty_setting_is_the_default(set_environment: SetEnvironment, name: 
         ("PORT", "http"),
         ("PORT", "65536"),
         ("PORT", "-1"),
+        ("SIZES", "32"),
+        ("SIZES", "0x32"),
+        ("SIZES", "32x032"),
+        ("SIZES", "32x-8"),
+        ("SIZES", "32x100000"),
+        ("SIZES", "32X32"),
+        ("SIZES", "32x32,"),
+        ("SIZES", "32x32;64x64"),
+        ("SIZES", "32x32,64x64,32x32"),
         ("DEVICE", "gpu"),
         ("DEVICE", "cuda:"),
         ("DEVICE", "cpu:0"),
@@ -159,6 +172,16 @@ def test_a_setting_that_cannot_be_used_is_named_with_its_value(
     assert "\n" not in str(error.value)
 
 
+def test_a_wrong_size_is_told_among_many(set_environment: SetEnvironment) -> None:
+    set_environment(SIZES="32x32, 64*64")
+    said = r"must be sizes as 64x48, width x height, with commas between them; '64\*64' is none$"
+    with pytest.raises(SettingsError, match=said):
+        config.read()
+    set_environment(SIZES="64x32,32x32,64x32")
+    with pytest.raises(SettingsError, match="must name each size once, and names 64x32 twice$"):
+        config.read()
+
+
 def test_a_value_of_several_lines_is_told_on_one(set_environment: SetEnvironment) -> None:
     set_environment(PORT="80\n00")
     with pytest.raises(SettingsError, match=r"^STEPWISE_PORT=80 00: "):
@@ -194,7 +217,7 @@ def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -
 
 def test_settings_that_are_not_built_yet_have_no_effect_and_are_no_mistake(set_environment: SetEnvironment) -> None:
     assert config.without_effect() == []
-    names = ["CHECK", "EMBEDDINGS", "LOG_LEVEL", "LORA", "RECIPE_PROMPTS", "RECOMMENDED", "SIZES", "TINY_VAE"]
+    names = ["CHECK", "EMBEDDINGS", "LOG_LEVEL", "LORA", "RECIPE_PROMPTS", "RECOMMENDED", "TINY_VAE"]
     set_environment(**dict.fromkeys(names, "x"), PORT="1")
     assert config.without_effect() == [f"STEPWISE_{name}" for name in names]
     assert config.unknown() == []

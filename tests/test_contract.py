@@ -125,6 +125,11 @@ def falls(timesteps: Any) -> bool:
     return all(before > after for before, after in itertools.pairwise(listed))
 
 
+def is_falling(interval: Any) -> bool:
+    begin, end = (float(share) for share in (interval.split(",") if isinstance(interval, str) else interval))
+    return begin > end
+
+
 # Documented rules that no schema can express, by the field that the 422 names.
 BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "guidance_scale": lambda f: f["guidance_scale"] > 1 and no_label(f),
@@ -134,6 +139,7 @@ BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "eta": lambda f: f["eta"] != 0 and given(f, "sampler", "ddim") != "ddim",
     "num_inference_steps": lambda f: given(f, "num_inference_steps", 20) > max(1, f.get("timestep", FEWEST)),
     "timeout_s": lambda f: f["timeout_s"] < LONG,
+    "guidance_interval": lambda f: is_falling(f["guidance_interval"]),
     "timesteps": lambda f: given(f, "num_inference_steps", 0) > 0 or not falls(f["timesteps"]),
 }
 

@@ -32,9 +32,9 @@ from tests.checkpoints import save_latent_pipeline, small_autoencoder, small_une
 from tests.properties import examples
 from tests.reference import AutoencoderKL
 from tests.servers import ROOT, Json, ServerProcess, problem, read_npy, serving, side_by_side, write_npy
-from tests.test_responses import MODEL
+from tests.test_responses import SERVED
 
-NOISE = RequestModel(NoiseRequest, MODEL, max_images=1, timeout=1)
+NOISE = RequestModel(NoiseRequest, SERVED, max_images=1, timeout=1)
 SHAPE = (1, 16, 16)  # of the images of these tests' server
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}

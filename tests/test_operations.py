@@ -16,7 +16,8 @@ import pytest
 
 import service
 from service.http import app
-from service.plan.fields import SampleRequest, table
+from service.plan.entries import table
+from service.plan.fields import SampleRequest
 from tests.engines import PROBE, PROBE_SEED, FakeRunner, a_setting
 from tests.latents import LatentServer, serving_latents
 from tests.local import FakeServer, locally, no_complaints, serving_fake

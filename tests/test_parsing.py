@@ -19,13 +19,13 @@ from service.http.models import RequestModel
 from service.http.parsing import read_upload
 from service.plan.fields import MAX_SEED, NoiseRequest
 from tests.servers import Json, ServerProcess, invalid, problem, write_npy
-from tests.test_responses import MODEL
+from tests.test_responses import SERVED
 
 JSON = "application/json"
 GREY = np.random.default_rng(0).normal(size=(1, 16, 16)).astype(np.float32)
 FILE = write_npy(GREY)
 TEXT = base64.b64encode(FILE).decode()
-NOISE = RequestModel(NoiseRequest, MODEL, max_images=1, timeout=1)
+NOISE = RequestModel(NoiseRequest, SERVED, max_images=1, timeout=1)
 SEEDS = f"must be an integer from 0 to {MAX_SEED}, and is"
 
 

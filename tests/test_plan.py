@@ -1,16 +1,21 @@
 """Refusals: one sentence with only the necessary words."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.description import Distilled, Recommended
-from model.rows import Image
+from model.rows import Condition, Group, Image
 from service.errors import Invalid
 from service.plan.fields import DenoiseRequest, NoiseRequest, Scaling
-from service.plan.plan import noised, plan_denoise
+from service.plan.plan import Plan, noised, plan_denoise
+from service.plan.served import Served
 from tests.test_responses import LATENT, MODEL, SERVED, planned
 
 
@@ -122,3 +127,197 @@ def test_noise_is_added_to_latents(scaling: Scaling) -> None:
     np.testing.assert_allclose(noisy * (np.sqrt(alpha_bar) if scaling == "additive" else 1), expected, rtol=1e-6)
     assert seed == 7
     assert drawn == [(7, (2, 2, 2))]
+
+
+# Sizes.
+
+SIZES = replace(SERVED, groups=(Group(4, 4), Group(6, 4), Group(6, 8)))
+ONLY_OTHERS = replace(SERVED, groups=(Group(8, 8), Group(4, 4)))
+LATENT_SIZES = replace(LATENT, groups=(Group(4, 4), Group(6, 8)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, Group(4, 4)),
+        ({"height": 6, "width": 8}, Group(6, 8)),
+        ({"width": 8}, Group(6, 8)),
+        ({"height": 4}, Group(4, 4)),
+        ({"height": None, "width": None}, Group(4, 4)),
+    ],
+    ids=str,
+)
+def test_a_request_has_a_served_size(fields: dict[str, Any], expected: Group) -> None:
+    plan = planned(SIZES, num_images=2, **fields)
+    assert plan.group == expected
+    assert [row.group for row in plan.rows] == [expected, expected]
+    assert {name: plan.parameters[name] for name in ("height", "width")} == expected._asdict()
+
+
+LIST = "4x4, 4x6 or 8x6 (width x height)"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"height": 4, "width": 8}, f"height: must be, with width, {LIST}, and is 8x4"),
+        ({"height": 5}, f"height: must be that of exactly one size where no width is given, of {LIST}, and is 5"),
+        ({"height": 6}, f"height: must be that of exactly one size where no width is given, of {LIST}, and is 6"),
+        ({"width": 4}, f"width: must be that of exactly one size where no height is given, of {LIST}, and is 4"),
+        ({"width": -1}, f"width: must be that of exactly one size where no height is given, of {LIST}, and is -1"),
+    ],
+    ids=str,
+)
+def test_a_size_that_is_not_served_is_refused_with_the_list(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        planned(SIZES, **fields)
+    assert str(refused.value) == said
+
+
+@given(
+    st.lists(st.builds(Group, st.integers(1, 3), st.integers(1, 3)), min_size=1, unique=True),
+    st.none() | st.integers(1, 3),
+    st.none() | st.integers(1, 3),
+)
+def test_a_size_is_completed_exactly_where_it_is_the_only_one(
+    groups: list[Group], height: int | None, width: int | None
+) -> None:
+    fitting = [group for group in groups if height in (None, group.height) and width in (None, group.width)]
+    served = replace(SERVED, groups=tuple(groups))
+    if height is None and width is None:
+        assert planned(served).group == groups[0]
+    elif len(fitting) == 1:
+        assert planned(served, height=height, width=width).group == fitting[0]
+    else:
+        with pytest.raises(Invalid, match=rf"(height|width): must be.* {groups[0]}"):
+            planned(served, height=height, width=width)
+
+
+def test_recipes_leave_out_the_size_that_the_weights_were_made_for() -> None:
+    """So they keep their form, and mean one size on every server of these weights."""
+    for served in (SIZES, ONLY_OTHERS):
+        native = planned(served, height=4, width=4)
+        assert not {"height", "width"} & {*native.canonical, *native.recipes[0]}
+    assert planned(SERVED).canonical == planned(SIZES).canonical == planned(SIZES, height=4, width=4).canonical
+    plan = planned(SIZES, width=8)
+    assert plan.canonical == {**planned(SIZES).canonical, "height": 6, "width": 8}
+    assert plan.recipes[0] == {**planned(SIZES).recipes[0], "height": 6, "width": 8}
+    default = planned(ONLY_OTHERS)
+    assert (default.recipes[0]["height"], default.canonical["width"]) == (8, 8)
+
+
+def test_an_uploaded_image_picks_its_size() -> None:
+    for served, shape, group in (
+        (SIZES, (1, 6, 8), Group(6, 8)),
+        (SIZES, (1, 6, 4), Group(6, 4)),
+        (LATENT_SIZES, (2, 2, 2), Group(4, 4)),
+        (LATENT_SIZES, (2, 3, 4), Group(6, 8)),
+    ):
+        image = np.zeros(shape, np.float32)
+        plan = plan_denoise(DenoiseRequest(500), image, served, 300)
+        assert (plan.group, plan.rows[0].group) == (group, group)
+        assert not {"height", "width"} & plan.recipes[0].keys()
+        assert noised(NoiseRequest(500), image, served)[0].shape == shape
+
+
+@pytest.mark.parametrize(
+    ("served", "shape", "said"),
+    [
+        (SIZES, (1, 4, 6), f"image: must be {LIST}, and is 6x4"),
+        (SERVED, (1, 6, 8), "image: must be 4x4 (width x height), and is 8x6"),
+        (LATENT_SIZES, (2, 4, 4), "image: must be latents of 2x2 or 4x3 (width x height), and is 4x4"),
+    ],
+)
+def test_an_uploaded_image_of_another_size_is_refused_with_the_list(
+    served: Served, shape: tuple[int, int, int], said: str
+) -> None:
+    image = np.zeros(shape, np.float32)
+    for plan in (
+        lambda: plan_denoise(DenoiseRequest(500), image, served, 300),
+        lambda: noised(NoiseRequest(500), image, served),
+    ):
+        with pytest.raises(Invalid) as refused:
+            plan()
+        assert str(refused.value) == said
+
+
+# Guidance in a part of the steps.
+
+
+def guided(interval: Sequence[float] | None, **fields: Any) -> Plan:
+    return planned(**{"class_label": 1, "num_inference_steps": 5, **fields}, guidance_interval=interval)
+
+
+@pytest.mark.parametrize(
+    ("interval", "forwards"),
+    [
+        (None, (2, 2, 2, 2, 2)),
+        ([0, 1], (2, 2, 2, 2, 2)),
+        ([0.2, 0.8], (1, 2, 2, 2, 1)),
+        ([0.21, 0.6], (1, 1, 2, 1, 1)),
+        ([0, 0.01], (2, 1, 1, 1, 1)),
+        ([0.5, 0.5], (1, 1, 1, 1, 1)),
+        ([1, 1], (1, 1, 1, 1, 1)),
+    ],
+)
+def test_guidance_is_on_in_an_interval_of_the_steps(interval: list[float] | None, forwards: tuple[int, ...]) -> None:
+    [row] = guided(interval).rows
+    assert row.forwards == forwards
+    request = DenoiseRequest(900, num_inference_steps=5, class_label=1, guidance_scale=3, guidance_interval=interval)
+    assert plan_denoise(request, np.zeros((1, 4, 4), np.float32), SERVED, 300).rows[0].forwards == forwards
+
+
+def test_a_guided_row_has_a_branch_with_its_label_and_one_without() -> None:
+    labelled, bare, off = planned(num_images=3, class_label=[2, None, 0], guidance_interval=[0, 0.5]).rows
+    assert labelled.branches == (Condition(2), Condition(None))
+    assert (bare.branches, bare.guidance_interval) == ((Condition(None),), (0.0, 1.0))
+    assert off.branches == (Condition(0), Condition(None))
+    [off] = planned(class_label=2, guidance_scale=1, guidance_interval=[0, 0.5]).rows
+    assert (off.branches, off.guidance_interval) == ((Condition(2),), (0.0, 1.0))
+
+
+def test_only_the_recipes_of_guided_images_have_an_interval() -> None:
+    plan = planned(num_images=2, class_label=[2, None], guidance_interval=[0.25, 1])
+    assert plan.recipes[0]["guidance_interval"] == plan.canonical["guidance_interval"] == [0.25, 1.0]
+    assert "guidance_interval" not in plan.recipes[1]
+    assert plan.parameters["guidance_interval"] == [0.25, 1.0]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"guidance_interval": [0, 1.0]}, {"guidance_interval": [-0.0, 1]}, {"guidance_scale": 1.0}],
+    ids=str,
+)
+def test_an_interval_that_changes_nothing_is_in_no_recipe(fields: dict[str, Any]) -> None:
+    """So such requests share the ETags of those without it, and recipes keep their form."""
+    plain = planned(class_label=1, **({"guidance_scale": 1} if "guidance_scale" in fields else {}))
+    plan = planned(class_label=1, **{"guidance_interval": [0.2, 0.8], **fields})
+    assert plan.canonical == plain.canonical
+    assert plan.recipes == plain.recipes
+    assert json.dumps(plan.recipes[0]) == json.dumps(plain.recipes[0])
+
+
+UNLABELLED = replace(SERVED, model=replace(MODEL, num_classes=None, no_label=None, class_names=()))
+LABELS_ONLY = replace(SERVED, model=replace(MODEL, no_label=None, recommended=Recommended()))
+
+
+@pytest.mark.parametrize(
+    ("served", "interval", "said"),
+    [
+        (SERVED, [0.8, 0.2], "must not fall, and is 0.8 to 0.2"),
+        (UNLABELLED, [0.2, 0.8], "must be [0, 1]: this model knows no guidance; it is [0.2, 0.8]"),
+        (LABELS_ONLY, [0, 0.5], "must be [0, 1]: this model knows no guidance; it is [0.0, 0.5]"),
+    ],
+)
+def test_an_interval_that_means_nothing_is_refused(served: Served, interval: list[float], said: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        planned(served, guidance_interval=interval)
+    assert str(refused.value) == f"guidance_interval: {said}"
+    assert planned(served, guidance_interval=[0, 1]).canonical == planned(served).canonical
+    with pytest.raises(Invalid):
+        plan_denoise(
+            DenoiseRequest(500, class_label=1 if served is LABELS_ONLY else None, guidance_interval=interval),
+            np.zeros((1, 4, 4), np.float32),
+            served,
+            300,
+        )

@@ -18,7 +18,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from model.description import Distilled
-from service.plan.fields import SampleRequest, table
+from service.plan.entries import table
+from service.plan.fields import SampleRequest
 from tests.browser import GONE, REFUSED, assert_accessible, chromium, visiting
 from tests.latents import LatentServer
 from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints, serving_fake

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from starlette.responses import Response
 
 from model.description import ModelDescription, Recommended, VAEDescription
-from model.rows import Image
+from model.rows import Group, Image
 from model.schedule import Schedule
 from service.engine.requests import Finished
 from service.errors import NotAcceptable
@@ -49,7 +49,14 @@ def first_draw(seed: int, shape: tuple[int, int, int]) -> Image:
     return np.zeros(shape, dtype=np.float32)
 
 
-SERVED = Served(MODEL, "cpu", {"weights": "d" * 64, "torch": "2"}, reproducible=True, first_draw=first_draw)
+SERVED = Served(
+    MODEL,
+    "cpu",
+    {"weights": "d" * 64, "torch": "2"},
+    reproducible=True,
+    first_draw=first_draw,
+    groups=(Group(4, 4),),
+)
 
 
 LATENT = replace(SERVED, model=replace(MODEL, sample_shape=(2, 2, 2), vae=VAEDescription("kl", 2, 0.5, 1)))

@@ -182,7 +182,7 @@ class Generation:
         return self._model(NoiseRequest)
 
     def _model(self, request: type[Fields]) -> RequestModel[Fields]:
-        return RequestModel(request, self.served.model, self.settings.max_images, self.settings.timeout)
+        return RequestModel(request, self.served, self.settings.max_images, self.settings.timeout)
 
     async def _fields(self, request: Request) -> SampleRequest:
         """The fields of POST /sample. An empty body is `{}`, whatever its type."""

@@ -18,8 +18,11 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from model.description import ModelDescription
 from model.samplers import SAMPLERS
 from service.errors import FieldError, Invalid
-from service.plan.fields import MAX_SEED, Denoise, Drawing, Field, Noise, Sample, table
+from service.plan.conditions import is_guidable
+from service.plan.entries import Field, table
+from service.plan.fields import MAX_SEED, Denoise, Drawing, Noise, Sample
 from service.plan.limits import Limits, limits_of, resolved
+from service.plan.served import Served
 
 Request = TypeVar("Request", bound=Drawing | Noise)
 Schema = dict[str, Any]
@@ -38,7 +41,7 @@ class RequestModel(Generic[Request]):
 
     Args:
         request: a dataclass of the table.
-        model: the weights.
+        served: the weights, and the sizes that are served.
         max_images: the most images in one request.
         timeout: the most seconds for one request.
 
@@ -47,14 +50,14 @@ class RequestModel(Generic[Request]):
         text_schema: for queries and forms. They express null by leaving the field out.
     """
 
-    def __init__(self, request: type[Request], model: ModelDescription, max_images: int, timeout: float) -> None:
-        limits = self._limits = limits_of(model, max_images, timeout)
+    def __init__(self, request: type[Request], served: Served, max_images: int, timeout: float) -> None:
+        limits = self._limits = limits_of(served.model, max_images, timeout)
         self._request = request
         self._rows = table(request)
         config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
         declared: dict[str, Any] = {name: (_type(row, limits), _default(row)) for name, row in self._rows.items()}
         self._model: type[BaseModel] = create_model(request.__name__, __config__=config, **declared)
-        self.schema = _narrowed(self._model.model_json_schema(), request, model, limits)
+        self.schema = _narrowed(self._model.model_json_schema(), request, served, limits)
         text = {name: schema for name, one in self.schema["properties"].items() if (schema := _without_null(one))}
         self.text_schema: Schema = {**self.schema, "properties": text}
 
@@ -100,7 +103,7 @@ class RequestModel(Generic[Request]):
         elif error["type"] in _BEYOND_A_LIMIT:
             expected = f"must be {_range(row, self._limits)}"
         else:
-            expected = f"must be {_noun(row, is_member=len(loc) > 1)} {_range(row, self._limits)}"
+            expected = f"must be {_noun(row, self._limits, is_member=len(loc) > 1)}"
         return {"loc": loc, "msg": f"{expected}, and is {shown(error['input'])}"}
 
 
@@ -130,7 +133,8 @@ def _type(row: Field, limits: Limits) -> Any:
     if number is int:
         kind = Annotated[kind, BeforeValidator(_whole)]
     if row.is_list:
-        kind = Annotated[list[kind], Constraints(min_length=1, fail_fast=True)]
+        length = row.entry.length
+        kind = Annotated[list[kind], Constraints(min_length=length or 1, max_length=length, fail_fast=True)]
     return kind | None if row.is_nullable else kind
 
 
@@ -165,11 +169,15 @@ def _range(row: Field, limits: Limits) -> str:
     return f"{bounds['ge']} to {bounds['le']}"
 
 
-def _noun(row: Field, is_member: bool) -> str:
+def _noun(row: Field, limits: Limits, is_member: bool) -> str:
     noun = "integer" if int in row.kinds else "number"
     if row.is_list and not is_member:
-        return f"a list of {noun}s from"
-    return f"a{'n' * (int in row.kinds)} {noun} {'from' if row.entry.gt is None else 'of'}"
+        count = row.entry.length
+        return f"a list of {f'{count} ' * (count is not None)}{noun}s from {_range(row, limits)}"
+    article = "an" if noun == "integer" else "a"
+    if row.entry.le is None:
+        return f"{article} {noun}"
+    return f"{article} {noun} {'from' if row.entry.gt is None else 'of'} {_range(row, limits)}"
 
 
 # From text to values.
@@ -194,8 +202,9 @@ def _number(text: str) -> int | float | str:
 # JSON Schema.
 
 
-def _narrowed(schema: Schema, request: type, model: ModelDescription, limits: Limits) -> Schema:
+def _narrowed(schema: Schema, request: type, served: Served, limits: Limits) -> Schema:
     """The schema without the values that this model cannot take. The plan explains such a refusal."""
+    model = served.model
     fields: dict[str, Schema] = schema["properties"]
     if issubclass(request, Noise):
         return schema
@@ -203,8 +212,13 @@ def _narrowed(schema: Schema, request: type, model: ModelDescription, limits: Li
     fields["sampler"]["anyOf"] = [{"type": "string", "enum": samplers}, _NULL]
     if not any(SAMPLERS[sampler].takes_eta for sampler in samplers):
         fields["eta"]["maximum"] = 0
-    if model.num_classes is None or model.needs_label:
+    if not is_guidable(model):
         fields["guidance_scale"]["anyOf"][0]["maximum"] = 1
+        fields["guidance_interval"]["anyOf"] = [_NULL]
+    if issubclass(request, Sample):
+        for name in ("height", "width"):
+            sides = sorted({getattr(group, name) for group in served.groups})
+            fields[name]["anyOf"] = [{"type": "integer", "enum": sides}, _NULL]
     if model.distilled:
         nothing = [None] if issubclass(request, Sample) else []
         fields["num_inference_steps"]["enum"] = [*model.distilled.num_inference_steps, *nothing]

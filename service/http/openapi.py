@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from service.http.codecs import encode_png
 from service.http.models import RequestModel, Schema
-from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest, table
+from service.plan.entries import table
+from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest
 from service.plan.served import Served
 
 _REFUSED = {row.name: row.entry.refused for row in table(DenoiseRequest).values()} | {
@@ -20,7 +21,10 @@ _REFUSED = {row.name: row.entry.refused for row in table(DenoiseRequest).values(
 }
 _INVALID = "Invalid input; the document names each field. Beyond the schema, these values are refused:\n" + "".join(
     f"- `{name}`: {refused}\n"
-    for name, refused in {**_REFUSED, "image": "a file that is none, or not of the model's size"}.items()
+    for name, refused in {
+        **_REFUSED,
+        "image": "a file that is none, or of a size that is not among the `sizes`",
+    }.items()
     if refused
 )
 _PROBLEMS = {
@@ -83,6 +87,9 @@ _INFO = _object(
     num_train_timesteps=_COUNT,
     image_shape=_SHAPE,
     latent_shape=_or_null(_SHAPE),
+    sizes=_array(
+        _object(width=_COUNT, height=_COUNT, seconds_per_step=_SECONDS, seconds_per_decode=_or_null(_SECONDS)),
+    ),
     first_stage=_or_null(_object(kind=_STRING, factor=_COUNT, scaling_factor=_NUMBER, num_parameters=_COUNT)),
     preview=_or_null({"type": "string", "enum": ["linear"]}),
     out_channels=_COUNT,
@@ -155,16 +162,16 @@ def _query_parameters(request: RequestModel[Any]) -> list[Schema]:
 
 def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
     schema, text_schema = request.schema, request.text_schema
-    files = "a PNG or .npy file of the model's image_shape"
+    files = "a PNG or .npy file of one of the sizes that GET /info lists"
     if served.model.vae:
-        files = "a PNG of the model's image_shape, which is encoded, or an .npy of latents, of its latent_shape"
+        files = "a PNG of one of the sizes that GET /info lists, which is encoded, or an .npy of latents of such a size"
     file = {"type": "string", "format": "binary", "description": files}
     text = {**_BASE64_SENT, "description": "the same file in base64, perhaps as a data: URL"}
     required = ["image", *schema["required"]]
     by_form = {**text_schema, "properties": {"image": file, **text_schema["properties"]}, "required": required}
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
     example = {
-        "image": base64.b64encode(encode_png(np.zeros(served.model.image_shape, np.float32), {})).decode(),
+        "image": base64.b64encode(encode_png(np.zeros(served.image_shape(served.groups[0]), np.float32), {})).decode(),
         "timestep": served.model.schedule.num_train_timesteps // 2,
     }
     if "num_inference_steps" in schema["properties"]:

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 import service
+from model.rows import Group
 from model.samplers import SAMPLERS
 from service.config import Settings
 from service.engine.costs import Costs
@@ -63,7 +64,7 @@ class Operations:
         served, model, settings = self.served, self.served.model, self.settings
         distilled, parts = model.distilled, served.fingerprint_parts
         vae = model.vae
-        costs = self.engine.scheduler.costs if self.engine.scheduler else None
+        default = served.groups[0]
         return JSONResponse(
             {
                 "version": service.__version__,
@@ -75,8 +76,9 @@ class Operations:
                 },
                 "prediction_type": model.schedule.prediction_type,
                 "num_train_timesteps": model.schedule.num_train_timesteps,
-                "image_shape": list(model.image_shape),
-                "latent_shape": None if vae is None else list(model.sample_shape),
+                "image_shape": list(served.image_shape(default)),
+                "latent_shape": None if vae is None else list(served.sample_shape(default)),
+                "sizes": [self._size(group) for group in served.groups],
                 "first_stage": None if vae is None else asdict(vae),
                 "preview": None if served.preview is None else "linear",
                 "out_channels": model.out_channels,
@@ -102,11 +104,19 @@ class Operations:
                 "fingerprint": served.fingerprint,
                 "fingerprint_parts": dict(parts),
                 "reproducible": served.reproducible,
-                "seconds_per_step": _by_width(costs),
-                "seconds_per_decode": None if vae is None else _by_width(costs and costs.decoding),
+                **self._seconds(default),
             },
             headers={"Cache-Control": "no-store"},
         )
+
+    def _size(self, group: Group) -> dict[str, Any]:
+        return {"width": group.width, "height": group.height, **self._seconds(group)}
+
+    def _seconds(self, group: Group) -> dict[str, dict[str, float] | None]:
+        """What passes and decodings of a size cost."""
+        costs = self.engine.scheduler.costs if self.engine.scheduler else None
+        decoding = None if self.served.model.vae is None else _by_width(costs and costs.decoding)
+        return {"seconds_per_step": _by_width(costs), "seconds_per_decode": decoding}
 
 
 def _routed(*endpoints: tuple[str, Callable[[], Awaitable[Response]], dict[str, Any]]) -> APIRouter:

@@ -11,10 +11,11 @@ Each request is a dataclass. Each annotation with an Entry is a line of the tabl
 The client imports this module, so the module needs only the standard library.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from service.plan.entries import Entry
 
 MAX_IMAGES = 4096  # the most images that a setting can allow in one request
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON parser keeps exactly
@@ -22,36 +23,6 @@ MAX_SEED = 2**53 - 1  # the largest integer that every JSON parser keeps exactly
 Label = int | str | None
 Scaling = Literal["variance_preserving", "additive"]
 Output = Literal["x0", "model_output", "previous"]
-
-# A number, or the name of a limit. A named limit depends on the model or on a setting: service/plan/limits.py.
-Limit = float | str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """The properties of a field beside its name, type and default.
-
-    Attributes:
-        help: the meaning of the field, for every reader.
-        ge: the least value; for a list, the least value of a member.
-        gt: an exclusive lower bound.
-        le: the greatest value, for a list of a member.
-        decides: whether the field changes the bytes of each image, the bytes of the whole answer, or neither. Recipes
-            keep fields of the first kind. ETags depend on fields of the first two kinds.
-        refused: values within the limits that are refused all the same.
-        is_optional: recipes and other documents leave the field out if it is null.
-        flags: of the command line; by default the field's name.
-    """
-
-    help: str
-    ge: Limit | None = None
-    gt: Limit | None = None
-    le: Limit | None = None
-    decides: Literal["image", "answer", "neither"] = "image"
-    refused: str = ""
-    is_optional: bool = False
-    flags: tuple[str, ...] = ()
-
 
 Seed = Annotated[
     int | None,
@@ -69,6 +40,18 @@ ScalingOfNoise = Annotated[
         help="variance_preserving: the noisy image is √ᾱ·x_0 + √(1−ᾱ)·noise. "
         "additive: it is x_0 + σ·noise, as camera noise is.",
         refused="`additive` at a `timestep` of pure noise",
+    ),
+]
+GuidanceInterval = Annotated[
+    Sequence[float] | None,
+    Entry(
+        help="From and to, as shares of the steps: step i of N has guidance if from ≤ i/N < to, counted from 0. "
+        "The other steps cost half. Default: all steps.",
+        ge=0,
+        le=1,
+        length=2,
+        refused="a list that falls; for a model without guidance all but [0, 1]",
+        is_optional=True,
     ),
 ]
 
@@ -155,6 +138,23 @@ class Sample(Drawing):
             flags=("--guidance-scale", "-g"),
         ),
     ] = None
+    guidance_interval: GuidanceInterval = None
+    height: Annotated[
+        int | None,
+        Entry(
+            help="Pixels. With `width`, one of the sizes that GET /info lists. Default: the first of them.",
+            refused="what is, with `width`, none of the `sizes`",
+            is_optional=True,
+        ),
+    ] = None
+    width: Annotated[
+        int | None,
+        Entry(
+            help="Pixels. With `height`, one of the sizes that GET /info lists.",
+            refused="see `height`",
+            is_optional=True,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +209,7 @@ class Denoise(Drawing):
             flags=("--guidance-scale", "-g"),
         ),
     ] = None
+    guidance_interval: GuidanceInterval = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,77 +249,3 @@ class NoiseRequest(Noise):
         float,
         Entry(help="r: the values 0 … max of the noisy PNG stand for −r … r. Values beyond are clipped.", ge=1, le=16),
     ] = 1.0
-
-
-# Reading the table.
-
-
-class Field(NamedTuple):
-    """A line of the table.
-
-    Attributes:
-        annotation: the field's type, without the entry.
-        default: MISSING for a required field.
-    """
-
-    name: str
-    annotation: Any
-    default: Any
-    entry: Entry
-
-    @property
-    def help(self) -> str:
-        """The entry's help, the limits that every model shares, and the default."""
-        low, high = self.entry.ge, self.entry.le
-        limits = f" {low:g} to {high:g}." if isinstance(low, int | float) and isinstance(high, int | float) else ""
-        default = "" if self.is_required or self.default is None else f" Default: {self.default}."
-        return self.entry.help + (limits if high != MAX_SEED else "") + default
-
-    @property
-    def is_required(self) -> bool:
-        return self.default is MISSING
-
-    @property
-    def is_nullable(self) -> bool:
-        return type(None) in get_args(self.annotation)
-
-    @property
-    def is_list(self) -> bool:
-        """Whether the field may hold a list."""
-        return any(get_origin(kind) is Sequence for kind in get_args(self.annotation))
-
-    @property
-    def is_only_list(self) -> bool:
-        """Whether the field holds only a list or null."""
-        return all(kind is type(None) or get_origin(kind) is Sequence for kind in get_args(self.annotation) or [None])
-
-    @property
-    def kinds(self) -> frozenset[type]:
-        """The types of the field's values, or of its list's members: int, float and str."""
-        return frozenset(_kinds(self.annotation))
-
-
-def table(request: type) -> Mapping[str, Field]:
-    """The fields of a request by name."""
-    hints = get_type_hints(request, include_extras=True)
-    rows = {}
-    for one in fields(request):
-        kind, entry = get_args(hints[one.name])
-        rows[one.name] = Field(one.name, kind, one.default, entry)
-    return rows
-
-
-@cache
-def deciding(request: type, *what: str) -> Sequence[Field]:
-    """The fields that decide the bytes of an `image`, of an `answer`, or of `neither`."""
-    return [row for row in table(request).values() if row.entry.decides in what]
-
-
-def _kinds(annotation: Any) -> Iterator[type]:
-    if get_origin(annotation) is Literal:
-        yield str
-    elif arguments := get_args(annotation):
-        for argument in arguments:
-            yield from _kinds(argument)
-    elif annotation is not type(None):
-        yield annotation

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from model.description import ModelDescription
-from service.plan.fields import Limit
+from service.plan.entries import Limit
 
 Limits = Mapping[str, float]
 

@@ -7,7 +7,6 @@ image again. Two requests for the same bytes have the same `canonical` form.
 import hashlib
 import math
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,12 +14,15 @@ import numpy as np
 
 from model.description import ModelDescription
 from model.grids import GridError
-from model.rows import Image, Row
+from model.rows import Group, Image, Row
 from model.samplers import SAMPLERS, denoise_table, sample_table
 from model.schedule import Schedule
 from service.errors import Invalid
-from service.plan.fields import MAX_SEED, DenoiseRequest, Drawing, Label, NoiseRequest, SampleRequest, deciding
-from service.plan.served import Served
+from service.plan import sizes
+from service.plan.conditions import ALL_STEPS, branches, check_guidance, class_of, interval_of, label_of, labels_of
+from service.plan.entries import deciding
+from service.plan.fields import MAX_SEED, DenoiseRequest, Drawing, NoiseRequest, SampleRequest
+from service.plan.served import Served, native
 
 Parameters = dict[str, object]
 
@@ -37,6 +39,7 @@ class Plan:
     Attributes:
         rows: one for each image.
         seeds: one for each image.
+        group: the size of all images.
         parameters: the request with its defaults filled in.
         recipes: for each image, all that is needed to make the image again.
         canonical: all that decides the bytes of the whole answer.
@@ -46,6 +49,7 @@ class Plan:
 
     rows: list[Row]
     seeds: list[int]
+    group: Group
     parameters: Parameters
     recipes: list[Parameters]
     canonical: Parameters
@@ -53,11 +57,12 @@ class Plan:
     preview_every: int = 0
 
 
-def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
+def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: bool = False) -> Plan:
     """Plan POST /sample.
 
     Args:
         timeout: the most seconds for one request.
+        latent: the answer is latents, if the model denoises latents.
 
     Raises:
         Invalid: names the field, its value and its limits.
@@ -79,17 +84,27 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
         )
     _check_range("preview_every", request.preview_every, 0, len(table), ", the steps")
 
-    labels = _labels(request.class_label, n, model)
+    labels = labels_of(request.class_label, n, model)
     if model.needs_label:
-        labels = [_class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]
+        labels = [class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]
     if request.guidance_scale is None:
         guidance_scale = model.recommended.guidance_scale
     else:
-        _check_guidance(request.guidance_scale, labels, model)
+        check_guidance(request.guidance_scale, labels, model)
         guidance_scale = float(request.guidance_scale)
     scales = [1.0 if label is None else guidance_scale for label in labels]
+    interval = interval_of(request, model)
+    group = sizes.asked(request, served.groups)
     rows = [
-        Row(table, seed + i, label=label, guidance_scale=scale)
+        Row(
+            table,
+            seed + i,
+            group,
+            branches=branches(label, scale),
+            guidance_scale=scale,
+            guidance_interval=interval if scale > 1 else ALL_STEPS,
+            latent=latent,
+        )
         for i, (label, scale) in enumerate(zip(labels, scales, strict=True))
     ]
 
@@ -103,15 +118,24 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
         "eta": abs(float(request.eta)),
         "class_label": labels[0] if one_label else labels,
         "guidance_scale": float(request.guidance_scale or max(scales)),
+        "guidance_interval": list(interval),
+        "height": group.height,
+        "width": group.width,
         "timeout_s": timeout_s,
     }
-    of_rows = [{"seed": row.seed, "class_label": row.label, "guidance_scale": row.guidance_scale} for row in rows]
+    kept = {**filled, **_size_of(group, served)}
+    of_rows = [
+        {"seed": row.seed, "class_label": label, "guidance_scale": row.guidance_scale, **_interval_of(row)}
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    of_all = {"class_label": labels, **_interval_of(*rows)}
     return Plan(
         rows=rows,
         seeds=[row.seed for row in rows],
+        group=group,
         parameters=_kept(SampleRequest, filled, "image", "answer", "neither"),
-        recipes=[{**_kept(SampleRequest, {**filled, **own}, "image"), **_model_of(served)} for own in of_rows],
-        canonical={**_kept(SampleRequest, {**filled, "class_label": labels}, "image", "answer"), **_model_of(served)},
+        recipes=[{**_kept(SampleRequest, {**kept, **own}, "image"), **_model_of(served)} for own in of_rows],
+        canonical={**_kept(SampleRequest, {**kept, **of_all}, "image", "answer"), **_model_of(served)},
         timeout_s=timeout_s,
         preview_every=request.preview_every,
     )
@@ -135,11 +159,13 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     _check_steps(N, max(1, t), f" at timestep {t}", model)
     seed = _seed(request.seed)
     sampler = _sampler(request, model)
-    label = _label(request.class_label, model)
+    label = label_of(request.class_label, model)
     if label is None and model.needs_label:
         raise Invalid.field("class_label", "is required: this model was trained with labels only")
     scale = 1.0 if request.guidance_scale is None else float(request.guidance_scale)
-    _check_guidance(scale, [label], model)
+    check_guidance(scale, [label], model)
+    interval = interval_of(request, model)
+    group = sizes.of_upload(image, served)
 
     if request.scaling == "additive":
         image = image * np.float32(math.sqrt(schedule.alphas_cumprod[t]))
@@ -151,6 +177,17 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     if request.output == "previous":
         table = table.first()
 
+    row = Row(
+        table,
+        seed,
+        group,
+        start=image,
+        branches=branches(label, scale),
+        guidance_scale=scale,
+        guidance_interval=interval if scale > 1 else ALL_STEPS,
+        model_output=wants_output,
+        latent=latent or request.output == "previous",
+    )
     timeout_s = timeout if request.timeout_s is None else request.timeout_s
     filled: Parameters = {
         **vars(request),
@@ -159,22 +196,16 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
         "eta": abs(float(request.eta)),
         "class_label": label,
         "guidance_scale": scale,
+        "guidance_interval": list(interval),
         "timeout_s": timeout_s,
     }
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-    recipe = {**_kept(DenoiseRequest, filled, "image"), "image_sha256": digest, **_model_of(served)}
-    row = Row(
-        table,
-        seed,
-        start=image,
-        label=label,
-        guidance_scale=scale,
-        model_output=wants_output,
-        latent=latent or request.output == "previous",
-    )
+    kept = _kept(DenoiseRequest, {**filled, **_interval_of(row)}, "image")
+    recipe = {**kept, "image_sha256": digest, **_model_of(served)}
     return Plan(
         rows=[row],
         seeds=[seed],
+        group=group,
         parameters=_kept(DenoiseRequest, filled, "image", "answer", "neither"),
         recipes=[recipe],
         canonical=recipe,
@@ -189,10 +220,11 @@ def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, 
         Invalid: names the field, its value and its limits.
     """
     schedule = served.model.schedule
+    group = sizes.of_upload(image, served)
     _check_additive(request, schedule)
     seed = _seed(request.seed)
     alpha_bar = schedule.alphas_cumprod[request.timestep]
-    noise = served.first_draw(seed, served.model.sample_shape)
+    noise = served.first_draw(seed, served.sample_shape(group))
     signal, sigma = (
         (math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
         if request.scaling == "variance_preserving"
@@ -205,6 +237,18 @@ def _kept(request: type, values: Parameters, *what: str) -> Parameters:
     """The values of the fields that decide the bytes of `what`."""
     rows = deciding(request, *what)
     return {row.name: values[row.name] for row in rows if values[row.name] is not None or not row.entry.is_optional}
+
+
+def _size_of(group: Group, served: Served) -> Parameters:
+    """The size of an image, as a recipe has it: null for the size that the weights were made for."""
+    is_native = group == native(served.model)
+    return {"height": None, "width": None} if is_native else {"height": group.height, "width": group.width}
+
+
+def _interval_of(*rows: Row) -> Parameters:
+    """The guidance interval of rows, as a recipe has it: null where each step of each row is treated alike."""
+    intervals = [row.guidance_interval for row in rows if row.guidance_interval != ALL_STEPS]
+    return {"guidance_interval": list(intervals[0]) if intervals else None}
 
 
 def _model_of(served: Served) -> Parameters:
@@ -262,43 +306,3 @@ def _check_additive(request: DenoiseRequest | NoiseRequest, schedule: Schedule) 
 def _check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
     if not low <= value <= high:
         raise Invalid.field(name, f"must be {low} to {high}{why}, and is {value}")
-
-
-def _labels(label: Label | Sequence[Label], num_images: int, model: ModelDescription) -> list[int | None]:
-    """The class of each image, by index."""
-    if isinstance(label, int | str | None):
-        return [_label(label, model)] * num_images
-    if len(label) != num_images:
-        raise Invalid.field("class_label", f"must be one label, or {num_images} in a list, and is {len(label)}")
-    return [_label(one, model) for one in label]
-
-
-def _label(label: Label, model: ModelDescription) -> int | None:
-    if label is None:
-        return None
-    if model.num_classes is None:
-        raise Invalid.field("class_label", f"must be null: this model has no classes, and the label is {label!r}")
-    if label in model.class_names:
-        return model.class_names.index(str(label))
-    if isinstance(label, str) and label.isascii() and label.isdigit() and len(label) < 10:
-        label = int(label)
-    if isinstance(label, int) and 0 <= label < model.num_classes:
-        return label
-    named = model.class_names != tuple(map(str, range(model.num_classes)))  # bare numbers add nothing
-    names = f", or one of {', '.join(model.class_names[:20])}" if model.class_names and named else ""
-    more = ", …" if len(model.class_names) > 20 else ""
-    raise Invalid.field("class_label", f"must be 0 to {model.num_classes - 1}{names}{more}, and is {label!r}")
-
-
-def _class_of(seed: int, model: ModelDescription) -> int:
-    """A class chosen by the seed, for an image without a class and a network that needs one."""
-    assert model.num_classes is not None
-    digest = hashlib.sha256(f"class of {seed}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % model.num_classes
-
-
-def _check_guidance(scale: float, labels: list[int | None], model: ModelDescription) -> None:
-    if scale > 1 and model.needs_label:
-        raise Invalid.field("guidance_scale", f"must be 1: this model was trained with labels only; it is {scale:g}")
-    if scale > 1 and all(label is None for label in labels):
-        raise Invalid.field("guidance_scale", f"must be 1 without a class_label, and is {scale:g}")

@@ -11,7 +11,7 @@ import numpy as np
 
 import service
 from model.description import ModelDescription
-from model.rows import Image
+from model.rows import Group, Image
 
 # Raise this number with every change of our own code that changes a bit of any image, or of the text in it: networks,
 # schedules, samplers, noise, colours, recipes. tests/test_arithmetic.py has the sums for each number.
@@ -29,6 +29,7 @@ class Served:
         fingerprint_parts: all that can change a bit of an answer, by name.
         reproducible: a check has found that a row's bytes do not depend on other rows.
         first_draw: gives the initial noise of an image for a seed and a shape.
+        groups: the sizes of images that are served. The first is the default.
         preview: makes a rough image, [C, H, W], from latents; None where rows are images.
     """
 
@@ -37,6 +38,7 @@ class Served:
     fingerprint_parts: Mapping[str, str | int]
     reproducible: bool
     first_draw: Callable[[int, tuple[int, int, int]], Image]
+    groups: tuple[Group, ...]
     preview: Callable[[Image], Image] | None = None
 
     @cached_property
@@ -45,13 +47,32 @@ class Served:
         parts = json.dumps(dict(self.fingerprint_parts), sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
+    def image_shape(self, group: Group) -> tuple[int, int, int]:
+        """(channels, height, width) of the images of a size."""
+        return self.model.image_shape[0], group.height, group.width
+
+    def sample_shape(self, group: Group) -> tuple[int, int, int]:
+        """(channels, height, width) of what the U-Net denoises for a size: images or latents."""
+        factor = 1 if self.model.vae is None else self.model.vae.factor
+        return self.model.sample_shape[0], group.height // factor, group.width // factor
+
+
+def native(model: ModelDescription) -> Group:
+    """The size that the weights were made for, whether it is served or not."""
+    return Group(*model.image_shape[1:])
+
 
 def fingerprint_parts(
-    model: ModelDescription, backend: Mapping[str, str | int], host: Mapping[str, str], image_encoder: str
+    model: ModelDescription,
+    default: Group,
+    backend: Mapping[str, str | int],
+    host: Mapping[str, str],
+    image_encoder: str,
 ) -> dict[str, str | int]:
     """All that can change a bit, by name: our own code, the weights, the backend, and the libraries around it.
 
     Args:
+        default: the size of requests that name none.
         backend: the parts of the backend.
         host: the parts that draw noise and make step tables, with every backend.
         image_encoder: the part that writes PNGs.
@@ -61,6 +82,7 @@ def fingerprint_parts(
         "stepwise": service.__version__,
         "model": model.recipe_name,
         "weights": model.digest,
+        **({} if default == native(model) else {"size": str(default)}),
         **backend,
         **host,
         "numpy": " ".join([np.__version__, *_numpy_instructions()]),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.plan.fields import Field, table
+from service.plan.entries import Field, table
 from stepwise.cli.exits import Unusable
 
 Given = dict[str, Any]  # the fields that a person gave, by name

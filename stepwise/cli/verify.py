@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from service.plan import fields
+from service.plan.entries import Field, deciding
 from stepwise import DEFAULT_URL, AsyncClient, Info, Invalid, StepwiseError, Unreachable, read_recipe
 from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
@@ -206,9 +207,9 @@ class Again:
         return (await self.client.sample(**settings)).images[0].png
 
 
-def _settings(recipe: Mapping[str, Any]) -> Sequence[fields.Field]:
+def _settings(recipe: Mapping[str, Any]) -> Sequence[Field]:
     """The fields of the table that a recipe contains."""
-    return fields.deciding(fields.Denoise if "image_sha256" in recipe else fields.Sample, "image")
+    return deciding(fields.Denoise if "image_sha256" in recipe else fields.Sample, "image")
 
 
 def _recipe_of_answer(png: bytes) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""Which of the served sizes a request is for. Messages write a size as WIDTHxHEIGHT."""
+
+from collections.abc import Sequence
+
+from model.rows import Group, Image
+from service.errors import Invalid
+from service.plan.fields import SampleRequest
+from service.plan.served import Served
+
+
+def asked(request: SampleRequest, groups: Sequence[Group]) -> Group:
+    """The served size with the request's height and width; the first size if the request names neither.
+
+    If the request names one of the two, it gets the only served size that has it.
+
+    Raises:
+        Invalid: no served size has them, or the one that is given leaves a choice.
+    """
+    height, width = request.height, request.width
+    if height is None and width is None:
+        return groups[0]
+    fitting = [group for group in groups if height in (None, group.height) and width in (None, group.width)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if height is not None and width is not None:
+        raise Invalid.field("height", f"must be, with width, {listed(groups)}, and is {Group(height, width)}")
+    name, other = ("width", "height") if height is None else ("height", "width")
+    why = f"must be that of exactly one size where no {other} is given, of {listed(groups)}"
+    raise Invalid.field(name, f"{why}, and is {width if height is None else height}")
+
+
+def of_upload(array: Image, served: Served) -> Group:
+    """The served size of an uploaded image, or, in latent diffusion, of its latents, [C, H, W].
+
+    Raises:
+        Invalid: no served size has this one.
+    """
+    sizes = [Group(*served.sample_shape(group)[1:]) for group in served.groups]
+    came = Group(*array.shape[1:])
+    if came in sizes:
+        return served.groups[sizes.index(came)]
+    what = "" if served.model.vae is None else "latents of "
+    raise Invalid.field("image", f"must be {what}{listed(sizes)}, and is {came}")
+
+
+def listed(groups: Sequence[Group]) -> str:
+    """The sizes, in words."""
+    *others, last = map(str, groups)
+    sizes = f"{', '.join(others)} or {last}" if others else last
+    return f"{sizes} (width x height)"
