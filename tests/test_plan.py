@@ -14,7 +14,7 @@ from model.description import Distilled, Recommended
 from model.rows import Condition, Group, Image
 from service.errors import Invalid
 from service.plan.fields import DenoiseRequest, NoiseRequest, Scaling
-from service.plan.plan import Plan, noised, plan_denoise
+from service.plan.plan import Plan, plan_denoise, plan_noise
 from service.plan.served import Served
 from tests.test_responses import LATENT, MODEL, SERVED, planned
 
@@ -121,7 +121,11 @@ def test_noise_is_added_to_latents(scaling: Scaling) -> None:
 
     latents = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
     request = NoiseRequest(500, seed=7, scaling=scaling)
-    noisy, seed = noised(request, latents, replace(LATENT, first_draw=first_draw))
+    plan = plan_noise(request, latents, replace(LATENT, first_draw=first_draw), 300)
+    [row], [seed] = plan.rows, plan.seeds
+    assert row.start is not None
+    assert (len(row.table), row.is_decoded) == (0, True)
+    noisy = row.start
     alpha_bar = LATENT.model.schedule.alphas_cumprod[500]
     expected = np.sqrt(alpha_bar) * latents + np.sqrt(1 - alpha_bar) * 3
     np.testing.assert_allclose(noisy * (np.sqrt(alpha_bar) if scaling == "additive" else 1), expected, rtol=1e-6)
@@ -217,7 +221,9 @@ def test_an_uploaded_image_picks_its_size() -> None:
         plan = plan_denoise(DenoiseRequest(500), image, served, 300)
         assert (plan.group, plan.rows[0].group) == (group, group)
         assert not {"height", "width"} & plan.recipes[0].keys()
-        assert noised(NoiseRequest(500), image, served)[0].shape == shape
+        noisy = plan_noise(NoiseRequest(500), image, served, 300)
+        assert noisy.rows[0].start is not None
+        assert (noisy.rows[0].start.shape, noisy.group, noisy.rows[0].group) == (shape, group, group)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +240,7 @@ def test_an_uploaded_image_of_another_size_is_refused_with_the_list(
     image = np.zeros(shape, np.float32)
     for plan in (
         lambda: plan_denoise(DenoiseRequest(500), image, served, 300),
-        lambda: noised(NoiseRequest(500), image, served),
+        lambda: plan_noise(NoiseRequest(500), image, served, 300),
     ):
         with pytest.raises(Invalid) as refused:
             plan()

@@ -9,10 +9,11 @@ import asyncio
 import base64
 import contextlib
 import json
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
-from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -21,10 +22,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from model.rows import Image
-from service.engine.requests import Accepted, Finished
+from service.engine.requests import Accepted, Finished, Progress
 from service.errors import ServiceError
 from service.http.codecs import encode_png
-from service.http.metrics import Metrics
 from service.http.problems import document
 from service.http.responses import EVENTS, timings
 from service.plan.plan import Plan
@@ -32,9 +32,24 @@ from service.plan.served import Served
 
 HEARTBEAT_S = 10.0
 _LINE_END = "\n"
+_PARTS = 10_000  # of all work, in which progress is told
 
 # sse-starlette would end streams at SIGTERM. Here service/__main__.py drains, and a stream lasts until its job is done.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+
+
+class News(NamedTuple):
+    """What has happened to a job.
+
+    Attributes:
+        progress: the newest.
+        previews: the newest of each image, by index: its step, and the image.
+        images: encoded, by index.
+    """
+
+    progress: Progress | None
+    previews: dict[int, tuple[int, Image]]
+    images: dict[int, bytes]
 
 
 class Mailbox:
@@ -50,23 +65,21 @@ class Mailbox:
         self._loop = loop
         self._arrived = asyncio.Event()
         self._lock = threading.Lock()
-        self._progress: tuple[int, int, float] | None = None
-        self._previews: dict[int, tuple[int, Image]] = {}  # the newest preview by the image's index
-        self._images: dict[int, Image] = {}
+        self._news = News(None, {}, {})
 
-    def progress(self, step: int, steps: int, eta_s: float) -> None:
+    def progress(self, progress: Progress) -> None:
         with self._lock:
-            self._progress = step, steps, eta_s
+            self._news = self._news._replace(progress=progress)
         self._tell()
 
     def preview(self, index: int, step: int, x0: Image) -> None:
         with self._lock:
-            self._previews[index] = step, x0
+            self._news.previews[index] = step, x0
         self._tell()
 
-    def image(self, index: int, image: Image) -> None:
+    def image(self, index: int, encoded: bytes) -> None:
         with self._lock:
-            self._images[index] = image
+            self._news.images[index] = encoded
         self._tell()
 
     def _tell(self) -> None:
@@ -81,12 +94,11 @@ class Mailbox:
         """Wait for news since the last `take`."""
         await self._arrived.wait()
 
-    def take(self) -> tuple[tuple[int, int, float] | None, dict[int, tuple[int, Image]], dict[int, Image]]:
-        """Take out all news: progress, previews and images."""
+    def take(self) -> News:
+        """Take out all news."""
         self._arrived.clear()
         with self._lock:
-            taken = self._progress, self._previews, self._images
-            self._progress, self._previews, self._images = None, {}, {}
+            taken, self._news = self._news, News(None, {}, {})
         return taken
 
 
@@ -99,7 +111,6 @@ class EventStream(EventSourceResponse):
         plan: of the request.
         served: turns latent previews into rough images.
         headers: of the answer.
-        metrics: record the encoding time.
         heartbeat_s: seconds between two comments. The comments keep balancers from closing a quiet connection.
     """
 
@@ -110,15 +121,12 @@ class EventStream(EventSourceResponse):
         plan: Plan,
         served: Served,
         headers: Mapping[str, str],
-        metrics: Metrics,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._accepted = accepted
         self._mailbox = mailbox
         self._plan = plan
         self._served = served
-        self._metrics = metrics
-        self._encode_s = 0.0
         super().__init__(
             self._events(),
             # A proxy that compresses or buffers holds events back.
@@ -151,45 +159,42 @@ class EventStream(EventSourceResponse):
             await self._mailbox.wait()
             is_done = job.done()  # read before the last news is taken
             for name, data, image in self._news():
-                encoded = {} if image is None else {"b64_json": await self._encoded(image)}
+                png = await run_in_threadpool(image) if callable(image) else image
+                encoded = {} if png is None else {"b64_json": base64.b64encode(png).decode()}
                 yield _event(name, {**data, **encoded})
         try:
             finished = job.result()
         except ServiceError as error:
             yield _event("error", document(error))
         else:
-            self._metrics.encoded(self._encode_s)
-            spent = timings(finished._replace(encode_s=self._encode_s), self._served)
-            yield _event("done", {"parameters": self._plan.parameters, "timings": spent})
+            yield _event("done", {"parameters": self._plan.parameters, "timings": timings(finished, self._served)})
 
     def _ended(self, job: asyncio.Future[Finished]) -> None:
         if not job.cancelled():
             job.exception()  # asyncio warns about exceptions that nobody reads
         self._mailbox.wake()
 
-    def _news(self) -> Iterator[tuple[str, dict[str, object], Callable[[], bytes] | None]]:
-        """The name and the data of each event, and a function that encodes its image."""
-        progress, previews, images = self._mailbox.take()
-        if progress is not None:
-            step, steps, eta_s = progress
-            yield "progress", {"step": step, "steps": steps, "eta_s": _rounded(eta_s)}, None
-        for index, (step, x0) in previews.items():
+    def _news(self) -> Iterator[tuple[str, dict[str, object], bytes | Callable[[], bytes] | None]]:
+        """The name and the data of each event, and its image: encoded, or a function that encodes it."""
+        news = self._mailbox.take()
+        if news.progress is not None:
+            yield "progress", _shown(news.progress), None
+        for index, (step, x0) in news.previews.items():
             if np.isfinite(x0).all():  # a job with other values is about to fail
                 decoder = {} if self._served.preview is None else {"decoder": "linear"}
                 yield "preview", {"index": index, "step": step, **decoder}, partial(self._preview, x0)
-        for index, image in images.items():
-            encode = partial(encode_png, image, self._plan.recipes[index])
-            yield "image", {"index": index, "seed": self._plan.seeds[index]}, encode
+        for index, image in news.images.items():
+            yield "image", {"index": index, "seed": self._plan.seeds[index]}, image
 
     def _preview(self, x0: Image) -> bytes:
         rough = self._served.preview
         return encode_png(x0 if rough is None else rough(x0), {})
 
-    async def _encoded(self, encode: Callable[[], bytes]) -> str:
-        began = perf_counter()
-        png = await run_in_threadpool(encode)
-        self._encode_s += perf_counter() - began
-        return base64.b64encode(png).decode()
+
+def _shown(progress: Progress) -> dict[str, object]:
+    """Progress as its event has it."""
+    fraction = math.floor(progress.fraction * _PARTS) / _PARTS  # never rounded up to 1
+    return {**progress._asdict(), "eta_s": _rounded(progress.eta_s), "fraction": fraction}
 
 
 def _event(name: str, data: Mapping[str, object]) -> ServerSentEvent:

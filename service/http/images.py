@@ -125,49 +125,50 @@ class Generation:
         return await self._draw(request, plan, media_type, headers)
 
     async def denoise(self, request: Request) -> Response:
-        fields, image, is_encoded = await self._upload(request, self._denoise_model, lambda fields: fields.value_range)
-        offers = (PNG, JSON, NPY, EVENTS) if fields.output == "x0" else (NPY,)
+        sent = await self._upload(request, self._denoise_model, lambda fields: fields.value_range)
+        offers = (PNG, JSON, NPY, EVENTS) if sent.fields.output == "x0" else (NPY,)
         media_type = negotiate(_accept(request), offers)
-        planned = partial(
-            plan_denoise, fields, served=self.served, timeout=self.settings.timeout, latent=media_type == NPY
-        )
-        if not is_encoded:
-            return await self._draw(request, planned(image), media_type, _NEVER_STORE)
 
-        draft = planned(self._no_latents)  # refuses invalid fields before the encoding
-        timeout_s = draft.timeout_s
-        self.engine.check_possible(draft.rows, timeout_s)
-        began = perf_counter()
-        plan = planned(await self._answer(request, self.engine.encode(image), timeout_s))
-        plan = replace(plan, timeout_s=timeout_s - (perf_counter() - began))
-        try:
-            return await self._draw(request, plan, media_type, _NEVER_STORE)
-        except Invalid:  # the rest of its time is too short
-            raise _passed(timeout_s) from None
+        def plan(fields: DenoiseRequest, image: Image) -> Plan:
+            return plan_denoise(fields, image, self.served, self.settings.timeout, latent=media_type == NPY)
+
+        return await self._draw_upload(request, sent, plan, media_type)
 
     async def noise(self, request: Request) -> Response:
+        sent = await self._upload(request, self._noise_model, lambda _: 1.0)
         media_type = negotiate(_accept(request), (PNG, NPY))
-        fields, clean, is_encoded = await self._upload(request, self._noise_model, lambda _: 1.0)
-        timeout_s = self.settings.timeout
-        if is_encoded:
-            noised(fields, self._no_latents, self.served)  # refuses invalid fields before the encoding
-            clean = await self._answer(request, self.engine.encode(clean), timeout_s)
-        noisy, seed = await run_in_threadpool(noised, fields, clean, self.served)
-        headers = {"X-Seed": str(seed), **_NEVER_STORE}
-        if media_type == NPY:
-            return Response(await run_in_threadpool(encode_npy, noisy), headers=headers, media_type=NPY)
-        if self._is_latent:
-            noisy = await self._answer(request, self.engine.decode(noisy), timeout_s)
-        png, clipped = await run_in_threadpool(encode_png16, noisy, fields.value_range)
-        return Response(png, headers={**headers, "X-Clipped": f"{clipped:.6g}"}, media_type=PNG)
+
+        def plan(fields: NoiseRequest, image: Image) -> Plan:
+            return plan_noise(fields, image, self.served, self.settings.timeout, latent=media_type == NPY)
+
+        return await self._draw_upload(request, sent, plan, media_type)
+
+    async def _draw_upload(
+        self, request: Request, sent: Sent[Fields], plan: Callable[[Fields, Image], Plan], media_type: str
+    ) -> Response:
+        """Draw what starts from an uploaded image, or from its latents.
+
+        Args:
+            plan: from the fields, and the image or its latents.
+        """
+        if not sent.is_encoded:
+            async with self.reading:
+                planned = await run_in_threadpool(plan, sent.fields, sent.image)
+            return await self._draw(request, planned, media_type, _NEVER_STORE)
+
+        group = Group(*sent.image.shape[1:])
+        draft = plan(sent.fields, np.zeros(self.served.sample_shape(group), np.float32))
+        fields = replace(sent.fields, seed=draft.seeds[0])
+
+        def then(latents: Image) -> tuple[list[Row], Encoding]:
+            planned = plan(fields, latents)
+            return planned.rows, encoding(planned, media_type, self.served)
+
+        return await self._draw(request, draft, media_type, _NEVER_STORE, Upload(sent.image, then))
 
     @property
     def _is_latent(self) -> bool:
         return self.served.model.vae is not None
-
-    @property
-    def _no_latents(self) -> Image:
-        return np.zeros(self.served.model.sample_shape, np.float32)
 
     @cached_property
     def _sample_model(self) -> RequestModel[SampleRequest]:
@@ -225,37 +226,23 @@ class Generation:
         body.let_go()
         return upload
 
-    async def _answer(self, request: Request, errand: Future[Image], timeout_s: float) -> Image:
-        """Wait for an errand of the VAE.
-
-        Raises:
-            ClientDisconnect: the client left. The errand is cancelled.
-            DeadlinePassed: the errand took longer than `timeout_s`.
-        """
-        waiting = asyncio.ensure_future(asyncio.wait_for(asyncio.wrap_future(errand), timeout_s))
-        try:
-            image = await unless_client_leaves(request.receive, waiting)
-        except TimeoutError:
-            raise _passed(timeout_s) from None
-        if image is None:
-            raise ClientDisconnect
-        return image
-
-    async def _draw(self, request: Request, plan: Plan, media_type: str, headers: Mapping[str, str]) -> Response:
-        client = Body.of(request).client
+    async def _draw(
+        self,
+        request: Request,
+        plan: Plan,
+        media_type: str,
+        headers: Mapping[str, str],
+        upload: Upload | None = None,
+    ) -> Response:
+        client, how = Body.of(request).client, encoding(plan, media_type, self.served)
         if media_type == EVENTS:
             mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
-            accepted = self.engine.submit(plan.rows, plan.timeout_s, client, mailbox)
-            headers = {"X-Seed": str(plan.seeds[0]), **headers}
-            return EventStream(accepted, mailbox, plan, self.served, headers, self.metrics)
-        accepted = self.engine.submit(plan.rows, plan.timeout_s, client)
+            accepted = self.engine.submit(plan.rows, plan.timeout_s, client, how, mailbox, upload)
+            return EventStream(accepted, mailbox, plan, self.served, {"X-Seed": str(plan.seeds[0]), **headers})
+        accepted = self.engine.submit(plan.rows, plan.timeout_s, client, how, upload=upload)
         finished = await unless_client_leaves(request.receive, asyncio.wrap_future(accepted.future))
         if finished is None:
             return Response(status_code=CLIENT_LEFT)
-        encode = partial(_encoded, finished, encoding(plan, media_type, self.served))
-        small = sum(image.size for image in finished.images) <= _SMALL
-        finished = encode() if small else await run_in_threadpool(encode)
-        self.metrics.encoded(finished.encode_s)
         return respond(plan, finished, media_type, self.served, headers)
 
     def _cache_control(self, immutable: bool) -> str:

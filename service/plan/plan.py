@@ -15,7 +15,7 @@ import numpy as np
 from model.description import ModelDescription
 from model.grids import GridError
 from model.rows import Group, Image, Row
-from model.samplers import SAMPLERS, denoise_table, sample_table
+from model.samplers import SAMPLERS, Column, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
 from service.errors import Invalid
 from service.plan import sizes
@@ -28,6 +28,8 @@ Parameters = dict[str, object]
 
 # No noisy image of any timestep has larger values. The limit keeps the network's arithmetic finite.
 _MAX_NOISY_VALUE = 1e4
+
+_NO_STEPS = StepTable(np.empty(0, np.int64), np.empty((0, len(Column))))
 
 _DISTILLED = "which these weights were distilled for"
 
@@ -213,8 +215,13 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     )
 
 
-def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, int]:
-    """The forward process: the noisy image or noisy latents, float32 [C, H, W], and the seed of the noise.
+def plan_noise(request: NoiseRequest, image: Image, served: Served, timeout: float, latent: bool = False) -> Plan:
+    """Plan POST /noise, the forward process: a row without steps, which starts as the noisy image or noisy latents.
+
+    Args:
+        image: as for `plan_denoise`.
+        timeout: the most seconds for one request.
+        latent: the answer is latents, if the model denoises latents.
 
     Raises:
         Invalid: names the field, its value and its limits.
@@ -230,7 +237,16 @@ def noised(request: NoiseRequest, image: Image, served: Served) -> tuple[Image, 
         if request.scaling == "variance_preserving"
         else (1.0, math.sqrt((1 - alpha_bar) / alpha_bar))
     )
-    return np.float32(signal) * image + np.float32(sigma) * noise, seed
+    noisy = np.float32(signal) * image + np.float32(sigma) * noise
+    return Plan(
+        rows=[Row(_NO_STEPS, seed, group, start=noisy, latent=latent)],
+        seeds=[seed],
+        group=group,
+        parameters={},
+        recipes=[{}],
+        canonical={},
+        timeout_s=timeout,
+    )
 
 
 def _kept(request: type, values: Parameters, *what: str) -> Parameters:
