@@ -25,7 +25,7 @@ from service import config
 from service.config import Settings, SettingsError
 from service.engine.engine import Engine
 from service.engine.fairness import Places
-from service.http.codecs import image_encoder
+from service.http.formats import image_encoder
 from service.http.metrics import Metrics
 from service.http.problems import printable
 from service.plan.served import Served, fingerprint_parts

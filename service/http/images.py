@@ -24,8 +24,8 @@ from service.engine.requests import Encoding, Finished
 from service.errors import DeadlinePassed, Invalid
 from service.http import openapi
 from service.http.bodies import Body
-from service.http.codecs import Bytes, decode, encode_npy, encode_png16, is_png, most_bytes
 from service.http.events import EventStream, Mailbox
+from service.http.formats import encode_npy
 from service.http.leaving import unless_client_leaves
 from service.http.metrics import Metrics
 from service.http.middleware import CLIENT_LEFT
@@ -38,14 +38,28 @@ from service.http.parsing import (
     read_json,
     read_upload,
 )
-from service.http.pieces import PIECE
-from service.http.responses import EVENTS, JSON, NPY, PNG, ZIP, encoding, etag, matches, negotiate, respond
+from service.http.pieces import PIECE, Bytes
+from service.http.png import encode_png16, is_png
+from service.http.responses import (
+    EVENTS,
+    JSON,
+    NPY,
+    PNG,
+    PURE_MEDIA,
+    encoding,
+    etag,
+    image_media,
+    matches,
+    negotiate,
+    noise_media,
+    respond,
+    sample_media,
+)
+from service.http.uploads import decode, most_bytes
 from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
 from service.plan.plan import Plan, noised, plan_denoise, plan_sample
 from service.plan.served import Served
 
-_SAMPLE_MEDIA = (PNG, JSON, ZIP, EVENTS)
-_KEPT_MEDIA = (PNG, ZIP)  # the same request gives the same bytes
 _VARY = {"Vary": "Accept"}
 _SMALL = 2**12  # values; encoding them takes no longer than a handover to another thread
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
@@ -94,13 +108,13 @@ class Generation:
         return router
 
     async def sample(self, request: Request) -> Response:
-        media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
+        media_type = negotiate(_accept(request), sample_media(self.served))
         fields = await self._fields(request)
-        plan = plan_sample(fields, self.served, self.settings.timeout)
+        plan = plan_sample(fields, self.served, self.settings.timeout, latent=media_type == NPY)
         return await self._draw(request, plan, media_type, _NEVER_STORE)
 
     async def sample_by_query(self, request: Request) -> Response:
-        media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
+        media_type = negotiate(_accept(request), sample_media(self.served))
         await Body.of(request).discard()  # refuses a body that is too large before the answer begins
         check_query(request.scope["query_string"])
         query = request.query_params
@@ -108,10 +122,10 @@ class Generation:
         fields = self._sample_model.from_text([item for item in query.multi_items() if item[0] != "model"])
         if any(fingerprint != self.served.fingerprint for fingerprint in wanted):
             raise Invalid.field("model", f"must be {self.served.fingerprint}, what answers here, and is {wanted[0]}")
-        plan = plan_sample(fields, self.served, self.settings.timeout)
+        plan = plan_sample(fields, self.served, self.settings.timeout, latent=media_type == NPY)
 
         headers = dict(_NEVER_STORE)
-        if fields.seed is not None and media_type in _KEPT_MEDIA and self.served.reproducible:
+        if fields.seed is not None and media_type in PURE_MEDIA and self.served.reproducible:
             tag = etag(plan, media_type)
             headers = {"ETag": tag, "Cache-Control": self._cache_control(immutable=bool(wanted)), **_VARY}
             if matches(", ".join(request.headers.getlist("if-none-match")), tag):
@@ -126,7 +140,7 @@ class Generation:
 
     async def denoise(self, request: Request) -> Response:
         fields, image, is_encoded = await self._upload(request, self._denoise_model, lambda fields: fields.value_range)
-        offers = (PNG, JSON, NPY, EVENTS) if fields.output == "x0" else (NPY,)
+        offers = image_media(self.served) if fields.output == "x0" else (NPY,)
         media_type = negotiate(_accept(request), offers)
         planned = partial(
             plan_denoise, fields, served=self.served, timeout=self.settings.timeout, latent=media_type == NPY
@@ -146,7 +160,7 @@ class Generation:
             raise _passed(timeout_s) from None
 
     async def noise(self, request: Request) -> Response:
-        media_type = negotiate(_accept(request), (PNG, NPY))
+        media_type = negotiate(_accept(request), noise_media(self.served))
         fields, clean, is_encoded = await self._upload(request, self._noise_model, lambda _: 1.0)
         timeout_s = self.settings.timeout
         if is_encoded:
@@ -210,13 +224,13 @@ class Generation:
         content_type = _content_type(request)
         if not await body.is_empty():
             check_type(content_type, FORM, JSON)
-        latent_shape = self.served.model.sample_shape if self._is_latent else None
-        shape = self.served.model.image_shape
-        max_json = MAX_PLAIN_JSON + most_bytes(shape, latent_shape) * 4 // 3
+        latent_shapes = [self.served.model.sample_shape] if self._is_latent else []
+        shapes = [self.served.model.image_shape]
+        max_json = MAX_PLAIN_JSON + most_bytes(shapes, latent_shapes) * 4 // 3
 
         def read(sent: Bytes) -> Upload[Fields]:
             fields, data = read_upload(content_type, sent, model, max_json)
-            image = decode(data, shape, value_range(fields), latent_shape)
+            image = decode(data, shapes, value_range(fields), latent_shapes)
             return Upload(fields, image, self._is_latent and is_png(data))
 
         sent = await body.read()

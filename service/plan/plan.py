@@ -53,11 +53,12 @@ class Plan:
     preview_every: int = 0
 
 
-def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
+def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: bool = False) -> Plan:
     """Plan POST /sample.
 
     Args:
         timeout: the most seconds for one request.
+        latent: the answer is latents, if the model denoises latents.
 
     Raises:
         Invalid: names the field, its value and its limits.
@@ -89,7 +90,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
         guidance_scale = float(request.guidance_scale)
     scales = [1.0 if label is None else guidance_scale for label in labels]
     rows = [
-        Row(table, seed + i, label=label, guidance_scale=scale)
+        Row(table, seed + i, label=label, guidance_scale=scale, latent=latent)
         for i, (label, scale) in enumerate(zip(labels, scales, strict=True))
     ]
 
