@@ -95,8 +95,6 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     with starting(f"STEPWISE_WEIGHTS={shown(settings.weights)} cannot be loaded"):
         checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
     model = checkpoint.description
-    if model.image_shape[0] not in (1, 3):
-        raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
 
     how = device, settings.precision, threads
     vae = None

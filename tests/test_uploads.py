@@ -25,7 +25,7 @@ from service.errors import Invalid
 from service.http import png as png_module
 from service.http.formats import contact_sheet, encode_npy
 from service.http.png import encode_png, encode_png16, is_png, to_uint8
-from service.http.uploads import decode
+from service.http.uploads import decode, most_bytes
 
 Pixels = NDArray[np.unsignedinteger[Any]]
 Chunk = tuple[bytes, bytes]
@@ -377,6 +377,38 @@ def test_of_latent_diffusion_an_npy_has_latents_and_a_png_has_pixels() -> None:
     png = a_png(some_pixels(3, 8), RGB)
     np.testing.assert_array_equal(decode(png, [(3, H, W)], 1.0, [(4, 2, 3)]), decode(png, [(3, H, W)], 1.0))
     assert [is_png(data) for data in (png, npy(latents), b"")] == [True, False, False]
+
+
+SIZES = [(3, 4, 5), (3, 8, 8), (3, 5, 4)]
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_an_upload_may_have_any_of_the_sizes(shape: tuple[int, int, int]) -> None:
+    x = rng().uniform(-1, 1, shape).astype(np.float32)
+    np.testing.assert_array_equal(decode(npy(x), SIZES, 1.0), x)
+    assert decode(encode_png(x, {}), SIZES, 1.0).shape == shape
+    latents = [(4, 2, 2), (4, 4, 4), (4, 3, 2)]
+    y = rng().normal(size=latents[SIZES.index(shape)]).astype(np.float32)
+    np.testing.assert_array_equal(decode(npy(y), SIZES, 1.0, latents), y)
+
+
+def test_an_upload_of_another_size_is_refused_and_the_sizes_are_named() -> None:
+    files = {
+        "must be 5x4, 8x8 or 4x5 pixels (width x height), and is 4x8": encode_png(np.zeros((3, 8, 4), np.float32), {}),
+        "must be an .npy of float32 [3, 4, 5], [3, 8, 8] or [3, 5, 4], and is float32 [3, 4, 8]": npy(
+            np.zeros((3, 4, 8), np.float32)
+        ),
+    }
+    for expected, file in files.items():
+        with pytest.raises(Invalid) as refusal:
+            decode(file, SIZES, 1.0)
+        [error] = refusal.value.errors
+        assert error["msg"] == expected
+
+
+def test_the_largest_size_decides_how_many_bytes_an_upload_may_have() -> None:
+    assert most_bytes(SIZES) == most_bytes([(3, 8, 8)]) > most_bytes([(3, 4, 5)])
+    assert most_bytes(SIZES, [(4, 2, 2), (4, 100, 100)]) == most_bytes(SIZES, [(4, 100, 100)])
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (4, 3, 2), (1, 4, 2, 3)])
