@@ -25,7 +25,7 @@ from service import config
 from service.config import Settings, SettingsError
 from service.engine.engine import Engine
 from service.engine.fairness import Places
-from service.http.codecs import image_encoder
+from service.http.formats import image_encoder
 from service.http.metrics import Metrics
 from service.http.problems import printable
 from service.plan.served import Served, fingerprint_parts
@@ -95,8 +95,6 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     with starting(f"STEPWISE_WEIGHTS={shown(settings.weights)} cannot be loaded"):
         checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
     model = checkpoint.description
-    if model.image_shape[0] not in (1, 3):
-        raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
 
     how = device, settings.precision, threads
     vae = None

@@ -22,7 +22,8 @@ from model.rows import Image
 from model.samplers import SAMPLERS, Column, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
 from model.update import guided, update
-from service.http.codecs import contact_sheet, encode_png, to_uint8
+from service.http.formats import contact_sheet
+from service.http.png import encode_png, to_uint8
 from service.plan.served import ARITHMETIC
 from tests.test_responses import planned
 

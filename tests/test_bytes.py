@@ -33,7 +33,7 @@ from service.config import Settings
 from service.engine.engine import Engine
 from service.engine.fairness import Places
 from service.http.app import create_app
-from service.http.codecs import image_encoder
+from service.http.formats import image_encoder
 from service.http.metrics import Metrics
 from service.plan.served import Served, fingerprint_parts, native
 from tests.servers import PATIENCE, Json, ServerProcess, read_parameters, read_png, serving, write_npy

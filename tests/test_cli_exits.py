@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import stepwise as package
-from service.http.codecs import encode_png
+from service.http.png import encode_png
 from stepwise.cli import exits
 from tests.local import serving_fake
 from tests.peers import answer, saying

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.http.codecs import encode_png
+from service.http.png import encode_png
 from stepwise.cli import exits
 from tests.programs import done, refused, stepwise
 from tests.servers import Json, Reachable, ServerProcess, read_parameters, read_png

@@ -30,7 +30,7 @@ from PIL.PngImagePlugin import PngInfo
 import service.errors
 import service.http.problems
 import stepwise
-from service.http.codecs import encode_png
+from service.http.png import encode_png
 from stepwise import (
     AsyncClient,
     Client,

@@ -36,7 +36,10 @@ FEWEST = 19  # steps that every sampler can take from 20 timesteps
 NUM_CASES = 1050  # per server, at least
 NAMES = ("digits-4step", "rgb", "latent")
 
-MEDIA_TYPES = ("image/png", "application/zip", "application/x-npy", "text/event-stream", "application/problem+json")
+MEDIA_TYPES = (
+    *("image/png", "image/webp", "image/jpeg", "application/zip", "application/x-npy"),
+    *("text/event-stream", "application/problem+json"),
+)
 PROGRAM = Path(sys.executable).with_name("schemathesis")
 OPTIONS = ("--continue-on-failure", "--no-color", "--report", "ndjson")
 CONFIG = """

@@ -23,9 +23,9 @@ from model.rows import Image
 from service.engine.requests import Accepted, Finished
 from service.errors import ComputationFailed
 from service.http import app
-from service.http.codecs import to_uint8
 from service.http.events import EventStream, Mailbox
 from service.http.metrics import Metrics
+from service.http.png import to_uint8
 from service.plan.fields import SampleRequest
 from service.plan.plan import plan_sample
 from service.plan.served import Served

@@ -16,7 +16,7 @@ import pytest
 from model.backends.backend import host
 from model.checkpoints.load import convert, load
 from model.noise import first_draw
-from service.http.codecs import image_encoder
+from service.http.formats import image_encoder
 from service.http.responses import PNG, etag
 from service.plan import served as served_module
 from service.plan.fields import SampleRequest

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import Invalid, ServiceError
-from service.http.codecs import decode
 from service.http.models import RequestModel
 from service.http.parsing import read_upload
+from service.http.uploads import decode
 from service.plan.fields import NoiseRequest
 from tests.checkpoints import save_latent_pipeline, small_autoencoder, small_unet
 from tests.properties import examples
@@ -271,7 +271,7 @@ def decoded(data: bytes) -> NDArray[np.float32] | None:
     """The image of a file; None if it is refused. Any other error fails the test, and so does any warning."""
     refusal: Invalid | None = None
     try:
-        image = decode(data, SHAPE, 1.0)
+        image = decode(data, [SHAPE], 1.0)
     except Invalid as error:
         refusal = error
     if refusal is not None:
@@ -418,7 +418,7 @@ def in_use(name: str) -> int:
 def measure() -> None:
     """Print the growth for each bomb, and for one that is fully unpacked. Runs in its own process."""
     images, bodies = image_bombs(), body_bombs()  # made first, so that none of their freed memory is reused
-    grown = {name: growth(partial(decode, data, SHAPE, 1.0)) for name, data in images.items()}
+    grown = {name: growth(partial(decode, data, [SHAPE], 1.0)) for name, data in images.items()}
     grown |= {name: growth(partial(read, *body)) for name, body in bodies.items()}
     grown["goes off"] = growth(lambda: zlib.decompressobj().decompress(deflated(2**31), 2 * LEAST))
     print(json.dumps(grown))

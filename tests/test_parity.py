@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.rows import Row
 from model.samplers import sample_table
 from model.schedule import Schedule
-from service.http.codecs import to_uint8
+from service.http.png import to_uint8
 from tests.networks import fill
 from tests.reference import (
     DDIMPipeline,

@@ -18,9 +18,10 @@ from model.description import ModelDescription, Recommended, VAEDescription
 from model.rows import Group, Image
 from model.schedule import Schedule
 from service.engine.requests import Finished
-from service.errors import NotAcceptable
-from service.http.codecs import contact_sheet, encode_png, to_uint8
-from service.http.responses import JSON, NPY, PNG, ZIP, encoding, etag, matches, negotiate, respond
+from service.errors import Invalid, NotAcceptable
+from service.http.formats import contact_sheet
+from service.http.png import encode_png, to_uint8
+from service.http.responses import EVENTS, JPEG, JSON, NPY, PNG, WEBP, ZIP, encoding, etag, matches, negotiate, respond
 from service.plan.fields import SampleRequest
 from service.plan.plan import Plan, plan_sample
 from service.plan.served import Served
@@ -326,6 +327,28 @@ def test_json_has_the_images_the_parameters_the_model_and_the_times() -> None:
     }
     assert document["model"] == {"name": "digits", "digest": "d" * 64, "fingerprint": SERVED.fingerprint}
     assert document["timings"] == {"queue_s": 0.25, "denoise_s": 1.5, "encode_s": 1.0}
+
+
+@pytest.mark.parametrize(("media_type", "most"), [(WEBP, 16383), (JPEG, 65535)])
+def test_a_sheet_larger_than_its_format_allows_is_refused_before_anything_is_drawn(media_type: str, most: int) -> None:
+    wide = replace(SERVED, model=replace(MODEL, image_shape=(1, 4, most // 2), sample_shape=(1, 4, most // 2)))
+    encoding(planned(wide, num_images=4), media_type, wide)
+    with pytest.raises(Invalid) as refusal:
+        encoding(planned(wide, num_images=5), media_type, wide)
+    [error] = refusal.value.errors
+    assert error["loc"] == ["num_images"]
+    assert f"5 images make {most // 2 * 3}x8" in error["msg"]
+    encoding(planned(wide, num_images=5), PNG, wide)
+
+
+@pytest.mark.parametrize("media_type", [PNG, WEBP, JPEG, JSON, ZIP, NPY, EVENTS])
+def test_the_values_that_an_encoding_tells_grow_with_its_images(media_type: str) -> None:
+    """The engine's promises count them."""
+    one, nine = (encoding(planned(num_images=n), media_type, SERVED).values for n in (1, 9))
+    assert sum(one) > 0
+    assert one[0] * 9 + one[1] <= nine[0] * 9 + nine[1]
+    assert (nine[0] > 0) == (media_type in (JSON, ZIP, EVENTS))  # these encode each image by itself
+    assert (nine[1] > 0) == (media_type != EVENTS)
 
 
 def test_an_npy_holds_the_image_unrounded() -> None:

@@ -22,7 +22,7 @@ from model.runner import SlotRunner
 from model.samplers import sample_table
 from model.vae import choose_vae
 from service.config import available_cores
-from service.http.codecs import UInt8, to_uint8
+from service.http.png import UInt8, to_uint8
 
 WIDTH = 64  # rows of one forward pass
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.http.codecs import UInt8
+from service.http.png import UInt8
 from weights import classifier, data, distill
 from weights.classifier import Classifier
 from weights.data import evened

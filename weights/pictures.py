@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 from model.samplers import SAMPLERS
-from service.http.codecs import UInt8
+from service.http.png import UInt8
 from weights import data
 from weights.drawing import Pen, by_class, draw, draw_along, pen, reconstructed, save, sheet, to_pixels
 from weights.exam import Exam, Figures, Held, exam, nearest_training, origin, split_of

@@ -58,7 +58,7 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
     page = playground()
     operations = Operations(engine, served, settings, metrics)
     routers = [
-        Generation(engine, served, settings, metrics).router(),
+        Generation(engine, served, settings).router(),
         operations.router(),
         page.router(),
         documentation(f"{app.title} - Swagger UI", settings.root_path.rstrip("/")).router(),

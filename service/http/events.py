@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from model.rows import Image
 from service.engine.requests import Accepted, Finished, Progress
 from service.errors import ServiceError
-from service.http.codecs import encode_png
+from service.http.png import encode_png
 from service.http.problems import document
 from service.http.responses import EVENTS, timings
 from service.plan.plan import Plan

@@ -7,9 +7,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import Invalid, UnsupportedMedia
-from service.http.codecs import Bytes
 from service.http.models import MAX_FIELDS
-from service.http.pieces import PIECE, pieces
+from service.http.pieces import PIECE, Bytes, pieces
 
 _MAX_FIELD = 2**16  # bytes
 _MAX_PARAMETERS = 32  # of a Content-Disposition

@@ -1,33 +1,30 @@
-"""The routes that make images: /sample, /denoise, /noise. Read → plan → draw → encode → respond.
+"""The routes that make images: /sample, /denoise, /noise. Read → plan → submit → respond.
 
-With latent diffusion, PNGs hold pixels and .npy files hold latents. The encoder turns an uploaded PNG into latents.
+With latent diffusion, PNGs hold pixels and .npy files hold latents. The engine encodes an uploaded PNG into latents, as
+it does all other work, and its last stage makes the body of the answer.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from model.rows import Image
+from model.rows import Group, Image, Row
 from service.config import Settings
 from service.engine.engine import Engine
-from service.engine.requests import Encoding, Finished
-from service.errors import DeadlinePassed, Invalid
+from service.engine.requests import Encoding, Upload
+from service.errors import Invalid
 from service.http import openapi
 from service.http.bodies import Body
-from service.http.codecs import Bytes, decode, encode_npy, encode_png16, is_png, most_bytes
 from service.http.events import EventStream, Mailbox
 from service.http.leaving import unless_client_leaves
-from service.http.metrics import Metrics
 from service.http.middleware import CLIENT_LEFT
 from service.http.models import RequestModel
 from service.http.parsing import (
@@ -38,28 +35,42 @@ from service.http.parsing import (
     read_json,
     read_upload,
 )
-from service.http.pieces import PIECE
-from service.http.responses import EVENTS, JSON, NPY, PNG, ZIP, encoding, etag, matches, negotiate, respond
+from service.http.pieces import PIECE, Bytes
+from service.http.png import is_png
+from service.http.responses import (
+    EVENTS,
+    JSON,
+    NPY,
+    PNG,
+    PURE_MEDIA,
+    Deep,
+    encoding,
+    etag,
+    image_media,
+    matches,
+    negotiate,
+    noise_media,
+    respond,
+    sample_media,
+)
+from service.http.uploads import decode, most_bytes
 from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
-from service.plan.plan import Plan, noised, plan_denoise, plan_sample
+from service.plan.plan import Plan, plan_denoise, plan_noise, plan_sample
 from service.plan.served import Served
 
-_SAMPLE_MEDIA = (PNG, JSON, ZIP, EVENTS)
-_KEPT_MEDIA = (PNG, ZIP)  # the same request gives the same bytes
 _VARY = {"Vary": "Accept"}
-_SMALL = 2**12  # values; encoding them takes no longer than a handover to another thread
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 
 
 Fields = TypeVar("Fields", bound=Drawing | Noise)
 
 
-class Upload(NamedTuple, Generic[Fields]):
+class Sent(NamedTuple, Generic[Fields]):
     """An uploaded image and the fields beside it.
 
     Attributes:
         image: [C, H, W], or latents.
-        is_encoded: the image holds pixels, and the encoder turns them into latents.
+        is_encoded: the image holds pixels, which must be encoded into latents.
     """
 
     fields: Fields
@@ -78,7 +89,6 @@ class Generation:
     engine: Engine
     served: Served
     settings: Settings
-    metrics: Metrics
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def router(self) -> APIRouter:
@@ -94,13 +104,13 @@ class Generation:
         return router
 
     async def sample(self, request: Request) -> Response:
-        media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
+        media_type = negotiate(_accept(request), sample_media(self.served))
         fields = await self._fields(request)
-        plan = plan_sample(fields, self.served, self.settings.timeout)
-        return await self._draw(request, plan, media_type, _NEVER_STORE)
+        plan = plan_sample(fields, self.served, self.settings.timeout, latent=media_type == NPY)
+        return await self._draw(request, plan, encoding(plan, media_type, self.served), media_type, _NEVER_STORE)
 
     async def sample_by_query(self, request: Request) -> Response:
-        media_type = negotiate(_accept(request), _SAMPLE_MEDIA)
+        media_type = negotiate(_accept(request), sample_media(self.served))
         await Body.of(request).discard()  # refuses a body that is too large before the answer begins
         check_query(request.scope["query_string"])
         query = request.query_params
@@ -108,10 +118,10 @@ class Generation:
         fields = self._sample_model.from_text([item for item in query.multi_items() if item[0] != "model"])
         if any(fingerprint != self.served.fingerprint for fingerprint in wanted):
             raise Invalid.field("model", f"must be {self.served.fingerprint}, what answers here, and is {wanted[0]}")
-        plan = plan_sample(fields, self.served, self.settings.timeout)
+        plan = plan_sample(fields, self.served, self.settings.timeout, latent=media_type == NPY)
 
         headers = dict(_NEVER_STORE)
-        if fields.seed is not None and media_type in _KEPT_MEDIA and self.served.reproducible:
+        if fields.seed is not None and media_type in PURE_MEDIA and self.served.reproducible:
             tag = etag(plan, media_type)
             headers = {"ETag": tag, "Cache-Control": self._cache_control(immutable=bool(wanted)), **_VARY}
             if matches(", ".join(request.headers.getlist("if-none-match")), tag):
@@ -122,39 +132,57 @@ class Generation:
             response = Response(headers=headers, media_type=media_type)
             del response.headers["content-length"]  # unknown before the image is drawn
             return response
-        return await self._draw(request, plan, media_type, headers)
+        return await self._draw(request, plan, encoding(plan, media_type, self.served), media_type, headers)
 
     async def denoise(self, request: Request) -> Response:
         sent = await self._upload(request, self._denoise_model, lambda fields: fields.value_range)
-        offers = (PNG, JSON, NPY, EVENTS) if sent.fields.output == "x0" else (NPY,)
+        offers = image_media(self.served) if sent.fields.output == "x0" else (NPY,)
         media_type = negotiate(_accept(request), offers)
 
         def plan(fields: DenoiseRequest, image: Image) -> Plan:
             return plan_denoise(fields, image, self.served, self.settings.timeout, latent=media_type == NPY)
 
-        return await self._draw_upload(request, sent, plan, media_type)
+        def encoded(planned: Plan) -> Encoding:
+            return encoding(planned, media_type, self.served)
+
+        return await self._draw_upload(request, sent, plan, encoded, media_type)
 
     async def noise(self, request: Request) -> Response:
+        media_type = negotiate(_accept(request), noise_media(self.served))
         sent = await self._upload(request, self._noise_model, lambda _: 1.0)
-        media_type = negotiate(_accept(request), (PNG, NPY))
+        pngs: list[Deep] = []
 
         def plan(fields: NoiseRequest, image: Image) -> Plan:
             return plan_noise(fields, image, self.served, self.settings.timeout, latent=media_type == NPY)
 
-        return await self._draw_upload(request, sent, plan, media_type)
+        def encoded(planned: Plan) -> Encoding:
+            if media_type != PNG:
+                return encoding(planned, media_type, self.served)
+            pngs.append(Deep(planned, sent.fields.value_range, self.served))
+            return pngs[-1]
+
+        response = await self._draw_upload(request, sent, plan, encoded, media_type)
+        if pngs and pngs[-1].clipped is not None:
+            response.headers["X-Clipped"] = f"{pngs[-1].clipped:.6g}"
+        return response
 
     async def _draw_upload(
-        self, request: Request, sent: Sent[Fields], plan: Callable[[Fields, Image], Plan], media_type: str
+        self,
+        request: Request,
+        sent: Sent[Fields],
+        plan: Callable[[Fields, Image], Plan],
+        encoded: Callable[[Plan], Encoding],
+        media_type: str,
     ) -> Response:
         """Draw what starts from an uploaded image, or from its latents.
 
         Args:
             plan: from the fields, and the image or its latents.
+            encoded: how a plan's answer is encoded.
         """
         if not sent.is_encoded:
-            async with self.reading:
-                planned = await run_in_threadpool(plan, sent.fields, sent.image)
-            return await self._draw(request, planned, media_type, _NEVER_STORE)
+            planned = await run_in_threadpool(plan, sent.fields, sent.image)
+            return await self._draw(request, planned, encoded(planned), media_type, _NEVER_STORE)
 
         group = Group(*sent.image.shape[1:])
         draft = plan(sent.fields, np.zeros(self.served.sample_shape(group), np.float32))
@@ -162,9 +190,9 @@ class Generation:
 
         def then(latents: Image) -> tuple[list[Row], Encoding]:
             planned = plan(fields, latents)
-            return planned.rows, encoding(planned, media_type, self.served)
+            return planned.rows, encoded(planned)
 
-        return await self._draw(request, draft, media_type, _NEVER_STORE, Upload(sent.image, then))
+        return await self._draw(request, draft, encoded(draft), media_type, _NEVER_STORE, Upload(sent.image, then))
 
     @property
     def _is_latent(self) -> bool:
@@ -201,7 +229,7 @@ class Generation:
 
     async def _upload(
         self, request: Request, model: RequestModel[Fields], value_range: Callable[[Fields], float]
-    ) -> Upload[Fields]:
+    ) -> Sent[Fields]:
         """Read an upload, and let its bytes go.
 
         Args:
@@ -211,14 +239,15 @@ class Generation:
         content_type = _content_type(request)
         if not await body.is_empty():
             check_type(content_type, FORM, JSON)
-        latent_shape = self.served.model.sample_shape if self._is_latent else None
-        shape = self.served.model.image_shape
-        max_json = MAX_PLAIN_JSON + most_bytes(shape, latent_shape) * 4 // 3
+        groups = self.served.groups
+        shapes = [self.served.image_shape(group) for group in groups]
+        latent_shapes = [self.served.sample_shape(group) for group in groups] if self._is_latent else []
+        max_json = MAX_PLAIN_JSON + most_bytes(shapes, latent_shapes) * 4 // 3
 
-        def read(sent: Bytes) -> Upload[Fields]:
+        def read(sent: Bytes) -> Sent[Fields]:
             fields, data = read_upload(content_type, sent, model, max_json)
-            image = decode(data, shape, value_range(fields), latent_shape)
-            return Upload(fields, image, self._is_latent and is_png(data))
+            image = decode(data, shapes, value_range(fields), latent_shapes)
+            return Sent(fields, image, self._is_latent and is_png(data))
 
         sent = await body.read()
         async with self.reading:
@@ -230,11 +259,12 @@ class Generation:
         self,
         request: Request,
         plan: Plan,
+        how: Encoding,
         media_type: str,
         headers: Mapping[str, str],
         upload: Upload | None = None,
     ) -> Response:
-        client, how = Body.of(request).client, encoding(plan, media_type, self.served)
+        client = Body.of(request).client
         if media_type == EVENTS:
             mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
             accepted = self.engine.submit(plan.rows, plan.timeout_s, client, how, mailbox, upload)
@@ -248,17 +278,6 @@ class Generation:
     def _cache_control(self, immutable: bool) -> str:
         scope = "private, " if self.settings.api_keys else ""  # only for the holder of the key
         return scope + ("max-age=31536000, immutable" if immutable else "max-age=3600")
-
-
-def _encoded(finished: Finished, how: Encoding) -> Finished:
-    began = perf_counter()
-    encoded = [how.image(index, image) for index, image in enumerate(finished.images)]
-    body = how.whole(finished.images, encoded)
-    return finished._replace(body=body, encode_s=perf_counter() - began)
-
-
-def _passed(timeout_s: float) -> DeadlinePassed:
-    return DeadlinePassed(f"not done within {timeout_s:g} s")
 
 
 def _content_type(request: Request) -> str:

@@ -5,13 +5,16 @@ cannot express those rules.
 """
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from starlette.responses import Response
 
-from service.http.codecs import encode_png
+from service.http.formats import encode_npy
 from service.http.models import RequestModel, Schema
+from service.http.png import encode_png
+from service.http.responses import EVENTS, JSON, image_media, noise_media, sample_media
 from service.plan.entries import table
 from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest
 from service.plan.served import Served
@@ -163,15 +166,18 @@ def _query_parameters(request: RequestModel[Any]) -> list[Schema]:
 def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
     schema, text_schema = request.schema, request.text_schema
     files = "a PNG or .npy file of one of the sizes that GET /info lists"
-    if served.model.vae:
+    if not served.draws_pictures:
+        files = "an .npy file of one of the sizes that GET /info lists"
+    elif served.model.vae:
         files = "a PNG of one of the sizes that GET /info lists, which is encoded, or an .npy of latents of such a size"
     file = {"type": "string", "format": "binary", "description": files}
     text = {**_BASE64_SENT, "description": "the same file in base64, perhaps as a data: URL"}
     required = ["image", *schema["required"]]
     by_form = {**text_schema, "properties": {"image": file, **text_schema["properties"]}, "required": required}
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
+    blank = np.zeros(served.image_shape(served.groups[0]), np.float32)
     example = {
-        "image": base64.b64encode(encode_png(np.zeros(served.image_shape(served.groups[0]), np.float32), {})).decode(),
+        "image": base64.b64encode(encode_npy(blank) if not served.draws_pictures else encode_png(blank, {})).decode(),
         "timestep": served.model.schedule.num_train_timesteps // 2,
     }
     if "num_inference_steps" in schema["properties"]:
@@ -207,13 +213,10 @@ def _images(served: Served) -> Schema:
     }
 
 
-def _sample_content(served: Served) -> Schema:
-    return {
-        "image/png": _BINARY,
-        "application/json": _images(served),
-        "application/zip": _BINARY,
-        "text/event-stream": {"schema": _EVENT},
-    }
+def _content(served: Served, media_types: Sequence[str]) -> Schema:
+    """The content of an answer, by its media types."""
+    described = {JSON: _images(served), EVENTS: {"schema": _EVENT}}
+    return {media_type: described.get(media_type, _BINARY) for media_type in media_types}
 
 
 def sample(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
@@ -222,7 +225,7 @@ def sample(request: RequestModel[SampleRequest], served: Served) -> dict[str, An
         "operation_id": "sample",
         "response_class": Response,
         "summary": "Generate images",
-        "responses": _responses(_sample_content(served), {**_timing(served), **_VARY}),
+        "responses": _responses(_content(served, sample_media(served)), {**_timing(served), **_VARY}),
         "openapi_extra": {"requestBody": body},
     }
 
@@ -235,7 +238,7 @@ def sample_by_query(request: RequestModel[SampleRequest], served: Served) -> dic
         "description": "the fingerprint that must answer; the image may then be kept for a year",
     }
     headers = {**_timing(served), **_VARY, **_etag(required=False)}
-    responses = _responses(_sample_content(served), headers)
+    responses = _responses(_content(served, sample_media(served)), headers)
     responses[304] = {
         "description": "If-None-Match names the image's ETag",
         "headers": {**_ID, **_CACHE, **_VARY, **_etag(required=True)},
@@ -250,12 +253,7 @@ def sample_by_query(request: RequestModel[SampleRequest], served: Served) -> dic
 
 
 def denoise(request: RequestModel[DenoiseRequest], served: Served) -> dict[str, Any]:
-    content = {
-        "image/png": _BINARY,
-        "application/json": _images(served),
-        "application/x-npy": _BINARY,
-        "text/event-stream": {"schema": _EVENT},
-    }
+    content = _content(served, image_media(served))
     steps = min(served.model.distilled.num_inference_steps) if served.model.distilled else 1
     return {
         "operation_id": "denoise",
@@ -267,7 +265,7 @@ def denoise(request: RequestModel[DenoiseRequest], served: Served) -> dict[str, 
 
 
 def noise(request: RequestModel[NoiseRequest], served: Served) -> dict[str, Any]:
-    content = {"image/png": _BINARY, "application/x-npy": _BINARY}
+    content = _content(served, noise_media(served))
     never = [] if served.model.vae else [500, 504]  # without a VAE, nothing is encoded or decoded
     return {
         "operation_id": "noise",

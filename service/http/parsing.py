@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 
 from service.errors import Invalid, UnsupportedMedia
-from service.http.codecs import Bytes, is_image
 from service.http.forms import Part, read_form
 from service.http.models import MAX_SHOWN, Request, RequestModel, shown
-from service.http.pieces import PIECE, pieces
+from service.http.pieces import PIECE, Bytes, pieces
+from service.http.uploads import is_image
 
 JSON, FORM = "application/json", "multipart/form-data"
 MAX_PLAIN_JSON = 2**19  # bytes of JSON besides an image, without blanks at the end

@@ -7,6 +7,8 @@ pieces, a few large uploads make a pass of 2 ms take five times as long.
 import time
 from collections.abc import Iterator
 
+Bytes = bytes | bytearray  # of a body, or of a file in it
+
 PIECE = 2**16  # bytes; searching a piece takes less than half a millisecond
 _REST_S = 1e-5  # any rest gives the lock away; the system makes about 70 µs of it
 

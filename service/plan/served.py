@@ -41,6 +41,11 @@ class Served:
     groups: tuple[Group, ...]
     preview: Callable[[Image], Image] | None = None
 
+    @property
+    def draws_pictures(self) -> bool:
+        """Whether images are grey or RGB. Others, such as spectra, are answered and read as .npy alone."""
+        return self.model.image_shape[0] in (1, 3)
+
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits. Two runtimes with different bytes never share a fingerprint."""
@@ -75,7 +80,7 @@ def fingerprint_parts(
         default: the size of requests that name none.
         backend: the parts of the backend.
         host: the parts that draw noise and make step tables, with every backend.
-        image_encoder: the part that writes PNGs.
+        image_encoder: the part that writes PNG, WebP and JPEG.
     """
     return {
         "arithmetic": ARITHMETIC,

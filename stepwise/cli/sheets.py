@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from service.http.codecs import contact_sheet, encode_png
+from service.http.formats import contact_sheet
+from service.http.png import encode_png
 from stepwise import Unreachable, read_recipe
 
 

@@ -22,8 +22,10 @@ from PIL import Image as PillowImage
 
 from model.rows import Image
 from service.errors import Invalid
-from service.http import codecs as images
-from service.http.codecs import contact_sheet, decode, encode_npy, encode_png, encode_png16, is_png, to_uint8
+from service.http import png as png_module
+from service.http.formats import contact_sheet, encode_npy
+from service.http.png import encode_png, encode_png16, is_png, to_uint8
+from service.http.uploads import decode, most_bytes
 
 Pixels = NDArray[np.unsignedinteger[Any]]
 Chunk = tuple[bytes, bytes]
@@ -90,7 +92,7 @@ def npy_with_header(header: str, body: bytes = bytes(4 * 1 * H * W), version: in
 def problem_of(data: bytes, channels: int = 1, value_range: float = 1.0) -> str:
     """The error of a file."""
     with pytest.raises(Invalid) as refusal:
-        decode(data, (channels, H, W), value_range)
+        decode(data, [(channels, H, W)], value_range)
     [error] = refusal.value.errors
     assert error["loc"] == ["image"]
     return error["msg"]
@@ -112,9 +114,9 @@ def test_pixels_are_those_of_diffusers(channels: int) -> None:
 
 def test_each_of_the_256_values_comes_back_from_a_png() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
-    x = decode(a_png(values, GREY), (1, 16, 16), 1.0)
+    x = decode(a_png(values, GREY), [(1, 16, 16)], 1.0)
     np.testing.assert_array_equal(to_uint8(x), values)
-    np.testing.assert_array_equal(decode(encode_png(x, {}), (1, 16, 16), 1.0), x)
+    np.testing.assert_array_equal(decode(encode_png(x, {}), [(1, 16, 16)], 1.0), x)
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
@@ -140,7 +142,7 @@ def test_the_same_image_and_recipe_give_the_same_bytes() -> None:
 def test_sixteen_bits_keep_an_image_within_half_a_step(unit: Image, value_range: float) -> None:
     x = unit * np.float32(value_range) * np.float32(0.999999)
     png, clipped = encode_png16(x, value_range)
-    came = decode(png, (x.shape[0], H, W), value_range)
+    came = decode(png, [(x.shape[0], H, W)], value_range)
     half_a_step = value_range / 65535
     assert clipped == 0
     assert np.abs(came - x).max() <= half_a_step * 1.01  # and float32's rounding
@@ -149,11 +151,11 @@ def test_sixteen_bits_keep_an_image_within_half_a_step(unit: Image, value_range:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_keep_the_order_of_channels_and_values(channels: int) -> None:
     pixels = some_pixels(channels, 16)
-    x = decode(a_png(pixels, GREY if channels == 1 else RGB), (channels, H, W), 2.0)
+    x = decode(a_png(pixels, GREY if channels == 1 else RGB), [(channels, H, W)], 2.0)
     png, _ = encode_png16(x, 2.0)
     with PillowImage.open(io.BytesIO(png)) as file:
         assert file.size == (W, H)
-    np.testing.assert_array_equal(decode(png, (channels, H, W), 2.0), x)
+    np.testing.assert_array_equal(decode(png, [(channels, H, W)], 2.0), x)
 
 
 def test_what_sixteen_bits_cannot_hold_is_clipped_and_counted() -> None:
@@ -163,7 +165,7 @@ def test_what_sixteen_bits_cannot_hold_is_clipped_and_counted() -> None:
     x[0, 2] = 2  # barely fits
     png, clipped = encode_png16(x, 2.0)
     assert clipped == pytest.approx((W + 1) / (H * W))
-    came = decode(png, (1, H, W), 2.0)
+    came = decode(png, [(1, H, W)], 2.0)
     np.testing.assert_allclose(came, x.clip(-2, 2), atol=2 / 65535)
 
 
@@ -172,7 +174,7 @@ def test_an_npy_is_exact() -> None:
     loaded = np.load(io.BytesIO(encode_npy(x)), allow_pickle=False)
     assert loaded.dtype == np.float32
     np.testing.assert_array_equal(loaded, x)
-    np.testing.assert_array_equal(decode(encode_npy(x), (3, H, W), 16.0), x)  # value_range is for PNGs
+    np.testing.assert_array_equal(decode(encode_npy(x), [(3, H, W)], 16.0), x)  # value_range is for PNGs
 
 
 @pytest.mark.parametrize("n", range(1, 18))
@@ -206,7 +208,7 @@ def test_a_png_of_any_kind_is_read_as_the_model_needs_it(
     pixels = colours if is_grey else colours.repeat(3 // colours.shape[2], axis=2)
     if colour_type in (GREY_ALPHA, RGBA):
         pixels = opaque(pixels)
-    came = decode(a_png(pixels, colour_type), (channels, H, W), value_range)
+    came = decode(a_png(pixels, colour_type), [(channels, H, W)], value_range)
     expected = np.empty((channels, H, W))
     for c in range(channels):
         expected[c] = -value_range + 2 * value_range * colours[:, :, c % colours.shape[2]] / (2.0**depth - 1)
@@ -241,7 +243,7 @@ def test_a_png_of_another_kind_is_refused(mode: str, kind: str) -> None:
 @pytest.mark.parametrize("depth", [8, 16])
 def test_colours_are_refused_by_a_grey_model(depth: int) -> None:
     pixels = some_pixels(1, depth).repeat(3, axis=2)
-    decode(a_png(pixels, RGB), (1, H, W), 1.0)
+    decode(a_png(pixels, RGB), [(1, H, W)], 1.0)
     pixels[2, 3, 1] ^= 1
     assert problem_of(a_png(pixels, RGB)) == "must be grey, and has colours"
 
@@ -259,7 +261,7 @@ def test_a_png_that_claims_to_be_huge_is_refused_before_it_is_decoded() -> None:
 def test_a_second_header_is_not_believed(size: tuple[int, int]) -> None:
     pixels = some_pixels(1, 8)
     png = a_png(pixels, GREY, a_header(*size, 8, GREY))
-    np.testing.assert_array_equal(to_uint8(decode(png, (1, H, W), 1.0)), pixels)
+    np.testing.assert_array_equal(to_uint8(decode(png, [(1, H, W)], 1.0)), pixels)
 
 
 def test_what_is_neither_png_nor_npy_is_refused() -> None:
@@ -289,7 +291,7 @@ def test_a_png_of_many_small_chunks_is_read(depth: int) -> None:
     empty: list[Chunk] = [(b"IDAT", b"")]
     file = a_file(a_header(256, 256, depth, RGB), *empty, *split(packed, 1024), *empty * 50, (b"tEXt", b"a\0b"))
     whole = a_file(a_header(256, 256, depth, RGB), (b"IDAT", packed))
-    np.testing.assert_array_equal(decode(file, (3, 256, 256), 1.0), decode(whole, (3, 256, 256), 1.0))
+    np.testing.assert_array_equal(decode(file, [(3, 256, 256)], 1.0), decode(whole, [(3, 256, 256)], 1.0))
 
 
 @pytest.mark.parametrize("chunk", [(b"IDAT", b""), (b"tEXt", b"a\0b"), (b"abCd", b"")], ids=str)
@@ -307,9 +309,9 @@ def test_decoders_meet_one_chunk_of_pixels(monkeypatch: pytest.MonkeyPatch) -> N
         met.append(file.getvalue())
         return PillowImage.open(file, formats=formats)
 
-    monkeypatch.setattr(images, "PillowImage", SimpleNamespace(open=opening))
+    monkeypatch.setattr(png_module, "PillowImage", SimpleNamespace(open=opening))
     _, packed = pixel_data(some_pixels(1, 8))
-    decode(a_file(a_header(W, H, 8, GREY), (b"IDAT", b""), *split(packed, 3)), (1, H, W), 1.0)
+    decode(a_file(a_header(W, H, 8, GREY), (b"IDAT", b""), *split(packed, 3)), [(1, H, W)], 1.0)
     assert met == [a_file(a_header(W, H, 8, GREY), (b"IDAT", packed))]
 
 
@@ -333,7 +335,7 @@ def test_a_deep_png_of_an_unknown_method_is_refused(flags: tuple[int, int, int])
 @pytest.mark.parametrize("dtype", ["<f4", ">f4"])
 def test_an_npy_of_either_order_and_endianness_is_read(dtype: str, order: str) -> None:
     x = rng().normal(size=(3, H, W)).astype(np.float32)
-    came = decode(npy(x.astype(dtype), order), (3, H, W), 1.0)
+    came = decode(npy(x.astype(dtype), order), [(3, H, W)], 1.0)
     assert came.dtype == np.float32
     assert came.dtype.isnative
     np.testing.assert_array_equal(came, x)
@@ -349,7 +351,7 @@ def test_an_npy_of_either_order_and_endianness_is_read(dtype: str, order: str) -
     ],
 )
 def test_an_npy_header_may_be_written_in_any_way(header: str, version: int) -> None:
-    decode(npy_with_header(header, version=version), (1, H, W), 1.0)
+    decode(npy_with_header(header, version=version), [(1, H, W)], 1.0)
 
 
 @pytest.mark.parametrize(
@@ -371,16 +373,48 @@ def test_an_npy_of_another_kind_is_refused_and_named(array: NDArray[np.generic],
 
 def test_of_latent_diffusion_an_npy_has_latents_and_a_png_has_pixels() -> None:
     latents = rng().normal(size=(4, 2, 3)).astype(np.float32)
-    np.testing.assert_array_equal(decode(npy(latents), (3, H, W), 1.0, (4, 2, 3)), latents)
+    np.testing.assert_array_equal(decode(npy(latents), [(3, H, W)], 1.0, [(4, 2, 3)]), latents)
     png = a_png(some_pixels(3, 8), RGB)
-    np.testing.assert_array_equal(decode(png, (3, H, W), 1.0, (4, 2, 3)), decode(png, (3, H, W), 1.0))
+    np.testing.assert_array_equal(decode(png, [(3, H, W)], 1.0, [(4, 2, 3)]), decode(png, [(3, H, W)], 1.0))
     assert [is_png(data) for data in (png, npy(latents), b"")] == [True, False, False]
+
+
+SIZES = [(3, 4, 5), (3, 8, 8), (3, 5, 4)]
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_an_upload_may_have_any_of_the_sizes(shape: tuple[int, int, int]) -> None:
+    x = rng().uniform(-1, 1, shape).astype(np.float32)
+    np.testing.assert_array_equal(decode(npy(x), SIZES, 1.0), x)
+    assert decode(encode_png(x, {}), SIZES, 1.0).shape == shape
+    latents = [(4, 2, 2), (4, 4, 4), (4, 3, 2)]
+    y = rng().normal(size=latents[SIZES.index(shape)]).astype(np.float32)
+    np.testing.assert_array_equal(decode(npy(y), SIZES, 1.0, latents), y)
+
+
+def test_an_upload_of_another_size_is_refused_and_the_sizes_are_named() -> None:
+    files = {
+        "must be 5x4, 8x8 or 4x5 pixels (width x height), and is 4x8": encode_png(np.zeros((3, 8, 4), np.float32), {}),
+        "must be an .npy of float32 [3, 4, 5], [3, 8, 8] or [3, 5, 4], and is float32 [3, 4, 8]": npy(
+            np.zeros((3, 4, 8), np.float32)
+        ),
+    }
+    for expected, file in files.items():
+        with pytest.raises(Invalid) as refusal:
+            decode(file, SIZES, 1.0)
+        [error] = refusal.value.errors
+        assert error["msg"] == expected
+
+
+def test_the_largest_size_decides_how_many_bytes_an_upload_may_have() -> None:
+    assert most_bytes(SIZES) == most_bytes([(3, 8, 8)]) > most_bytes([(3, 4, 5)])
+    assert most_bytes(SIZES, [(4, 2, 2), (4, 100, 100)]) == most_bytes(SIZES, [(4, 100, 100)])
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (4, 3, 2), (1, 4, 2, 3)])
 def test_an_npy_of_no_latents_is_refused_and_latents_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(Invalid) as refusal:
-        decode(npy(np.zeros(shape, np.float32)), (3, H, W), 1.0, (4, 2, 3))
+        decode(npy(np.zeros(shape, np.float32)), [(3, H, W)], 1.0, [(4, 2, 3)])
     [error] = refusal.value.errors
     assert error["msg"] == f"must be an .npy of float32 latents [4, 2, 3], and is float32 {list(shape)}"
 
@@ -465,7 +499,7 @@ def decoded(data: bytes) -> Image | None:
     """The image of a file; None if it is refused. Any other error fails the test, and so does any warning."""
     problem = ""
     try:
-        x = decode(data, (1, H, W), 1.0)
+        x = decode(data, [(1, H, W)], 1.0)
     except Invalid as error:
         problem = str(error)
     if problem:
