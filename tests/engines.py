@@ -1,32 +1,36 @@
-"""An engine with a fake runner, a fake clock and perhaps a fake VAE, for tests.
+"""An engine with fake runners, a fake clock and perhaps fake VAEs, for tests.
 
-Runner and VAE can stop inside a call, so that a test decides what happens meanwhile. Nothing here sleeps.
+Runners, VAEs and encodings can stop inside a call, so that a test decides what happens meanwhile. Nothing here sleeps.
 """
 
 import itertools
+import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
 
-from model.rows import Forward, Image, Reading, Row
+from model.rows import Condition, Forward, Group, Image, Reading, Row
 from model.samplers import Column, StepTable
+from service.engine.costs import Machine
 from service.engine.denoising import Phase
 from service.engine.engine import Engine
 from service.engine.fairness import Places
-from service.engine.requests import Accepted, Finished, Watcher
+from service.engine.requests import Accepted, Encoding, Finished, Progress, Upload, Watcher
 from service.engine.scheduler import Scheduler
+from service.engine.stage import Name
 from service.errors import ComputationFailed, Failed
 
 PATIENCE = 60.0  # seconds; longer than anything takes, so that a hang fails
 LONG = 1e9  # seconds of the fake clock
 ENDLESS = 10**6  # steps
+GROUP = Group(1, 2)  # the size of FakeRunner's images, which is the default
 PROBE_SEED = 0
 PROBE = [(PROBE_SEED, 0)]  # its pass
 WARM_UP_PASSES = 4  # for each width, besides the probe's
@@ -104,6 +108,9 @@ class FakeRunner:
 
     The image of a row is [seed, steps taken], with shape [1, 1, 2]. Its estimate of x_0 is [seed, -steps taken].
 
+    Args:
+        like: a runner of another group, which shares its clock and its record of passes.
+
     Attributes:
         widths: see model.rows.Runner.
         clock: each pass advances it by `seconds[width]`.
@@ -117,11 +124,11 @@ class FakeRunner:
         during: is called inside each call, by the engine's thread, with its name: admit, pass, read or release.
     """
 
-    def __init__(self, seconds: Mapping[int, float]) -> None:
+    def __init__(self, seconds: Mapping[int, float], like: "FakeRunner | None" = None) -> None:
         self.widths: Sequence[int] = list(seconds)
-        self.clock = FakeClock()
+        self.clock = FakeClock() if like is None else like.clock
         self.seconds = dict(seconds)
-        self._gate = Gate[list[tuple[int, int]]]()
+        self._gate = Gate[list[tuple[int, int]]]() if like is None else like._gate
         self.passes = self._gate.entered
         self.rows: dict[int, FakeRow] = {}
         self.admitted: list[int] = []
@@ -179,7 +186,7 @@ class FakeRunner:
             if not turn or state.steps == len(state.row.table):
                 self.complaints.append(f"{forward} of seed {state.row.seed} out of turn")
             state.forwards += 1
-            if state.forwards == state.row.forwards_per_step:
+            if state.forwards == state.row.forwards[forward.line]:
                 state.steps, state.forwards = state.steps + 1, 0
 
     def read(self, slot: int) -> Reading:
@@ -217,6 +224,9 @@ class Call(NamedTuple):
 class FakeVAE:
     """A fake VAE: decoding adds a half to the steps, encoding subtracts it. Records calls that break the protocol.
 
+    Args:
+        like: the VAE of another group, which shares its record of calls.
+
     Attributes:
         widths: see model.rows.VAE.
         clock: each call advances it by `seconds[width]`; encoding counts as width 1.
@@ -228,11 +238,11 @@ class FakeVAE:
         during: is called inside each call, by its thread, with its name: decode or encode.
     """
 
-    def __init__(self, seconds: Mapping[int, float], clock: FakeClock) -> None:
+    def __init__(self, seconds: Mapping[int, float], clock: FakeClock, like: "FakeVAE | None" = None) -> None:
         self.widths: Sequence[int] = list(seconds)
         self.clock = clock
         self.seconds = dict(seconds)
-        self._gate = Gate[Call]()
+        self._gate = Gate[Call]() if like is None else like._gate
         self.calls = self._gate.entered
         self.breaking: set[int] = set()
         self.poisoned: set[int] = set()
@@ -240,7 +250,7 @@ class FakeVAE:
         self.forgetful = False
         self.complaints: list[str] = []
         self.during: Callable[[str], None] = lambda call: None
-        self._at_work = threading.Lock()
+        self._at_work = {"decode": threading.Lock(), "encode": threading.Lock()}
 
     # For tests.
 
@@ -277,8 +287,8 @@ class FakeVAE:
         return latents
 
     def _call(self, name: str, images: Sequence[Image], more: float) -> list[Image]:
-        if not self._at_work.acquire(blocking=False):
-            self.complaints.append("two calls at once")
+        if not self._at_work[name].acquire(blocking=False):
+            self.complaints.append(f"two calls of {name} at once")
         try:
             seeds = [int(image.flat[0]) for image in images]
             if not self._gate.enter(Call(name, seeds)):
@@ -300,7 +310,59 @@ class FakeVAE:
                 image + (math.nan if seed in self.poisoned else made) for image, seed in zip(images, seeds, strict=True)
             ]
         finally:
-            self._at_work.release()
+            self._at_work[name].release()
+
+
+class FakeEncoding:
+    """Encodes images as JSON, and the whole as a list of them. Implements service.engine.requests.Encoding.
+
+    Attributes:
+        values: as the engine is told.
+        calls: the started calls: an image's index, or -1 for the whole.
+        breaking: calls that raise.
+        faults: number of next calls that raise, whatever they are.
+        during: is called inside each call, by its thread.
+    """
+
+    def __init__(self, of_image: int = 1, of_whole: int = 0) -> None:
+        self.values = of_image, of_whole
+        self._gate = Gate[int]()
+        self.calls = self._gate.entered
+        self.breaking: set[int] = set()
+        self.faults = 0
+        self.during: Callable[[int], None] = lambda index: None
+
+    def hold(self) -> None:
+        """From now on each call stops inside until next_call or let_go."""
+        self._gate.close()
+
+    def next_call(self) -> int:
+        """Let the held call end, wait for the next one, and return it."""
+        return self._gate.next()
+
+    def let_go(self) -> None:
+        """Stop holding calls."""
+        self._gate.open()
+
+    def image(self, index: int, image: Image) -> bytes:
+        self._call(index)
+        return json.dumps(image.tolist()).encode()
+
+    def whole(self, images: Sequence[Image], encoded: Sequence[bytes]) -> bytes:
+        if self.values[1]:
+            self._call(-1)
+        if self.values[0]:
+            return b"[" + b", ".join(encoded) + b"]"
+        return json.dumps([image.tolist() for image in images]).encode()
+
+    def _call(self, index: int) -> None:
+        self._gate.enter(index)
+        self.during(index)
+        if self.faults:
+            self.faults -= 1
+            raise RuntimeError("a fault of the encoder")
+        if index in self.breaking:
+            raise RuntimeError("this cannot be encoded")
 
 
 class Recorder:
@@ -308,8 +370,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.told_of_pass = threading.Condition()
-        self.batches: list[tuple[int, float]] = []  # decoded
-        self.failed_batches = 0
+        self.batches: list[tuple[Name, int, float]] = []
+        self.failed_batches: list[Name] = []
         self.phases: list[tuple[Phase, float]] = []
         self.passes: list[tuple[int, float]] = []
         self.failed_passes = 0
@@ -332,15 +394,24 @@ class Recorder:
             self.failed_passes += 1
             self.told_of_pass.notify_all()
 
-    def batch_decoded(self, images: int, seconds: float) -> None:
+    def batch_done(self, stage: Name, pieces: int, seconds: float) -> None:
         with self.told_of_pass:
-            self.batches.append((images, seconds))
+            self.batches.append((stage, pieces, seconds))
             self.told_of_pass.notify_all()
 
-    def decoding_failed(self) -> None:
+    def batch_failed(self, stage: Name) -> None:
         with self.told_of_pass:
-            self.failed_batches += 1
+            self.failed_batches.append(stage)
             self.told_of_pass.notify_all()
+
+    @property
+    def calls_of_vae(self) -> int:
+        """How many have ended."""
+        ended = [*(stage for stage, _, _ in self.batches), *self.failed_batches]
+        return len(ended) - ended.count("answer")
+
+    def batches_of(self, stage: Name) -> list[tuple[int, float]]:
+        return [batch[1:] for batch in self.batches if batch[0] == stage]
 
     def request_accepted(self) -> None:
         self.accepted += 1
@@ -365,29 +436,43 @@ class Diary:
     def __init__(self, preview_every: int = 0) -> None:
         self.preview_every = preview_every
         self.entries: list[tuple[Any, ...]] = []
-        self.etas: list[float] = []
+        self.told: list[Progress] = []
         self.future: Future[Finished] | None = None  # of the watched request
         self.was_done: list[bool] = []  # whether `future` was done, at each image
 
-    def progress(self, step: int, steps: int, eta_s: float) -> None:
-        self.entries.append(("progress", step, steps))
-        self.etas.append(eta_s)
+    def progress(self, progress: Progress) -> None:
+        self.entries.append(("progress", progress.step, progress.steps))
+        self.told.append(progress)
 
     def preview(self, index: int, step: int, x0: Image) -> None:
         self.entries.append(("preview", index, step, x0.tolist()))
 
-    def image(self, index: int, image: Image) -> None:
-        self.entries.append(("image", index, image.tolist()))
+    def image(self, index: int, encoded: bytes) -> None:
+        self.entries.append(("image", index, json.loads(encoded)))
         if self.future is not None:
             self.was_done.append(self.future.done())
+
+    @property
+    def etas(self) -> list[float]:
+        return [progress.eta_s for progress in self.told]
 
     def of(self, kind: str) -> list[tuple[Any, ...]]:
         return [entry[1:] for entry in self.entries if entry[0] == kind]
 
 
-def a_row(seed: int, steps: int = 1, guided: bool = False, latent: bool = False) -> Row:
+def a_row(seed: int, steps: int = 1, guided: bool = False, latent: bool = False, group: Group = GROUP) -> Row:
     table = StepTable(np.broadcast_to(np.int64(0), steps), np.broadcast_to(0.0, (steps, len(Column))))
-    return Row(table, seed, label=1, guidance_scale=2.0 if guided else 1.0, latent=latent)
+    branches = (Condition(1), Condition()) if guided else (Condition(1),)
+    return Row(table, seed, group, branches=branches, guidance_scale=2.0, latent=latent)
+
+
+def a_start(seed: int, second: float, latent: bool = False) -> Row:
+    """A row without steps."""
+    return replace(a_row(seed, 0, latent=latent), start=pixels(seed, second))
+
+
+def pixels(seed: float, second: float) -> Image:
+    return np.array([[[seed, second]]], np.float32)
 
 
 def an_image(seed: int, steps: float) -> list[list[list[float]]]:
@@ -444,12 +529,35 @@ class Setting(NamedTuple):
         return self.decoder
 
     def accept(
-        self, *rows: Row, timeout_s: float = LONG, client: str = "alice", watcher: Watcher | None = None
+        self,
+        *rows: Row,
+        timeout_s: float = LONG,
+        client: str = "alice",
+        watcher: Watcher | None = None,
+        encoding: Encoding | None = None,
+        upload: Upload | None = None,
     ) -> Accepted:
-        return self.engine.submit(rows, timeout_s, client, watcher)
+        """By default only watched requests have an encoding."""
+        if watcher is not None and encoding is None:
+            encoding = FakeEncoding()
+        return self.engine.submit(rows, timeout_s, client, encoding, watcher, upload)
 
-    def submit(self, *rows: Row, timeout_s: float = LONG, client: str = "alice") -> Future[Finished]:
-        return self.accept(*rows, timeout_s=timeout_s, client=client).future
+    def submit(
+        self, *rows: Row, timeout_s: float = LONG, client: str = "alice", encoding: Encoding | None = None
+    ) -> Future[Finished]:
+        return self.accept(*rows, timeout_s=timeout_s, client=client, encoding=encoding).future
+
+    def upload(self, seed: int, second: float, *rows: Row, **more: Any) -> Future[Finished]:
+        """Ask for rows that start from an uploaded image's latents. Without rows, the latents are the answer."""
+        return self.accept_upload(seed, second, *rows, **more).future
+
+    def accept_upload(self, seed: int, second: float, *rows: Row, **more: Any) -> Accepted:
+        draft = rows or (a_start(seed, 0, latent=True),)
+
+        def then(latents: Image) -> tuple[list[Row], Encoding | None]:
+            return [replace(row, start=latents) for row in draft], more.get("encoding")
+
+        return self.accept(*draft, upload=Upload(pixels(seed, second), then), **more)
 
     def keep_busy(self) -> None:
         """Hold the engine in a pass of the probe, so that requests submitted meanwhile arrive together."""
@@ -465,10 +573,10 @@ class Setting(NamedTuple):
         assert over, "a pass does not end"
 
     def settle_decoding(self) -> None:
-        """Wait until all started batches have ended, if there were no direct calls."""
+        """Wait until all started calls of the VAE have ended."""
         told, calls = self.observer, self.vae.calls
         with told.told_of_pass:
-            over = told.told_of_pass.wait_for(lambda: len(told.batches) + told.failed_batches >= len(calls), PATIENCE)
+            over = told.told_of_pass.wait_for(lambda: told.calls_of_vae >= len(calls), PATIENCE)
         assert over, "a batch does not end"
 
     def wait_alive(self) -> None:
@@ -491,6 +599,10 @@ class Setting(NamedTuple):
         return self.engine.scheduler
 
     @property
+    def machine(self) -> Machine:
+        return self.line.machine
+
+    @property
     def counters(self) -> tuple[int, int, int]:
         """The numbers of running and waiting rows, and of forward rows left."""
         return self.line.running, self.line.waiting, self.line.outstanding
@@ -501,13 +613,18 @@ class Setting(NamedTuple):
         return self.line.undecoded, self.line.decoding
 
     @property
+    def to_encode(self) -> tuple[int, int]:
+        """The number of uploads to encode, and of pieces of answers."""
+        return self.line.unencoded, self.line.unanswered
+
+    @property
     def in_flight(self) -> list[int]:
         """The seeds of rows that have a slot."""
         return sorted(state.row.seed for state in self.runner.rows.values())
 
     def is_empty(self) -> bool:
         """Whether no trace of a request is left."""
-        counted = any(self.counters) or any(self.to_decode) or self.places.taken
+        counted = any(self.counters) or any(self.to_decode) or any(self.to_encode) or self.places.taken
         return not counted and not self.runner.rows and self.engine.wait_idle(0)
 
 
@@ -520,7 +637,8 @@ def a_setting(
     """An engine that has not started. With `decode_seconds` it has a fake VAE."""
     places, told, clock = Places(max_queue), observer or Recorder(), runner.clock
     vae = FakeVAE(decode_seconds, clock) if decode_seconds else None
-    engine = Engine(runner, a_row(PROBE_SEED), places, told, clock, vae=vae)
+    vaes = None if vae is None else {GROUP: vae}
+    engine = Engine({GROUP: runner}, {GROUP: a_row(PROBE_SEED)}, places, told, clock, vaes=vaes)
     return Setting(engine, runner, clock, told, places, vae)
 
 

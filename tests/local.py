@@ -107,7 +107,10 @@ class FakeServer(LocalServer):
         read = Settings(port=0, **settings)
         metrics = Metrics()
         places = Places(read.max_queue, max(1, len(read.api_keys)))
-        engine = Engine(self.runner, a_row(PROBE_SEED), places, metrics, self.runner.clock, vae=vae)
+        [group] = served.groups
+        probe = a_row(PROBE_SEED, group=group)
+        vaes = None if vae is None else {group: vae}
+        engine = Engine({group: self.runner}, {group: probe}, places, metrics, self.runner.clock, vaes=vaes)
         super().__init__(engine, served, read, metrics)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # for tests of slow readers
 

@@ -14,9 +14,11 @@ from model.rows import Image
 from service.engine.denoising import Phase
 from service.engine.engine import Engine, Observer
 from service.engine.promises import MARGIN
+from service.engine.requests import Progress
 from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, Invalid, Loading, QueueFull, Unavailable
 from tests.engines import (
     ENDLESS,
+    GROUP,
     LONG,
     PATIENCE,
     PROBE,
@@ -59,7 +61,7 @@ def test_the_warm_up_measures_each_width_by_the_fastest_of_its_passes_but_the_fi
     assert s.engine.wait_loaded(PATIENCE)
     assert s.engine.widths == [1, 2, 4]
     assert [len(rows) for rows in runner.passes] == [1, *[1] * 4, *[2] * 4, *[4] * 4]
-    assert s.line.costs.by_width == {1: 1.0, 2: 1.5, 4: 2.0}
+    assert s.machine.passes[GROUP].by_width == {1: 1.0, 2: 1.5, 4: 2.0}
     assert s.is_empty()
     s.engine.close()
     assert runner.complaints == []
@@ -495,7 +497,7 @@ def test_a_row_that_cannot_be_admitted_fails_its_request_alone(refused: int) -> 
 # Passes that do not return
 
 
-@pytest.mark.parametrize(("seconds", "limit"), [(0.01, 8.0), (0.5, 8.0), (1.0, 15.0), (5.0, 75.0)])
+@pytest.mark.parametrize(("seconds", "limit"), [(0.01, 8.0), (0.5, 8.0), (1.0, 16.0), (5.0, 80.0)])
 def test_a_pass_that_does_not_return_fails_all_requests(seconds: float, limit: float) -> None:
     with warm(1, seconds=seconds) as s:
         s.runner.hold()
@@ -824,11 +826,11 @@ def test_expectations_follow_what_passes_take() -> None:
         s.runner.seconds = {1: 1.5, 4: 3.0}
         first = s.accept(a_row(1, steps=2))
         first.future.result(PATIENCE)
-        followed = s.line.costs.by_width
+        followed = s.machine.passes[GROUP].by_width
         assert all(1 < followed[width] / cost < 1.5 for width, cost in ((1, 1.0), (4, 2.0)))
         for _ in range(100):
             s.submit(a_row(1), a_row(2), a_row(3)).result(PATIENCE)
-        assert s.line.costs.by_width == {1: pytest.approx(1.5, rel=0.05), 4: pytest.approx(3.0, rel=0.05)}
+        assert s.machine.passes[GROUP].by_width == {1: pytest.approx(1.5, rel=0.05), 4: pytest.approx(3.0, rel=0.05)}
         assert first.eta_s == 2.0
         assert s.accept(a_row(1, steps=2)).eta_s == pytest.approx(3.0, rel=0.2)
 
@@ -839,7 +841,7 @@ def test_neither_waiting_for_work_nor_a_pass_that_raises_counts_as_cost() -> Non
         for _ in range(5):
             s.clock.now += 100
             s.submit(a_row(1, steps=2)).result(PATIENCE)
-        assert s.line.costs.by_width == {1: 1.0}
+        assert s.machine.passes[GROUP].by_width == {1: 1.0}
 
 
 def test_the_backlog_is_what_is_left_at_the_cheapest_width() -> None:
@@ -961,10 +963,10 @@ def test_requests_of_an_engine_that_dies_fail(caplog: pytest.LogCaptureFixture) 
         jobs = [s.submit(a_row(1)), s.submit(a_row(2)), s.submit(a_row(3, ENDLESS))]
         s.runner.let_go()
         assert all(isinstance(error_of(job), Failed) for job in jobs)
-        check_beyond_help(s, "the engine has died")
+        check_beyond_help(s, "denoising has died")
         assert s.observer.ended == ["failed"] * 3
     [last] = [record for record in caplog.records if record.levelname == "CRITICAL"]
-    assert last.getMessage() == "the engine has died: only a new process helps"
+    assert last.getMessage() == "denoising has died: only a new process helps"
 
 
 class Deaf(Recorder):
@@ -1002,13 +1004,13 @@ class Bomb(Diary):
         super().__init__(preview_every=1)
         self.at = at
 
-    def progress(self, step: int, steps: int, eta_s: float) -> None:
+    def progress(self, progress: Progress) -> None:
         self._blow_up("progress")
 
     def preview(self, index: int, step: int, x0: Image) -> None:
         self._blow_up("preview")
 
-    def image(self, index: int, image: Image) -> None:
+    def image(self, index: int, encoded: bytes) -> None:
         self._blow_up("image")
 
     def _blow_up(self, told: str) -> None:

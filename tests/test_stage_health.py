@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.rows import Group
 from service.engine.stage_health import StageHealth
-from tests.engines import FakeClock
+from tests.engines import GROUP, FakeClock
+
+OTHER = Group(3, 4)
 
 
 @pytest.fixture
@@ -22,8 +25,8 @@ def pulse(clock: FakeClock) -> StageHealth:
     return StageHealth(clock)
 
 
-@pytest.mark.parametrize(("expected_s", "given_s"), [(0.001, 8.0), (0.5, 8.0), (1.0, 15.0), (4.0, 60.0), (12.0, 180.0)])
-def test_what_takes_fifteen_times_its_time_and_eight_seconds_is_overdue(
+@pytest.mark.parametrize(("expected_s", "given_s"), [(0.001, 8.0), (0.5, 8.0), (1.0, 16.0), (4.0, 64.0), (12.0, 192.0)])
+def test_what_takes_sixteen_times_its_time_is_overdue_and_no_call_counts_as_less_than_half_a_second(
     pulse: StageHealth, clock: FakeClock, expected_s: float, given_s: float
 ) -> None:
     for _ in range(2):
@@ -67,29 +70,29 @@ def test_rest_counts_from_when_work_ended(pulse: StageHealth, clock: FakeClock) 
 
 def test_failures_are_a_suspicion_until_an_image_is_finite(pulse: StageHealth) -> None:
     failures: list[Callable[[], None]] = [
-        partial(pulse.pass_ended, worked=False),
-        pulse.raised,
-        partial(pulse.image_ended, finite=False),
+        partial(pulse.call_ended, GROUP, worked=False),
+        partial(pulse.raised, GROUP),
+        partial(pulse.image_ended, GROUP, finite=False),
     ]
     for fail in failures:
         assert not pulse.suspected
         for _ in range(100):
             fail()
-        assert pulse.suspected
+        assert pulse.suspected == {GROUP}
         assert not pulse.broken  # the requests may be the cause
         assert not pulse.hopeless
-        pulse.pass_ended(worked=True)
+        pulse.call_ended(GROUP, worked=True)
         assert pulse.suspected
-        pulse.image_ended(finite=True)
+        pulse.image_ended(GROUP, finite=True)
 
 
 def test_a_probe_that_fails_shows_that_the_model_is_broken_until_an_image_is_finite(pulse: StageHealth) -> None:
-    pulse.probe_failed()
+    pulse.probe_failed(GROUP)
     assert pulse.broken
-    pulse.pass_ended(worked=True)
-    pulse.image_ended(finite=False)
+    pulse.call_ended(GROUP, worked=True)
+    pulse.image_ended(GROUP, finite=False)
     assert pulse.broken
-    pulse.image_ended(finite=True)
+    pulse.image_ended(GROUP, finite=True)
     assert not pulse.broken
 
 
@@ -97,21 +100,36 @@ def test_a_probe_that_fails_shows_that_the_model_is_broken_until_an_image_is_fin
 def test_five_probes_in_a_row_that_fail_leave_no_hope(pulse: StageHealth, fault: str) -> None:
     for _ in range(5):
         assert not pulse.hopeless
-        pulse.pass_ended(worked=fault != "the pass raises")
-        pulse.probe_failed()
+        pulse.call_ended(GROUP, worked=fault != "the pass raises")
+        pulse.probe_failed(GROUP)
     assert pulse.hopeless
-    pulse.image_ended(finite=True)
+    pulse.image_ended(GROUP, finite=True)
     assert not pulse.hopeless
 
 
 def test_a_pass_that_works_between_probes_whose_passes_raise_leaves_hope(pulse: StageHealth) -> None:
     for _ in range(5):
         for _ in range(4):
-            pulse.pass_ended(worked=False)
-            pulse.probe_failed()
-        pulse.pass_ended(worked=True)  # of a long request
+            pulse.call_ended(GROUP, worked=False)
+            pulse.probe_failed(GROUP)
+        pulse.call_ended(GROUP, worked=True)  # of a long request
     assert pulse.broken
     assert not pulse.hopeless
+
+
+def test_an_image_of_one_group_tells_nothing_of_another(pulse: StageHealth) -> None:
+    for group in (GROUP, OTHER):
+        pulse.call_ended(group, worked=False)
+    pulse.image_ended(OTHER, finite=True)
+    assert pulse.suspected == {GROUP}
+    for _ in range(5):
+        assert not pulse.hopeless
+        pulse.probe_failed(GROUP)
+        pulse.image_ended(OTHER, finite=True)
+        assert pulse.broken
+    assert pulse.hopeless
+    pulse.image_ended(GROUP, finite=True)
+    assert (pulse.suspected, pulse.broken, pulse.hopeless) == (set(), False, False)
 
 
 Told = tuple[Literal["pass", "image", "rest", "wait"], float]
@@ -128,15 +146,15 @@ def test_work_that_ends_in_time_is_never_a_failure_however_slow_it_is(expected_s
     for what, share in script:
         if what == "pass":
             pulse.beat(expected_s)
-            clock.now += share * 14.9 * expected_s
+            clock.now += share * 15.9 * expected_s
             assert pulse.overdue is None
             assert pulse.rest_s == 0  # the running call keeps it out of doubt
-            pulse.pass_ended(worked=True)
+            pulse.call_ended(GROUP, worked=True)
             pulse.beat(expected_s)
         elif what == "image":
-            pulse.image_ended(finite=True)
+            pulse.image_ended(GROUP, finite=True)
         else:
             pulse.rest()
             clock.now += share * 1e6 if what == "wait" else 0.0
         assert pulse.overdue is None
-        assert (pulse.suspected, pulse.broken, pulse.hopeless) == (False, False, False)
+        assert (pulse.suspected, pulse.broken, pulse.hopeless) == (set(), False, False)

@@ -53,7 +53,7 @@ class Denoising(Worker):
         delivery: Delivery,
         at: Workplace[Observer],
     ) -> None:
-        super().__init__("denoising", PASSES, at)
+        super().__init__("denoising", PASSES, at, self._open)
         self._runners = runners
         self._warm_up = warm_up
         self._delivery = delivery
@@ -61,7 +61,7 @@ class Denoising(Worker):
         self._changed = at.queue.changed
         self._free_since = at.clock()  # the end of the last pass, or of idleness
 
-    def _begin(self) -> None:
+    def _open(self) -> None:
         """Warm up, and open the queue."""
         self._scheduler = self._warm_up()
         self.stage_health.rest()

@@ -4,7 +4,6 @@
 nothing of HTTP or asyncio, and sees the model as model.rows.Runner and model.rows.VAE, one of each group.
 """
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future

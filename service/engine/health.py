@@ -5,7 +5,7 @@ calls, starts the engine's own probe in doubt, and gives up when only a new proc
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from model.rows import Group, Row
 from service.engine.queue import Queue
 from service.engine.requests import Clock, Finished, dead, draining, stuck
 from service.engine.stage_health import SHORTEST_CALL, Overdue, StageHealth
-from service.errors import ComputationFailed, Unavailable
+from service.errors import ComputationFailed
 
 log = logging.getLogger(__name__)
 

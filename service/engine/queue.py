@@ -179,7 +179,7 @@ class Queue:
     # On the way
 
     def begin(self, request: Request, now: float) -> None:
-        """Note that the first work on a request begins, unless other work has begun before."""
+        """Note that the first row of a request starts, unless one has started before."""
         if request.started is None:
             request.started = now
             if request.client is not None:
@@ -231,8 +231,8 @@ class Queue:
             return
         now = self._clock()
         started = request.submitted if request.started is None else request.started
-        made = now if request.made is None else request.made
-        stepped = made if request.stepped is None else request.stepped
+        made = max(started, now if request.made is None else request.made)
+        stepped = made if request.stepped is None else max(started, request.stepped)
         images = []
         for row in request.job.rows:
             assert row.image is not None

@@ -20,8 +20,8 @@ class Finished(NamedTuple):
 
     Attributes:
         images: [C, H, W] each.
-        queue_s: seconds until the first work of any stage.
-        denoise_s: seconds from then to the last step.
+        queue_s: seconds until the first step, with the encoding of an upload; without steps, until the next stage.
+        denoise_s: seconds from the first step to the last; 0 without steps.
         decode_s: seconds from the last step to the last image; 0 without decoding.
         encode_s: seconds that the encoding of the answer took, for all images and the whole.
         body: the answer, ready to send; empty without an encoding, and for event streams.
@@ -135,7 +135,7 @@ class Request:
         upload: still to be encoded; None without an upload, and afterwards.
         outlook: the state behind the estimate at acceptance; None for the probe.
         estimated: the time of the newest estimate, and the expected seconds from then on.
-        started: when the first work on it began, in any stage.
+        started: when the first row started.
         stepped: when the last row took its last step, if rows are decoded.
         made: when the last image was finished.
         encoded: the finished images' encodings, by index.

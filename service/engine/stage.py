@@ -125,7 +125,8 @@ class Stage(Worker):
             batch = self._next_batch()
         self._queue.answer_late(late)
         for piece in batch:
-            self._queue.begin(piece.request, now)
+            if piece.row is not None:  # an upload that is encoded still waits for its first step
+                self._queue.begin(piece.request, now)
         if batch:
             self._run(batch)
         return True

@@ -3,6 +3,7 @@
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 from service.engine.health import Health
@@ -38,14 +39,16 @@ class Worker(ABC):
         name: of the thread, in logs.
         work: of the thread, in messages about calls that do not return.
         at: what the threads share.
+        first: what the thread does before its first work.
 
     Attributes:
         thread: not started yet.
         stage_health: hears of the thread's calls.
     """
 
-    def __init__(self, name: str, work: str, at: Workplace[object]) -> None:
+    def __init__(self, name: str, work: str, at: Workplace[object], first: Callable[[], None] = lambda: None) -> None:
         self._name = name
+        self._first = first
         self._queue = at.queue
         self._health = at.health
         self._clock = at.clock
@@ -56,12 +59,9 @@ class Worker(ABC):
     def _work(self) -> bool:
         """Wait for work, and do it. False when the thread must stop."""
 
-    def _begin(self) -> None:
-        """Do what comes before the first work."""
-
     def _main(self) -> None:
         try:
-            self._begin()
+            self._first()
             while self._work():
                 pass
         except Exception as error:

@@ -13,6 +13,7 @@ from service.engine.admission import REFUSALS
 from service.engine.denoising import Phase
 from service.engine.engine import Engine
 from service.engine.requests import Finished
+from service.engine.stage import Name
 from service.plan.served import Served
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -58,7 +59,11 @@ class Metrics:
         )
         engine_seconds = self._counter("engine_seconds", "Seconds of the engine's thread", "phase")
         self._phase_seconds = {phase: engine_seconds.labels(phase) for phase in get_args(Phase)}  # each pass uses these
+        stage_seconds = self._counter("stage_seconds", "Seconds of the stages beside denoising", "stage")
+        self._stage_seconds = {name: stage_seconds.labels(name) for name in get_args(Name)}
+        self._stage_failures = self._counter("stage_failures", "Batches of a stage that raised an error", "stage")
         for counter, values in (
+            (self._stage_failures, get_args(Name)),
             (self._refused, REFUSALS.values()),
             (self._cancelled, ("disconnect", "timeout", "failed", "draining")),
             (self._promises, ("kept", "missed")),
@@ -76,9 +81,6 @@ class Metrics:
         self._requests.labels(endpoint, str(code)).inc()
         self._request_seconds.labels(endpoint).observe(seconds)
 
-    def encoded(self, seconds: float) -> None:
-        self._encode_seconds.observe(seconds)
-
     def phase_done(self, phase: Phase, seconds: float) -> None:
         self._phase_seconds[phase].inc(seconds)
 
@@ -86,12 +88,16 @@ class Metrics:
         self._batch_rows.observe(rows)
         self._step_seconds.observe(seconds)
 
-    def batch_decoded(self, images: int, seconds: float) -> None:
-        self._decode_images.observe(images)
-        self._decode_seconds.observe(seconds)
+    def batch_done(self, stage: Name, pieces: int, seconds: float) -> None:
+        self._stage_seconds[stage].inc(seconds)
+        if stage == "decode":
+            self._decode_images.observe(pieces)
+            self._decode_seconds.observe(seconds)
 
-    def decoding_failed(self) -> None:
-        self._decode_failures.inc()
+    def batch_failed(self, stage: Name) -> None:
+        self._stage_failures.labels(stage).inc()
+        if stage == "decode":
+            self._decode_failures.inc()
 
     def pass_failed(self) -> None:
         self._pass_failures.inc()
@@ -107,7 +113,9 @@ class Metrics:
 
     def request_finished(self, finished: Finished, kept: bool, eta_s: float, taken_s: float) -> None:
         self._images.inc(len(finished.images))
-        self._denoise_seconds.observe(finished.denoise_s)
+        if finished.denoise_s > 0:  # /noise takes no steps
+            self._denoise_seconds.observe(finished.denoise_s)
+        self._encode_seconds.observe(finished.encode_s)
         self._promises.labels("kept" if kept else "missed").inc()
         if taken_s > 0:
             self._eta_error.observe(abs(eta_s - taken_s) / taken_s)

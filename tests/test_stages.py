@@ -1,4 +1,7 @@
-"""Decoding with a fake VAE and a fake clock: its batches run beside the passes of other rows."""
+"""The stages beside denoising, with a fake VAE and a fake clock: uploads are encoded, latents decoded, answers encoded.
+
+They work beside the passes of other rows.
+"""
 
 import gc
 import threading
@@ -21,6 +24,7 @@ from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, 
 from service.http.metrics import Metrics, exposition
 from tests.engines import (
     ENDLESS,
+    GROUP,
     LONG,
     PATIENCE,
     PROBE,
@@ -43,6 +47,7 @@ from tests.engines import (
     elsewhere,
     error_of,
     images_of,
+    pixels,
     started,
     status_of,
     warm,
@@ -54,10 +59,6 @@ from tests.test_responses import SERVED
 
 BLOCKER = 99  # its seed
 SLOWEST = SHARED * (1 + MARGIN)  # the promised time of a batch, in multiples of its own time
-
-
-def pixels(seed: float, second: float) -> Image:
-    return np.array([[[seed, second]]], np.float32)
 
 
 def keep_decoder_busy(s: Setting) -> Future[Finished]:
@@ -85,9 +86,9 @@ def test_the_warm_up_measures_batches_of_each_width_by_the_fastest_but_the_first
     probe = [PROBE_SEED]
     widths = [*[Call("decode", probe)] * WARM_UP_PASSES, *[Call("decode", 2 * probe)] * WARM_UP_PASSES]
     assert s.vae.calls == [Call("decode", probe), Call("encode", probe), *widths]
-    assert s.line.costs.decoding is not None
-    assert s.line.costs.decoding.by_width == {1: 1.0, 2: 1.5}
-    assert s.line.costs.by_width == {1: 1.0}
+    assert s.machine.decode[GROUP].by_width == {1: 1.0, 2: 1.5}
+    assert s.machine.encode[GROUP].by_width == {1: 1.0}
+    assert s.machine.passes[GROUP].by_width == {1: 1.0}
     assert s.observer.batches == []
     assert s.is_empty()
     s.engine.close()
@@ -196,7 +197,7 @@ def test_rows_that_take_their_last_step_in_one_pass_are_decoded_in_one_batch() -
         for _ in range(10):  # the decoder once got the rows one by one, and began with the first
             s.submit(*map(a_row, range(1, 5))).result(PATIENCE)
         assert seeds_of(s.vae.calls) == [[1, 2, 3, 4]] * 10
-        assert s.observer.batches == [(4, 1.0)] * 10
+        assert s.observer.batches_of("decode") == [(4, 1.0)] * 10
 
 
 def test_what_waits_is_decoded_together_the_earliest_promise_first() -> None:
@@ -237,9 +238,8 @@ def test_expectations_follow_what_batches_take() -> None:
         s.vae.seconds = {1: 3.0, 4: 6.0}
         for _ in range(60):
             s.submit(a_row(1)).result(PATIENCE)
-        assert s.line.costs.decoding is not None
-        assert s.line.costs.decoding.by_width == pytest.approx({1: 3.0, 4: 6.0}, rel=0.2)
-        assert s.line.costs.by_width == {1: 1.0}
+        assert s.machine.decode[GROUP].by_width == pytest.approx({1: 3.0, 4: 6.0}, rel=0.2)
+        assert s.machine.passes[GROUP].by_width == {1: 1.0}
 
 
 # Watchers
@@ -407,7 +407,7 @@ def test_images_of_a_batch_that_raises_are_tried_again_alone_and_only_the_culpri
         assert str(error.value) == "an image of this request could not be decoded"  # the cause goes only to the log
         assert [images_of(job) for job in jobs] == [[a_decoded(1, 1)]] * 3
         assert seeds_of(s.vae.calls) == [[1, 1, 1, 2], [1], [1], [1], [2]]
-    assert s.observer.failed_batches == 2
+    assert s.observer.failed_batches == ["decode"] * 2
     assert s.observer.failed_passes == 0
     assert Counter(s.observer.ended) == {"failed": 1, 1: 3}
     assert s.is_empty()
