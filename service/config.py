@@ -19,7 +19,7 @@ from service.plan.fields import MAX_IMAGES
 PREFIX = "STEPWISE_"
 
 # Settings of the HTTP contract for features that are not built yet. The server accepts them without effect.
-PLANNED = frozenset({"SIZES", "RECOMMENDED", "LORA", "RECIPE_PROMPTS", "EMBEDDINGS", "TINY_VAE", "CHECK", "LOG_LEVEL"})
+PLANNED = frozenset({"RECOMMENDED", "LORA", "RECIPE_PROMPTS", "EMBEDDINGS", "TINY_VAE", "CHECK", "LOG_LEVEL"})
 
 _ROOT_PATH = r"^(/|(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?)?$"  # RFC 3986: segments of a path
 _MAX_SECONDS = 1e8  # three years; the system's timers end at 292 years
@@ -53,6 +53,11 @@ class Settings(BaseSettings):
         ge=1,
         le=4096,
         description="forward rows in one pass; default: 32 on CUDA; on the CPU 1 to 16, fewer for larger networks",
+    )
+    sizes: CommaSeparated = Field(
+        (),
+        description="sizes of images, WIDTHxHEIGHT with commas, in the place of the one that the weights were trained "
+        "for; the first is the default",
     )
     max_images: int = Field(64, ge=1, le=MAX_IMAGES, description="images in one request")
     max_queue: int = Field(
@@ -101,7 +106,7 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("there is no such user") from None
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "cors_origins", "sizes", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

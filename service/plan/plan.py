@@ -15,7 +15,7 @@ import numpy as np
 
 from model.description import ModelDescription
 from model.grids import GridError
-from model.rows import Image, Row
+from model.rows import Condition, Image, Row
 from model.samplers import SAMPLERS, denoise_table, sample_table
 from model.schedule import Schedule
 from service.errors import Invalid
@@ -89,7 +89,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
         guidance_scale = float(request.guidance_scale)
     scales = [1.0 if label is None else guidance_scale for label in labels]
     rows = [
-        Row(table, seed + i, label=label, guidance_scale=scale)
+        Row(table, seed + i, model.group, branches=_branches(label, scale), guidance_scale=scale)
         for i, (label, scale) in enumerate(zip(labels, scales, strict=True))
     ]
 
@@ -105,7 +105,9 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float) -> Plan:
         "guidance_scale": float(request.guidance_scale or max(scales)),
         "timeout_s": timeout_s,
     }
-    of_rows = [{"seed": row.seed, "class_label": row.label, "guidance_scale": row.guidance_scale} for row in rows]
+    of_rows = [
+        {"seed": row.seed, "class_label": row.branches[0].label, "guidance_scale": row.guidance_scale} for row in rows
+    ]
     return Plan(
         rows=rows,
         seeds=[row.seed for row in rows],
@@ -166,8 +168,9 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     row = Row(
         table,
         seed,
+        model.group,
         start=image,
-        label=label,
+        branches=_branches(label, scale),
         guidance_scale=scale,
         model_output=wants_output,
         latent=latent or request.output == "previous",
@@ -295,6 +298,12 @@ def _class_of(seed: int, model: ModelDescription) -> int:
     assert model.num_classes is not None
     digest = hashlib.sha256(f"class of {seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % model.num_classes
+
+
+def _branches(label: int | None, guidance_scale: float) -> tuple[Condition, ...]:
+    """The conditions of an image: its own, and with guidance "no label"."""
+    own = Condition(label)
+    return (own,) if guidance_scale == 1 else (own, Condition())
 
 
 def _check_guidance(scale: float, labels: list[int | None], model: ModelDescription) -> None:
