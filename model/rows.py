@@ -107,7 +107,10 @@ class Reading(NamedTuple):
 
 
 class VAE(Protocol):
-    """Maps images of one group to latents and back. Calls must not overlap."""
+    """Maps images of one group to latents and back.
+
+    Calls of `decode` must not overlap each other, and calls of `encode` neither. One of each may run at once.
+    """
 
     @property
     def widths(self) -> Sequence[int]:

@@ -4,13 +4,13 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from service.engine.requests import Finished
+from service.engine.requests import Finished, Upload
 from service.errors import ComputationFailed, DeadlinePassed, Failed, Invalid, Unavailable
-from tests.engines import LONG, Diary, Setting, a_decoded, a_row, an_image, images_of
+from tests.engines import LONG, Diary, FakeEncoding, Setting, a_decoded, a_row, an_image, images_of, pixels
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Submit:
     Attributes:
         rows: for each row its steps, whether it is guided, and its fate.
         latent: whether the client wants latents, which are not decoded.
+        answer: whether the answer is encoded, and its fate.
+        uploaded: whether it has an upload, which is encoded first.
     """
 
     rows: tuple[tuple[int, bool, str], ...]
@@ -27,6 +29,8 @@ class Submit:
     client: str
     watched: bool
     latent: bool = False
+    answer: str = "none"
+    uploaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,21 @@ Action = Submit | Cancel | Wait
 Script = list[tuple[str, list[Action]]]  # actions inside one of the engine's calls to its runner or VAE
 
 FATES = ("good", "good", "good", "good", "refused", "breaking", "poisoned")
+ANSWERS = ("good", "good", "whole at the end", "breaks")
 DECODED_FATES = ("breaks when decoded", "is NaN when decoded")
 
 
 def scripts(calls: Sequence[str], fates: Sequence[str], latents: bool = False) -> st.SearchStrategy[Script]:
     submissions = st.builds(
         Submit,
-        st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.sampled_from(fates)), min_size=1, max_size=4).map(
+        st.lists(st.tuples(st.integers(0 if latents else 1, 4), st.booleans(), st.sampled_from(fates)), min_size=1, max_size=4).map(
             tuple
         ),
         st.sampled_from((LONG, LONG, 3.0, 6.0, 12.0)),
         st.sampled_from("abc"),
         st.booleans(),
+        st.booleans() if latents else st.just(False),
+        st.sampled_from(("none", *ANSWERS)),
         st.booleans() if latents else st.just(False),
     )
     actions = st.one_of(
@@ -98,16 +105,21 @@ class Client:
         mine = [next(self.seeds) for _ in action.rows]
         rows = []
         for seed, (steps, guided, fate) in zip(mine, action.rows, strict=True):
-            rows.append(a_row(seed, steps, guided, action.latent))
+            row = a_row(seed, steps, guided, action.latent)
+            rows.append(row if steps else replace(row, start=pixels(seed, 0)))
             self.fated[fate].add(seed)
+        encoding = None if action.answer == "none" else FakeEncoding(*((0, 1) if "whole" in action.answer else (1, 0)))
+        if encoding is not None and action.answer == "breaks":
+            encoding.breaking = {0}
+        upload = Upload(pixels(mine[0], 0), lambda _: (rows, encoding)) if action.uploaded else None
         try:
             watcher = Diary(preview_every=1) if action.watched else None
-            job = self.s.accept(*rows, timeout_s=action.timeout_s, client=action.client, watcher=watcher).future
+            accepted = self.s.engine.submit(rows, action.timeout_s, action.client, encoding, watcher, upload)
         except (Unavailable, Invalid):
             self.refused += 1
             return None
-        self.jobs[job] = action, mine
-        return job
+        self.jobs[accepted.future] = action, mine
+        return accepted.future
 
     def check_ends(self) -> None:
         """Check that every request has an allowed result, and that the observer recorded it."""
@@ -115,7 +127,11 @@ class Client:
         for job, (submitted, mine) in self.jobs.items():
             decoded = self.s.decoder is not None and not submitted.latent
             harmless = {"good"} if decoded else {"good", *DECODED_FATES}
-            is_good = {fate for _, _, fate in submitted.rows} <= harmless
+            # Rows without steps meet no runner, and rows of an upload meet the VAE too.
+            fates = {fate for steps, _, fate in submitted.rows if steps or fate in ("good", *DECODED_FATES)}
+            is_good = fates <= harmless and submitted.answer != "breaks"
+            if submitted.uploaded and submitted.rows[0][2] in DECODED_FATES:
+                is_good = False
             if job.cancelled():
                 ends["disconnect"] += 1
             elif (error := job.exception(0)) is None:

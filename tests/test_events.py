@@ -20,12 +20,11 @@ import pytest
 from starlette.types import Message
 
 from model.rows import Image
-from service.engine.requests import Accepted, Finished
+from service.engine.requests import Accepted, Finished, Progress
 from service.errors import ComputationFailed
 from service.http import app
 from service.http.events import EventStream, Mailbox
-from service.http.metrics import Metrics
-from service.http.png import to_uint8
+from service.http.png import encode_png, to_uint8
 from service.plan.fields import SampleRequest
 from service.plan.plan import plan_sample
 from service.plan.served import Served
@@ -48,7 +47,7 @@ EVENTS = {"Accept": "text/event-stream"}
 JSON = {"Accept": "application/json"}
 KEYS = {
     "queued": {"position", "eta_s", "promise_s"},
-    "progress": {"step", "steps", "eta_s"},
+    "progress": {"step", "steps", "eta_s", "images_done", "images", "fraction"},
     "preview": {"index", "step", "b64_json"},
     "image": {"index", "seed", "b64_json"},
     "done": {"parameters", "timings"},
@@ -126,7 +125,13 @@ def told(events: list[Event], steps: int) -> dict[str, list[Json]]:
     assert taken == sorted(taken)
     assert taken[-1] == steps
     assert all(progress["steps"] == steps and progress["eta_s"] >= 0 for progress in data["progress"])
-    assert data["progress"][-1]["eta_s"] == 0
+    fractions = [progress["fraction"] for progress in data["progress"]]
+    assert fractions == sorted(fractions)
+    done = [progress["images_done"] for progress in data["progress"]]
+    assert done == sorted(done)
+    assert {progress["images"] for progress in data["progress"]} == {len(data["image"])}
+    last_told = data["progress"][-1]
+    assert (last_told["eta_s"], last_told["images_done"], last_told["fraction"]) == (0, len(data["image"]), 1)
 
     indices = [image["index"] for image in data["image"]]
     assert sorted(indices) == list(range(len(indices)))
@@ -598,6 +603,11 @@ class Connection:
         return [message.get("more_body", False) for message in self.sent[1:]] == [True] * (len(self.sent) - 2) + [False]
 
 
+def a_step(step: int, steps: int, eta_s: float) -> Progress:
+    """Progress of three images, which are done with their last step."""
+    return Progress(step, steps, eta_s, 3 * (step == steps), 3, step / steps)
+
+
 class Streaming(NamedTuple):
     """A stream of three images that the test drives, and the engine's references to it."""
 
@@ -611,17 +621,18 @@ class Streaming(NamedTuple):
         plan = plan_sample(SampleRequest(seed=7, num_images=3, preview_every=1), SERVED, timeout=300)
         mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
         future: Future[Finished] = Future()
-        stream = EventStream(Accepted(future, 2, 3.0, 4.0), mailbox, plan, served, {}, Metrics(), heartbeat_s)
+        stream = EventStream(Accepted(future, 2, 3.0, 4.0), mailbox, plan, served, {}, heartbeat_s)
         connection = Connection()
         task = asyncio.ensure_future(stream({"type": "http", "method": "POST"}, connection.receive, connection.send))
         return cls(connection, mailbox, future, task)
 
     def draw(self, *indices: int) -> None:
         for index in indices:
-            self.mailbox.image(index, IMAGE)
+            self.mailbox.image(index, PNG)
 
 
 IMAGE = np.zeros((1, 1, 2), np.float32)
+PNG = encode_png(IMAGE, {})
 FINISHED = Finished([IMAGE] * 3, queue_s=0.25, denoise_s=1.5)
 
 
@@ -646,14 +657,14 @@ def on_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
 async def test_news_that_nobody_took_give_way_to_newer_but_images_stay() -> None:
     mailbox = Mailbox(1, asyncio.get_running_loop())
     for step in (1, 2, 3):
-        mailbox.progress(step, 4, 4.0 - step)
+        mailbox.progress(a_step(step, 4, 4.0 - step))
         mailbox.preview(0, step, IMAGE)
     mailbox.preview(1, 3, IMAGE)
     for index in range(1000):
-        mailbox.image(index, IMAGE)
+        mailbox.image(index, PNG)
     await mailbox.wait()
     progress, previews, drawn = mailbox.take()
-    assert progress == (3, 4, 1.0)
+    assert progress == a_step(3, 4, 1.0)
     assert [(index, step) for index, (step, _) in previews.items()] == [(0, 3), (1, 3)]
     assert list(drawn) == list(range(1000))
     assert mailbox.take() == (None, {}, {})
@@ -666,9 +677,9 @@ def test_a_mailbox_whose_loop_is_over_holds_up_nobody() -> None:
         return Mailbox(1, asyncio.get_running_loop())
 
     mailbox = asyncio.run(make())
-    mailbox.progress(1, 2, 3.0)
+    mailbox.progress(a_step(1, 2, 3.0))
     mailbox.preview(0, 1, IMAGE)
-    mailbox.image(0, IMAGE)
+    mailbox.image(0, PNG)
 
 
 @on_a_loop
@@ -677,11 +688,11 @@ async def test_what_happens_while_the_reader_holds_back_the_server_is_told_in_fe
     await s.connection.sends("queued")
     s.connection.may_send.clear()
     for step in range(1, 100):
-        s.mailbox.progress(step, 100, 100.0 - step)
+        s.mailbox.progress(a_step(step, 100, 100.0 - step))
         s.mailbox.preview(0, step, IMAGE)
         await asyncio.sleep(0)
     s.draw(0, 1)
-    s.mailbox.progress(100, 100, 0.0)
+    s.mailbox.progress(a_step(100, 100, 0.0))
     s.draw(2)
     s.future.set_result(FINISHED)
     s.connection.may_send.set()
@@ -708,7 +719,7 @@ async def test_a_job_that_fails_before_anything_else_happens_is_told_of_at_once(
 async def test_a_quiet_connection_is_kept_by_comments() -> None:
     s = Streaming.begin(heartbeat_s=0.001)
     await s.connection.sends(": heartbeat\n\n: heartbeat\n\n")
-    s.mailbox.progress(1, 1, 0.0)
+    s.mailbox.progress(a_step(1, 1, 0.0))
     await s.connection.sends("progress")
     before = len(s.connection.text)
     while ": heartbeat\n\n" not in s.connection.text[before:]:
@@ -736,7 +747,7 @@ async def test_a_server_that_shuts_down_ends_no_stream() -> None:
         await s.connection.sends("queued")
         for _ in range(10):  # sse-starlette looks at the server when a stream begins
             await asyncio.sleep(0)
-        s.mailbox.progress(1, 1, 0.0)
+        s.mailbox.progress(a_step(1, 1, 0.0))
         s.draw(0, 1, 2)
         s.future.set_result(FINISHED)
         await s.response
@@ -760,7 +771,7 @@ async def test_a_reader_that_leaves_while_it_holds_back_the_server_cancels_the_j
     s = Streaming.begin()
     await s.connection.sends("queued")
     s.connection.may_send.clear()
-    s.mailbox.progress(1, 2, 1.0)
+    s.mailbox.progress(a_step(1, 2, 1.0))
     for _ in range(10):
         await asyncio.sleep(0)
     s.connection.left.set()
@@ -815,7 +826,7 @@ async def test_a_connection_that_raises_cancels_the_job() -> None:
     s = Streaming.begin()
     await s.connection.sends("queued")
     s.connection.is_broken = True
-    s.mailbox.progress(1, 2, 1.0)
+    s.mailbox.progress(a_step(1, 2, 1.0))
     with pytest.raises(OSError, match="broken"):
         await s.response
     assert s.future.cancelled()

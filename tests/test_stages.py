@@ -4,22 +4,24 @@ They work beside the passes of other rows.
 """
 
 import gc
+import json
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.rows import Image
+from model.rows import Image, Row
 from service.engine.engine import Engine
 from service.engine.promises import MARGIN, SHARED
-from service.engine.requests import Finished
-from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, Loading, QueueFull, Unavailable
+from service.engine.requests import Finished, Progress, Upload
+from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, Invalid, QueueFull
 from service.http.metrics import Metrics, exposition
 from tests.engines import (
     ENDLESS,
@@ -31,12 +33,14 @@ from tests.engines import (
     WARM_UP_PASSES,
     Call,
     Diary,
+    FakeEncoding,
     FakeRunner,
     Recorder,
     Setting,
     a_decoded,
     a_row,
     a_setting,
+    a_start,
     an_estimate,
     an_image,
     check_beyond_help,
@@ -104,10 +108,9 @@ def test_an_engine_whose_vae_does_not_work_is_failed(fault: str) -> None:
     s.engine.start()
     assert s.engine.wait_loaded(PATIENCE)
     assert status_of(s.engine) == "failed"
-    with pytest.raises(Failed, match="the engine has stopped"):
-        s.submit(a_row(1))
-    with pytest.raises(Failed, match="the engine has stopped"):
-        s.engine.decode(pixels(1, 1))
+    for ask in (lambda: s.submit(a_row(1)), lambda: s.upload(1, 1)):
+        with pytest.raises(Failed, match="the engine has stopped"):
+            ask()
     s.engine.close()
 
 
@@ -352,8 +355,7 @@ def test_what_a_finished_request_held_goes_at_once() -> None:
         with warm_latent(4) as s:
             future = s.accept(a_row(1), a_row(2), watcher=Diary(preview_every=1)).future
             images = [weakref.ref(image) for image in future.result(PATIENCE).images]
-            latents = s.engine.decode(pixels(3, 3)).result(PATIENCE)  # the decoder has let go of the batch
-            assert latents is not None
+            s.submit(a_row(3), encoding=FakeEncoding()).result(PATIENCE)  # all stages have let go of the first request
             s.observer.finished.clear()
             waiting = weakref.ref(future)
             del future
@@ -516,12 +518,16 @@ def test_latents_that_are_not_finite_do_not_show_that_decoding_does_not_work() -
 def test_an_upload_says_nothing_of_whether_images_can_be_decoded() -> None:
     with warm_latent(1) as s:
         s.vae.poisoned = {7}
-        with pytest.raises(ComputationFailed):
-            s.engine.decode(pixels(7, 1)).result(PATIENCE)  # a client may have sent anything
+        for job in (s.submit(a_start(7, 1)), s.upload(7, 1)):  # a client may have sent anything
+            assert isinstance(error_of(job), ComputationFailed)
         assert not s.engine.in_doubt
         s.vae.breaking = {1}
+        for job in (s.submit(a_start(1, 1)), s.upload(1, 1)):
+            assert isinstance(error_of(job), ComputationFailed)
+        assert not s.engine.in_doubt
         assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
-        s.engine.encode(pixels(2, 1)).result(PATIENCE)
+        s.upload(2, 1).result(PATIENCE)
+        s.submit(a_start(2, 1)).result(PATIENCE)
         assert s.engine.in_doubt
 
 
@@ -550,8 +556,8 @@ def test_an_upload_that_is_encoded_is_no_doubt() -> None:
     """The engine's own idle time does not matter."""
     with warm_latent(1, decode_seconds={1: 12.0}) as s:
         s.vae.hold()
-        upload = s.engine.encode(pixels(1, 1))
-        s.vae.next_call()
+        upload = s.upload(1, 1)
+        assert s.vae.next_call() == Call("encode", [1])
         s.clock.advance(100)
         assert not s.engine.in_doubt
         s.engine.asked()
@@ -565,8 +571,8 @@ def test_an_upload_that_is_encoded_is_no_doubt() -> None:
 # Batches that do not return
 
 
-@pytest.mark.parametrize(("seconds", "limit"), [(0.25, 8.0), (5.0, 75.0)])
-def test_a_batch_that_does_not_return_fails_all_requests_and_uploads(seconds: float, limit: float) -> None:
+@pytest.mark.parametrize(("seconds", "limit"), [(0.25, 8.0), (5.0, 80.0)])
+def test_a_batch_that_does_not_return_fails_all_requests(seconds: float, limit: float) -> None:
     with warm_latent(1, decode_seconds={1: seconds}) as s:
         blocker = keep_decoder_busy(s)
         began = s.clock.now
@@ -576,7 +582,7 @@ def test_a_batch_that_does_not_return_fails_all_requests_and_uploads(seconds: fl
         s.runner.hold()
         jobs.append(s.submit(a_row(2, steps=5)))
         s.runner.next_pass()
-        upload = s.engine.encode(pixels(3, 1))
+        jobs.append(s.submit(a_start(3, 1)))
         s.clock.now = began + limit - 0.1
         s.engine.check_health()
         assert s.engine.alive
@@ -586,15 +592,14 @@ def test_a_batch_that_does_not_return_fails_all_requests_and_uploads(seconds: fl
         for _ in range(2):  # a second time does nothing
             s.engine.check_health()
             assert all(isinstance(error_of(job), Failed) for job in jobs)
-            assert isinstance(upload.exception(PATIENCE), Failed)
             assert status_of(s.engine) == "failed"
             assert not s.engine.alive
             assert s.engine.wait_idle(0)
             assert s.to_decode == (0, 0)
-        for ask in (lambda: s.submit(a_row(4)), s.engine.probe, lambda: s.engine.encode(pixels(4, 1))):
+        for ask in (lambda: s.submit(a_row(4)), s.engine.probe, lambda: s.upload(4, 1)):
             with pytest.raises(Failed, match="does not return"):
                 ask()
-        assert s.observer.ended == ["failed"] * 3
+        assert s.observer.ended == ["failed"] * 4
 
 
 def test_an_engine_whose_decoder_was_stuck_recovers_when_that_returns_and_no_earlier() -> None:
@@ -623,29 +628,30 @@ def test_an_engine_whose_decoder_was_stuck_recovers_when_that_returns_and_no_ear
     assert s.is_empty()
 
 
-def test_an_upload_that_is_stuck_is_answered_once() -> None:
+def test_an_upload_that_is_stuck_is_found_and_answered_once() -> None:
     with warm_latent(1) as s:
         s.vae.hold()
-        uploads = [s.engine.encode(pixels(1, 1)), s.engine.encode(pixels(2, 1))]
+        uploads = [s.upload(1, 1), s.upload(2, 1)]
         assert s.vae.next_call() == Call("encode", [1])
         s.clock.advance(30)
         s.engine.check_health()
-        assert all(isinstance(upload.exception(PATIENCE), Failed) for upload in uploads)
+        assert all(isinstance(error_of(upload), Failed) for upload in uploads)
         assert not s.engine.alive
         s.vae.let_go()
         s.engine.close()
         assert s.vae.calls == [Call("encode", [1])]
+    assert s.observer.ended == ["failed"] * 2
 
 
 @pytest.mark.parametrize("noticed", [True, False])
 def test_an_engine_whose_decoder_is_stuck_can_be_closed(noticed: bool) -> None:
     with warm_latent(1) as s:
-        job, upload = keep_decoder_busy(s), s.engine.encode(pixels(1, 1))
+        jobs = keep_decoder_busy(s), s.submit(a_start(1, 1))
         s.clock.advance(40)
         if noticed:
             s.engine.check_health()
         elsewhere(s.engine.close)
-        for error in (error_of(job), upload.exception(PATIENCE)):
+        for error in map(error_of, jobs):
             assert isinstance(error, Failed if noticed else Draining)
         assert status_of(s.engine) == "draining"
         assert not s.engine.alive
@@ -654,39 +660,44 @@ def test_an_engine_whose_decoder_is_stuck_can_be_closed(noticed: bool) -> None:
 # The end
 
 
-def test_draining_waits_for_what_is_decoded_and_for_uploads() -> None:
+def test_draining_waits_for_what_is_encoded_and_decoded() -> None:
     with warm_latent(1) as s:
-        job, upload = keep_decoder_busy(s), s.engine.decode(pixels(1, 1))
+        s.vae.hold()
+        upload = s.upload(2, 1)
+        assert s.vae.next_call() == Call("encode", [2])
         s.engine.drain()
-        for ask in (lambda: s.submit(a_row(2)), lambda: s.engine.encode(pixels(2, 1))):
+        for ask in (lambda: s.submit(a_row(3)), lambda: s.upload(3, 1)):
             with pytest.raises(Draining):
                 ask()
         assert not s.engine.wait_idle(0)
-        assert s.vae.next_call() == Call("decode", [1])
-        assert images_of(job) == [a_decoded(BLOCKER, 1)]
+        s.vae.let_go()
+        assert images_of(upload) == [an_image(2, 0.5)]
+        assert s.engine.wait_idle(PATIENCE)
+    with warm_latent(1) as s:
+        jobs = keep_decoder_busy(s), s.submit(a_start(1, 1))
+        s.engine.drain()
         assert not s.engine.wait_idle(0)
         s.vae.let_go()
+        assert [images_of(job) for job in jobs] == [[a_decoded(BLOCKER, 1)], [a_decoded(1, 1)]]
         assert s.engine.wait_idle(PATIENCE)
-        assert upload.result(PATIENCE).tolist() == a_decoded(1, 1)
 
 
 def test_closing_while_images_are_decoded_answers_all_as_draining_and_joins_the_threads() -> None:
     others = threading.enumerate()
     with warm_latent(2, seconds=1e-6) as s:  # passes go on meanwhile, and must not make the batch seem stuck
         jobs = [keep_decoder_busy(s), s.submit(a_row(1)), s.submit(a_row(2, ENDLESS))]
-        upload = s.engine.encode(pixels(3, 1))
+        jobs.append(s.submit(a_start(3, 1)))
         with ThreadPoolExecutor() as pool:
             closing = pool.submit(s.engine.close)
             assert all(isinstance(error_of(job), Draining) for job in jobs)
             s.vae.let_go()
             closing.result(PATIENCE)
-        assert isinstance(upload.exception(PATIENCE), Draining)
         assert set(threading.enumerate()) <= set(others)
         assert seeds_of(s.vae.calls) == [[BLOCKER]]
         assert s.engine.wait_idle(0)
         with pytest.raises(Draining):
-            s.engine.encode(pixels(4, 1))
-    assert s.observer.ended == ["draining"] * 3
+            s.upload(4, 1)
+    assert s.observer.ended == ["draining"] * 4
 
 
 def test_requests_and_uploads_of_an_engine_whose_decoder_dies_fail() -> None:
@@ -697,24 +708,21 @@ def test_requests_and_uploads_of_an_engine_whose_decoder_dies_fail() -> None:
         s.vae.hold()
         s.runner.let_go()
         assert s.vae.next_batch() == [1, 2]
-        upload = s.engine.encode(pixels(4, 1))
         s.vae.let_go()
         assert s.engine.wait_idle(PATIENCE)
-        assert isinstance(upload.exception(PATIENCE), Failed)
         assert Counter(type(error_of(job)) for job in jobs) == {type(None): 2, Failed: 1}  # two were decoded
         check_beyond_help(s, "decoding has died")
         with pytest.raises(Failed, match="the engine has stopped"):
-            s.engine.encode(pixels(5, 1))
+            s.upload(5, 1)
 
 
 def test_what_is_to_be_decoded_fails_where_the_engine_dies() -> None:
     with warm_latent(1) as s:
-        job, upload = keep_decoder_busy(s), s.engine.encode(pixels(1, 1))
+        jobs = keep_decoder_busy(s), s.submit(a_start(1, 1))
         s.runner.unreleased = {2}
         s.submit(a_row(2, latent=True))
-        assert isinstance(error_of(job), Failed)
+        assert all(isinstance(error_of(job), Failed) for job in jobs)
         s.vae.let_go()
-        assert isinstance(upload.exception(PATIENCE), Failed)
         assert status_of(s.engine) == "failed"
         s.settle_decoding()
         assert seeds_of(s.vae.calls) == [[BLOCKER]]
@@ -723,90 +731,310 @@ def test_what_is_to_be_decoded_fails_where_the_engine_dies() -> None:
 # Uploads
 
 
-def test_uploads_are_encoded_and_decoded() -> None:
+def test_an_upload_is_encoded_and_its_rows_start_from_the_latents() -> None:
     with warm_latent(1) as s:
-        latents = s.engine.encode(pixels(1, 2.5)).result(PATIENCE)
-        assert latents.tolist() == an_image(1, 2)
-        assert s.engine.decode(latents).result(PATIENCE).tolist() == a_decoded(1, 2)
-        assert s.engine.wait_idle(PATIENCE)
-    assert s.observer.batches == []  # uploads are not recorded
-    assert s.observer.accepted == 0
+        starts: list[Image | None] = []
+        s.runner.during = lambda call: starts.extend(row.row.start for row in s.runner.rows.values())
+        job = s.upload(1, 2.5, a_row(7, steps=2))
+        assert images_of(job) == [a_decoded(7, 2)]
+        assert {str(start) for start in starts} == {str(pixels(1, 2.0))}
+        assert job.result().queue_s == 1.0  # the encoding
+    assert s.observer.batches == [("encode", 1, 1.0), ("decode", 1, 1.0)]
+    assert (s.observer.accepted, s.observer.started) == (1, [1.0])
+    assert [kept for _, kept, *_ in s.observer.finished] == [True]
+    assert s.is_empty()
 
 
-def test_uploads_come_after_images_that_wait_and_in_their_order() -> None:
-    with warm_latent(2, decode_seconds={1: 1.0}) as s:
+def test_rows_without_steps_are_encoded_and_decoded_alone() -> None:
+    with warm_latent(1) as s:
+        assert images_of(s.upload(1, 2.5)) == [an_image(1, 2.0)]
+        assert images_of(s.upload(1, 2.5, a_start(1, 0))) == [a_decoded(1, 2)]
+        assert images_of(s.submit(a_start(2, 3))) == [a_decoded(2, 3)]
+        assert images_of(s.submit(a_start(3, 3, latent=True))) == [an_image(3, 3)]
+        assert s.runner.passes == []
+    assert s.observer.ended == [1] * 4
+    assert s.is_empty()
+
+
+def test_rows_without_steps_take_the_time_of_their_stages() -> None:
+    with warm_latent(1, decode_seconds={1: 0.5}) as s:
+        accepted = s.accept_upload(1, 2.5, a_start(1, 0))
+        finished = accepted.future.result(PATIENCE)
+        assert (finished.queue_s, finished.denoise_s, finished.decode_s) == (0.5, 0.0, 0.5)
+        assert accepted.eta_s == pytest.approx(1.0)
+
+
+def test_uploads_are_encoded_beside_passes_and_decoding_the_earliest_promise_first() -> None:
+    with warm_latent(1) as s:
         keep_decoder_busy(s)
-        uploads = [s.engine.encode(pixels(11, 1)), s.engine.decode(pixels(12, 1)), s.engine.encode(pixels(13, 1))]
-        s.submit(a_row(1), a_row(2))
-        s.take_all_steps()
-        calls = [s.vae.next_call() for _ in range(3)]
-        assert calls == [Call("decode", [1]), Call("decode", [2]), Call("encode", [11])]
-        late = s.submit(a_row(3))  # is decoded before the next encode
-        s.take_all_steps()
-        calls = [s.vae.next_call() for _ in range(3)]
-        assert calls == [Call("decode", [3]), Call("decode", [12]), Call("encode", [13])]
         s.vae.let_go()
-        assert images_of(late) == [a_decoded(3, 1)]
-        assert [upload.result(PATIENCE)[0, 0, 0] for upload in uploads] == [11, 12, 13]
+        s.vae.hold()
+        s.runner.hold()
+        s.submit(a_row(50, ENDLESS))
+        s.runner.next_pass()
+        order: list[int] = []
+        for seed, timeout_s in ((1, LONG), (2, LONG), (3, 30), (4, 20)):
+            s.accept_upload(seed, 1, timeout_s=timeout_s)
+        assert s.to_encode[0] == 4
+        for _ in range(4):
+            name, [seed] = s.vae.next_call()
+            assert name == "encode"
+            order.append(seed)
+        assert order == [1, 4, 3, 2]
+        s.vae.let_go()
+        assert s.runner.passes[-1] == [(50, 0)]
 
 
-def test_an_upload_that_is_cancelled_is_forgotten() -> None:
+def test_an_upload_has_a_place_in_the_queue_and_takes_a_share() -> None:
     with warm_latent(1, max_queue=2) as s:
-        keep_decoder_busy(s)
-        first, second = s.engine.encode(pixels(1, 1)), s.engine.encode(pixels(2, 1))
-        with pytest.raises(QueueFull):
-            s.engine.encode(pixels(3, 1))
-        assert second.cancel()
-        third = s.engine.encode(pixels(3, 1))  # takes the place of the second
+        s.vae.hold()
+        first, second = s.upload(1, 1), s.upload(2, 1)
         assert s.vae.next_call() == Call("encode", [1])
+        assert s.places.taken == 2
+        with pytest.raises(QueueFull, match="all 2 places"):
+            s.upload(3, 1)
+        assert second.cancel()
+        third = s.upload(3, 1)  # takes the place of the second
         assert first.cancel()  # during its call
-        assert s.engine.encode(pixels(4, 1)).cancel()
+        assert s.upload(4, 1).cancel()
         assert s.vae.next_call() == Call("encode", [3])
         s.vae.let_go()
-        assert third.result(PATIENCE).tolist() == an_image(3, 0.5)
+        assert images_of(third) == [an_image(3, 0.5)]
         assert s.engine.wait_idle(PATIENCE)
-        s.engine.encode(pixels(5, 1)).result(PATIENCE)
-        assert [call.seeds for call in s.vae.calls] == [[BLOCKER], [1], [3], [5]]
-    with pytest.raises(CancelledError):
-        first.result(0)
-
-
-def test_uploads_that_are_too_many_are_refused_with_the_time_that_the_others_take() -> None:
-    with warm_latent(1, max_queue=3, decode_seconds={1: 2.0}) as s:
-        keep_decoder_busy(s)
-        uploads = [s.engine.decode(pixels(seed, 1)) for seed in (1, 2, 3)]
-        with pytest.raises(QueueFull, match="3 uploads wait") as refusal:
-            s.engine.decode(pixels(4, 1))
-        assert refusal.value.retry_after == 6.0
-        assert s.places.taken == 1  # they take no places
-        s.vae.let_go()
-        for upload in uploads:
-            upload.result(PATIENCE)
-        s.engine.decode(pixels(5, 1)).result(PATIENCE)
+        s.upload(5, 1).result(PATIENCE)
+        assert [call.seeds for call in s.vae.calls] == [[1], [3], [5]]
+    assert s.observer.ended == ["disconnect"] * 3 + [1] * 2
+    assert s.observer.refused == ["full"]
+    assert s.is_empty()
 
 
 @pytest.mark.parametrize("fault", ["breaking", "poisoned"])
-def test_an_upload_that_cannot_be_encoded_or_decoded_fails_alone(fault: str) -> None:
+def test_an_upload_that_cannot_be_encoded_fails_alone(fault: str) -> None:
     with warm_latent(1) as s:
         setattr(s.vae, fault, {1})
-        for ask in (s.engine.encode, s.engine.decode):
-            bad, good = ask(pixels(1, 1)), ask(pixels(2, 1))
-            with pytest.raises(ComputationFailed, match="encoded or decoded"):
-                bad.result(PATIENCE)
-            good.result(PATIENCE)
+        bad, good = s.upload(1, 1, a_row(1)), s.upload(2, 1, a_row(2))
+        with pytest.raises(ComputationFailed, match="encoded"):
+            bad.result(PATIENCE)
+        assert images_of(good) == [a_decoded(2, 1)]
         assert s.engine.alive
-        assert s.vae.calls[-1] == Call("decode", [2])
+        assert not s.engine.in_doubt
+        calls = [Call("encode", [1])] * (2 if fault == "breaking" else 1)  # what raises is tried again
+        assert s.vae.calls == [*calls, Call("encode", [2]), Call("decode", [2])]
+    assert s.observer.failed_batches == (["encode"] * 2 if fault == "breaking" else [])
+    assert s.observer.ended == ["failed", 1]
+    assert s.is_empty()
 
 
-def test_uploads_are_refused_while_the_model_is_loaded() -> None:
-    s = a_setting(FakeRunner({1: 1.0}), decode_seconds={1: 1.0})
-    for ask in (s.engine.encode, s.engine.decode):
-        with pytest.raises(Loading):
-            ask(pixels(1, 1))
-    with started(s):
-        s.engine.encode(pixels(1, 1)).result(PATIENCE)
-    with pytest.raises(Unavailable):
-        s.engine.encode(pixels(1, 1))
+def test_what_is_wrong_with_latents_is_told() -> None:
+    def refuse(latents: Image) -> tuple[list[Row], None]:
+        raise Invalid.field("image", "is too bright")
+
+    with warm_latent(1) as s:
+        job = s.accept(a_row(1), upload=Upload(pixels(1, 1), refuse)).future
+        with pytest.raises(Invalid, match="too bright"):
+            job.result(PATIENCE)
+    assert s.observer.ended == ["failed"]
+    assert s.is_empty()
+
+
+def test_a_request_whose_time_is_over_while_its_upload_waits_is_late() -> None:
+    with warm_latent(1) as s:
+        s.vae.hold()
+        first, late = s.upload(1, 1), s.accept_upload(2, 1, timeout_s=25).future
+        assert s.vae.next_call() == Call("encode", [1])
+        s.clock.advance(25)
+        s.engine.check_health()  # is stuck only later: all of these calls are slow
+        with pytest.raises(DeadlinePassed, match="not done within 25 s"):
+            late.result(PATIENCE)
+        s.vae.let_go()
+        error_of(first)
+    assert s.observer.ended[0] == "timeout"
+
+
+def test_what_cannot_be_encoded_in_time_is_refused_before_it_is_encoded() -> None:
+    with warm_latent(1, decode_seconds={1: 4.0}) as s:
+        with pytest.raises(Invalid, match="must be at least"):
+            s.accept_upload(1, 1, timeout_s=4.0)
+        assert s.vae.calls == []
+    assert s.observer.refused == ["impossible"]
+
+
+# Answers
+
+
+def texts_of(future: Future[Finished]) -> list[list[list[list[float]]]]:
+    found: list[list[list[list[float]]]] = json.loads(future.result(PATIENCE).body)
+    return found
+
+
+@pytest.mark.parametrize("values", [(1, 0), (1, 1), (0, 1), (0, 0)])
+@pytest.mark.parametrize("setting", [warm, warm_latent])
+def test_the_answer_is_encoded_in_the_engine(
+    setting: Callable[..., AbstractContextManager[Setting]], values: tuple[int, int]
+) -> None:
+    with setting(2) as s:
+        encoding = FakeEncoding(*values)
+        job = s.submit(a_row(1, 5), a_row(2, 1), a_row(3, 2), encoding=encoding)
+        assert texts_of(job) == images_of(job)
+        assert encoding.calls == [*([1, 2, 0] if values[0] else []), *([-1] if values[1] else [])]
+    assert s.observer.ended == [3]
+    assert s.is_empty()
+
+
+def test_a_promise_lasts_to_the_last_byte_of_the_answer() -> None:
+    with warm(1) as s:
+        slow, quick = FakeEncoding(), FakeEncoding()
+        slow.during = lambda index: s.clock.advance(100.0)
+        quick.during = lambda index: s.clock.advance(0.0625)
+        for encoding in (slow, quick):
+            job = s.accept(a_row(1, 4), a_row(2, 4), encoding=encoding)
+            job.future.result(PATIENCE)
+    (first, kept_1, _, taken_1), (second, kept_2, _, taken_2) = s.observer.finished
+    assert (kept_1, kept_2) == (False, True)
+    assert (first.encode_s, taken_1) == (200.0, 208.0)
+    assert (second.encode_s, taken_2) == (0.125, 8.125)
+
+
+def test_images_are_encoded_while_other_images_take_their_steps() -> None:
+    with warm(1) as s:
+        encoding = FakeEncoding(of_whole=1)
+        encoding.hold()
+        s.runner.hold()
+        job = s.submit(a_row(1), a_row(2, 3), encoding=encoding)
+        passes = [s.runner.next_pass() for _ in range(3)]
+        assert encoding.next_call() == 0
+        assert (2, 0) in passes[-1]
+        s.runner.let_go()
+        assert encoding.next_call() == 1
+        assert encoding.next_call() == -1
+        assert not job.done()
+        assert s.to_encode == (0, 1)
+        encoding.let_go()
+        assert images_of(job) == [an_image(1, 1), an_image(2, 3)]
+    assert s.is_empty()
+
+
+def test_what_is_expected_counts_the_encoding_and_follows_it() -> None:
+    with warm(1) as s:
+        encoding = FakeEncoding(of_image=1_000_000)
+        encoding.during = lambda index: s.clock.advance(2.0)
+        first = s.accept(a_row(1), encoding=encoding)
+        assert 1.0 < first.eta_s < 1.5
+        first.future.result(PATIENCE)
+        for seed in range(2, 12):
+            s.submit(a_row(seed), encoding=encoding).result(PATIENCE)
+        assert s.accept(a_row(12), encoding=encoding).eta_s == pytest.approx(3.0, rel=0.1)
+        assert s.accept(a_row(13), encoding=FakeEncoding(1)).promise_s < 12
+
+
+def test_an_answer_that_cannot_be_encoded_fails_alone_and_is_tried_twice() -> None:
+    with warm(2) as s:
+        s.keep_busy()
+        bad, good = FakeEncoding(), FakeEncoding()
+        bad.breaking = {1}
+        jobs = [s.submit(a_row(1), a_row(2), a_row(3), encoding=bad), s.submit(a_row(4), encoding=good)]
+        s.runner.let_go()
+        with pytest.raises(ComputationFailed, match=r"^the answer to this request could not be encoded$"):
+            jobs[0].result(PATIENCE)
+        assert texts_of(jobs[1]) == [an_image(4, 1)]
+        assert bad.calls.count(1) == 2
+        assert not s.engine.in_doubt  # the model is not at fault
+    assert s.observer.failed_batches == ["answer"] * 2
+    assert Counter(s.observer.ended) == {"failed": 1, 1: 1}
+    assert s.is_empty()
+
+
+@pytest.mark.parametrize("values", [(1, 0), (1, 1), (0, 1)])
+def test_a_fault_of_encoding_that_does_not_come_again_harms_nobody(values: tuple[int, int]) -> None:
+    with warm(1) as s:
+        encoding = FakeEncoding(*values)
+        encoding.faults = 1
+        job = s.submit(a_row(1), a_row(2), encoding=encoding)
+        assert texts_of(job) == [an_image(1, 1), an_image(2, 1)]
+    assert s.observer.failed_batches == ["answer"]
+    assert s.observer.ended == [2]
+
+
+def test_who_leaves_while_its_answer_is_encoded_is_gone() -> None:
+    with warm(2) as s:
+        encoding, other = FakeEncoding(of_whole=1), FakeEncoding()
+        encoding.hold()
+        leaver = s.submit(a_row(1), a_row(2), encoding=encoding)
+        assert encoding.next_call() == 0
+        stayer = s.submit(a_row(3), encoding=other)
+        assert elsewhere(leaver.cancel)
+        assert s.observer.ended == ["disconnect"]
+        assert s.places.taken == 1
+        encoding.let_go()
+        assert texts_of(stayer) == [an_image(3, 1)]
+        assert encoding.calls == [0]  # nothing more of it is encoded
+    assert s.is_empty()
+
+
+def test_an_encoding_that_does_not_return_is_found() -> None:
+    with warm(1) as s:
+        encoding = FakeEncoding()
+        encoding.hold()
+        job = s.submit(a_row(1), encoding=encoding)
+        assert encoding.next_call() == 0
+        s.clock.advance(7.9)
+        s.engine.check_health()
+        assert s.engine.alive
+        s.clock.advance(0.1)
+        s.engine.check_health()
+        assert isinstance(error_of(job), Failed)
+        assert not s.engine.alive
+        s.clock.advance(24)
+        s.engine.check_health()
+        check_beyond_help(s, "encoding an answer has not returned for 32 s")
+        encoding.let_go()
+
+
+def test_the_probe_has_no_answer() -> None:
+    with warm(1) as s:
+        assert s.engine.probe().result(PATIENCE).body == b""
+    assert s.observer.batches == []
+
+
+# Progress
+
+
+def test_progress_is_of_all_work_and_never_falls() -> None:
+    with warm_latent(1, decode_seconds={1: 0.5}) as s:
+        diary = Diary()
+        encoding = FakeEncoding(1_000_000, 1_000_000)
+        job = s.accept_upload(1, 1, a_row(1, 4), a_row(2, 2), watcher=diary, encoding=encoding).future
+        job.result(PATIENCE)
+    fractions = [progress.fraction for progress in diary.told]
+    assert fractions == sorted(fractions)
+    assert all(fraction < 1 for fraction in fractions[:-1])
+    assert diary.told[-1] == Progress(4, 4, 0.0, 2, 2, 1.0)
+    assert 0 < fractions[0] < 0.2  # the upload is encoded
+    assert diary.told[0][:2] == (0, 4)
+    done = [progress.images_done for progress in diary.told]
+    assert done == sorted(done)
+    assert {0, 1, 2} <= set(done)
+    of_images = [(progress.step, progress.fraction) for progress in diary.told if progress.images_done == 2]
+    assert len(of_images) == 2  # the last image, and the whole
+
+
+def test_progress_is_told_of_an_image_though_the_slowest_takes_no_step() -> None:
+    with warm(1) as s:
+        diary = Diary()
+        job = s.accept(*(a_row(seed, 3) for seed in range(1, 5)), watcher=diary).future
+        job.result(PATIENCE)
+    while_none = {progress.images_done for progress in diary.told if progress.step == 0}
+    assert {0, 1, 2} <= while_none
+    shares = [progress.fraction for progress in diary.told if progress.step == 0]
+    assert max(shares) > 0.7
+
+
+def test_the_work_of_rows_without_steps_is_told() -> None:
+    with warm_latent(1) as s:
+        diary = Diary()
+        s.accept(a_start(1, 1), watcher=diary).future.result(PATIENCE)
+    assert diary.told[-1] == Progress(0, 0, 0.0, 1, 1, 1.0)
+    assert diary.of("image") == [(0, a_decoded(1, 1))]
 
 
 # Estimates and promises
@@ -871,8 +1099,8 @@ def test_metrics_tell_of_decoding() -> None:
     with warm_latent(1, decode_seconds={1: 0.5, 2: 0.75}) as s:
         metrics = Metrics()
         keep_decoder_busy(s)
-        metrics.batch_decoded(3, 1.5)
-        metrics.decoding_failed()
+        metrics.batch_done("decode", 3, 1.5)
+        metrics.batch_failed("decode")
         found = {name: value for name, value in shown(metrics, s.engine).items() if not name.endswith("_created")}
         assert found == {
             "decode_seconds_count": 1,
@@ -963,6 +1191,6 @@ def test_nothing_is_left_behind_by_any_mix_of_requests_that_are_decoded(
         if s.engine.beyond_help is None:
             s.wait_alive()  # stuck calls return
             s.engine.check_health()
-            s.engine.decode(pixels(0, 0)).result(PATIENCE)  # after the last batch
+            s.submit(a_start(0, 0)).result(PATIENCE)  # after the last batch
         client.check_ends()
         check_that_nothing_but_a_hang_does_harm(s)
