@@ -2,18 +2,26 @@
 
 Two plans run the jobs in the order of their promises. Each plan bounds the completion time of every job:
 
-- alone: one job after the other, each in groups of rows that fill a pass. Job k is done after the `seconds` of the jobs
-  up to k.
-- together: passes are filled, up to the width w. Let R be the forward rows that the jobs up to k have left, and S the
-  steps of job k. In a pass that lacks a due row of job k, all w rows belong to the jobs up to k. There are at most
-  (R − S)/w such passes. Each other pass advances job k by a step, so there are at most S other passes. Job k takes at
-  most R/w + S·(1 − 1/w) passes (R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969).
+- alone: one job after the other, each in waves of rows that fill a pass. Job k has taken its steps after the `seconds`
+  of the jobs up to k.
+- together: each pass is of the group of the first job, and filled with rows of that group in the order of promises, up
+  to the width w of the group. For group h, let R be the forward rows that its jobs up to k have left, S the most steps
+  left of one of them, and F the seconds of a full pass. All w rows of a pass belong to the jobs up to k, or the pass has
+  all their due rows and S falls by 1. So the passes of group h take at most F·(R/w + S·(1 − 1/w)), and job k has taken
+  its steps after the sum over the groups. In job k's own group its own steps are enough for S. (R. L. Graham, "Bounds
+  on multiprocessing timing anomalies", 1969.)
 
-Latents are decoded beside the passes, in batches of up to w rows, the earliest promise first. Rows of job k that have
-taken their steps may wait for a batch that has begun. Later batches are full of rows of the jobs up to k, except the
-batch with the last row of job k. If these jobs have I rows left to decode, decoding takes at most I/w + 2 − 1/w
-batches. A batch beside passes gets half of the machine. Both plans add these seconds to their bounds. Once all rows of
-a job have taken their steps, the job waits only for decoding, whatever passes run.
+Stages work beside the passes, one piece after the other, the earliest promise first:
+
+- An upload is encoded first. Its job cannot run before, so a pass may be under way when it can. In `together`, the
+  steps of jobs that cannot run yet are added to S, for they do not fall while others step.
+- Rows that have taken their steps are decoded in batches of one group, of up to w rows. One batch may be under way.
+  Each later batch of job k's group is full of rows of the jobs up to k, except for the batch with the last row of job
+  k. A batch of another group may be of one row only.
+- The answer is encoded piece by piece. One piece of another job may be under way.
+
+A stage beside passes gets half of the machine. The bounds of a job's stages are added up. Once a job has taken its
+steps, it waits only for stages, whatever passes run.
 
 If the bounds of a plan keep all promises with a margin, the promises hold as long as the plan is followed. Passes
 outside the plan make no bound longer, and neither do jobs that leave. So the scheduler may spend a plan's spare time
@@ -21,16 +29,16 @@ freely.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, repeat
+from itertools import accumulate
 from math import inf
 from typing import NamedTuple
 
-from service.engine.costs import Costs
+from service.engine.costs import Costs, Machine
 from service.engine.jobs import Job
 
-MARGIN = 0.25  # passes may take longer than expected by this share, and all promises hold
+MARGIN = 0.25  # work may take longer than expected by this share, and all promises hold
 PATIENCE = 2.0  # times the seconds of the job and the work ahead in full passes
-SHARED = 2.0  # times the seconds of decoding alone, while passes run beside decoding
+SHARED = 2.0  # times the seconds of a stage alone, while passes run beside it
 SHORTEST = 0.25  # seconds; the operating system's delays could break a shorter promise
 _ROUNDING = 1e-9  # seconds
 
@@ -42,122 +50,199 @@ class Spare(NamedTuple):
     together: float
 
 
-class Bounds:
-    """The plans' bounds in seconds, for one state of the costs, margin included."""
+class Images(NamedTuple):
+    """Bounds of decoding images of one group, in seconds.
 
-    def __init__(self, costs: Costs) -> None:
-        self.unit = costs.speed * (1 + MARGIN)
-        self._full = costs.ceilings[costs.width] * self.unit
-        self.row = self._full / costs.width
-        self.step = self._full - self.row
-        self.image = self.batches = 0.0  # of decoding: seconds for each row, and for batches that are not full
-        if costs.decoding is not None:
-            decoding = costs.decoding
-            full = decoding.ceilings[decoding.width] * SHARED * decoding.speed * (1 + MARGIN)
-            self.image = full / decoding.width
-            self.batches = 2 * full - self.image
+    Attributes:
+        image: each image in a full batch.
+        single: the most that an image takes in any batch.
+        full: a full batch.
+    """
+
+    image: float
+    single: float
+    full: float
+
+
+class Bounds:
+    """The plans' bounds in seconds, for one state of the costs, margin included.
+
+    Attributes:
+        rows, steps: for the passes of each group, the bound for a forward row and for a step.
+        images: of decoding, for each group of passes.
+        decode, encode, answer: factors from seconds at speed 1 to a bound.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.rows: dict[Costs, float] = {}
+        self.steps: dict[Costs, float] = {}
+        self.images: dict[Costs, Images] = {}
+        self.decode = self.encode = SHARED * (1 + MARGIN)
+        self.answer = SHARED * (1 + MARGIN)
+        for costs in machine.passes.values():
+            self.unit = costs.speed * (1 + MARGIN)
+            full = costs.ceilings[costs.width] * self.unit
+            self.rows[costs] = full / costs.width
+            self.steps[costs] = full - full / costs.width
+        for group, costs in machine.decode.items():
+            self.decode = costs.speed * SHARED * (1 + MARGIN)
+            ceilings = [seconds * self.decode for seconds in costs.ceilings[: costs.width + 1]]
+            single = max(seconds / n for n, seconds in enumerate(ceilings) if n)
+            self.images[machine.passes[group]] = Images(ceilings[-1] / costs.width, single, ceilings[-1])
+        for costs in machine.encode.values():
+            self.encode = costs.speed * SHARED * (1 + MARGIN)
 
     def alone(self, seconds: float) -> float:
-        """The bound for a job. `seconds` is the time of the job and the jobs ahead at speed 1."""
+        """The bound for a job's steps. `seconds` is the time of the job and the jobs ahead at speed 1."""
         return self.unit * seconds
 
-    def together(self, rows: int, steps: int) -> float:
-        """The bound for a job with `steps` left. The job and the jobs ahead have `rows` forward rows left."""
-        return self.row * rows + self.step * steps
+    def together(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The bound for a job's steps, behind these other jobs."""
+        seconds = self.rows[job.costs] * job.left + self.steps[job.costs] * job.steps
+        most: dict[Costs, int] = {}
+        for other in ahead:
+            costs = other.costs
+            seconds += self.rows[costs] * other.left
+            if costs is not job.costs and other.encoding:
+                seconds += self.steps[costs] * other.steps
+            elif costs is not job.costs:
+                most[costs] = max(most.get(costs, 0), other.steps)
+        return seconds + sum(self.steps[costs] * steps for costs, steps in most.items())
 
-    def decoded(self, job: Job, images: int) -> float:
-        """The seconds from a job's last step to its last image. `images` counts the job's own and those ahead."""
-        return self.image * images + self.batches if job.undecoded else 0.0
+    def decoded(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The seconds from a job's last step to its last image, behind these other jobs."""
+        if not job.undecoded:
+            return 0.0
+        images = self.images[job.costs]
+        seconds = images.image * (job.undecoded - 1) + images.full + self.decode * job.decode_block
+        for other in ahead:
+            theirs = self.images[other.costs]
+            seconds += other.undecoded * (theirs.image if other.costs is job.costs else theirs.single)
+        return seconds
+
+    def answered(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The seconds from a job's last image to the end of its answer, behind these other jobs."""
+        if not job.unanswered:
+            return 0.0
+        return self.answer * (job.answer_block + job.answer_s + sum(other.answer_s for other in ahead))
 
 
-def spare(line: Sequence[Job], costs: Costs, start: float) -> Spare:
+class _Rate:
+    """Bounds of one group, and what its jobs so far have left.
+
+    Attributes:
+        row, step: bounds for a forward row and for a step.
+        most: the bound for the most steps of a job that may run.
+        held: the bound for the steps of jobs that may not run yet.
+        images: rows to decode.
+    """
+
+    __slots__ = ("decode", "held", "images", "most", "row", "step")
+
+    def __init__(self, row: float, step: float, decode: Images) -> None:
+        self.row, self.step, self.decode = row, step, decode
+        self.most = self.held = 0.0
+        self.images = 0
+
+
+class _Look(NamedTuple):
+    """What the plans leave to a line of jobs.
+
+    Attributes:
+        spare: of the plans.
+        alone: alone[i] is the bound of the plan `alone` for the first i jobs.
+        others: others[i] is the bound of the plan `together` for the first i jobs, for a job of one group that takes
+            no step itself.
+        most: most[i] is the bound for the most steps of one of the first i jobs that is of this group and may run.
+        left: left[i] is what job number i has to spare in each plan, also if it only waits for stages.
+    """
+
+    spare: Spare
+    alone: list[float]
+    others: list[float]
+    most: list[float]
+    left: list[tuple[float, float]]
+
+
+def _look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None = None) -> _Look:
+    """Look at a line of jobs, for a new job whose passes have these costs."""
+    unit, answer, nothing = bounds.unit, bounds.answer, Images(0.0, 0.0, 0.0)
+    rates = {costs: _Rate(row, bounds.steps[costs], bounds.images.get(costs, nothing)) for costs, row in bounds.rows.items()}
+    ours = next(iter(rates.values())) if group is None else rates[group]
+    alone = total = singles = answered = 0.0
+    spare_alone = spare_together = inf
+    alones, others, most, left = [0.0], [0.0], [0.0], []
+    for job in line:  # up to a thousand jobs, before each pass
+        rate = rates[job.costs]
+        have = job.promise - start
+        if job.undecoded:
+            decode = rate.decode
+            rate.images += job.undecoded
+            singles += job.undecoded * decode.single
+            have -= singles + rate.images * (decode.image - decode.single) + decode.full - decode.image
+            have -= bounds.decode * job.decode_block
+        if job.unanswered:
+            answered += job.answer_s
+            have -= answer * (answered + job.answer_block)
+        if job.encoding and job.free_by > start:
+            have -= job.free_by - start
+        if job.left:
+            alone += unit * job.seconds
+            steps = rate.step * job.steps
+            total += rate.row * job.left
+            if job.encoding:
+                rate.held += steps
+                total += steps
+            elif steps > rate.most:
+                total += steps - rate.most
+                rate.most = steps
+            a, t = have - alone, have - total + rate.most + rate.held - steps
+            if not job.encoding or a < -_ROUNDING:  # other passes take nothing from a job that cannot run yet
+                spare_alone = min(spare_alone, a)
+            if not job.encoding or t < -_ROUNDING:
+                spare_together = min(spare_together, t)
+            left.append((a, t))
+        else:
+            left.append((have, have))
+        alones.append(alone)
+        others.append(total - ours.most - ours.held)
+        most.append(ours.most)
+    return _Look(Spare(spare_alone, spare_together), alones, others, most, left)
+
+
+def spare(line: Sequence[Job], machine: Machine, start: float) -> Spare:
     """The spare seconds of the plans. `line` is in the order of promises, and its first pass begins at `start`.
 
-    A job whose rows have all taken their steps loses nothing, whatever passes run.
+    A job whose rows have all taken their steps loses nothing, whatever passes run. A job whose upload is not encoded
+    yet loses nothing either, but a plan that would break its promise has less than nothing to spare.
     """
-    bounds = Bounds(costs)
-    unit, row, step, decodes = bounds.unit, bounds.row, bounds.step, costs.decoding is not None
-    alone = together = inf
-    seconds, rows, images = 0.0, 0, 0
-    for job in line:  # up to a thousand jobs, before each pass
-        seconds += job.seconds
-        rows += job.left
-        promise = job.promise
-        if decodes and job.undecoded:
-            images += job.undecoded
-            promise = promise - bounds.image * images - bounds.batches if job.left else inf
-        if promise - unit * seconds < alone:
-            alone = promise - unit * seconds
-        if promise - row * rows - step * job.steps < together:
-            together = promise - row * rows - step * job.steps
-    return Spare(alone - start, together - start)
+    return _look(line, Bounds(machine), start).spare
 
 
-def patient(job: Job, rows_ahead: int, costs: Costs, images_ahead: int = 0) -> float:
+def patient(job: Job, ahead: Outstanding, machine: Machine) -> float:
     """The seconds of a patient promise: a multiple of the time of the job and the work ahead in full passes."""
-    bounds = Bounds(costs)
-    in_full_passes = bounds.together(rows_ahead + job.left, job.steps)
-    in_full_passes += bounds.decoded(job, images_ahead + job.undecoded)
-    return max(SHORTEST, PATIENCE * in_full_passes / (1 + MARGIN))
+    bounds = Bounds(machine)
+    own = job.costs
+    seconds = bounds.rows[own] * job.left + bounds.steps[own] * job.steps
+    seconds += sum(bounds.rows[machine.passes[group]] * n for group, n in ahead.forwards.items())
+    if job.undecoded:
+        decode = bounds.images[own]
+        seconds += decode.image * (job.undecoded - 1) + decode.full
+        block = decode.full
+        for group, n in ahead.images.items():
+            theirs = machine.passes[group]
+            if n:
+                block = max(block, bounds.images[theirs].full)
+                seconds += n * (decode.image if theirs is own else bounds.images[theirs].single)
+        seconds += block
+    if job.unanswered:
+        seconds += bounds.answer * (job.answer_s + ahead.answer_s)
+    if job.encoding:
+        uploads = sum(n * machine.encode[group].ceilings[1] for group, n in ahead.uploads.items() if n)
+        seconds += bounds.encode * (job.encode_s + uploads)
+    return max(SHORTEST, PATIENCE * seconds / (1 + MARGIN))
 
 
-def seconds_alone(job: Job, costs: Costs) -> float:
+def seconds_alone(job: Job, machine: Machine) -> float:
     """The seconds of the earliest promise on an idle server."""
-    return earliest(job, [], costs, 0.0, 0.0)
-
-
-def earliest(job: Job, line: Sequence[Job], costs: Costs, start: float, wanted: float) -> float:
-    """The earliest promise, at or after `wanted`, with which some plan keeps this and every other promise.
-
-    Args:
-        job: not in the queue yet.
-        line: the jobs with promises, in the order of promises.
-        costs: of passes.
-        start: when the next pass can begin.
-        wanted: a time.
-    """
-    bounds = Bounds(costs)
-    seconds = list(accumulate((other.seconds for other in line), initial=job.seconds))
-    rows = list(accumulate((other.left for other in line), initial=job.left))
-    steps = [0, *(other.steps for other in line)]
-
-    def decoded(stepped: list[float], jobs: Iterable[Job]) -> list[float]:
-        """Completion times, from the times of the last steps: adds the decode bound for all rows ahead."""
-        if costs.decoding is None:
-            return stepped
-        images = accumulate((other.undecoded for other in line), initial=job.undecoded)
-        return [
-            (time if one.left else start) + bounds.decoded(one, n)
-            for time, one, n in zip(stepped, jobs, images, strict=False)
-        ]
-
-    left = spare(line, costs, start)
-    enough = min(-_ROUNDING, max(left))  # if neither plan keeps all promises, follow the closer one
-    promises = []
-    if left.alone >= enough:
-        stepped = [start + bounds.alone(s) for s in seconds]
-        promises.append(_place(line, decoded(stepped, repeat(job)), decoded(stepped, [job, *line]), wanted))
-    if left.together >= enough:
-        own = [start + bounds.together(r, job.steps) for r in rows]
-        theirs = [start + bounds.together(r, s) for r, s in zip(rows, steps, strict=True)]
-        promises.append(_place(line, decoded(own, repeat(job)), decoded(theirs, [job, *line]), wanted))
-    return min(promises)
-
-
-def _place(line: Sequence[Job], own: Sequence[float], theirs: Sequence[float], wanted: float) -> float:
-    """The earliest promise of a job among others.
-
-    Args:
-        line: the other jobs.
-        own: own[i] is when the job is done, behind the first i other jobs.
-        theirs: theirs[i], from 1 on, is when other job number i is done, if the job goes ahead of it.
-        wanted: a time.
-    """
-    i = len(line)
-    while i > 0 and line[i - 1].promise > wanted and theirs[i] <= line[i - 1].promise:
-        i -= 1
-    promise = max(wanted, own[i], line[i - 1].promise if i > 0 else -inf)
-    while i < len(line) and promise >= line[i].promise:
-        i += 1
-        promise = max(promise, own[i])
-    return promise
+    return earliest(job, [], machine, 0.0, 0.0)
