@@ -20,10 +20,10 @@ from service.engine.costs import Costs
 from service.engine.delivery import deliver
 from service.engine.errands import Errand, Errands
 from service.engine.health import DECODING, Health
-from service.engine.jobs import RowState
 from service.engine.queue import Queue
 from service.engine.requests import Clock, Request
 from service.engine.warm_up import measure_vae
+from service.engine.waves import RowState
 from service.errors import ComputationFailed, ServiceError
 
 log = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ import numpy as np
 from model.rows import Image
 from service.engine.arrivals import Arrivals
 from service.engine.eta import Outlook, outlook
-from service.engine.jobs import RowState
 from service.engine.queue import Queue
 from service.engine.requests import Request, Watcher
 from service.engine.scheduler import Scheduler
 from service.engine.stage_health import StageHealth
+from service.engine.waves import RowState
 from service.errors import ComputationFailed
 
 log = logging.getLogger(__name__)

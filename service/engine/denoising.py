@@ -2,22 +2,23 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Literal, NamedTuple, Protocol
 
 from model.rows import Forward, Image, Reading, Row, Runner
-from service.engine.costs import Costs
+from service.engine.costs import Costs, Group, Machine
 from service.engine.decoding import Decoding
 from service.engine.delivery import deliver, new_outlook, tell, tell_progress
 from service.engine.eta import Outlook
 from service.engine.health import PASSES, Health
-from service.engine.jobs import Batch, RowState
+from service.engine.jobs import Batch
 from service.engine.queue import Queue
 from service.engine.requests import Clock, Request, Watcher
 from service.engine.scheduler import Scheduler
 from service.engine.warm_up import draw_probe, measure_passes
+from service.engine.waves import RowState
 from service.errors import ComputationFailed
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Denoising:
         health: Health,
         observer: Observer,
         clock: Clock,
-        new_scheduler: Callable[[Costs, int], Scheduler],
+        new_scheduler: Callable[[Machine, Mapping[Group, int]], Scheduler],
         decoding: Decoding | None,
     ) -> None:
         self._runner = runner
@@ -101,14 +102,16 @@ class Denoising:
         """Check that the model works, measure the costs of passes, and open the queue."""
         image = draw_probe(self._runner, self._probe, self._stage)
         decoding = None if self._decoding is None else self._decoding.warm_up(image)
-        costs = Costs(measure_passes(self._runner, self._probe, self._stage, self._clock), decoding)
-        self._scheduler = self._new_scheduler(costs, STARTED_PER_ROW * self._runner.widths[-1])
+        measured = measure_passes(self._runner, self._probe, self._stage, self._clock)
+        self._costs, group = Costs(measured, widths=self._runner.widths), self._probe.group
+        machine = Machine({group: self._costs}, {} if decoding is None else {group: decoding})
+        self._scheduler = self._new_scheduler(machine, {group: STARTED_PER_ROW * self._runner.widths[-1]})
         self._stage.rest()
         self._queue.open(self._scheduler)
 
     def _beat(self) -> None:
         """Note that a call begins. The call may wait for the device's last pass, and no longer than one pass."""
-        self._stage.beat(self._scheduler.costs.seconds(self._runner.widths[-1]))
+        self._stage.beat(self._costs.seconds(self._runner.widths[-1]))
 
     # Schedule
 
@@ -205,7 +208,7 @@ class Denoising:
 
     def _pass(self, forwards: Sequence[Forward]) -> None:
         began = self._clock()
-        self._stage.beat(self._scheduler.costs.seconds(len(forwards)))
+        self._stage.beat(self._costs.seconds(len(forwards)))
         worked = False
         try:
             self._runner.step(forwards)
@@ -217,7 +220,7 @@ class Denoising:
                 self._beat()
                 self._stage.pass_ended(worked)
                 if worked:
-                    self._scheduler.costs.follow(len(forwards), now - free_since)
+                    self._costs.follow(len(forwards), now - free_since)
                 self._health.reopen()
             self._observer.phase_done("pass", now - began)
             if not worked:
@@ -276,7 +279,7 @@ class Denoising:
         every = 0 if request.watcher is None else request.watcher.preview_every
         own = [one for one in ran if one.row.job is request.job] if every else []
         for row, forward in own:
-            has_stepped = forward.branch == row.forwards_per_step - 1  # the last branch completes a step
+            has_stepped = forward.branch == row.forwards[forward.line] - 1  # the last branch completes a step
             step = forward.line + 1
             if has_stepped and step % every == 0 and (reading := self._read(request, forward.slot)) is not None:
                 tell(self._queue, request, partial(_preview, row.index, step, reading.x0))

@@ -6,12 +6,12 @@ nothing of HTTP or asyncio, and sees the model as a model.rows.Runner.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Literal, Protocol, cast
 
 from model.rows import VAE, Image, Row, Runner
-from service.engine.costs import Costs
+from service.engine.costs import Group, Machine
 from service.engine.decoding import Decoding
 from service.engine.decoding import Observer as DecodingObserver
 from service.engine.denoising import Denoising
@@ -52,7 +52,7 @@ class Engine:
         places: Places,
         observer: Observer,
         clock: Clock = time.monotonic,
-        scheduler: Callable[[Costs, int], Scheduler] = Scheduler,
+        scheduler: Callable[[Machine, Mapping[Group, int]], Scheduler] = Scheduler,
         vae: VAE | None = None,
     ) -> None:
         observer = cast(Observer, Unfailing(observer))

@@ -103,7 +103,7 @@ class Health:
         scheduler = self._queue.scheduler
         if scheduler is None:
             return False
-        a_probe_s = len(self._row.table) * scheduler.costs.seconds(1)
+        a_probe_s = len(self._row.table) * scheduler.machine.passes[self._row.group].seconds(1)
         rested_s = min(stage.rest_s for stage in self.stages.values())
         return rested_s > max(_STALE_AFTER, _TIMES_PROBE * a_probe_s)
 

@@ -28,6 +28,20 @@ class StageWork(NamedTuple):
     values: tuple[int, int] | None = None
 
 
+class Blocks(NamedTuple):
+    """What may be under way when a job gets somewhere, or what a job may itself have under way. Seconds at speed 1.
+
+    Attributes:
+        a_pass: where an upload is encoded, and its rows may run.
+        decode: where rows have taken their steps.
+        answer: where images are finished.
+    """
+
+    a_pass: float = 0.0
+    decode: float = 0.0
+    answer: float = 0.0
+
+
 class Rest(NamedTuple):
     """What is left of a job, as estimates see it.
 
@@ -73,8 +87,7 @@ class Job:
         encode_s, answer_s: seconds of these stages left, at speed 1.
         piece_s: the most seconds of one piece of the answer that is left.
         free_by: while the upload is still to be encoded, the time by which the rows can run.
-        pass_block, decode_block, answer_block: seconds of what may be under way in a stage of other jobs when this job
-            gets there, at speed 1. The scheduler keeps these three and `free_by`.
+        blocks: what may be under way of other jobs when this job gets to its next stages.
     """
 
     __slots__ = (
@@ -82,17 +95,15 @@ class Job:
         "_rest",
         "_shown",
         "_waves",
-        "answer_block",
         "answer_s",
+        "blocks",
         "costs",
-        "decode_block",
         "encode_s",
         "encoding",
         "free_by",
         "group",
         "left",
         "number",
-        "pass_block",
         "piece_s",
         "promise",
         "rows",
@@ -131,7 +142,7 @@ class Job:
         self.unanswered = 0 if self.stages.values is None else len(self.rows) + 1
         self.size = self.left = sum(wave.left for wave in self._waves)
         self._shown = 0.0
-        self.pass_block = self.decode_block = self.answer_block = 0.0
+        self.blocks = Blocks()
         self.weigh()
 
     def on(self, machine: Machine) -> "Job":
@@ -200,13 +211,51 @@ class Job:
         self.undecoded -= 1
         self._rest = None
 
-    def answered(self) -> int:
-        """Note that a piece of the answer is encoded. Returns its number of values."""
-        assert self.stages.values is not None
+    def answered(self) -> None:
+        """Note that a piece of the answer is encoded."""
         self.unanswered -= 1
         self._weigh_answer()
+
+    @property
+    def own_blocks(self) -> Blocks:
+        """What the job may have under way itself."""
+        ceilings, width = self.costs.ceilings, self.costs.width
+        decode = self._machine.decode[self.group] if self.undecoded else None
+        return Blocks(
+            ceilings[width] if self.left else 0.0,
+            0.0 if decode is None else decode.ceilings[decode.width],
+            self.piece_s,
+        )
+
+    def blocked(self, by: Blocks, is_ahead: bool) -> Blocks:
+        """The job's blocks when another job enters, with what that may have under way.
+
+        Args:
+            is_ahead: whether this job goes before the other one.
+        """
+        a_pass, decode, answer = self.blocks
+        runs = self.encoding or self.unstepped > 0
+        if self.encoding and self.left:
+            a_pass = max(a_pass, by.a_pass)
+        if self.undecoded and runs:
+            decode = max(decode, by.decode)
+        if is_ahead and self.unanswered and (self.undecoded or runs):
+            answer = max(answer, by.answer)
+        return Blocks(a_pass, decode, answer)
+
+    @property
+    def decoding(self) -> int:
+        """How many rows wait for their decoding now, or are being decoded."""
+        return 0 if self.encoding else max(0, self.undecoded - self.unstepped)
+
+    @property
+    def ready(self) -> tuple[int, int]:
+        """The pieces of the answer that wait to be encoded now, and their values."""
+        if self.stages.values is None or not self.unanswered or self.encoding:
+            return 0, 0
         of_image, of_whole = self.stages.values
-        return of_image if self.unanswered else of_whole
+        images = self.unanswered - 1 - max(self.unstepped, self.undecoded)
+        return (images, images * of_image) if self.unanswered > 1 else (1, of_whole)
 
     @property
     def unanswered_values(self) -> int:

@@ -1,6 +1,8 @@
 """Counts of the work in the queue, and its seconds. Pure Python."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from service.engine.costs import Group, Machine
 from service.engine.jobs import Job
@@ -17,7 +19,9 @@ class Outstanding:
         runnable: those of jobs that may run: their uploads are encoded.
         images: rows still to be decoded.
         uploads: uploads still to be encoded.
+        decoding: those of `images` that have ended their last step.
         pieces, values: pieces of answers still to be encoded, and their values.
+        ready_pieces, ready_values: those that can be encoded now.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -25,7 +29,8 @@ class Outstanding:
         self.forwards: Counter[Group] = Counter()
         self.images: Counter[Group] = Counter()
         self.uploads: Counter[Group] = Counter()
-        self.runnable = self.pieces = self.values = 0
+        self.decoding: Counter[Group] = Counter()
+        self.runnable = self.pieces = self.values = self.ready_pieces = self.ready_values = 0
 
     def add(self, job: Job, sign: int = 1) -> None:
         """Count what is left of a job; with the sign −1, count it no longer."""
@@ -35,6 +40,22 @@ class Outstanding:
         self.runnable += 0 if job.encoding else sign * job.left
         self.pieces += sign * job.unanswered
         self.values += sign * job.unanswered_values
+        self.decoding[job.group] += sign * job.decoding
+        pieces, values = job.ready
+        self.ready_pieces += sign * pieces
+        self.ready_values += sign * values
+
+    @contextmanager
+    def changing(self, job: Job) -> Iterator[None]:
+        """Count a job anew after something of it was done."""
+        self.add(job, -1)
+        yield
+        self.add(job)
+
+    def ran(self, job: Job, forwards: int) -> None:
+        """Count forward rows of a job as run."""
+        self.forwards[job.group] -= forwards
+        self.runnable -= forwards
 
     @property
     def answer_s(self) -> float:
@@ -64,10 +85,14 @@ class Busy:
     def ended(self, stage: str) -> None:
         self._now.pop(stage, None)
 
-    def seconds(self, stage: str) -> float:
-        """The seconds of the piece under way; 0 if there is none."""
-        return self._now[stage][0] if stage in self._now else 0.0
+    def left(self, job: Job) -> float:
+        """A job has left the queue. Returns the seconds of a piece of its answer that is still under way."""
+        for stage, (seconds, jobs) in self._now.items():
+            if job in jobs:
+                self._now[stage] = seconds, jobs - {job}
+        return self.orphan_s("answer")
 
-    def has(self, stage: str, job: Job) -> bool:
-        """Whether the piece under way belongs to this job."""
-        return stage in self._now and job in self._now[stage][1]
+    def orphan_s(self, stage: str) -> float:
+        """The seconds of the piece that a stage has under way, if all of its jobs have left; else 0."""
+        seconds, jobs = self._now.get(stage, (0.0, frozenset()))
+        return 0.0 if jobs else seconds

@@ -1,222 +1,19 @@
 """Promises: the time by which a job will be done, whatever arrives later. Pure Python.
 
-Two plans run the jobs in the order of their promises. Each plan bounds the completion time of every job:
-
-- alone: one job after the other, each in waves of rows that fill a pass. Job k has taken its steps after the `seconds`
-  of the jobs up to k.
-- together: each pass is of the group of the first job, and filled with rows of that group in the order of promises, up
-  to the width w of the group. For group h, let R be the forward rows that its jobs up to k have left, S the most steps
-  left of one of them, and F the seconds of a full pass. All w rows of a pass belong to the jobs up to k, or the pass has
-  all their due rows and S falls by 1. So the passes of group h take at most F·(R/w + S·(1 − 1/w)), and job k has taken
-  its steps after the sum over the groups. In job k's own group its own steps are enough for S. (R. L. Graham, "Bounds
-  on multiprocessing timing anomalies", 1969.)
-
-Stages work beside the passes, one piece after the other, the earliest promise first:
-
-- An upload is encoded first. Its job cannot run before, so a pass may be under way when it can. In `together`, the
-  steps of jobs that cannot run yet are added to S, for they do not fall while others step.
-- Rows that have taken their steps are decoded in batches of one group, of up to w rows. One batch may be under way.
-  Each later batch of job k's group is full of rows of the jobs up to k, except for the batch with the last row of job
-  k. A batch of another group may be of one row only.
-- The answer is encoded piece by piece. One piece of another job may be under way.
-
-A stage beside passes gets half of the machine. The bounds of a job's stages are added up. Once a job has taken its
-steps, it waits only for stages, whatever passes run.
-
-If the bounds of a plan keep all promises with a margin, the promises hold as long as the plan is followed. Passes
-outside the plan make no bound longer, and neither do jobs that leave. So the scheduler may spend a plan's spare time
-freely.
+A promise is one that a plan keeps, by the bounds of bounds.py.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from math import inf
-from typing import NamedTuple
 
-from service.engine.costs import Costs, Machine
-from service.engine.jobs import Job
+from service.engine.bounds import MARGIN, ROUNDING, Bounds, Look, look
+from service.engine.costs import Machine
+from service.engine.jobs import Blocks, Job
+from service.engine.outstanding import Busy, Outstanding
 
-MARGIN = 0.25  # work may take longer than expected by this share, and all promises hold
 PATIENCE = 2.0  # times the seconds of the job and the work ahead in full passes
-SHARED = 2.0  # times the seconds of a stage alone, while passes run beside it
 SHORTEST = 0.25  # seconds; the operating system's delays could break a shorter promise
-_ROUNDING = 1e-9  # seconds
-
-
-class Spare(NamedTuple):
-    """The seconds that each plan can lose and still keep all promises. Negative if the plan may break one."""
-
-    alone: float
-    together: float
-
-
-class Images(NamedTuple):
-    """Bounds of decoding images of one group, in seconds.
-
-    Attributes:
-        image: each image in a full batch.
-        single: the most that an image takes in any batch.
-        full: a full batch.
-    """
-
-    image: float
-    single: float
-    full: float
-
-
-class Bounds:
-    """The plans' bounds in seconds, for one state of the costs, margin included.
-
-    Attributes:
-        rows, steps: for the passes of each group, the bound for a forward row and for a step.
-        images: of decoding, for each group of passes.
-        decode, encode, answer: factors from seconds at speed 1 to a bound.
-    """
-
-    def __init__(self, machine: Machine) -> None:
-        self.rows: dict[Costs, float] = {}
-        self.steps: dict[Costs, float] = {}
-        self.images: dict[Costs, Images] = {}
-        self.decode = self.encode = SHARED * (1 + MARGIN)
-        self.answer = SHARED * (1 + MARGIN)
-        for costs in machine.passes.values():
-            self.unit = costs.speed * (1 + MARGIN)
-            full = costs.ceilings[costs.width] * self.unit
-            self.rows[costs] = full / costs.width
-            self.steps[costs] = full - full / costs.width
-        for group, costs in machine.decode.items():
-            self.decode = costs.speed * SHARED * (1 + MARGIN)
-            ceilings = [seconds * self.decode for seconds in costs.ceilings[: costs.width + 1]]
-            single = max(seconds / n for n, seconds in enumerate(ceilings) if n)
-            self.images[machine.passes[group]] = Images(ceilings[-1] / costs.width, single, ceilings[-1])
-        for costs in machine.encode.values():
-            self.encode = costs.speed * SHARED * (1 + MARGIN)
-
-    def alone(self, seconds: float) -> float:
-        """The bound for a job's steps. `seconds` is the time of the job and the jobs ahead at speed 1."""
-        return self.unit * seconds
-
-    def together(self, job: Job, ahead: Iterable[Job]) -> float:
-        """The bound for a job's steps, behind these other jobs."""
-        seconds = self.rows[job.costs] * job.left + self.steps[job.costs] * job.steps
-        most: dict[Costs, int] = {}
-        for other in ahead:
-            costs = other.costs
-            seconds += self.rows[costs] * other.left
-            if costs is not job.costs and other.encoding:
-                seconds += self.steps[costs] * other.steps
-            elif costs is not job.costs:
-                most[costs] = max(most.get(costs, 0), other.steps)
-        return seconds + sum(self.steps[costs] * steps for costs, steps in most.items())
-
-    def decoded(self, job: Job, ahead: Iterable[Job]) -> float:
-        """The seconds from a job's last step to its last image, behind these other jobs."""
-        if not job.undecoded:
-            return 0.0
-        images = self.images[job.costs]
-        seconds = images.image * (job.undecoded - 1) + images.full + self.decode * job.decode_block
-        for other in ahead:
-            theirs = self.images[other.costs]
-            seconds += other.undecoded * (theirs.image if other.costs is job.costs else theirs.single)
-        return seconds
-
-    def answered(self, job: Job, ahead: Iterable[Job]) -> float:
-        """The seconds from a job's last image to the end of its answer, behind these other jobs."""
-        if not job.unanswered:
-            return 0.0
-        return self.answer * (job.answer_block + job.answer_s + sum(other.answer_s for other in ahead))
-
-
-class _Rate:
-    """Bounds of one group, and what its jobs so far have left.
-
-    Attributes:
-        row, step: bounds for a forward row and for a step.
-        most: the bound for the most steps of a job that may run.
-        held: the bound for the steps of jobs that may not run yet.
-        images: rows to decode.
-    """
-
-    __slots__ = ("decode", "held", "images", "most", "row", "step")
-
-    def __init__(self, row: float, step: float, decode: Images) -> None:
-        self.row, self.step, self.decode = row, step, decode
-        self.most = self.held = 0.0
-        self.images = 0
-
-
-class _Look(NamedTuple):
-    """What the plans leave to a line of jobs.
-
-    Attributes:
-        spare: of the plans.
-        alone: alone[i] is the bound of the plan `alone` for the first i jobs.
-        others: others[i] is the bound of the plan `together` for the first i jobs, for a job of one group that takes
-            no step itself.
-        most: most[i] is the bound for the most steps of one of the first i jobs that is of this group and may run.
-        left: left[i] is what job number i has to spare in each plan, also if it only waits for stages.
-    """
-
-    spare: Spare
-    alone: list[float]
-    others: list[float]
-    most: list[float]
-    left: list[tuple[float, float]]
-
-
-def _look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None = None) -> _Look:
-    """Look at a line of jobs, for a new job whose passes have these costs."""
-    unit, answer, nothing = bounds.unit, bounds.answer, Images(0.0, 0.0, 0.0)
-    rates = {costs: _Rate(row, bounds.steps[costs], bounds.images.get(costs, nothing)) for costs, row in bounds.rows.items()}
-    ours = next(iter(rates.values())) if group is None else rates[group]
-    alone = total = singles = answered = 0.0
-    spare_alone = spare_together = inf
-    alones, others, most, left = [0.0], [0.0], [0.0], []
-    for job in line:  # up to a thousand jobs, before each pass
-        rate = rates[job.costs]
-        have = job.promise - start
-        if job.undecoded:
-            decode = rate.decode
-            rate.images += job.undecoded
-            singles += job.undecoded * decode.single
-            have -= singles + rate.images * (decode.image - decode.single) + decode.full - decode.image
-            have -= bounds.decode * job.decode_block
-        if job.unanswered:
-            answered += job.answer_s
-            have -= answer * (answered + job.answer_block)
-        if job.encoding and job.free_by > start:
-            have -= job.free_by - start
-        if job.left:
-            alone += unit * job.seconds
-            steps = rate.step * job.steps
-            total += rate.row * job.left
-            if job.encoding:
-                rate.held += steps
-                total += steps
-            elif steps > rate.most:
-                total += steps - rate.most
-                rate.most = steps
-            a, t = have - alone, have - total + rate.most + rate.held - steps
-            if not job.encoding or a < -_ROUNDING:  # other passes take nothing from a job that cannot run yet
-                spare_alone = min(spare_alone, a)
-            if not job.encoding or t < -_ROUNDING:
-                spare_together = min(spare_together, t)
-            left.append((a, t))
-        else:
-            left.append((have, have))
-        alones.append(alone)
-        others.append(total - ours.most - ours.held)
-        most.append(ours.most)
-    return _Look(Spare(spare_alone, spare_together), alones, others, most, left)
-
-
-def spare(line: Sequence[Job], machine: Machine, start: float) -> Spare:
-    """The spare seconds of the plans. `line` is in the order of promises, and its first pass begins at `start`.
-
-    A job whose rows have all taken their steps loses nothing, whatever passes run. A job whose upload is not encoded
-    yet loses nothing either, but a plan that would break its promise has less than nothing to spare.
-    """
-    return _look(line, Bounds(machine), start).spare
 
 
 def patient(job: Job, ahead: Outstanding, machine: Machine) -> float:
@@ -246,3 +43,174 @@ def patient(job: Job, ahead: Outstanding, machine: Machine) -> float:
 def seconds_alone(job: Job, machine: Machine) -> float:
     """The seconds of the earliest promise on an idle server."""
     return earliest(job, [], machine, 0.0, 0.0)
+
+
+def earliest(
+    job: Job,
+    line: Sequence[Job],
+    machine: Machine,
+    start: float,
+    wanted: float,
+    busy: Busy | None = None,
+    now: float | None = None,
+) -> float:
+    """The earliest promise, at or after `wanted`, with which some plan keeps this and every other promise.
+
+    Infinite if a piece of the job's work is so large that it breaks another promise wherever the job goes. Notes on the
+    job what goes with the promise: `free_by` and `blocks`.
+
+    Args:
+        job: not in the queue yet.
+        line: the jobs with promises, in the order of promises.
+        machine: what work costs.
+        start: when the next pass can begin.
+        wanted: a time.
+        busy: what the stages have under way.
+        now: the time; `start` if not given.
+    """
+    bounds = Bounds(machine)
+    seen = look(line, bounds, start, job.costs)
+    new = _New(job, line, bounds, seen, start, start if now is None else now, Busy() if busy is None else busy)
+    enough = min(-ROUNDING, max(seen.spare))  # if neither plan keeps all promises, follow the closer one
+    plans = [plan for plan, left in enumerate(seen.spare) if left >= enough]
+    promise, place = min(new.place(plan, wanted) for plan in plans)
+    job.free_by, job.blocks = new.free_by(place), new.blocks(place)
+    return promise
+
+
+def enter(job: Job, line: Sequence[Job], place: int, machine: Machine) -> None:
+    """Note on other jobs that a job enters, with the place in line that goes with its promise."""
+    bounds, own = Bounds(machine), job.own_blocks
+    for i, other in enumerate(line):
+        blocks = other.blocks
+        if other.encoding and i >= place:
+            other.free_by += bounds.encode * job.encode_s
+        if own.answer > blocks.answer or own.decode > blocks.decode or own.a_pass > blocks.a_pass:
+            other.blocks = other.blocked(own, i < place)
+            other.free_by += bounds.unit * (other.blocks.a_pass - blocks.a_pass)
+
+
+class _New:
+    """A new job beside a line of others: what it is promised at each place, and what it takes from the others.
+
+    A plan is an index: 0 is `alone`, 1 is `together`.
+    """
+
+    def __init__(
+        self, job: Job, line: Sequence[Job], bounds: Bounds, seen: Look, start: float, now: float, busy: Busy
+    ) -> None:
+        self._job, self._line, self._bounds, self._seen = job, line, bounds, seen
+        self._start, self._now, self._busy = start, now, busy
+        self._rows, self._steps = bounds.rows[job.costs] * job.left, bounds.steps[job.costs] * job.steps
+        self._blocks = job.own_blocks
+        self._pieces: list[float] = []
+        if job.unanswered:  # from each place on, the largest piece of the jobs there
+            pieces = accumulate((other.piece_s for other in reversed(line)), max, initial=busy.orphan_s("answer"))
+            self._pieces = list(pieces)[::-1]
+        self._ahead = list(self._stages_ahead()) if job.undecoded or job.unanswered or job.encoding else []
+
+    def place(self, plan: int, wanted: float) -> tuple[float, int]:
+        """The earliest promise at or after `wanted`, and the job's place in line."""
+        line, i = self._line, len(self._line)
+        while i > 0 and line[i - 1].promise > wanted and self._takes(i - 1, plan) <= self._seen.left[i - 1][plan]:
+            i -= 1
+        promise = max(wanted, self._bound(i, plan), line[i - 1].promise if i > 0 else -inf)
+        while i < len(line) and promise >= line[i].promise:
+            i += 1
+            promise = max(promise, self._bound(i, plan))
+        return (inf if self._holds_up(i, plan) else promise), i
+
+    def free_by(self, place: int) -> float:
+        """The time by which the job's rows can run."""
+        job, bounds = self._job, self._bounds
+        if not job.encoding:
+            return self._start if job.left else self._now
+        uploads_s = self._ahead[place][2] + job.encode_s + self._busy.orphan_s("encode")
+        encoded = self._now + bounds.encode * uploads_s
+        return max(self._start, encoded + bounds.unit * self.blocks(place).a_pass) if job.left else encoded
+
+    def blocks(self, place: int) -> Blocks:
+        """What may be under way of others when the job gets to its stages."""
+        job, line = self._job, self._line
+        a_pass, decode, answer = self._blocks.a_pass, self._blocks.decode, 0.0
+        if job.encoding and job.left:
+            present = {other.costs for other in line if other.left}
+            a_pass = max([a_pass, *(costs.ceilings[costs.width] for costs in present)])
+        if job.undecoded:
+            others = {other.costs: other for other in line if other.undecoded}
+            decode = max([decode, self._busy.orphan_s("decode"), *(one.own_blocks.decode for one in others.values())])
+        if job.unanswered:
+            answer = self._pieces[place]
+        return Blocks(a_pass, decode, answer)
+
+    def _bound(self, place: int, plan: int) -> float:
+        """The time by which a plan is done with the job at a place in line."""
+        job, bounds, seen = self._job, self._bounds, self._seen
+        time = self.free_by(place)
+        if job.left and plan == 0:
+            time += seen.alone[place] + bounds.unit * job.seconds
+        elif job.left:
+            time += seen.others[place] + self._rows + self._steps
+        if not self._ahead:
+            return time
+        decode_s, answer_s, _ = self._ahead[place]
+        blocks = self.blocks(place)
+        if job.undecoded:
+            images = bounds.images[job.costs]
+            time += decode_s + images.image * (job.undecoded - 1) + images.full + bounds.decode * blocks.decode
+        if job.unanswered:
+            time += bounds.answer * (answer_s + job.answer_s + blocks.answer)
+        return time
+
+    def _stages_ahead(self) -> Iterator[tuple[float, float, float]]:
+        """For each place: the bound of decoding for the jobs ahead, and the seconds of their answers and uploads."""
+        job, bounds = self._job, self._bounds
+        ours = bounds.images.get(job.costs)
+        decode_s = answer_s = encode_s = 0.0
+        yield decode_s, answer_s, encode_s
+        for other in self._line:
+            if ours is not None and other.undecoded:
+                image = ours.image if other.costs is job.costs else bounds.images[other.costs].single
+                decode_s += image * other.undecoded
+            answer_s += other.answer_s
+            encode_s += other.encode_s
+            yield decode_s, answer_s, encode_s
+
+    def _takes(self, i: int, plan: int) -> float:
+        """The seconds that the job takes from job number i, if it goes ahead of that."""
+        job, other, bounds = self._job, self._line[i], self._bounds
+        seconds = 0.0
+        if other.left and plan == 0:
+            seconds = bounds.unit * job.seconds
+        elif other.left:
+            seconds = self._rows
+            if other.costs is not job.costs:
+                seconds += self._steps if job.encoding else max(0.0, self._steps - self._seen.most[i + 1])
+        if not self._ahead:
+            return seconds
+        if other.undecoded and job.undecoded:
+            images = bounds.images[job.costs]
+            seconds += job.undecoded * (images.image if other.costs is job.costs else images.single)
+        if other.unanswered:
+            seconds += bounds.answer * job.answer_s
+        if other.encoding:
+            seconds += bounds.encode * job.encode_s
+        return seconds + self._longer(other, is_ahead=False)
+
+    def _holds_up(self, place: int, plan: int) -> bool:
+        """Whether a piece of the job may break the promise of a job ahead."""
+        left = self._seen.left
+        ahead = enumerate(self._line[:place])
+        return any(self._longer(other, is_ahead=True) > max(0.0, left[i][plan]) for i, other in ahead)
+
+    def _longer(self, other: Job, is_ahead: bool) -> float:
+        """The seconds by which what this job may have under way makes the bound of another one longer."""
+        own, blocks, bounds = self._blocks, other.blocks, self._bounds
+        if own.answer <= blocks.answer and own.decode <= blocks.decode and own.a_pass <= blocks.a_pass:
+            return 0.0
+        a_pass, decode, answer = other.blocked(own, is_ahead)
+        return (
+            bounds.unit * (a_pass - blocks.a_pass)
+            + bounds.decode * (decode - blocks.decode)
+            + bounds.answer * (answer - blocks.answer)
+        )

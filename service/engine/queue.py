@@ -16,11 +16,12 @@ from math import inf
 from model.rows import Row
 from service.engine.admission import REFUSALS, Line, admit, check_possible
 from service.engine.arrivals import Arrivals
-from service.engine.costs import Costs
+from service.engine.costs import Machine
 from service.engine.fairness import Places
-from service.engine.jobs import Job, RowState
+from service.engine.jobs import Job, StageWork
 from service.engine.requests import Accepted, Clock, Finished, Observer, Request, Watcher, draining, loading
 from service.engine.scheduler import Scheduler
+from service.engine.waves import RowState
 from service.errors import DeadlinePassed, Draining, ServiceError, TooLate, Unavailable
 
 _LOOK_FOR = 60.0  # the most seconds for which an idle engine measures whether passes have become faster
@@ -97,12 +98,12 @@ class Queue:
         """Add a request. Raises as Engine.submit says."""
         with self._noting_refusals(), self.changed:
             scheduler, now = self.check_open(), self._clock()
-            job = _job_of(rows, scheduler.costs)
+            job = _job_of(rows, scheduler.machine)
             admission = admit(job, client, Line(scheduler, self._places, self.arrivals), now, timeout_s)
             request = Request(rows, job, now, now + timeout_s, client, watcher, admission.outlook)
             self._places.take(client)
             self._enter(request, scheduler, admission.promise)
-            self.arrivals.note(job.size, now)
+            self.arrivals.note(job.work, now)
         self._observer.request_accepted()
         return Accepted(request.future, admission.position, request.eta_s, admission.promise - now)
 
@@ -111,15 +112,15 @@ class Queue:
         with self.changed:
             if self.scheduler is None:
                 raise (self._closed or loading)()
-            request = Request([row], _job_of([row], self.scheduler.costs), self._clock(), inf)
+            request = Request([row], _job_of([row], self.scheduler.machine), self._clock(), inf)
             self._enter(request, self.scheduler, inf)
             return request.future
 
     def check_possible(self, rows: Sequence[Row], timeout_s: float) -> None:
         """Refuse rows that cannot be done in time even alone. Raises as Engine.check_possible says."""
         with self._noting_refusals(), self.changed:
-            costs = self.check_open().costs
-            check_possible(_job_of(rows, costs), costs, timeout_s)
+            machine = self.check_open().machine
+            check_possible(_job_of(rows, machine), machine, timeout_s)
 
     @contextmanager
     def _noting_refusals(self) -> Iterator[None]:
@@ -253,6 +254,6 @@ class Queue:
             self._observer.request_cancelled(reason)
 
 
-def _job_of(rows: Sequence[Row], costs: Costs) -> Job:
-    decoded = costs.decoding is not None and rows[0].is_decoded  # all rows of a request are alike in this
-    return Job(((len(row.table), row.forwards_per_step) for row in rows), costs, decoded)
+def _job_of(rows: Sequence[Row], machine: Machine) -> Job:
+    decoded = bool(machine.decode) and rows[0].is_decoded  # all rows of a request are alike in this
+    return Job(rows[0].group, (row.forwards for row in rows), machine, StageWork(decoded=decoded))

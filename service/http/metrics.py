@@ -156,10 +156,12 @@ class _State(Collector):
         cost = GaugeMetricFamily(
             "stepwise_step_cost_seconds", "Expected seconds of a forward pass, by its width", labels=["rows"]
         )
-        for rows, seconds in line.costs.by_width.items() if line else ():
+        machine = line.machine if line else None
+        passes = next(iter(machine.passes.values())) if machine else None
+        for rows, seconds in passes.by_width.items() if passes else ():
             cost.add_metric([str(rows)], seconds)
         yield cost
-        decoding = line.costs.decoding if line else None
+        decoding = next(iter(machine.decode.values()), None) if machine else None
         if decoding is not None:
             text = "Expected seconds of decoding, by the images of a batch"
             cost = GaugeMetricFamily("stepwise_decode_cost_seconds", text, labels=["images"])

@@ -63,7 +63,9 @@ class Operations:
         served, model, settings = self.served, self.served.model, self.settings
         distilled, parts = model.distilled, served.fingerprint_parts
         vae = model.vae
-        costs = self.engine.scheduler.costs if self.engine.scheduler else None
+        machine = self.engine.scheduler.machine if self.engine.scheduler else None
+        costs = next(iter(machine.passes.values())) if machine else None
+        decoding = next(iter(machine.decode.values()), None) if machine else None
         return JSONResponse(
             {
                 "version": service.__version__,
@@ -103,7 +105,7 @@ class Operations:
                 "fingerprint_parts": dict(parts),
                 "reproducible": served.reproducible,
                 "seconds_per_step": _by_width(costs),
-                "seconds_per_decode": None if vae is None else _by_width(costs and costs.decoding),
+                "seconds_per_decode": None if vae is None else _by_width(decoding),
             },
             headers={"Cache-Control": "no-store"},
         )
