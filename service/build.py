@@ -122,7 +122,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     served = Served(
         model=model,
         device=str(device),
-        fingerprint_parts=fingerprint_parts(model, computing(backends, vaes), host(), image_encoder()),
+        fingerprint_parts=fingerprint_parts(model, groups[0], computing(backends, vaes), host(), image_encoder()),
         reproducible=all(backend.reproducible for backend in backends.values())
         and all(vae.reproducible for vae in vaes.values()),
         first_draw=first_draw,

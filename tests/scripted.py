@@ -56,9 +56,11 @@ DECODED_FATES = ("breaks when decoded", "is NaN when decoded")
 def scripts(calls: Sequence[str], fates: Sequence[str], latents: bool = False) -> st.SearchStrategy[Script]:
     submissions = st.builds(
         Submit,
-        st.lists(st.tuples(st.integers(0 if latents else 1, 4), st.booleans(), st.sampled_from(fates)), min_size=1, max_size=4).map(
-            tuple
-        ),
+        st.lists(
+            st.tuples(st.integers(0 if latents else 1, 4), st.booleans(), st.sampled_from(fates)),
+            min_size=1,
+            max_size=4,
+        ).map(tuple),
         st.sampled_from((LONG, LONG, 3.0, 6.0, 12.0)),
         st.sampled_from("abc"),
         st.booleans(),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 
 from service.engine.arrivals import Arrivals
-from service.engine.costs import Costs
+from service.engine.costs import Machine
 from service.engine.eta import Outlook, outlook
 from service.engine.fairness import Places
 from service.engine.jobs import Job
@@ -28,7 +28,7 @@ class Line:
     """The state that decides an admission.
 
     Attributes:
-        scheduler: the jobs in the queue, and the costs of passes.
+        scheduler: the jobs in the queue, and what work costs.
         places: how many places each client holds.
         arrivals: the jobs accepted lately.
     """
@@ -67,9 +67,13 @@ def admit(job: Job, client: str, line: Line, now: float, timeout_s: float) -> Ad
         TooLate: the job takes longer than `timeout_s` now.
     """
     check_place(client, line)
-    check_possible(job, line.scheduler.costs, timeout_s)
+    check_possible(job, line.scheduler.machine, timeout_s)
     latest = now + timeout_s
     promise = earliest_promise(job, line.scheduler, now, latest)
+    if promise == inf:
+        others = (other.promise for other in line.scheduler.by_promise if other.promise < inf)
+        message = "a part of this takes so long that others, who were promised an answer earlier, would wait for it"
+        raise TooLate(message, max(others) - now)
     if promise > latest:
         message = f"this cannot be done within {timeout_s:g} s now, but within {promise - now:.3g} s"
         raise TooLate(message, promise - latest)
@@ -91,17 +95,18 @@ def check_place(client: str, line: Line) -> None:
         raise QueueFull(f"all {line.places.taken} places of the queue are taken", a_place_s)
 
 
-def check_possible(job: Job, costs: Costs, timeout_s: float) -> None:
+def check_possible(job: Job, machine: Machine, timeout_s: float) -> None:
     """Refuse a job that takes too long even alone.
 
     Raises:
         Invalid: the machine's best speed so far is too slow.
         TooLate: the machine's best speed so far is fast enough, and its present speed is not.
     """
-    alone_s = seconds_alone(job, costs)
+    alone_s = seconds_alone(job, machine)
     if alone_s <= timeout_s:
         return
-    at_best_s = seconds_alone(job.at(costs.best), costs.best)
+    best = machine.best
+    at_best_s = seconds_alone(job.on(best), best)
     if at_best_s > timeout_s:
         needed = f"must be at least {at_best_s:.3g} for this, even on an idle server, and is {timeout_s:g}"
         raise Invalid.field("timeout_s", needed)
@@ -112,11 +117,13 @@ def check_possible(job: Job, costs: Costs, timeout_s: float) -> None:
 def earliest_promise(job: Job, scheduler: Scheduler, now: float, latest: float) -> float:
     """The job's promise: the patient time, but not after `latest`; a later time if the other promises require it.
 
-    A job never gets an earlier promise than a job of the same size that came before.
+    A job never gets an earlier promise than a job of the same size that came before. The promise is infinite if a piece
+    of the job would break another promise.
     """
     others = scheduler.by_promise
-    promised = (other for other in others if other.promise < inf)  # the engine's probe has no promise
-    equals = (other.promise for other in promised if other.size == job.size)
-    by_work = now + patient(job, scheduler.outstanding, scheduler.costs, scheduler.undecoded)
-    wanted = min(latest, max([by_work, *equals]))
-    return earliest(job, others, scheduler.costs, max(now, scheduler.busy_until), wanted)
+    size = job.size
+    equals = [other.promise for other in others if other.size == size and other.kind == job.kind]
+    promised = (promise for promise in equals if promise < inf)  # the engine's probe has no promise
+    wanted = min(latest, max([now + patient(job, scheduler.work, scheduler.machine), *promised]))
+    start = max(now, scheduler.busy_until)
+    return earliest(job, others, scheduler.machine, start, wanted, scheduler.busy, now)

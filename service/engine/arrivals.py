@@ -17,29 +17,30 @@ class Arrivals:
 
     def __init__(self, now: float) -> None:
         self._began = now
-        self._seen: dict[int, tuple[float, float]] = {}  # by size: forward rows, and the time of that count
+        self._seen: dict[float, tuple[float, float]] = {}  # by size: seconds of work, and the time of that count
 
-    def note(self, forwards: int, now: float) -> None:
-        """Note the arrival of a job with `forwards` forward rows."""
-        size = _rounded(forwards)
-        self._seen[size] = self._rows(size, now) + forwards, now
+    def note(self, work: float, now: float) -> None:
+        """Note the arrival of a job with so many seconds of passes at speed 1."""
+        if work:
+            size = _rounded(work)
+            self._seen[size] = self._seconds(size, now) + work, now
 
     def rates(self, now: float) -> Callable[[float], float]:
-        """A function from a size to the forward rows a second that arrive in smaller jobs."""
+        """A function from a size to the seconds of work a second that arrive in smaller jobs."""
         window = _MEMORY * (1 - math.exp(-max(now - self._began, _AT_LEAST) / _MEMORY))
-        seen = [(size, self._rows(size, now) / window) for size in self._seen]
+        seen = [(size, self._seconds(size, now) / window) for size in self._seen]
 
         def below(size: float) -> float:
-            limit = _rounded(math.ceil(size))
+            limit = _rounded(size)
             return sum(rate for smaller, rate in seen if smaller < limit)
 
         return below
 
-    def _rows(self, size: int, now: float) -> float:
-        rows, then = self._seen.get(size, (0.0, now))
-        return rows * math.exp((then - now) / _MEMORY)
+    def _seconds(self, size: float, now: float) -> float:
+        seconds, then = self._seen.get(size, (0.0, now))
+        return seconds * math.exp((then - now) / _MEMORY)
 
 
-def _rounded(forwards: int) -> int:
-    dropped = max(0, forwards.bit_length() - _DIGITS)
-    return forwards >> dropped << dropped
+def _rounded(work: float) -> float:
+    mantissa, exponent = math.frexp(work)
+    return math.ldexp(math.floor(math.ldexp(mantissa, _DIGITS)), exponent - _DIGITS)

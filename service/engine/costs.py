@@ -1,12 +1,15 @@
-"""The cost of a forward pass by its rows, or of a decoding batch by its images. Pure Python.
+"""The seconds of each piece of work: passes, batches of decoding, encoding, and the answer. Pure Python.
 
 Costs are measured at the start, and follow each later pass. The model is shape × speed: the relative cost of each
-width, times one factor for how fast the machine is now. A machine slows down at all widths at once, so each pass shows
-the speed. The shape changes slowly.
+width, times one factor for how fast the machine is now. A machine slows down at all widths and for all groups at once,
+so each pass shows the speed. The shape changes slowly.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+
+from model.rows import Group
+from service.engine.trials import Trials
 
 _SPEED_FOLLOWS = 0.1  # the weight of a new measurement
 _SHAPE_FOLLOWS = 0.02
@@ -14,37 +17,75 @@ _OUTLIER = 4.0  # times the expected seconds; a slower pass counts as one of the
 _MOVED = 0.03  # relative change; a smaller one does not settle the shape again
 _SHORTEST = 1e-9  # seconds; a coarse clock may show 0
 _WORTH = 1.02  # times the best cost of a row
+_STAYS = 1.05  # times the best cost of a row; up to here the working width stays, so that noise does not change it
+_SURPRISE = 0.8  # times the expected seconds; noise makes passes slower, and hardly ever so much faster
+_TRIAL_FOLLOWS = 0.1
+
+
+class Speed:
+    """How fast the machine is now at one kind of work. The costs of several groups share it.
+
+    Attributes:
+        value: the factor for the machine now; 1 is its speed at the start, 2 is half as fast.
+        best: the least value so far.
+    """
+
+    __slots__ = ("best", "value")
+
+    def __init__(self) -> None:
+        self.value = self.best = 1.0
+
+    def follow(self, found: float) -> None:
+        """Learn from a piece of work that took `found` times its seconds at speed 1."""
+        self.value += _SPEED_FOLLOWS * (found - self.value)
+        self.best = min(self.best, self.value)
 
 
 class Costs:
-    """Seconds of a pass.
+    """Seconds of a pass of one group, or of a batch of decoding.
 
     Args:
-        measured: seconds of a pass, for each width at which passes run.
-        decoding: the costs of decoding, by the images of a batch; None where rows are images.
+        measured: seconds of a pass, for each width that was measured.
+        speed: of the machine; shared by the groups.
+        widths: at which passes run, rising; the measured ones if not given. The seconds of the others are guessed, so
+            that they are no less than in truth where a row costs no more in a wider pass.
 
     Attributes:
         width: the narrowest width whose cost a row is within 2 % of the best. Wider passes gain nothing.
         ceilings: upper bounds at speed 1, by the rows of a pass from 0 on. They never fall from one width to the next.
-        speed: the factor for the machine now; 1 is its speed at the start.
         version: rises when `width` and `ceilings` change.
+        trials: of other widths than the working width.
     """
 
-    def __init__(self, measured: Mapping[int, float], decoding: "Costs | None" = None) -> None:
-        self.decoding = decoding
-        self._widths = sorted(measured)
-        self._measured = {width: max(seconds, _SHORTEST) for width, seconds in measured.items()}
+    def __init__(
+        self, measured: Mapping[int, float], speed: Speed | None = None, widths: Sequence[int] | None = None
+    ) -> None:
+        self._machine = Speed() if speed is None else speed
+        self._widths = sorted(measured if widths is None else widths)
+        known = {width: max(seconds, _SHORTEST) for width, seconds in measured.items()}
+        self._unknown = set(self._widths) - known.keys()
+        self._measured = {width: _guess(width, known) for width in self._widths}
         self._width_of = [0, *(min(w for w in self._widths if w >= n) for n in range(1, self._widths[-1] + 1))]
         self._at_start = dict(self._measured)
         self._least = dict(self._measured)  # the fewest seconds of a pass so far, by width
-        self._best_speed = self.speed = 1.0
-        self.version = 0
+        self.trials = Trials(self._widths)
+        self.version = self.width = 0
         self._settle()
+
+    @property
+    def speed(self) -> float:
+        """The factor for the machine now; 1 is its speed at the start."""
+        return self._machine.value
 
     @property
     def seconds_per_row(self) -> float:
         """Seconds of a forward row in a pass of `width` rows. Passes have this width when there is enough work."""
         return self.seconds(self.width) / self.width
+
+    @property
+    def row(self) -> float:
+        """An upper bound at speed 1 for a forward row in a pass of `width` rows."""
+        return self.ceilings[self.width] / self.width
 
     @property
     def by_width(self) -> dict[int, float]:
@@ -53,33 +94,160 @@ class Costs:
 
     @property
     def best(self) -> "Costs":
-        """The least costs of passes and decoding so far: the machine at its best."""
-        least = {width: min(self._least[width], self._best_speed * self._at_start[width]) for width in self._widths}
-        return Costs(least, None if self.decoding is None else self.decoding.best)
+        """The least costs so far: the machine at its best."""
+        best_speed = self._machine.best
+        return Costs({width: min(self._least[width], best_speed * self._at_start[width]) for width in self._widths})
 
     def seconds(self, rows: int) -> float:
         """The expected seconds of a pass of `rows` rows."""
         return self._measured[self._width_of[rows]] * self.speed
+
+    def at_most(self, rows: int) -> float:
+        """An upper bound at speed 1 for a pass of `rows` rows."""
+        return self.ceilings[rows]
 
     def rounds(self, forwards: int) -> float:
         """An upper bound at speed 1 for `forwards` forward rows in full passes and a last one."""
         full, rest = divmod(forwards, self.width)
         return full * self.ceilings[self.width] + self.ceilings[rest]
 
+    def to_try(self) -> int | None:
+        """Another width than the working one that is worth a trial now, if any."""
+        most = {width: 2 * width * self.seconds_per_row for width in self._widths}
+        prices = {width: min(self.seconds(width), most[width]) for width in self._widths if width != self.width}
+        return self.trials.due(prices, self._unknown)
+
     def follow(self, rows: int, seconds: float) -> None:
         """Learn from the seconds of a pass of `rows` rows."""
         width = self._width_of[rows]
         self._least[width] = min(self._least[width], max(seconds, _SHORTEST))
+        is_trial = self.trials.note(width, rows == width, seconds)
         found = min(seconds / self._measured[width], _OUTLIER * self.speed)
-        self._measured[width] *= 1 + _SHAPE_FOLLOWS * (found / self.speed - 1)
-        self.speed += _SPEED_FOLLOWS * (found - self.speed)
-        self._best_speed = min(self._best_speed, self.speed)
+        change = found / self.speed - 1
+        if width in self._unknown:
+            self._unknown.discard(width)
+            self._reshape(width, max(seconds, _SHORTEST) / self.speed / self._measured[width] - 1)
+        elif is_trial:
+            self._reshape(width, change if change < _SURPRISE - 1 else _TRIAL_FOLLOWS * change)
+        else:
+            self._reshape(width, _SHAPE_FOLLOWS * change)
+            self._machine.follow(found)
+
+    def _reshape(self, width: int, change: float) -> None:
+        """Change the seconds of a width by this share."""
+        self._measured[width] = max(self._measured[width] * (1 + change), _SHORTEST)
         if abs(self._measured[width] / self._settled[width] - 1) > _MOVED:
             self._settle()
             self.version += 1
 
     def _settle(self) -> None:
         self._settled = dict(self._measured)
-        best = min(self._measured[width] / width for width in self._widths)
-        self.width = next(width for width in self._widths if self._measured[width] / width <= _WORTH * best)
+        a_row = {width: self._measured[width] / width for width in self._widths}
+        best = min(a_row.values())
+        width = next(width for width in self._widths if a_row[width] <= _WORTH * best)
+        stays = self.width and a_row[self.width] <= _STAYS * best
+        if not stays or (width < self.width and a_row[width] <= a_row[self.width]):
+            self.width = width
         self.ceilings = list(accumulate((self._measured[w] if w else 0.0 for w in self._width_of), max))
+
+
+def _guess(width: int, known: Mapping[int, float]) -> float:
+    """The seconds of a pass at a width, from those of other widths."""
+    below = max((w for w in known if w <= width), default=None)
+    above = min((w for w in known if w >= width), default=None)
+    if below is None:
+        assert above is not None, "no width was measured"
+        return known[above]
+    if above is None:
+        return known[below] * width / below
+    if above == below:
+        return known[width]
+    return known[below] + (known[above] - known[below]) * (width - below) / (above - below)
+
+
+class PerValue:
+    """Seconds to encode the answer's images: a constant, and seconds for each value. An upper bound that is learned.
+
+    How well an image compresses is not known before. So a slower call than expected counts at once for the half, and a
+    faster one for little. There is no factor for the machine: one curve serves all groups.
+
+    Args:
+        seconds_a_value: at the start.
+        constant_s: at the start.
+
+    Attributes:
+        version: rises when `seconds` changes.
+    """
+
+    def __init__(self, seconds_a_value: float = 30e-9, constant_s: float = 1e-3) -> None:
+        self._now = self._used = self._best = (constant_s, seconds_a_value)
+        self.version = 0
+
+    @property
+    def best(self) -> "PerValue":
+        """The least costs so far."""
+        constant, a_value = self._best
+        return PerValue(a_value, constant)
+
+    def seconds(self, values: int, pieces: int = 1) -> float:
+        """Seconds for `pieces` calls that encode `values` values together."""
+        constant, a_value = self._used
+        return pieces * constant + a_value * values
+
+    def at_most(self, values: int) -> float:
+        """The same as `seconds`, which is an upper bound. So a stage need not know what its work costs by."""
+        return self.seconds(values)
+
+    def follow(self, values: int, seconds: float) -> None:
+        """Learn from the seconds of a call that encoded `values` values."""
+        constant, a_value = self._now
+        expected = constant + a_value * values
+        change = min(seconds / expected, _OUTLIER) - 1
+        change *= 0.5 if change > 0 else _SHAPE_FOLLOWS
+        share = a_value * values / expected
+        constant, a_value = constant * (1 + (1 - share) * change), a_value * (1 + share * change)
+        self._now = constant, a_value
+        self._best = min(self._best[0], constant), min(self._best[1], a_value)
+        if any(abs(now / used - 1) > _MOVED for now, used in zip(self._now, self._used, strict=True)):
+            self._used = self._now
+            self.version += 1
+
+
+class Machine:
+    """What each piece of work costs on this machine.
+
+    Passes, decoding and encoding have a speed each, which their groups share. They run beside each other, and then each
+    slows down by its own factor.
+
+    Args:
+        passes: by group.
+        decode: of batches of images, by group; empty where rows are images.
+        encode: of one image, by group; the only width is 1.
+        answer: of the answer's images.
+    """
+
+    def __init__(
+        self,
+        passes: Mapping[Group, Costs],
+        decode: Mapping[Group, Costs] | None = None,
+        encode: Mapping[Group, Costs] | None = None,
+        answer: PerValue | None = None,
+    ) -> None:
+        self.passes = dict(passes)
+        self.decode = dict(decode or {})
+        self.encode = dict(encode or {})
+        self.answer = PerValue() if answer is None else answer
+        self._all = [*self.passes.values(), *self.decode.values(), *self.encode.values()]
+
+    @property
+    def version(self) -> int:
+        """Rises when any of the costs that jobs are weighed with changes."""
+        return self.answer.version + sum(costs.version for costs in self._all)
+
+    @property
+    def best(self) -> "Machine":
+        """The least costs so far: the machine at its best."""
+        passes, decode, encode = (
+            {group: costs.best for group, costs in kind.items()} for kind in (self.passes, self.decode, self.encode)
+        )
+        return Machine(passes, decode, encode, self.answer.best)

@@ -10,12 +10,12 @@ import numpy as np
 
 from model.rows import VAE, Group, Image
 from service.engine.health import DECODING, PASSES
-from service.engine.jobs import RowState
 from service.engine.progress import tell, tell_progress
 from service.engine.requests import Request
 from service.engine.scheduler import Scheduler
 from service.engine.stage import Observer, Piece, Stage
 from service.engine.tasks import Answer, Decode, Encode
+from service.engine.waves import RowState
 from service.engine.worker import Workplace
 from service.errors import ComputationFailed, ServiceError
 

@@ -9,10 +9,11 @@ from typing import Literal, NamedTuple, Protocol
 from model.rows import Forward, Group, Image, Reading, Runner
 from service.engine.delivery import Delivery, Made
 from service.engine.health import PASSES
-from service.engine.jobs import Batch, RowState
+from service.engine.jobs import Batch
 from service.engine.progress import tell, tell_progress
 from service.engine.requests import Request, Watcher
 from service.engine.scheduler import Scheduler
+from service.engine.waves import RowState
 from service.engine.worker import Worker, Workplace
 from service.errors import ComputationFailed
 

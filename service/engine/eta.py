@@ -6,11 +6,13 @@ without a lock.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 from service.engine.arrivals import Arrivals
+from service.engine.choosing import pace_limit
 from service.engine.costs import Costs
 from service.engine.jobs import Job, Rest
-from service.engine.scheduler import Scheduler, pace_limit
+from service.engine.scheduler import Scheduler
 
 _LOOKED_AT = 32  # jobs ahead, and as many behind; only the sum of the jobs before these counts
 _NOTHING = 1e-6  # forward rows
@@ -18,14 +20,16 @@ _MOST = 0.9  # the largest share of time that overtaking jobs are assumed to tak
 
 
 @dataclass(slots=True)
-class _Group:
+class _Wave:
     """Rows of a job that step together, and the number of their forward rows left.
 
     Attributes:
         job: the job's index in the line.
+        costs: of its passes.
     """
 
     job: int
+    costs: Costs
     rows: int
     at_once: int
     left: float
@@ -38,19 +42,25 @@ class Outlook:
     Attributes:
         place: of the job in `line`; None if the job has no steps left.
         line: the jobs around it, those with the least work first.
-        ahead: forward rows of the jobs before `line`.
-        decoding: rows that have taken their steps and are not decoded yet.
+        ahead_s: seconds of passes of the jobs before `line`, at speed 1.
+        before_s: seconds until its rows can run or be decoded: its upload, and what waits for the encoder.
+        decode_s: seconds to decode the rows that have taken their steps.
+        ready_s: seconds to encode the finished images that wait for that, of all jobs.
+        answer_s: seconds of the pieces of the job's answer that are not ready yet.
         busy_s: seconds until the end of the present pass.
         at_most_s: seconds until the job's promise.
         few: whether the queue is so short that short jobs keep their pace.
-        costs: of passes. They may change while an estimate reads them. The estimate then mixes two states.
-        rate: a function from a size to the forward rows a second that arrive in smaller jobs.
+        costs: of the job's passes. They may change while an estimate reads them. The estimate then mixes two states.
+        rate: a function from a size to the seconds of work a second that arrive in smaller jobs.
     """
 
     place: int | None
     line: list[Rest]
-    ahead: int
-    decoding: int
+    ahead_s: float
+    before_s: float
+    decode_s: float
+    ready_s: float
+    answer_s: float
     busy_s: float
     at_most_s: float
     few: bool
@@ -60,88 +70,115 @@ class Outlook:
     def eta(self) -> float:
         """The expected seconds until the job is done.
 
-        The estimate simulates the coming passes, the least work first, from the end of one group to the next. New
+        The estimate simulates the coming passes, the least work first, from the end of one wave to the next. New
         jobs with less work overtake, and lengthen each stretch. At a load r of such jobs, a stretch takes 1/(1 − r)
         times as long (L. E. Schrage and L. W. Miller, "The queue M/G/1 with the shortest remaining processing time
         discipline", 1966).
         """
         # Decoding takes time from passes, and passes take time from decoding.
-        seconds = self.busy_s + self._decode_s(self.decoding)
-        if self.place is not None:
-            seconds += self._lengthened(self.ahead * self.costs.seconds_per_row, self.line[self.place].left)
-            seconds += self._play(self.place)
+        seconds = self.busy_s + self.decode_s + self.before_s
+        if self.place is None:
+            seconds += self.ready_s + self.answer_s
+        else:
+            work = self.line[self.place].left * self.costs.row
+            seconds += self._lengthened(self.ahead_s * self.costs.speed, work)
+            seconds = self._play(self.place, seconds)
         return max(0.0, min(seconds, self.at_most_s))
 
-    def _play(self, place: int) -> float:
-        """The seconds until the job's last group has taken its steps, with the decoding of groups that end by then."""
+    def _play(self, place: int, seconds: float) -> float:
+        """The seconds until the job is done, with the stages of waves that end before, if passes begin at `seconds`."""
         line = self.line
         left: list[float] = [job.left for job in line]
-        its_groups, its_work = len(line[place].groups), left[place]
-        groups: list[_Group] = []  # may run in the next pass, in the order of the queue
-        behind = (  # lazy: most estimates end before the last group
-            _Group(index, *group) for index, job in enumerate(line) for group in job.groups
+        waves_left = [len(job.waves) for job in line]
+        its_work, row = left[place] * self.costs.row, self.costs.row
+        waves: list[_Wave] = []  # may run in the next pass, in the order of the queue
+        behind = (  # lazy: most estimates end before the last wave
+            _Wave(index, job.costs, *wave) for index, job in enumerate(line) for wave in job.waves
         )
-        seconds = 0.0
-        while its_groups:
-            rows = self._pass(groups, left, behind)
-            passes = min(group.left / n for group, n in zip(groups, rows, strict=False))
-            of_it = sum(n for group, n in zip(groups, rows, strict=False) if group.job == place)
-            seconds += self._lengthened(passes * self.costs.seconds(sum(rows)), its_work - passes * of_it / 2)
+        answered = self.ready_s
+        while waves_left[place]:
+            chosen = self._pass(waves, left, behind)
+            costs = chosen[0][0].costs
+            passes = min(wave.left / n for wave, n in chosen)
+            of_it = row * sum(n for wave, n in chosen if wave.job == place)
+            taken = passes * costs.seconds(sum(n for _, n in chosen))
+            seconds += self._lengthened(taken, its_work - passes * of_it / 2)
             its_work -= passes * of_it
-            for group, n in zip(groups, rows, strict=False):
-                group.left -= passes * n
-                left[group.job] -= passes * n
-            ended = [group for group in groups if group.left <= _NOTHING]
-            seconds += self._decode_s(sum(group.rows for group in ended if line[group.job].is_decoded))
-            its_groups -= sum(group.job == place for group in ended)
-            groups = [group for group in groups if group.left > _NOTHING]
+            for wave, n in chosen:
+                wave.left -= passes * n
+                left[wave.job] -= passes * n
+            ended = [wave for wave, _ in chosen if wave.left <= _NOTHING]
+            waves = [wave for wave in waves if wave.left > _NOTHING]
+            decoded = [(line[wave.job].decode, wave.rows) for wave in ended if line[wave.job].decode is not None]
+            seconds += _decode_s(decoded[0][0], sum(rows for _, rows in decoded)) if decoded else 0.0
+            for wave in ended:
+                job = line[wave.job]
+                waves_left[wave.job] -= 1
+                whole_s = 0.0 if waves_left[wave.job] else job.whole_s
+                answered = max(answered, seconds) + wave.rows * job.image_s + whole_s
+                if wave.job == place and not waves_left[place]:
+                    return max(seconds, answered)
         return seconds
 
     def _lengthened(self, seconds: float, work: float) -> float:
         """The seconds with the expected overtaking of a job with so much work."""
-        return seconds / (1 - min(_MOST, self.rate(work) * self.costs.seconds_per_row))
+        return seconds / (1 - min(_MOST, self.rate(work) * self.costs.speed))
 
-    def _decode_s(self, rows: int) -> float:
-        """The expected seconds to decode `rows` rows that wait together."""
-        decoding = self.costs.decoding
-        return 0.0 if decoding is None else decoding.rounds(rows) * decoding.speed
-
-    def _pass(self, groups: list[_Group], left: list[float], behind: Iterator[_Group]) -> list[int]:
-        """The forward rows of each group in a pass. While the pass has room, more groups join from `behind`."""
-        rows: list[int] = []
-        total, limit = 0, self.costs.width
+    def _pass(self, waves: list[_Wave], left: list[float], behind: Iterator[_Wave]) -> list[tuple[_Wave, int]]:
+        """The waves of a pass with their forward rows. While the pass has room, more waves join from `behind`."""
+        chosen: list[tuple[_Wave, int]] = []
+        total = looked = 0
         while True:
-            if len(rows) == len(groups):
+            if looked == len(waves):
                 if (following := next(behind, None)) is None:
                     break
-                groups.append(following)
-            group = groups[len(rows)]
-            if total and self.few:
-                limit = pace_limit(self.costs, limit, total, left[groups[0].job], left[group.job])
+                waves.append(following)
+            wave = waves[looked]
+            looked += 1
+            if not chosen:
+                first, costs, limit = wave.job, wave.costs, wave.costs.width
+            elif wave.costs is not costs:
+                continue
+            elif self.few:
+                limit = pace_limit(costs, limit, total, left[first], left[wave.job])
             if total >= limit:
                 break
-            rows.append(min(limit - total, group.at_once))
-            total += rows[-1]
-        return rows
+            chosen.append((wave, min(limit - total, wave.at_once)))
+            total += chosen[-1][1]
+        return chosen
+
+
+def _decode_s(decode: Costs | None, rows: int) -> float:
+    """The expected seconds to decode rows that wait together."""
+    return 0.0 if decode is None else decode.rounds(rows) * decode.speed
 
 
 def outlook(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float, promise: float) -> Outlook:
     """The state behind the estimate of a job. The job is in the queue, or about to enter with this promise."""
-    by_work = scheduler.by_work
+    by_work, work, machine = scheduler.by_work, scheduler.work, scheduler.machine
     place = scheduler.ahead_of(job)
     first = max(0, place - _LOOKED_AT)
     is_in_line = place < len(by_work) and by_work[place] is job
     behind = by_work[place + is_in_line : place + 1 + _LOOKED_AT]
     own = [job] if job.left else []
     around = [*by_work[first:place], *own, *behind]
+    before_s = 0.0
+    if job.encoding:
+        uploads = work.uploads.copy()
+        uploads[job.group] += job.number == inf
+        before_s = sum(n * machine.encode[group].seconds(1) for group, n in uploads.items() if n)
+    pieces, values = job.ready
     return Outlook(
         place - first if own else None,
         [other.rest for other in around],
-        sum(other.left for other in by_work[:first]),
-        scheduler.decoding,
+        sum(other.work for other in by_work[:first]),
+        before_s,
+        sum(_decode_s(machine.decode[group], n) for group, n in work.decoding.items() if n),
+        machine.answer.seconds(work.ready_values, work.ready_pieces),
+        max(0.0, job.answer_s - machine.answer.seconds(values, pieces)) if job.unanswered else 0.0,
         max(0.0, scheduler.busy_until - now),
         promise - now,
         scheduler.keeps_pace,
-        scheduler.costs,
+        job.costs,
         arrivals.rates(now),
     )

@@ -1,210 +1,200 @@
-"""Jobs, as the scheduler sees them: the rows of a request, and the progress of each. Pure Python.
+"""Jobs, as the scheduler sees them: the rows of a request, and what is left of their work. Pure Python.
 
-A step of a row takes one forward row, or two with guidance. The two may run in different passes.
+A job's work is a chain of pieces: its upload is encoded; each row takes its steps in passes; each row is decoded; each
+image is encoded for the answer, and then the answer as a whole. A job may lack any of these.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
-from model.rows import Image
-from service.engine.costs import Costs
-
-
-class RowState:
-    """The progress of one row of a job. No other object keeps it.
-
-    Attributes:
-        index: of the row in its request.
-        steps: of the row in all.
-        steps_left: steps still to take. A step counts as taken when its last forward row is chosen.
-        forwards_per_step: forward rows of each step, 1 or 2.
-        due: forward rows of the present step that are not chosen yet.
-        line: of the row's table, for the forward rows chosen last.
-        started: whether any forward row was chosen.
-        stepped: whether the pass with the last step has ended.
-        slot: the row's slot in the runner; None before the row starts, and after the row is read.
-        image: the finished image; None until then.
-    """
-
-    __slots__ = (
-        "due",
-        "forwards_per_step",
-        "group",
-        "image",
-        "index",
-        "job",
-        "line",
-        "slot",
-        "started",
-        "stepped",
-        "steps",
-        "steps_left",
-    )
-
-    def __init__(self, job: "Job", index: int, group: "_Group", steps: int, forwards_per_step: int) -> None:
-        self.job = job
-        self.index = index
-        self.group = group
-        self.steps = self.steps_left = steps
-        self.forwards_per_step = forwards_per_step
-        self.due = forwards_per_step
-        self.line = 0
-        self.started = self.stepped = False
-        self.slot: int | None = None
-        self.image: Image | None = None
-
-    @property
-    def branches(self) -> range:
-        """The branches of the present step that are not chosen yet."""
-        return range(self.forwards_per_step - self.due, self.forwards_per_step)
-
-    def choose(self) -> None:
-        """Count a forward row of the present step as chosen."""
-        self.started = True
-        self.line = self.steps - self.steps_left
-        self.due -= 1
-        if self.due == 0:
-            self.steps_left -= 1
-            self.due = self.forwards_per_step
-
+from model.rows import Group
+from service.engine.costs import Costs, Machine
+from service.engine.waves import RowState, Wave
 
 Batch = list[tuple[RowState, int]]  # the forward rows of a pass, each as row and branch
 
 
-class _Group:
-    """Rows of a job that step together, as many as fill a pass.
+class StageWork(NamedTuple):
+    """The work of a job outside of passes.
 
     Attributes:
-        rows: the group's rows with steps left.
-        at_once: forward rows of one step of all rows.
-        left: forward rows that are not chosen yet.
-        seconds: an upper bound for the group alone, at speed 1.
+        encoded: whether an upload is encoded before the rows can run.
+        decoded: whether each row is decoded after its last step.
+        values: how many values the answer encodes, for each image and for the whole; None if no answer is encoded.
     """
 
-    __slots__ = ("at_once", "left", "rows", "seconds")
+    encoded: bool = False
+    decoded: bool = False
+    values: tuple[int, int] | None = None
 
-    def __init__(self) -> None:
-        self.rows: list[RowState] = []
-        self.at_once = self.left = 0
-        self.seconds = 0.0
 
-    def add(self, row: RowState) -> None:
-        self.rows.append(row)
-        self.at_once += row.forwards_per_step
-        self.left += row.steps_left * row.forwards_per_step
+class Blocks(NamedTuple):
+    """What may be under way when a job gets somewhere, or what a job may itself have under way. Seconds at speed 1.
 
-    def count(self, row: RowState) -> None:
-        """Count a forward row of this row as chosen."""
-        self.left -= 1
-        row.choose()
-        if row.steps_left == 0:
-            self.rows.remove(row)
-            self.at_once -= row.forwards_per_step
+    Attributes:
+        a_pass: where an upload is encoded, and its rows may run.
+        decode: where rows have taken their steps.
+        answer: where images are finished.
+    """
 
-    def weigh(self, costs: Costs) -> None:
-        """Add up the costs of the remaining steps. The rows furthest behind go first."""
-        if len(self.rows) == 1:  # a shortcut for the most common group
-            [row] = self.rows
-            self.seconds = costs.rounds(row.due) + (row.steps_left - 1) * costs.rounds(row.forwards_per_step)
-            return
-        self.seconds, forwards = 0.0, 0
-        levels = sorted({row.steps_left for row in self.rows}, reverse=True)
-        for level, below in pairwise([*levels, 0]):
-            here = [row for row in self.rows if row.steps_left == level]
-            self.seconds += costs.rounds(forwards + sum(row.due for row in here))
-            forwards += sum(row.forwards_per_step for row in here)
-            self.seconds += (level - below - 1) * costs.rounds(forwards)
+    a_pass: float = 0.0
+    decode: float = 0.0
+    answer: float = 0.0
 
 
 class Rest(NamedTuple):
     """What is left of a job, as estimates see it.
 
     Attributes:
+        costs: of its passes.
         left: forward rows.
-        is_decoded: whether its rows are decoded.
-        groups: for rows that step together: how many, the forward rows of a step of theirs, and those left.
+        decode: the costs of decoding; None if its rows are not decoded.
+        image_s, whole_s: seconds to encode an image for the answer, and the whole.
+        waves: for rows that step together: how many, the forward rows of a step of theirs, and those left.
     """
 
+    costs: Costs
     left: int
-    is_decoded: bool
-    groups: list[tuple[int, int, float]]
+    decode: Costs | None
+    image_s: float
+    whole_s: float
+    waves: list[tuple[int, int, float]]
 
 
 class Job:
     """The rows of a request.
 
     Args:
-        rows: for each row, its steps and the forward rows of one step.
-        costs: of passes.
-        decoded: whether each row is decoded after its last step.
+        group: of its rows.
+        rows: for each row, the forward rows of each line of its table. A row without lines takes no steps.
+        machine: what work costs.
+        stages: its work outside of passes.
 
     Attributes:
+        costs: of passes of its group.
         rows: all rows of the job.
+        encoding: whether its upload is still to be encoded. Until then, no row may run.
         unstepped: rows that have not ended their last step.
         undecoded: rows still to be decoded, with those that have steps left.
-        promise: the time by which all images are done.
+        unanswered: pieces of the answer still to be encoded: each image, and the whole.
+        promise: the time by which the answer is ready.
         number: in the order of arrival; infinite before the job enters the queue.
         size: forward rows of the whole job.
         left: forward rows that are not chosen yet.
         steps: the most steps left of one row.
-        seconds: an upper bound for the job alone, at speed 1. Its groups, which fill a pass, run one after the other.
+        work: the seconds of the forward rows left, in full passes at speed 1. The least work goes first.
+        seconds: an upper bound for the passes of the job alone, at speed 1. Its waves run one after the other.
+        encode_s, answer_s: seconds of these stages left, at speed 1.
+        piece_s: the most seconds of one piece of the answer that is left.
+        free_by: while the upload is still to be encoded, the time by which the rows can run.
+        blocks: what may be under way of other jobs when this job gets to its next stages.
     """
 
     __slots__ = (
-        "_groups",
+        "_machine",
         "_rest",
+        "_shown",
+        "_waves",
+        "answer_s",
+        "blocks",
+        "costs",
+        "encode_s",
+        "encoding",
+        "free_by",
+        "group",
         "left",
         "number",
+        "piece_s",
         "promise",
         "rows",
         "seconds",
         "size",
+        "stages",
         "steps",
+        "unanswered",
         "undecoded",
         "unstepped",
+        "work",
     )
 
-    def __init__(self, rows: Iterable[tuple[int, int]], costs: Costs, decoded: bool = False) -> None:
-        self.promise = inf
-        self.number = inf
+    def __init__(
+        self, group: Group, rows: Iterable[tuple[int, ...]], machine: Machine, stages: StageWork | None = None
+    ) -> None:
+        self.group = group
+        self.stages = StageWork() if stages is None else stages
+        self.promise = self.number = self.free_by = inf
         self.rows: list[RowState] = []
-        self._groups: list[_Group] = []
+        self.costs = costs = machine.passes[group]
+        self._machine = machine
         self._rest: Rest | None = None
-        shapes = list(rows)
-        together = max(1, costs.width // max(forwards_per_step for _, forwards_per_step in shapes))
-        for index, (steps, forwards_per_step) in enumerate(shapes):
+        tables = list(rows)
+        most = max(max(forwards, default=1) for forwards in tables)
+        together = max(1, costs.width // most)
+        self._waves: list[Wave] = []
+        for index, forwards in enumerate(tables):
             if index % together == 0:
-                self._groups.append(_Group())
-            self.rows.append(RowState(self, index, self._groups[-1], steps, forwards_per_step))
-            self._groups[-1].add(self.rows[-1])
-        self.unstepped = len(self.rows)
-        self.undecoded = len(self.rows) if decoded else 0
-        self.size = self.left = sum(row.steps_left * row.forwards_per_step for row in self.rows)
-        self.weigh(costs)
+                self._waves.append(Wave())
+            self.rows.append(RowState(self, index, self._waves[-1], forwards))
+            self._waves[-1].add(self.rows[-1])
+        self.encoding = self.stages.encoded
+        self.unstepped = sum(not row.stepped for row in self.rows)
+        self.undecoded = len(self.rows) if self.stages.decoded else 0
+        self.unanswered = 0 if self.stages.values is None else len(self.rows) + 1
+        self.size = self.left = sum(wave.left for wave in self._waves)
+        self._shown = 0.0
+        self.blocks = Blocks()
+        self.weigh()
 
-    def at(self, costs: Costs) -> "Job":
-        """The same job with other costs, before its first pass."""
-        rows = ((row.steps, row.forwards_per_step) for row in self.rows)
-        return Job(rows, costs, decoded=bool(self.undecoded))
+    def on(self, machine: Machine) -> "Job":
+        """The same job on another machine, before its first piece of work."""
+        return Job(self.group, (row.forwards for row in self.rows), machine, self.stages)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no work is left but that of the present pass."""
+        return not (self.left or self.undecoded or self.unanswered or self.encoding)
+
+    @property
+    def kind(self) -> tuple[Group, int, StageWork]:
+        """What makes jobs equal in size: those that came first get the earlier promises."""
+        return self.group, self.size, self.stages
+
+    @property
+    def fraction(self) -> float:
+        """The share of the job's seconds in all stages that is done, 0 … 1. It never falls."""
+        machine, rows, values = self._machine, len(self.rows), self.stages.values
+        left_s, all_s = self.encode_s + self.work + self.answer_s, self.size * self.costs.row
+        if self.stages.encoded:
+            all_s += machine.encode[self.group].ceilings[1]
+        if self.stages.decoded:
+            image_s = machine.decode[self.group].row
+            left_s, all_s = left_s + self.undecoded * image_s, all_s + rows * image_s
+        if values is not None:
+            all_s += machine.answer.seconds(rows * values[0] + values[1], rows + 1)
+        self._shown = max(self._shown, 1.0 - left_s / all_s if left_s else 1.0)
+        return self._shown
 
     @property
     def rest(self) -> Rest:
         """What is left of the job. A job that waits keeps its answer: each admission asks all jobs around."""
         if self._rest is None:
-            groups = [(len(group.rows), group.at_once, float(group.left)) for group in self._groups]
-            self._rest = Rest(self.left, self.undecoded > 0, groups)
+            waves = [(len(wave.rows), wave.at_once, float(wave.left)) for wave in self._waves]
+            decode = self._machine.decode[self.group] if self.undecoded else None
+            image_s = whole_s = 0.0
+            if self.stages.values is not None:
+                image_s, whole_s = map(self._machine.answer.seconds, self.stages.values)
+            self._rest = Rest(self.costs, self.left, decode, image_s, whole_s, waves)
         return self._rest
 
     def behind_first(self) -> Iterable[RowState]:
-        """Rows with steps left, group after group. In a group, the rows furthest behind go first."""
-        for group in self._groups:
-            yield from sorted(group.rows, key=lambda row: -row.steps_left)
+        """Rows with steps left, wave after wave. In a wave, the rows furthest behind go first."""
+        for wave in self._waves:
+            yield from sorted(wave.rows, key=lambda row: -row.steps_left)
 
     def furthest_behind(self) -> list[RowState]:
-        """The rows of the first group with the most steps left."""
-        rows = self._groups[0].rows
+        """The rows of the first wave with the most steps left."""
+        rows = self._waves[0].rows
         most = max(row.steps_left for row in rows)
         return [row for row in rows if row.steps_left == most]
 
@@ -213,26 +203,101 @@ class Job:
         row.stepped = True
         self.unstepped -= 1
 
-    def count(self, rows: Sequence[RowState], costs: Costs) -> None:
+    def encoded(self) -> None:
+        """Note that the upload is encoded."""
+        self.encoding, self.encode_s, self._rest = False, 0.0, None
+
+    def decoded(self) -> None:
+        """Note that a row is decoded."""
+        self.undecoded -= 1
+        self._rest = None
+
+    def answered(self) -> None:
+        """Note that a piece of the answer is encoded."""
+        self.unanswered -= 1
+        self._weigh_answer()
+
+    @property
+    def own_blocks(self) -> Blocks:
+        """What the job may have under way itself."""
+        ceilings, width = self.costs.ceilings, self.costs.width
+        decode = self._machine.decode[self.group] if self.undecoded else None
+        return Blocks(
+            ceilings[width] if self.left else 0.0,
+            0.0 if decode is None else decode.ceilings[decode.width],
+            self.piece_s,
+        )
+
+    def blocked(self, by: Blocks, is_ahead: bool) -> Blocks:
+        """The job's blocks when another job enters, with what that may have under way.
+
+        Args:
+            is_ahead: whether this job goes before the other one.
+        """
+        a_pass, decode, answer = self.blocks
+        runs = self.encoding or self.unstepped > 0
+        if self.encoding and self.left:
+            a_pass = max(a_pass, by.a_pass)
+        if self.undecoded and runs:
+            decode = max(decode, by.decode)
+        if is_ahead and self.unanswered and (self.undecoded or runs):
+            answer = max(answer, by.answer)
+        return Blocks(a_pass, decode, answer)
+
+    @property
+    def decoding(self) -> int:
+        """How many rows wait for their decoding now, or are being decoded."""
+        return 0 if self.encoding else max(0, self.undecoded - self.unstepped)
+
+    @property
+    def ready(self) -> tuple[int, int]:
+        """The pieces of the answer that wait to be encoded now, and their values."""
+        if self.stages.values is None or not self.unanswered or self.encoding:
+            return 0, 0
+        of_image, of_whole = self.stages.values
+        images = self.unanswered - 1 - max(self.unstepped, self.undecoded)
+        return (images, images * of_image) if self.unanswered > 1 else (1, of_whole)
+
+    @property
+    def unanswered_values(self) -> int:
+        """The values that the answer still encodes."""
+        if self.stages.values is None or not self.unanswered:
+            return 0
+        of_image, of_whole = self.stages.values
+        return (self.unanswered - 1) * of_image + of_whole
+
+    def count(self, rows: Sequence[RowState]) -> None:
         """Count a forward row of each of these rows as chosen. A row may appear twice, for two forward rows."""
         self._rest = None
         self.left -= len(rows)
-        groups: dict[_Group, None] = {}
+        waves: dict[Wave, None] = {}
         for row in rows:
-            row.group.count(row)
-            groups[row.group] = None
-        for group in groups:
-            group.weigh(costs)
+            row.wave.count(row)
+            waves[row.wave] = None
+        for wave in waves:
+            wave.weigh(self.costs)
         self._add_up()
 
-    def weigh(self, costs: Costs) -> None:
-        """Compute `seconds` again, with new costs."""
-        for group in self._groups:
-            group.weigh(costs)
+    def weigh(self) -> None:
+        """Compute all seconds again, with the machine's present costs."""
+        self._rest = None
+        for wave in self._waves:
+            wave.weigh(self.costs)
+        self.encode_s = self._machine.encode[self.group].ceilings[1] if self.encoding else 0.0
+        self._weigh_answer()
         self._add_up()
+
+    def _weigh_answer(self) -> None:
+        seconds, values = self._machine.answer.seconds, self.stages.values
+        self.answer_s = self.piece_s = 0.0
+        if values is not None and self.unanswered:
+            of_image, of_whole = values
+            self.answer_s = seconds(self.unanswered_values, self.unanswered)
+            self.piece_s = seconds(max(of_image, of_whole) if self.unanswered > 1 else of_whole)
 
     def _add_up(self) -> None:
-        if not all(group.rows for group in self._groups):
-            self._groups = [group for group in self._groups if group.rows]
-        self.seconds = sum(group.seconds for group in self._groups)
-        self.steps = max((row.steps_left for group in self._groups for row in group.rows), default=0)
+        if not all(wave.rows for wave in self._waves):
+            self._waves = [wave for wave in self._waves if wave.rows]
+        self.seconds = sum(wave.seconds for wave in self._waves)
+        self.steps = max((row.steps_left for wave in self._waves for row in wave.rows), default=0)
+        self.work = self.left * self.costs.row

@@ -1,163 +1,216 @@
 """Promises: the time by which a job will be done, whatever arrives later. Pure Python.
 
-Two plans run the jobs in the order of their promises. Each plan bounds the completion time of every job:
-
-- alone: one job after the other, each in groups of rows that fill a pass. Job k is done after the `seconds` of the jobs
-  up to k.
-- together: passes are filled, up to the width w. Let R be the forward rows that the jobs up to k have left, and S the
-  steps of job k. In a pass that lacks a due row of job k, all w rows belong to the jobs up to k. There are at most
-  (R − S)/w such passes. Each other pass advances job k by a step, so there are at most S other passes. Job k takes at
-  most R/w + S·(1 − 1/w) passes (R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969).
-
-Latents are decoded beside the passes, in batches of up to w rows, the earliest promise first. Rows of job k that have
-taken their steps may wait for a batch that has begun. Later batches are full of rows of the jobs up to k, except the
-batch with the last row of job k. If these jobs have I rows left to decode, decoding takes at most I/w + 2 − 1/w
-batches. A batch beside passes gets half of the machine. Both plans add these seconds to their bounds. Once all rows of
-a job have taken their steps, the job waits only for decoding, whatever passes run.
-
-If the bounds of a plan keep all promises with a margin, the promises hold as long as the plan is followed. Passes
-outside the plan make no bound longer, and neither do jobs that leave. So the scheduler may spend a plan's spare time
-freely.
+A promise is one that a plan keeps, by the bounds of bounds.py.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, repeat
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from math import inf
-from typing import NamedTuple
 
-from service.engine.costs import Costs
-from service.engine.jobs import Job
+from service.engine.bounds import MARGIN, ROUNDING, Bounds, Look, look
+from service.engine.costs import Machine
+from service.engine.jobs import Blocks, Job
+from service.engine.outstanding import Busy, Outstanding
 
-MARGIN = 0.25  # passes may take longer than expected by this share, and all promises hold
 PATIENCE = 2.0  # times the seconds of the job and the work ahead in full passes
-SHARED = 2.0  # times the seconds of decoding alone, while passes run beside decoding
 SHORTEST = 0.25  # seconds; the operating system's delays could break a shorter promise
-_ROUNDING = 1e-9  # seconds
 
 
-class Spare(NamedTuple):
-    """The seconds that each plan can lose and still keep all promises. Negative if the plan may break one."""
-
-    alone: float
-    together: float
-
-
-class Bounds:
-    """The plans' bounds in seconds, for one state of the costs, margin included."""
-
-    def __init__(self, costs: Costs) -> None:
-        self.unit = costs.speed * (1 + MARGIN)
-        self._full = costs.ceilings[costs.width] * self.unit
-        self.row = self._full / costs.width
-        self.step = self._full - self.row
-        self.image = self.batches = 0.0  # of decoding: seconds for each row, and for batches that are not full
-        if costs.decoding is not None:
-            decoding = costs.decoding
-            full = decoding.ceilings[decoding.width] * SHARED * decoding.speed * (1 + MARGIN)
-            self.image = full / decoding.width
-            self.batches = 2 * full - self.image
-
-    def alone(self, seconds: float) -> float:
-        """The bound for a job. `seconds` is the time of the job and the jobs ahead at speed 1."""
-        return self.unit * seconds
-
-    def together(self, rows: int, steps: int) -> float:
-        """The bound for a job with `steps` left. The job and the jobs ahead have `rows` forward rows left."""
-        return self.row * rows + self.step * steps
-
-    def decoded(self, job: Job, images: int) -> float:
-        """The seconds from a job's last step to its last image. `images` counts the job's own and those ahead."""
-        return self.image * images + self.batches if job.undecoded else 0.0
-
-
-def spare(line: Sequence[Job], costs: Costs, start: float) -> Spare:
-    """The spare seconds of the plans. `line` is in the order of promises, and its first pass begins at `start`.
-
-    A job whose rows have all taken their steps loses nothing, whatever passes run.
-    """
-    bounds = Bounds(costs)
-    unit, row, step, decodes = bounds.unit, bounds.row, bounds.step, costs.decoding is not None
-    alone = together = inf
-    seconds, rows, images = 0.0, 0, 0
-    for job in line:  # up to a thousand jobs, before each pass
-        seconds += job.seconds
-        rows += job.left
-        promise = job.promise
-        if decodes and job.undecoded:
-            images += job.undecoded
-            promise = promise - bounds.image * images - bounds.batches if job.left else inf
-        if promise - unit * seconds < alone:
-            alone = promise - unit * seconds
-        if promise - row * rows - step * job.steps < together:
-            together = promise - row * rows - step * job.steps
-    return Spare(alone - start, together - start)
-
-
-def patient(job: Job, rows_ahead: int, costs: Costs, images_ahead: int = 0) -> float:
+def patient(job: Job, ahead: Outstanding, machine: Machine) -> float:
     """The seconds of a patient promise: a multiple of the time of the job and the work ahead in full passes."""
-    bounds = Bounds(costs)
-    in_full_passes = bounds.together(rows_ahead + job.left, job.steps)
-    in_full_passes += bounds.decoded(job, images_ahead + job.undecoded)
-    return max(SHORTEST, PATIENCE * in_full_passes / (1 + MARGIN))
+    bounds = Bounds(machine)
+    own = job.costs
+    seconds = bounds.rows[own] * job.left + bounds.steps[own] * job.steps
+    seconds += sum(bounds.rows[machine.passes[group]] * n for group, n in ahead.forwards.items())
+    if job.undecoded:
+        decode = bounds.images[own]
+        seconds += decode.image * (job.undecoded - 1) + decode.full
+        block = decode.full
+        for group, n in ahead.images.items():
+            theirs = machine.passes[group]
+            if n:
+                block = max(block, bounds.images[theirs].full)
+                seconds += n * (decode.image if theirs is own else bounds.images[theirs].single)
+        seconds += block
+    if job.unanswered:
+        seconds += bounds.answer * (job.answer_s + ahead.answer_s)
+    if job.encoding:
+        uploads = sum(n * machine.encode[group].ceilings[1] for group, n in ahead.uploads.items() if n)
+        seconds += bounds.encode * (job.encode_s + uploads)
+    return max(SHORTEST, PATIENCE * seconds / (1 + MARGIN))
 
 
-def seconds_alone(job: Job, costs: Costs) -> float:
+def seconds_alone(job: Job, machine: Machine) -> float:
     """The seconds of the earliest promise on an idle server."""
-    return earliest(job, [], costs, 0.0, 0.0)
+    return earliest(job, [], machine, 0.0, 0.0)
 
 
-def earliest(job: Job, line: Sequence[Job], costs: Costs, start: float, wanted: float) -> float:
+def earliest(
+    job: Job,
+    line: Sequence[Job],
+    machine: Machine,
+    start: float,
+    wanted: float,
+    busy: Busy | None = None,
+    now: float | None = None,
+) -> float:
     """The earliest promise, at or after `wanted`, with which some plan keeps this and every other promise.
+
+    Infinite if a piece of the job's work is so large that it breaks another promise wherever the job goes. Notes on the
+    job what goes with the promise: `free_by` and `blocks`.
 
     Args:
         job: not in the queue yet.
         line: the jobs with promises, in the order of promises.
-        costs: of passes.
+        machine: what work costs.
         start: when the next pass can begin.
         wanted: a time.
+        busy: what the stages have under way.
+        now: the time; `start` if not given.
     """
-    bounds = Bounds(costs)
-    seconds = list(accumulate((other.seconds for other in line), initial=job.seconds))
-    rows = list(accumulate((other.left for other in line), initial=job.left))
-    steps = [0, *(other.steps for other in line)]
-
-    def decoded(stepped: list[float], jobs: Iterable[Job]) -> list[float]:
-        """Completion times, from the times of the last steps: adds the decode bound for all rows ahead."""
-        if costs.decoding is None:
-            return stepped
-        images = accumulate((other.undecoded for other in line), initial=job.undecoded)
-        return [
-            (time if one.left else start) + bounds.decoded(one, n)
-            for time, one, n in zip(stepped, jobs, images, strict=False)
-        ]
-
-    left = spare(line, costs, start)
-    enough = min(-_ROUNDING, max(left))  # if neither plan keeps all promises, follow the closer one
-    promises = []
-    if left.alone >= enough:
-        stepped = [start + bounds.alone(s) for s in seconds]
-        promises.append(_place(line, decoded(stepped, repeat(job)), decoded(stepped, [job, *line]), wanted))
-    if left.together >= enough:
-        own = [start + bounds.together(r, job.steps) for r in rows]
-        theirs = [start + bounds.together(r, s) for r, s in zip(rows, steps, strict=True)]
-        promises.append(_place(line, decoded(own, repeat(job)), decoded(theirs, [job, *line]), wanted))
-    return min(promises)
-
-
-def _place(line: Sequence[Job], own: Sequence[float], theirs: Sequence[float], wanted: float) -> float:
-    """The earliest promise of a job among others.
-
-    Args:
-        line: the other jobs.
-        own: own[i] is when the job is done, behind the first i other jobs.
-        theirs: theirs[i], from 1 on, is when other job number i is done, if the job goes ahead of it.
-        wanted: a time.
-    """
-    i = len(line)
-    while i > 0 and line[i - 1].promise > wanted and theirs[i] <= line[i - 1].promise:
-        i -= 1
-    promise = max(wanted, own[i], line[i - 1].promise if i > 0 else -inf)
-    while i < len(line) and promise >= line[i].promise:
-        i += 1
-        promise = max(promise, own[i])
+    bounds = Bounds(machine)
+    seen = look(line, bounds, start, job.costs)
+    new = _New(job, line, bounds, seen, start, start if now is None else now, Busy() if busy is None else busy)
+    enough = min(-ROUNDING, max(seen.spare))  # if neither plan keeps all promises, follow the closer one
+    plans = [plan for plan, left in enumerate(seen.spare) if left >= enough]
+    promise, place = min(new.place(plan, wanted) for plan in plans)
+    job.free_by, job.blocks = new.free_by(place), new.blocks(place)
     return promise
+
+
+def enter(job: Job, line: Sequence[Job], place: int, machine: Machine) -> None:
+    """Note on other jobs that a job enters, with the place in line that goes with its promise."""
+    bounds, own = Bounds(machine), job.own_blocks
+    for i, other in enumerate(line):
+        blocks = other.blocks
+        if other.encoding and i >= place:
+            other.free_by += bounds.encode * job.encode_s
+        if own.answer > blocks.answer or own.decode > blocks.decode or own.a_pass > blocks.a_pass:
+            other.blocks = other.blocked(own, i < place)
+            other.free_by += bounds.unit * (other.blocks.a_pass - blocks.a_pass)
+
+
+class _New:
+    """A new job beside a line of others: what it is promised at each place, and what it takes from the others.
+
+    A plan is an index: 0 is `alone`, 1 is `together`.
+    """
+
+    def __init__(
+        self, job: Job, line: Sequence[Job], bounds: Bounds, seen: Look, start: float, now: float, busy: Busy
+    ) -> None:
+        self._job, self._line, self._bounds, self._seen = job, line, bounds, seen
+        self._start, self._now, self._busy = start, now, busy
+        self._rows, self._steps = bounds.rows[job.costs] * job.left, bounds.steps[job.costs] * job.steps
+        self._blocks = job.own_blocks
+        self._pieces: list[float] = []
+        if job.unanswered:  # from each place on, the largest piece of the jobs there
+            pieces = accumulate((other.piece_s for other in reversed(line)), max, initial=busy.orphan_s("answer"))
+            self._pieces = list(pieces)[::-1]
+        self._ahead = list(self._stages_ahead()) if job.undecoded or job.unanswered or job.encoding else []
+
+    def place(self, plan: int, wanted: float) -> tuple[float, int]:
+        """The earliest promise at or after `wanted`, and the job's place in line."""
+        line, i = self._line, len(self._line)
+        while i > 0 and line[i - 1].promise > wanted and self._takes(i - 1, plan) <= self._seen.left[i - 1][plan]:
+            i -= 1
+        promise = max(wanted, self._bound(i, plan), line[i - 1].promise if i > 0 else -inf)
+        while i < len(line) and promise >= line[i].promise:
+            i += 1
+            promise = max(promise, self._bound(i, plan))
+        return (inf if self._holds_up(i, plan) else promise), i
+
+    def free_by(self, place: int) -> float:
+        """The time by which the job's rows can run."""
+        job, bounds = self._job, self._bounds
+        if not job.encoding:
+            return self._start if job.left else self._now
+        uploads_s = self._ahead[place][2] + job.encode_s + self._busy.orphan_s("encode")
+        encoded = self._now + bounds.encode * uploads_s
+        return max(self._start, encoded + bounds.unit * self.blocks(place).a_pass) if job.left else encoded
+
+    def blocks(self, place: int) -> Blocks:
+        """What may be under way of others when the job gets to its stages."""
+        job, line = self._job, self._line
+        a_pass, decode, answer = self._blocks.a_pass, self._blocks.decode, 0.0
+        if job.encoding and job.left:
+            present = {other.costs for other in line if other.left}
+            a_pass = max([a_pass, *(costs.ceilings[costs.width] for costs in present)])
+        if job.undecoded:
+            others = {other.costs: other for other in line if other.undecoded}
+            decode = max([decode, self._busy.orphan_s("decode"), *(one.own_blocks.decode for one in others.values())])
+        if job.unanswered:
+            answer = self._pieces[place]
+        return Blocks(a_pass, decode, answer)
+
+    def _bound(self, place: int, plan: int) -> float:
+        """The time by which a plan is done with the job at a place in line."""
+        job, bounds, seen = self._job, self._bounds, self._seen
+        time = self.free_by(place)
+        if job.left and plan == 0:
+            time += seen.alone[place] + bounds.unit * job.seconds
+        elif job.left:
+            time += seen.others[place] + self._rows + self._steps
+        if not self._ahead:
+            return time
+        decode_s, answer_s, _ = self._ahead[place]
+        blocks = self.blocks(place)
+        if job.undecoded:
+            images = bounds.images[job.costs]
+            time += decode_s + images.image * (job.undecoded - 1) + images.full + bounds.decode * blocks.decode
+        if job.unanswered:
+            time += bounds.answer * (answer_s + job.answer_s + blocks.answer)
+        return time
+
+    def _stages_ahead(self) -> Iterator[tuple[float, float, float]]:
+        """For each place: the bound of decoding for the jobs ahead, and the seconds of their answers and uploads."""
+        job, bounds = self._job, self._bounds
+        ours = bounds.images.get(job.costs)
+        decode_s = answer_s = encode_s = 0.0
+        yield decode_s, answer_s, encode_s
+        for other in self._line:
+            if ours is not None and other.undecoded:
+                image = ours.image if other.costs is job.costs else bounds.images[other.costs].single
+                decode_s += image * other.undecoded
+            answer_s += other.answer_s
+            encode_s += other.encode_s
+            yield decode_s, answer_s, encode_s
+
+    def _takes(self, i: int, plan: int) -> float:
+        """The seconds that the job takes from job number i, if it goes ahead of that."""
+        job, other, bounds = self._job, self._line[i], self._bounds
+        seconds = 0.0
+        if other.left and plan == 0:
+            seconds = bounds.unit * job.seconds
+        elif other.left:
+            seconds = self._rows
+            if other.costs is not job.costs:
+                seconds += self._steps if job.encoding else max(0.0, self._steps - self._seen.most[i + 1])
+        if not self._ahead:
+            return seconds
+        if other.undecoded and job.undecoded:
+            images = bounds.images[job.costs]
+            seconds += job.undecoded * (images.image if other.costs is job.costs else images.single)
+        if other.unanswered:
+            seconds += bounds.answer * job.answer_s
+        if other.encoding:
+            seconds += bounds.encode * job.encode_s
+        return seconds + self._longer(other, is_ahead=False)
+
+    def _holds_up(self, place: int, plan: int) -> bool:
+        """Whether a piece of the job may break the promise of a job ahead."""
+        left = self._seen.left
+        ahead = enumerate(self._line[:place])
+        return any(self._longer(other, is_ahead=True) > max(0.0, left[i][plan]) for i, other in ahead)
+
+    def _longer(self, other: Job, is_ahead: bool) -> float:
+        """The seconds by which what this job may have under way makes the bound of another one longer."""
+        own, blocks, bounds = self._blocks, other.blocks, self._bounds
+        if own.answer <= blocks.answer and own.decode <= blocks.decode and own.a_pass <= blocks.a_pass:
+            return 0.0
+        a_pass, decode, answer = other.blocked(own, is_ahead)
+        return (
+            bounds.unit * (a_pass - blocks.a_pass)
+            + bounds.decode * (decode - blocks.decode)
+            + bounds.answer * (answer - blocks.answer)
+        )

@@ -18,7 +18,7 @@ from service.engine.admission import REFUSALS, Line, admit
 from service.engine.arrivals import Arrivals
 from service.engine.costs import Machine
 from service.engine.fairness import Places
-from service.engine.jobs import Job, RowState, StageWork
+from service.engine.jobs import Job, StageWork
 from service.engine.requests import (
     Accepted,
     Clock,
@@ -32,6 +32,7 @@ from service.engine.requests import (
     loading,
 )
 from service.engine.scheduler import Scheduler
+from service.engine.waves import RowState
 from service.errors import DeadlinePassed, Draining, ServiceError, TooLate, Unavailable
 
 _LOOK_FOR = 60.0  # the most seconds for which an idle engine measures whether passes have become faster

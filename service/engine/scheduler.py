@@ -1,67 +1,74 @@
 """Chooses the rows of the next pass. Pure Python: no torch, no asyncio, no clock.
 
-The jobs with the least work left go first, so short requests overtake long ones. Shortest-first uses up the spare time
-of the plans in promises.py. When no time is left, the scheduler follows a plan: jobs go in the order of promises.
+The jobs with the least work left go first, so short requests overtake long ones. Work is seconds of passes. The first
+job picks the group of the pass, and jobs of this group fill the pass. Shortest-first uses up the spare time of the
+plans in bounds.py. When no time is left, the scheduler follows a plan: jobs go in the order of promises.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
+from typing import Literal
 
-from service.engine.costs import Costs
-from service.engine.jobs import Batch, Job, RowState
-from service.engine.promises import Bounds, spare
+from model.rows import Group
+from service.engine.bounds import spare
+from service.engine.choosing import at_most, filled, first_alone, shortest_first
+from service.engine.costs import Machine
+from service.engine.jobs import Batch, Job
+from service.engine.outstanding import Busy, Outstanding
+from service.engine.promises import enter
+from service.engine.waves import RowState
 
-_MUCH_LONGER = 4.0  # times the work left of another job
-_KEEPS_PACE = 1.25  # times the seconds of a pass
 _FEW = 8  # jobs
+
+Stage = Literal["encode", "decode", "answer"]
 
 
 class Scheduler:
     """The jobs, ordered by work and by promise.
 
     Args:
-        costs: of passes.
-        max_started: while this many rows run, another row starts only to keep a promise.
+        machine: what work costs.
+        max_started: by group. While this many rows run, another row starts only to keep a promise.
 
     Attributes:
-        running: rows that have started and have steps left.
-        waiting: rows that have not started.
-        outstanding: forward rows still to run, without those of the present pass.
-        undecoded: rows still to be decoded.
-        decoding: undecoded rows that have ended their last step.
+        work: what is accepted and not done.
+        busy: what the stages have under way.
+        waiting: rows with steps that have not started.
         preemptions: how often a row with steps left ran in a pass and not in the next.
         busy_until: the end of the present pass at the latest, margin included.
     """
 
-    def __init__(self, costs: Costs, max_started: int) -> None:
-        self.costs = costs
-        self.running = self.waiting = self.outstanding = self.undecoded = self.decoding = self.preemptions = 0
+    def __init__(self, machine: Machine, max_started: Mapping[Group, int]) -> None:
+        self.machine = machine
+        self.work = Outstanding(machine)
+        self.busy = Busy()
+        self.waiting = self.preemptions = 0
         self.busy_until = -inf
+        self._running: Counter[Group] = Counter()  # rows that have started and have steps left, by group
         self._max_started = max_started
-        self._version = costs.version
+        self._version = machine.version
         self._arrived = 0
         self._present: set[Job] = set()
         self._by_work: list[Job] = []  # jobs with forward rows left
-        self._by_promise: list[Job] = []  # jobs with forward rows left, or with rows left to decode
+        self._by_promise: list[Job] = []  # jobs with work left that is not in the present pass
         self._ran: set[RowState] = set()  # rows of the last pass
 
-    @property
-    def by_promise(self) -> Sequence[Job]:
-        """The jobs with forward rows left to run or rows left to decode, the earliest promise first."""
-        self._follow_costs()
-        return self._by_promise
+    # Jobs
 
     def add(self, job: Job, promise: float) -> None:
-        """Add a job."""
+        """Add a job. Its promise is one that promises.earliest gave to it, or infinite."""
         self._arrived += 1
         job.number, job.promise = self._arrived, promise
+        place = bisect_left(self._by_promise, _promise(job), key=_promise)
+        enter(job, self._by_promise, place, self.machine)
+        self._by_promise.insert(place, job)
         self._present.add(job)
-        insort(self._by_work, job, key=_work)
-        insort(self._by_promise, job, key=_promise)
-        self.waiting += len(job.rows)
-        self.outstanding += job.left
-        self.undecoded += job.undecoded
+        if job.left:
+            insort(self._by_work, job, key=_work)
+        self.waiting += job.unstepped
+        self.work.add(job)
 
     def remove(self, job: Job) -> None:
         """Take a job out, whatever part of it has run. A job that is not here is ignored."""
@@ -70,155 +77,202 @@ class Scheduler:
         self._present.remove(job)
         if job.left:
             _take_out(self._by_work, job, _work)
-        if job.left or job.undecoded:
+        if not job.is_done:
             _take_out(self._by_promise, job, _promise)
-        if job.undecoded:
-            self.undecoded -= job.undecoded
-            self.decoding -= job.undecoded - job.unstepped
+        self.work.add(job, -1)
         started = sum(row.started for row in job.rows if not row.stepped)
-        self.running -= started
+        self._running[job.group] -= started
         self.waiting -= job.unstepped - started
-        self.outstanding -= job.left
+        if under_way := self.busy.left(job):
+            for other in self._by_promise:
+                other.blocks = other.blocks._replace(answer=max(other.blocks.answer, under_way))
 
     def ahead_of(self, job: Job) -> int:
         """How many jobs have less work left, or as much work and an earlier arrival."""
         return bisect_left(self._by_work, _work(job), key=_work)
 
     @property
-    def backlog_s(self) -> float:
-        """The seconds of all work in the queue."""
-        decoding = self.costs.decoding
-        images = 0.0 if decoding is None else self.undecoded * decoding.seconds_per_row
-        return self.outstanding * self.costs.seconds_per_row + images
+    def by_promise(self) -> Sequence[Job]:
+        """The jobs with work left beyond the present pass, the earliest promise first."""
+        self._follow_costs()
+        return self._by_promise
 
     @property
     def by_work(self) -> Sequence[Job]:
         """The jobs with forward rows left, the least work first."""
+        self._follow_costs()
         return self._by_work
 
+    # Counts
+
+    @property
+    def running(self) -> int:
+        """Rows that have started and have steps left."""
+        return self._running.total()
+
+    @property
+    def outstanding(self) -> int:
+        """Forward rows still to run, without those of the present pass."""
+        return self.work.forwards.total()
+
+    @property
+    def runnable(self) -> int:
+        """The outstanding forward rows of jobs whose uploads are encoded."""
+        return self.work.runnable
+
+    @property
+    def undecoded(self) -> int:
+        """Rows still to be decoded."""
+        return self.work.images.total()
+
+    @property
+    def decoding(self) -> int:
+        """Undecoded rows that have ended their last step."""
+        return self.work.decoding.total()
+
+    @property
+    def unencoded(self) -> int:
+        """Uploads still to be encoded."""
+        return self.work.uploads.total()
+
+    @property
+    def unanswered(self) -> int:
+        """Pieces of answers still to be encoded."""
+        return self.work.pieces
+
+    @property
+    def backlog_s(self) -> float:
+        """The seconds of all work in the queue."""
+        return self.work.seconds
+
+    # Passes
+
     def next_batch(self, now: float) -> Batch:
-        """Choose the forward rows of the pass that begins now, and count them as run."""
+        """Choose the forward rows of the pass that begins now, all of one group, and count them as run."""
         self._follow_costs()
         batch = self.choose(now)
         if batch:
-            self.busy_until = now + self._at_most(batch)
+            self.busy_until = now + at_most(batch)
         self._count(batch)
         return batch
 
     def advance(self, batch: Batch) -> list[RowState]:
-        """End a pass. Returns the rows of present jobs that took their last step. They leave, or are decoded next."""
+        """End a pass. Returns the rows of present jobs that took their last step. They leave, or go to the stages."""
         self.busy_until = -inf
         finished = [row for row in dict.fromkeys(row for row, _ in batch) if not row.steps_left]
         finished = [row for row in finished if row.job in self._present]
         for row in finished:
-            row.job.end(row)
-            self.running -= 1
-            if row.job.undecoded:
-                self.decoding += 1
-            elif not row.job.unstepped:
+            with self.work.changing(row.job):
+                row.job.end(row)
+            self._running[row.job.group] -= 1
+            if row.job.is_done and not row.job.unstepped:
                 self._present.remove(row.job)
         return finished
 
-    def decoded(self, job: Job) -> None:
-        """Note that a row of a job is decoded. With its last row, the job leaves. A job that is not here is ignored."""
-        if job not in self._present:
-            return
-        job.undecoded -= 1
-        self.undecoded -= 1
-        self.decoding -= 1
-        if not job.undecoded:
-            _take_out(self._by_promise, job, _promise)
-            self._present.remove(job)
-
     def choose(self, now: float) -> Batch:
         """The forward rows of the pass that begins now."""
-        batch = self._shortest_first()
+        batch = shortest_first(self.by_work, self.may_start, self.keeps_pace)
         if not batch:
             return batch
-        left = spare(self._by_promise, self.costs, now)
-        if max(left) >= self._at_most(batch):
-            return batch
-        return self._filled() if left.together >= left.alone else self._first_alone()
+        left = spare(self._by_promise, self.machine, now)
+        if max(left) >= at_most(batch):
+            return self._trial(batch, max(left)) or batch
+        return filled(self._by_promise) if left.together >= left.alone else first_alone(self._by_promise)
 
-    def _shortest_first(self) -> Batch:
-        """The least work first, up to the width that pays, or narrower if a wide pass would slow a short job."""
-        batch: Batch = []
-        limit = self.costs.width
-        may_start = max(0, self._max_started - self.running)
-        for job in self._by_work:
-            if batch and self.keeps_pace:
-                limit = pace_limit(self.costs, limit, len(batch), batch[0][0].job.left, job.left)
-            may_start -= fill(batch, job, limit, may_start)
-            if len(batch) >= limit:
-                break
-        return batch
+    def _trial(self, batch: Batch, left: float) -> Batch | None:
+        """A pass of the same group at another width, if one is worth a trial and takes no more than the spare time."""
+        group = batch[0][0].job.group
+        costs = self.machine.passes[group]
+        width = costs.to_try()
+        if width is None or self.work.runnable < self.outstanding:  # a job that cannot run yet counts on usual passes
+            return None
+        own = [job for job in self._by_work if job.costs is costs]
+        trial = shortest_first(own, self.may_start, False, width)
+        if len(trial) < width or at_most(trial) > left:
+            return None
+        costs.trials.begin(width)
+        return trial
+
+    def may_start(self, group: Group) -> int:
+        """How many rows of a group may start."""
+        return max(0, self._max_started[group] - self._running[group])
 
     @property
     def keeps_pace(self) -> bool:
         """Whether a short job keeps its pace. With many jobs in the queue, full passes are worth more."""
         return len(self._by_work) <= _FEW
 
-    def _filled(self) -> Batch:
-        """The next pass of the plan `together`."""
-        batch: Batch = []
-        for job in self._by_promise:
-            fill(batch, job, self.costs.width, len(job.rows))
-            if len(batch) >= self.costs.width:
-                break
-        return batch
-
-    def _first_alone(self) -> Batch:
-        """The next pass of the plan `alone`."""
-        rows = next(job for job in self._by_promise if job.left).furthest_behind()
-        return [(row, branch) for row in rows for branch in row.branches][: self.costs.width]
-
     def _count(self, batch: Batch) -> None:
         ran: set[RowState] = set()
-        starting: set[RowState] = set()
         by_job: dict[Job, list[RowState]] = {}
         for row, _ in batch:
-            ran.add(row)
             by_job.setdefault(row.job, []).append(row)
-            if not row.started:
-                starting.add(row)
-        self.running += len(starting)
-        self.waiting -= len(starting)
+            if not row.started and row not in ran:
+                self._running[row.job.group] += 1
+                self.waiting -= 1
+            ran.add(row)
         stopped = self._ran - ran
         self.preemptions += sum(row.steps_left > 0 and row.job in self._present for row in stopped)
         self._ran = ran
-        self.outstanding -= len(batch)
         for job, rows in by_job.items():
             place = bisect_left(self._by_work, _work(job), key=_work)
-            if job.left == len(rows) and not job.undecoded:
+            job.count(rows)
+            self.work.ran(job, len(rows))
+            if job.is_done:
                 _take_out(self._by_promise, job, _promise)
-            job.count(rows, self.costs)
             if not job.left:
                 del self._by_work[place]
             elif place and _work(self._by_work[place - 1]) > _work(job):  # the job has overtaken others
                 del self._by_work[place]
                 insort(self._by_work, job, key=_work)
 
-    def _at_most(self, batch: Batch) -> float:
-        return Bounds(self.costs).alone(self.costs.ceilings[len(batch)])
+    # Stages
+
+    def began(self, stage: Stage, seconds: float, jobs: Collection[Job]) -> None:
+        """Note that a stage begins a piece of work, or a batch, of these jobs.
+
+        Args:
+            seconds: what the piece takes at most at speed 1.
+        """
+        self.busy.began(stage, seconds, frozenset(self._present.intersection(jobs)))
+
+    def ended(self, stage: Stage) -> None:
+        """Note that a stage has ended its piece of work, whatever came of it."""
+        self.busy.ended(stage)
+
+    def encoded(self, job: Job) -> None:
+        """Note that a job's upload is encoded. Its rows may run. A job that is not here is ignored."""
+        self._done(job, job.encoded)
+
+    def decoded(self, job: Job) -> None:
+        """Note that a row of a job is decoded. A job that is not here is ignored."""
+        self._done(job, job.decoded)
+
+    def answered(self, job: Job) -> None:
+        """Note that a piece of a job's answer is encoded. A job that is not here is ignored."""
+        self._done(job, job.answered)
+
+    def _done(self, job: Job, note: Callable[[], None]) -> None:
+        """Note that a stage has done a piece of a job. With its last piece, the job leaves."""
+        if job not in self._present:
+            return
+        with self.work.changing(job):
+            note()
+        if job.is_done:
+            _take_out(self._by_promise, job, _promise)
+            if not job.unstepped:
+                self._present.remove(job)
 
     def _follow_costs(self) -> None:
-        if self._version != self.costs.version:
-            self._version = self.costs.version
+        if self._version != self.machine.version:
+            self._version = self.machine.version
             for job in self._present:
-                job.weigh(self.costs)
+                job.weigh()
+            self._by_work.sort(key=_work)
 
 
-def pace_limit(costs: Costs, limit: int, rows: int, least: float, left: float) -> int:
-    """How wide a pass with `rows` may become, if the next job has `left` forward rows and the first job the `least`."""
-    if left > _MUCH_LONGER * least:
-        ceilings = costs.ceilings
-        while limit > rows and ceilings[limit] > _KEEPS_PACE * ceilings[rows]:
-            limit -= 1
-    return limit
-
-
-def _work(job: Job) -> tuple[int, float]:
-    return job.left, job.number
+def _work(job: Job) -> tuple[float, float]:
+    return job.work, job.number
 
 
 def _promise(job: Job) -> tuple[float, float]:
@@ -229,17 +283,3 @@ def _take_out(line: list[Job], job: Job, key: Callable[[Job], tuple[float, float
     place = bisect_left(line, key(job), key=key)
     assert line[place] is job
     del line[place]
-
-
-def fill(batch: Batch, job: Job, limit: int, may_start: int) -> int:
-    """Fill the room of a batch with forward rows of a job. Returns how many rows start."""
-    starting = 0
-    for row in job.behind_first():
-        if len(batch) >= limit:
-            break
-        if not row.started:
-            if starting == may_start:
-                continue
-            starting += 1
-        batch += [(row, branch) for branch in row.branches[: limit - len(batch)]]
-    return starting

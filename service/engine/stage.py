@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 
 from model.rows import Group, Image
 from service.engine.costs import Machine
-from service.engine.jobs import RowState
 from service.engine.requests import Request
+from service.engine.waves import RowState
 from service.engine.worker import Worker, Workplace
 from service.errors import ComputationFailed
 
@@ -179,7 +179,7 @@ class Stage(Worker):
         group, task, began = batch[0].request.job.group, self._task, self._clock()
         cost, amount = task.cost(scheduler.machine, group), task.amount(batch)
         with self._queue.lock:
-            scheduler.began(task.name, cost.at_most(amount))
+            scheduler.began(task.name, cost.at_most(amount), {piece.request.job for piece in batch})
             self.stage_health.beat(cost.seconds(amount))
         worked = False
         try:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from model.rows import VAE, Group, Image
 from service.engine.costs import Machine
 from service.engine.health import DECODING, ENCODING
-from service.engine.jobs import RowState
 from service.engine.requests import Clock, Request
 from service.engine.stage import Cost, Name, Piece
+from service.engine.waves import RowState
 
 
 class Encode:

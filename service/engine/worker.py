@@ -13,7 +13,7 @@ from service.errors import ComputationFailed
 
 log = logging.getLogger(__name__)
 
-ObserverT = TypeVar("ObserverT")
+ObserverT = TypeVar("ObserverT", covariant=True)
 
 
 class Workplace(NamedTuple, Generic[ObserverT]):

@@ -1,6 +1,6 @@
 """The metrics for Prometheus, in base units: stepwise_*, and the usual process_*."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -9,7 +9,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 import service
+from model.rows import Group
 from service.engine.admission import REFUSALS
+from service.engine.costs import Costs
 from service.engine.denoising import Phase
 from service.engine.engine import Engine
 from service.engine.requests import Finished
@@ -161,16 +163,16 @@ class _State(Collector):
         yield CounterMetricFamily(
             "stepwise_preemptions", "How often an image had to wait between two steps", value=preemptions
         )
-        cost = GaugeMetricFamily(
-            "stepwise_step_cost_seconds", "Expected seconds of a forward pass, by its width", labels=["rows"]
-        )
-        for rows, seconds in line.costs.by_width.items() if line else ():
-            cost.add_metric([str(rows)], seconds)
-        yield cost
-        decoding = line.costs.decoding if line else None
-        if decoding is not None:
-            text = "Expected seconds of decoding, by the images of a batch"
-            cost = GaugeMetricFamily("stepwise_decode_cost_seconds", text, labels=["images"])
-            for images, seconds in decoding.by_width.items():
-                cost.add_metric([str(images)], seconds)
-            yield cost
+        machine = line.machine if line else None
+        yield _cost("step_cost", "a forward pass, by its width", "rows", machine.passes if machine else {})
+        if machine is not None and machine.decode:
+            yield _cost("decode_cost", "decoding, by the images of a batch", "images", machine.decode)
+
+
+def _cost(name: str, what: str, by: str, costs: Mapping[Group, Costs]) -> Metric:
+    """The expected seconds of batches of each size of images."""
+    found = GaugeMetricFamily(f"stepwise_{name}_seconds", f"Expected seconds of {what}", labels=[by, "size"])
+    for group, its in costs.items():
+        for width, seconds in its.by_width.items():
+            found.add_metric([str(width), str(group)], seconds)
+    return found

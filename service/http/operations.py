@@ -114,9 +114,11 @@ class Operations:
 
     def _seconds(self, group: Group) -> dict[str, dict[str, float] | None]:
         """What passes and decodings of a size cost."""
-        costs = self.engine.scheduler.costs if self.engine.scheduler else None
-        decoding = None if self.served.model.vae is None else _by_width(costs and costs.decoding)
-        return {"seconds_per_step": _by_width(costs), "seconds_per_decode": decoding}
+        machine = None if self.engine.scheduler is None else self.engine.scheduler.machine
+        passes = None if machine is None else machine.passes[group]
+        decode = None if machine is None else machine.decode.get(group)
+        decoding = None if self.served.model.vae is None else _by_width(decode)
+        return {"seconds_per_step": _by_width(passes), "seconds_per_decode": decoding}
 
 
 def _routed(*endpoints: tuple[str, Callable[[], Awaitable[Response]], dict[str, Any]]) -> APIRouter:

@@ -1,0 +1,218 @@
+"""The plans that keep promises, and their bounds. Pure Python.
+
+Two plans run the jobs in the order of their promises. Each plan bounds the completion time of every job:
+
+- alone: one job after the other, each in waves of rows that fill a pass. Job k has taken its steps after the `seconds`
+  of the jobs up to k.
+- together: each pass is of the group of the first job, and filled with rows of that group in the order of promises, up
+  to the width w of the group. For group h, let R be the forward rows that its jobs up to k have left, S the most steps
+  left of one of them, and F the seconds of a full pass. All w rows of a pass belong to the jobs up to k, or the pass
+  has all their due rows and S falls by 1. So the passes of group h take at most F·(R/w + S·(1 − 1/w)), and job k
+  has taken its steps after the sum over the groups. In job k's own group its own steps are enough for S. (R. L. Graham,
+  "Bounds on multiprocessing timing anomalies", 1969.)
+
+Stages work beside the passes, one piece after the other, the earliest promise first:
+
+- An upload is encoded first. Its job cannot run before, so a pass may be under way when it can. In `together`, the
+  steps of jobs that cannot run yet are added to S, for they do not fall while others step.
+- Rows that have taken their steps are decoded in batches of one group, of up to w rows. One batch may be under way.
+  Each later batch of job k's group is full of rows of the jobs up to k, except for the batch with the last row of job
+  k. A batch of another group may be of one row only.
+- The answer is encoded piece by piece. One piece of another job may be under way.
+
+A stage beside passes gets half of the machine. The bounds of a job's stages are added up. Once a job has taken its
+steps, it waits only for stages, whatever passes run.
+
+If the bounds of a plan keep all promises with a margin, the promises hold as long as the plan is followed. Passes
+outside the plan make no bound longer, and neither do jobs that leave. So the scheduler may spend a plan's spare time
+freely.
+"""
+
+from collections.abc import Iterable, Sequence
+from math import inf
+from typing import NamedTuple
+
+from service.engine.costs import Costs, Machine
+from service.engine.jobs import Job
+
+MARGIN = 0.25  # work may take longer than expected by this share, and all promises hold
+SHARED = 2.0  # times the seconds of a stage alone, while passes run beside it
+ROUNDING = 1e-9  # seconds
+
+
+class Spare(NamedTuple):
+    """The seconds that each plan can lose and still keep all promises. Negative if the plan may break one."""
+
+    alone: float
+    together: float
+
+
+class Images(NamedTuple):
+    """Bounds of decoding images of one group, in seconds.
+
+    Attributes:
+        image: each image in a full batch.
+        single: the most that an image takes in any batch.
+        full: a full batch.
+    """
+
+    image: float
+    single: float
+    full: float
+
+
+class Bounds:
+    """The plans' bounds in seconds, for one state of the costs, margin included.
+
+    Attributes:
+        rows, steps: for the passes of each group, the bound for a forward row and for a step.
+        images: of decoding, for each group of passes.
+        decode, encode, answer: factors from seconds at speed 1 to a bound.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.rows: dict[Costs, float] = {}
+        self.steps: dict[Costs, float] = {}
+        self.images: dict[Costs, Images] = {}
+        self.decode = self.encode = SHARED * (1 + MARGIN)
+        self.answer = SHARED * (1 + MARGIN)
+        for costs in machine.passes.values():
+            self.unit = costs.speed * (1 + MARGIN)
+            full = costs.ceilings[costs.width] * self.unit
+            self.rows[costs] = full / costs.width
+            self.steps[costs] = full - full / costs.width
+        for group, costs in machine.decode.items():
+            self.decode = costs.speed * SHARED * (1 + MARGIN)
+            ceilings = [seconds * self.decode for seconds in costs.ceilings[: costs.width + 1]]
+            single = max(seconds / n for n, seconds in enumerate(ceilings) if n)
+            self.images[machine.passes[group]] = Images(ceilings[-1] / costs.width, single, ceilings[-1])
+        for costs in machine.encode.values():
+            self.encode = costs.speed * SHARED * (1 + MARGIN)
+
+    def alone(self, seconds: float) -> float:
+        """The bound for a job's steps. `seconds` is the time of the job and the jobs ahead at speed 1."""
+        return self.unit * seconds
+
+    def together(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The bound for a job's steps, behind these other jobs."""
+        seconds = self.rows[job.costs] * job.left + self.steps[job.costs] * job.steps
+        most: dict[Costs, int] = {}
+        for other in ahead:
+            costs = other.costs
+            seconds += self.rows[costs] * other.left
+            if costs is not job.costs and other.encoding:
+                seconds += self.steps[costs] * other.steps
+            elif costs is not job.costs:
+                most[costs] = max(most.get(costs, 0), other.steps)
+        return seconds + sum(self.steps[costs] * steps for costs, steps in most.items())
+
+    def decoded(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The seconds from a job's last step to its last image, behind these other jobs."""
+        if not job.undecoded:
+            return 0.0
+        images = self.images[job.costs]
+        seconds = images.image * (job.undecoded - 1) + images.full + self.decode * job.blocks.decode
+        for other in ahead:
+            theirs = self.images[other.costs]
+            seconds += other.undecoded * (theirs.image if other.costs is job.costs else theirs.single)
+        return seconds
+
+    def answered(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The seconds from a job's last image to the end of its answer, behind these other jobs."""
+        if not job.unanswered:
+            return 0.0
+        return self.answer * (job.blocks.answer + job.answer_s + sum(other.answer_s for other in ahead))
+
+
+class _Rate:
+    """Bounds of one group, and what its jobs so far have left.
+
+    Attributes:
+        row, step: bounds for a forward row and for a step.
+        most: the bound for the most steps of a job that may run.
+        held: the bound for the steps of jobs that may not run yet.
+        images: rows to decode.
+    """
+
+    __slots__ = ("decode", "held", "images", "most", "row", "step")
+
+    def __init__(self, row: float, step: float, decode: Images) -> None:
+        self.row, self.step, self.decode = row, step, decode
+        self.most = self.held = 0.0
+        self.images = 0
+
+
+class Look(NamedTuple):
+    """What the plans leave to a line of jobs.
+
+    Attributes:
+        spare: of the plans.
+        alone: alone[i] is the bound of the plan `alone` for the first i jobs.
+        others: others[i] is the bound of the plan `together` for the first i jobs, for a job of one group that takes
+            no step itself.
+        most: most[i] is the bound for the most steps of one of the first i jobs that is of this group and may run.
+        left: left[i] is what job number i has to spare in each plan, also if it only waits for stages.
+    """
+
+    spare: Spare
+    alone: list[float]
+    others: list[float]
+    most: list[float]
+    left: list[tuple[float, float]]
+
+
+def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None = None) -> Look:
+    """Look at a line of jobs, for a new job whose passes have these costs."""
+    unit, answer, nothing = bounds.unit, bounds.answer, Images(0.0, 0.0, 0.0)
+    rates = {
+        costs: _Rate(row, bounds.steps[costs], bounds.images.get(costs, nothing)) for costs, row in bounds.rows.items()
+    }
+    ours = next(iter(rates.values())) if group is None else rates[group]
+    alone = total = singles = answered = 0.0
+    spare_alone = spare_together = inf
+    alones, others, most, left = [0.0], [0.0], [0.0], []
+    for job in line:  # up to a thousand jobs, before each pass
+        rate = rates[job.costs]
+        have = job.promise - start
+        if job.undecoded:
+            decode = rate.decode
+            rate.images += job.undecoded
+            singles += job.undecoded * decode.single
+            have -= singles + rate.images * (decode.image - decode.single) + decode.full - decode.image
+            have -= bounds.decode * job.blocks.decode
+        if job.unanswered:
+            answered += job.answer_s
+            have -= answer * (answered + job.blocks.answer)
+        if job.encoding and job.free_by > start:
+            have -= job.free_by - start
+        if job.left:
+            alone += unit * job.seconds
+            steps = rate.step * job.steps
+            total += rate.row * job.left
+            if job.encoding:
+                rate.held += steps
+                total += steps
+            elif steps > rate.most:
+                total += steps - rate.most
+                rate.most = steps
+            a, t = have - alone, have - total + rate.most + rate.held - steps
+            if not job.encoding or a < -ROUNDING:  # other passes take nothing from a job that cannot run yet
+                spare_alone = min(spare_alone, a)
+            if not job.encoding or t < -ROUNDING:
+                spare_together = min(spare_together, t)
+            left.append((a, t))
+        else:
+            left.append((have, have))
+        alones.append(alone)
+        others.append(total - ours.most - ours.held)
+        most.append(ours.most)
+    return Look(Spare(spare_alone, spare_together), alones, others, most, left)
+
+
+def spare(line: Sequence[Job], machine: Machine, start: float) -> Spare:
+    """The spare seconds of the plans. `line` is in the order of promises, and its first pass begins at `start`.
+
+    A job whose rows have all taken their steps loses nothing, whatever passes run. A job whose upload is not encoded
+    yet loses nothing either, but a plan that would break its promise has less than nothing to spare.
+    """
+    return look(line, Bounds(machine), start).spare

@@ -1,0 +1,99 @@
+"""Counts of the work in the queue, and its seconds. Pure Python."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from model.rows import Group
+from service.engine.costs import Machine
+from service.engine.jobs import Job
+
+
+class Outstanding:
+    """The work that is accepted and not done, by group.
+
+    Args:
+        machine: what work costs.
+
+    Attributes:
+        forwards: forward rows still to run, without those of the present pass.
+        runnable: those of jobs that may run: their uploads are encoded.
+        images: rows still to be decoded.
+        uploads: uploads still to be encoded.
+        decoding: those of `images` that have ended their last step.
+        pieces, values: pieces of answers still to be encoded, and their values.
+        ready_pieces, ready_values: those that can be encoded now.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.forwards: Counter[Group] = Counter()
+        self.images: Counter[Group] = Counter()
+        self.uploads: Counter[Group] = Counter()
+        self.decoding: Counter[Group] = Counter()
+        self.runnable = self.pieces = self.values = self.ready_pieces = self.ready_values = 0
+
+    def add(self, job: Job, sign: int = 1) -> None:
+        """Count what is left of a job; with the sign −1, count it no longer."""
+        self.forwards[job.group] += sign * job.left
+        self.images[job.group] += sign * job.undecoded
+        self.uploads[job.group] += sign * job.encoding
+        self.runnable += 0 if job.encoding else sign * job.left
+        self.pieces += sign * job.unanswered
+        self.values += sign * job.unanswered_values
+        self.decoding[job.group] += sign * job.decoding
+        pieces, values = job.ready
+        self.ready_pieces += sign * pieces
+        self.ready_values += sign * values
+
+    @contextmanager
+    def changing(self, job: Job) -> Iterator[None]:
+        """Count a job anew after something of it was done."""
+        self.add(job, -1)
+        yield
+        self.add(job)
+
+    def ran(self, job: Job, forwards: int) -> None:
+        """Count forward rows of a job as run."""
+        self.forwards[job.group] -= forwards
+        self.runnable -= forwards
+
+    @property
+    def answer_s(self) -> float:
+        """Seconds of all pieces of answers."""
+        return self._machine.answer.seconds(self.values, self.pieces)
+
+    @property
+    def seconds(self) -> float:
+        """The expected seconds of all work: passes, and each stage."""
+        machine = self._machine
+        passes_s = sum(n * machine.passes[group].seconds_per_row for group, n in self.forwards.items())
+        decode_s = sum(n * machine.decode[group].seconds_per_row for group, n in self.images.items() if n)
+        encode_s = sum(n * machine.encode[group].seconds_per_row for group, n in self.uploads.items() if n)
+        return passes_s + decode_s + encode_s + self.answer_s
+
+
+class Busy:
+    """The piece of work that each stage has under way."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, tuple[float, frozenset[Job]]] = {}
+
+    def began(self, stage: str, seconds: float, jobs: frozenset[Job]) -> None:
+        """A stage begins a piece or a batch of these jobs, of so many seconds at speed 1."""
+        self._now[stage] = seconds, jobs
+
+    def ended(self, stage: str) -> None:
+        self._now.pop(stage, None)
+
+    def left(self, job: Job) -> float:
+        """A job has left the queue. Returns the seconds of a piece of its answer that is still under way."""
+        for stage, (seconds, jobs) in self._now.items():
+            if job in jobs:
+                self._now[stage] = seconds, jobs - {job}
+        return self.orphan_s("answer")
+
+    def orphan_s(self, stage: str) -> float:
+        """The seconds of the piece that a stage has under way, if all of its jobs have left; else 0."""
+        seconds, jobs = self._now.get(stage, (0.0, frozenset()))
+        return 0.0 if jobs else seconds
