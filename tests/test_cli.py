@@ -17,7 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 import service
-from stepwise.cli import app, exits
+from stepwise import Progress
+from stepwise.cli import app, exits, progress
 from tests.local import serving_fake
 from tests.programs import done, process, read_terminal, refused, running, stepwise, surroundings
 from tests.servers import PATIENCE, Json, ServerProcess, read_npy, read_parameters, read_png, write_npy
@@ -416,6 +417,18 @@ def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
             assert program.stdout.read() == b"1.png\n"
         os.close(terminal)
     assert program.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("taken", "words"),
+    [
+        (Progress(3, 9, 1.0, 0, 1, 0.4), "step 3 of 9"),
+        (Progress(0, 50, 1.0, 28, 40, 0.7), "28 of 40 images"),
+        (Progress(3, 9, 1.0, None, None, 1 / 3), "step 3 of 9"),  # of a server that does not tell
+    ],
+)
+def test_progress_counts_images_where_there_are_several(taken: Progress, words: str) -> None:
+    assert progress.how_far(taken) == words
 
 
 def test_no_image_goes_to_a_terminal(server: ServerProcess, tmp_path: Path) -> None:
