@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from model.rows import Group
 from model.schedule import Schedule
+
+MAX_SIDE = 8192  # pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,9 @@ class ModelDescription:
         name: for people: declared_name, or the folder's name.
         digest: SHA-256 over the config and the values of the weights, hexadecimal; the same for every file format.
         architecture: the network's name in the config.
-        image_shape: (channels, height, width) of images.
-        sample_shape: (channels, height, width) of what the U-Net denoises: images or latents.
+        image_shape: (channels, height, width) of images, at the size that the weights were trained for.
+        sample_shape: the same of what the U-Net denoises: images or latents.
+        factor: height and width of images must be multiples of this.
         out_channels: of the U-Net's prediction: those of sample_shape, or twice as many with a learned variance.
         first_timestep: the U-Net's smallest valid timestep.
         num_classes: labels are 0 … num_classes − 1; None for a model without classes.
@@ -65,6 +69,7 @@ class ModelDescription:
     architecture: str
     image_shape: tuple[int, int, int]
     sample_shape: tuple[int, int, int]
+    factor: int
     out_channels: int
     first_timestep: int
     num_classes: int | None
@@ -81,6 +86,29 @@ class ModelDescription:
     def recipe_name(self) -> str:
         """The model's name in recipes. Recipes are part of an image's bytes, so this does not depend on the folder."""
         return self.declared_name or f"{self.architecture}-{self.digest[:8]}"
+
+    @property
+    def group(self) -> Group:
+        """The group of images of the size that the weights were trained for."""
+        return Group(*self.image_shape[1:])
+
+    def image_shape_of(self, group: Group) -> tuple[int, int, int]:
+        """(channels, height, width) of a group's images."""
+        return self.image_shape[0], group.height, group.width
+
+    def sample_shape_of(self, group: Group) -> tuple[int, int, int]:
+        """(channels, height, width) of what the U-Net denoises for a group: images or latents."""
+        factor = 1 if self.vae is None else self.vae.factor
+        return self.sample_shape[0], group.height // factor, group.width // factor
+
+    def check_size(self, group: Group) -> None:
+        """Raise ValueError unless the networks can draw images of this group."""
+        for name, side in (("height", group.height), ("width", group.width)):
+            if not 0 < side <= MAX_SIDE or side % self.factor:
+                raise ValueError(
+                    f"{name} must be a multiple of {self.factor}, from {self.factor} to "
+                    f"{MAX_SIDE // self.factor * self.factor}, and is {side}"
+                )
 
     @property
     def needs_label(self) -> bool:

@@ -1,6 +1,6 @@
 """The runner: the state of rows in flight, and their steps: gather → forward → update → scatter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.backends.backend import Backend
+from model.conditions import Conditions
 from model.noise import draw, generator
 from model.rows import Forward, Reading, Row
 from model.samplers import Step
@@ -17,9 +18,10 @@ from model.update import guided, update
 class _Slot:
     """A row in flight, and the inputs of its present step so far."""
 
-    def __init__(self, row: Row, rng: torch.Generator) -> None:
+    def __init__(self, row: Row, rng: torch.Generator, conditions: list[int]) -> None:
         self.row = row
         self.rng = rng
+        self.conditions = conditions  # the indexes of the row's branches
         self.waiting: dict[int, Tensor] = {}  # predictions of the present step by branch, until all are there
         self.noise: Tensor | None = None  # of the present step, once drawn
         self.prediction: Tensor | None = None  # of the last step, if the row wants it
@@ -30,11 +32,12 @@ class _Inputs:
     """The inputs of an update, on the device, except for predictions.
 
     Attributes:
-        slots, index: of the rows, on the CPU and on the device.
+        lines_of: the line of each row, by its slot.
+        index: the slots, on the device.
         x, x0, noise, lines, thresholded: see model.update.update.
     """
 
-    slots: list[int]
+    lines_of: Mapping[int, int]
     index: Tensor
     x: Tensor
     x0: Tensor
@@ -44,21 +47,23 @@ class _Inputs:
 
 
 class SlotRunner:
-    """Runs mixed rows through one backend. Implements model.rows.Runner.
+    """Runs mixed rows of one group through one backend. Implements model.rows.Runner.
 
     The CPU knows everything that a pass needs, and sends it to the device. Only images are read back.
 
     Args:
         backend: the network.
         sample_shape: (C, H, W).
-        no_label: the label for rows without one.
+        conditions: what rows are given beside x. Runners of other groups may share it.
         slots: initial number of slots. It doubles when all are taken.
     """
 
-    def __init__(self, backend: Backend, sample_shape: tuple[int, int, int], no_label: int, slots: int) -> None:
+    def __init__(
+        self, backend: Backend, sample_shape: tuple[int, int, int], conditions: Conditions, slots: int
+    ) -> None:
         self._backend = backend
         self._shape = sample_shape
-        self._no_label = no_label
+        self._conditions = conditions
         self._slots: dict[int, _Slot] = {}
         self._free = list(reversed(range(slots)))
         self._x = torch.zeros((slots, *sample_shape), device=backend.device)
@@ -77,10 +82,11 @@ class SlotRunner:
         start = draw(rng, self._shape)
         if row.start is not None:
             start = torch.from_numpy(row.start)
-        slot, state = self._free[-1], _Slot(row, rng)
+        slot = self._free[-1]
         self._x.index_copy_(0, self._send([slot]), self._backend.send(start[None]))
         self._x0.select(0, slot).zero_()
-        self._slots[slot] = state  # a row that cannot be admitted takes no slot
+        # A row that cannot be admitted takes no slot, and holds no condition.
+        self._slots[slot] = _Slot(row, rng, self._conditions.hold(row.branches))
         self._free.pop()
         return slot
 
@@ -93,40 +99,44 @@ class SlotRunner:
     @torch.inference_mode()
     def step(self, forwards: Sequence[Forward]) -> None:
         slots = [self._slots[f.slot] for f in forwards]
-        index, timesteps, labels = self._send(
+        index, times, conditions = self._send(
             [f.slot for f in forwards],
-            [slot.row.table.steps[f.line].timestep for f, slot in zip(forwards, slots, strict=True)],
-            [self._label(slot.row, f.branch) for f, slot in zip(forwards, slots, strict=True)],
+            self._conditions.times(
+                [slot.row.table.steps[f.line].timestep for f, slot in zip(forwards, slots, strict=True)]
+            ),
+            [slot.conditions[f.branch] for f, slot in zip(forwards, slots, strict=True)],
         ).unbind()
         x = self._x.index_select(0, index)
-        wait = self._backend.start(x, timesteps, labels)
+        inputs, divisor = self._conditions.inputs(times, conditions)
+        wait = self._backend.start({"x": x, **inputs})
 
         complete = self._complete(forwards)
-        inputs = self._gathered(complete, index, x, forwards) if complete else None  # while the device computes
+        # While the device computes:
+        gathered = self._gathered(complete, index, x) if complete else None
 
-        predictions = wait()
-        stepping = set(complete)
-        kept = [(f, predictions.select(0, i).clone()) for i, f in enumerate(forwards) if f.slot not in stepping]
-        if inputs is not None:
-            self._take(inputs, forwards, predictions)
+        predictions = wait() if divisor is None else wait() / divisor
+        kept = [(f, predictions.select(0, i).clone()) for i, f in enumerate(forwards) if f.slot not in complete]
+        if gathered is not None:
+            self._take(gathered, forwards, predictions)
         for f, prediction in kept:
             self._slots[f.slot].waiting[f.branch] = prediction
 
-    def _complete(self, forwards: Sequence[Forward]) -> list[int]:
-        """The slots of rows that complete a step with these forward rows."""
-        branches: dict[int, int] = {}
-        for slot, *_ in forwards:
-            branches[slot] = branches.get(slot, len(self._slots[slot].waiting)) + 1
-        return [slot for slot, run in branches.items() if run == self._slots[slot].row.forwards_per_step]
+    def _complete(self, forwards: Sequence[Forward]) -> dict[int, int]:
+        """The lines of rows that complete a step with these forward rows, by their slots."""
+        ran: dict[int, int] = {}
+        lines: dict[int, int] = {}
+        for slot, _, line in forwards:
+            ran[slot] = ran.get(slot, len(self._slots[slot].waiting)) + 1
+            lines[slot] = line
+        return {slot: line for slot, line in lines.items() if ran[slot] == self._slots[slot].row.forwards[line]}
 
-    def _gathered(self, complete: list[int], index: Tensor, x: Tensor, forwards: Sequence[Forward]) -> _Inputs:
+    def _gathered(self, complete: Mapping[int, int], index: Tensor, x: Tensor) -> _Inputs:
         """The inputs of the rows' steps. `index` and `x` are the pass's, and are reused if the rows are the same."""
-        if complete != [f.slot for f in forwards]:
-            index = self._send(complete)
+        if len(complete) != len(x):
+            index = self._send([*complete])
             x = self._x.index_select(0, index)
         slots = [self._slots[i] for i in complete]
-        lines = {f.slot: f.line for f in forwards}
-        steps = [slot.row.table.steps[lines[i]] for i, slot in zip(complete, slots, strict=True)]
+        steps = [slot.row.table.steps[line] for slot, line in zip(slots, complete.values(), strict=True)]
         return _Inputs(
             complete,
             index,
@@ -150,8 +160,8 @@ class SlotRunner:
         return self._backend.send(noise)
 
     def _take(self, inputs: _Inputs, forwards: Sequence[Forward], predictions: Tensor) -> None:
-        slots = [self._slots[i] for i in inputs.slots]
-        out = self._guided(inputs.slots, forwards, predictions)
+        slots = [self._slots[i] for i in inputs.lines_of]
+        out = self._guided(inputs.lines_of, forwards, predictions)
         wanted = {i: out.select(0, i).clone() for i, slot in enumerate(slots) if slot.row.model_output}
         x, x0 = update(inputs.x, out, inputs.x0, inputs.noise, inputs.lines, inputs.thresholded)
         # A pass that raises before this line has changed no row, and can be run again.
@@ -163,7 +173,7 @@ class SlotRunner:
             slot.waiting.clear()
             slot.noise = None
 
-    def _guided(self, complete: list[int], forwards: Sequence[Forward], predictions: Tensor) -> Tensor:
+    def _guided(self, complete: Mapping[int, int], forwards: Sequence[Forward], predictions: Tensor) -> Tensor:
         """One prediction for each row that takes its step, from this pass and from predictions that waited."""
         if len(complete) == len(forwards) and not any(self._slots[i].waiting for i in complete):
             return predictions
@@ -172,15 +182,22 @@ class SlotRunner:
             predictions = torch.cat([predictions, torch.stack(list(waiting.values()))])
         place = {key: i for i, key in enumerate([*((f.slot, f.branch) for f in forwards), *waiting])}
         out = predictions.index_select(0, self._send([place[i, 0] for i in complete]))
-        with_guidance = [i for i, slot in enumerate(complete) if self._slots[slot].row.forwards_per_step == 2]
-        if not with_guidance:
-            return out
-        rows, places = self._send(with_guidance, [place[complete[i], 1] for i in with_guidance]).unbind()
-        scale = self._backend.send(torch.tensor([self._slots[complete[i]].row.guidance_scale for i in with_guidance]))
-        # The learned variance follows the image's channels. It is that of the row's own label.
-        own, *variance = torch.split(out.index_select(0, rows), self._shape[0], dim=1)
-        unconditional = predictions.index_select(0, places).narrow(1, 0, self._shape[0])
-        return out.index_copy(0, rows, torch.cat([guided(own, unconditional, scale), *variance], dim=1))
+        with_guidance: dict[int, list[tuple[int, int]]] = {}  # by the number of predictions: place in `out`, and slot
+        for row, (slot, line) in enumerate(complete.items()):
+            number = self._slots[slot].row.forwards[line]
+            if number > 1:
+                with_guidance.setdefault(number, []).append((row, slot))
+        for number, rows in with_guidance.items():
+            own_places, *places = self._send(
+                [row for row, _ in rows], *([place[slot, branch] for _, slot in rows] for branch in range(number))
+            ).unbind()
+            scale = self._backend.send(torch.tensor([self._slots[slot].row.guidance_scale for _, slot in rows]))
+            # The learned variance follows the image's channels. It is that of the row's own condition.
+            own, *variance = torch.split(predictions.index_select(0, places[0]), self._shape[0], dim=1)
+            others = [predictions.index_select(0, index).narrow(1, 0, self._shape[0]) for index in places[1:]]
+            combined = guided([own, *others], scale)
+            out = out.index_copy(0, own_places, torch.cat([combined, *variance], dim=1))
+        return out
 
     def _send(self, *numbers: list[int]) -> Tensor:
         """Copy lists of one length to the device, int64: one list as [N], several as [lists, N]."""
@@ -192,8 +209,6 @@ class SlotRunner:
         return Reading(x.cpu().numpy().copy(), self._x0[slot].cpu().numpy().copy())
 
     def release(self, slot: int) -> None:
-        del self._slots[slot]
+        row = self._slots.pop(slot).row
         self._free.append(slot)
-
-    def _label(self, row: Row, branch: int) -> int:
-        return self._no_label if row.label is None or branch == 1 else row.label
+        self._conditions.drop(row.branches)

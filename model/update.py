@@ -8,9 +8,20 @@ from torch import Tensor
 from model.samplers import Column
 
 
-def guided(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
-    """Classifier-free guidance, Ho & Salimans 2022, arXiv:2207.12598, eq. 6 with w + 1 = `scale` [B]."""
-    return unconditional + scale.view(-1, 1, 1, 1) * (conditional - unconditional)
+def guided(predictions: Sequence[Tensor], scale: Tensor) -> Tensor:
+    """Classifier-free guidance.
+
+    With two predictions: Ho & Salimans 2022, arXiv:2207.12598, eq. 6 with w + 1 = `scale`. More predictions go on in
+    the same way: Brooks et al. 2023, arXiv:2211.09800, eq. 3, with one scale for all differences.
+
+    Args:
+        predictions: [B, C, H, W] each: the rows' own first, the unconditional ones last.
+        scale: [B].
+    """
+    *others, guided = predictions
+    for prediction, next_prediction in zip(others, predictions[1:], strict=True):
+        guided = guided + scale.view(-1, 1, 1, 1) * (prediction - next_prediction)
+    return guided
 
 
 def update(

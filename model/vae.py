@@ -14,7 +14,7 @@ from model.backends.choose import Choice, choose
 from model.backends.network import decoder, encoder
 from model.description import ModelDescription
 from model.nets.autoencoder import Autoencoder
-from model.rows import Image
+from model.rows import Group, Image
 
 _POSITIONS = 1024  # latent positions that the preview is fitted to, at least
 _RCOND = 1e-4  # ignores channels that, but for rounding, depend on other channels
@@ -22,12 +22,13 @@ _SCALES = (1, 2, 4, 8, 16)  # sizes of the random colour grids in an image
 
 
 class VAE:
-    """Runs an autoencoder. Implements model.rows.VAE.
+    """Runs an autoencoder on images of one size. Implements model.rows.VAE.
 
     Args:
         unscaled: Autoencoder.unscaled, in float32 whatever the backends' precision.
         decoder, encoder: the backends of the autoencoder's halves.
         image_shape: (C, H, W) of images.
+        like: the VAE of another size, which makes the same previews; None fits them.
     """
 
     def __init__(
@@ -36,13 +37,14 @@ class VAE:
         decoder: Backend,
         encoder: Backend,
         image_shape: tuple[int, int, int],
+        like: "VAE | None" = None,
     ) -> None:
         self._unscaled = unscaled
         self._decoder = decoder
         self._encoder = encoder
         cuda = decoder.device.type == "cuda"
         self._stream = torch.cuda.Stream(decoder.device) if cuda else None  # type: ignore[no-untyped-call]
-        self._preview = fitted(self.encode, image_shape)
+        self._preview: Preview = fitted(self.encode, image_shape) if like is None else like._preview
 
     @property
     def widths(self) -> Sequence[int]:
@@ -87,17 +89,26 @@ def choose_vae(
     precision: Choice,
     threads: int,
     cache_dir: Path | None,
-) -> VAE:
-    """Make the VAE with the best backends. The other arguments are those of `choose`."""
+) -> Callable[[Group, VAE | None], VAE]:
+    """Choose the best backends for the VAE. The arguments, and errors of the returned function, are those of `choose`.
+
+    Returns:
+        A function that makes the VAE of a group. Its second argument is VAE's `like`.
+    """
     decodes = choose(decoder(autoencoder, model), device, precision, threads, None, cache_dir)
     encodes = choose(encoder(autoencoder, model), device, precision, threads, 1, cache_dir)
-    return VAE(autoencoder.unscaled, decodes, encodes, model.image_shape)
+    unscaled = autoencoder.unscaled
+
+    def make(group: Group, like: VAE | None) -> VAE:
+        image_shape = model.image_shape_of(group)
+        return VAE(unscaled, decodes(model.sample_shape_of(group)), encodes(image_shape), image_shape, like)
+
+    return make
 
 
 def _run(backend: Backend, x: Tensor) -> Tensor:
-    """Run a pass of a network without timesteps and labels. The output is on the CPU."""
-    unused = torch.zeros(len(x), dtype=torch.int64, device=backend.device)
-    return backend.start(x, unused, unused)().cpu()
+    """Run a pass. The output is on the CPU."""
+    return backend.start({"x": x})().cpu()
 
 
 class Preview(NamedTuple):
@@ -105,18 +116,19 @@ class Preview(NamedTuple):
 
     Attributes:
         weight, bias: [C, c] and [C], for latents with c channels and images with C.
-        image_shape: (C, H, W).
+        factor: image height divided by latent height; the same for widths.
     """
 
     weight: Tensor
     bias: Tensor
-    image_shape: tuple[int, int, int]
+    factor: int
 
     def of(self, latents: Image) -> Image:
-        """Map latents [c, h, w] to a blurred image [C, H, W]."""
+        """Map latents [c, h, w] to a blurred image [C, factor·h, factor·w]."""
         z = torch.from_numpy(latents)
         small = (self.weight[:, :, None, None] * z).sum(dim=1) + self.bias[:, None, None]
-        image: Image = F.interpolate(small[None], self.image_shape[1:], mode="bilinear")[0].numpy()
+        size = [side * self.factor for side in latents.shape[1:]]
+        image: Image = F.interpolate(small[None], size, mode="bilinear")[0].numpy()
         return image
 
 
@@ -131,6 +143,7 @@ def fitted(encode: Callable[[Image], Image], image_shape: tuple[int, int, int]) 
     while sum(len(part) for part in latents) < _POSITIONS:
         image = _colours(image_shape, rng)
         z = torch.from_numpy(encode(image.numpy()))
+        factor = image_shape[1] // z.shape[1]
         latents.append(z.flatten(1).T)
         colours.append(F.adaptive_avg_pool2d(image, (z.shape[1], z.shape[2])).flatten(1).T)
     z = torch.cat(latents)
@@ -141,7 +154,7 @@ def fitted(encode: Callable[[Image], Image], image_shape: tuple[int, int, int]) 
     # rounding from float64 to float32 drops them.
     wanted = torch.cat(colours).double()
     solution = torch.linalg.lstsq(known.double(), wanted, rcond=_RCOND, driver="gelsd").solution.float()
-    return Preview(solution[:-1].T.contiguous(), solution[-1], image_shape)
+    return Preview(solution[:-1].T.contiguous(), solution[-1], factor)
 
 
 def _colours(shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:

@@ -1,26 +1,27 @@
-"""Builds the engine: settings → weights → runner → engine. No other module of service/ imports torch."""
+"""Builds the engine: settings → weights → runners → engine. No other module of service/ imports torch."""
 
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from model.backends.backend import host
+from model.backends.backend import Backend, host
 from model.backends.choose import choose
 from model.backends.network import denoiser
 from model.checkpoints import native
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
+from model.conditions import Conditions
 from model.description import ModelDescription
 from model.noise import first_draw
-from model.rows import Row
+from model.rows import Group, Row
 from model.runner import SlotRunner
 from model.samplers import denoise_table
-from model.vae import choose_vae
+from model.vae import VAE, choose_vae
 from service import config
 from service.config import Settings, SettingsError
 from service.engine.engine import Engine
@@ -95,37 +96,74 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     with starting(f"STEPWISE_WEIGHTS={shown(settings.weights)} cannot be loaded"):
         checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
     model = checkpoint.description
-    if model.image_shape[0] not in (1, 3):
-        raise StartError(f"weights {model.name}: in_channels is {model.image_shape[0]}; a PNG has 1 (grey) or 3 (RGB)")
-
+    groups = choose_groups(settings.sizes, model)
     how = device, settings.precision, threads
-    vae = None
-    no_label = 0 if model.no_label is None else model.no_label  # 0 if the network has no index for "no label"
+    embedder = checkpoint.network.embedder
     with starting(f"{model.name} cannot be made ready on {device}"):
-        backend = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
-        if checkpoint.autoencoder is not None:
-            vae = choose_vae(checkpoint.autoencoder, model, *how, settings.cache_dir)
-        runner = SlotRunner(backend, model.sample_shape, no_label, slots=backend.widths[-1])
+        denoises = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
+        autoencoder = checkpoint.autoencoder
+        vae_of = None if autoencoder is None else choose_vae(autoencoder, model, *how, settings.cache_dir)
+    del checkpoint, autoencoder  # the backends have the weights
 
-    computing = backend.fingerprint if vae is None else {**backend.fingerprint, **vae.fingerprint}
+    conditions: Conditions | None = None
+    runners: dict[Group, SlotRunner] = {}
+    backends: dict[Group, Backend] = {}
+    vaes: dict[Group, VAE] = {}
+    vae: VAE | None = None
+    for group in groups:
+        with starting(f"{model.name} cannot be made ready for images of {group} on {device}"):
+            shape = model.sample_shape_of(group)
+            backend = backends[group] = denoises(shape)
+            conditions = conditions or Conditions(embedder, backend, model.no_label)
+            runners[group] = SlotRunner(backend, shape, conditions, slots=backend.widths[-1])
+            if vae_of is not None:
+                vae = vaes[group] = vae_of(group, vae)
+
     served = Served(
         model=model,
         device=str(device),
-        fingerprint_parts=fingerprint_parts(model, computing, host(), image_encoder()),
-        reproducible=backend.reproducible and (vae is None or vae.reproducible),
+        fingerprint_parts=fingerprint_parts(model, groups[0], computing(backends, vaes), host(), image_encoder()),
+        reproducible=all(backend.reproducible for backend in backends.values())
+        and all(vae.reproducible for vae in vaes.values()),
         first_draw=first_draw,
+        groups=groups,
         preview=None if vae is None else vae.preview,
     )
     metrics = Metrics()
     places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))
-    engine = Engine(runner, probe_row(model), places, metrics, vae=vae)
+    [group] = groups
+    engine = Engine(runners[group], probe_row(model, group), places, metrics, vae=vae)
     return engine, served, metrics
 
 
-def probe_row(model: ModelDescription) -> Row:
+def computing(backends: Mapping[Group, Backend], vaes: Mapping[Group, VAE]) -> dict[str, str | int]:
+    """The fingerprints of all groups' backends and VAEs, by name. A group adds what the first one has otherwise."""
+    found: dict[str, str | int] = {}
+    for group, backend in backends.items():
+        parts = {**backend.fingerprint, **(vaes[group].fingerprint if group in vaes else {})}
+        own = {f"{name} {group}": value for name, value in parts.items() if found.get(name) != value}
+        found |= own if found else parts
+    return found
+
+
+def choose_groups(sizes: Sequence[Group], model: ModelDescription) -> tuple[Group, ...]:
+    """The groups of a SIZES setting, the default first. Without sizes, the size that the weights were trained for.
+
+    Raises:
+        StartError: names a size that the networks cannot draw.
+    """
+    for group in sizes:
+        try:
+            model.check_size(group)
+        except ValueError as error:
+            raise StartError(f"STEPWISE_SIZES={group}: for {model.name}, {error}") from None
+    return tuple(sizes) or (model.group,)
+
+
+def probe_row(model: ModelDescription, group: Group) -> Row:
     """A row of at most two steps that shows that the model works."""
     t = model.schedule.num_train_timesteps // 2
-    return Row(denoise_table(model.schedule, "ddim", t, min(2, max(1, t))), seed=0)
+    return Row(denoise_table(model.schedule, "ddim", t, min(2, max(1, t))), seed=0, group=group)
 
 
 def choose_device(name: str) -> torch.device:

@@ -20,9 +20,10 @@ def checked(value: object, shape: Any, name: str = "the answer") -> Any:
     if shape is Any:
         return value
     if is_typeddict(shape):
+        found = _is(value, dict, name)
         for key, inner in get_type_hints(shape).items():
-            if key in _is(value, dict, name) or key in shape.__required_keys__:
-                checked(value[key], inner, key)
+            if key in found or key in shape.__required_keys__:
+                checked(found[key], inner, key)
         return value
     origin, inner = get_origin(shape), get_args(shape)
     if origin in (types.UnionType, Union):

@@ -35,7 +35,7 @@ from service.engine.fairness import Places
 from service.http.app import create_app
 from service.http.codecs import image_encoder
 from service.http.metrics import Metrics
-from service.plan.served import Served, fingerprint_parts, native
+from service.plan.served import Served, fingerprint_parts
 from tests.servers import PATIENCE, Json, ServerProcess, read_parameters, read_png, serving, write_npy
 from tests.test_responses import MODEL
 from tests.test_runner import MixesRows
@@ -407,10 +407,10 @@ def broken_promise() -> Iterator[TestClient]:
     served = Served(
         model=MODEL,
         device="cpu",
-        fingerprint_parts=fingerprint_parts(MODEL, native(MODEL), backend.fingerprint, host(), image_encoder()),
+        fingerprint_parts=fingerprint_parts(MODEL, MODEL.group, backend.fingerprint, host(), image_encoder()),
         reproducible=backend.reproducible,
         first_draw=first_draw,
-        groups=(native(MODEL),),
+        groups=(MODEL.group,),
     )
     runner = SlotRunner(backend, MODEL.image_shape, no_label=3, slots=4)
     metrics = Metrics()

@@ -21,7 +21,7 @@ from service.http.responses import PNG, etag
 from service.plan import served as served_module
 from service.plan.fields import SampleRequest
 from service.plan.plan import Parameters, plan_sample
-from service.plan.served import Served, fingerprint_parts, native
+from service.plan.served import Served, fingerprint_parts
 from tests.checkpoints import STEM, edit, save_latent_pipeline, save_pipeline, small_unet
 from tests.servers import write_weights
 from tests.test_responses import MODEL
@@ -63,8 +63,8 @@ class Told(NamedTuple):
 
 def told(path: Path) -> Told:
     model = load(path).description
-    parts = fingerprint_parts(model, native(model), {"backend": "none"}, host(), image_encoder())
-    served = Served(model, "cpu", parts, reproducible=True, first_draw=first_draw, groups=(native(model),))
+    parts = fingerprint_parts(model, model.group, {"backend": "none"}, host(), image_encoder())
+    served = Served(model, "cpu", parts, reproducible=True, first_draw=first_draw, groups=(model.group,))
     plan = plan_sample(SampleRequest(seed=7), served, timeout=1)
     return Told(served.fingerprint, plan.recipes[0], etag(plan, PNG))
 
@@ -105,21 +105,21 @@ def test_the_weights_in_the_box_declare_their_names() -> None:
 
 
 def test_the_parts_name_all_that_draws_and_writes() -> None:
-    parts = fingerprint_parts(MODEL, native(MODEL), {"backend": "none"}, host(), image_encoder())
+    parts = fingerprint_parts(MODEL, MODEL.group, {"backend": "none"}, host(), image_encoder())
     for name in ("arithmetic", "stepwise", "model", "weights", "torch", "instructions", "libc", "numpy", "python"):
         assert parts[name]
     assert cv2.__version__ in str(parts["image_encoder"])
     assert parts == fingerprint_parts(
-        replace(MODEL, name="elsewhere"), native(MODEL), {"backend": "none"}, host(), image_encoder()
+        replace(MODEL, name="elsewhere"), MODEL.group, {"backend": "none"}, host(), image_encoder()
     )
 
 
 def test_another_compression_of_pngs_is_another_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenCV compresses with the system's zlib, which has forks."""
-    parts = fingerprint_parts(MODEL, native(MODEL), {}, host(), image_encoder())
+    parts = fingerprint_parts(MODEL, MODEL.group, {}, host(), image_encoder())
     encode = cv2.imencode
     monkeypatch.setattr(cv2, "imencode", lambda kind, pixels: encode(kind, pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9]))
-    other = fingerprint_parts(MODEL, native(MODEL), {}, host(), image_encoder())
+    other = fingerprint_parts(MODEL, MODEL.group, {}, host(), image_encoder())
     assert {name for name in parts if parts[name] != other[name]} == {"image_encoder"}
 
 

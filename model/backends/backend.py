@@ -2,14 +2,17 @@
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from model.backends.network import Shapes
+
 Precision = Literal["float32", "bfloat16"]
+Inputs = Mapping[str, Tensor]
 
 # Prefixes of the environment variables that choose kernels, in torch, oneDNN, MKL, OpenMP, OpenVINO, NumPy, the C
 # library and CUDA's libraries. NumPy's OpenBLAS is missing: no byte of an image comes from its matrix products.
@@ -42,29 +45,37 @@ class Backend(Protocol):
     def send(self, values: Tensor) -> Tensor:
         """Copy values from the CPU to the device, without waiting."""
 
-    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    def start(self, inputs: Inputs) -> Callable[[], Tensor]:
         """Start a pass over inputs on the device. The returned function waits for it and returns the output.
 
-        A pass maps x float32 [B, C, H, W], timesteps int64 [B] and labels int64 [B] to float32 [B, out_channels, H, W].
-        B is at most the last of `widths`. The output is valid until the next pass starts.
+        Args:
+            inputs: float32 [B, …] each, by the names that the network declares (model.backends.network.Network.inputs).
+                B is at most the last of `widths`.
+
+        Returns:
+            float32 [B, …]. It is valid until the next pass starts.
         """
 
 
-Pass = Callable[[Tensor, Tensor, Tensor], Tensor]  # x, timesteps, labels → predictions
+def check_fits(rows: int, width: int) -> None:
+    """Raise ValueError if a pass cannot take so many rows."""
+    if rows > width:
+        raise ValueError(f"{rows} rows do not fit a pass of {width}")
 
 
-def is_batch_invariant(
-    together: Pass, alone: Pass, rows: int, sample_shape: tuple[int, int, int], device: torch.device
-) -> bool:
+Pass = Callable[[Inputs], Tensor]
+
+
+def is_batch_invariant(together: Pass, alone: Pass, rows: int, shapes: Shapes, device: torch.device) -> bool:
     """Whether each row of a pass of `rows` has the same bits as in a pass of its own."""
     if rows == 1:
         return True
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn((rows, *sample_shape), generator=rng).to(device)
-    timesteps = torch.ones(rows, dtype=torch.int64, device=device)  # 0 is invalid for some networks
-    labels = torch.zeros(rows, dtype=torch.int64, device=device)
-    crowd = together(x, timesteps, labels).clone()
-    return all(torch.equal(crowd[i], alone(x[i, None], timesteps[i, None], labels[i, None])[0]) for i in range(rows))
+    inputs = {name: torch.randn((rows, *shape), generator=rng).to(device) for name, shape in shapes.items()}
+    crowd = together(inputs).clone()
+    return all(
+        torch.equal(crowd[i], alone({name: values[i, None] for name, values in inputs.items()})[0]) for i in range(rows)
+    )
 
 
 def processor(device: torch.device) -> str:

@@ -14,20 +14,18 @@ import torch
 from openvino import opset13 as ops
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
-from model.backends.backend import host, processor
-from model.backends.network import Network
+from model.backends import network as networks
+from model.backends.network import Network, Shapes
 from model.nets import autoencoder, blocks, layers, unet, unet2d
-from model.nets.unet import DiffusionUNet
-from model.nets.unet2d import UNet2D
 
 log = logging.getLogger(__name__)
 
 MODEL, WEIGHTS, SUMS = "model.xml", "model.bin", "sums.json"
 _FEW_PIXELS = 16
 _SOURCES = (
+    networks.__file__,
     layers.__file__,
     blocks.__file__,
     unet.__file__,
@@ -38,45 +36,26 @@ _SOURCES = (
 
 
 def convert(network: Network) -> ov.Model:
-    """Convert a network to a float32 model for any number of rows.
+    """Convert a network to a float32 model for any number of rows, and any height and width of x.
 
-    Its inputs are x [B, C, H, W] and, if the network uses them, t [B] and labels [B].
+    Its inputs are those of the network that the output depends on, [B, …] each, by name.
     """
-    module: nn.Module = network.module
-    example = [torch.zeros(1, *network.input_shape)]
-    if network.num_train_timesteps is not None:
-        assert isinstance(module, DiffusionUNet | UNet2D)
-        module = _Tabulated(module, network.num_train_timesteps).eval()
-        example += [torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)]
+    example = tuple(torch.zeros(1, *shape) for shape in network.inputs.values())
     # This is ov.convert_model without its usage statistics. Tracing is deprecated in torch and warns about torch's own
     # code. check_trace would run the network three more times; tests compare the outputs instead.
     with torch.inference_mode(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         warnings.filterwarnings("ignore", category=TracerWarning, module="torch")
-        decoder = TorchScriptPythonDecoder(module, example_input=tuple(example), trace_kwargs={"check_trace": False})
+        decoder = TorchScriptPythonDecoder(network.module, example_input=example, trace_kwargs={"check_trace": False})
         frontend = FrontEndManager().load_by_framework("pytorch")
-        model = frontend.convert(frontend.load(decoder))
-    model.reshape({port: [-1, *network.input_shape] if i == 0 else [-1] for i, port in enumerate(model.inputs)})
+        return frontend.convert(frontend.load(decoder))
+
+
+def at_size(model: ov.Model, shapes: Shapes) -> ov.Model:
+    """A converted model for any number of rows of these shapes."""
+    model = model.clone()
+    model.reshape({port: [-1, *shapes[port.any_name]] for port in model.inputs})
     _rewrite_group_norms(model)
     return model
-
-
-class _Tabulated(nn.Module):
-    """The network with a table of the time embeddings of all timesteps.
-
-    Otherwise OpenVINO would compute the embeddings in bfloat16, which rounds timesteps near 999 to multiples of 4.
-    """
-
-    table: Tensor
-
-    def __init__(self, network: DiffusionUNet | UNet2D, num_train_timesteps: int) -> None:
-        super().__init__()
-        self.network = network
-        with torch.inference_mode():
-            self.register_buffer("table", network.embed_time(torch.arange(num_train_timesteps)))
-
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        out: Tensor = self.network(x, t, labels, t_emb=self.table[t])
-        return out
 
 
 def _rewrite_group_norms(model: ov.Model) -> None:
@@ -151,9 +130,7 @@ def converted(network: Network, cache_dir: Path | None) -> ov.Model:
 def _key(network: Network) -> str:
     """A hash of everything that decides the converted model."""
     code = hashlib.sha256(b"".join(Path(source).read_bytes() for source in _SOURCES)).hexdigest()
-    # The bits of the time embeddings depend on the processor, and different machines may share the folder.
-    computed = [processor(torch.device("cpu")), host()]
-    facts = [network.name, network.digest, network.input_shape, ov.__version__, computed, code]
+    facts = [network.name, network.digest, dict(network.inputs), ov.__version__, torch.__version__, code]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

@@ -1,11 +1,15 @@
-"""What a backend runs: a network and its description."""
+"""What a backend runs: a network, and the inputs that it takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from model.description import ModelDescription
 from model.nets.autoencoder import Autoencoder, DecoderOnly, EncoderOnly
+from model.nets.unets import UNet
+
+Shapes = Mapping[str, tuple[int, ...]]  # of one row of each input, by the input's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,42 +18,59 @@ class Network:
 
     Attributes:
         name: denoiser, decoder or encoder.
-        module: float32, on the CPU. Maps x, timesteps and labels to its output. Networks without timesteps ignore the
-            other arguments.
+        module: float32, on the CPU. Its arguments have the inputs' names and order, and are float32 [B, …] each.
         digest: ModelDescription.digest.
-        input_shape: (C, H, W) of a row of x.
-        num_train_timesteps: None for a network without timesteps.
-        work: of one row: parameters × height × width.
+        inputs: what the network takes. The first is x, (C, h, w) of a row, at the size that the weights were trained
+            for. The network takes other heights and widths, too.
+        work_per_place: a measure of the work of one row for each place of x.
     """
 
     name: str
     module: nn.Module
     digest: str
-    input_shape: tuple[int, int, int]
-    num_train_timesteps: int | None
-    work: float
+    inputs: Shapes
+    work_per_place: float
+
+    def at(self, shape: tuple[int, int, int]) -> Shapes:
+        """What the network takes where a row of x is (C, h, w)."""
+        return {**self.inputs, "x": shape}
+
+    def work(self, shape: tuple[int, int, int]) -> float:
+        """A measure of the work of one row where a row of x is (C, h, w)."""
+        return self.work_per_place * shape[1] * shape[2]
 
 
-def denoiser(module: nn.Module, model: ModelDescription) -> Network:
+class Denoiser(nn.Module):
+    """A U-Net as a backend runs it: x [B, C, h, w] and emb [B, D] → predictions.
+
+    emb is the sum of the embeddings of timestep and condition. See model.nets.embedder.
+    """
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.unet.denoise(x, emb)
+
+
+def denoiser(unet: UNet, model: ModelDescription) -> Network:
     """The U-Net."""
-    shape = model.sample_shape
-    work = model.num_parameters * shape[1] * shape[2]
-    return Network("denoiser", module, model.digest, shape, model.schedule.num_train_timesteps, work)
+    inputs = {"x": model.sample_shape, "emb": (unet.embedder.dim,)}
+    return Network("denoiser", Denoiser(unet), model.digest, inputs, model.num_parameters)
 
 
 def decoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
     """The VAE's decoder: maps the output of Autoencoder.unscaled to images."""
-    return Network(
-        "decoder", DecoderOnly(autoencoder), model.digest, model.sample_shape, None, _work(autoencoder.decoder, model)
-    )
+    work = _size(autoencoder.decoder) * autoencoder.config.factor**2
+    return Network("decoder", DecoderOnly(autoencoder), model.digest, {"x": model.sample_shape}, work)
 
 
 def encoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
     """The VAE's encoder: maps images to scaled latents."""
-    return Network(
-        "encoder", EncoderOnly(autoencoder), model.digest, model.image_shape, None, _work(autoencoder.encoder, model)
-    )
+    work = _size(autoencoder.encoder)
+    return Network("encoder", EncoderOnly(autoencoder), model.digest, {"x": model.image_shape}, work)
 
 
-def _work(half: nn.Module, model: ModelDescription) -> float:
-    return sum(parameter.numel() for parameter in half.parameters()) * model.image_shape[1] * model.image_shape[2]
+def _size(half: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in half.parameters())

@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.backends.backend import Precision, is_batch_invariant, processor
+from model.backends.backend import Inputs, Precision, check_fits, is_batch_invariant, processor
+from model.backends.conversion import at_size
 from model.backends.memory import resident
+from model.backends.network import Shapes
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ class OpenVINOBackend:
 
     Args:
         model: the converted network.
-        sample_shape: (C, H, W).
+        shapes: what the network takes. Height and width of x are fixed.
         precision: float32; or bfloat16, if `computes_bfloat16()`.
         threads: compute threads.
         max_batch: the largest width.
@@ -39,14 +41,14 @@ class OpenVINOBackend:
     def __init__(
         self,
         model: ov.Model,
-        sample_shape: tuple[int, int, int],
+        shapes: Shapes,
         precision: Precision,
         threads: int,
         max_batch: int,
         free_memory: Callable[[], float],
     ) -> None:
-        self._model = model
-        self._sample_shape = sample_shape
+        self._model = model = at_size(model, shapes)
+        self._shapes = shapes
         self._precision = precision
         self._threads = threads
         self._max_batch = max_batch
@@ -83,20 +85,18 @@ class OpenVINOBackend:
     def send(self, values: Tensor) -> Tensor:
         return values
 
-    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        rows = len(x)
-        if rows > self._max_batch:
-            raise ValueError(f"{rows} rows do not fit a pass of {self._max_batch}")
+    def start(self, inputs: Inputs) -> Callable[[], Tensor]:
+        rows = len(inputs["x"])
+        check_fits(rows, self._max_batch)
         sizes = self._prepare(rows)
-        inputs = [part.numpy() for part in (x, timesteps, labels)]
-        self._requests[sizes[0]].start([part[: sizes[0]] for part in inputs])
+        self._requests[sizes[0]].start(inputs, 0)
 
         def finish() -> Tensor:
             outputs = [self._requests[sizes[0]].wait()]
             done = sizes[0]
             for size in sizes[1:]:
                 outputs[-1] = outputs[-1].copy()  # the next piece may overwrite the same request's output
-                self._requests[size].start([part[done : done + size] for part in inputs])
+                self._requests[size].start(inputs, done)
                 outputs.append(self._requests[size].wait())
                 done += size
             return torch.from_numpy(outputs[0] if len(outputs) == 1 else np.concatenate(outputs))
@@ -138,7 +138,7 @@ class OpenVINOBackend:
                 return
             parts = 2 if self._threads % 2 == 0 else 1
             together, alone = _Request(self._compile(size // parts, parts), parts), _Request(self._size_1, parts=1)
-            if is_batch_invariant(together.run, alone.run, size, self._sample_shape, self.device):
+            if is_batch_invariant(together.run, alone.run, size, self._shapes, self.device):
                 self._requests[size] = together
                 self._refused.remove(size)
             else:
@@ -151,19 +151,21 @@ class _Request:
     """A compiled model with fixed input and output arrays, whose rows are divided among `parts` parallel requests."""
 
     def __init__(self, compiled: ov.CompiledModel, parts: int) -> None:
-        self._inputs = [_zeros(port, parts) for port in compiled.inputs]
+        self._inputs = {port.any_name: _zeros(port, parts) for port in compiled.inputs}
         self._output: NDArray[np.float32] = _zeros(compiled.output(0), parts)
         self._parts = [compiled.create_infer_request() for _ in range(parts)]
-        rows = len(self._output) // parts
+        self._rows = len(self._output)
+        rows = self._rows // parts
         for k, part in enumerate(self._parts):
             its_rows = slice(k * rows, (k + 1) * rows)
-            for i, array in enumerate(self._inputs):
-                part.set_input_tensor(i, ov.Tensor(array[its_rows], shared_memory=True))
+            for name, array in self._inputs.items():
+                part.set_tensor(name, ov.Tensor(array[its_rows], shared_memory=True))
             part.set_output_tensor(ov.Tensor(self._output[its_rows], shared_memory=True))
 
-    def start(self, inputs: Sequence[NDArray[np.generic]]) -> None:
-        for place, array in zip(self._inputs, inputs, strict=False):  # without classes, labels are not an input
-            np.copyto(place, array)
+    def start(self, inputs: Inputs, first: int) -> None:
+        """Start a pass over this request's number of rows, from row `first` of the inputs on."""
+        for name, place in self._inputs.items():
+            np.copyto(place, inputs[name].numpy()[first : first + self._rows])
         for part in self._parts:
             part.start_async()
 
@@ -173,8 +175,8 @@ class _Request:
             part.wait()
         return self._output
 
-    def run(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        self.start([x.numpy(), timesteps.numpy(), labels.numpy()])
+    def run(self, inputs: Inputs) -> Tensor:
+        self.start(inputs, 0)
         return torch.from_numpy(self.wait())
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backends.backend import Precision, is_batch_invariant, processor
+from model.backends.backend import Inputs, Precision, check_fits, is_batch_invariant, processor
+from model.backends.network import Shapes
 
 
 class TorchCPUBackend:
@@ -16,24 +17,23 @@ class TorchCPUBackend:
     Implements model.backends.backend.Backend.
 
     Args:
-        network: called with (x, timesteps, labels).
-        sample_shape: (C, H, W).
+        network: see model.backends.network.Network.module.
+        shapes: what the network takes.
         precision: float32, or bfloat16 by autocast.
         width: rows of every pass.
     """
 
     device = torch.device("cpu")
 
-    def __init__(
-        self, network: nn.Module, sample_shape: tuple[int, int, int], precision: Precision, width: int
-    ) -> None:
+    def __init__(self, network: nn.Module, shapes: Shapes, precision: Precision, width: int) -> None:
         # torch's channels_last kernels are up to 1.4 times as fast, but their errors are three times as large. In
         # float32 DDIM amplifies these until one pixel value in fifty differs from diffusers'.
         self._format = torch.contiguous_format if precision == "float32" else torch.channels_last
         self._network = network.to(memory_format=self._format).eval()  # type: ignore[call-overload]
+        self._shapes = shapes
         self._precision = precision
         self._width = width
-        self.reproducible = is_batch_invariant(self._forward, self._forward, width, sample_shape, self.device)
+        self.reproducible = is_batch_invariant(self._forward, self._forward, width, shapes, self.device)
 
     @property
     def widths(self) -> Sequence[int]:
@@ -53,22 +53,23 @@ class TorchCPUBackend:
     def send(self, values: Tensor) -> Tensor:
         return values
 
-    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        out = self._forward(x, timesteps, labels)
+    def start(self, inputs: Inputs) -> Callable[[], Tensor]:
+        out = self._forward(inputs)
         return lambda: out
 
     @torch.inference_mode()
-    def _forward(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        rows = len(x)
-        missing = self._width - rows
-        if missing < 0:
-            raise ValueError(f"{rows} rows do not fit a pass of {self._width}")
-        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=self._format)
-        timesteps = F.pad(timesteps, (0, missing))
-        labels = F.pad(labels, (0, missing))
+    def _forward(self, inputs: Inputs) -> Tensor:
+        rows = len(inputs["x"])
+        check_fits(rows, self._width)
+        padded = [self._padded(inputs[name]) for name in self._shapes]
         with self._autocast():
-            out: Tensor = self._network(x, timesteps, labels)
+            out: Tensor = self._network(*padded)
         return out[:rows].float()
+
+    def _padded(self, values: Tensor) -> Tensor:
+        """Values with rows of zeros up to the width."""
+        values = F.pad(values, (0, 0) * (values.ndim - 1) + (0, self._width - len(values)))
+        return values.contiguous(memory_format=self._format) if values.ndim == 4 else values
 
     def _autocast(self) -> AbstractContextManager[None]:
         if self._precision == "float32":

@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
 
 from model.checkpoints.errors import shown
-from model.description import Distilled, ModelDescription, Recommended, VAEDescription
+from model.description import MAX_SIDE, Distilled, ModelDescription, Recommended, VAEDescription
 from model.grids import GridError
 from model.nets.autoencoder import AutoencoderConfig
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
+from model.nets.unets import UNet
 from model.samplers import SAMPLERS, sample_table
 from model.schedule import Schedule
 
@@ -83,7 +84,7 @@ class ModelConfig(BaseModel):
         return 0
 
     @abstractmethod
-    def build(self) -> nn.Module:
+    def build(self) -> UNet:
         """Make the network on torch's default device, with initial weights.
 
         Raises:
@@ -92,8 +93,8 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if min(self.image_size) < 1 or max(self.image_size) > 8192:
-            raise ValueError(f"image_size is {list(self.image_size)}, and must be from 1 to 8192")
+        if min(self.image_size) < 1 or max(self.image_size) > MAX_SIDE:
+            raise ValueError(f"image_size is {list(self.image_size)}, and must be from 1 to {MAX_SIDE}")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names has {len(self.class_names)} names, and num_classes is {self.num_classes}")
         if len(set(self.class_names)) != len(self.class_names):
@@ -164,9 +165,7 @@ class ModelConfig(BaseModel):
         steps = self.recommended.num_inference_steps or min(50, self.schedule.num_train_timesteps)
         return Recommended(self.recommended.sampler, steps, self.recommended.guidance_scale)
 
-    def describe(
-        self, network: nn.Module, autoencoder: nn.Module | None, digest: str, folder_name: str
-    ) -> ModelDescription:
+    def describe(self, network: UNet, autoencoder: nn.Module | None, digest: str, folder_name: str) -> ModelDescription:
         """The description of loaded weights for the rest of the program."""
         return ModelDescription(
             name=self.name or folder_name,
@@ -174,6 +173,7 @@ class ModelConfig(BaseModel):
             architecture=self.architecture,
             image_shape=self.image_shape,
             sample_shape=self.sample_shape,
+            factor=network.factor * (1 if self.autoencoder is None else self.autoencoder.factor),
             out_channels=self.out_channels,
             first_timestep=self.first_timestep,
             num_classes=self.num_classes,

@@ -22,6 +22,7 @@ from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import load_strictly
 from model.description import ModelDescription
 from model.nets.autoencoder import Autoencoder
+from model.nets.unets import UNet
 
 FAMILIES = (diffusers.find, native.find)
 
@@ -32,7 +33,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class Checkpoint:
     """Loaded weights: the networks on the CPU in float32, their config, and their description."""
 
-    network: nn.Module
+    network: UNet
     autoencoder: Autoencoder | None
     config: ModelConfig
     description: ModelDescription
@@ -65,7 +66,7 @@ def load(path: Path, allow_pickle: bool = False) -> Checkpoint:
     source = find(path)
     network = _built(source.config.build, source.network, source.root, allow_pickle)
     autoencoder = _autoencoder_of(source, allow_pickle)
-    networks = [network] if autoencoder is None else [network, autoencoder]
+    networks: list[nn.Module] = [network] if autoencoder is None else [network, autoencoder]
     description = source.config.describe(network, autoencoder, _digest(source.config, networks), source.name)
     return Checkpoint(network, autoencoder, source.config, description)
 

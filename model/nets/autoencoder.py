@@ -125,24 +125,24 @@ class Autoencoder(nn.Module):
 
 
 class DecoderOnly(nn.Module):
-    """Autoencoder.decode_unscaled with a backend's arguments. Ignores timesteps and labels."""
+    """Autoencoder.decode_unscaled as a network."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 
-    def forward(self, z: Tensor, _timesteps: Tensor | None = None, _labels: Tensor | None = None) -> Tensor:
-        return self.autoencoder.decode_unscaled(z)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.autoencoder.decode_unscaled(x)
 
 
 class EncoderOnly(nn.Module):
-    """Autoencoder.encode with a backend's arguments. Ignores timesteps and labels."""
+    """Autoencoder.encode as a network."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 
-    def forward(self, x: Tensor, _timesteps: Tensor | None = None, _labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.autoencoder.encode(x)
 
 

@@ -5,10 +5,12 @@ follows. With every extra off, the network is the bare skeleton, state-dict keys
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from model.nets.embedder import Embedder, Encoded
 from model.nets.layers import Attention, Downsample, ResnetBlock, Upsample, sinusoidal_embedding
 
 
@@ -81,42 +83,46 @@ class DiffusionUNet(nn.Module):
             self.ups.append(Upsample(ch))
         self.final_conv = nn.Conv2d(ch + model_ch if input_skip else ch, in_ch, 3, padding=1)
 
-    def embed_time(self, t: Tensor) -> Tensor:
-        """Map t [B] to the time embedding, [B, 4·model_ch]."""
-        out: Tensor = self.time_embed(sinusoidal_embedding(t, self.model_ch).to(self.input_conv.weight.dtype))
-        return out
+    @property
+    def embedder(self) -> Embedder:
+        """The embeddings of timesteps and labels."""
+        return Embedder(
+            dim=4 * self.model_ch,
+            of_time=Encoded(partial(sinusoidal_embedding, dim=self.model_ch), self.time_embed),
+            of_label=None if self.num_classes is None else self.label_embed,
+        )
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map x [B, C, H, W], t [B] and labels [B] to the prediction, [B, C, H, W].
 
         Args:
             labels: `num_classes` means "no label", and so does None.
-            t_emb: embed_time(t), if the caller has computed it.
         """
-        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            self.check_size(x.shape[-2], x.shape[-1])
-        if t_emb is None:
-            t_emb = self.embed_time(t)
+        self.check_size(x.shape[-2], x.shape[-1])
+        emb = self.embedder.of_time(t)
         if self.num_classes is not None:
             if labels is None:
                 labels = torch.full_like(t, self.num_classes, dtype=torch.int64)
-            t_emb = t_emb + self.label_embed(labels)
+            emb = emb + self.label_embed(labels)
+        return self.denoise(x, emb)
 
+    def denoise(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map x [B, C, H, W] and its embeddings [B, 4·model_ch] to the prediction, [B, C, H, W]."""
         h = first = self.input_conv(x)
         skips = []
         for level in range(self.levels):
-            h = self.downs[2 * level](h, t_emb)
+            h = self.downs[2 * level](h, emb)
             if str(level) in self.down_attentions:
                 h = self.down_attentions[str(level)](h)
             h = self.downs[2 * level + 1](h)
             skips.append(h)
 
-        h = self.middle(h, t_emb)
+        h = self.middle(h, emb)
         if self.middle_attention is not None:
             h = self.middle_attention(h)
 
         for i, level in enumerate(reversed(range(self.levels))):
-            h = self.ups[2 * i](torch.cat([h, skips.pop()], dim=1), t_emb)
+            h = self.ups[2 * i](torch.cat([h, skips.pop()], dim=1), emb)
             if str(level) in self.up_attentions:
                 h = self.up_attentions[str(level)](h)
             h = self.ups[2 * i + 1](h)
@@ -126,9 +132,14 @@ class DiffusionUNet(nn.Module):
         out: Tensor = self.final_conv(h)
         return out
 
+    @property
+    def factor(self) -> int:
+        """Height and width must be multiples of this."""
+        return int(2**self.levels)
+
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError unless each level can halve height and width."""
-        factor = 2**self.levels
+        factor = self.factor
         if height % factor or width % factor or not height or not width:
             raise ValueError(
                 f"image size {height}x{width} cannot be halved {self.levels} times: "

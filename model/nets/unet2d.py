@@ -5,15 +5,16 @@ transitions between levels resample. Ho et al. 2020 (arXiv:2006.11239), appendix
 2021 (arXiv:2105.05233).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.nets.blocks import DownBlock, FourierEncoding, MiddleBlock, SinusoidalEncoding, TimeEmbedding, UpBlock
+from model.nets.embedder import Embedder, Encoded
 from model.nets.layers import ACTIVATIONS, Attention, Downsample, ResnetBlock, Upsample, doubled, halved
 
 Count = Annotated[int, Field(ge=1, le=16384)]
@@ -207,58 +208,72 @@ class UNet2D(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, ch, config.norm_eps)
         self.conv_out = nn.Conv2d(ch, config.out_channels, 3, padding=1)
 
-    def embed_time(self, t: Tensor) -> Tensor:
-        """Map t [B] to the time embedding, [B, time_embedding_dim]."""
-        out: Tensor = self.time_embedding(self._encoded(t))
-        return out
+    @property
+    def embedder(self) -> Embedder:
+        """The embeddings of timesteps and labels."""
+        encoding: Callable[[Tensor], Tensor] = self.time_proj
+        if self.config.time_embedding_type == "learned":
+            encoding = partial(_looked_up, self.time_proj)
+        of_label: Callable[[Tensor], Tensor] | None = self.class_embedding
+        if self.config.class_embed_type == "timestep" and self.class_embedding is not None:
+            of_label = Encoded(encoding, self.class_embedding)
+        return Embedder(
+            dim=self.time_embedding.linear_2.out_features,
+            of_time=Encoded(encoding, self.time_embedding),
+            of_label=of_label,
+            divides_output=self.config.time_embedding_type == "fourier",
+        )
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map x [B, C, H, W], t [B] and labels to the prediction, [B, out_channels, H, W].
 
         Args:
             labels: integers [B]. With class_embed_type identity: vectors [B, time_embedding_dim], which are added to
                 the time embedding. None adds nothing. A network without classes ignores them.
-            t_emb: embed_time(t), if the caller has computed it.
         """
-        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            self.check_size(x.shape[-2], x.shape[-1])
+        self.check_size(x.shape[-2], x.shape[-1])
+        embedder = self.embedder
+        emb = embedder.of_time(t)
+        if embedder.of_label is not None and labels is not None:
+            emb = emb + embedder.of_label(labels)
+        elif self.config.class_embed_type == "identity" and labels is not None and labels.ndim == 2:
+            emb = emb + labels
+        out = self.denoise(x, emb)
+        return out / t[:, None, None, None] if embedder.divides_output else out
+
+    def denoise(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map x [B, C, H, W] and its embeddings [B, time_embedding_dim] to the output, [B, out_channels, H, W].
+
+        With a fourier encoding, the prediction is this output divided by the timestep.
+        """
         if self.config.center_input_sample:
             x = 2 * x - 1
-        if t_emb is None:
-            t_emb = self.embed_time(t)
-        if self.class_embedding is not None and labels is not None:
-            timestep_like = self.config.class_embed_type == "timestep"
-            t_emb = t_emb + self.class_embedding(self._encoded(labels) if timestep_like else labels)
-        elif self.config.class_embed_type == "identity" and labels is not None and labels.ndim == 2:
-            t_emb = t_emb + labels
-
         h = self.conv_in(x)
         skips = [h]
         for block in self.down_blocks:
-            skips += block(h, t_emb)
+            skips += block(h, emb)
             h = skips[-1]
         if self.mid_block is not None:
-            h = self.mid_block(h, t_emb)
+            h = self.mid_block(h, emb)
         for block in self.up_blocks:
-            h = block(h, t_emb, skips)
+            h = block(h, emb, skips)
 
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
-        if self.config.time_embedding_type == "fourier":
-            out = out / t[:, None, None, None]
         return out
+
+    @property
+    def factor(self) -> int:
+        """Height and width must be multiples of this."""
+        return int(2 ** (len(self.config.block_out_channels) - 1))
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError unless each level can halve height and width."""
-        factor = 2 ** (len(self.config.block_out_channels) - 1)
+        factor = self.factor
         if height % factor or width % factor or not height or not width:
             raise ValueError(
                 f"image size {height}x{width} cannot be halved {len(self.config.block_out_channels) - 1} times: "
                 f"height and width must be multiples of {factor}"
             )
-
-    def _encoded(self, t: Tensor) -> Tensor:
-        encoded: Tensor = self.time_proj(t).to(self.conv_in.weight.dtype)
-        return encoded
 
 
 def _time_proj(config: UNet2DConfig) -> nn.Module:
@@ -270,6 +285,11 @@ def _time_proj(config: UNet2DConfig) -> nn.Module:
         case "learned":
             assert config.num_train_timesteps is not None
             return nn.Embedding(config.num_train_timesteps, config.encoding_dim)
+
+
+def _looked_up(table: nn.Module, numbers: Tensor) -> Tensor:
+    found: Tensor = table(numbers.long())
+    return found
 
 
 def _by_resnet(kind: str, resampling: Resampling | None) -> bool:

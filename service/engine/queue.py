@@ -255,4 +255,4 @@ class Queue:
 
 def _job_of(rows: Sequence[Row], costs: Costs) -> Job:
     decoded = costs.decoding is not None and rows[0].is_decoded  # all rows of a request are alike in this
-    return Job(((len(row.table), row.forwards_per_step) for row in rows), costs, decoded)
+    return Job(((len(row.table), max(row.forwards)) for row in rows), costs, decoded)

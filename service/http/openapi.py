@@ -171,7 +171,9 @@ def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
     by_form = {**text_schema, "properties": {"image": file, **text_schema["properties"]}, "required": required}
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
     example = {
-        "image": base64.b64encode(encode_png(np.zeros(served.image_shape(served.groups[0]), np.float32), {})).decode(),
+        "image": base64.b64encode(
+            encode_png(np.zeros(served.model.image_shape_of(served.groups[0]), np.float32), {})
+        ).decode(),
         "timestep": served.model.schedule.num_train_timesteps // 2,
     }
     if "num_inference_steps" in schema["properties"]:

@@ -1,0 +1,38 @@
+"""Timesteps and labels → vectors. The only part of a U-Net that knows either."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """A U-Net's embeddings, without the rest of the network.
+
+    Attributes:
+        dim: D, the channels of the vectors.
+        of_time: timesteps [B] → [B, D]. They may be fractions, unless the network has learned a vector for each whole
+            timestep.
+        of_label: labels [B] → [B, D], to be added; None if the network has no labels.
+        divides_output: whether the prediction is the network's output divided by the timestep.
+    """
+
+    dim: int
+    of_time: Callable[[Tensor], Tensor]
+    of_label: Callable[[Tensor], Tensor] | None = None
+    divides_output: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An encoding, then layers. Holds no other part of a network."""
+
+    encoding: Callable[[Tensor], Tensor]
+    layers: nn.Module
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """Map numbers [B] to vectors [B, D]."""
+        dtype = next(self.layers.parameters()).dtype
+        out: Tensor = self.layers(self.encoding(numbers).to(dtype))
+        return out
