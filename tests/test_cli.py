@@ -126,8 +126,8 @@ def test_images_go_to_a_folder(server: ServerProcess, tmp_path: Path) -> None:
 
 def test_archives_and_sheets_are_the_servers(server: ServerProcess, tmp_path: Path) -> None:
     """Also with several labels and guidance scales, and with a single image."""
-    several: Json = {"seed": 5, "num_images": 3, "class_label": ["cat", "7", "dog"]}
-    options = ["sample", "-s", "5", "-c", "cat", "-c", "7", "-c", "dog"]
+    several: Json = {"seed": 5, "num_images": 3, "class_label": ["cat", "7", "dog"], "guidance_interval": [0, 0.5]}
+    options = ["sample", "-s", "5", "-c", "cat", "-c", "7", "-c", "dog", "--guidance-interval", "0,0.5"]
     assert done(stepwise(server, tmp_path, *options, "-o", "all.zip")) == "all.zip\n"
     assert done(stepwise(server, tmp_path, *options, "--sheet", "-o", "all.png")) == "all.png\n"
     assert stepwise(server, tmp_path, "sample", "-s", "8", "--sheet", "-o", "-").stdout == asked(server, seed=8)
@@ -139,6 +139,7 @@ def test_archives_and_sheets_are_the_servers(server: ServerProcess, tmp_path: Pa
 
 def test_every_option_is_heard(server: ServerProcess, tmp_path: Path) -> None:
     options = ["-n", "2", "-s", "3", "-c", "1", "-g", "3", "--sampler", "ddim", "--eta", "0.5", "--steps", "6"]
+    options += ["--guidance-interval", "0.25,1", "--height", "16", "--width", "16"]
     told = json.loads(done(stepwise(server, tmp_path, "sample", *options, "--timeout", "99", "--json", "-o", "a.zip")))
     assert told["images"] == [{"seed": 3, "file": "a.zip"}, {"seed": 4, "file": "a.zip"}]
     assert told["parameters"] == {
@@ -146,6 +147,9 @@ def test_every_option_is_heard(server: ServerProcess, tmp_path: Path) -> None:
         "seed": 3,
         "class_label": 1,
         "guidance_scale": 3.0,
+        "guidance_interval": [0.25, 1.0],
+        "height": 16,
+        "width": 16,
         "sampler": "ddim",
         "eta": 0.5,
         "num_inference_steps": 6,
