@@ -16,6 +16,7 @@ import pytest
 from model.backends.backend import host
 from model.checkpoints.load import convert, load
 from model.noise import first_draw
+from model.rows import Group
 from service.http.codecs import image_encoder
 from service.http.responses import PNG, etag
 from service.plan import served as served_module
@@ -112,6 +113,16 @@ def test_the_parts_name_all_that_draws_and_writes() -> None:
     assert parts == fingerprint_parts(
         replace(MODEL, name="elsewhere"), MODEL.group, {"backend": "none"}, host(), image_encoder()
     )
+
+
+def test_the_default_size_is_a_part_if_it_is_not_that_of_the_weights() -> None:
+    """Requests that name no size get it, so servers of other defaults must not share a fingerprint."""
+
+    def parts(default: Group) -> dict[str, str | int]:
+        return fingerprint_parts(MODEL, default, {"backend": "none"}, host(), image_encoder())
+
+    assert "size" not in parts(MODEL.group)
+    assert parts(Group(8, 16)) == {**parts(MODEL.group), "size": "16x8"}
 
 
 def test_another_compression_of_pngs_is_another_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
