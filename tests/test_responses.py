@@ -32,6 +32,7 @@ MODEL = ModelDescription(
     architecture="diffusion_unet",
     image_shape=(1, 4, 4),
     sample_shape=(1, 4, 4),
+    factor=1,
     out_channels=1,
     first_timestep=0,
     num_classes=3,
