@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import pytest
 
-from model.rows import Forward, Image, Reading, Row
+from model.rows import Condition, Forward, Group, Image, Reading, Row
 from model.samplers import Column, StepTable
 from service.engine.denoising import Phase
 from service.engine.engine import Engine
@@ -179,7 +179,7 @@ class FakeRunner:
             if not turn or state.steps == len(state.row.table):
                 self.complaints.append(f"{forward} of seed {state.row.seed} out of turn")
             state.forwards += 1
-            if state.forwards == state.row.forwards_per_step:
+            if state.forwards == state.row.forwards[forward.line]:
                 state.steps, state.forwards = state.steps + 1, 0
 
     def read(self, slot: int) -> Reading:
@@ -387,7 +387,9 @@ class Diary:
 
 def a_row(seed: int, steps: int = 1, guided: bool = False, latent: bool = False) -> Row:
     table = StepTable(np.broadcast_to(np.int64(0), steps), np.broadcast_to(0.0, (steps, len(Column))))
-    return Row(table, seed, label=1, guidance_scale=2.0 if guided else 1.0, latent=latent)
+    own = Condition(label=1)
+    branches = (own, Condition()) if guided else (own,)
+    return Row(table, seed, Group(2, 2), branches=branches, guidance_scale=2.0 if guided else 1.0, latent=latent)
 
 
 def an_image(seed: int, steps: float) -> list[list[list[float]]]:
