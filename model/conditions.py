@@ -79,7 +79,7 @@ class Conditions:
         emb = known.narrow(1, 0, self._embedder.dim)
         if self._embedder.of_label is not None:
             emb = emb + self._conditions.values.index_select(0, conditions)
-        divisor = known[:, -1, None, None, None] if self._embedder.divides_output else None
+        divisor = known.select(1, self._embedder.dim).view(-1, 1, 1, 1) if self._embedder.divides_output else None
         return {"emb": emb}, divisor
 
     def _time(self, timestep: float, in_use: Collection[float]) -> int:
@@ -88,13 +88,13 @@ class Conditions:
 
     def _embedded_time(self, timestep: float) -> Tensor:
         t = self._backend.send(torch.tensor([timestep], dtype=torch.float32))
-        return torch.cat([self._embedder.of_time(t)[0], t])
+        return torch.cat([self._embedder.of_time(t).squeeze(0), t])
 
     def _embedded(self, condition: Condition) -> Tensor:
         label = self._no_label if condition.label is None else condition.label
         if label is None or self._embedder.of_label is None:
             return torch.zeros(self._embedder.dim, device=self._backend.device)
-        return self._embedder.of_label(self._backend.send(torch.tensor([label])))[0]
+        return self._embedder.of_label(self._backend.send(torch.tensor([label]))).squeeze(0)
 
 
 class Shelf(Generic[Key]):
@@ -126,7 +126,8 @@ class Shelf(Generic[Key]):
         if not self._free:
             self._make_room(in_use)
         index = self._free[-1]
-        self.values.select(0, index).copy_(vector)
+        place = torch.full((1,), index, device=self.values.device)
+        self.values.index_copy_(0, place, vector.unsqueeze(0))
         self._index[key] = index
         self._free.pop()
         return index

@@ -156,7 +156,7 @@ def choose_groups(sizes: Sequence[Group], model: ModelDescription) -> tuple[Grou
         try:
             model.check_size(group)
         except ValueError as error:
-            raise StartError(f"STEPWISE_SIZES={group}: {error}") from None
+            raise StartError(f"STEPWISE_SIZES={group}: for {model.name}, {error}") from None
     return tuple(sizes) or (model.group,)
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from httpx_sse import ServerSentEvent
 
@@ -20,6 +20,9 @@ class _Progress(TypedDict):
     step: int
     steps: int
     eta_s: float
+    images_done: NotRequired[int]
+    images: NotRequired[int]
+    fraction: NotRequired[float]
 
 
 class _Preview(TypedDict):
@@ -55,7 +58,9 @@ def read_event(sent: ServerSentEvent) -> Event | None:
         case "queued":
             return Queued(data["position"], data["eta_s"], data["promise_s"])
         case "progress":
-            return Progress(data["step"], data["steps"], data["eta_s"])
+            share = data["step"] / max(1, data["steps"])
+            more = data.get("images_done"), data.get("images"), data.get("fraction", share)
+            return Progress(data["step"], data["steps"], data["eta_s"], *more)
         case "preview":
             return Preview(data["index"], data["step"], _png(data), data.get("decoder"))
         case "image":

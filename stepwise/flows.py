@@ -190,7 +190,7 @@ class Story:
 
     def __init__(self) -> None:
         self._images: set[int] = set()
-        self._step = 0
+        self._fraction = 0.0
 
     def is_news(self, event: Event) -> bool:
         """Whether the caller needs this event. Images that the caller has are no news, nor are their previews."""
@@ -202,8 +202,8 @@ class Story:
             case ImageDone(index=index):
                 self._images.add(index)
                 return True
-            case Progress(step=step) if step > self._step:
-                self._step = step
+            case Progress(fraction=fraction) if fraction > self._fraction:
+                self._fraction = fraction
                 return True
             case _:
                 return False

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,11 +110,21 @@ class Queued:
 
 @dataclass(frozen=True)
 class Progress:
-    """The steps that the slowest image has taken, and the expected seconds left."""
+    """How far a request is.
+
+    Attributes:
+        step, steps: steps that the slowest image has taken, of all its steps.
+        eta_s: the expected seconds until the request is done.
+        images_done, images: finished images, of all of them. None from servers that do not tell.
+        fraction: the share of all work that is done, 0 to 1; from servers that do not tell, step / steps.
+    """
 
     step: int
     steps: int
     eta_s: float
+    images_done: int | None
+    images: int | None
+    fraction: float
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,15 @@ class RecommendedInfo(TypedDict):
     guidance_scale: float
 
 
+class SizeInfo(TypedDict):
+    """A size of images, in pixels, and what its passes and decodings cost."""
+
+    width: int
+    height: int
+    seconds_per_step: dict[str, float]
+    seconds_per_decode: dict[str, float] | None
+
+
 class LimitsInfo(TypedDict):
     """The limits of requests."""
 
@@ -193,7 +212,10 @@ class LimitsInfo(TypedDict):
 
 
 class Info(TypedDict):
-    """The model, its runtime, and the limits of requests."""
+    """The model, its runtime, and the limits of requests.
+
+    `sizes` has the default size first.
+    """
 
     version: str
     model: ModelInfo
@@ -201,6 +223,7 @@ class Info(TypedDict):
     num_train_timesteps: int
     image_shape: list[int]
     latent_shape: list[int] | None
+    sizes: NotRequired[list[SizeInfo]]
     first_stage: FirstStageInfo | None
     preview: Literal["linear"] | None
     out_channels: int

@@ -7,6 +7,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 def checked(value: object, shape: Any, name: str = "the answer") -> Any:
     """Check the value, and return it unchanged. An object may have more keys than its TypedDict.
 
+    Keys that are NotRequired may be missing: servers of earlier versions do not send them.
+
     Args:
         shape: a TypedDict, list[…], dict[str, …], a union, a Literal, or a type of JSON. An int passes as a float.
         name: of the value, in errors.
@@ -18,8 +20,10 @@ def checked(value: object, shape: Any, name: str = "the answer") -> Any:
     if shape is Any:
         return value
     if is_typeddict(shape):
+        found = _is(value, dict, name)
         for key, inner in get_type_hints(shape).items():
-            checked(_is(value, dict, name)[key], inner, key)
+            if key in found or key in shape.__required_keys__:
+                checked(found[key], inner, key)
         return value
     origin, inner = get_origin(shape), get_args(shape)
     if origin in (types.UnionType, Union):

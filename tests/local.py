@@ -31,6 +31,7 @@ MODEL = replace(
     architecture="none",
     image_shape=(1, 1, 2),  # FakeRunner's
     sample_shape=(1, 1, 2),
+    factor=1,
     recommended=Recommended(num_inference_steps=4),
 )
 

@@ -25,9 +25,7 @@ from starlette.testclient import TestClient
 
 from model.backends.backend import host
 from model.backends.openvino import computes_bfloat16
-from model.backends.torch_cpu import TorchCPUBackend
 from model.noise import first_draw
-from model.runner import SlotRunner
 from service.build import probe_row
 from service.config import Settings
 from service.engine.engine import Engine
@@ -35,10 +33,11 @@ from service.engine.fairness import Places
 from service.http.app import create_app
 from service.http.formats import image_encoder
 from service.http.metrics import Metrics
-from service.plan.served import Served, fingerprint_parts, native
+from service.plan.served import Served, fingerprint_parts
 from tests.servers import PATIENCE, Json, ServerProcess, read_parameters, read_png, serving, write_npy
 from tests.test_responses import MODEL
 from tests.test_runner import MixesRows
+from tests.trajectories import runner_on, torch_backend
 
 PNG, ZIP, NPY = "image/png", "application/zip", "application/x-npy"
 SAMPLERS = ("ddim", "ddpm", "dpmpp_2m")
@@ -386,7 +385,7 @@ def test_cuda_keeps_the_promise_too(precision: str) -> None:
     requests = WATCHED + OTHERS
     with ExitStack() as stack:
         one, another = (
-            stack.enter_context(serving_digits(DEVICE="cuda", PRECISION=precision, MAX_BATCH=32)) for _ in range(2)
+            stack.enter_context(serving_digits(DEVICE="cuda", PRECISION=precision, MAX_BATCH=2)) for _ in range(2)
         )
         assert (info(one)["backend"], info(one)["precision"]) == ("torch-cuda", precision)
         assert info(one)["fingerprint"] == info(another)["fingerprint"]
@@ -403,18 +402,18 @@ def test_cuda_keeps_the_promise_too(precision: str) -> None:
 @pytest.fixture
 def broken_promise() -> Iterator[TestClient]:
     """A client of an app whose network mixes rows, so an image depends on other rows of its pass."""
-    backend = TorchCPUBackend(MixesRows(), MODEL.image_shape, "float32", 4)
+    backend = torch_backend(MixesRows(), MODEL.image_shape, "float32", 4)
     served = Served(
         model=MODEL,
         device="cpu",
-        fingerprint_parts=fingerprint_parts(MODEL, native(MODEL), backend.fingerprint, host(), image_encoder()),
+        fingerprint_parts=fingerprint_parts(MODEL, MODEL.group, backend.fingerprint, host(), image_encoder()),
         reproducible=backend.reproducible,
         first_draw=first_draw,
-        groups=(native(MODEL),),
+        groups=(MODEL.group,),
     )
-    runner = SlotRunner(backend, MODEL.image_shape, no_label=3, slots=4)
+    runner = runner_on(backend, MODEL.image_shape, 4, MixesRows())
     metrics = Metrics()
-    engine = Engine(runner, probe_row(MODEL), Places(4), metrics)
+    engine = Engine(runner, probe_row(MODEL, MODEL.group), Places(4), metrics)
     with TestClient(create_app(engine, served, Settings(), metrics)) as client:
         assert engine.wait_loaded(PATIENCE)
         yield client

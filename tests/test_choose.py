@@ -13,13 +13,14 @@ from torch import nn
 
 from model.backends import openvino
 from model.backends.backend import Backend, Precision
-from model.backends.choose import choose, default_width
-from model.backends.network import decoder, denoiser
+from model.backends.choose import Choice, Kind, choose, default_width
+from model.backends.footprint import activations, parameters
+from model.backends.network import Shapes, decoder, denoiser
 from model.backends.openvino import OpenVINOBackend
 from model.backends.torch_cpu import TorchCPUBackend
 from model.vae import choose_vae
 from tests.autoencoders import latent_description, random_images, small_autoencoder
-from tests.trajectories import CPU, description_of, small_network
+from tests.trajectories import CPU, description_of, inputs_of, small_network
 
 SHAPE = (3, 4, 4)
 DESCRIPTION = description_of(small_network(), SHAPE)
@@ -36,7 +37,8 @@ def threads() -> Iterator[None]:
 def chosen(
     precision: Precision | Literal["auto"], max_batch: int | None = 2, cache_dir: Path | None = None, threads: int = 1
 ) -> Backend:
-    return choose(denoiser(small_network(), DESCRIPTION), CPU, precision, threads, max_batch, cache_dir)
+    make = choose(denoiser(small_network(), DESCRIPTION), CPU, precision, threads, max_batch, cache_dir)
+    return make(SHAPE)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -121,18 +123,18 @@ def test_each_gpu_decides_of_its_own_bfloat16(
         def __init__(
             self,
             network: nn.Module,
-            sample_shape: tuple[int, int, int],
+            shapes: Shapes,
             device: torch.device,
             precision: Precision,
             max_batch: int,
         ) -> None:
-            super().__init__(network, sample_shape, precision, max_batch)
+            super().__init__(network, shapes, precision, max_batch)
             built.append((device.index, precision))
 
     monkeypatch.setattr("model.backends.choose.CudaBackend", Built)
     for index in capabilities:
         device = torch.device("cuda", index)
-        choose(denoiser(small_network(), DESCRIPTION), device, precision, threads=1, max_batch=1, cache_dir=None)
+        choose(denoiser(small_network(), DESCRIPTION), device, precision, threads=1, max_batch=1, cache_dir=None)(SHAPE)
     assert built == list(enumerate(expected))
 
 
@@ -145,7 +147,7 @@ def test_the_halves_of_an_autoencoder_are_chosen_and_cached_alike(tmp_path: Path
     image_shape = (3, 8, 8)
     autoencoder = small_autoencoder("kl")
     model = latent_description(autoencoder, image_shape)
-    vae = choose_vae(autoencoder, model, CPU, "float32", 1, tmp_path)
+    vae = choose_vae(autoencoder, model, CPU, "float32", 1, tmp_path)(model.group, None)
     assert len(list((tmp_path / "openvino").iterdir())) == 2
     assert list(vae.widths) == list(range(1, 17))
     assert vae.reproducible
@@ -159,7 +161,7 @@ def test_the_halves_of_an_autoencoder_are_chosen_and_cached_alike(tmp_path: Path
 def test_the_halves_of_an_autoencoder_are_torchs_without_openvino() -> None:
     autoencoder = small_autoencoder("vq")
     model = latent_description(autoencoder, (3, 8, 8))
-    vae = choose_vae(autoencoder, model, CPU, "auto", 1, cache_dir=None)
+    vae = choose_vae(autoencoder, model, CPU, "auto", 1, cache_dir=None)(model.group, None)
     assert list(vae.widths) == [1]
 
 
@@ -168,36 +170,82 @@ def test_sizes_are_compiled_when_passes_need_them() -> None:
     backend = chosen("float32", max_batch=2)
     assert isinstance(backend, OpenVINOBackend)
     assert backend.sizes == [1]
-    x, numbers = torch.zeros((2, *SHAPE)), torch.zeros(2, dtype=torch.int64)
-    out = backend.start(x, numbers, numbers)().clone()
+    numbers = torch.zeros(2, dtype=torch.int64)
+    inputs = inputs_of(small_network(), torch.zeros((2, *SHAPE)), numbers, numbers)
+    out = backend.start(inputs)().clone()
     assert backend.sizes == [1, 2]
-    alone = backend.start(x[:1], numbers[:1], numbers[:1])()
+    alone = backend.start({name: values[:1] for name, values in inputs.items()})()
     assert torch.equal(out[:1], alone)
 
 
 def test_passes_of_large_networks_are_narrow_by_default() -> None:
-    small, middling, large, huge = (
-        denoiser(small_network(), replace(DESCRIPTION, num_parameters=parameters, sample_shape=(3, side, side)))
-        for parameters, side in ((10_000, 4), (4_000_000, 32), (35_746_307, 32), (35_746_307, 256))
-    )
-    assert [default_width(network, "cuda") for network in (small, large, huge)] == [32, 32, 32]
-    assert [default_width(network, "openvino") for network in (small, middling, large, huge)] == [16, 8, 4, 1]
-    assert [default_width(network, "torch_cpu") for network in (small, large, huge)] == [8, 1, 1]
+    shapes = [(3, 4, 4), (3, 32, 32), (3, 32, 32), (3, 256, 256)]
+    networks = [
+        denoiser(small_network(), replace(DESCRIPTION, num_parameters=parameters))
+        for parameters in (10_000, 4_000_000, 35_746_307, 35_746_307)
+    ]
+
+    def widths(kind: Kind) -> list[int]:
+        return [default_width(network, shape, kind) for network, shape in zip(networks, shapes, strict=True)]
+
+    assert widths("cuda") == [32] * 4
+    assert widths("openvino") == [16, 8, 4, 1]
+    assert widths("torch_cpu") == [8, 8, 1, 1]
 
 
 def test_what_pads_decodes_few_images_at_once_by_default() -> None:
     """Images finish one by one, so most of a wide pass would be padding."""
     autoencoder = small_autoencoder("kl")
-    small, large = (decoder(autoencoder, latent_description(autoencoder, (3, side, side))) for side in (8, 2048))
-    assert [default_width(half, "cuda") for half in (small, large)] == [4, 4]
-    assert [default_width(half, "torch_cpu") for half in (small, large)] == [1, 1]
-    assert [default_width(half, "openvino") for half in (small, large)] == [16, 1]
+    half = decoder(autoencoder, latent_description(autoencoder, (3, 8, 8)))
+    small, large = (half.inputs["x"][0], 4, 4), (half.inputs["x"][0], 1024, 1024)
+    assert [default_width(half, shape, "cuda") for shape in (small, large)] == [4, 4]
+    assert [default_width(half, shape, "torch_cpu") for shape in (small, large)] == [1, 1]
+    assert [default_width(half, shape, "openvino") for shape in (small, large)] == [16, 1]
 
 
-@pytest.mark.usefixtures("without_openvino")
-def test_the_default_width_is_that_of_the_backend_without_openvino() -> None:
-    assert list(chosen("float32", max_batch=None).widths) == [8]
+# Sizes.
 
 
-def test_the_default_width_is_that_of_the_backend() -> None:
-    assert list(chosen("float32", max_batch=None).widths) == list(range(1, 17))
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+@pytest.mark.parametrize("library", ["openvino", "torch"])
+def test_backends_of_several_sizes_compute_what_torch_computes(
+    library: str, precision: Choice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if library == "torch":
+        monkeypatch.setitem(sys.modules, "openvino", None)
+    make = choose(denoiser(small_network(), DESCRIPTION), CPU, precision, 1, 2, tmp_path)
+    backends = [make((3, height, width)) for height, width in ((4, 4), (8, 12), (20, 8))]
+    for backend, (height, width) in zip(backends, ((4, 4), (8, 12), (20, 8)), strict=True):
+        x = torch.randn((2, 3, height, width), generator=torch.Generator().manual_seed(0))
+        t, labels = torch.tensor([3, 990]), torch.tensor([1, 5])
+        with torch.inference_mode():
+            expected = small_network()(x, t, labels)
+        out = backend.start(inputs_of(small_network(), x, t, labels))()
+        bound = 1e-5 if backend.fingerprint["precision"] == "float32" else 0.05
+        assert (out - expected).abs().max() <= bound * expected.abs().max()
+    assert len(list(tmp_path.glob("openvino/*"))) == (1 if library == "openvino" else 0)  # one conversion for all
+
+
+@pytest.mark.parametrize("library", ["openvino", "torch"])
+def test_a_size_without_memory_for_it_is_refused_before_it_is_compiled(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if library == "torch":
+        monkeypatch.setitem(sys.modules, "openvino", None)
+    make = choose(denoiser(small_network(), DESCRIPTION), CPU, "float32", 1, 1, None)
+    monkeypatch.setattr("model.backends.choose.available", lambda: 2.0**29)
+    make(SHAPE)
+    with pytest.raises(MemoryError, match=r"its denoiser needs \d+\.\d GiB, and 0\.5 GiB are left"):
+        make((3, 4096, 4096))
+
+
+def test_the_needed_memory_grows_with_the_size() -> None:
+    network = denoiser(small_network(), DESCRIPTION)
+    small, large = (activations(network.module, network.at((3, side, side))) for side in (16, 64))
+    assert small > 16 * 16 * 16 * 4  # the first convolution's output, at least
+    assert small < 100 * 16 * 16 * 16 * 4
+    assert large == 16 * small
+    assert parameters(network.module) == sum(p.nbytes for p in small_network().parameters())
+    assert not any(
+        parameter.is_meta for parameter in network.module.parameters()
+    )  # the network itself keeps its values

@@ -17,7 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 import service
-from stepwise.cli import app, exits
+from stepwise import Progress
+from stepwise.cli import app, exits, progress
 from tests.local import serving_fake
 from tests.programs import done, process, read_terminal, refused, running, stepwise, surroundings
 from tests.servers import PATIENCE, Json, ServerProcess, read_npy, read_parameters, read_png, write_npy
@@ -125,8 +126,8 @@ def test_images_go_to_a_folder(server: ServerProcess, tmp_path: Path) -> None:
 
 def test_archives_and_sheets_are_the_servers(server: ServerProcess, tmp_path: Path) -> None:
     """Also with several labels and guidance scales, and with a single image."""
-    several: Json = {"seed": 5, "num_images": 3, "class_label": ["cat", "7", "dog"]}
-    options = ["sample", "-s", "5", "-c", "cat", "-c", "7", "-c", "dog"]
+    several: Json = {"seed": 5, "num_images": 3, "class_label": ["cat", "7", "dog"], "guidance_interval": [0, 0.5]}
+    options = ["sample", "-s", "5", "-c", "cat", "-c", "7", "-c", "dog", "--guidance-interval", "0,0.5"]
     assert done(stepwise(server, tmp_path, *options, "-o", "all.zip")) == "all.zip\n"
     assert done(stepwise(server, tmp_path, *options, "--sheet", "-o", "all.png")) == "all.png\n"
     assert stepwise(server, tmp_path, "sample", "-s", "8", "--sheet", "-o", "-").stdout == asked(server, seed=8)
@@ -138,6 +139,7 @@ def test_archives_and_sheets_are_the_servers(server: ServerProcess, tmp_path: Pa
 
 def test_every_option_is_heard(server: ServerProcess, tmp_path: Path) -> None:
     options = ["-n", "2", "-s", "3", "-c", "1", "-g", "3", "--sampler", "ddim", "--eta", "0.5", "--steps", "6"]
+    options += ["--guidance-interval", "0.25,1", "--height", "16", "--width", "16"]
     told = json.loads(done(stepwise(server, tmp_path, "sample", *options, "--timeout", "99", "--json", "-o", "a.zip")))
     assert told["images"] == [{"seed": 3, "file": "a.zip"}, {"seed": 4, "file": "a.zip"}]
     assert told["parameters"] == {
@@ -145,6 +147,9 @@ def test_every_option_is_heard(server: ServerProcess, tmp_path: Path) -> None:
         "seed": 3,
         "class_label": 1,
         "guidance_scale": 3.0,
+        "guidance_interval": [0.25, 1.0],
+        "height": 16,
+        "width": 16,
         "sampler": "ddim",
         "eta": 0.5,
         "num_inference_steps": 6,
@@ -416,6 +421,18 @@ def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
             assert program.stdout.read() == b"1.png\n"
         os.close(terminal)
     assert program.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("taken", "words"),
+    [
+        (Progress(3, 9, 1.0, 0, 1, 0.4), "step 3 of 9"),
+        (Progress(0, 50, 1.0, 28, 40, 0.7), "28 of 40 images"),
+        (Progress(3, 9, 1.0, None, None, 1 / 3), "step 3 of 9"),  # of a server that does not tell
+    ],
+)
+def test_progress_counts_images_where_there_are_several(taken: Progress, words: str) -> None:
+    assert progress.how_far(taken) == words
 
 
 def test_no_image_goes_to_a_terminal(server: ServerProcess, tmp_path: Path) -> None:

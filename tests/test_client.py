@@ -710,8 +710,8 @@ def a_preview(index: int, step: int) -> str:
     return said("preview", index=index, step=step, b64_json=base64.b64encode(b"rough").decode())
 
 
-def a_step(step: int) -> str:
-    return said("progress", step=step, steps=9, eta_s=1.0)
+def a_step(step: int, **more: float) -> str:
+    return said("progress", step=step, steps=9, eta_s=1.0, **more)
 
 
 def test_a_stream_that_breaks_is_asked_for_again_by_its_seed(make: Make) -> None:
@@ -765,6 +765,38 @@ def test_events_of_other_kinds_are_passed_over(make: Make) -> None:
     script = Script(streamed(said("mood", is_good=True), "data: 1\n\n", QUEUED, DONE, an_image(0)))
     with script.client(make) as client:
         assert [type(event) for event in client.stream()] == [Queued, Done]
+
+
+def test_progress_tells_of_all_work_where_the_server_does(make: Make) -> None:
+    more = {"images_done": 28, "images": 40, "fraction": 0.75}
+    script = Script(streamed(QUEUED, a_step(3), a_step(0, **more), a_step(0, fraction=1), an_image(0), DONE))
+    with script.client(make) as client:
+        progress = [event for event in client.stream() if isinstance(event, Progress)]
+    assert progress == [
+        Progress(3, 9, 1.0, None, None, fraction=1 / 3),
+        Progress(0, 9, 1.0, 28, 40, fraction=0.75),
+        Progress(0, 9, 1.0, None, None, fraction=1.0),
+    ]
+
+
+@pytest.mark.parametrize("wrong", [{"fraction": "all"}, {"images": 1.5}, {"images_done": None}], ids=str)
+def test_progress_of_another_shape_is_told(make: Make, wrong: Json) -> None:
+    with (
+        Script(streamed(QUEUED, a_step(1, **wrong))).client(make) as client,
+        pytest.raises(Unreachable, match=r"^http://fake is no Stepwise server: "),
+    ):
+        list(client.stream(seed=7))
+
+
+def test_a_stream_has_patience_anew_as_any_of_its_work_is_done(make: Make) -> None:
+    shares = [share / 10 for share in range(1, 10)]
+    script = Script(
+        *[streamed(QUEUED, a_step(0, fraction=share), breaks=True) for share in shares],
+        streamed(QUEUED, an_image(0), DONE),
+    )
+    script.clock.late_s = 5
+    with script.client(make, patience_s=8) as client:
+        assert len(images_of(list(client.stream(seed=7)))) == 1
 
 
 def test_a_stream_has_patience_anew_when_it_comes_further(make: Make) -> None:

@@ -178,7 +178,7 @@ def test_a_wrong_size_is_told_among_many(set_environment: SetEnvironment) -> Non
     with pytest.raises(SettingsError, match=said):
         config.read()
     set_environment(SIZES="64x32,32x32,64x32")
-    with pytest.raises(SettingsError, match="must name each size once, and names 64x32 twice$"):
+    with pytest.raises(SettingsError, match=r"must name each size once, and names 64x32 twice$"):
         config.read()
 
 

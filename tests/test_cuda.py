@@ -14,16 +14,18 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.backends import cuda
-from model.backends.backend import Precision
-from model.backends.cuda import CudaBackend
-from model.backends.torch_cpu import TorchCPUBackend
+from model.backends.backend import Inputs, Precision
+from model.backends.cuda import CudaBackend, candidate_widths, cheapest_width
 from model.nets.autoencoder import Autoencoder
+from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
 from model.rows import Forward, Reading, Row
 from model.runner import SlotRunner
@@ -32,9 +34,21 @@ from model.schedule import Schedule
 from model.update import update
 from model.vae import choose_vae
 from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
-from tests.trajectories import CPU, forwards, small_network, trajectory
+from tests.trajectories import (
+    CPU,
+    Told,
+    forwards,
+    inputs_of,
+    labelled,
+    network_of,
+    runner_on,
+    small_network,
+    torch_backend,
+    trajectory,
+)
 
 SHAPE = (3, 8, 8)
+SHAPES = {"x": SHAPE, "emb": (64,)}  # of small_network()
 META = torch.device("meta")
 
 V = Schedule(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
@@ -42,13 +56,15 @@ THRESHOLDED = Schedule(thresholding=True, sample_max_value=2.0)
 LEARNED = Schedule(variance_type="learned_range")
 START = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 ROWS = {
-    "plain": Row(sample_table(V, "ddim", 3), seed=0, label=1),
-    "noisy": Row(sample_table(Schedule(), "ddpm", 3), seed=1),
-    "guided": Row(sample_table(V, "dpmpp_2m", 3), seed=2, label=2, guidance_scale=2.0),
-    "guided and noisy": Row(sample_table(V, "ddim", 3, eta=1.0), seed=3, guidance_scale=1.5),
-    "thresholded": Row(sample_table(THRESHOLDED, "ddpm", 3), seed=4, label=3),
-    "from a start": Row(denoise_table(V, "ddpm", 400, 3), seed=5, start=START, label=2),
-    "the prediction": Row(denoise_table(V, "ddim", 999, 1), seed=6, guidance_scale=5.0, label=0, model_output=True),
+    "plain": labelled(sample_table(V, "ddim", 3), seed=0, label=1),
+    "noisy": labelled(sample_table(Schedule(), "ddpm", 3), seed=1),
+    "guided": labelled(sample_table(V, "dpmpp_2m", 3), seed=2, label=2, guidance_scale=2.0),
+    "guided and noisy": labelled(sample_table(V, "ddim", 3, eta=1.0), seed=3, guidance_scale=1.5),
+    "thresholded": labelled(sample_table(THRESHOLDED, "ddpm", 3), seed=4, label=3),
+    "from a start": labelled(denoise_table(V, "ddpm", 400, 3), seed=5, start=START, label=2),
+    "the prediction": labelled(
+        denoise_table(V, "ddim", 999, 1), seed=6, guidance_scale=5.0, label=0, model_output=True
+    ),
 }
 with_variance = pytest.mark.parametrize("out_channels", [3, 6], ids=["fixed variance", "learned variance"])
 
@@ -91,7 +107,7 @@ class MetaBackend:
     def __init__(self, out_channels: int) -> None:
         self.out_channels = out_channels
         self.sent = 0
-        self.passes: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.passes: list[Inputs] = []
 
     def send(self, values: Tensor) -> Tensor:
         assert values.device == CPU
@@ -99,14 +115,14 @@ class MetaBackend:
         self.sent += 1
         return values.to(self.device, non_blocking=True)
 
-    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        self.passes.append((x, timesteps, labels))
-        return lambda: torch.empty((len(x), self.out_channels, *SHAPE[1:]), device=self.device)
+    def start(self, inputs: Inputs) -> Callable[[], Tensor]:
+        self.passes.append(inputs)
+        return lambda: torch.empty((len(inputs["x"]), self.out_channels, *SHAPE[1:]), device=self.device)
 
 
-def meta_runner(out_channels: int) -> tuple[SlotRunner, MetaBackend]:
+def meta_runner(out_channels: int, model: DiffusionUNet | UNet2D | None = None) -> tuple[SlotRunner, MetaBackend]:
     backend = MetaBackend(out_channels)
-    return SlotRunner(backend, SHAPE, no_label=5, slots=2), backend
+    return runner_on(backend, SHAPE, 2, (small_network() if model is None else model).to(META)), backend
 
 
 # The meta device.
@@ -188,7 +204,7 @@ def test_a_runner_on_cuda_0(out_channels: int) -> None:
     rows = [row_of(name, out_channels) for name in ROWS]
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         backend = FakeBackend(out_channels)
-        runner = SlotRunner(backend, SHAPE, no_label=5, slots=2)
+        runner = runner_on(backend, SHAPE, 2, Told())
         slots = [runner.admit(row) for row in rows]
         for step in range(max(len(row.table) for row in rows)):
             going = [(row, slot) for row, slot in zip(rows, slots, strict=True) if step < len(row.table)]
@@ -196,11 +212,11 @@ def test_a_runner_on_cuda_0(out_channels: int) -> None:
         with pytest.raises(RuntimeError, match="device"):
             torch.zeros(2, device=backend.device) + torch.zeros(2)
     assert len(backend.passes) == 3
-    for x, timesteps, labels in backend.passes:
-        assert {tensor.device for tensor in (x, timesteps, labels)} == {backend.device}
-        assert (x.dtype, timesteps.dtype, labels.dtype) == (torch.float32, torch.int64, torch.int64)
-        assert x.is_contiguous()
-        assert mode is x.fake_mode  # type: ignore[attr-defined]
+    for inputs in backend.passes:
+        assert {tensor.device for tensor in inputs.values()} == {backend.device}
+        assert {tensor.dtype for tensor in inputs.values()} == {torch.float32}
+        assert inputs["x"].is_contiguous()
+        assert mode is inputs["x"].fake_mode  # type: ignore[attr-defined]
 
 
 @with_variance
@@ -218,7 +234,7 @@ def test_an_update_on_cuda_0(out_channels: int) -> None:
 def row_of(name: str, out_channels: int) -> Row:
     """One of ROWS. With a learned variance, the noisy row uses it."""
     if name == "noisy" and out_channels == 6:
-        return Row(sample_table(LEARNED, "ddpm", 3), seed=1)
+        return labelled(sample_table(LEARNED, "ddpm", 3), seed=1)
     return ROWS[name]
 
 
@@ -227,13 +243,13 @@ def test_what_reaches_a_pass(out_channels: int) -> None:
     runner, backend = meta_runner(out_channels)
     slots = [runner.admit(row) for row in ROWS.values()]
     runner.step([f for row, slot in zip(ROWS.values(), slots, strict=True) for f in forwards(row, slot, 0)])
-    [(x, timesteps, labels)] = backend.passes
-    assert x.shape == (len(ROWS) + 3, *SHAPE)  # three rows are guided
-    assert x.dtype == torch.float32
-    assert timesteps.shape == labels.shape == (len(x),)
-    assert timesteps.dtype == labels.dtype == torch.int64
-    assert {tensor.device for tensor in (x, timesteps, labels)} == {META}
-    assert all(tensor.is_contiguous() for tensor in (x, timesteps, labels))
+    [inputs] = backend.passes
+    assert inputs["x"].shape == (len(ROWS) + 3, *SHAPE)  # three rows are guided
+    assert inputs["emb"].shape == (len(ROWS) + 3, 64)
+    assert len(inputs) == 2
+    for tensor in inputs.values():
+        assert (tensor.device, tensor.dtype) == (META, torch.float32)
+        assert tensor.is_contiguous()
 
 
 def test_a_branch_that_waits_for_the_other_sends_little() -> None:
@@ -264,6 +280,33 @@ def test_only_reading_fetches(out_channels: int) -> None:
         assert reading.x0.shape == SHAPE
         runner.release(slot)
     assert backend.sent == sent
+
+
+@pytest.mark.parametrize("encoding", ["fourier", "learned"])
+def test_embeddings_and_the_division_by_a_timestep_stay_on_the_device(encoding: str) -> None:
+    unet = small_unet2d(time_embedding_type=encoding, num_train_timesteps=1000, num_class_embeds=6)
+    runner, backend = meta_runner(3, unet)
+    row = ROWS["guided"]
+    with Moves() as moves:
+        slot = runner.admit(row)
+        for line in range(len(row.table)):
+            runner.step(forwards(row, slot, line))
+    assert moves.to_cpu == []
+    assert len(moves.to_device) == backend.sent
+    assert {tensor.device for inputs in backend.passes for tensor in inputs.values()} == {META}
+
+
+def test_an_embedding_is_sent_once() -> None:
+    """A second row at the same timesteps sends no more than its own state."""
+    runner, backend = meta_runner(3)
+    sent = []
+    for _ in range(2):
+        before = backend.sent
+        slot = runner.admit(ROWS["plain"])
+        for line in range(3):
+            runner.step([Forward(slot, 0, line)])
+        sent.append(backend.sent - before)
+    assert sent[0] - sent[1] == 3 + 1  # three timesteps and a label
 
 
 @with_variance
@@ -343,24 +386,30 @@ class EagerGraph(cuda._Graph):
 
     def __init__(self, network: nn.Module, width: int) -> None:
         with torch.inference_mode():
-            self.x = torch.zeros((width, *SHAPE))
-            self.timesteps = torch.ones(width, dtype=torch.int64)
-            self.labels = torch.zeros(width, dtype=torch.int64)
+            self._inputs = {name: torch.zeros((width, *shape)) for name, shape in SHAPES.items()}
             self._network = network
-            self._device: Any = -1  # torch.cuda.device then changes nothing
-            self._graph: Any = self
             self.replay()
 
     def replay(self) -> None:
-        self._out = self._network(self.x, self.timesteps, self.labels)
+        self._out = self._network(*self._inputs.values())
 
 
 class EagerBackend(CudaBackend):
-    def __init__(self, network: nn.Module, max_batch: int) -> None:
-        super().__init__(network, SHAPE, CPU, "float32", max_batch)
+    """A backend whose passes take the time that a test says.
+
+    Args:
+        seconds: of a pass of this width.
+    """
+
+    def __init__(self, network: nn.Module, max_batch: int, seconds: Callable[[int], float] = lambda width: 1.0) -> None:
+        self._of_width = seconds
+        super().__init__(network, SHAPES, CPU, "float32", max_batch)
 
     def _capture(self, width: int) -> EagerGraph:
         return EagerGraph(self._network, width)
+
+    def _seconds(self, graph: cuda._Graph) -> float:
+        return self._of_width(len(graph._inputs["x"]))
 
 
 class ByWidth(nn.Module):
@@ -371,7 +420,7 @@ class ByWidth(nn.Module):
         self.too_large = too_large
         self.ran: list[int] = []
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         width = len(x)
         self.ran.append(width)
         if width in self.too_large:
@@ -380,7 +429,7 @@ class ByWidth(nn.Module):
 
 
 class MixesRows(nn.Module):
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return x - x.mean(dim=0, keepdim=True)
 
 
@@ -391,19 +440,65 @@ def test_rows_that_are_not_kept_apart_are_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_batch", "too_large", "width"),
-    [(1, [], 1), (12, [], 12), (24, range(9, 99), 6), (24, range(6, 99), 3), (24, range(2, 99), 1), (24, [24], 12)],
+    ("max_batch", "too_large", "width", "tried"),
+    [
+        (1, [], 1, []),
+        (2, [], 2, []),
+        (12, [], 12, []),
+        (24, [24], 16, [24]),
+        (24, range(9, 99), 8, [16]),
+        (24, range(2, 99), 1, [2]),
+    ],
 )
-def test_the_width_is_halved_until_it_fits(
-    max_batch: int, too_large: Sequence[int], width: int, caplog: pytest.LogCaptureFixture
+def test_what_does_not_fit_is_left_out(
+    max_batch: int, too_large: Sequence[int], width: int, tried: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """All passes cost the same, so the widest that fits is best."""
     with caplog.at_level(logging.WARNING):
         backend = EagerBackend(ByWidth(too_large), max_batch)
     assert backend.widths == [width]
     assert backend.fingerprint["width"] == width
     assert backend.reproducible
-    tried = [w for w in (24, 12, 6, 3) if width < w <= max_batch]
     assert caplog.messages == [f"passes of {w} rows do not fit into the memory of cpu" for w in tried]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_batch", "width"),
+    [
+        (lambda width: 1.0, 32, 32),  # a tiny network: only the launch costs
+        (lambda width: 1.0 * width, 32, 2),  # a large one: each row costs the same
+        (lambda width: 1.0 * width, 1, 1),
+        (lambda width: 1.0 + 0.1 * width, 32, 32),  # 0.131 a row, and 0.163 at half the width
+        (lambda width: 0.3 + 1.0 * width, 32, 4),  # 1.075 a row, and 1.009 at the best width
+        (lambda width: max(1.0, width / 8), 32, 8),
+        (lambda width: max(1.0, width / 8), 6, 6),
+    ],
+)
+def test_the_width_is_the_narrowest_that_costs_little_more_than_the_best(
+    seconds: Callable[[int], float], max_batch: int, width: int
+) -> None:
+    backend = EagerBackend(ByWidth(), max_batch, seconds)
+    assert backend.widths == [width]
+    assert backend.fingerprint["width"] == width
+    rows = {"x": torch.ones((width, *SHAPE)), "emb": torch.zeros((width, 64))}
+    backend._network.ran.clear()  # type: ignore[operator, union-attr]
+    backend.start(rows)
+    assert backend._network.ran == [width]
+
+
+def test_candidates_are_powers_of_two_and_the_most() -> None:
+    assert candidate_widths(32) == [2, 4, 8, 16, 32]
+    assert candidate_widths(12) == [2, 4, 8, 12]
+    assert candidate_widths(2) == [2]
+    assert candidate_widths(1) == [1]
+
+
+@given(st.dictionaries(st.integers(1, 64), st.floats(1e-6, 1e3), min_size=1))
+def test_no_narrower_width_costs_as_little(costs: dict[int, float]) -> None:
+    width = cheapest_width(costs)
+    best = min(seconds / rows for rows, seconds in costs.items())
+    assert costs[width] / width <= 1.1 * best
+    assert all(costs[narrower] / narrower > 1.1 * best for narrower in costs if narrower < width)
 
 
 def test_where_not_one_row_fits_that_is_said() -> None:
@@ -415,13 +510,12 @@ def test_all_passes_run_at_one_width() -> None:
     """Another width would have other kernels, and so sometimes other bits."""
     network = ByWidth()
     backend = EagerBackend(network, 12)
-    numbers = torch.ones(13, dtype=torch.int64)
     network.ran.clear()
     for rows in range(1, 13):
-        backend.start(torch.zeros((rows, *SHAPE)), numbers[:rows], numbers[:rows])
+        backend.start({"x": torch.zeros((rows, *SHAPE)), "emb": torch.zeros((rows, 64))})
     assert network.ran == 12 * [12]
     with pytest.raises(ValueError, match="13 rows do not fit a pass of 12"):
-        backend.start(torch.zeros((13, *SHAPE)), numbers, numbers)
+        backend.start({"x": torch.zeros((13, *SHAPE)), "emb": torch.zeros((13, 64))})
 
 
 # On a GPU.
@@ -438,41 +532,54 @@ def gpu() -> torch.device:
 WIDTH = 8
 
 
+def cuda_backend(gpu: torch.device, precision: Precision, width: int) -> CudaBackend:
+    """A backend of this width, whatever passes cost."""
+
+    class Fixed(CudaBackend):
+        def _seconds(self, graph: cuda._Graph) -> float:
+            return 1.0  # so the widest pass is best
+
+    return Fixed(network_of(small_network()), SHAPES, gpu, precision, width)
+
+
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def backend(request: pytest.FixtureRequest, gpu: torch.device) -> CudaBackend:
-    return CudaBackend(small_network(), SHAPE, gpu, request.param, WIDTH)
+    return cuda_backend(gpu, request.param, WIDTH)
 
 
-Inputs = tuple[Tensor, Tensor, Tensor]
-
-
-def inputs(rows: int) -> Inputs:
+def inputs(rows: int) -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(1)
     x = torch.randn((rows, *SHAPE), generator=rng)
-    return x, torch.arange(rows) * 999 // rows, torch.arange(rows) % 6
+    return inputs_of(small_network(), x, torch.arange(rows) * 999 // rows, torch.arange(rows) % 6)
+
+
+def some(rows: Inputs, which: Tensor) -> Inputs:
+    """These rows of a pass."""
+    return {name: values[which] for name, values in rows.items()}
 
 
 def predicted(backend: CudaBackend, rows: Inputs) -> Tensor:
-    x, timesteps, labels = (backend.send(values) for values in rows)
-    return backend.start(x, timesteps, labels)().cpu()
+    return backend.start({name: backend.send(values) for name, values in rows.items()})().cpu()
 
 
 @pytest.mark.cuda
 def test_rows_have_the_same_bits_alone_and_in_a_crowd_at_every_place(backend: CudaBackend) -> None:
     assert backend.reproducible
-    x, timesteps, labels = inputs(WIDTH)
+    rows = inputs(WIDTH)
     order = torch.arange(WIDTH)
-    alone = torch.cat([predicted(backend, (x[i, None], timesteps[i, None], labels[i, None])) for i in order])
+    alone = torch.cat([predicted(backend, some(rows, order[i, None])) for i in order])
     for width in range(1, WIDTH + 1):
         for turn in range(WIDTH):
             which = order.roll(turn)[:width]
-            assert torch.equal(predicted(backend, (x[which], timesteps[which], labels[which])), alone[which])
+            assert torch.equal(predicted(backend, some(rows, which)), alone[which])
 
 
 @pytest.mark.cuda
 def test_a_crowd_of_mixed_rows_has_the_bits_of_each_alone(backend: CudaBackend) -> None:
+    network = small_network().to(backend.device)
+
     def runner(slots: int) -> SlotRunner:
-        return SlotRunner(backend, SHAPE, no_label=5, slots=slots)
+        return runner_on(backend, SHAPE, slots, network)
 
     alone = {name: list(trajectory(runner(1), row)) for name, row in ROWS.items()}
     crowd = runner(len(ROWS))
@@ -496,7 +603,7 @@ def same(a: Reading, b: Reading) -> bool:
 @pytest.mark.cuda
 def test_predictions_are_near_those_of_the_cpu(backend: CudaBackend) -> None:
     rows = inputs(WIDTH)
-    exact = TorchCPUBackend(small_network(), SHAPE, "float32", WIDTH).start(*rows)()
+    exact = torch_backend(small_network(), SHAPE, "float32", WIDTH).start(rows)()
     out = predicted(backend, rows)
     assert out.dtype == torch.float32
     error = (out - exact).abs().max() / exact.abs().max()
@@ -521,8 +628,9 @@ def test_only_the_end_of_a_pass_waits_for_the_device(backend: CudaBackend, gpu: 
     lines = torch.tensor(sample_table(THRESHOLDED, "ddpm", WIDTH).lines).float()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        x, timesteps, labels = (backend.send(values) for values in inputs(WIDTH))
-        finish = backend.start(x, timesteps, labels)
+        sent = {name: backend.send(values) for name, values in inputs(WIDTH).items()}
+        x = sent["x"]
+        finish = backend.start(sent)
         update(x, x, x, x, backend.send(lines), range(WIDTH))
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -541,7 +649,7 @@ def test_latents_have_the_image_of_the_cpu_in_any_company(
 ) -> None:
     """Also on another thread while passes run here: the VAE has its own stream."""
     model = latent_description(autoencoder, SHAPE)
-    vae = choose_vae(copy.deepcopy(autoencoder), model, gpu, precision, 1, None)
+    vae = choose_vae(copy.deepcopy(autoencoder), model, gpu, precision, 1, None)(model.group, None)
     width = vae.widths[-1]
     assert vae.reproducible
     latents = random_images(width, model.sample_shape)
@@ -553,7 +661,7 @@ def test_latents_have_the_image_of_the_cpu_in_any_company(
     else:
         assert 1e-4 < error < 0.1
 
-    denoises = CudaBackend(small_network(), SHAPE, gpu, precision, WIDTH)
+    denoises = cuda_backend(gpu, precision, WIDTH)
     expected = predicted(denoises, inputs(WIDTH))
     with ThreadPoolExecutor(1) as pool:
         for turn in range(width):
@@ -570,7 +678,7 @@ def test_latents_have_the_image_of_the_cpu_in_any_company(
 class Hungry(nn.Module):
     """A network whose rows take a sixth of the GPU's memory each."""
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         torch.empty(len(x) * (torch.cuda.mem_get_info(x.device)[1] // 6), dtype=torch.uint8, device=x.device)
         return 2 * x
 
@@ -578,7 +686,7 @@ class Hungry(nn.Module):
 class HungryInCapture(nn.Module):
     """A network whose graph fits only for at most two rows."""
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         out = 2 * x
         if torch.cuda.is_current_stream_capturing() and len(x) > 2:
             raise torch.OutOfMemoryError(f"no memory for {len(x)} rows")
@@ -587,19 +695,33 @@ class HungryInCapture(nn.Module):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize(("network", "width"), [(Hungry(), 4), (HungryInCapture(), 2)])
-def test_what_does_not_fit_the_gpu_is_halved(gpu: torch.device, network: nn.Module, width: int) -> None:
-    backend = CudaBackend(network, SHAPE, gpu, "float32", WIDTH)
-    assert backend.widths == [width]
-    rows = inputs(width)
-    assert torch.equal(predicted(backend, rows), 2 * rows[0])
+def test_what_does_not_fit_the_gpu_is_left_out(gpu: torch.device, network: nn.Module, width: int) -> None:
+    backend = CudaBackend(network, SHAPES, gpu, "float32", WIDTH)
+    assert backend.widths[0] <= width
+    rows = inputs(1)
+    assert torch.equal(predicted(backend, rows), 2 * rows["x"])
+
+
+@pytest.mark.cuda
+def test_backends_of_two_sizes_share_the_weights(gpu: torch.device) -> None:
+    network = network_of(small_network())
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    backends = [CudaBackend(network, {"x": (3, side, side), "emb": (64,)}, gpu, "float32", 2) for side in (8, 16)]
+    assert {parameter.device for parameter in network.parameters()} == {gpu}
+    assert weights == sum(parameter.nbytes for parameter in network.parameters())
+    for backend, side in zip(backends, (8, 16), strict=True):
+        x = torch.ones((1, 3, side, side))
+        given = inputs_of(small_network(), x, torch.tensor([500]), torch.tensor([1]))
+        exact = torch_backend(small_network(), (3, side, side), "float32", 1).start(given)()
+        assert (predicted(backend, given) - exact).abs().max() < 1e-4 * exact.abs().max()
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_fingerprint_names_what_moves_bits(gpu: torch.device, precision: Precision) -> None:
-    parts = CudaBackend(small_network(), SHAPE, gpu, precision, 2).fingerprint
+    parts = cuda_backend(gpu, precision, 2).fingerprint
     assert parts["backend"] == "torch-cuda"
     assert str(parts["backend_version"]).startswith(f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN ")
     assert str(parts["processor"]).startswith(torch.cuda.get_device_name(gpu))
     assert (parts["precision"], parts["width"]) == (precision, 2)
-    assert CudaBackend(small_network(), SHAPE, gpu, precision, 2).fingerprint == parts
+    assert cuda_backend(gpu, precision, 2).fingerprint == parts

@@ -108,6 +108,31 @@ def test_a_label_moves_the_estimate_and_guidance_is_off_unless_asked(server: Ser
     np.testing.assert_allclose(denoise(server, GREY, timestep=500, class_label="dog"), estimate.clip(-1, 1), atol=2e-5)
 
 
+def test_an_interval_guides_the_steps_in_it_alone(server: ServerProcess) -> None:
+    """A walk of four steps is a step without guidance, a walk with guidance, and a step without."""
+    common = {"sampler": "ddim", "class_label": 1}
+
+    def walked(x: Float32, t: int, steps: int, guidance_scale: int, **fields: object) -> Float32:
+        settings = {**common, "timestep": t, "num_inference_steps": steps, "guidance_scale": guidance_scale, **fields}
+        return denoise(server, x, **settings)
+
+    after_one = walked(GREY, 400, 4, 1, output="previous")
+    after_two = walked(after_one, 300, 3, 4, output="previous")
+    after_three = walked(after_two, 200, 2, 4, output="previous")
+    by_hand = walked(after_three, 100, 1, 1)
+    np.testing.assert_array_equal(walked(GREY, 400, 4, 4, guidance_interval="0.25,0.75"), by_hand)
+    assert (walked(GREY, 400, 4, 4) != by_hand).any()
+    parameters = post(server, write_npy(GREY), JSON, timestep=400, **common, guidance_interval="0.25,0.75")
+    assert parameters.json()["parameters"]["guidance_interval"] == [0.25, 0.75]
+    with_json = {"image": base64.b64encode(write_npy(GREY)).decode(), "timestep": 400, **common, "guidance_scale": 4}
+    recipes = []
+    for interval in ([0.25, 0.75], [0, 1], None):
+        answer = server.client.post("/denoise", json={**with_json, "guidance_interval": interval})
+        recipes.append(read_parameters(answer.content))
+    assert recipes[0].pop("guidance_interval") == [0.25, 0.75]
+    assert recipes[0] == recipes[1] == recipes[2]
+
+
 def walk(t: int, N: int) -> list[int]:
     return [int(np.floor(t * (N - i) / N + 0.5)) for i in range(N)]
 
@@ -233,6 +258,7 @@ def test_defaults_are_filled_in(server: ServerProcess) -> None:
         "eta": 0.0,
         "class_label": None,
         "guidance_scale": 1.0,
+        "guidance_interval": [0.0, 1.0],
         "timeout_s": 300.0,
     }
     with_label = post(server, write_npy(GREY), JSON, timestep=500, class_label="cat").json()["parameters"]

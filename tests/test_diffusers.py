@@ -13,14 +13,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.backends.torch_cpu import TorchCPUBackend
 from model.checkpoints.config import ModelConfig
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, find, load
 from model.description import ModelDescription, Recommended
 from model.nets.unet2d import UNet2D
-from model.rows import Forward, Row
-from model.runner import SlotRunner
+from model.rows import Forward
 from model.samplers import Column, sample_table
 from model.schedule import Schedule, rescale_zero_terminal_snr
 from tests.checkpoints import STEM, Json, edit, refusal, same_values, save_pipeline, small_unet
@@ -33,6 +31,7 @@ from tests.reference import (
     UNet2DModel,
     scheduler_class,
 )
+from tests.trajectories import labelled, runner_of
 
 # diffusers' warning with NumPy 2.
 pytestmark = [
@@ -865,11 +864,10 @@ SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmpp_2m": DPMSolverM
 def our_steps(checkpoint: Checkpoint, sampler: str, labels: bool) -> Tensor:
     """Images and estimates of x_0 after each step, [N, 2, rows, C, H, W]."""
     description = checkpoint.description
-    backend = TorchCPUBackend(checkpoint.network, description.sample_shape, "float32", len(SEEDS))
-    runner = SlotRunner(backend, description.sample_shape, no_label=0, slots=len(SEEDS))
+    runner = runner_of(checkpoint.network, description.sample_shape, width=len(SEEDS))
     table = sample_table(description.schedule, sampler, N)
     slots = [
-        runner.admit(Row(table, seed, label=label if labels else None))
+        runner.admit(labelled(table, seed, label if labels else None))
         for seed, label in zip(SEEDS, LABELS, strict=True)
     ]
     states = []

@@ -16,12 +16,13 @@ import pytest
 from model.backends.backend import host
 from model.checkpoints.load import convert, load
 from model.noise import first_draw
+from model.rows import Group
 from service.http.formats import image_encoder
 from service.http.responses import PNG, etag
 from service.plan import served as served_module
 from service.plan.fields import SampleRequest
 from service.plan.plan import Parameters, plan_sample
-from service.plan.served import Served, fingerprint_parts, native
+from service.plan.served import Served, fingerprint_parts
 from tests.checkpoints import STEM, edit, save_latent_pipeline, save_pipeline, small_unet
 from tests.servers import write_weights
 from tests.test_responses import MODEL
@@ -63,8 +64,8 @@ class Told(NamedTuple):
 
 def told(path: Path) -> Told:
     model = load(path).description
-    parts = fingerprint_parts(model, native(model), {"backend": "none"}, host(), image_encoder())
-    served = Served(model, "cpu", parts, reproducible=True, first_draw=first_draw, groups=(native(model),))
+    parts = fingerprint_parts(model, model.group, {"backend": "none"}, host(), image_encoder())
+    served = Served(model, "cpu", parts, reproducible=True, first_draw=first_draw, groups=(model.group,))
     plan = plan_sample(SampleRequest(seed=7), served, timeout=1)
     return Told(served.fingerprint, plan.recipes[0], etag(plan, PNG))
 
@@ -105,21 +106,31 @@ def test_the_weights_in_the_box_declare_their_names() -> None:
 
 
 def test_the_parts_name_all_that_draws_and_writes() -> None:
-    parts = fingerprint_parts(MODEL, native(MODEL), {"backend": "none"}, host(), image_encoder())
+    parts = fingerprint_parts(MODEL, MODEL.group, {"backend": "none"}, host(), image_encoder())
     for name in ("arithmetic", "stepwise", "model", "weights", "torch", "instructions", "libc", "numpy", "python"):
         assert parts[name]
     assert cv2.__version__ in str(parts["image_encoder"])
     assert parts == fingerprint_parts(
-        replace(MODEL, name="elsewhere"), native(MODEL), {"backend": "none"}, host(), image_encoder()
+        replace(MODEL, name="elsewhere"), MODEL.group, {"backend": "none"}, host(), image_encoder()
     )
+
+
+def test_the_default_size_is_a_part_if_it_is_not_that_of_the_weights() -> None:
+    """Requests that name no size get it, so servers of other defaults must not share a fingerprint."""
+
+    def parts(default: Group) -> dict[str, str | int]:
+        return fingerprint_parts(MODEL, default, {"backend": "none"}, host(), image_encoder())
+
+    assert "size" not in parts(MODEL.group)
+    assert parts(Group(8, 16)) == {**parts(MODEL.group), "size": "16x8"}
 
 
 def test_another_compression_of_pngs_is_another_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenCV compresses with the system's zlib, which has forks."""
-    parts = fingerprint_parts(MODEL, native(MODEL), {}, host(), image_encoder())
+    parts = fingerprint_parts(MODEL, MODEL.group, {}, host(), image_encoder())
     encode = cv2.imencode
     monkeypatch.setattr(cv2, "imencode", lambda kind, pixels: encode(kind, pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9]))
-    other = fingerprint_parts(MODEL, native(MODEL), {}, host(), image_encoder())
+    other = fingerprint_parts(MODEL, MODEL.group, {}, host(), image_encoder())
     assert {name for name in parts if parts[name] != other[name]} == {"image_encoder"}
 
 

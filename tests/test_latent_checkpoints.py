@@ -14,15 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.backends.torch_cpu import TorchCPUBackend
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, convert, find, load, load_autoencoder
 from model.checkpoints.native import AUTOENCODER, CONFIG, WEIGHTS
 from model.description import Recommended, VAEDescription
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.nets.unet2d import UNet2D
-from model.rows import Forward, Row
-from model.runner import SlotRunner
+from model.rows import Forward
 from model.samplers import sample_table
 from model.schedule import Schedule
 from tests.checkpoints import (
@@ -39,6 +37,7 @@ from tests.checkpoints import (
 from tests.reference import AutoencoderKL, DDIMScheduler, DDPMScheduler, LDMPipeline, UNet2DModel, VQModel
 from tests.test_diffusers import cached, old_key
 from tests.test_tensors import GIGABYTE, PICKLE, POINTER, memory, moved, payload
+from tests.trajectories import labelled, runner_of
 
 SAFE = f"{STEM}.safetensors"
 BIN = f"{STEM}.bin"
@@ -148,10 +147,9 @@ def test_images_are_the_pipelines(kind: str, tmp_path: Path) -> None:
 
     checkpoint = load(tmp_path)
     model = checkpoint.description
-    backend = TorchCPUBackend(checkpoint.network, model.sample_shape, "float32", len(SEEDS))
-    runner = SlotRunner(backend, model.sample_shape, no_label=0, slots=len(SEEDS))
+    runner = runner_of(checkpoint.network, model.sample_shape, width=len(SEEDS))
     table = sample_table(model.schedule, "ddim", N)
-    slots = [runner.admit(Row(table, seed)) for seed in SEEDS]
+    slots = [runner.admit(labelled(table, seed)) for seed in SEEDS]
     for line in range(len(table)):
         runner.step([Forward(slot, 0, line) for slot in slots])
     latents = torch.from_numpy(np.stack([runner.read(slot).x for slot in slots]))

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from random import Random
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from model.backends import openvino
-from model.backends.backend import Precision
-from model.backends.conversion import convert
+from model.backends.backend import Inputs, Precision
+from model.backends.conversion import at_size, convert
 from model.backends.network import denoiser
 from model.backends.openvino import OpenVINOBackend, computes_bfloat16
 from model.nets.unet import DiffusionUNet
@@ -33,20 +33,33 @@ from tests.test_runner import (  # noqa: F401
     test_rows_of_a_crowd_have_their_own_bytes_at_every_step,
     test_twins_are_equal_and_other_seeds_are_not,
 )
-from tests.trajectories import description_of, small_network
+from tests.trajectories import Model, description_of, inputs_of, shapes_of, small_network
 
 MAX_BATCH = 6
 
 
+class Converted(NamedTuple):
+    """A converted network, and the one that it was made from."""
+
+    model: Any
+    network: Model
+
+
+def converted(network: Model, image_shape: tuple[int, int, int]) -> Converted:
+    declared = denoiser(cast(DiffusionUNet, network), description_of(network, image_shape))
+    return Converted(convert(declared), network)
+
+
 def backend_of(
-    model: Any,
+    converted: Converted,
     image_shape: tuple[int, int, int] = SHAPE,
     precision: Precision = "float32",
     threads: int = 1,
     max_batch: int = MAX_BATCH,
     free_memory: Callable[[], float] = lambda: math.inf,
 ) -> OpenVINOBackend:
-    return OpenVINOBackend(model, image_shape, precision, threads, max_batch, free_memory)
+    shapes = shapes_of(converted.network, image_shape)
+    return OpenVINOBackend(converted.model, shapes, precision, threads, max_batch, free_memory)
 
 
 def no_memory() -> float:
@@ -54,20 +67,27 @@ def no_memory() -> float:
     return 0.0
 
 
-def inputs(rows: int, image_shape: tuple[int, int, int] = SHAPE, last: int = 999) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    rows: int, network: Model | None = None, image_shape: tuple[int, int, int] = SHAPE, last: int = 999
+) -> dict[str, Tensor]:
     """Images, each with its own timestep and label for small_network()."""
-    rng = torch.Generator().manual_seed(3)
+    x = torch.randn((rows, *image_shape), generator=torch.Generator().manual_seed(3))
     timesteps = torch.linspace(0, last, rows).long()
-    return torch.randn((rows, *image_shape), generator=rng), timesteps, torch.arange(rows) % 6
+    return inputs_of(small_network() if network is None else network, x, timesteps, torch.arange(rows) % 6)
 
 
-def run(backend: OpenVINOBackend, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+def some(given: Inputs, which: list[int]) -> dict[str, Tensor]:
+    """These rows of a pass."""
+    return {name: values[which] for name, values in given.items()}
+
+
+def run(backend: OpenVINOBackend, given: Inputs) -> Tensor:
     """A copy of a pass's output."""
-    return backend.start(x, timesteps, labels)().clone()
+    return backend.start(given)().clone()
 
 
-def rows_alone(backend: OpenVINOBackend, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-    return torch.cat([run(backend, x[i, None], timesteps[i, None], labels[i, None]) for i in range(len(x))])
+def rows_alone(backend: OpenVINOBackend, given: Inputs) -> Tensor:
+    return torch.cat([run(backend, some(given, [i])) for i in range(len(given["x"]))])
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -75,17 +95,16 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def small() -> Any:
-    """small_network(), converted."""
-    return convert(denoiser(small_network(), description_of(small_network(), SHAPE)))
+def small() -> Converted:
+    return converted(small_network(), SHAPE)
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Any:
+def tiny() -> Converted:
     """A converted network that compiles very fast, for tests that do not compare bits."""
     network = DiffusionUNet(3, 4, (1,), num_classes=5)
     fill(network)
-    return convert(denoiser(network, description_of(network, SHAPE)))
+    return converted(network, SHAPE)
 
 
 @pytest.fixture(
@@ -104,13 +123,11 @@ def precision(request: pytest.FixtureRequest) -> Precision:
 # Outputs.
 
 
-def unet(
-    image_channels: int, model_channels: int, multipliers: tuple[int, ...], **extras: Any
-) -> Callable[[], nn.Module]:
+def unet(image_channels: int, model_channels: int, multipliers: tuple[int, ...], **extras: Any) -> Callable[[], Model]:
     return lambda: DiffusionUNet(image_channels, model_channels, multipliers, **extras)
 
 
-def unet_2d(**fields: Any) -> Callable[[], nn.Module]:
+def unet_2d(**fields: Any) -> Callable[[], Model]:
     """A small network with changed fields. Each kind of layer has another number of channels."""
     small = {
         "block_out_channels": (8, 16),
@@ -133,7 +150,7 @@ FOURIER = unet_2d(
 )
 
 # By name: the network, its sample shape, the first and last timestep, and the number of labels.
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, int, int]] = {
+NETWORKS: dict[str, tuple[Callable[[], Model], tuple[int, int, int], int, int, int]] = {
     "bare": (unet(1, 4, (1, 2)), (1, 8, 12), 0, 999, 1),
     "every extra": (small_network, (3, 12, 8), 0, 999, 6),
     "attention at two of three levels": (
@@ -229,23 +246,26 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, in
 
 @pytest.mark.parametrize(("build", "image_shape", "first", "last", "labels"), NETWORKS.values(), ids=NETWORKS)
 def test_computes_what_torch_computes(
-    build: Callable[[], nn.Module], image_shape: tuple[int, int, int], first: int, last: int, labels: int
+    build: Callable[[], Model], image_shape: tuple[int, int, int], first: int, last: int, labels: int
 ) -> None:
     """Alone and in several pieces, at both ends of the schedule. The model has no GroupNorm left."""
     network = build()
     fill(network)
-    model = convert(denoiser(network, description_of(network, image_shape, last + 1)))
+    made = converted(network, image_shape)
+    model = at_size(made.model, shapes_of(network, image_shape))
     kinds = [node.get_type_name() for node in model.get_ops()]
     assert "GroupNormalization" not in kinds
     assert kinds.count("MVN") == sum(isinstance(module, nn.GroupNorm) for module in network.modules())
 
-    x, _, _ = inputs(3, image_shape)
+    x = torch.randn((3, *image_shape), generator=torch.Generator().manual_seed(3))
     timesteps = torch.tensor([first, last, (first + last) // 2])
-    given = torch.tensor([labels - 1, 0, min(1, labels - 1)])
+    told = torch.tensor([labels - 1, 0, min(1, labels - 1)])
     with torch.inference_mode():
-        expected = network(x, timesteps, given)
-    backend = backend_of(model, image_shape)
-    for out in (run(backend, x, timesteps, given), rows_alone(backend, x, timesteps, given)):
+        expected = network(x, timesteps, told)
+        given = inputs_of(network, x, timesteps, told)
+    divisor = timesteps.view(-1, 1, 1, 1) if network.embedder.divides_output else 1
+    backend = backend_of(made, image_shape)
+    for out in (run(backend, given) / divisor, rows_alone(backend, given) / divisor):
         assert out.dtype == torch.float32
         assert out.shape == expected.shape
         assert expected.isfinite().all()
@@ -259,14 +279,14 @@ def test_bfloat16_tells_neighbouring_timesteps_apart() -> None:
     """bfloat16 does not represent 999. Computed in bfloat16, late timesteps had the embeddings of other timesteps."""
     network = DiffusionUNet(3, 16, (1,), norm_groups=4)
     fill(network)
-    model = convert(denoiser(network, description_of(network, SHAPE)))
-    exact, rough = backend_of(model), backend_of(model, precision="bfloat16")
-    x, _, labels = inputs(1)
+    made = converted(network, SHAPE)
+    exact, rough = backend_of(made), backend_of(made, precision="bfloat16")
+    x = inputs(1)["x"]
 
     def error(timestep: int) -> float:
-        t = torch.tensor([timestep])
-        expected = run(exact, x, t, labels)
-        return float((run(rough, x, t, labels) - expected).abs().max() / expected.abs().max())
+        given = inputs_of(network, x, torch.tensor([timestep]), torch.tensor([0]))
+        expected = run(exact, given)
+        return float((run(rough, given) - expected).abs().max() / expected.abs().max())
 
     early = [error(t) for t in (0, 1, 100, 200, 255)]
     assert 1e-4 < max(early) < 0.02  # bfloat16 was used, and nothing less precise
@@ -277,13 +297,13 @@ def test_bfloat16_tells_neighbouring_timesteps_apart() -> None:
 # Bits.
 
 
-def test_a_row_has_the_same_bits_in_every_pass(small: Any, precision: Precision) -> None:
+def test_a_row_has_the_same_bits_in_every_pass(small: Converted, precision: Precision) -> None:
     """Any number of rows, position and neighbours; with and without memory for sizes; whole and in halves."""
-    x, timesteps, labels = inputs(2 * MAX_BATCH)
+    given = inputs(2 * MAX_BATCH)
     random = Random(0)
     ones = backend_of(small, precision=precision, free_memory=no_memory)
-    alone = rows_alone(ones, x, timesteps, labels)
-    assert all((alone[i] - alone[k]).abs().max() > 1e-3 for i in range(len(x)) for k in range(i))  # all rows differ
+    alone = rows_alone(ones, given)
+    assert all((alone[i] - alone[k]).abs().max() > 1e-3 for i in range(len(alone)) for k in range(i))  # all rows differ
     halved = backend_of(small, precision=precision, threads=2)
     for backend, sizes in ((ones, [1]), (backend_of(small, precision=precision), [1, 2, 4]), (halved, [1, 2, 4])):
         assert list(backend.widths) == list(range(1, MAX_BATCH + 1))
@@ -291,7 +311,7 @@ def test_a_row_has_the_same_bits_in_every_pass(small: Any, precision: Precision)
         for rows in range(1, MAX_BATCH + 1):
             for _ in range(3):
                 chosen = random.sample(range(2 * MAX_BATCH), rows)
-                assert torch.equal(run(backend, x[chosen], timesteps[chosen], labels[chosen]), alone[chosen])
+                assert torch.equal(run(backend, some(given, chosen)), alone[chosen])
         assert backend.sizes == sizes
 
 
@@ -300,16 +320,16 @@ def test_no_bit_depends_on_the_number_of_threads(precision: Precision) -> None:
     shape = (3, 32, 32)
     network = DiffusionUNet(3, 16, (1,), norm_groups=1)
     fill(network)
-    model = convert(denoiser(network, description_of(network, shape)))
-    x, timesteps, labels = inputs(3, shape)
-    one, two = (backend_of(model, shape, precision, threads) for threads in (1, 2))
-    assert torch.equal(rows_alone(one, x, timesteps, labels), rows_alone(two, x, timesteps, labels))
-    assert torch.equal(run(one, x, timesteps, labels), run(two, x, timesteps, labels))
+    made = converted(network, shape)
+    given = inputs(3, network, shape)
+    one, two = (backend_of(made, shape, precision, threads) for threads in (1, 2))
+    assert torch.equal(rows_alone(one, given), rows_alone(two, given))
+    assert torch.equal(run(one, given), run(two, given))
     assert one.sizes == two.sizes == [1, 2]
 
 
 @pytest.fixture(scope="module")
-def alone(small: Any, precision: Precision) -> Alone:
+def alone(small: Converted, precision: Precision) -> Alone:
     """Single rows run in pieces of size 1, full passes in pieces of all sizes, each in halves."""
     ones = backend_of(small, precision=precision, max_batch=WIDTH, free_memory=no_memory)
     return Alone(ones, crowds=backend_of(small, precision=precision, threads=2, max_batch=WIDTH))
@@ -318,7 +338,7 @@ def alone(small: Any, precision: Precision) -> Alone:
 # Sizes.
 
 
-def test_each_size_is_compiled_once_when_a_pass_first_has_so_many_rows(tiny: Any) -> None:
+def test_each_size_is_compiled_once_when_a_pass_first_has_so_many_rows(tiny: Converted) -> None:
     compiled: list[None] = []
 
     def asked() -> float:  # called before each compilation except size 1's
@@ -328,22 +348,25 @@ def test_each_size_is_compiled_once_when_a_pass_first_has_so_many_rows(tiny: Any
     backend = backend_of(tiny, free_memory=asked)
     assert backend.sizes == [1]
     for rows, sizes in ((1, [1]), (3, [1, 2]), (2, [1, 2]), (5, [1, 2, 4]), (4, [1, 2, 4]), (6, [1, 2, 4])):
-        run(backend, *inputs(rows))
+        run(backend, inputs(rows, tiny.network))
         assert backend.sizes == sizes
         assert len(compiled) == len(sizes) - 1
 
 
-def test_inputs_are_taken_as_they_are_laid_out(tiny: Any) -> None:
+def test_inputs_are_taken_as_they_are_laid_out(tiny: Converted) -> None:
     backend = backend_of(tiny)
-    x, timesteps, labels = inputs(3)
-    expected = rows_alone(backend, x, timesteps, labels)
-    odd = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    assert not odd.is_contiguous()
-    assert torch.equal(run(backend, odd, timesteps.repeat_interleave(2)[::2], labels), expected)
+    given = inputs(3, tiny.network)
+    expected = rows_alone(backend, given)
+    odd = {
+        "x": given["x"].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        "emb": given["emb"].T.contiguous().T,
+    }
+    assert not any(values.is_contiguous() for values in odd.values())
+    assert torch.equal(run(backend, odd), expected)
 
 
 def test_where_memory_is_short_pieces_are_smaller(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny: Converted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A size needs the weights' memory plus, for each row, what size 1 took beyond that. Half of memory stays free."""
     held: Iterator[int] = iter([0, 10**9])  # much more than the weights
@@ -351,11 +374,11 @@ def test_where_memory_is_short_pieces_are_smaller(
     free = {2: 4.01e9, 4: 7.9e9}
     sizes = iter(free)
     backend = backend_of(tiny, free_memory=lambda: free[next(sizes)])
-    x, timesteps, labels = inputs(6)
-    expected = rows_alone(backend, x, timesteps, labels)
-    run(backend, x[:2], timesteps[:2], labels[:2])
+    given = inputs(6, tiny.network)
+    expected = rows_alone(backend, given)
+    run(backend, some(given, [0, 1]))
     for _ in range(2):
-        assert torch.equal(run(backend, x, timesteps, labels), expected)
+        assert torch.equal(run(backend, given), expected)
     assert backend.sizes == [1, 2]
     assert warnings(caplog) == ["there is no memory to compile passes of 4 rows; they run in smaller pieces"]
 
@@ -363,27 +386,27 @@ def test_where_memory_is_short_pieces_are_smaller(
 class MixesRows(DiffusionUNet):
     """Rows depend on each other, as with batch norm in training."""
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
-        out = super().forward(x, t, labels, t_emb=t_emb)
+    def denoise(self, x: Tensor, emb: Tensor) -> Tensor:
+        out = super().denoise(x, emb)
         return out + out.mean(dim=0, keepdim=True)
 
 
 class AtMostTwo(DiffusionUNet):
     """Fails at 4 rows, which do not broadcast with 2."""
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, *, t_emb: Tensor | None = None) -> Tensor:
-        out = super().forward(x, t, labels, t_emb=t_emb)
+    def denoise(self, x: Tensor, emb: Tensor) -> Tensor:
+        out = super().denoise(x, emb)
         return (out * torch.ones(2, 1, 1, 1))[: x.shape[0]]
 
 
 def check_falls_back(kind: type[DiffusionUNet], sizes: list[int]) -> None:
     network = kind(3, 4, (1,))
     fill(network)
-    backend = backend_of(convert(denoiser(network, description_of(network, SHAPE))))
-    x, timesteps, labels = inputs(4)
-    expected = rows_alone(backend, x, timesteps, labels)
+    backend = backend_of(converted(network, SHAPE))
+    given = inputs(4, network)
+    expected = rows_alone(backend, given)
     for _ in range(2):
-        assert torch.equal(run(backend, x, timesteps, labels), expected)
+        assert torch.equal(run(backend, given), expected)
     assert backend.sizes == sizes
 
 
@@ -400,30 +423,30 @@ def test_a_size_that_cannot_be_compiled_is_not_used(caplog: pytest.LogCaptureFix
     assert caplog.records[-1].exc_info
 
 
-def test_memory_that_cannot_be_told_is_logged(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_that_cannot_be_told_is_logged(tiny: Converted, caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> float:
         raise ValueError("no number")
 
     backend = backend_of(tiny, free_memory=broken)
-    x, timesteps, labels = inputs(2)
-    assert torch.equal(run(backend, x, timesteps, labels), rows_alone(backend, x, timesteps, labels))
+    given = inputs(2, tiny.network)
+    assert torch.equal(run(backend, given), rows_alone(backend, given))
     assert len(warnings(caplog)) == 1
     assert backend.sizes == [1]
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 6])
-def test_more_rows_than_a_pass_may_have_are_refused(tiny: Any, max_batch: int) -> None:
+def test_more_rows_than_a_pass_may_have_are_refused(tiny: Converted, max_batch: int) -> None:
     backend = backend_of(tiny, max_batch=max_batch)
     assert list(backend.widths) == list(range(1, max_batch + 1))
     with pytest.raises(ValueError, match=f"{max_batch + 1} rows do not fit a pass of {max_batch}"):
-        backend.start(*inputs(max_batch + 1))
-    assert run(backend, *inputs(max_batch)).shape == (max_batch, *SHAPE)
+        backend.start(inputs(max_batch + 1, tiny.network))
+    assert run(backend, inputs(max_batch, tiny.network)).shape == (max_batch, *SHAPE)
 
 
 # Fingerprint and telemetry.
 
 
-def test_fingerprint_names_what_moves_bits(tiny: Any) -> None:
+def test_fingerprint_names_what_moves_bits(tiny: Converted) -> None:
     first = backend_of(tiny).fingerprint
     assert first.keys() == {"backend", "backend_version", "precision", "processor", "threads"}
     assert first["backend"] == "openvino"

@@ -432,6 +432,8 @@ def test_info_of_latent_diffusion() -> None:
         info = latents.client.get("/info").json()
         document = latents.client.get("/openapi.json").json()
     assert (info["image_shape"], info["latent_shape"]) == ([3, 2, 4], [1, 1, 2])
+    costs = {name: info[name] for name in ("seconds_per_step", "seconds_per_decode")}
+    assert info["sizes"] == [{"width": 4, "height": 2, **costs}]
     assert info["first_stage"] == {"kind": "kl", "factor": 2, "scaling_factor": 0.5, "num_parameters": 7}
     assert info["preview"] == "linear"
     assert info["seconds_per_decode"] == {"1": 1.0, "4": 2.0}
@@ -454,6 +456,9 @@ def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
     assert info["prediction_type"] == "v_prediction"
     assert info["num_train_timesteps"] == 1000
     assert info["image_shape"] == [1, 16, 16]
+    [size] = info["sizes"]
+    assert (size["width"], size["height"], size["seconds_per_decode"]) == (16, 16, None)
+    assert size["seconds_per_step"].keys() == info["seconds_per_step"].keys()
     assert info["num_classes"] == 3
     assert info["class_names"] == ["cat", "dog", "7"]
     assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m"]
@@ -602,7 +607,7 @@ def test_every_field_is_described(description: Json) -> None:
     assert {parameter["name"] for parameter in parameters} == {*fields, "model"}
     assert all(parameter["in"] == "query" for parameter in parameters)
     denoise = {"image", "value_range", "timestep", "scaling", "num_inference_steps", "output"}
-    denoise |= {"sampler", "eta", "seed", "class_label", "guidance_scale", "timeout_s"}
+    denoise |= {"sampler", "eta", "seed", "class_label", "guidance_scale", "guidance_interval", "timeout_s"}
     for path, names in (("/denoise", denoise), ("/noise", {"image", "value_range", "timestep", "seed", "scaling"})):
         content = paths[path]["post"]["requestBody"]["content"]
         assert content.keys() == {"multipart/form-data", "application/json"}
@@ -676,6 +681,12 @@ def test_the_limits_of_the_model_are_described(server: ServerProcess, rgb_server
     assert (seconds["exclusiveMinimum"], seconds["maximum"]) == (0, 300)
     assert rgb["class_label"]["anyOf"][0] == {"type": "null"}
     assert rgb["guidance_scale"]["anyOf"][0]["maximum"] == 1  # guidance needs a label
+    interval, _ = grey["guidance_interval"]["anyOf"]
+    assert (interval["minItems"], interval["maxItems"]) == (2, 2)
+    assert (interval["items"]["minimum"], interval["items"]["maximum"]) == (0, 1)
+    assert rgb["guidance_interval"]["anyOf"] == [{"type": "null"}]
+    sizes = [rgb[name]["anyOf"][0] for name in ("height", "width")]
+    assert sizes == [{"type": "integer", "enum": [8]}, {"type": "integer", "enum": [16]}]
     for path in ("/denoise", "/noise"):
         timestep = fields_of(rgb_server, path)["timestep"]
         assert (timestep["minimum"], timestep["maximum"]) == (0, 19)
@@ -705,7 +716,7 @@ def test_latent_diffusion_is_described(description: Json) -> None:
                 assert "decoding" in described["headers"]["Server-Timing"]["description"]
         fields = fields_of(latents, "/denoise")
         form = fields_of(latents, "/denoise", "multipart/form-data")
-    assert "latent_shape" in form["image"]["description"]
+    assert "latents" in form["image"]["description"]
     assert fields.keys() == form.keys()
     statuses, without = (set(one["paths"]["/noise"]["post"]["responses"]) for one in (document, description))
     assert statuses - without == {"500", "504"}  # of encoding and decoding

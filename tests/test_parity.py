@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.rows import Row
 from model.samplers import sample_table
@@ -22,7 +22,7 @@ from tests.reference import (
     DPMSolverMultistepScheduler,
     UNet2DModel,
 )
-from tests.trajectories import forwards, runner_of, small_network
+from tests.trajectories import Model, Told, forwards, labelled, runner_of, small_network
 
 # diffusers' warning with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -42,9 +42,9 @@ class Trajectory(NamedTuple):
     x0: Tensor
 
 
-def ours(network: nn.Module, rows: list[Row]) -> Trajectory:
+def ours(network: Model, rows: list[Row]) -> Trajectory:
     """All rows together, in passes of one width."""
-    runner = runner_of(network, SHAPE, width=sum(row.forwards_per_step for row in rows))
+    runner = runner_of(network, SHAPE, width=sum(max(row.forwards) for row in rows))
     slots = [runner.admit(row) for row in rows]
     states = []
     for line in range(len(rows[0].table)):
@@ -84,9 +84,7 @@ def rows(
     schedule: Schedule, sampler: str, grid: int | tuple[int, ...], eta: float, guidance_scale: float = 1.0
 ) -> list[Row]:
     table = sample_table(schedule, sampler, grid, eta)
-    return [
-        Row(table, seed, label=label, guidance_scale=guidance_scale) for seed, label in zip(SEEDS, LABELS, strict=True)
-    ]
+    return [labelled(table, seed, label, guidance_scale) for seed, label in zip(SEEDS, LABELS, strict=True)]
 
 
 def labels() -> Tensor:
@@ -234,8 +232,8 @@ def test_guidance(sampler: str) -> None:
     assert (trajectory.x[-1] - unguided.x[-1]).abs().max() > 0.01
 
 
-class WithoutLabels(nn.Module):
-    """diffusers' network as a backend calls it."""
+class WithoutLabels(Told):
+    """diffusers' network."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()

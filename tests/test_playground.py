@@ -22,7 +22,7 @@ from service.plan.entries import table
 from service.plan.fields import SampleRequest
 from tests.browser import GONE, REFUSED, assert_accessible, chromium, visiting
 from tests.latents import LatentServer
-from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints, serving_fake
+from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints, serving_fake, serving_here
 from tests.servers import PATIENCE, Json, Reachable, ServerProcess, needs, problem, read_parameters, read_png
 from tests.test_denoise import post
 
@@ -182,7 +182,7 @@ def test_settings_are_those_of_the_request(browser: Browser, server: ServerProce
 def test_every_field_has_a_control(browser: Browser, server: ServerProcess) -> None:
     """Also for fields that the page does not know: the controls are made from /openapi.json."""
     with playing(browser, server, REFUSED) as page:
-        for name in table(SampleRequest):
+        for name in table(SampleRequest).keys() - {"height", "width"}:  # this server has one size
             expect(view(page).locator(f"[data-field={name}]")).to_have_count(1)
         page.get_by_text("More", exact=True).click()
         draw(page, **{"Seed": 7, "Time limit": 1000})
@@ -234,6 +234,52 @@ def test_one_of_each_class_is_drawn(browser: Browser, server: ServerProcess) -> 
             expect(card).to_have_accessible_name(re.compile(f"^{shown} DPM-Solver"))
         expected = server.client.get("/sample?seed=4&class_label=dog").content
         assert saved(page, opened(page, cards(page).nth(1))) == expected
+
+
+def test_one_of_several_sizes_is_drawn_and_denoised(browser: Browser, weights: Path) -> None:
+    """The default is not the size of the weights, so recipes leave out the other one."""
+    with (
+        serving_here(weights=str(weights / "grey"), sizes="32x16,16x16", max_batch=4) as server,
+        playing(browser, server) as page,
+    ):
+        choose(page, "Class", "dog")
+        tile = view(page).locator(".tile .picture")
+        for name, (width, height) in {"32×16": (32, 16), "16×16": (16, 16)}.items():
+            choose(page, "Size", name)
+            draw(page, Seed=7)
+            expect(finished(page)).to_have_text(re.compile("^1 image"))
+            box = tile.bounding_box()
+            assert box is not None
+            assert box["width"] / box["height"] == pytest.approx(width / height, rel=0.05)
+            viewer = opened(page, cards(page).first)
+            file = saved(page, viewer)
+            assert file == server.client.get(f"/sample?seed=7&class_label=dog&width={width}&height={height}").content
+            assert link(server, viewer) == file
+            viewer.get_by_role("button", name="Again").click()
+            finished(page)
+            assert view(page).get_by_role("group", name="Size").get_by_label(name, exact=True).is_checked()
+            expect(cards(page)).to_have_count(1 if name == "32×16" else 2)
+            opened(page, cards(page).first).get_by_role("button", name="Denoise").click()
+            expect(page.locator("#view-denoise")).to_be_visible()
+            finished(page)
+            assert pixels(view(page).locator(".mended img")).shape == (height, width)
+            go(page, "Draw")
+
+
+def test_guidance_is_for_a_part_of_the_steps(browser: Browser, server: ServerProcess) -> None:
+    with playing(browser, server, REFUSED) as page:
+        choose(page, "Class", "dog")
+        view(page).get_by_text("More", exact=True).click()
+        draw(page, Seed=7, **{"Guidance interval": "0.25, 0.75"})
+        finished(page)
+        viewer = opened(page, cards(page).first)
+        file = saved(page, viewer)
+        assert file == server.client.get("/sample?seed=7&class_label=dog&guidance_interval=0.25,0.75").content
+        assert link(server, viewer) == file
+        expect(viewer.locator("dl")).to_contain_text("Guidance interval0.25,0.75")
+        page.keyboard.press("Escape")
+        draw(page, **{"Guidance interval": "0.75 0.25"})
+        expect(view(page).get_by_text("Guidance interval must not fall, and is 0.75 to 0.25.").first).to_be_visible()
 
 
 def test_defaults_and_ranges_are_those_of_info(

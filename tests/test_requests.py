@@ -305,7 +305,7 @@ def test_promises_are_kept_where_passes_take_what_was_measured(
                 return
             for ask in to_come[0]:
                 rows = [a_row(next(seeds), *row) for row in ask.rows]
-                forwards = sum(len(row.table) * row.forwards_per_step for row in rows)
+                forwards = sum(sum(row.forwards) for row in rows)
                 alone_s = forwards * s.line.costs.seconds(1) * (1 + MARGIN)  # an upper bound
                 timeout_s = min(LONG, ask.hurry * alone_s)
                 try:

@@ -34,6 +34,7 @@ MODEL = ModelDescription(
     architecture="diffusion_unet",
     image_shape=(1, 4, 4),
     sample_shape=(1, 4, 4),
+    factor=1,
     out_channels=1,
     first_timestep=0,
     num_classes=3,
@@ -322,6 +323,9 @@ def test_json_has_the_images_the_parameters_the_model_and_the_times() -> None:
         "eta": 0.0,
         "class_label": 1,
         "guidance_scale": 2.0,
+        "guidance_interval": [0.0, 1.0],
+        "height": 4,
+        "width": 4,
         "timeout_s": 300,
         "preview_every": 0,
     }

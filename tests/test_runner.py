@@ -10,18 +10,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.backends.backend import Backend, Precision
-from model.backends.torch_cpu import TorchCPUBackend
+from model.backends.backend import Backend, Inputs, Precision
 from model.noise import first_draw
-from model.rows import Forward, Image, Reading, Row
+from model.rows import Condition, Forward, Group, Image, Reading, Row
 from model.runner import SlotRunner
 from model.samplers import Column, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
 from tests.properties import examples
-from tests.trajectories import forwards, runner_of, runner_on, small_network, trajectory
+from tests.trajectories import (
+    Told,
+    forwards,
+    inputs_of,
+    labelled,
+    runner_of,
+    runner_on,
+    small_network,
+    torch_backend,
+    trajectory,
+)
 
 SHAPE = (3, 8, 8)
 WIDTH = 4
@@ -30,18 +39,27 @@ SLOTS = 5
 V = Schedule(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
 START = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 ROWS = [
-    Row(sample_table(Schedule(), "ddpm", 5), seed=0, label=0),
-    Row(sample_table(Schedule(variance_type="fixed_large"), "ddpm", 2), seed=1),
-    Row(sample_table(Schedule(), "ddim", 4), seed=2, label=4, guidance_scale=3.0),
-    Row(sample_table(V, "ddim", 3, eta=1.0), seed=3, guidance_scale=1.5),
-    Row(sample_table(V, "ddim", 6, eta=0.5), seed=3, label=1),
-    Row(sample_table(V, "dpmpp_2m", 6), seed=4, label=2, guidance_scale=2.0),
-    Row(sample_table(Schedule(), "dpmpp_2m", 4), seed=0, label=0),
-    Row(sample_table(Schedule(thresholding=True, sample_max_value=2.0), "ddpm", 3), seed=5, label=3),
-    Row(denoise_table(V, "ddpm", 400, 4), seed=6, start=START, label=2),
-    Row(denoise_table(V, "dpmpp_2m", 700, 3), seed=6, start=START[::-1].copy(), guidance_scale=4.0, label=1),
-    Row(denoise_table(V, "ddim", 700, 1), seed=6, start=START),
-    Row(denoise_table(V, "ddim", 999, 1), seed=7, label=0, guidance_scale=5.0, model_output=True),
+    labelled(sample_table(Schedule(), "ddpm", 5), seed=0, label=0),
+    labelled(sample_table(Schedule(variance_type="fixed_large"), "ddpm", 2), seed=1),
+    labelled(sample_table(Schedule(), "ddim", 4), seed=2, label=4, guidance_scale=3.0),
+    labelled(sample_table(V, "ddim", 3, eta=1.0), seed=3, guidance_scale=1.5),
+    labelled(sample_table(V, "ddim", 6, eta=0.5), seed=3, label=1),
+    labelled(sample_table(V, "dpmpp_2m", 6), seed=4, label=2, guidance_scale=2.0),
+    labelled(sample_table(Schedule(), "dpmpp_2m", 4), seed=0, label=0),
+    labelled(sample_table(Schedule(thresholding=True, sample_max_value=2.0), "ddpm", 3), seed=5, label=3),
+    labelled(denoise_table(V, "ddpm", 400, 4), seed=6, start=START, label=2),
+    labelled(denoise_table(V, "dpmpp_2m", 700, 3), seed=6, start=START[::-1].copy(), guidance_scale=4.0, label=1),
+    labelled(denoise_table(V, "ddim", 700, 1), seed=6, start=START),
+    labelled(denoise_table(V, "ddim", 999, 1), seed=7, label=0, guidance_scale=5.0, model_output=True),
+    labelled(sample_table(V, "ddim", 6), seed=8, label=3, guidance_scale=3.0, guidance_interval=(0.2, 0.7)),
+    Row(
+        sample_table(V, "ddpm", 4),
+        seed=9,
+        group=Group(8, 8),
+        branches=(Condition(0), Condition(2), Condition()),
+        guidance_scale=2.0,
+        guidance_interval=(0.5, 1.0),
+    ),
 ]
 
 
@@ -62,16 +80,16 @@ class Alone:
         self.states: list[list[Reading]] = []
         for row in ROWS:
             start = first_draw(row.seed, SHAPE) if row.start is None else row.start
-            states = trajectory(runner_on(backend, SHAPE, slots=1), row)
+            states = trajectory(runner_on(backend, SHAPE, 1, small_network()), row)
             self.states.append([Reading(start, np.zeros_like(start)), *states])
 
     def runner(self, slots: int) -> SlotRunner:
-        return runner_on(self.backend, SHAPE, slots)
+        return runner_on(self.backend, SHAPE, slots, small_network())
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def alone(request: pytest.FixtureRequest) -> Alone:
-    return Alone(TorchCPUBackend(small_network(), SHAPE, request.param, WIDTH))
+    return Alone(torch_backend(small_network(), SHAPE, request.param, WIDTH))
 
 
 class InFlight:
@@ -87,7 +105,7 @@ class InFlight:
         self.pending.remove(forward)
         if not self.pending:
             self.steps += 1
-            self.pending = forwards(ROWS[self.which], self.slot, self.steps)
+            self.pending = [] if self.done else forwards(ROWS[self.which], self.slot, self.steps)
 
     @property
     def done(self) -> bool:
@@ -108,7 +126,7 @@ def test_rows_of_a_crowd_have_their_own_bytes_at_every_step(
     Some passes raise. The runner starts with enough slots, or adds them.
     """
     backend, random = Faulty(alone.backend), Random(seed)
-    runner = runner_on(backend, SHAPE, slots)
+    runner = runner_on(backend, SHAPE, slots, small_network())
     crowd: list[InFlight] = []
     while waiting or crowd:
         while waiting and len(crowd) < SLOTS and (not crowd or random.random() < 0.5):
@@ -177,14 +195,14 @@ def test_where_all_slots_are_taken_there_will_be_twice_as_many(alone: Alone, slo
     for which, row in enumerate(ROWS):
         member = InFlight(which, runner.admit(row))
         crowd.append(member)
-        for _ in range(1 if which % 2 else row.forwards_per_step * len(row.table)):
+        for _ in range(1 if which % 2 else sum(row.forwards)):
             forward = member.pending[0]
             runner.step([forward])
             member.ran(forward)
         for other in crowd:
             assert same(runner.read(other.slot), alone.states[other.which][other.steps])
     assert sorted(member.slot for member in crowd) == list(range(len(ROWS)))
-    assert any(len(member.pending) == 1 < ROWS[member.which].forwards_per_step for member in crowd)
+    assert any(len(member.pending) == 1 < ROWS[member.which].forwards[0] for member in crowd)
     while pending := [(member, forward) for member in crowd for forward in member.pending if not member.done]:
         runner.step([forward for _, forward in pending[:WIDTH]])
         for member, forward in pending[:WIDTH]:
@@ -245,7 +263,7 @@ def test_a_row_that_cannot_be_admitted_has_taken_nothing(alone: Alone) -> None:
     runner = alone.runner(slots=1)
     for _ in range(3):
         with pytest.raises(RuntimeError):
-            runner.admit(Row(ROWS[0].table, seed=0, start=np.zeros((3, 8, 9), np.float32)))
+            runner.admit(labelled(ROWS[0].table, seed=0, start=np.zeros((3, 8, 9), np.float32)))
     assert [runner.admit(row) for row in ROWS[:2]] == [0, 1]
 
 
@@ -266,11 +284,11 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    def start(self, inputs: Inputs) -> Callable[[], Tensor]:
         if self.in_start:
             self.in_start -= 1
             raise RuntimeError("a fault of the device")
-        finish = self._backend.start(x, timesteps, labels)
+        finish = self._backend.start(inputs)
 
         def wait() -> Tensor:
             out = finish()
@@ -287,7 +305,7 @@ class Faulty:
 def test_a_pass_that_raises_changes_no_row_and_can_be_run_again(alone: Alone, in_start: int, in_wait: int) -> None:
     """Also for rows with noise: a second try draws the same noise."""
     backend = Faulty(alone.backend)
-    runner = runner_on(backend, SHAPE, slots=len(ROWS))
+    runner = runner_on(backend, SHAPE, len(ROWS), small_network())
     for which, row in enumerate(ROWS):
         slot = runner.admit(row)
         for step in range(len(row.table)):
@@ -303,7 +321,7 @@ def test_a_pass_that_raises_changes_no_row_and_can_be_run_again(alone: Alone, in
             assert same(runner.read(slot), alone.states[which][step + 1])
 
 
-class Cheap(nn.Module):
+class Cheap(Told):
     """A network of few operations that uses all of its inputs."""
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -331,7 +349,7 @@ def test_whatever_operation_of_a_pass_raises_it_can_be_run_again(which: int, tog
 def test_who_is_in_a_pass_that_raises_may_be_overtaken_or_leave(alone: Alone) -> None:
     """Before the pass runs again, beside others."""
     backend = Faulty(alone.backend)
-    runner = runner_on(backend, SHAPE, slots=3)
+    runner = runner_on(backend, SHAPE, 3, small_network())
     noisy, guided, leaver = (InFlight(which, runner.admit(ROWS[which])) for which in (0, 3, 1))
     runner.step([guided.pending[0]])
     backend.in_wait = 1
@@ -362,7 +380,7 @@ def test_readings_are_copies() -> None:
 # Networks whose output shows their inputs.
 
 
-class Tells(nn.Module):
+class Tells(Told):
     """A network that predicts one number for each row."""
 
     def __init__(self, number: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -403,7 +421,7 @@ def numbers(runner: SlotRunner, row: Row) -> Iterator[float]:
 
 def test_network_is_told_each_steps_timestep() -> None:
     runner = runner_of(Tells(told_timestep), SHAPE, WIDTH)
-    row = Row(table_of([999, 501, 7, 0], E=1), seed=0)
+    row = labelled(table_of([999, 501, 7, 0], E=1), seed=0)
     assert list(numbers(runner, row)) == [999, 501, 7, 0]
 
 
@@ -420,22 +438,24 @@ def test_network_is_told_each_steps_timestep() -> None:
 )
 def test_network_is_told_each_branchs_label(label: int | None, scale: float, told: float) -> None:
     runner = runner_of(Tells(told_label), SHAPE, WIDTH)
-    row = Row(table_of([1, 0], E=1), seed=0, label=label, guidance_scale=scale)
-    assert row.forwards_per_step == (1 if scale == 1 else 2)
+    row = labelled(table_of([1, 0], E=1), seed=0, label=label, guidance_scale=scale)
+    assert row.forwards == (1, 1) if scale == 1 else (2, 2)
     assert list(numbers(runner, row)) == [told, told]
 
 
 @pytest.mark.parametrize("width", [1, 3, 8])
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_each_pass_is_padded_to_one_width(width: int, rows: int) -> None:
-    backend = TorchCPUBackend(Tells(told_width), SHAPE, "float32", width)
+    model = Tells(told_width)
+    backend = torch_backend(model, SHAPE, "float32", width)
     assert list(backend.widths) == [width]
-    x, numbers = torch.zeros((rows, *SHAPE)), torch.zeros(rows, dtype=torch.int64)
+    numbers = torch.zeros(rows, dtype=torch.int64)
+    inputs = inputs_of(model, torch.zeros((rows, *SHAPE)), numbers, numbers)
     if rows > width:
         with pytest.raises(ValueError, match=f"{rows} rows do not fit a pass of {width}"):
-            backend.start(x, numbers, numbers)()
+            backend.start(inputs)()
     else:
-        assert torch.equal(backend.start(x, numbers, numbers)(), torch.full((rows, *SHAPE), float(width)))
+        assert torch.equal(backend.start(inputs)(), torch.full((rows, *SHAPE), float(width)))
 
 
 def test_a_pass_wider_than_the_width_is_refused() -> None:
@@ -457,7 +477,7 @@ def test_a_start_takes_the_place_of_the_first_draw(start: Image | None) -> None:
     """So the noise of later steps is the same with and without a start."""
     runner = runner_of(Tells(told_label), SHAPE, WIDTH)
     first, second, third = draws(11, 3)
-    row = Row(table_of([2, 1], D=1), seed=11, start=start)
+    row = labelled(table_of([2, 1], D=1), seed=11, start=start)
     slot = runner.admit(row)
     assert np.array_equal(runner.read(slot).x, first if start is None else start)
     runner.release(slot)
@@ -469,7 +489,7 @@ def test_steps_without_noise_draw_none() -> None:
     runner = runner_of(Tells(told_label), SHAPE, WIDTH)
     table = table_of([3, 2, 1], A=1)
     table.lines[2, [Column.A, Column.D]] = [0, 1]
-    states = list(trajectory(runner, Row(table, seed=12)))
+    states = list(trajectory(runner, labelled(table, seed=12)))
     first, second = draws(12, 2)
     assert np.array_equal(states[1].x, first)
     assert np.array_equal(states[2].x, second)
@@ -478,7 +498,7 @@ def test_steps_without_noise_draw_none() -> None:
 def test_x0_of_the_step_before_comes_back() -> None:
     """The first step gets 0, whatever the slot held before."""
     runner = runner_of(Tells(told_timestep), SHAPE, WIDTH, slots=1)
-    row = Row(table_of([9, 4, 2], Q=1, C=1), seed=0)  # x0 is the timestep; x is the previous x0
+    row = labelled(table_of([9, 4, 2], Q=1, C=1), seed=0)  # x0 is the timestep; x is the previous x0
     assert list(numbers(runner, row)) == [0, 9, 4]
     assert list(numbers(runner, row)) == [0, 9, 4]
 
@@ -486,7 +506,7 @@ def test_x0_of_the_step_before_comes_back() -> None:
 # Backends.
 
 
-class WithVariance(nn.Module):
+class WithVariance(Told):
     """A network with a learned variance that depends on the label."""
 
     def __init__(self) -> None:
@@ -502,8 +522,8 @@ def test_a_learned_variance_is_that_of_the_rows_own_label() -> None:
     """Guidance changes only the prediction."""
     network = WithVariance()
     table = denoise_table(Schedule(variance_type="learned_range"), "ddpm", 500, 1)
-    row = Row(table, seed=0, start=START, label=2, guidance_scale=3.0, model_output=True)
-    runner = SlotRunner(TorchCPUBackend(network, SHAPE, "float32", WIDTH), SHAPE, no_label=5, slots=1)
+    row = labelled(table, seed=0, start=START, label=2, guidance_scale=3.0, model_output=True)
+    runner = runner_of(network, SHAPE, WIDTH)
     [reading] = trajectory(runner, row)
     x, t = torch.from_numpy(START)[None].repeat(2, 1, 1, 1), torch.tensor([500, 500])
     with torch.inference_mode():
@@ -513,13 +533,11 @@ def test_a_learned_variance_is_that_of_the_rows_own_label() -> None:
 
 
 def test_rows_with_a_learned_variance_have_their_own_bytes() -> None:
-    rows = [
-        Row(sample_table(Schedule(variance_type="learned_range"), "ddpm", 4), seed, label=seed) for seed in range(3)
-    ]
+    table = sample_table(Schedule(variance_type="learned_range"), "ddpm", 4)
+    rows = [labelled(table, seed, label=seed) for seed in range(3)]
 
     def runner() -> SlotRunner:
-        backend = TorchCPUBackend(WithVariance(), SHAPE, "float32", WIDTH)
-        return SlotRunner(backend, SHAPE, no_label=5, slots=3)
+        return runner_of(WithVariance(), SHAPE, WIDTH, slots=3)
 
     crowd = runner()
     slots = [crowd.admit(row) for row in rows]
@@ -529,14 +547,14 @@ def test_rows_with_a_learned_variance_have_their_own_bytes() -> None:
         assert same(crowd.read(slot), list(trajectory(runner(), row))[-1])
 
 
-class MixesRows(nn.Module):
+class MixesRows(Told):
     """A network whose rows affect each other, as with batch norm in training."""
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return x - x.mean(dim=0, keepdim=True)
 
 
-class LooksAtItsPlace(nn.Module):
+class LooksAtItsPlace(Told):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return x + torch.arange(len(x))[:, None, None, None]
 
@@ -547,30 +565,29 @@ def test_is_batch_invariant(precision: Precision, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert TorchCPUBackend(small_network(), SHAPE, precision, WIDTH).reproducible
+        assert torch_backend(small_network(), SHAPE, precision, WIDTH).reproducible
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("network", [MixesRows(), LooksAtItsPlace()])
-def test_rows_that_are_not_kept_apart_are_noticed(network: nn.Module) -> None:
-    assert not TorchCPUBackend(network, SHAPE, "float32", WIDTH).reproducible
+def test_rows_that_are_not_kept_apart_are_noticed(network: Told) -> None:
+    assert not torch_backend(network, SHAPE, "float32", WIDTH).reproducible
 
 
 def test_predictions_are_float32_in_either_precision() -> None:
     x = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0))
-    t, labels = torch.tensor([3, 900]), torch.tensor([0, 5])
-    exact, rough = (
-        TorchCPUBackend(small_network(), SHAPE, p, WIDTH).start(x, t, labels)() for p in ("float32", "bfloat16")
-    )
+    network = small_network()
+    inputs = inputs_of(network, x, torch.tensor([3, 900]), torch.tensor([0, 5]))
+    exact, rough = (torch_backend(network, SHAPE, p, WIDTH).start(inputs)() for p in ("float32", "bfloat16"))
     assert exact.dtype == rough.dtype == torch.float32
     error = (exact - rough).abs().max() / exact.abs().max()
     assert 1e-4 < error < 0.1  # bfloat16 was used, and nothing less precise
 
 
 def test_fingerprint_names_what_moves_bits() -> None:
-    first = TorchCPUBackend(LooksAtItsPlace(), SHAPE, "float32", 4).fingerprint
+    first = torch_backend(LooksAtItsPlace(), SHAPE, "float32", 4).fingerprint
     assert first["threads"] == torch.get_num_threads()
     assert first["backend_version"] == torch.__version__
-    assert TorchCPUBackend(LooksAtItsPlace(), SHAPE, "bfloat16", 4).fingerprint == first | {"precision": "bfloat16"}
-    assert TorchCPUBackend(LooksAtItsPlace(), SHAPE, "float32", 8).fingerprint == first | {"width": 8}
+    assert torch_backend(LooksAtItsPlace(), SHAPE, "bfloat16", 4).fingerprint == first | {"precision": "bfloat16"}
+    assert torch_backend(LooksAtItsPlace(), SHAPE, "float32", 8).fingerprint == first | {"width": 8}

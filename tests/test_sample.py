@@ -208,6 +208,39 @@ def test_guidance_of_a_mixed_list_is_for_those_with_a_label(server: ServerProces
     assert [read_parameters(png)["guidance_scale"] for png in images] == [1.0, 4.0]
 
 
+INTERVAL: Json = {"seed": 1, "class_label": 1, "guidance_scale": 4}
+
+
+def test_guidance_in_a_part_of_the_steps_is_between_none_and_all(server: ServerProcess) -> None:
+    def pixels(**fields: Any) -> bytes:
+        return read_png(draw(server, {**INTERVAL, **fields}).content).tobytes()
+
+    intervals = [[0, 1], [0.25, 1], [0, 0.5], [0.5, 0.5]]
+    images = [pixels(guidance_interval=interval) for interval in intervals]
+    assert len(set(images)) == 4
+    assert images[0] == pixels()
+    assert images[3] == pixels(guidance_scale=1)  # no step is guided
+
+
+def test_a_guidance_interval_is_in_recipes_and_queries(server: ServerProcess) -> None:
+    image = draw(server, {**INTERVAL, "guidance_interval": [0.25, 0.75]}).content
+    recipe = read_parameters(image)
+    assert recipe["guidance_interval"] == [0.25, 0.75]
+    assert draw(server, {name: recipe[name] for name in recipe.keys() - {"model", "fingerprint"}}).content == image
+    query = "seed=1&class_label=1&guidance_scale=4&guidance_interval="
+    tags = set()
+    for text in ("0.25,0.75", "0.25&guidance_interval=.75", "0.250,%200.75"):
+        answer = get(server, query + text)
+        assert answer.content == image
+        tags |= {answer.headers["etag"], server.client.head(f"/sample?{query}{text}").headers["etag"]}
+    assert len(tags) == 1
+    assert tags != {get(server, query + "0,1").headers["etag"]}
+    assert (
+        get(server, query + "0,1").headers["etag"]
+        == get(server, "seed=1&class_label=1&guidance_scale=4").headers["etag"]
+    )
+
+
 # Recipes.
 
 
@@ -256,6 +289,9 @@ def test_the_json_answer_is_whole(server: ServerProcess) -> None:
         "eta": 0.0,
         "class_label": 2,
         "guidance_scale": 2.0,
+        "guidance_interval": [0.0, 1.0],
+        "height": 16,
+        "width": 16,
         "timeout_s": 300.0,
         "preview_every": 4,
     }
@@ -329,6 +365,17 @@ def test_of_latent_diffusion_images_are_decoded() -> None:
         ({"guidance_scale": 20.5, "class_label": 0}, "guidance_scale", "1 to 20, and is 20.5"),
         ({"guidance_scale": 1.5}, "guidance_scale", "1 without a class_label, and is 1.5"),
         ({"guidance_scale": 1.5, "class_label": [None]}, "guidance_scale", "1 without a class_label, and is 1.5"),
+        ({"guidance_interval": [0.5]}, "guidance_interval", "a list of 2 numbers from 0 to 1, and is [0.5]"),
+        (
+            {"guidance_interval": [0, 0.5, 1]},
+            "guidance_interval",
+            "a list of 2 numbers from 0 to 1, and is [0, 0.5, 1]",
+        ),
+        ({"guidance_interval": 0.5}, "guidance_interval", "a list of 2 numbers from 0 to 1, and is 0.5"),
+        ({"guidance_interval": [0.8, 0.2]}, "guidance_interval", "must not fall, and is 0.8 to 0.2"),
+        ({"height": 32, "width": 32}, "height", "must be, with width, 16x16 (width x height), and is 32x32"),
+        ({"height": 32}, "height", "of 16x16 (width x height), and is 32"),
+        ({"width": 10**9}, "width", "of 16x16 (width x height), and is 1000000000"),
         ({"timeout_s": 0}, "timeout_s", "more than 0 and at most 300, and is 0"),
         ({"timeout_s": -1}, "timeout_s", "more than 0 and at most 300, and is -1"),
         ({"timeout_s": 300.5}, "timeout_s", "more than 0 and at most 300, and is 300.5"),
@@ -354,6 +401,9 @@ def test_out_of_range(server: ServerProcess, body: Json, field: str, named: str)
         ("timeout_s", [True, "2", [2]]),
         ("preview_every", [True, 1.5, "2", None]),
         ("timesteps", [True, 900, "900", {}, []]),
+        ("guidance_interval", [True, 0.5, "0,1", {}, []]),
+        ("height", [True, 16.5, "16", [16], {}]),
+        ("width", [True, 16.5, "16", [16], {}]),
     ],
 )
 def test_types_are_strict(server: ServerProcess, field: str, values: list[object]) -> None:
@@ -449,6 +499,11 @@ def test_only_json_is_read(server: ServerProcess, media_type: str) -> None:
         ("num_images=0", "num_images", "1 to 64, and is 0"),
         ("class_label=3", "class_label", "0 to 2, or one of cat, dog, 7"),
         ("class_label=", "class_label", "0 to 2, or one of cat, dog, 7"),
+        ("guidance_interval=0.8,0.2", "guidance_interval", "must not fall"),
+        ("guidance_interval=0.5", "guidance_interval", "a list of 2 numbers from 0 to 1, and is [0.5]"),
+        ("guidance_interval=0,1&guidance_interval=0,1", "guidance_interval", "a list of 2 numbers from 0 to 1"),
+        ("height=17", "height", "16x16"),
+        ("height=16.5", "height", "must be an integer, and is 16.5"),
         ("steps=3", "steps", "there is no such field"),
         ("model=0123456789abcdef", "model", "and is 0123456789abcdef"),
     ],

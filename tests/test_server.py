@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +20,9 @@ import torch
 from safetensors import SafetensorError
 
 import service
+from model.rows import Group
 from service.__main__ import listen, listen_all, main, refuse_workers
-from service.build import StartError, build, choose_threads, find_weights, starting
+from service.build import StartError, build, choose_groups, choose_threads, find_weights, starting
 from service.config import Settings, available_cores
 from tests.local import FakeServer, serving_fake
 from tests.servers import (
@@ -38,6 +40,7 @@ from tests.servers import (
 )
 from tests.test_denoise import GREY, RGB
 from tests.test_events import EVENTS, failed, told, watching
+from tests.test_responses import MODEL
 
 # Requests that take long because of their many steps.
 LONG: Json = {"sampler": "ddpm", "num_inference_steps": 1000}
@@ -362,6 +365,8 @@ def test_what_cannot_start_says_why_in_one_line(weights: Path, tmp_path: Path) -
         ({"WEIGHTS": "~no-such-user/x"}, "STEPWISE_WEIGHTS=~no-such-user/x cannot be opened"),
         ({"CACHE_DIR": "~no-such-user/x"}, "STEPWISE_CACHE_DIR=~no-such-user/x: there is no such user"),
         ({"THREADS": 1_000_000}, "STEPWISE_THREADS=1000000: "),
+        ({"SIZES": "32x32,32"}, "STEPWISE_SIZES=32x32,32: must be sizes as 64x48"),
+        ({"SIZES": "32x32,32x30"}, "STEPWISE_SIZES=32x30: for digits, height must be a multiple of "),
         ({"PORT": "TAKEN"}, "cannot listen on 127.0.0.1:"),
         ({"METRICS_PORT": "TAKEN"}, "STEPWISE_METRICS_PORT: cannot listen on 127.0.0.1:"),
     ],
@@ -463,6 +468,26 @@ def test_threads_are_as_many_as_cores_can_use() -> None:
     most = "8 threads a core are the most, 16 on this machine"
     with pytest.raises(StartError, match=f"^STEPWISE_THREADS=17: {most}$"):
         choose_threads(17, cores=2)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (Group(32, 33), "width must be a multiple of 8, from 8 to 8192, and is 33"),
+        (Group(4, 32), "height must be a multiple of 8, from 8 to 8192, and is 4"),
+        (Group(8200, 32), "height must be a multiple of 8, from 8 to 8192, and is 8200"),
+    ],
+)
+def test_a_size_that_the_network_cannot_take_is_refused_with_what_it_takes(size: Group, said: str) -> None:
+    model = replace(MODEL, factor=8)
+    with pytest.raises(StartError) as refused:
+        choose_groups([Group(32, 32), size], model)
+    assert str(refused.value) == f"STEPWISE_SIZES={size}: for {model.name}, {said}"
+
+
+def test_without_sizes_that_of_the_weights_is_served() -> None:
+    assert choose_groups([], MODEL) == (Group(*MODEL.image_shape[1:]),)
+    assert choose_groups([Group(8, 8), Group(4, 4)], MODEL) == (Group(8, 8), Group(4, 4))
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,8 +59,8 @@ def backend_of(
     free_memory: Callable[[], float] = enough_memory,
 ) -> Backend:
     if library == "torch":
-        return TorchCPUBackend(network.module, network.input_shape, precision, width)
-    return OpenVINOBackend(convert(network), network.input_shape, precision, threads, width, free_memory)
+        return TorchCPUBackend(network.module, network.inputs, precision, width)
+    return OpenVINOBackend(convert(network), network.inputs, precision, threads, width, free_memory)
 
 
 class Case(NamedTuple):
@@ -247,25 +247,12 @@ def test_attention_in_parts_is_attention(library: Library, precision: Precision,
         expected = whole(x)
         assert (parts(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
-    nothing = torch.zeros(3, dtype=torch.int64)
-    network = Network("attention", OfImages(parts).eval(), "0" * 64, shape, None, 1.0)
+    network = Network("attention", parts.eval(), "0" * 64, {"x": shape}, 1.0)
     backend = backend_of(network, library, precision, width=3)
-    out = backend.start(x, nothing, nothing)().clone()
+    out = backend.start({"x": x})().clone()
     check_error(max(error(row.numpy(), one) for row, one in zip(out, expected, strict=True)), precision)
     for i in range(3):
-        assert torch.equal(backend.start(x[i, None], nothing[:1], nothing[:1])()[0], out[i])
-
-
-class OfImages(torch.nn.Module):
-    """A layer, as a backend runs networks."""
-
-    def __init__(self, layer: torch.nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor, _timesteps: Tensor | None = None, _labels: Tensor | None = None) -> Tensor:
-        out: Tensor = self.layer(x)
-        return out
+        assert torch.equal(backend.start({"x": x[i, None]})()[0], out[i])
 
 
 # Large networks.
@@ -345,6 +332,20 @@ def test_of_a_linear_autoencoder_a_preview_is_exact(
     [image] = random_images(1, image_shape)
     expected = F.interpolate(linear.colours(image)[None], image_shape[1:], mode="bilinear")[0]
     assert error(preview.of(linear.encode(image)), expected) < 1e-3
+
+
+@on_each
+def test_vaes_of_two_sizes_have_the_same_previews(case: Case, library: Library) -> None:
+    """A preview is fitted once, and makes images of any size."""
+    small = (IMAGE[0], IMAGE[1] // 2, IMAGE[2] // 2)
+    model = latent_description(case.autoencoder, small)
+    halves = (half(copy.deepcopy(case.autoencoder), model) for half in (decoder, encoder))
+    backends = [backend_of(half, library, case.precision, 1) for half in halves]
+    other = VAE(case.autoencoder.unscaled, *backends, small, like=case.vae)
+    [latents] = random_images(1, model.sample_shape)
+    assert other.preview(latents).shape == small
+    assert np.array_equal(other.preview(latents), case.vae.preview(latents))
+    assert other.decode([latents])[0].shape == small
 
 
 def test_a_fit_has_the_same_bits_each_time() -> None:

@@ -1,17 +1,22 @@
 """Runs rows on a small random network, for tests."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.backends.backend import Backend, Precision
+from model.backends.network import Denoiser, Shapes
 from model.backends.torch_cpu import TorchCPUBackend
+from model.conditions import Conditions
 from model.description import ModelDescription, Recommended
+from model.nets.embedder import Embedder
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D
-from model.rows import Forward, Reading, Row
+from model.rows import Condition, Forward, Group, Reading, Row
 from model.runner import SlotRunner
+from model.samplers import StepTable
 from model.schedule import Schedule
 from tests.networks import fill
 
@@ -34,18 +39,69 @@ def small_network(image_channels: int = 3, gain: float = 1.0) -> DiffusionUNet:
     return network
 
 
+class Told(nn.Module):
+    """A network for tests. Its subclasses have `forward` with x, timesteps and labels; 5 is no label."""
+
+    embedder = Embedder(
+        dim=2,
+        of_time=lambda t: torch.stack([t.float(), torch.zeros_like(t, dtype=torch.float32)], dim=1),
+        of_label=lambda labels: torch.stack([torch.zeros_like(labels), labels], dim=1).float(),
+    )
+
+    def denoise(self, x: Tensor, emb: Tensor) -> Tensor:
+        out: Tensor = self(x, emb[:, 0], emb[:, 1].long())
+        return out
+
+
+Model = DiffusionUNet | UNet2D | Told
+
+
+def network_of(model: Model) -> nn.Module:
+    """A model, as a backend runs it."""
+    return Denoiser(model)  # type: ignore[arg-type]
+
+
+def shapes_of(model: Model, image_shape: tuple[int, int, int]) -> Shapes:
+    """What a model takes."""
+    return {"x": image_shape, "emb": (model.embedder.dim,)}
+
+
+def inputs_of(model: Model, x: Tensor, timesteps: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """A pass's inputs for images at these timesteps with these labels, each embedded alone."""
+    embedder, emb = model.embedder, []
+    for t, label in zip(timesteps.split(1), labels.split(1), strict=True):
+        emb.append(embedder.of_time(t))
+        if embedder.of_label is not None:
+            emb[-1] = emb[-1] + embedder.of_label(label)
+    return {"x": x, "emb": torch.cat(emb)}
+
+
+def torch_backend(model: Model, image_shape: tuple[int, int, int], precision: Precision, width: int) -> TorchCPUBackend:
+    return TorchCPUBackend(network_of(model), shapes_of(model, image_shape), precision, width)
+
+
 def runner_of(
-    network: nn.Module,
+    model: Model,
     image_shape: tuple[int, int, int],
     width: int,
     slots: int = 8,
     precision: Precision = "float32",
 ) -> SlotRunner:
-    return runner_on(TorchCPUBackend(network, image_shape, precision, width), image_shape, slots)
+    return runner_on(torch_backend(model, image_shape, precision, width), image_shape, slots, model)
 
 
-def runner_on(backend: Backend, image_shape: tuple[int, int, int], slots: int) -> SlotRunner:
-    return SlotRunner(backend, image_shape, no_label=5, slots=slots)
+def runner_on(
+    backend: Backend, image_shape: tuple[int, int, int], slots: int, model: Model, no_label: int | None = 5
+) -> SlotRunner:
+    """A runner on a backend of a model."""
+    return SlotRunner(backend, image_shape, Conditions(model.embedder, backend, no_label), slots)
+
+
+def labelled(table: StepTable, seed: int, label: int | None = None, guidance_scale: float = 1.0, **fields: Any) -> Row:
+    """A row with a label, guided away from no label if the scale is not 1."""
+    own = Condition(label)
+    branches = (own,) if guidance_scale == 1 else (own, Condition())
+    return Row(table, seed, Group(8, 8), branches=branches, guidance_scale=guidance_scale, **fields)
 
 
 def description_of(
@@ -61,6 +117,7 @@ def description_of(
         architecture="unet_2d" if isinstance(network, UNet2D) else "diffusion_unet",
         image_shape=image_shape,
         sample_shape=image_shape,
+        factor=getattr(network, "factor", 1),
         out_channels=image_shape[0],
         first_timestep=0,
         num_classes=None,
@@ -74,7 +131,7 @@ def description_of(
 
 def forwards(row: Row, slot: int, line: int) -> list[Forward]:
     """The forward rows of the step of one line."""
-    return [Forward(slot, branch, line) for branch in range(row.forwards_per_step)]
+    return [Forward(slot, branch, line) for branch in range(row.forwards[line])]
 
 
 def trajectory(runner: SlotRunner, row: Row) -> Iterator[Reading]:

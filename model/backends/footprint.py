@@ -21,9 +21,9 @@ def activations(module: nn.Module, shapes: Shapes) -> int:
     The pass runs without values, on torch's meta device.
     """
     inputs = [torch.empty((1, *shape), device=_META) for shape in shapes.values()]
-    held = _Held()
+    outline, held = without_values(module), _Held()
     with torch.inference_mode(), held:
-        without_values(module)(*inputs)
+        outline(*inputs)
     return held.most
 
 

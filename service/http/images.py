@@ -185,7 +185,7 @@ class Generation:
             return await self._draw(request, planned, encoded(planned), media_type, _NEVER_STORE)
 
         group = Group(*sent.image.shape[1:])
-        draft = plan(sent.fields, np.zeros(self.served.sample_shape(group), np.float32))
+        draft = plan(sent.fields, np.zeros(self.served.model.sample_shape_of(group), np.float32))
         fields = replace(sent.fields, seed=draft.seeds[0])
 
         def then(latents: Image) -> tuple[list[Row], Encoding]:
@@ -240,8 +240,8 @@ class Generation:
         if not await body.is_empty():
             check_type(content_type, FORM, JSON)
         groups = self.served.groups
-        shapes = [self.served.image_shape(group) for group in groups]
-        latent_shapes = [self.served.sample_shape(group) for group in groups] if self._is_latent else []
+        shapes = [self.served.model.image_shape_of(group) for group in groups]
+        latent_shapes = [self.served.model.sample_shape_of(group) for group in groups] if self._is_latent else []
         max_json = MAX_PLAIN_JSON + most_bytes(shapes, latent_shapes) * 4 // 3
 
         def read(sent: Bytes) -> Sent[Fields]:

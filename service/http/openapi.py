@@ -175,7 +175,7 @@ def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
     required = ["image", *schema["required"]]
     by_form = {**text_schema, "properties": {"image": file, **text_schema["properties"]}, "required": required}
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
-    blank = np.zeros(served.image_shape(served.groups[0]), np.float32)
+    blank = np.zeros(served.model.image_shape_of(served.groups[0]), np.float32)
     example = {
         "image": base64.b64encode(encode_npy(blank) if not served.draws_pictures else encode_png(blank, {})).decode(),
         "timestep": served.model.schedule.num_train_timesteps // 2,

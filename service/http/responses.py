@@ -232,8 +232,8 @@ def _shape(plan: Plan, served: Served) -> tuple[int, int, int]:
     """The shape of each result of a plan, [C, H, W]."""
     row = plan.rows[0]
     if row.is_decoded:
-        return served.image_shape(plan.group)
-    channels, height, width = served.sample_shape(plan.group)
+        return served.model.image_shape_of(plan.group)
+    channels, height, width = served.model.sample_shape_of(plan.group)
     return served.model.out_channels if row.model_output else channels, height, width
 
 

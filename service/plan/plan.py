@@ -22,7 +22,7 @@ from service.plan import sizes
 from service.plan.conditions import ALL_STEPS, branches, check_guidance, class_of, interval_of, label_of, labels_of
 from service.plan.entries import deciding
 from service.plan.fields import MAX_SEED, DenoiseRequest, Drawing, NoiseRequest, SampleRequest
-from service.plan.served import Served, native
+from service.plan.served import Served
 
 Parameters = dict[str, object]
 
@@ -231,7 +231,7 @@ def plan_noise(request: NoiseRequest, image: Image, served: Served, timeout: flo
     _check_additive(request, schedule)
     seed = _seed(request.seed)
     alpha_bar = schedule.alphas_cumprod[request.timestep]
-    noise = served.first_draw(seed, served.sample_shape(group))
+    noise = served.first_draw(seed, served.model.sample_shape_of(group))
     signal, sigma = (
         (math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
         if request.scaling == "variance_preserving"
@@ -257,7 +257,7 @@ def _kept(request: type, values: Parameters, *what: str) -> Parameters:
 
 def _size_of(group: Group, served: Served) -> Parameters:
     """The size of an image, as a recipe has it: null for the size that the weights were made for."""
-    is_native = group == native(served.model)
+    is_native = group == served.model.group
     return {"height": None, "width": None} if is_native else {"height": group.height, "width": group.width}
 
 

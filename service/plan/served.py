@@ -53,20 +53,6 @@ class Served:
         parts = json.dumps(dict(self.fingerprint_parts), sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
-    def image_shape(self, group: Group) -> tuple[int, int, int]:
-        """(channels, height, width) of the images of a size."""
-        return self.model.image_shape[0], group.height, group.width
-
-    def sample_shape(self, group: Group) -> tuple[int, int, int]:
-        """(channels, height, width) of what the U-Net denoises for a size: images or latents."""
-        factor = 1 if self.model.vae is None else self.model.vae.factor
-        return self.model.sample_shape[0], group.height // factor, group.width // factor
-
-
-def native(model: ModelDescription) -> Group:
-    """The size that the weights were made for, whether it is served or not."""
-    return Group(*model.image_shape[1:])
-
 
 def fingerprint_parts(
     model: ModelDescription,
@@ -88,7 +74,7 @@ def fingerprint_parts(
         "stepwise": service.__version__,
         "model": model.recipe_name,
         "weights": model.digest,
-        **({} if default == native(model) else {"size": str(default)}),
+        **({} if default == model.group else {"size": str(default)}),
         **backend,
         **host,
         "numpy": " ".join([np.__version__, *_numpy_instructions()]),

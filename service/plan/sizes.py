@@ -35,7 +35,7 @@ def of_upload(array: Image, served: Served) -> Group:
     Raises:
         Invalid: no served size has this one.
     """
-    sizes = [Group(*served.sample_shape(group)[1:]) for group in served.groups]
+    sizes = [Group(*served.model.sample_shape_of(group)[1:]) for group in served.groups]
     came = Group(*array.shape[1:])
     if came in sizes:
         return served.groups[sizes.index(came)]

@@ -63,7 +63,8 @@ def facts(info: Info) -> list[tuple[str, str]]:
 def _image(info: Info) -> str:
     channels, height, width = info["image_shape"]
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-    return f"{width}x{height}, {colours}"
+    sizes = [f"{size['width']}x{size['height']}" for size in info.get("sizes", ())] or [f"{width}x{height}"]
+    return f"{' or '.join(sizes)}, {colours}"
 
 
 def _classes(info: Info) -> str:

@@ -34,9 +34,9 @@ async def drawn(events: AsyncGenerator[Event, None], count: int) -> tuple[list[I
                     case Queued(position, eta_s):
                         what = f"in line, {position} before" if position else "drawing"
                         bar.update(task, description=what, more=f"{duration(eta_s)} left")
-                    case Taken(step, steps, eta_s):
-                        more = f"step {step} of {steps}, {duration(eta_s)} left"
-                        bar.update(task, description="drawing", completed=step, total=steps, more=more)
+                    case Taken(eta_s=eta_s, fraction=fraction):
+                        more = f"{how_far(event)}, {duration(eta_s)} left"
+                        bar.update(task, description="drawing", completed=fraction, total=1, more=more)
                     case ImageDone(index, image):
                         images[index] = image
                     case Done():
@@ -44,6 +44,13 @@ async def drawn(events: AsyncGenerator[Event, None], count: int) -> tuple[list[I
                             raise Unreachable(f"of {count} images the server sent those of the indices {list(images)}")
                         return [images[index] for index in range(count)], event
     raise Unreachable("the server's events ended without the last")
+
+
+def how_far(taken: Taken) -> str:
+    """The images that are done, or, of one image, the steps."""
+    if taken.images_done is None or taken.images is None or taken.images < 2:
+        return f"step {taken.step} of {taken.steps}"
+    return f"{taken.images_done} of {taken.images} images"
 
 
 @contextmanager

@@ -34,7 +34,9 @@ def sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
 def _sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
     recipes = [read_recipe(png) for png in pngs]
     recipe = {
-        **recipes[0],
+        **{
+            name: value for recipe in reversed(recipes) for name, value in recipe.items()
+        },  # all names; the first's values
         "num_images": len(pngs),
         "class_label": [recipe["class_label"] for recipe in recipes],
         "guidance_scale": parameters["guidance_scale"],

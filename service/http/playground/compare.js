@@ -4,7 +4,7 @@ import { isAbort } from "./api.js";
 import { complain, h, numberOf, seedField, severalField, textField } from "./controls.js";
 import { watch } from "./events.js";
 import { classField, guidanceField, labelOf } from "./form.js";
-import { explained, images, isLatent, randomSeed, samplerName, seconds, steps } from "./model.js";
+import { explained, images, isLatent, randomSeed, ratioOf, samplerName, seconds, steps } from "./model.js";
 import { inline, picture } from "./picture.js";
 import { progressOf } from "./progress.js";
 
@@ -132,7 +132,7 @@ function table(sheet, info, rows, columns, seed) {
   const caption = h("caption", { className: "unseen" }, `Seed ${seed}`);
   sheet.replaceChildren(h("table", {}, caption, h("thead", {}, head), h("tbody", {}, ...body)));
   sheet.style.setProperty("--columns", String(columns.length));
-  sheet.style.setProperty("--ratio", String(info.image_shape[2] / info.image_shape[1]));
+  sheet.style.setProperty("--ratio", String(ratioOf(info.sizes[0])));
   return cells;
 }
 

@@ -3,7 +3,7 @@
 import { h } from "./controls.js";
 import { watch } from "./events.js";
 import { settingsForm } from "./form.js";
-import { images, isPixelArt, seconds } from "./model.js";
+import { images, isPixelArt, ratioOf, seconds } from "./model.js";
 import { inline, layout, picture } from "./picture.js";
 import { progressOf } from "./progress.js";
 
@@ -22,23 +22,25 @@ export function drawView(view, info, api, gallery) {
   const form = view.querySelector("form");
   const settings = settingsForm(form, info, api);
   const progress = progressOf(stage);
-  const [, height, width] = info.image_shape;
   let tiles = [];
+  let size = settings.size(); // of the tiles
   let isBusy = false;
   let isFresh = true; // nothing is drawn yet
 
   function place() {
     const room = { width: stage.clientWidth, height: innerHeight * SHARE_OF_HEIGHT, gap: GAP };
-    const fit = layout(tiles.length, width / height, room, isPixelArt(info) ? width : 1);
+    const fit = layout(tiles.length, ratioOf(size), room, isPixelArt(size) ? size.width : 1);
     list.style.setProperty("--columns", String(fit.columns));
     list.style.setProperty("--width", `${fit.width}px`);
-    list.style.setProperty("--ratio", String(width / height));
+    list.style.setProperty("--ratio", String(ratioOf(size)));
   }
 
-  function set(count) {
-    if (count !== tiles.length || !isFresh) {
+  /** Show `count` tiles of noise, of the size that the settings name. */
+  function set(count, newSize = settings.size()) {
+    if (count !== tiles.length || newSize !== size || !isFresh) {
+      size = newSize;
       tiles = Array.from({ length: count }, (_, i) => {
-        const shown = picture(info, "span");
+        const shown = picture(info, "span", size);
         const name = `Image ${i + 1}: noise`;
         const button = h("button", { type: "button", className: "tile", disabled: true, "aria-label": name }, shown.root);
         return { ...shown, button, item: h("li", {}, button) };
@@ -52,11 +54,12 @@ export function drawView(view, info, api, gallery) {
     if (isBusy) return;
     isBusy = true;
     const request = settings.read();
+    const asked = settings.size();
     settings.complain();
     settings.busy(true);
     const signal = progress.begin("Asking");
     try {
-      await follow(request, signal);
+      await follow(request, asked, signal);
     } catch (error) {
       progress.fail(error);
       settings.complain(error);
@@ -67,7 +70,7 @@ export function drawView(view, info, api, gallery) {
     }
   }
 
-  async function follow(request, signal) {
+  async function follow(request, asked, signal) {
     const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request), signal };
     let come = 0;
     for await (const event of watch("sample", init)) {
@@ -75,7 +78,7 @@ export function drawView(view, info, api, gallery) {
       progress.tell(event);
       if (name === "queued") {
         isFresh = false;
-        set(request.num_images);
+        set(request.num_images, asked);
         come = 0;
         reveal();
       } else if (name === "preview") {

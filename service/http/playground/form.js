@@ -1,7 +1,7 @@
 /** The settings of a drawing. */
 
 import { choiceField, complain, h, numberField, numberOf, schemaField, seedField, selectField } from "./controls.js";
-import { ETA, GUIDANCE, classNames, randomSeed, samplerName, takesEta } from "./model.js";
+import { ETA, GUIDANCE, classNames, randomSeed, samplerName, sizeName, takesEta } from "./model.js";
 
 export const ANY = "any";
 const EACH = "each";
@@ -10,7 +10,7 @@ const FEW_CLASSES = 16; // up to this many classes, the default is one image of 
 const PREVIEWS = [["1", "every step"], ["2", "every 2 steps"], ["5", "every 5 steps"], ["10", "every 10 steps"], ["0", "none"]];
 
 // Fields with a control of their own. The controls of other fields come from /openapi.json.
-const BY_HAND = ["class_label", "num_images", "seed", "sampler", "num_inference_steps", "guidance_scale", "eta", "preview_every"];
+const BY_HAND = ["class_label", "num_images", "seed", "sampler", "num_inference_steps", "guidance_scale", "eta", "preview_every", "height", "width"];
 
 /** The samplers of a model. @param {import("./model.js").Info} info */
 export function samplerField(info) {
@@ -25,6 +25,13 @@ function stepsField(info) {
   if (only) return choiceField({ ...common, options: only.map((count) => [String(count), String(count)]) });
   const max = info.num_train_timesteps;
   return numberField({ ...common, min: 1, max, slider: Math.min(max, SLIDER_STEPS) });
+}
+
+/** The sizes of a model, if it has several. @param {import("./model.js").Info} info */
+function sizeField(info) {
+  const names = info.sizes.map(sizeName);
+  if (names.length < 2) return null;
+  return choiceField({ name: "height", label: "Size", options: names.map((name) => [name, name]), value: names[0] });
 }
 
 /** Classifier-free guidance. @param {import("./model.js").Info} info */
@@ -57,19 +64,21 @@ export function settingsForm(form, info, api) {
     name: "num_images", label: "Images", min: 1, max: info.limits.max_images, slider: Math.min(info.limits.max_images, 64), value: 1,
   });
   const seed = seedField({});
+  const size = sizeField(info);
   const sampler = samplerField(info);
   const steps = stepsField(info);
   const guidance = hasClasses ? guidanceField(info) : null;
   const eta = info.samplers.some(takesEta) ? numberField({ name: "eta", label: "Eta", ...ETA, step: 0.05, value: 0 }) : null;
   const preview = selectField({ name: "preview_every", label: "Previews", options: PREVIEWS, value: "1" });
   const { properties } = api.paths["/sample"].post.requestBody.content["application/json"].schema;
-  const others = Object.keys(properties).filter((name) => !BY_HAND.includes(name)).map((name) => schemaField(name, properties[name]));
-  const fields = [label, count, seed, sampler, steps, guidance, eta, preview, ...others].filter(Boolean);
+  const names = Object.keys(properties).filter((name) => !BY_HAND.includes(name) && !isOnlyNull(properties[name]));
+  const others = names.map((name) => schemaField(name, properties[name]));
+  const fields = [label, count, seed, size, sampler, steps, guidance, eta, preview, ...others].filter(Boolean);
   const submit = h("button", { className: "button", type: "submit" }, "Draw");
   const more = h("details", { open: matchMedia("(min-width: 60rem)").matches }, h("summary", {}, "How it is drawn"),
     ...[sampler, steps, guidance, eta, preview].filter(Boolean).map(({ root }) => root),
     h("details", {}, h("summary", {}, "More"), ...others.map(({ root }) => root)));
-  form.append(...[label, count, seed].filter(Boolean).map(({ root }) => root), more, submit);
+  form.append(...[label, count, seed, size].filter(Boolean).map(({ root }) => root), more, submit);
 
   function follow() {
     count.disable(label?.value === EACH);
@@ -78,6 +87,7 @@ export function settingsForm(form, info, api) {
   }
   form.addEventListener("input", follow);
   follow();
+  const chosenSize = () => info.sizes.find((one) => sizeName(one) === size?.value) ?? info.sizes[0];
 
   return {
     /** The body of POST /sample. The page draws the seed, so that it can ask again after a break of the stream. */
@@ -95,15 +105,17 @@ export function settingsForm(form, info, api) {
         class_label: all ?? (label ? labelOf(label.value) : undefined),
         guidance_scale: guidance && label.value !== ANY ? numberOf(guidance.value) : undefined,
         preview_every: stepCount >= 1 ? Math.min(every, stepCount) : every,
+        ...(size ? { height: chosenSize().height, width: chosenSize().width } : {}),
         ...Object.fromEntries(others.map(({ name, read }) => [name, read()])),
       };
     },
 
-    /** Set the form to a recipe, for one image. @param {import("./png.js").Recipe} recipe */
+    /** Set the form to a recipe with its size, for one image. @param {import("./png.js").Recipe} recipe */
     fill(recipe) {
       if (label) label.value = recipe.class_label ?? ANY;
       count.value = 1;
       seed.value = recipe.seed;
+      if (size) size.value = sizeName(recipe);
       sampler.value = recipe.sampler;
       steps.value = recipe.num_inference_steps ?? info.recommended.num_inference_steps;
       if (guidance && recipe.class_label !== null) guidance.value = recipe.guidance_scale;
@@ -119,6 +131,8 @@ export function settingsForm(form, info, api) {
     /** How many images the form asks for. */
     count: () => (label?.value === EACH ? info.num_classes : Math.max(1, Math.min(Number(count.value) || 1, info.limits.max_images))),
 
+    size: chosenSize,
+
     /** @param {Error} [error] */
     complain(error) {
       for (const { loc } of error?.fields ?? []) unfold(fields.find(({ name }) => name === loc[0])?.root);
@@ -132,6 +146,9 @@ export function settingsForm(form, info, api) {
     },
   };
 }
+
+/** Whether the model takes no other value than null. */
+const isOnlyNull = ({ anyOf = [] }) => anyOf.length > 0 && anyOf.every(({ type }) => type === "null");
 
 /** Open all foldable parts around an element. */
 function unfold(element) {

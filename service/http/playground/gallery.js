@@ -2,7 +2,7 @@
 
 import { h } from "./controls.js";
 import { className, isPixelArt, settingsOf } from "./model.js";
-import { blobOf, bytesOf, recipeOf } from "./png.js";
+import { blobOf, bytesOf, recipeOf, sizeOf } from "./png.js";
 
 const MOST = 500; // images in the gallery
 
@@ -11,6 +11,7 @@ const MOST = 500; // images in the gallery
  * @property {Blob} blob the PNG, unchanged
  * @property {string} url of the blob
  * @property {import("./png.js").Recipe} recipe
+ * @property {import("./model.js").Size} size
  * @property {string} name of its class
  * @property {string} alt
  * @property {string} file the name of a saved file
@@ -56,11 +57,11 @@ export function makeGallery(section, info, open) {
       const name = className(info, recipe.class_label);
       const blob = blobOf(bytes);
       const item = {
-        blob, url: URL.createObjectURL(blob), recipe, name,
+        blob, url: URL.createObjectURL(blob), recipe, size: sizeOf(bytes), name,
         alt: `${name}, seed ${recipe.seed}`,
         file: `${recipe.model}-${recipe.seed}.png`,
       };
-      item.card = cardOf(item, info, () => show(item));
+      item.card = cardOf(item, () => show(item));
       list.prepend(item.card);
       items.unshift(item);
       drop(items.splice(MOST));
@@ -71,9 +72,9 @@ export function makeGallery(section, info, open) {
   };
 }
 
-function cardOf(item, info, open) {
-  const image = h("img", { src: item.url, alt: "", width: info.image_shape[2], height: info.image_shape[1], loading: "lazy" });
-  image.classList.toggle("pixels", isPixelArt(info));
+function cardOf(item, open) {
+  const image = h("img", { src: item.url, alt: "", ...item.size, loading: "lazy" });
+  image.classList.toggle("pixels", isPixelArt(item.size));
   const button = h("button", { type: "button", className: "card" },
     h("span", { className: "frame" }, image),
     h("b", {}, item.name),

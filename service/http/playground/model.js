@@ -1,11 +1,14 @@
 /** The served model, in words and in the API's terms. Pure functions of /info. */
 
+/** @typedef {{width: number, height: number}} Size of an image, in pixels */
+
 /**
  * @typedef {object} Info the answer of /info; docs/api.md
  * @property {string} version
  * @property {{name: string}} model
  * @property {number} num_train_timesteps
- * @property {[number, number, number]} image_shape channels, height, width
+ * @property {[number, number, number]} image_shape channels, height, width of the default size
+ * @property {Size[]} sizes the default one first
  * @property {number[]|null} latent_shape
  * @property {number|null} num_classes
  * @property {string[]|null} class_names
@@ -45,14 +48,23 @@ export function classNames(info) {
   return Array.from({ length: info.num_classes ?? 0 }, (_, label) => info.class_names?.[label] ?? String(label));
 }
 
-/** Whether images are so small that the page shows their pixels as squares. @param {Info} info */
-export const isPixelArt = (info) => Math.max(info.image_shape[1], info.image_shape[2]) < PIXELATED_BELOW;
+/** Whether images are so small that the page shows their pixels as squares. @param {Size} size */
+export const isPixelArt = ({ width, height }) => Math.max(width, height) < PIXELATED_BELOW;
 
 /** @param {Info} info */
 export const isLatent = (info) => info.latent_shape !== null;
 
-/** @param {Info} info */
-export const sizeOf = (info) => `${info.image_shape[2]}×${info.image_shape[1]}`;
+/** @param {Size} size */
+export const sizeName = ({ width, height }) => `${width}×${height}`;
+
+/** Width over height. @param {Size} size */
+export const ratioOf = ({ width, height }) => width / height;
+
+/** The served size whose ratio is nearest. @param {Info} info @param {Size} size */
+export function nearestSize(info, size) {
+  const distance = (one) => Math.abs(Math.log(ratioOf(one) / ratioOf(size)));
+  return info.sizes.reduce((best, one) => (distance(one) < distance(best) ? one : best));
+}
 
 /** A random seed, as the server draws them. */
 export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
@@ -78,9 +90,11 @@ export const seconds = (s) => (s < 1 ? `${s.toFixed(2)} s` : s < 100 ? `${s.toFi
  * The address of an image. It gives the same bytes from every server with the same fingerprint.
  * @param {Info} info
  * @param {Recipe} recipe
+ * @param {Size} size
  */
-export function linkTo(info, recipe) {
+export function linkTo(info, recipe, size) {
   const { model, fingerprint, class_label, eta, seed, ...others } = recipe;
+  if (sizeName(size) !== sizeName(info.sizes[0])) Object.assign(others, { height: size.height, width: size.width });
   const query = new URLSearchParams({ seed: String(seed) });
   for (const [name, value] of Object.entries(others)) if (value !== null) query.set(name, String(value));
   if (eta > 0) query.set("eta", String(eta));

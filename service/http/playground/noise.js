@@ -4,7 +4,7 @@ import { isAbort, send } from "./api.js";
 import { choiceField, complain, h, numberField, seedField } from "./controls.js";
 import { watch } from "./events.js";
 import { ANY, classField, labelOf, samplerField } from "./form.js";
-import { isLatent, randomSeed, seconds, sizeOf, steps } from "./model.js";
+import { isLatent, isPixelArt, randomSeed, ratioOf, seconds, sizeName, steps } from "./model.js";
 import { picture } from "./picture.js";
 import { blobOf, bytesOf } from "./png.js";
 import { prepared } from "./prepare.js";
@@ -40,16 +40,17 @@ export function noiseView(view, info) {
 
   async function take(file, name) {
     try {
-      const { blob, said } = await prepared(file, name, info);
-      use(blob, said);
+      const { blob, size, said } = await prepared(file, name, info);
+      use(blob, size, said);
     } catch (error) {
       progress.clear();
       progress.fail(error);
     }
   }
 
-  function use(blob, said) {
+  function use(blob, size, said) {
     source = { blob, name: said };
+    for (const panel of Object.values(panels)) panel.fit(size);
     panels.clean.show(blob, "The clean image", said);
     panels.noisy.blank();
     panels.mended.blank();
@@ -134,7 +135,7 @@ export function noiseView(view, info) {
     progress.begin("Drawing");
     try {
       const response = await send(`sample?seed=${randomSeed()}`, { headers: { Accept: "image/png" } });
-      use(await response.blob(), `A drawn image, seed ${response.headers.get("x-seed")}`);
+      use(await response.blob(), info.sizes[0], `A drawn image, seed ${response.headers.get("x-seed")}`);
     } catch (error) {
       fail(error);
     }
@@ -145,7 +146,7 @@ export function noiseView(view, info) {
     /** Take an image of the gallery. @param {import("./gallery.js").Item} item */
     take(item) {
       if (label) label.value = item.recipe.class_label ?? ANY;
-      use(item.blob, `${item.name}, seed ${item.recipe.seed}`);
+      use(item.blob, item.size, `${item.name}, seed ${item.recipe.seed}`);
     },
   };
 }
@@ -170,10 +171,15 @@ function panelOf(stage, name, info) {
   const words = figure.querySelector("span");
   const shown = picture(info);
   figure.querySelector(".frame").append(shown.root);
-  figure.style.setProperty("--ratio", String(info.image_shape[2] / info.image_shape[1]));
   figure.classList.toggle("none", true);
+  const fit = (size) => {
+    figure.style.setProperty("--ratio", String(ratioOf(size)));
+    shown.root.classList.toggle("pixels", isPixelArt(size));
+  };
+  fit(info.sizes[0]);
   let url = "";
   return {
+    fit,
     show(blob, alt, text) {
       const before = url;
       url = URL.createObjectURL(blob);
@@ -193,7 +199,7 @@ function panelOf(stage, name, info) {
 /** The control to drop, paste or choose an image. */
 function dropzone(info) {
   const input = h("input", { type: "file", accept: "image/*", className: "unseen" });
-  const kind = `${sizeOf(info)}${info.image_shape[0] === 1 ? ", grey" : ""}`;
+  const kind = `${info.sizes.map(sizeName).join(" or ")}${info.image_shape[0] === 1 ? ", grey" : ""}`;
   const zone = h("label", { className: "drop" }, input, h("b", {}, "Drop an image, or choose one"),
     h("span", {}, `Any size: it is cropped and scaled to the model's, ${kind}.`));
   const draw = h("button", { type: "button", className: "button quiet" }, "Draw one");

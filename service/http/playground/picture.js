@@ -9,13 +9,15 @@ const LEAST_WIDTH = 56; // of a picture on the screen
 /**
  * @param {import("./model.js").Info} info
  * @param {string} tag of the element around it
+ * @param {import("./model.js").Size} size of the image
  */
-export function picture(info, tag = "div") {
-  const [channels, height, width] = info.image_shape;
+export function picture(info, tag = "div", size = info.sizes[0]) {
+  const [channels] = info.image_shape;
+  const { width, height } = size;
   const noise = noiseOf(channels, Math.min(width, MOST_NOISE), Math.min(height, MOST_NOISE));
   const img = h("img", { alt: "", hidden: true });
   const root = h(tag, { className: "picture" }, noise, img);
-  root.classList.toggle("pixels", isPixelArt(info));
+  root.classList.toggle("pixels", isPixelArt(size));
   return {
     root,
     /** @param {string} url @param {string} alt */

@@ -13,6 +13,7 @@
  */
 
 const MAGIC_ENDS = 8;
+const WIDTH_BEGINS = 16; // in the header; the height follows
 const KEYWORD = "parameters\0";
 
 /** @param {string} base64 @returns {Uint8Array} */
@@ -20,6 +21,12 @@ export const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => 
 
 /** @param {Uint8Array} bytes @returns {Blob} */
 export const blobOf = (bytes) => new Blob([bytes], { type: "image/png" });
+
+/** @param {Uint8Array} bytes of a PNG @returns {import("./model.js").Size} */
+export function sizeOf(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  return { width: view.getUint32(WIDTH_BEGINS), height: view.getUint32(WIDTH_BEGINS + 4) };
+}
 
 /**
  * The recipe in a PNG of the service.

@@ -1,23 +1,24 @@
-/** Turns images of any size into PNGs of the model's size, in a canvas. */
+/** Turns images of any size into PNGs of a served size, in a canvas. */
 
-import { sizeOf } from "./model.js";
+import { nearestSize, sizeName } from "./model.js";
 
 /**
- * Crop and scale an image to the model's size. For grey models, turn it grey.
+ * Crop and scale an image to the served size of the nearest ratio. For grey models, turn it grey.
  * @param {File|Blob} file
  * @param {string} name
  * @param {import("./model.js").Info} info
- * @returns {Promise<{blob: Blob, said: string}>} the PNG, and the changes in words
+ * @returns {Promise<{blob: Blob, size: import("./model.js").Size, said: string}>} the PNG, and the changes in words
  * @throws {Error} a sentence
  */
 export async function prepared(file, name, info) {
-  const [channels, height, width] = info.image_shape;
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
     throw new Error(`${name} is not an image that this browser can read.`);
   }
+  const size = nearestSize(info, bitmap);
+  const { width, height } = size;
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.fillStyle = "white";
@@ -30,11 +31,11 @@ export async function prepared(file, name, info) {
   const did = [];
   const isCropped = Math.abs(bitmap.width - w) >= 1 || Math.abs(bitmap.height - h) >= 1;
   if (isCropped) did.push("cropped");
-  if (scale !== 1) did.push(`scaled from ${bitmap.width}×${bitmap.height} to ${sizeOf(info)}`);
-  if (channels === 1 && makeGrey(context, width, height)) did.push("made grey");
+  if (scale !== 1) did.push(`scaled from ${bitmap.width}×${bitmap.height} to ${sizeName(size)}`);
+  if (info.image_shape[0] === 1 && makeGrey(context, width, height)) did.push("made grey");
   bitmap.close();
   const blob = await canvas.convertToBlob({ type: "image/png" });
-  return { blob, said: did.length ? `${name}, ${listed(did)}` : `${name}, as it is` };
+  return { blob, size, said: did.length ? `${name}, ${listed(did)}` : `${name}, as it is` };
 }
 
 /** Turn pixels grey. Returns whether they had colour. */

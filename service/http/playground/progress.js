@@ -1,7 +1,7 @@
 /** The progress of a request: a bar, words, errors, and a button to cancel. */
 
 import { isAbort } from "./api.js";
-import { explained, seconds } from "./model.js";
+import { explained, images, seconds } from "./model.js";
 
 /** Tell screen readers a text. @param {string} text */
 export function announce(text) {
@@ -24,7 +24,7 @@ export function progressOf(stage) {
   let isRough = false; // previews are a linear map of latents
   cancel?.addEventListener("click", () => abort?.abort());
 
-  let taken = ""; // the steps so far, in words
+  let taken = ""; // the images or steps so far, in words
   const rough = () => (isRough ? ", rough preview" : "");
   const left = () => Math.max(0, promise - (performance.now() - began) / 1000);
 
@@ -53,8 +53,8 @@ export function progressOf(stage) {
         when.textContent = `about ${seconds(data.eta_s)}, at most ${seconds(data.promise_s)}`;
         announce(`${doing.textContent}, ${when.textContent}.`);
       } else if (name === "progress") {
-        bar.value = data.step / data.steps;
-        taken = `Step ${data.step} of ${data.steps}`;
+        bar.value = data.fraction;
+        taken = data.images > 1 ? `${data.images_done} of ${images(data.images)}` : `Step ${data.step} of ${data.steps}`;
         doing.textContent = taken + rough();
         when.textContent = `about ${seconds(data.eta_s)} left, at most ${seconds(left())}`;
       } else if (name === "preview") {

@@ -2,7 +2,7 @@
 
 import { hasKey, send } from "./api.js";
 import { h } from "./controls.js";
-import { explained, fieldName, isPixelArt, linkTo, randomSeed, samplerName } from "./model.js";
+import { explained, fieldName, isPixelArt, linkTo, randomSeed, ratioOf, samplerName } from "./model.js";
 
 /** @typedef {import("./gallery.js").Item} Item */
 
@@ -23,14 +23,14 @@ export function makeViewer(dialog, info, actions) {
 
   function show(item) {
     shown = item;
-    const image = h("img", { src: item.url, alt: item.alt, width: info.image_shape[2], height: info.image_shape[1] });
-    image.classList.toggle("pixels", isPixelArt(info));
+    const image = h("img", { src: item.url, alt: item.alt, ...item.size });
+    image.classList.toggle("pixels", isPixelArt(item.size));
     find(".picture").replaceChildren(image);
-    find(".picture").style.setProperty("--ratio", String(info.image_shape[2] / info.image_shape[1]));
+    find(".picture").style.setProperty("--ratio", String(ratioOf(item.size)));
     find("h2").textContent = item.name;
     find("dl").replaceChildren(...facts(item.recipe).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
     Object.assign(find(".download"), { href: item.url, download: item.file });
-    opener.href = linkTo(info, item.recipe);
+    opener.href = linkTo(info, item.recipe, item.size);
     address.value = opener.href;
     note.textContent = "";
     find(".newer").disabled = item === items[0];
@@ -50,8 +50,8 @@ export function makeViewer(dialog, info, actions) {
   find(".close").addEventListener("click", () => dialog.close());
   find(".newer").addEventListener("click", () => turn(-1));
   find(".older").addEventListener("click", () => turn(1));
-  find(".again").addEventListener("click", () => leaveFor(() => actions.draw(shown.recipe)));
-  find(".vary").addEventListener("click", () => leaveFor(() => actions.draw({ ...shown.recipe, seed: randomSeed() })));
+  find(".again").addEventListener("click", () => leaveFor(() => actions.draw({ ...shown.recipe, ...shown.size })));
+  find(".vary").addEventListener("click", () => leaveFor(() => actions.draw({ ...shown.recipe, ...shown.size, seed: randomSeed() })));
   find(".denoise").addEventListener("click", () => leaveFor(() => actions.denoise(shown)));
   address.addEventListener("focus", () => address.select());
   find(".copy").addEventListener("click", async () => {
