@@ -439,10 +439,19 @@ class Diary:
         self.told: list[Progress] = []
         self.future: Future[Finished] | None = None  # of the watched request
         self.was_done: list[bool] = []  # whether `future` was done, at each image
+        self._changed = threading.Condition()
 
     def progress(self, progress: Progress) -> None:
-        self.entries.append(("progress", progress.step, progress.steps))
-        self.told.append(progress)
+        with self._changed:
+            self.entries.append(("progress", progress.step, progress.steps))
+            self.told.append(progress)
+            self._changed.notify_all()
+
+    def wait_for(self, is_it: Callable[[Progress], bool]) -> Progress:
+        """Wait for such progress, and return it."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(map(is_it, self.told)), PATIENCE), "such progress is not told"
+            return next(filter(is_it, self.told))
 
     def preview(self, index: int, step: int, x0: Image) -> None:
         self.entries.append(("preview", index, step, x0.tolist()))

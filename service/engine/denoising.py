@@ -227,7 +227,10 @@ class Denoising(Worker):
                 ended.append((request, row, row.slot))
                 row.slot = None
             present = [self._queue.of(job) for job in dict.fromkeys(row.job for row, _ in ran)]
-        return ended, [request for request in present if request is not None and request.watcher is not None]
+            watched = [request for request in present if request is not None and request.watcher is not None]
+            for request in watched:
+                request.taken = request.job.rows[0].steps - request.job.steps
+        return ended, watched
 
     def _show(self, request: Request, ran: Sequence[_Placed]) -> None:
         """Tell a watcher about its rows in this pass."""

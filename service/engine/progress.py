@@ -24,9 +24,9 @@ def tell_progress(queue: Queue, request: Request, clock: Clock) -> None:
             if queue.scheduler is None or queue.of(request.job) is None:
                 return
             job, now = request.job, clock()
-            steps, images, fraction = job.rows[0].steps, len(request.encoded), job.fraction
+            taken, steps = request.taken, job.rows[0].steps
+            images, fraction = len(request.encoded), job.fraction
             ahead = _new_outlook(request, queue.scheduler, queue.arrivals, now)
-            taken = steps - job.steps
         eta_s = _estimate(request, ahead, now) if fraction < 1 else 0.0
         progress = Progress(taken, steps, eta_s, images, len(request.rows), fraction)
         error = _told(request.watcher, lambda watcher: watcher.progress(progress))

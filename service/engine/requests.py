@@ -136,6 +136,7 @@ class Request:
         outlook: the state behind the estimate at acceptance; None for the probe.
         estimated: the time of the newest estimate, and the expected seconds from then on.
         started: when the first row started.
+        taken: the steps of the slowest row in passes that have ended.
         stepped: when the last row took its last step, if rows are decoded.
         made: when the last image was finished.
         encoded: the finished images' encodings, by index.
@@ -155,6 +156,7 @@ class Request:
     future: Future[Finished] = field(default_factory=Future)
     estimated: tuple[float, float] | None = None
     started: float | None = None
+    taken: int = 0
     stepped: float | None = None
     made: float | None = None
     encoded: dict[int, bytes] = field(default_factory=dict)
