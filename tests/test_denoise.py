@@ -5,13 +5,12 @@ import hashlib
 import io
 import itertools
 import json
-import queue
 import re
 import socket
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -23,10 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
-from model.rows import Image
 from tests.latents import LatentServer, decoded, encoded, serving_latents
 from tests.servers import (
-    PATIENCE,
     Float32,
     Json,
     Reachable,
@@ -762,36 +759,32 @@ def upload(server: Reachable, path: str) -> socket.socket:
     return server.raw_request("POST", path, {"Content-Type": JSON, "Content-Length": str(len(body))}, body)
 
 
-def test_a_client_that_leaves_is_not_encoded_for(latents: LatentServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: queue.Queue[Future[Image]] = queue.Queue()
-    encode = latents.engine.encode
-
-    def noting(image: Image) -> Future[Image]:
-        future = encode(image)
-        asked.put(future)
-        return future
-
-    monkeypatch.setattr(latents.engine, "encode", noting)
+def test_a_client_that_leaves_is_not_encoded_for(latents: LatentServer) -> None:
     left = latents.metric("stepwise_requests_total", endpoint="/denoise", code="499")
+    cancelled = latents.metric("stepwise_cancelled_total", reason="disconnect")
     latents.vae.hold()
     with upload(latents, "/denoise"):
         assert latents.vae.next_call().name == "encode"
-        running = asked.get(timeout=PATIENCE)
+        accepted = latents.metric("stepwise_accepted_total")
         with upload(latents, "/denoise"):
-            waiting = asked.get(timeout=PATIENCE)
+            latents.wait_for_metric("stepwise_accepted_total", lambda n: n == accepted + 1)
     latents.wait_for_metric("stepwise_requests_total", lambda n: n >= left + 2, endpoint="/denoise", code="499")
-    assert running.cancelled()
-    assert waiting.cancelled()
+    assert latents.metric("stepwise_cancelled_total", reason="disconnect") == cancelled + 2
     latents.vae.let_go()
     assert post(latents, png(PIXELS), timestep=400).status_code == 200
     assert calls(latents) == ["encode", "encode", "decode"]  # nothing was encoded for the request that waited
 
 
-def test_encoding_takes_of_the_time_that_there_is() -> None:
-    with serving_latents(pass_s=0.001) as server:
-        server.vae.hold()
-        late = post(server, png(PIXELS), accept=NPY, timestep=400, timeout_s=0.01)
-        assert problem(late, 504)["detail"] == "not done within 0.01 s"
+def test_a_deadline_that_passes_while_an_upload_is_encoded_is_a_504(latents: LatentServer) -> None:
+    missed = latents.metric("stepwise_promises_total", outcome="missed")
+    latents.vae.hold()
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(post, latents, png(PIXELS), NPY, timestep=400, timeout_s=14)
+        assert latents.vae.next_call().name == "encode"
+        latents.vae.clock.advance(14.5)
+        assert problem(late.result(), 504)["detail"] == "not done within 14 s"
+    assert latents.metric("stepwise_promises_total", outcome="missed") == missed + 1
+    latents.vae.let_go()
 
 
 def test_what_could_not_be_done_in_time_is_not_encoded(latents: LatentServer) -> None:
@@ -804,18 +797,34 @@ def test_what_could_not_be_done_in_time_is_not_encoded(latents: LatentServer) ->
 
 
 def test_an_upload_that_cannot_be_encoded_fails_alone(latents: LatentServer) -> None:
-    latents.vae.faults = 1
+    latents.vae.faults = 2  # it is tried twice
     assert "could not be encoded" in problem(post(latents, png(PIXELS), timestep=400), 500)["detail"]
     assert post(latents, png(PIXELS), timestep=400).status_code == 200
 
 
-def test_uploads_that_wait_to_be_encoded_are_as_many_as_fit_into_the_queue() -> None:
+def test_an_upload_has_a_place_in_the_queue() -> None:
     with serving_latents(max_queue=1) as server, ThreadPoolExecutor(1) as pool:
         server.vae.hold()
         running = pool.submit(post, server, png(PIXELS), timestep=400)
         server.vae.next_call()
-        refused = post(server, png(PIXELS), timestep=400)
-        assert "wait to be encoded" in problem(refused, 503)["detail"]
-        assert re.fullmatch(r"[1-9]\d*", refused.headers["retry-after"])
+        for path in ("/denoise", "/noise", "/sample"):
+            body: Json = {} if path == "/sample" else {"image": base64.b64encode(png(PIXELS)).decode(), "timestep": 4}
+            refused = server.client.post(path, json=body)
+            assert problem(refused, 503)["detail"] == "all 1 places of the queue are taken"
+            assert re.fullmatch(r"[1-9]\d*", refused.headers["retry-after"])
         server.vae.let_go()
         assert running.result().status_code == 200
+
+
+def test_events_tell_of_an_upload_from_its_encoding_on(latents: LatentServer) -> None:
+    body: Json = {"image": base64.b64encode(png(PIXELS)).decode(), "timestep": 400, "seed": 3, "value_range": 2}
+    with latents.client.stream("POST", "/denoise", json=body, headers={"Accept": "text/event-stream"}) as response:
+        lines = [line for line in response.iter_lines() if line.startswith("data: ")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    fractions = [event["fraction"] for event in events if "fraction" in event]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    [image] = [event for event in events if event.keys() == {"index", "seed", "b64_json"}]
+    answer = post(latents, png(PIXELS), timestep=400, seed=3, value_range=2)
+    assert base64.b64decode(image["b64_json"]) == answer.content
+    assert events[0]["eta_s"] == pytest.approx(3.0, abs=0.1)  # encoding, a pass, decoding

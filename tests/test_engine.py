@@ -634,7 +634,7 @@ def test_a_stuck_engine_can_be_closed(noticed: bool) -> None:
         assert isinstance(error_of(job), Failed if noticed else Draining)
         assert status_of(s.engine) == "draining"
         assert not s.engine.alive
-        with pytest.raises(Failed, match="does not return|has stopped"):
+        with pytest.raises(Failed, match=r"does not return|has stopped"):
             s.engine.probe()
 
 

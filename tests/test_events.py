@@ -191,7 +191,9 @@ def test_previews_come_as_often_as_asked(local: FakeServer, preview_every: int) 
             previews = 2 if preview_every and step % preview_every == 0 else 0
             come += itertools.islice(events, 1 + previews)
         data = told([*come, *events], steps=7)
-    assert [progress["step"] for progress in data["progress"]] == [1, 2, 3, 4, 5, 6, 7]
+    steps = [progress["step"] for progress in data["progress"]]
+    assert steps[:7] == [1, 2, 3, 4, 5, 6, 7]
+    assert set(steps[7:]) <= {7}  # as images are encoded
     assert [(preview["index"], preview["step"]) for preview in data["preview"]] == [
         (index, step) for step in range(1, 8) if preview_every and step % preview_every == 0 for index in (0, 1)
     ]
@@ -209,7 +211,9 @@ def test_progress_is_that_of_the_slowest_image(local: FakeServer) -> None:
             while come[-1].name != "progress":
                 come.append(next(events))
         data = told([*come, *events], steps=2)
-    assert [progress["step"] for progress in data["progress"]] == [0, 0, 1, 2]
+    steps = [progress["step"] for progress in data["progress"]]
+    assert list(dict.fromkeys(steps)) == [0, 1, 2]
+    assert steps.count(0) >= 2
     assert "image" in [event.name for event in come]  # each image comes as soon as it is done, before the last progress
 
 

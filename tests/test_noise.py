@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import httpx
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.latents import LatentServer, decoded, encoded, serving_latents
+from tests.local import serving_fake
 from tests.servers import Float32, Json, Reachable, ServerProcess, invalid, problem, read_npy, write_npy
 from tests.test_denoise import ALPHA_BAR as FAKE_ALPHA_BAR
 from tests.test_denoise import LATENTS, PIXELS, VALUES, calls, png, upload
@@ -248,9 +251,35 @@ def test_nothing_is_done_for_a_client_that_has_left(latents: LatentServer, stage
 
 
 def test_encoding_that_fails_or_takes_too_long_is_told() -> None:
-    with serving_latents(timeout=0.5) as server:
-        server.vae.faults = 1
+    with serving_latents(timeout=14) as server, ThreadPoolExecutor(1) as pool:
+        server.vae.faults = 2
         assert "could not be encoded" in problem(post(server, png(PIXELS), timestep=5), 500)["detail"]
-        server.vae.hold()
-        assert problem(post(server, png(PIXELS), timestep=5), 504)["detail"] == "not done within 0.5 s"
-        assert problem(post(server, write_npy(LATENTS), timestep=5), 504)["detail"] == "not done within 0.5 s"
+        for image in (png(PIXELS), write_npy(LATENTS)):
+            server.vae.hold()
+            late = pool.submit(post, server, image, timestep=5)
+            server.vae.next_call()
+            server.vae.clock.advance(14.5)
+            assert problem(late.result(), 504)["detail"] == "not done within 14 s"
+            server.vae.let_go()
+
+
+def test_noise_is_a_request_with_a_promise(latents: LatentServer) -> None:
+    names = ("stepwise_accepted_total", "stepwise_images_total")
+    before = [latents.metric(name) for name in names]
+    kept = latents.metric("stepwise_promises_total", outcome="kept")
+    for image in (png(PIXELS), write_npy(LATENTS)):
+        for accept in ("image/png", NPY):
+            timing = post(latents, image, accept, timestep=5).headers["server-timing"]
+            assert re.fullmatch(r"queue;dur=[\d.]+, denoise;dur=0.00, decode;dur=[\d.]+, encode;dur=[\d.]+", timing)
+    assert [latents.metric(name) for name in names] == [count + 4 for count in before]
+    assert latents.metric("stepwise_promises_total", outcome="kept") == kept + 4
+
+
+def test_noise_of_pixels_has_a_place_in_the_queue() -> None:
+    with serving_fake(max_queue=1) as server:
+        server.runner.hold()
+        with server.raw_request("POST", "/sample", {"Content-Length": "0"}):
+            server.runner.next_pass()
+            refused = post(server, write_npy(np.zeros((1, 1, 2), np.float32)), timestep=5)
+            assert problem(refused, 503)["detail"] == "all 1 places of the queue are taken"
+        server.runner.let_go()

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.rows import Image, Row
-from service.engine.engine import Engine
 from service.engine.bounds import MARGIN, SHARED
+from service.engine.engine import Engine
 from service.engine.requests import Finished, Progress, Upload
 from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, Invalid, QueueFull
 from service.http.metrics import Metrics, exposition

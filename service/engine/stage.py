@@ -125,7 +125,7 @@ class Stage(Worker):
             batch = self._next_batch()
         self._queue.answer_late(late)
         for piece in batch:
-            if piece.row is not None:  # an upload that is encoded still waits for its first step
+            if piece.request.upload is None:  # else it still waits for its first step
                 self._queue.begin(piece.request, now)
         if batch:
             self._run(batch)
