@@ -1,11 +1,11 @@
-"""A simulated line of jobs with its own clock. Jobs arrive and leave, and tests set how long passes take.
+"""A simulated line of jobs with its own clock. Jobs arrive and leave, and tests set how long work takes.
 
-A decoder may work in parallel with the passes. The line keeps its own record of all passes, to check the
-scheduler's.
+Stages work in parallel with the passes: an encoder, a decoder, and one that encodes answers. The line keeps its own
+record of all work, to check the scheduler's.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from itertools import count, cycle
 from math import inf
@@ -13,12 +13,45 @@ from math import inf
 from hypothesis import strategies as st
 
 from service.engine.admission import earliest_promise
-from service.engine.costs import Costs
-from service.engine.jobs import Batch, Job, RowState
-from service.engine.promises import MARGIN, SHARED
-from service.engine.scheduler import Scheduler
+from service.engine.bounds import MARGIN, SHARED
+from service.engine.costs import Costs, Machine, PerValue, Speed
+from service.engine.jobs import Batch, Job, StageWork
+from service.engine.scheduler import Scheduler, Stage
+from service.engine.waves import RowState
 
-Images = tuple[tuple[int, int], ...]  # for each image its steps, and the forward rows of a step
+Image = tuple[int, ...]  # steps, and the forward rows of a step; or also the first and the last line that have so many
+Images = tuple[Image, ...]
+
+ONE = "one"  # the group of jobs where there is only one
+GROUPS = (ONE, "two", "three")
+
+
+def lines_of(image: Image) -> tuple[int, ...]:
+    """The forward rows of each line of an image. Lines outside of the first and the last take one."""
+    steps, forwards, *within = image
+    first, last = within or (0, steps)
+    return tuple(forwards if first <= line < last else 1 for line in range(steps))
+
+
+def machine_of(
+    *tables: Mapping[int, float],
+    decode: Mapping[int, float] | None = None,
+    encode: float | None = None,
+    answer: PerValue | None = None,
+) -> Machine:
+    """A machine with a group for each table of seconds of passes. Decoding and encoding cost the same in all groups."""
+    speeds = Speed(), Speed(), Speed()
+    groups = GROUPS[: len(tables)]
+    return Machine(
+        {group: Costs(table, speeds[0]) for group, table in zip(groups, tables, strict=True)},
+        {} if decode is None else {group: Costs(decode, speeds[1]) for group in groups},
+        {} if encode is None else {group: Costs({1: encode}, speeds[2]) for group in groups},
+        answer,
+    )
+
+
+def job_of(images: Images, machine: Machine, stages: StageWork | None = None, group: str = ONE) -> Job:
+    return Job(group, map(lines_of, images), machine, stages)
 
 
 @dataclass(frozen=True)
@@ -27,11 +60,14 @@ class Arrival:
 
     Attributes:
         at: the time of arrival.
-        images: for each image its steps, and the forward rows of a step.
+        images: of the job.
         within: the seconds that the job may take; otherwise it is refused.
         hurry: the same, as a multiple of the shortest promise possible at arrival.
         leaves: seconds from arrival until the job is cancelled, unless it is done.
         decoded: whether its images are decoded, if there is a decoder.
+        group: its index in GROUPS, modulo the number of the machine's groups.
+        encoded: whether an upload is encoded first, if there is an encoder.
+        values: of its answer.
     """
 
     at: float
@@ -40,6 +76,9 @@ class Arrival:
     hurry: float = inf
     leaves: float = inf
     decoded: bool = True
+    group: int = 0
+    encoded: bool = False
+    values: tuple[int, int] | None = None
 
 
 @dataclass(eq=False)
@@ -48,7 +87,9 @@ class Ticket:
 
     Attributes:
         ran: for each image, the pass number and the branch of each of its forward rows.
+        encoding: whether its upload waits for the encoder.
         undecoded: the images that wait for decoding.
+        unanswered: the images that wait to be encoded for the answer, and None for the whole.
         present: whether the job is in line: not refused, cancelled or done.
     """
 
@@ -60,11 +101,17 @@ class Ticket:
     present: bool
     done: float | None = None
     ran: list[list[tuple[int, int]]] = field(default_factory=list)
+    encoding: bool = False
     undecoded: set[int] = field(default_factory=set)
+    unanswered: set[int | None] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.tables = [lines_of(image) for image in self.arrival.images]
+        self.ran = [[] for _ in self.tables]
 
     @property
     def refused(self) -> bool:
-        return self.promise > self.latest
+        return self.promise > self.latest or (self.promise == inf and self.job.number == inf)
 
     @property
     def cancelled(self) -> bool:
@@ -78,7 +125,7 @@ class Ticket:
 
     @property
     def size(self) -> int:
-        return sum(steps * forwards for steps, forwards in self.arrival.images)
+        return sum(map(sum, self.tables))
 
     @property
     def left(self) -> int:
@@ -88,14 +135,21 @@ class Ticket:
     @property
     def due(self) -> int:
         """The number of forward rows that could run now."""
-        images = zip(self.arrival.images, self.ran, strict=True)
-        return sum(forwards - len(ran) % forwards for (steps, forwards), ran in images if len(ran) < steps * forwards)
+        return 0 if self.encoding else sum(map(_due, self.tables, self.ran))
 
     @property
     def unfinished(self) -> list[int]:
         """The images with forward rows left."""
-        images = enumerate(zip(self.arrival.images, self.ran, strict=True))
-        return [i for i, ((steps, forwards), ran) in images if len(ran) < steps * forwards]
+        return [i for i, (table, ran) in enumerate(zip(self.tables, self.ran, strict=True)) if len(ran) < sum(table)]
+
+
+def _due(table: tuple[int, ...], ran: Sequence[object]) -> int:
+    n = len(ran)
+    for forwards in table:
+        if n < forwards:
+            return forwards - n
+        n -= forwards
+    return 0
 
 
 @dataclass(frozen=True)
@@ -103,7 +157,7 @@ class Pass:
     """A pass: the ticket, the image and the branch of each forward row.
 
     Attributes:
-        due: the number of forward rows that could have run.
+        due: the number of forward rows of its group that could have run.
         jobs: the jobs in line with forward rows left.
     """
 
@@ -119,37 +173,88 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A batch of decoding: the ticket and the image of each."""
+class Done:
+    """A piece of a stage's work, or a batch: the ticket and the image of each; None for an upload or a whole answer."""
 
     began: float
     ended: float
-    images: list[tuple[Ticket, int]]
+    images: list[tuple[Ticket, int | None]]
+
+
+class Worker:
+    """A stage: it works on one piece or batch after the other, the earliest promise first."""
+
+    def __init__(self, line: "Line", stage: Stage, times: Iterable[float]) -> None:
+        self.line = line
+        self.stage = stage
+        self.batches: list[Done] = []
+        self.works = False
+        self._times = cycle(times)
+        self._waiting: list[tuple[float, float, float, Ticket, int | None]] = []  # in this order
+
+    def put(self, ticket: Ticket, image: int | None) -> None:
+        heappush(self._waiting, (ticket.promise, ticket.job.number, inf if image is None else image, ticket, image))
+
+    def begin(self) -> float | None:
+        """Start the next piece, if there is one. Returns the time of its end."""
+        if self.works:
+            return None
+        self._waiting = [one for one in self._waiting if one[3].present]
+        heapify(self._waiting)
+        if not self._waiting:
+            return None
+        line, machine, first = self.line, self.line.machine, self._waiting[0][3].job.group
+        most = machine.decode[first].width if self.stage == "decode" else 1
+        batch = [one for one in sorted(self._waiting) if one[3].job.group == first][:most]
+        for one in batch:
+            self._waiting.remove(one)
+        *_, ticket, image = batch[0]
+        if self.stage == "encode":
+            seconds, speed = machine.encode[first].ceilings[1], machine.encode[first].speed
+        elif self.stage == "decode":
+            seconds, speed = machine.decode[first].ceilings[len(batch)], machine.decode[first].speed
+        else:
+            assert ticket.arrival.values is not None
+            seconds, speed = machine.answer.seconds(ticket.arrival.values[image is None]), 1.0
+        line.scheduler.began(self.stage, seconds, [one[3].job for one in batch])
+        self.works = True
+        ended = line.now + next(self._times) * seconds * speed
+        self.batches.append(Done(line.now, ended, [(ticket, image) for *_, ticket, image in batch]))
+        return ended
+
+    def end(self) -> None:
+        """End the piece."""
+        self.works = False
+        self.line.scheduler.ended(self.stage)
+        for ticket, image in self.batches[-1].images:
+            if ticket.present:
+                self.line.has_done(self.stage, ticket, image)
 
 
 class Line:
     """A scheduler, its clock, and a record of all arrivals and passes.
 
     Args:
-        costs: of passes, and of decoding if there is a decoder.
-        max_started: the scheduler's.
+        machine: what work costs.
+        max_started: the scheduler's, of each group.
         times: durations of passes, repeated in turn, as multiples of the duration expected now.
         promises: whether jobs get promises.
         follows: whether costs follow the measured passes.
-        decode_times: the same for batches of decoding.
+        decode_times: the same for batches of decoding, and for the pieces of the other stages.
     """
 
     def __init__(
         self,
-        costs: Costs,
+        machine: Machine,
         max_started: int = 1000,
         times: Iterable[float] = (1.0,),
         promises: bool = True,
         follows: bool = False,
         decode_times: Iterable[float] = (1.0,),
+        scheduler: type[Scheduler] = Scheduler,
     ) -> None:
-        self.costs = costs
-        self.scheduler = Scheduler(costs, max_started)
+        self.machine = machine
+        self.scheduler = scheduler(machine, dict.fromkeys(machine.passes, max_started))
         self.now = 0.0
         self.tickets: list[Ticket] = []
         self.passes: list[Pass] = []
@@ -157,13 +262,18 @@ class Line:
         self._times = cycle(times)
         self._promises = promises
         self._follows = follows
-        self._at_most = [seconds * costs.speed for seconds in costs.ceilings]
         self._of: dict[Job, Ticket] = {}
         self._began: tuple[Batch, float] | None = None
-        self.batches: list[Decoded] = []
-        self._decode_times = cycle(decode_times)
-        self._to_decode: list[tuple[float, float, int, Ticket]] = []  # in this order
-        self._decodes = False
+        decode_times = list(decode_times)
+        self.encoder = Worker(self, "encode", decode_times)
+        self.decoder = Worker(self, "decode", decode_times)
+        self.answerer = Worker(self, "answer", decode_times)
+        self.workers = (self.encoder, self.decoder, self.answerer)
+
+    @property
+    def costs(self) -> Costs:
+        """Of passes of the first group."""
+        return self.machine.passes[ONE]
 
     @property
     def present(self) -> list[Ticket]:
@@ -171,30 +281,41 @@ class Line:
 
     @property
     def images(self) -> list[tuple[Ticket, int]]:
-        """Jobs in line that are not done, or will be done when the current pass ends."""
+        """Images in line that have steps left, or take their last one in the current pass."""
         last = len(self.passes) if self._began is not None and self._began[0] else inf
         return [
             (ticket, index)
             for ticket in self.present
             for index, ran in enumerate(ticket.ran)
-            if index in ticket.unfinished or ran[-1][0] == last
+            if index in ticket.unfinished or (ran and ran[-1][0] == last)
         ]
 
     def came(self, arrival: Arrival) -> Ticket:
         """A job arrives now."""
-        decoded = self.costs.decoding is not None and arrival.decoded
-        job, latest = Job(arrival.images, self.costs, decoded), self.now + arrival.within
+        group = list(self.machine.passes)[arrival.group % len(self.machine.passes)]
+        decoded, encoded = bool(self.machine.decode) and arrival.decoded, bool(self.machine.encode) and arrival.encoded
+        stages = StageWork(encoded, decoded, arrival.values)
+        job = Job(group, map(lines_of, arrival.images), self.machine, stages)
+        latest = self.now + arrival.within
         if arrival.hurry < inf:
             earliest = earliest_promise(job, self.scheduler, self.now, self.now)
-            late = (arrival.hurry - 1) * (earliest - self.now)
+            late = (arrival.hurry - 1) * (earliest - self.now) if earliest < inf else 0.0
             latest = min(latest, earliest + late)
         promise = earliest_promise(job, self.scheduler, self.now, latest) if self._promises else inf
-        ticket = Ticket(arrival, job, self.now, latest, promise, promise <= latest, ran=[[] for _ in arrival.images])
-        ticket.undecoded = set(range(len(arrival.images))) if decoded else set()
+        ticket = Ticket(arrival, job, self.now, latest, promise, False)
         self.tickets.append(ticket)
+        if promise > latest or (self._promises and promise == inf):
+            return ticket
+        ticket.present, ticket.encoding = True, encoded
+        ticket.undecoded = set(range(len(arrival.images))) if decoded else set()
+        if arrival.values is not None:
+            ticket.unanswered = {*range(len(arrival.images)), None}
         self._of[job] = ticket
-        if ticket.present:
-            self.scheduler.add(job, promise)
+        self.scheduler.add(job, promise)
+        if encoded:
+            self.encoder.put(ticket, None)
+        else:
+            self._without_steps(ticket)
         return ticket
 
     def left(self, ticket: Ticket) -> None:
@@ -208,10 +329,11 @@ class Line:
         batch = self.scheduler.next_batch(self.now)
         self._began = batch, self.now
         if batch:
-            seconds = next(self._times) * self._at_most[len(batch)]
+            costs = batch[0][0].job.costs
+            seconds = next(self._times) * costs.ceilings[len(batch)] * costs.speed
             rows = [(self._of[row.job], row.index, branch) for row, branch in batch]
             jobs = sum(ticket.left > 0 for ticket in tickets)
-            due = sum(ticket.due for ticket in tickets)
+            due = sum(ticket.due for ticket in tickets if ticket.job.costs is costs)
             self.passes.append(Pass(self.now, self.now + seconds, rows, due, jobs))
             for ticket, index, branch in rows:
                 ticket.ran[index].append((len(self.passes), branch))
@@ -225,77 +347,100 @@ class Line:
             self.now = self.passes[-1].ended
         finished = self.scheduler.advance(batch)
         if batch and self._follows:
-            self.costs.follow(len(batch), self.now - began)
+            batch[0][0].job.costs.follow(len(batch), self.now - began)
         for row in finished:
             ticket = self._of[row.job]
             self.finished.append((ticket, row.index))
-            if ticket.undecoded:
-                heappush(self._to_decode, (ticket.promise, ticket.job.number, row.index, ticket))
-            elif not ticket.left:
-                ticket.done, ticket.present = self.now, False
+            self._stepped(ticket, row.index)
         return finished
+
+    def _without_steps(self, ticket: Ticket) -> None:
+        """The images of a job that take no steps go to the stages."""
+        for index, table in enumerate(ticket.tables):
+            if not table:
+                self._stepped(ticket, index)
+
+    def _stepped(self, ticket: Ticket, index: int) -> None:
+        if index in ticket.undecoded:
+            self.decoder.put(ticket, index)
+        elif ticket.unanswered:
+            self.answerer.put(ticket, index)
+        self._leave_if_done(ticket)
+
+    def has_done(self, stage: Stage, ticket: Ticket, image: int | None) -> None:
+        """A stage has done a piece of a job that is in line."""
+        if stage == "encode":
+            ticket.encoding = False
+            self.scheduler.encoded(ticket.job)
+            self._without_steps(ticket)
+        elif stage == "decode":
+            assert image is not None
+            ticket.undecoded.remove(image)
+            self.scheduler.decoded(ticket.job)
+            if ticket.unanswered:
+                self.answerer.put(ticket, image)
+        else:
+            ticket.unanswered.remove(image)
+            self.scheduler.answered(ticket.job)
+            if ticket.unanswered == {None}:
+                self.answerer.put(ticket, None)
+        self._leave_if_done(ticket)
+
+    def _leave_if_done(self, ticket: Ticket) -> None:
+        last = len(self.passes) if self._began is not None and self._began[0] else inf
+        in_last_pass = any(ran and ran[-1][0] == last for ran in ticket.ran)
+        if not (ticket.left or in_last_pass or ticket.encoding or ticket.undecoded or ticket.unanswered):
+            ticket.done, ticket.present = self.now, False
 
     def begin_batch(self) -> float | None:
         """Start the decoder's next batch, if possible. Returns the time of its end."""
-        decoding = self.costs.decoding
-        if decoding is None or self._decodes:
-            return None
-        images: list[tuple[Ticket, int]] = []
-        while self._to_decode and len(images) < decoding.width:
-            *_, index, ticket = heappop(self._to_decode)
-            if ticket.present:
-                images.append((ticket, index))
-        if not images:
-            return None
-        self._decodes = True
-        seconds = next(self._decode_times) * decoding.ceilings[len(images)] * decoding.speed
-        self.batches.append(Decoded(self.now, self.now + seconds, images))
-        return self.now + seconds
+        return self.decoder.begin()
 
     def end_batch(self) -> None:
-        """End the batch."""
-        self._decodes = False
-        for ticket, index in self.batches[-1].images:
-            self.scheduler.decoded(ticket.job)
-            if ticket.present:
-                ticket.undecoded.remove(index)
-                if not ticket.undecoded:
-                    ticket.done, ticket.present = self.now, False
+        """End the decoder's batch."""
+        self.decoder.end()
+
+    @property
+    def batches(self) -> list[Done]:
+        """The decoder's."""
+        return self.decoder.batches
 
     def moments(self, arrivals: Iterable[Arrival]) -> Iterator[None]:
         """Play all arrivals until nothing is left. Yields after each event."""
         number = count()
-        events: list[tuple[float, int, Arrival | Ticket | None]] = [(a.at, next(number), a) for a in arrivals]
+        events: list[tuple[float, int, Arrival | Ticket | Worker]] = [(a.at, next(number), a) for a in arrivals]
         heapify(events)
 
-        def decode() -> None:
-            if (until := self.begin_batch()) is not None:
-                heappush(events, (until, next(number), None))
+        def work() -> None:
+            for worker in self.workers:
+                if (until := worker.begin()) is not None:
+                    heappush(events, (until, next(number), worker))
 
         def happen(until: float) -> Iterator[None]:
             while events and events[0][0] <= until:
                 at, _, event = heappop(events)
                 self.now = max(self.now, at)
-                if event is None:
-                    self.end_batch()
-                    decode()
+                if isinstance(event, Worker):
+                    event.end()
+                    work()
                 elif isinstance(event, Ticket):
                     self.left(event)
                 else:
                     ticket = self.came(event)
+                    work()
                     if ticket.present and event.leaves < inf:
                         heappush(events, (self.now + event.leaves, next(number), ticket))
                 yield
 
         while True:
-            decode()
+            work()
             yield from happen(self.now)
             batch = self.begin()
             yield
             if batch:
                 yield from happen(self.passes[-1].ended)
             self.end()
-            decode()
+            work()
             yield
             if not batch:
                 if not events:
@@ -315,10 +460,13 @@ def alike(images: int, steps: int, forwards: int = 1) -> Images:
 
 
 def played(
-    costs: Costs, arrivals: Sequence[Arrival], times: Sequence[float] = (1.0,), decode_times: Sequence[float] = (1.0,)
+    machine: Machine,
+    arrivals: Sequence[Arrival],
+    times: Sequence[float] = (1.0,),
+    decode_times: Sequence[float] = (1.0,),
 ) -> Line:
     """A line after all arrivals have been played."""
-    line = Line(costs, times=times, decode_times=decode_times)
+    line = Line(machine, times=times, decode_times=decode_times)
     line.play(arrivals)
     return line
 
@@ -344,12 +492,53 @@ cost_tables: st.SearchStrategy[dict[int, float]] = st.one_of(
     st.just({1: 2.0, 2: 3.0, 3: 4.0, 4: 4.5, 5: 6.0, 6: 7.0, 7: 8.75, 8: 7.5}),  # 8 are cheaper than 7
 )
 
-costs_with_decoding = st.builds(lambda passes, decoding: Costs(passes, Costs(decoding)), cost_tables, cost_tables)
+
+@st.composite
+def decoding_machines(draw: st.DrawFn) -> Machine:
+    """One group, with a decoder."""
+    return machine_of(draw(cost_tables), decode=draw(cost_tables))
+
+
+class _Shown(Machine):
+    """A machine that failing examples can show."""
+
+    def __repr__(self) -> str:
+        kinds = (self.passes, self.decode, self.encode)
+        return repr([{group: costs.by_width for group, costs in kind.items()} for kind in kinds])
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Machine:
+    """One group to three. Each stage may be missing. Costs of a stage differ between the groups."""
+    groups = GROUPS[: draw(st.integers(1, 3))]
+    speeds = Speed(), Speed(), Speed()
+    has_decoder, has_encoder = draw(st.sampled_from(((False, False), (True, False), (True, True))))
+    return _Shown(
+        {group: Costs(draw(cost_tables), speeds[0]) for group in groups},
+        {group: Costs(draw(cost_tables), speeds[1]) for group in groups} if has_decoder else {},
+        {group: Costs({1: draw(_pass_seconds)}, speeds[2]) for group in groups} if has_encoder else {},
+        PerValue(draw(st.floats(0.001, 0.1)), draw(st.floats(0.001, 0.1))),
+    )
+
 
 any_images: st.SearchStrategy[Images] = st.one_of(
     st.lists(st.tuples(st.integers(1, 12), st.sampled_from((1, 2))), min_size=1, max_size=12).map(tuple),
     st.builds(alike, st.integers(1, 12), st.integers(1, 12), st.sampled_from((1, 2))),
     st.just(((1, 1),)),
+)
+
+
+@st.composite
+def _guided_in_part(draw: st.DrawFn) -> Image:
+    steps = draw(st.integers(1, 12))
+    first, last = sorted((draw(st.integers(0, steps)), draw(st.integers(0, steps))))
+    return steps, draw(st.integers(1, 3)), first, last
+
+
+varied_images: st.SearchStrategy[Images] = st.one_of(
+    any_images,
+    st.lists(_guided_in_part(), min_size=1, max_size=6).map(tuple),
+    st.builds(lambda image, images: (image,) * images, _guided_in_part(), st.integers(1, 12)),
 )
 
 any_times = st.lists(
@@ -367,14 +556,28 @@ def any_arrivals(
     deadlines: bool = True,
     images: st.SearchStrategy[Images] = any_images,
     latents: bool = False,
+    stages: bool = False,
 ) -> list[Arrival]:
-    """Jobs in bursts and alone. Some are in a hurry, some leave, and some may not be decoded."""
+    """Jobs in bursts and alone. Some are in a hurry, some leave, and some may not be decoded.
+
+    Args:
+        stages: of all groups, with uploads and answers, and jobs without steps.
+    """
     at, arrivals = 0.0, []
     for _ in range(draw(st.integers(1, max_size))):
         at += draw(st.one_of(st.just(0.0), st.floats(0.0, 1.0), st.floats(0.0, 20.0)))
         hurry = draw(st.sampled_from((inf, inf, 1.0, 1.0, 1.0, 1.1, 1.5, 3.0, 0.9))) if deadlines else inf
         leaves = draw(st.one_of(st.just(inf), st.just(inf), st.floats(0.0, 20.0)))
-        arrivals.append(
-            Arrival(at, draw(images), hurry=hurry, leaves=leaves, decoded=not (latents and draw(st.booleans())))
-        )
+        arrival = Arrival(at, draw(images), hurry=hurry, leaves=leaves, decoded=not (latents and draw(st.booleans())))
+        if stages:
+            values = draw(st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 100))))
+            no_steps = ((0, 1),) * draw(st.integers(1, 3))
+            arrival = replace(
+                arrival,
+                images=draw(st.sampled_from((arrival.images,) * 5 + (no_steps,))),
+                group=draw(st.integers(0, 2)),
+                encoded=draw(st.booleans()),
+                values=values,
+            )
+        arrivals.append(arrival)
     return arrivals

@@ -8,22 +8,23 @@ from hypothesis import strategies as st
 
 from service.engine.admission import REFUSALS, Line, admit, earliest_promise
 from service.engine.arrivals import Arrivals
-from service.engine.costs import Costs
+from service.engine.bounds import MARGIN
+from service.engine.costs import Machine, PerValue
 from service.engine.fairness import Places
-from service.engine.jobs import Job
-from service.engine.promises import MARGIN, seconds_alone
+from service.engine.jobs import StageWork
+from service.engine.promises import seconds_alone
 from service.engine.scheduler import Scheduler
 from service.errors import Invalid, QueueFull, ServiceError, ShareTaken, TooLate
-from tests.lines import Images, alike, any_images, cost_tables
+from tests.lines import ONE, Images, alike, any_images, cost_tables, job_of, machine_of
 
 ALICE = "alice"
 
 
-def a_line(costs: Costs, *jobs: Images, places: int = 16) -> Line:
+def a_line(machine: Machine, *jobs: Images, places: int = 16) -> Line:
     """Jobs that arrived at 0, each with a promise."""
-    line = Line(Scheduler(costs, 64), Places(places), Arrivals(0.0))
+    line = Line(Scheduler(machine, {ONE: 64}), Places(places), Arrivals(0.0))
     for images in jobs:
-        job = Job(images, costs)
+        job = job_of(images, machine)
         line.scheduler.add(job, admit(job, ALICE, line, 0.0, inf).promise)
         line.places.take(ALICE)
     return line
@@ -43,9 +44,9 @@ def state(line: Line) -> object:
 def test_an_accepted_job_is_expected_before_its_promise_and_that_within_its_time(
     table: dict[int, float], others: list[Images], images: Images, timeout_s: float
 ) -> None:
-    costs = Costs(table)
-    line = a_line(costs, *others)
-    before, job = state(line), Job(images, costs)
+    machine = machine_of(table)
+    line = a_line(machine, *others)
+    before, job = state(line), job_of(images, machine)
     try:
         admission = admit(job, ALICE, line, 1.0, timeout_s)
     except (TooLate, Invalid):
@@ -58,43 +59,53 @@ def test_an_accepted_job_is_expected_before_its_promise_and_that_within_its_time
 
 
 def test_a_job_that_takes_too_long_alone_is_refused_for_good() -> None:
-    line = a_line(Costs({1: 1.0}))
-    job = Job(alike(1, 10), line.scheduler.costs)
-    alone_s = seconds_alone(job, line.scheduler.costs)
+    line = a_line(machine_of({1: 1.0}))
+    job = job_of(alike(1, 10), line.scheduler.machine)
+    alone_s = seconds_alone(job, line.scheduler.machine)
     assert alone_s == 10 * (1 + MARGIN)
     with pytest.raises(Invalid, match=r"timeout_s: must be at least 12\.5 for this"):
         admit(job, ALICE, line, 0.0, 12.4)
 
 
 def test_a_job_that_takes_too_long_only_now_is_told_when_to_come_again() -> None:
-    line = a_line(Costs({1: 1.0}))
-    hurried = Job(alike(1, 10), line.scheduler.costs)
+    line = a_line(machine_of({1: 1.0}))
+    hurried = job_of(alike(1, 10), line.scheduler.machine)
     line.scheduler.add(hurried, admit(hurried, ALICE, line, 0.0, 12.5).promise)  # no time to spare
     with pytest.raises(TooLate) as late:
-        admit(Job(alike(1, 1), line.scheduler.costs), ALICE, line, 0.0, 1.3)
+        admit(job_of(alike(1, 1), line.scheduler.machine), ALICE, line, 0.0, 1.3)
     assert not late.value.even_alone
     assert late.value.retry_after > 0
 
 
 def test_a_job_that_a_slower_machine_cannot_do_may_come_again() -> None:
-    costs = Costs({1: 1.0})
-    line = a_line(costs)
+    machine = machine_of({1: 1.0})
+    line = a_line(machine)
     for _ in range(100):
-        costs.follow(1, 2.0)
+        machine.passes[ONE].follow(1, 2.0)
     with pytest.raises(TooLate, match="the machine is slower than it was") as late:
-        admit(Job(alike(1, 10), costs), ALICE, line, 0.0, 15.0)
+        admit(job_of(alike(1, 10), machine), ALICE, line, 0.0, 15.0)
     assert late.value.even_alone
 
 
 def test_who_holds_the_queue_is_refused_and_others_are_not() -> None:
-    line = a_line(Costs({1: 1.0}), alike(1, 1), alike(1, 1), places=2)
-    job = Job(alike(1, 1), line.scheduler.costs)
+    line = a_line(machine_of({1: 1.0}), alike(1, 1), alike(1, 1), places=2)
+    job = job_of(alike(1, 1), line.scheduler.machine)
     with pytest.raises(QueueFull):
         admit(job, ALICE, line, 0.0, inf)
     assert admit(job, "bob", line, 0.0, inf).position == 2
     line.places.take("bob")
     with pytest.raises(ShareTaken):
         admit(job, ALICE, line, 0.0, inf)
+
+
+def test_a_part_that_would_break_a_promise_is_refused_until_that_is_kept() -> None:
+    machine = machine_of({1: 1.0}, answer=PerValue(1.0, 0.0))
+    line = a_line(machine, alike(1, 10))  # its answer is not encoded
+    first = job_of(alike(1, 1), machine, StageWork(values=(1, 0)))
+    line.scheduler.add(first, admit(first, ALICE, line, 0.0, 10.0).promise)
+    with pytest.raises(TooLate, match="others, who were promised an answer earlier, would wait for it") as late:
+        admit(job_of(alike(1, 1), machine, StageWork(values=(10, 0))), ALICE, line, 0.0, 1000.0)
+    assert 0 < late.value.retry_after <= 20.0
 
 
 def descendants(kind: type[ServiceError]) -> set[type[ServiceError]]:

@@ -1,12 +1,14 @@
 """The costs of passes: measured at the start, and updated later."""
 
+import random
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.costs import Costs
+from service.engine.costs import Costs, Machine, PerValue, Speed
+from service.engine.trials import SHARE
 from tests.lines import cost_tables
 
 GPU = {1: 5.0, 2: 5.0, 4: 5.2, 8: 6.0, 16: 8.0}
@@ -179,16 +181,6 @@ def test_a_clock_that_has_not_moved_leaves_costs_positive() -> None:
     assert costs.speed > 0
 
 
-def test_what_decoding_costs_follows_decoding_and_not_passes() -> None:
-    decoding = Costs({1: 1.0, 4: 2.0})
-    costs = Costs(CPU, decoding)
-    assert costs.decoding is decoding
-    for _ in range(60):
-        costs.follow(4, 2 * CPU[4])
-    assert decoding.by_width == {1: 1.0, 4: 2.0}
-    assert Costs(CPU).decoding is None
-
-
 @given(cost_tables, st.lists(st.tuples(st.integers(1, 16), st.floats(0.2, 50.0)), max_size=40))
 def test_the_best_is_what_no_slow_pass_makes_worse(table: dict[int, float], passes: list[tuple[int, float]]) -> None:
     costs = Costs(table)
@@ -201,13 +193,187 @@ def test_the_best_is_what_no_slow_pass_makes_worse(table: dict[int, float], pass
 
 
 def test_the_best_follows_a_machine_that_turns_out_faster_than_at_its_start_at_all_widths() -> None:
-    costs = Costs(GPU, Costs({1: 4.0}))
+    costs = Costs(GPU)
     for _ in range(60):
         costs.follow(4, GPU[4] / 3)
     for width, seconds in costs.best.by_width.items():
         assert seconds == pytest.approx(GPU[width] / 3, rel=0.25)  # the shape takes a part of the change
-    assert costs.best.decoding is not None
-    assert costs.best.decoding.by_width == {1: 4.0}
     for _ in range(60):
         costs.follow(4, 10 * GPU[4])
     assert costs.best.by_width[4] == pytest.approx(GPU[4] / 3)
+
+
+# Several kinds of work
+
+
+def test_a_pass_of_any_group_shows_the_speed_of_all() -> None:
+    speed = Speed()
+    small, large = Costs(CPU, speed), Costs({1: 20.0, 2: 30.0}, speed)
+    for _ in range(60):
+        small.follow(4, 2 * CPU[4])
+    assert small.speed == large.speed
+    assert large.seconds(1) == pytest.approx(2 * 20.0, rel=0.15)
+    assert large.best.by_width == {1: 20.0, 2: 30.0}
+    for _ in range(60):
+        large.follow(2, 10.0)
+    assert large.best.seconds(1) < 20.0
+
+
+def test_passes_say_nothing_of_the_speed_of_a_stage() -> None:
+    """They run beside each other, and one may be slow while the other is not."""
+    machine = Machine({"a": Costs(CPU)}, {"a": Costs({1: 1.0, 4: 2.0})}, {"a": Costs({1: 3.0})}, PerValue(0.1, 0.0))
+    for _ in range(60):
+        machine.passes["a"].follow(4, 2 * CPU[4])
+    assert machine.decode["a"].by_width == {1: 1.0, 4: 2.0}
+    assert machine.encode["a"].by_width == {1: 3.0}
+    best = machine.best
+    assert best.passes["a"].by_width == CPU
+    assert best.decode["a"].by_width == {1: 1.0, 4: 2.0}
+    assert best.answer.seconds(10) == pytest.approx(1.0)
+
+
+def test_the_version_of_a_machine_rises_with_that_of_any_of_its_costs() -> None:
+    machine = Machine({"a": Costs(CPU), "b": Costs(GPU)}, {"a": Costs({1: 1.0})})
+    versions = [machine.version]
+    for costs in (machine.passes["b"], machine.decode["a"]):
+        version = costs.version
+        while costs.version == version:
+            costs.follow(1, 3 * costs.seconds(1))
+        versions.append(machine.version)
+    machine.answer.follow(10**6, 60.0)
+    versions.append(machine.version)
+    assert versions == sorted(set(versions))
+
+
+@given(st.floats(1e-9, 1e-6), st.floats(1e-5, 1e-2), st.lists(st.integers(1, 10**7), min_size=1, max_size=20))
+def test_the_costs_of_the_answer_become_an_upper_bound_of_those_that_are_measured(
+    a_value: float, constant: float, sizes: list[int]
+) -> None:
+    """Whatever the mix of sizes is, and however wrong the start was."""
+    answer = PerValue()
+    for _ in range(400):
+        for values in sizes:
+            answer.follow(values, constant + a_value * values)
+    for values in sizes:
+        truth = constant + a_value * values
+        assert 0.95 * truth <= answer.seconds(values) <= 1.5 * truth
+
+
+def test_an_image_that_compresses_badly_counts_at_once_and_one_that_compresses_well_for_little() -> None:
+    """So the costs are an upper bound for most images."""
+    answer = PerValue(1e-8, 1e-6)
+    for i in range(100):
+        answer.follow(10**6, (0.01, 0.02)[i % 2])
+    assert 0.018 < answer.seconds(10**6) < 0.021
+    assert answer.seconds(10**6, pieces=3) == pytest.approx(answer.seconds(10**6), rel=0.1)
+
+
+# Widths that were never measured
+
+
+def test_the_seconds_of_a_width_that_was_not_measured_lie_between_its_neighbours() -> None:
+    costs = Costs({1: 1.0, 4: 2.5}, widths=(1, 2, 3, 4, 8, 16))
+    assert costs.by_width == pytest.approx({1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5, 8: 5.0, 16: 10.0})
+    assert costs.width == 4  # a wider pass is thought to gain nothing
+
+
+def test_a_width_that_was_not_measured_has_the_seconds_of_its_first_pass() -> None:
+    costs = Costs({1: 1.0, 4: 2.5}, widths=(1, 2, 3, 4, 8, 16))
+    costs.follow(2, 1.1)
+    costs.follow(8, 3.0)
+    assert costs.by_width[2] == pytest.approx(1.1)
+    assert costs.by_width[8] == pytest.approx(3.0)
+    assert costs.width == 8
+
+
+# Widths that look bad
+
+
+NOISY_START = {1: 1.0, 8: 8.8}
+TRUTH = {1: 1.0, 8: 2.4}
+
+
+def work(costs: Costs, truth: dict[int, float], passes: int, noise: float = 0.0, seed: int = 0) -> tuple[float, float]:
+    """Passes with enough work for any width. Returns the seconds of all of them, and of trials."""
+    draw, all_s, trials_s = random.Random(seed), 0.0, 0.0
+    for _ in range(passes):
+        trial = costs.to_try()
+        if trial is not None:
+            costs.trials.begin(trial)
+        width = trial or costs.width
+        seconds = truth[width] * (1 + noise * draw.uniform(-1, 1))
+        costs.follow(width, seconds)
+        all_s += seconds
+        trials_s += seconds if trial else 0.0
+    return all_s, trials_s
+
+
+def test_a_width_that_a_noisy_start_made_look_bad_is_found_again() -> None:
+    costs = Costs(NOISY_START)
+    assert costs.width == 1
+    passes = 0
+    while costs.width == 1:
+        work(costs, TRUTH, 1)
+        passes += 1
+    assert passes <= 2 + 8.8 / SHARE  # a trial is expected to take 8.8 s
+    work(costs, TRUTH, 2000)
+    assert costs.width == 8
+    assert costs.by_width == pytest.approx(TRUTH, rel=0.05)
+
+
+@pytest.mark.parametrize("seen", [9.6, 30.0, 800.0])
+@pytest.mark.parametrize("truth", [2.4, 6.0, 7.2])
+def test_however_bad_a_width_looked_it_is_found_after_a_bounded_time(seen: float, truth: float) -> None:
+    costs = Costs({1: 1.0, 8: seen})
+    work(costs, {1: 1.0, 8: truth}, 8000, noise=0.02)
+    assert costs.width == 8
+
+
+def test_a_narrow_width_that_looked_bad_is_found_too() -> None:
+    costs = Costs({1: 2.0, 8: 8.8})
+    assert costs.width == 8
+    work(costs, {1: 1.0, 8: 8.8}, 500)
+    assert costs.width == 1
+
+
+def test_a_width_that_becomes_good_after_many_trials_is_noticed() -> None:
+    costs = Costs(NOISY_START)
+    work(costs, NOISY_START, 20_000)
+    assert costs.width == 1
+    work(costs, TRUTH, 1000)
+    assert costs.width == 8
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("table", [NOISY_START, {1: 1.0, 2: 1.9, 4: 3.8, 8: 7.7, 16: 15.5}, GPU])
+def test_where_the_start_was_right_trials_take_their_share_and_the_width_stays(
+    table: dict[int, float], noise: float
+) -> None:
+    costs = Costs(table)
+    width, changes = costs.width, 0
+    all_s = trials_s = 0.0
+    for seed in range(100):
+        spent = work(costs, table, 100, noise, seed)
+        all_s, trials_s = all_s + spent[0], trials_s + spent[1]
+        changes += costs.width != width
+        width = costs.width
+    assert 0 < trials_s <= SHARE * all_s + 2 * max(table.values())
+    best = min(seconds / rows for rows, seconds in table.items())
+    assert table[costs.width] / costs.width <= 1.1 * best
+    assert changes <= 20  # in 10,000 passes
+
+
+def test_widths_that_were_not_measured_are_learned_in_operation() -> None:
+    costs = Costs({1: 1.0}, widths=(1, 2, 4, 8, 16))
+    assert costs.width == 1
+    truth = {1: 1.0, 2: 1.2, 4: 1.6, 8: 2.4, 16: 5.0}
+    work(costs, truth, 3000)
+    assert costs.width == 8
+    assert costs.by_width == pytest.approx(truth, rel=0.05)
+
+
+def test_without_passes_there_is_no_trial() -> None:
+    costs = Costs(NOISY_START)
+    assert costs.to_try() is None
+    work(costs, NOISY_START, 100)
+    assert costs.to_try() is None

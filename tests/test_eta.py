@@ -8,11 +8,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from service.engine.arrivals import Arrivals
-from service.engine.costs import Costs
+from service.engine.bounds import MARGIN
+from service.engine.costs import Machine, PerValue
 from service.engine.eta import outlook
-from service.engine.jobs import Job
-from service.engine.promises import MARGIN
 from tests.lines import (
+    ONE,
     Arrival,
     Images,
     Line,
@@ -23,7 +23,11 @@ from tests.lines import (
     any_images,
     any_times,
     cost_tables,
-    costs_with_decoding,
+    decoding_machines,
+    job_of,
+    machine_of,
+    machines,
+    varied_images,
 )
 from tests.properties import examples
 
@@ -40,13 +44,13 @@ def expected(line: Line, ticket: Ticket, arrivals: Arrivals | None = None) -> fl
 
 def crowd(table: dict[int, float], *jobs: Images) -> Line:
     """Jobs that arrived together, without promises."""
-    line = Line(Costs(table), promises=False)
+    line = Line(machine_of(table), promises=False)
     for images in jobs:
         line.came(Arrival(0.0, images))
     return line
 
 
-def seen(size: int, every: float, minutes: float = 10.0) -> Arrivals:
+def seen(size: float, every: float, minutes: float = 10.0) -> Arrivals:
     """A steady stream of jobs of one size that ends now, at 0."""
     arrivals = Arrivals(-60 * minutes)
     for i in range(round(60 * minutes / every), 0, -1):
@@ -110,7 +114,7 @@ def test_a_job_in_its_last_pass_is_done_when_that_ends() -> None:
 
 
 def test_a_job_that_would_be_late_is_expected_at_once() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     ticket = line.came(Arrival(0.0, alike(1, 2), within=3.0))
     assert expected(line, ticket) == pytest.approx(2.0)
     line.now = 1.5
@@ -124,7 +128,7 @@ def test_a_job_that_would_be_late_is_expected_at_once() -> None:
 def test_no_job_is_expected_after_its_promise(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], sizes: list[int]
 ) -> None:
-    line = Line(Costs(table), times=times)
+    line = Line(machine_of(table), times=times)
     known = Arrivals(0.0)
     for size in sizes:
         known.note(size, 0.0)
@@ -138,8 +142,8 @@ def test_arrivals_of_shorter_jobs_make_it_longer_and_of_others_do_not(
     table: dict[int, float], jobs: list[Images], which: int, size: int
 ) -> None:
     line = crowd(table, *jobs)
-    ticket = line.tickets[which % len(jobs)]
-    alone, among = expected(line, ticket), expected(line, ticket, seen(size, every=5.0))
+    ticket, row = line.tickets[which % len(jobs)], line.costs.row
+    alone, among = expected(line, ticket), expected(line, ticket, seen(size * row, every=5.0))
     if size >= ticket.size:
         assert among == pytest.approx(alone)
     else:
@@ -206,7 +210,7 @@ def test_a_job_without_promise_has_a_forecast_too() -> None:
 
 def test_a_job_that_is_to_come_is_expected_as_if_it_were_in_line() -> None:
     line = crowd(ONE_ROW, alike(1, 4))
-    to_come = Job(alike(1, 6), line.costs)
+    to_come = job_of(alike(1, 6), line.machine)
     assert outlook(to_come, line.scheduler, Arrivals(0.0), 0.0, inf).eta() == pytest.approx(10)
     assert outlook(to_come, line.scheduler, Arrivals(0.0), 0.0, promise=9.0).eta() == 9
     line.scheduler.add(to_come, inf)
@@ -230,9 +234,9 @@ def test_a_lone_job_takes_its_passes_and_its_decoding(
     table: dict[int, float], decode: dict[int, float], images: int, steps: int
 ) -> None:
     """Its rows take their steps together, and are decoded when no passes run."""
-    costs = Costs(table, Costs(decode))
-    assume(images <= costs.width)
-    line = Line(costs, promises=False)
+    machine = machine_of(table, decode=decode)
+    assume(images <= machine.passes[ONE].width)
+    line = Line(machine, promises=False)
     line.came(Arrival(0.0, alike(images, steps)))
     [ticket] = line.tickets
     forecast = expected(line, ticket)
@@ -252,13 +256,13 @@ def test_a_lone_job_takes_its_passes_and_its_decoding(
     ],
 )
 def test_a_lone_job_with_decoding_in_numbers(images: Images, decoded: bool, seconds: float) -> None:
-    line = Line(Costs(BETWEEN, Costs(DECODE)), promises=False)
+    line = Line(machine_of(BETWEEN, decode=DECODE), promises=False)
     line.came(Arrival(0.0, images, decoded=decoded))
     assert expected(line, line.tickets[0]) == pytest.approx(seconds)
 
 
 def test_images_that_wait_for_the_decoder_count_and_so_do_those_that_will_before_the_job() -> None:
-    line = Line(Costs(ONE_ROW, Costs(DECODE)), promises=False)
+    line = Line(machine_of(ONE_ROW, decode=DECODE), promises=False)
     for steps in (1, 1, 2):
         line.came(Arrival(0.0, alike(1, steps)))
     for _ in range(2):
@@ -275,20 +279,86 @@ def test_images_that_wait_for_the_decoder_count_and_so_do_those_that_will_before
 
 
 def test_a_slower_decoder_is_expected_to_take_longer() -> None:
-    decoding = Costs(DECODE)
-    line = Line(Costs(ONE_ROW, decoding), promises=False)
+    line = Line(machine_of(ONE_ROW, decode=DECODE), promises=False)
     line.came(Arrival(0.0, alike(1, 3)))
     for _ in range(60):
-        decoding.follow(1, 3.0)
+        line.machine.decode[ONE].follow(1, 3.0)
     assert expected(line, line.tickets[0]) == pytest.approx(3 + 3.0, rel=0.03)
 
 
 @examples(40)
-@given(costs_with_decoding, any_arrivals(max_size=8, latents=True), any_times, any_decode_times)
+@given(decoding_machines(), any_arrivals(max_size=8, latents=True), any_times, any_decode_times)
 def test_no_job_is_expected_after_its_promise_where_images_are_decoded(
-    costs: Costs, arrivals: list[Arrival], times: list[float], decode_times: list[float]
+    machine: Machine, arrivals: list[Arrival], times: list[float], decode_times: list[float]
 ) -> None:
-    line = Line(costs, times=times, decode_times=decode_times)
+    line = Line(machine, times=times, decode_times=decode_times)
     for _ in line.moments(arrivals):
         for ticket in line.present:
             assert 0 <= expected(line, ticket) <= ticket.promise - line.now + 1e-6
+
+
+# Groups and stages
+
+
+def test_jobs_of_other_groups_ahead_count_and_share_no_pass() -> None:
+    line = Line(machine_of(BETWEEN, {1: 4.0, 2: 5.0}), promises=False)
+    for group, images in ((0, alike(1, 8)), (1, alike(1, 3)), (0, alike(1, 9)), (1, alike(2, 3))):
+        line.came(Arrival(0.0, images, group=group))
+    first, large, second, pair = line.tickets  # 8, 12, 9 and 15 seconds of work
+    forecasts = [expected(line, ticket) for ticket in (first, second, large, pair)]
+    assert forecasts == pytest.approx([8 * 1.5, 8 * 1.5 + 1, 13 + 3 * 5.0, 28 + 4.0 * 1.5], rel=0.1)
+    line.play([])
+    for ticket, forecast in zip((first, second, large, pair), forecasts, strict=True):
+        assert forecast == pytest.approx(ticket.done, rel=0.1)
+
+
+@given(rising_tables, st.integers(1, 8), st.integers(0, 8), st.integers(0, 20), st.integers(0, 100))
+def test_a_lone_job_takes_its_passes_and_its_answer(
+    table: dict[int, float], images: int, steps: int, of_image: int, of_whole: int
+) -> None:
+    machine = machine_of(table, answer=PerValue(0.1, 0.05))
+    assume(images <= machine.passes[ONE].width)
+    line = Line(machine, promises=False)
+    ticket = line.came(Arrival(0.0, alike(images, steps), values=(of_image, of_whole)))
+    forecast = expected(line, ticket)
+    line.play([])
+    assert forecast == pytest.approx(ticket.done)
+
+
+def test_all_stages_of_a_job_count() -> None:
+    machine = machine_of(ONE_ROW, decode=DECODE, encode=3.0, answer=PerValue(0.5, 0.0))
+    line = Line(machine, promises=False)
+    ticket = line.came(Arrival(0.0, alike(1, 5), encoded=True, values=(2, 4)))
+    later = line.came(Arrival(0.0, alike(1, 7), encoded=True, decoded=False))
+    assert expected(line, ticket) == pytest.approx(2 * 3.0 + 5 + 1 + 1 + 2)  # both uploads
+    assert expected(line, later) == pytest.approx(2 * 3.0 + 5 + 1 + 7)
+    line.play([])
+    assert ticket.done == pytest.approx(3.0 + 5 + 1 + 1 + 2)
+
+
+def test_an_answer_that_waits_for_another_is_expected_after_that() -> None:
+    line = Line(machine_of(ONE_ROW, answer=PerValue(1.0, 0.0)), promises=False)
+    for steps in (1, 2):
+        line.came(Arrival(0.0, alike(1, steps), values=(10, 0)))
+    first, second = line.tickets
+    assert expected(line, first) == pytest.approx(1 + 10)
+    assert expected(line, second) == pytest.approx(1 + 10 + 10)  # its image is finished at 3
+    line.begin()
+    line.end()
+    assert expected(line, first) == pytest.approx(10)
+
+
+@examples(60)
+@given(
+    machines(),
+    any_arrivals(max_size=8, images=varied_images, latents=True, stages=True),
+    any_times,
+    any_decode_times,
+)
+def test_no_job_is_expected_after_its_promise_whatever_its_stages(
+    machine: Machine, arrivals: list[Arrival], times: list[float], decode_times: list[float]
+) -> None:
+    line = Line(machine, times=times, decode_times=decode_times)
+    for _ in line.moments(arrivals):
+        for ticket in line.present:
+            assert 0 <= expected(line, ticket) <= max(0.0, ticket.promise - line.now) + 1e-6

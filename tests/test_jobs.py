@@ -1,15 +1,27 @@
 """The work left in a job, and an upper bound on its duration."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import islice, takewhile
+from itertools import accumulate, islice, takewhile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.costs import Costs
-from service.engine.jobs import Job, RowState
-from tests.lines import Images, alike, any_images, cost_tables
+from service.engine.costs import Machine, PerValue
+from service.engine.jobs import Job, StageWork
+from service.engine.waves import RowState
+from tests.lines import (
+    Images,
+    alike,
+    any_images,
+    cost_tables,
+    job_of,
+    lines_of,
+    machine_of,
+    machines,
+    varied_images,
+)
 
 ROUNDING = 1e-9
 
@@ -22,62 +34,60 @@ def due(job: Job) -> list[RowState]:
     return [row for row in job.behind_first() for _ in range(row.due)]
 
 
-def run(job: Job, costs: Costs, rows: int) -> None:
+def run(job: Job, rows: int) -> None:
     """Run a pass of some of the due rows."""
     chosen = [row for i, row in enumerate(due(job)) if rows >> i & 1]
     if chosen:
-        job.count(chosen, costs)
+        job.count(chosen)
 
 
-def plan(job: Job, costs: Costs) -> list[RowState]:
+def plan(job: Job) -> list[RowState]:
     """The next pass of the plan that `seconds` is the duration of."""
     tasks = (row for row in job.furthest_behind() for _ in range(row.due))
-    return list(islice(tasks, costs.width))
+    return list(islice(tasks, job.costs.width))
 
 
-def partly_run(table: dict[int, float], images: Images, passes: Sequence[int]) -> tuple[Job, Costs]:
-    costs = Costs(table)
-    job = Job(images, costs)
+def partly_run(table: dict[int, float], images: Images, passes: Sequence[int]) -> Job:
+    job = job_of(images, machine_of(table))
     for rows in passes:
-        run(job, costs, rows)
-    return job, costs
+        run(job, rows)
+    return job
 
 
-def to_the_end(job: Job, costs: Costs) -> Iterator[int]:
+def to_the_end(job: Job) -> Iterator[int]:
     """Run the plan to its end. Yields the number of rows of each pass."""
     while job.left:
-        tasks = plan(job, costs)
-        job.count(tasks, costs)
+        tasks = plan(job)
+        job.count(tasks)
         yield len(tasks)
 
 
-@given(cost_tables, any_images, any_passes)
+@given(cost_tables, varied_images, any_passes)
 def test_no_pass_makes_the_seconds_longer(table: dict[int, float], images: Images, passes: list[int]) -> None:
-    costs = Costs(table)
-    job = Job(images, costs)
+    job = job_of(images, machine_of(table))
     for rows in passes:
         before = job.seconds
-        run(job, costs, rows)
+        run(job, rows)
         assert job.seconds <= before + ROUNDING
 
 
-@given(cost_tables, any_images, any_passes)
+@given(cost_tables, varied_images, any_passes)
 def test_a_pass_of_the_plan_makes_the_seconds_shorter_by_all_that_it_takes(
     table: dict[int, float], images: Images, passes: list[int]
 ) -> None:
-    job, costs = partly_run(table, images, passes)
+    job = partly_run(table, images, passes)
     while job.left:
-        before, tasks = job.seconds, plan(job, costs)
-        job.count(tasks, costs)
-        assert job.seconds <= before - costs.ceilings[len(tasks)] + ROUNDING
+        before, tasks = job.seconds, plan(job)
+        job.count(tasks)
+        assert job.seconds <= before - job.costs.ceilings[len(tasks)] + ROUNDING
     assert job.seconds == 0
 
 
-@given(cost_tables, any_images, any_passes)
+@given(cost_tables, varied_images, any_passes)
 def test_the_seconds_are_those_of_the_plan(table: dict[int, float], images: Images, passes: list[int]) -> None:
-    job, costs = partly_run(table, images, passes)
+    job = partly_run(table, images, passes)
     seconds = job.seconds
-    assert sum(costs.ceilings[rows] for rows in to_the_end(job, costs)) == pytest.approx(seconds)
+    assert sum(job.costs.ceilings[rows] for rows in to_the_end(job)) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -92,62 +102,63 @@ def test_the_seconds_are_those_of_the_plan(table: dict[int, float], images: Imag
         (((5, 2), (5, 1), (5, 1)), 5 * (2.0 + 1.0)),  # as if every row were guided
     ],
 )
-def test_images_run_in_groups_that_fill_a_pass(images: Images, seconds: float) -> None:
-    assert Job(images, Costs({1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5})).seconds == pytest.approx(seconds)
+def test_images_run_in_waves_that_fill_a_pass(images: Images, seconds: float) -> None:
+    assert job_of(images, machine_of({1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5})).seconds == pytest.approx(seconds)
 
 
 def test_an_image_of_two_rows_takes_two_passes_where_only_one_row_fits() -> None:
-    assert Job(alike(1, 5, 2), Costs({1: 1.0})).seconds == pytest.approx(10.0)
+    assert job_of(alike(1, 5, 2), machine_of({1: 1.0})).seconds == pytest.approx(10.0)
 
 
-@given(cost_tables, any_images, any_passes)
+@given(cost_tables, varied_images, any_passes)
 def test_what_is_left_agrees_with_a_recount(table: dict[int, float], images: Images, passes: list[int]) -> None:
-    costs = Costs(table)
-    job = Job(images, costs)
+    job = job_of(images, machine_of(table))
+    tables = [lines_of(image) for image in images]
     ran = [0] * len(images)
     tasks = list(job.rows)
     for rows in passes:
         for row in (row for i, row in enumerate(due(job)) if rows >> i & 1):
             ran[row.index] += 1
-        run(job, costs, rows)
-        for row, (steps, forwards), n in zip(tasks, images, ran, strict=True):
-            assert row.steps_left == steps - n // forwards
-            assert list(row.branches) == list(range(n % forwards, forwards))
-        assert job.left == job.size - sum(ran) == sum(left for *_, left in job.rest.groups)
-        assert sum(together for together, *_ in job.rest.groups) == len([row for row in tasks if row.steps_left])
+        run(job, rows)
+        for row, table_, n in zip(tasks, tables, ran, strict=True):
+            ends = list(accumulate(table_))
+            taken = bisect_right(ends, n)
+            assert row.steps_left == len(table_) - taken
+            if row.steps_left:
+                first = n - (ends[taken - 1] if taken else 0)
+                assert list(row.branches) == list(range(first, table_[taken]))
+        assert job.left == job.size - sum(ran) == sum(left for *_, left in job.rest.waves)
+        assert sum(together for together, *_ in job.rest.waves) == len([row for row in tasks if row.steps_left])
         assert job.steps == max(row.steps_left for row in tasks)
-    assert job.size == sum(steps * forwards for steps, forwards in images)
+    assert job.size == sum(map(sum, tables))
 
 
 @given(cost_tables, any_images)
-def test_a_group_steps_in_one_pass_and_leaves_no_room_for_another_image(
-    table: dict[int, float], images: Images
-) -> None:
-    costs = Costs(table)
-    job = Job(images, costs)
+def test_a_wave_steps_in_one_pass_and_leaves_no_room_for_another_image(table: dict[int, float], images: Images) -> None:
+    job = job_of(images, machine_of(table))
     most = max(forwards for _, forwards in images)
-    for _, at_once, _ in job.rest.groups:
-        assert at_once <= max(costs.width, most)
+    for _, at_once, _ in job.rest.waves:
+        assert at_once <= max(job.costs.width, most)
     if len(set(images)) == 1:
-        assert all(at_once == together * most for together, at_once, _ in job.rest.groups)
-        assert all(at_once + most > costs.width for _, at_once, _ in job.rest.groups[:-1])
+        assert all(at_once == together * most for together, at_once, _ in job.rest.waves)
+        assert all(at_once + most > job.costs.width for _, at_once, _ in job.rest.waves[:-1])
 
 
-@given(cost_tables, any_images, any_passes)
-def test_images_come_group_after_group_and_those_behind_first(
+@given(cost_tables, varied_images, any_passes)
+def test_images_come_wave_after_wave_and_those_behind_first(
     table: dict[int, float], images: Images, passes: list[int]
 ) -> None:
-    job, _ = partly_run(table, images, passes)
+    job = partly_run(table, images, passes)
     tasks = list(job.behind_first())
     assert sorted(row.index for row in tasks) == [row.index for row in job.rows if row.steps_left]
     rest = iter(tasks)
-    for together, _, left in job.rest.groups:
-        group: list[RowState] = []
+    for together, _, left in job.rest.waves:
+        wave: list[RowState] = []
         while left:
-            group.append(next(rest))
-            left -= (group[-1].steps_left - 1) * group[-1].forwards_per_step + group[-1].due
-        assert len(group) == together
-        steps = [row.steps_left for row in group]
+            wave.append(next(rest))
+            left -= sum(wave[-1].at(level) for level in range(1, wave[-1].steps_left + 1))
+        assert len(wave) == together
+        steps = [row.steps_left for row in wave]
         assert steps == sorted(steps, reverse=True)
     if tasks:
         behind = list(takewhile(lambda row: row.steps_left == tasks[0].steps_left, tasks))
@@ -156,34 +167,123 @@ def test_images_come_group_after_group_and_those_behind_first(
         assert set(first) <= set(behind)
 
 
+@given(st.integers(1, 30), st.integers(1, 4), st.integers(0, 30), st.integers(0, 30))
+def test_an_image_that_is_guided_in_a_part_of_its_steps_costs_what_these_and_the_others_do(
+    steps: int, branches: int, begin: int, end: int
+) -> None:
+    table = {1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}
+    guided = len(range(steps)[min(begin, end) : max(begin, end)])
+    job = job_of(((steps, branches, min(begin, end), max(begin, end)),), machine_of(table))
+    assert job.seconds == pytest.approx(guided * table[branches] + (steps - guided) * table[1])
+    assert job.left == guided * branches + (steps - guided)
+
+
+# Stages
+
+
+ALL = StageWork(encoded=True, decoded=True, values=(100, 300))
+
+
+def a_machine() -> Machine:
+    """A pass takes 1 s, a batch of decoding and an upload 2 s, 100 values of the answer 1 s."""
+    return machine_of({1: 1.0}, decode={1: 2.0}, encode=2.0, answer=PerValue(0.01, 0.0))
+
+
+def test_a_job_is_done_when_all_of_its_stages_are() -> None:
+    job = job_of(alike(2, 1), a_machine(), ALL)
+    assert (job.encode_s, job.work, job.answer_s, job.piece_s) == pytest.approx((2.0, 2.0, 5.0, 3.0))
+    shares = [job.fraction]
+
+    def run_one() -> None:
+        job.count([next(iter(job.behind_first()))])
+
+    for piece in (job.encoded, run_one, job.decoded, job.answered, run_one, job.decoded, job.answered, job.answered):
+        assert not job.is_done
+        piece()
+        shares.append(job.fraction)
+    assert job.is_done
+    seconds = [0, 2, 1, 2, 1, 1, 2, 1, 3]
+    assert shares == pytest.approx([sum(seconds[: i + 1]) / 13 for i in range(9)])
+
+
+def test_what_waits_for_the_decoder_and_for_the_answer_is_what_stages_have_not_done() -> None:
+    job = job_of(((1, 1), (1, 1)), a_machine(), StageWork(decoded=True, values=(100, 300)))
+    seen = [(job.decoding, job.ready)]
+    for row in job.rows:
+        job.count([row])
+        job.end(row)
+        seen.append((job.decoding, job.ready))
+    for piece in (job.decoded, job.decoded, job.answered, job.answered, job.answered):
+        piece()
+        seen.append((job.decoding, job.ready))
+    nothing, one, two, whole = (0, 0), (1, 100), (2, 200), (1, 300)
+    assert seen == [
+        (0, nothing), (1, nothing), (2, nothing), (1, one), (0, two), (0, one), (0, whole), (0, nothing)
+    ]  # fmt: skip
+
+
+def test_a_job_without_steps_is_its_stages() -> None:
+    job = job_of(((0, 1),), a_machine(), StageWork(encoded=True, values=(100, 300)))
+    assert (job.left, job.steps, job.seconds, job.unstepped, list(job.behind_first())) == (0, 0, 0, 0, [])
+    assert job.ready == (0, 0)
+    job.encoded()
+    assert job.ready == (1, 100)
+
+
+@given(machines(), varied_images, any_passes, st.booleans(), st.lists(st.floats(0.2, 5.0), max_size=30))
+def test_the_share_that_is_done_never_falls_whatever_costs_become(
+    machine: Machine, images: Images, passes: list[int], decoded: bool, changes: list[float]
+) -> None:
+    stages = StageWork(False, decoded and bool(machine.decode), (1, 2))
+    job = job_of(images, machine, stages)
+    assert job.fraction == 0
+    last = 0.0
+    for rows in passes:
+        run(job, rows)
+        if changes:
+            job.costs.follow(1, changes.pop() * job.costs.seconds(1))
+            job.weigh()
+        assert last <= job.fraction <= 1
+        last = job.fraction
+    while job.left:
+        job.count(plan(job))
+    for _ in range(job.undecoded):
+        job.decoded()
+    for _ in range(job.unanswered):
+        assert job.fraction < 1
+        job.answered()
+    assert job.fraction == 1
+
+
 def test_both_branches_of_a_task_may_be_counted_at_once() -> None:
-    costs = Costs({4: 1.0})
-    job = Job(alike(2, 2, 2), costs)
+    job = job_of(alike(2, 2, 2), machine_of({4: 1.0}))
     [a, b] = job.rows
-    job.count([a, a, b], costs)
+    job.count([a, a, b])
     assert (a.steps_left, list(a.branches), b.steps_left, list(b.branches)) == (1, [0, 1], 2, [1])
     assert (job.left, job.steps) == (5, 2)
 
 
-@given(any_images, any_passes, st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4))
+@given(varied_images, any_passes, st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4))
 def test_other_costs_weigh_a_job_anew(images: Images, passes: list[int], seconds: list[float]) -> None:
     """Widths may change too. `seconds` stays enough for the plan."""
-    job, _ = partly_run({1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}, images, passes)
-    costs = Costs(dict(enumerate(seconds, 1)))
-    job.weigh(costs)
+    job = partly_run({1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}, images, passes)
+    for width, taken in enumerate(seconds, 1):
+        for _ in range(30):
+            job.costs.follow(width, taken)
+    job.weigh()
     weighed = job.seconds
-    assert sum(costs.ceilings[rows] for rows in to_the_end(job, costs)) == pytest.approx(weighed)
+    assert sum(job.costs.ceilings[rows] for rows in to_the_end(job)) == pytest.approx(weighed)
 
 
-@given(cost_tables, any_images, any_passes, st.booleans())
+@given(cost_tables, varied_images, any_passes, st.booleans())
 def test_images_that_are_decoded_are_still_to_be_whatever_has_run(
     table: dict[int, float], images: Images, passes: list[int], decoded: bool
 ) -> None:
-    costs = Costs(table)
-    job, plain = Job(images, costs, decoded), Job(images, costs)
+    machine = machine_of(table, decode=table)
+    job, plain = job_of(images, machine, StageWork(decoded=decoded)), job_of(images, machine)
     for rows in passes:
-        run(job, costs, rows)
-        run(plain, costs, rows)
-        assert (job.left, job.steps, job.rest.groups) == (plain.left, plain.steps, plain.rest.groups)
+        run(job, rows)
+        run(plain, rows)
+        assert (job.left, job.steps, job.rest.waves) == (plain.left, plain.steps, plain.rest.waves)
         assert job.seconds == plain.seconds
         assert job.undecoded == (len(images) if decoded else 0)

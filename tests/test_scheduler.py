@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.admission import earliest_promise
-from service.engine.costs import Costs
-from service.engine.jobs import Job
-from service.engine.promises import MARGIN, SHARED, seconds_alone
+from service.engine.bounds import MARGIN, SHARED
+from service.engine.costs import Machine
+from service.engine.jobs import StageWork
+from service.engine.promises import seconds_alone
 from service.engine.scheduler import Scheduler
 from tests.lines import (
+    ONE,
     Arrival,
     Images,
     Line,
@@ -25,7 +27,9 @@ from tests.lines import (
     any_images,
     any_times,
     cost_tables,
-    costs_with_decoding,
+    decoding_machines,
+    job_of,
+    machine_of,
     played,
 )
 from tests.properties import examples
@@ -70,7 +74,7 @@ def singles(*steps: int) -> list[Arrival]:
 def test_every_promise_is_kept_while_passes_stay_within_the_margin(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
 ) -> None:
-    line = Line(Costs(table), max_started, times)
+    line = Line(machine_of(table), max_started, times)
     for ticket in line.play(arrivals):
         assert (ticket.done is not None) + ticket.refused + ticket.cancelled == 1
         if ticket.done is not None:
@@ -80,10 +84,10 @@ def test_every_promise_is_kept_while_passes_stay_within_the_margin(
 
 def test_two_roundings_do_not_add_up_to_a_broken_promise() -> None:
     """A plan that missed promises by 4e-16 s was once taken for one that keeps none, and the other plan for as good."""
-    costs = Costs({1: 0.5, 2: 0.9563551190854621, 4: 1.0, 8: 1.0, 16: 1.0})
+    machine = machine_of({1: 0.5, 2: 0.9563551190854621, 4: 1.0, 8: 1.0, 16: 1.0})
     forwards = (2, 1, 2, 1)
     arrivals = [Arrival(0.0, alike(1, 1, 2)), *(Arrival(0.25, alike(1, 1, n)) for n in forwards)]
-    for ticket in played(costs, arrivals, times=[1 + MARGIN]).tickets:
+    for ticket in played(machine, arrivals, times=[1 + MARGIN]).tickets:
         assert ticket.done is not None
         assert ticket.done <= ticket.promise + SOON
 
@@ -92,44 +96,44 @@ def test_two_roundings_do_not_add_up_to_a_broken_promise() -> None:
 def test_on_an_idle_server_the_shortest_promise_is_the_same_at_any_time(
     table: dict[int, float], images: Images, now: float
 ) -> None:
-    scheduler = Scheduler(Costs(table), MANY)
-    job = Job(images, scheduler.costs)
-    alone_s = seconds_alone(job, scheduler.costs)
+    scheduler = Scheduler(machine_of(table), {ONE: MANY})
+    job = job_of(images, scheduler.machine)
+    alone_s = seconds_alone(job, scheduler.machine)
     assert earliest_promise(job, scheduler, now, now) == pytest.approx(now + alone_s, abs=1e-9)
     assert earliest_promise(job, scheduler, now, now + 0.99 * alone_s) > now + 0.99 * alone_s  # so it would be refused
     assert earliest_promise(job, scheduler, now, now + 1.01 * alone_s) <= now + 1.01 * alone_s
 
 
 def test_what_a_job_takes_alone_does_not_depend_on_others() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     line.came(Arrival(0.0, alike(1, 20), hurry=1.0))
     line.begin()
-    assert seconds_alone(Job(alike(1, 10), line.costs), line.scheduler.costs) == pytest.approx(10 * (1 + MARGIN))
+    assert seconds_alone(job_of(alike(1, 10), line.machine), line.machine) == pytest.approx(10 * (1 + MARGIN))
 
 
 def test_an_idle_server_promises_twice_what_full_passes_would_take() -> None:
-    scheduler = Scheduler(Costs(EQUAL), MANY)
-    job = Job(alike(2, 10), scheduler.costs)  # at most 20/4 passes, and 3/4 of its 10 steps: 12.5
+    scheduler = Scheduler(machine_of(EQUAL), {ONE: MANY})
+    job = job_of(alike(2, 10), scheduler.machine)  # at most 20/4 passes, and 3/4 of its 10 steps: 12.5
     assert earliest_promise(job, scheduler, 100.0, inf) == pytest.approx(100.0 + 2 * 12.5)
-    assert seconds_alone(job, scheduler.costs) == pytest.approx(10 * (1 + MARGIN))
+    assert seconds_alone(job, scheduler.machine) == pytest.approx(10 * (1 + MARGIN))
 
 
 def test_no_promise_is_shorter_than_a_quarter_of_a_second_unless_it_must_be() -> None:
-    scheduler = Scheduler(Costs({1: 0.001}), MANY)
-    job = Job(alike(1, 10), scheduler.costs)
+    scheduler = Scheduler(machine_of({1: 0.001}), {ONE: MANY})
+    job = job_of(alike(1, 10), scheduler.machine)
     assert earliest_promise(job, scheduler, 100.0, inf) == 100.25
     assert earliest_promise(job, scheduler, 100.0, 100.125) == 100.125
 
 
 def test_the_shortest_promise_is_that_of_the_plan_which_is_sooner_done() -> None:
     """One after the other, guided rows leave a third of each pass of three empty."""
-    scheduler = Scheduler(Costs({3: 1.0}), MANY)
-    job = Job(alike(4, 10, 2), scheduler.costs)
-    assert seconds_alone(job, scheduler.costs) == pytest.approx((80 / 3 + 10 * 2 / 3) * (1 + MARGIN))
+    scheduler = Scheduler(machine_of({3: 1.0}), {ONE: MANY})
+    job = job_of(alike(4, 10, 2), scheduler.machine)
+    assert seconds_alone(job, scheduler.machine) == pytest.approx((80 / 3 + 10 * 2 / 3) * (1 + MARGIN))
 
 
 def test_a_promise_counts_from_the_end_of_the_present_pass() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     line.came(Arrival(0.0, alike(1, 1)))
     line.begin()
     line.now = 0.5
@@ -140,11 +144,11 @@ def test_a_promise_counts_from_the_end_of_the_present_pass() -> None:
 @given(cost_tables, any_arrivals(max_size=8), any_images, st.integers(0, 20))
 def test_asking_changes_nothing(table: dict[int, float], arrivals: list[Arrival], images: Images, passes: int) -> None:
     def play(asks: bool) -> list[object]:
-        line = Line(Costs(table))
+        line = Line(machine_of(table))
         for _ in line.moments(arrivals):
             if asks:
-                job = Job(images, line.costs)
-                seconds_alone(job, line.scheduler.costs)
+                job = job_of(images, line.machine)
+                seconds_alone(job, line.scheduler.machine)
                 for latest in (line.now, line.now + passes, inf):
                     earliest_promise(job, line.scheduler, line.now, latest)
                 line.scheduler.ahead_of(job)
@@ -158,7 +162,7 @@ def test_asking_changes_nothing(table: dict[int, float], arrivals: list[Arrival]
 def test_no_job_is_promised_to_be_done_before_another_of_its_size_that_came_before(
     table: dict[int, float], arrivals: list[Arrival], times: list[float]
 ) -> None:
-    line = Line(Costs(table), times=times)
+    line = Line(machine_of(table), times=times)
     for _ in line.moments(arrivals):
         if line.tickets:
             newest = line.tickets[-1]
@@ -168,7 +172,7 @@ def test_no_job_is_promised_to_be_done_before_another_of_its_size_that_came_befo
 
 
 def test_a_crowd_that_has_left_does_not_let_equal_jobs_overtake_each_other() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     crowd, first = line.came(Arrival(0.0, alike(1, 100))), line.came(Arrival(0.0, alike(1, 10)))
     line.left(crowd)
     second, shorter = line.came(Arrival(0.0, alike(1, 10))), line.came(Arrival(0.0, alike(1, 9)))
@@ -178,7 +182,7 @@ def test_a_crowd_that_has_left_does_not_let_equal_jobs_overtake_each_other() -> 
 
 def test_the_earliest_promise_goes_first_when_there_is_no_time_to_spare() -> None:
     """The short job must not go first: even one of its passes would break the promise of the long one."""
-    line = Line(Costs(ONE_ROW), times=[1 + MARGIN])
+    line = Line(machine_of(ONE_ROW), times=[1 + MARGIN])
     long = line.came(Arrival(0.0, alike(1, 10), hurry=1.0))
     short = line.came(Arrival(0.0, alike(1, 1)))
     line.play([])
@@ -190,7 +194,7 @@ def test_the_earliest_promise_goes_first_when_there_is_no_time_to_spare() -> Non
 
 def test_time_to_spare_is_spent_on_short_jobs_and_no_more() -> None:
     """The long job has 5 s to spare. Three short jobs take 3.75 s of them; a fourth would take too much."""
-    line = Line(Costs(ONE_ROW), times=[1 + MARGIN])
+    line = Line(machine_of(ONE_ROW), times=[1 + MARGIN])
     long = line.came(Arrival(0.0, alike(1, 8), within=15.0))
     for _ in range(6):
         line.came(Arrival(0.0, alike(1, 1)))
@@ -202,7 +206,7 @@ def test_time_to_spare_is_spent_on_short_jobs_and_no_more() -> None:
 
 
 def test_passes_that_are_quicker_than_the_margin_leave_more_time_to_spare() -> None:
-    line = Line(Costs(ONE_ROW), times=[1.0])
+    line = Line(machine_of(ONE_ROW), times=[1.0])
     long = line.came(Arrival(0.0, alike(1, 8), within=15.0))
     for _ in range(6):
         line.came(Arrival(0.0, alike(1, 1)))
@@ -212,7 +216,7 @@ def test_passes_that_are_quicker_than_the_margin_leave_more_time_to_spare() -> N
 
 
 def test_what_cannot_be_done_in_time_is_refused_and_what_can_is_not() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     assert not line.came(Arrival(0.0, alike(1, 8), within=10.0)).refused  # 8 passes, with the margin
     assert line.came(Arrival(0.0, alike(1, 8), within=19.9)).refused
     assert line.came(Arrival(0.0, alike(1, 1), within=1.25)).refused  # it would break the other promise
@@ -226,11 +230,11 @@ def test_what_cannot_be_done_in_time_is_refused_and_what_can_is_not() -> None:
 def test_a_job_in_many_parts_breaks_nobodys_promise(table: dict[int, float], parts: int) -> None:
     long = Arrival(0.0, alike(3, 40))
     crowd = [Arrival(float(i), alike(12 // parts, 5)) for i in range(12) for _ in range(parts)]
-    line = played(Costs(table), [long, *crowd], times=[1 + MARGIN])
+    line = played(machine_of(table), [long, *crowd], times=[1 + MARGIN])
     for ticket in line.tickets:
         assert ticket.done is not None
         assert ticket.done <= ticket.promise + SOON
-    assert line.tickets[0].promise == played(Costs(table), [long]).tickets[0].promise
+    assert line.tickets[0].promise == played(machine_of(table), [long]).tickets[0].promise
 
 
 @examples(50)
@@ -243,7 +247,7 @@ def test_parts_of_jobs_keep_their_promises_like_whole_ones(
         for arrival in arrivals
         for image in arrival.images
     ]
-    for ticket in played(Costs(table), parts, times).tickets:
+    for ticket in played(machine_of(table), parts, times).tickets:
         if ticket.done is not None:
             assert ticket.done <= ticket.promise + SOON
 
@@ -256,7 +260,7 @@ def test_parts_of_jobs_keep_their_promises_like_whole_ones(
 def test_each_image_runs_exactly_its_forward_rows_branch_after_branch(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
 ) -> None:
-    line = Line(Costs(table), max_started, times)
+    line = Line(machine_of(table), max_started, times)
     for ticket in line.play(arrivals):
         for (steps, forwards), ran in zip(ticket.arrival.images, ticket.ran, strict=True):
             expected = list(range(forwards)) * steps
@@ -270,7 +274,7 @@ def test_each_image_runs_exactly_its_forward_rows_branch_after_branch(
 @examples(50)
 @given(cost_tables, any_arrivals(), any_times)
 def test_a_removed_job_never_runs_again(table: dict[int, float], arrivals: list[Arrival], times: list[float]) -> None:
-    line = Line(Costs(table), times=times)
+    line = Line(machine_of(table), times=times)
     ran_until: dict[Ticket, int] = {}
     for _ in line.moments(arrivals):
         for ticket in line.tickets:
@@ -283,7 +287,7 @@ def test_a_removed_job_never_runs_again(table: dict[int, float], arrivals: list[
 def test_no_pass_is_empty_while_work_is_due_and_none_is_wider_than_it_pays(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
 ) -> None:
-    line = Line(Costs(table), max_started, times)
+    line = Line(machine_of(table), max_started, times)
     for _ in line.moments(arrivals):
         if line.passes:
             rows = line.passes[-1].rows
@@ -296,7 +300,7 @@ def test_no_pass_is_empty_while_work_is_due_and_none_is_wider_than_it_pays(
 @examples(50)
 @given(cost_tables, any_arrivals(max_size=25, images=st.builds(alike, st.integers(1, 12), st.integers(1, 6))))
 def test_passes_are_full_with_more_than_a_few_jobs_in_line(table: dict[int, float], arrivals: list[Arrival]) -> None:
-    line = Line(Costs(table), promises=False)
+    line = Line(machine_of(table), promises=False)
     line.play(arrivals)
     for ran in line.passes:
         if ran.jobs > FEW:
@@ -307,7 +311,7 @@ def test_passes_are_full_with_more_than_a_few_jobs_in_line(table: dict[int, floa
 def test_passes_are_full_while_no_job_is_much_longer_than_another(
     table: dict[int, float], steps: list[int], forwards: int
 ) -> None:
-    line = Line(Costs(table), promises=False)
+    line = Line(machine_of(table), promises=False)
     tickets = [line.came(Arrival(0.0, alike(1, n, forwards))) for n in steps]
     while line.present:
         left = [ticket.left for ticket in tickets if ticket.left]
@@ -319,7 +323,7 @@ def test_passes_are_full_while_no_job_is_much_longer_than_another(
 
 @given(cost_tables, any_images, any_times)
 def test_a_lone_job_runs_in_full_passes(table: dict[int, float], images: Images, times: list[float]) -> None:
-    line = Line(Costs(table), times=times)
+    line = Line(machine_of(table), times=times)
     line.play([Arrival(0.0, images)])
     for ran in line.passes:
         assert len(ran.rows) == min(line.costs.width, ran.due)
@@ -333,7 +337,7 @@ def test_a_lone_job_runs_in_full_passes(table: dict[int, float], images: Images,
 def test_of_equal_jobs_the_first_to_come_is_the_first_to_be_done(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
 ) -> None:
-    line = Line(Costs(table), max_started, times)
+    line = Line(machine_of(table), max_started, times)
     line.play(arrivals)
     last: dict[Images, float] = {}
     for ticket in line.tickets:
@@ -343,7 +347,7 @@ def test_of_equal_jobs_the_first_to_come_is_the_first_to_be_done(
 
 
 def test_short_jobs_overtake_long_ones() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     long = line.came(Arrival(0.0, alike(1, 20)))
     line.begin()
     line.came(Arrival(0.0, alike(1, 3)))
@@ -356,14 +360,14 @@ def test_short_jobs_overtake_long_ones() -> None:
 
 
 def test_what_counts_is_the_work_that_is_left() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     line.play([Arrival(0.0, alike(1, 10)), Arrival(7.5, alike(1, 5)), Arrival(7.5, alike(1, 1))])
     assert [ticket.done for ticket in line.tickets] == [11.0, 16.0, 9.0]
 
 
 def test_a_short_job_among_long_ones_keeps_its_pace() -> None:
     """A pass of four takes 2.5 times as long as one alone, so the long jobs wait."""
-    line = Line(Costs(BETWEEN))
+    line = Line(machine_of(BETWEEN))
     line.play(singles(100, 100, 100, 5))
     assert [len(ran.rows) for ran in line.passes[:5]] == [1] * 5
     assert line.tickets[3].done == 5.0
@@ -372,26 +376,26 @@ def test_a_short_job_among_long_ones_keeps_its_pace() -> None:
 
 @pytest.mark.parametrize("seconds", [1.0, 1.25])
 def test_long_jobs_join_a_short_one_where_that_takes_hardly_longer(seconds: float) -> None:
-    line = Line(Costs({1: 1.0, 2: seconds, 4: 2.0}))
+    line = Line(machine_of({1: 1.0, 2: seconds, 4: 2.0}))
     line.play(singles(100, 100, 100, 5))
     assert [len(ran.rows) for ran in line.passes[:5]] == [2] * 5
     assert line.tickets[3].done == 5 * seconds
 
 
 def test_jobs_that_are_not_much_longer_fill_the_pass_of_a_short_one() -> None:
-    line = Line(Costs(BETWEEN))
+    line = Line(machine_of(BETWEEN))
     line.play(singles(20, 20, 20, 6))
     assert len(line.passes[0].rows) == 4
 
 
 def test_with_many_jobs_in_line_a_short_one_must_share_its_passes() -> None:
-    line = Line(Costs(BETWEEN))
+    line = Line(machine_of(BETWEEN))
     line.play(singles(*[100] * FEW, 5))
     assert len(line.passes[0].rows) == 4
 
 
 def test_branches_of_a_guided_image_may_fall_into_different_passes() -> None:
-    line = Line(Costs({3: 1.0}))
+    line = Line(machine_of({3: 1.0}))
     line.play([Arrival(0.0, alike(1, 2, 2)), Arrival(0.0, alike(1, 2, 2))])
     [a, b] = line.tickets
     assert [ran.rows for ran in line.passes] == [
@@ -402,7 +406,7 @@ def test_branches_of_a_guided_image_may_fall_into_different_passes() -> None:
 
 
 def test_a_guided_image_runs_where_only_one_row_fits_a_pass() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     line.play([Arrival(0.0, alike(1, 2, 2)), Arrival(0.0, alike(1, 8))])
     [a, b] = line.tickets
     rows = [row for ran in line.passes for row in ran.rows]
@@ -417,20 +421,20 @@ def test_a_guided_image_runs_where_only_one_row_fits_a_pass() -> None:
 def test_no_more_tasks_start_than_may_hold_a_slot(
     table: dict[int, float], arrivals: list[Arrival], max_started: int
 ) -> None:
-    line = Line(Costs(table), max_started, promises=False)
+    line = Line(machine_of(table), max_started, promises=False)
     for _ in line.moments(arrivals):
         assert line.scheduler.running <= max_started
 
 
 def test_a_task_starts_when_another_is_done_where_slots_are_few() -> None:
-    line = Line(Costs(EQUAL), max_started=2)
+    line = Line(machine_of(EQUAL), max_started=2)
     line.play(singles(2, 3, 3))
     assert [[ticket.size for ticket in ran.tickets] for ran in line.passes] == [[2, 3], [2, 3], [3, 3], [3], [3]]
     assert [ticket.done for ticket in line.tickets] == [2.0, 3.0, 5.0]
 
 
 def test_a_promise_that_needs_it_starts_a_task_beyond_the_slots() -> None:
-    line = Line(Costs(ONE_ROW), max_started=1)
+    line = Line(machine_of(ONE_ROW), max_started=1)
     line.came(Arrival(0.0, alike(1, 10)))
     line.begin()
     assert line.scheduler.running == 1
@@ -445,7 +449,7 @@ def test_a_promise_that_needs_it_starts_a_task_beyond_the_slots() -> None:
 
 
 def test_a_short_job_waits_for_a_slot_where_no_promise_needs_it() -> None:
-    line = Line(Costs(ONE_ROW), max_started=1)
+    line = Line(machine_of(ONE_ROW), max_started=1)
     line.play([Arrival(0.0, alike(1, 4)), Arrival(0.5, alike(1, 1))])
     assert done_in_order(line) == [0, 1]
 
@@ -458,7 +462,7 @@ def test_a_short_job_waits_for_a_slot_where_no_promise_needs_it() -> None:
 def test_counters_agree_with_a_recount_at_any_time(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
 ) -> None:
-    line = Line(Costs(table), max_started, times)
+    line = Line(machine_of(table), max_started, times)
     for _ in line.moments(arrivals):
         images = line.images
         running = sum(bool(ticket.ran[index]) for ticket, index in images)
@@ -477,7 +481,7 @@ def test_counters_agree_with_a_recount_at_any_time(
 def test_finished_rows_are_told_once_and_leave(
     table: dict[int, float], arrivals: list[Arrival], times: list[float]
 ) -> None:
-    line = Line(Costs(table), times=times)
+    line = Line(machine_of(table), times=times)
     line.play(arrivals)
     for ticket in line.tickets:
         told = [index for of, index in line.finished if of is ticket]
@@ -488,8 +492,8 @@ def test_finished_rows_are_told_once_and_leave(
 
 
 def test_jobs_are_counted_by_the_work_that_is_ahead() -> None:
-    scheduler = Scheduler(Costs(ONE_ROW), MANY)
-    jobs = [Job(alike(1, n), scheduler.costs) for n in (5, 3, 5, 9)]
+    scheduler = Scheduler(machine_of(ONE_ROW), {ONE: MANY})
+    jobs = [job_of(alike(1, n), scheduler.machine) for n in (5, 3, 5, 9)]
     for job in jobs:
         scheduler.add(job, inf)
     assert [scheduler.ahead_of(job) for job in jobs] == [1, 0, 2, 3]
@@ -499,7 +503,7 @@ def test_jobs_are_counted_by_the_work_that_is_ahead() -> None:
 @pytest.mark.parametrize("passes", [0, 1, 2, 3, 4])
 def test_a_job_can_be_removed_at_any_time_and_twice(passes: int) -> None:
     """Removal is the same call for a job that waits, is amid a guided step, is between steps, or is done."""
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     guided = line.came(Arrival(0.0, alike(1, 2, 2)))
     other = line.came(Arrival(0.0, alike(1, 9)))
     for _ in range(passes):
@@ -512,7 +516,7 @@ def test_a_job_can_be_removed_at_any_time_and_twice(passes: int) -> None:
 
 
 def test_a_job_removed_during_its_pass_is_not_finished_by_it() -> None:
-    line = Line(Costs(EQUAL), promises=False)
+    line = Line(machine_of(EQUAL), promises=False)
     gone, stays = line.came(Arrival(0.0, alike(2, 1))), line.came(Arrival(0.0, alike(2, 1)))
     line.begin()
     assert counters(line.scheduler) == (4, 0, 0)
@@ -523,20 +527,20 @@ def test_a_job_removed_during_its_pass_is_not_finished_by_it() -> None:
 
 
 def test_removing_what_was_never_added_changes_nothing() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     line.came(Arrival(0.0, alike(1, 1)))
-    line.scheduler.remove(Job(alike(5, 5), line.costs))
+    line.scheduler.remove(job_of(alike(5, 5), line.machine))
     assert counters(line.scheduler) == (0, 1, 1)
 
 
 def test_jobs_are_preempted_when_others_go_first_and_only_then() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     line.play([Arrival(0.0, alike(1, 5)), Arrival(0.5, alike(1, 2)), Arrival(3.5, alike(1, 9))])
     assert line.scheduler.preemptions == 1
 
 
 def test_a_removed_job_was_not_preempted() -> None:
-    line = Line(Costs(ONE_ROW))
+    line = Line(machine_of(ONE_ROW))
     line.play([Arrival(0.0, alike(1, 5), leaves=0.5), Arrival(0.5, alike(1, 2))])
     assert line.scheduler.preemptions == 0
 
@@ -544,7 +548,7 @@ def test_a_removed_job_was_not_preempted() -> None:
 @examples(50)
 @given(cost_tables, any_arrivals(), any_times)
 def test_preemptions_agree_with_a_recount(table: dict[int, float], arrivals: list[Arrival], times: list[float]) -> None:
-    line = Line(Costs(table), times=times)
+    line = Line(machine_of(table), times=times)
     expected, ran = 0, set[tuple[Ticket, int]]()
     passes = 0
     for _ in line.moments(arrivals):
@@ -572,7 +576,7 @@ def test_costs_may_change_at_any_time(
     table: dict[int, float], arrivals: list[Arrival], changes: Sequence[tuple[int, float]]
 ) -> None:
     """Jobs are weighed again, and all run to their ends."""
-    line = Line(Costs(table), follows=True)
+    line = Line(machine_of(table), follows=True)
     pending = list(changes)
     for _ in line.moments(arrivals):
         if pending:
@@ -586,11 +590,11 @@ def test_costs_may_change_at_any_time(
 
 
 def test_jobs_are_weighed_again_when_the_costs_have_changed() -> None:
-    line = Line(Costs({1: 1.0, 2: 2.0}))
+    line = Line(machine_of({1: 1.0, 2: 2.0}))
     ticket = line.came(Arrival(0.0, alike(1, 10)))
     drift(line, rows=1, times=3.0)
     assert ticket.job.seconds == pytest.approx(10.0)
-    earliest_promise(Job(alike(1, 1), line.costs), line.scheduler, 0.0, inf)
+    earliest_promise(job_of(alike(1, 1), line.machine), line.scheduler, 0.0, inf)
     assert ticket.job.seconds == pytest.approx(10.0 * line.costs.ceilings[1])
     drift(line, rows=1, times=3.0)
     line.begin()
@@ -599,30 +603,30 @@ def test_jobs_are_weighed_again_when_the_costs_have_changed() -> None:
 
 def test_a_job_without_a_promise_delays_nobodys() -> None:
     """The engine's probe has none. A job of the same size was once promised no earlier than its whole timeout."""
-    scheduler = Scheduler(Costs({1: 1.0}), MANY)
-    scheduler.add(Job(alike(1, 2), scheduler.costs), inf)
-    job = Job(alike(1, 2), scheduler.costs)
+    scheduler = Scheduler(machine_of({1: 1.0}), {ONE: MANY})
+    scheduler.add(job_of(alike(1, 2), scheduler.machine), inf)
+    job = job_of(alike(1, 2), scheduler.machine)
     assert earliest_promise(job, scheduler, 0.0, 1000.0) == pytest.approx(2 * 4.0)
 
 
 def test_a_pass_that_has_ended_takes_nothing_from_those_who_come_after_it() -> None:
     """The unused margin of the pass was once still counted, so an idle server refused feasible jobs."""
-    scheduler = Scheduler(Costs({1: 1.0}), MANY)
-    scheduler.add(Job(alike(1, 1), scheduler.costs), inf)
+    scheduler = Scheduler(machine_of({1: 1.0}), {ONE: MANY})
+    scheduler.add(job_of(alike(1, 1), scheduler.machine), inf)
     scheduler.advance(scheduler.next_batch(0.0))
     latest = 1.0 + 4 * (1 + MARGIN)  # the pass took 1 s
-    assert earliest_promise(Job(alike(1, 4), scheduler.costs), scheduler, 1.0, latest) == pytest.approx(latest)
+    assert earliest_promise(job_of(alike(1, 4), scheduler.machine), scheduler, 1.0, latest) == pytest.approx(latest)
 
 
 # Decoding
 
 
 @examples(300)
-@given(costs_with_decoding, any_arrivals(latents=True), any_times, any_decode_times, st.sampled_from((1, 4, MANY)))
+@given(decoding_machines(), any_arrivals(latents=True), any_times, any_decode_times, st.sampled_from((1, 4, MANY)))
 def test_every_promise_is_kept_while_decoding_stays_within_its_margin_too(
-    costs: Costs, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int
+    machine: Machine, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int
 ) -> None:
-    line = Line(costs, max_started, times, decode_times=decode_times)
+    line = Line(machine, max_started, times, decode_times=decode_times)
     for ticket in line.play(arrivals):
         assert (ticket.done is not None) + ticket.refused + ticket.cancelled == 1
         if ticket.done is not None:
@@ -633,7 +637,7 @@ def test_every_promise_is_kept_while_decoding_stays_within_its_margin_too(
 def test_others_that_fill_up_a_batch_were_not_counted_and_broke_promises() -> None:
     """One row is decoded in a quarter of the time of four. It waits for a batch of four, and then joins another."""
     slowest = SHARED * (1 + MARGIN)
-    line = Line(Costs({8: 1.0}, Costs({1: 4.0, 4: 10.0})), times=[0.01], decode_times=[slowest])
+    line = Line(machine_of({8: 1.0}, decode={1: 4.0, 4: 10.0}), times=[0.01], decode_times=[slowest])
     crowd = line.came(Arrival(0.0, alike(7, 1)))
     line.begin()
     line.end()
@@ -650,11 +654,11 @@ def test_others_that_fill_up_a_batch_were_not_counted_and_broke_promises() -> No
 
 
 @examples(100)
-@given(costs_with_decoding, any_arrivals(latents=True), any_times, any_decode_times, st.sampled_from((1, 4, MANY)))
+@given(decoding_machines(), any_arrivals(latents=True), any_times, any_decode_times, st.sampled_from((1, 4, MANY)))
 def test_counters_agree_with_a_recount_while_images_are_decoded(
-    costs: Costs, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int
+    machine: Machine, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int
 ) -> None:
-    line = Line(costs, max_started, times, decode_times=decode_times)
+    line = Line(machine, max_started, times, decode_times=decode_times)
     for _ in line.moments(arrivals):
         images = line.images
         running = sum(bool(ticket.ran[index]) for ticket, index in images)
@@ -666,8 +670,8 @@ def test_counters_agree_with_a_recount_while_images_are_decoded(
         with_work = [ticket.job for ticket in line.present if ticket.left]
         assert sorted(line.scheduler.by_work, key=id) == sorted(with_work, key=id)
     assert (counters(line.scheduler), to_decode(line.scheduler)) == ((0, 0, 0), (0, 0))
-    assert earliest_promise(Job(alike(1, 1), costs), line.scheduler, line.now, line.now) == pytest.approx(
-        line.now + seconds_alone(Job(alike(1, 1), costs), line.scheduler.costs)
+    assert earliest_promise(job_of(alike(1, 1), machine), line.scheduler, line.now, line.now) == pytest.approx(
+        line.now + seconds_alone(job_of(alike(1, 1), machine), line.scheduler.machine)
     )  # no job is left in line
 
 
@@ -675,33 +679,33 @@ def test_counters_agree_with_a_recount_while_images_are_decoded(
 def test_a_decoder_changes_nothing_for_jobs_that_need_none(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
 ) -> None:
-    def play(costs: Costs, decoded: bool) -> list[object]:
-        line = Line(costs, max_started, times)
+    def play(machine: Machine, decoded: bool) -> list[object]:
+        line = Line(machine, max_started, times)
         line.play([replace(arrival, decoded=decoded) for arrival in arrivals])
         return [(ticket.promise, ticket.done, ticket.ran) for ticket in line.tickets]
 
-    assert play(Costs(table, Costs({2: 5.0})), decoded=False) == play(Costs(table), decoded=True)
+    assert play(machine_of(table, decode={2: 5.0}), decoded=False) == play(machine_of(table), decoded=True)
 
 
 def test_an_image_is_decoded_while_others_take_their_steps() -> None:
-    line = played(Costs(ONE_ROW, Costs({1: 5.0})), [Arrival(0.0, alike(1, 2)), Arrival(0.0, alike(1, 3))])
+    line = played(machine_of(ONE_ROW, decode={1: 5.0}), [Arrival(0.0, alike(1, 2)), Arrival(0.0, alike(1, 3))])
     assert [ran.began for ran in line.passes] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert [(batch.began, batch.ended) for batch in line.batches] == [(2.0, 7.0), (7.0, 12.0)]
     assert [ticket.done for ticket in line.tickets] == [7.0, 12.0]
 
 
 def test_a_promise_allows_for_decoding_beside_passes_and_behind_a_batch() -> None:
-    scheduler = Scheduler(Costs({1: 1.0}, Costs({1: 0.5, 4: 1.0})), MANY)
+    scheduler = Scheduler(machine_of({1: 1.0}, decode={1: 0.5, 4: 1.0}), {ONE: MANY})
     passes = 10 * (1 + MARGIN)
     in_batches = (3 / 4 + 2 - 1 / 4) * SHARED * (1 + MARGIN)
-    assert seconds_alone(Job(alike(1, 10), scheduler.costs), scheduler.costs) == pytest.approx(passes)
+    assert seconds_alone(job_of(alike(1, 10), scheduler.machine), scheduler.machine) == pytest.approx(passes)
     assert seconds_alone(
-        Job(((4, 1), (3, 1), (3, 1)), scheduler.costs, decoded=True), scheduler.costs
+        job_of(((4, 1), (3, 1), (3, 1)), scheduler.machine, StageWork(decoded=True)), scheduler.machine
     ) == pytest.approx(passes + in_batches)
 
 
 def test_the_backlog_is_what_is_left_to_decode_too() -> None:
-    line = Line(Costs(ONE_ROW, Costs({1: 0.5, 4: 1.0})))
+    line = Line(machine_of(ONE_ROW, decode={1: 0.5, 4: 1.0}))
     line.came(Arrival(0.0, alike(3, 2)))
     line.came(Arrival(0.0, alike(1, 4), decoded=False))
     assert line.scheduler.backlog_s == pytest.approx(3 * 2 + 4 + 3 * 0.25)
@@ -709,7 +713,7 @@ def test_the_backlog_is_what_is_left_to_decode_too() -> None:
 
 def test_a_job_that_waits_only_for_the_decoder_spends_no_time_of_the_passes() -> None:
     """Its promise is close, and no pass can help. The long job once went before the short one because of it."""
-    line = Line(Costs(ONE_ROW, Costs({1: 2.0})), decode_times=[SHARED * (1 + MARGIN)])
+    line = Line(machine_of(ONE_ROW, decode={1: 2.0}), decode_times=[SHARED * (1 + MARGIN)])
     line.came(Arrival(0.0, alike(1, 1), hurry=1.0))
     line.begin()
     line.end()
@@ -733,7 +737,7 @@ def test_a_job_that_waits_only_for_the_decoder_spends_no_time_of_the_passes() ->
 def test_a_job_that_waits_only_for_the_decoder_is_overtaken_where_that_leaves_it_time(
     a_pass: float, left: float, promised: float
 ) -> None:
-    line = Line(Costs({1: a_pass}, Costs({1: 1.0})), times=[0.0])
+    line = Line(machine_of({1: a_pass}, decode={1: 1.0}), times=[0.0])
     line.came(Arrival(0.0, alike(1, 1), within=left))
     line.begin()
     line.end()
@@ -743,7 +747,7 @@ def test_a_job_that_waits_only_for_the_decoder_is_overtaken_where_that_leaves_it
 
 @pytest.mark.parametrize("when", ["waits", "runs", "is in its last pass", "waits for the decoder", "is decoded"])
 def test_a_job_that_is_to_be_decoded_can_be_removed_at_any_time_and_twice(when: str) -> None:
-    line = Line(Costs({2: 1.0}, Costs({2: 1.0})))
+    line = Line(machine_of({2: 1.0}, decode={2: 1.0}))
     job = line.came(Arrival(0.0, ((1, 1), (2, 1), (2, 1))))
     stays = line.came(Arrival(0.0, alike(1, 9)))
     passes = {"waits": 0, "runs": 1, "is in its last pass": 2}.get(when, 3)
@@ -763,7 +767,7 @@ def test_a_job_that_is_to_be_decoded_can_be_removed_at_any_time_and_twice(when: 
 
 
 def test_a_job_is_in_line_until_its_last_image_is_decoded() -> None:
-    line = Line(Costs({2: 1.0}, Costs({1: 1.0})))
+    line = Line(machine_of({2: 1.0}, decode={1: 1.0}))
     ticket = line.came(Arrival(0.0, alike(2, 1)))
     line.begin()
     assert to_decode(line.scheduler) == (2, 0)
@@ -771,7 +775,7 @@ def test_a_job_is_in_line_until_its_last_image_is_decoded() -> None:
     assert counters(line.scheduler) == (0, 0, 0)
     for left in (2, 1):
         assert to_decode(line.scheduler) == (left, left)
-        peer = Job(alike(2, 1), line.costs, decoded=True)
+        peer = job_of(alike(2, 1), line.machine, StageWork(decoded=True))
         assert earliest_promise(peer, line.scheduler, line.now, inf) >= ticket.promise
         line.begin_batch()
         line.end_batch()

@@ -1,7 +1,7 @@
 """Counts of the work in the queue, and its seconds. Pure Python."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from model.rows import Group
@@ -97,3 +97,8 @@ class Busy:
         """The seconds of the piece that a stage has under way, if all of its jobs have left; else 0."""
         seconds, jobs = self._now.get(stage, (0.0, frozenset()))
         return 0.0 if jobs else seconds
+
+    def other_s(self, stage: str, ahead: Sequence[Job]) -> float:
+        """The seconds of the piece that a stage has under way, unless it belongs to one of these jobs."""
+        seconds, jobs = self._now.get(stage, (0.0, frozenset()))
+        return 0.0 if any(job in jobs for job in ahead) else seconds

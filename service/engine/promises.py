@@ -125,7 +125,7 @@ class _New:
         job, bounds = self._job, self._bounds
         if not job.encoding:
             return self._start if job.left else self._now
-        uploads_s = self._ahead[place][2] + job.encode_s + self._busy.orphan_s("encode")
+        uploads_s = self._ahead[place][2] + job.encode_s + self._busy.other_s("encode", self._line[:place])
         encoded = self._now + bounds.encode * uploads_s
         return max(self._start, encoded + bounds.unit * self.blocks(place).a_pass) if job.left else encoded
 
