@@ -194,7 +194,7 @@ def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -
 
 def test_settings_that_are_not_built_yet_have_no_effect_and_are_no_mistake(set_environment: SetEnvironment) -> None:
     assert config.without_effect() == []
-    names = ["CHECK", "EMBEDDINGS", "LOG_LEVEL", "LORA", "RECIPE_PROMPTS", "RECOMMENDED", "SIZES", "TINY_VAE"]
+    names = ["CHECK", "EMBEDDINGS", "LOG_LEVEL", "LORA", "RECIPE_PROMPTS", "RECOMMENDED", "TINY_VAE"]
     set_environment(**dict.fromkeys(names, "x"), PORT="1")
     assert config.without_effect() == [f"STEPWISE_{name}" for name in names]
     assert config.unknown() == []
