@@ -9,10 +9,11 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from model.backends.backend import Backend
 from model.backends.choose import choose
-from model.backends.network import denoiser
+from model.backends.network import Network, denoiser
 from model.backends.torch_cpu import TorchCPUBackend
 from model.checkpoints.load import load
 from model.description import ModelDescription
@@ -23,17 +24,25 @@ from service.config import available_cores
 STEPS = 10
 
 
+def random_inputs(network: Network, rows: int) -> dict[str, Tensor]:
+    """Inputs of a pass at the size that the weights were trained for, always the same."""
+    rng = torch.Generator().manual_seed(0)
+    return {name: torch.randn((rows, *shape), generator=rng) for name, shape in network.inputs.items()}
+
+
 class BareLoop:
     """Trajectories at several widths.
 
     Args:
         backend: the network.
+        network: what the backend runs.
         model: the network's description.
         widths: to try.
     """
 
-    def __init__(self, backend: Backend, model: ModelDescription, widths: Sequence[int]) -> None:
+    def __init__(self, backend: Backend, network: Network, model: ModelDescription, widths: Sequence[int]) -> None:
         self._backend = backend
+        self._network = network
         self._model = model
         self._widths = widths
         for width in widths:  # compiles everything needed
@@ -49,15 +58,13 @@ class BareLoop:
         x = torch.randn((width // branches, *self._model.sample_shape), generator=torch.Generator().manual_seed(0))
         x0 = noise = torch.zeros_like(x)
         scale = torch.full((len(x),), guidance_scale)
-        labels = torch.zeros(branches * len(x), dtype=torch.int64)
+        others = random_inputs(self._network, branches * len(x))
         began = perf_counter()
         for i in range(len(table)):
-            timesteps = torch.full((len(labels),), int(table.timesteps[i]))
             rows = x if branches == 1 else torch.cat([x, x])
-            out = self._backend.start(rows, timesteps, labels)()
+            out = self._backend.start({**others, "x": rows})()
             if branches == 2:
-                conditional, unconditional = out.chunk(2)
-                out = guided(conditional, unconditional, scale)
+                out = guided(out.chunk(2), scale)
             x, x0 = update(x, out, x0, noise, lines[i].expand(len(x), -1), ())
         return perf_counter() - began
 
@@ -79,12 +86,14 @@ def openvino_loop(folder: Path, *widths: int) -> BareLoop:
     model = checkpoint.description
     widest = max(widths, default=None)
     cpu = torch.device("cpu")
-    backend = choose(denoiser(checkpoint.network, model), cpu, "auto", available_cores(), widest, cache_dir=None)
-    return BareLoop(backend, model, widths or [width for width in backend.widths if width.bit_count() == 1])
+    network = denoiser(checkpoint.network, model)
+    backend = choose(network, cpu, "auto", available_cores(), widest, cache_dir=None)(model.sample_shape)
+    return BareLoop(backend, network, model, widths or [width for width in backend.widths if width.bit_count() == 1])
 
 
 def torch_loop(folder: Path, width: int) -> BareLoop:
     torch.set_num_threads(available_cores())
     checkpoint = load(folder)
     model = checkpoint.description
-    return BareLoop(TorchCPUBackend(checkpoint.network, model.sample_shape, "float32", width), model, [width])
+    network = denoiser(checkpoint.network, model)
+    return BareLoop(TorchCPUBackend(network.module, network.inputs, "float32", width), network, model, [width])

@@ -22,6 +22,7 @@ import torch
 
 from bench import record
 from bench.architectures import CELEBAHQ, CIFAR10, TINY, write
+from bench.bare import random_inputs
 from bench.machine import machine
 from bench.peak import peak_bytes
 from model.backends.choose import choose
@@ -46,14 +47,13 @@ def measure(folder: Path, with_step: bool) -> None:
         "file": sum(file.stat().st_size for file in folder.glob("unet/*.safetensors")),
     }
     if with_step:
-        backend = choose(
-            denoiser(checkpoint.network, model), torch.device("cpu"), "auto", available_cores(), 1, cache_dir=None
-        )
-        x = torch.randn(1, *model.sample_shape)
+        network = denoiser(checkpoint.network, model)
+        make = choose(network, torch.device("cpu"), "auto", available_cores(), 1, cache_dir=None)
+        backend, inputs = make(model.sample_shape), random_inputs(network, 1)
         times = []
         for _ in range(4):
             began = time.perf_counter()
-            backend.start(x, torch.tensor([500]), torch.tensor([0]))()
+            backend.start(inputs)()
             times.append(time.perf_counter() - began)
         figures["step"] = statistics.median(times[1:])
     print(json.dumps(figures))

@@ -3,7 +3,7 @@
     python -m bench.cuda [--device cuda:0] [--max-batch 32] [--rounds 50]
 
 Measures the digits in the box, and a network of the size of google/ddpm-cifar10-32 with random weights, in float32 and
-in bfloat16. Writes bench/figures/cuda.json, with three tables. The first checks promises: the width of all passes;
+in bfloat16. Writes bench/figures/cuda.json, with three tables. The first checks promises: the width that was chosen;
 whether a row has the same bits alone and in a crowd; and the error against the CPU. The second has medians by the rows
 of a pass: the network; a whole step; the step's host work and update; and a plain loop of the same network, in parts of
 a step. The plain loop does what the diffusers library does: eager, in float32, all rows at the same step. It runs with
@@ -15,7 +15,7 @@ import copy
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -28,9 +28,12 @@ from bench.architectures import CIFAR10
 from bench.machine import machine
 from model.backends.backend import Backend, Precision
 from model.backends.cuda import CudaBackend
+from model.backends.network import Denoiser
 from model.checkpoints.load import load
+from model.conditions import Conditions
 from model.nets.unet2d import UNet2D, UNet2DConfig
-from model.rows import Forward, Reading, Row
+from model.nets.unets import UNet
+from model.rows import Condition, Forward, Group, Reading, Row
 from model.runner import SlotRunner
 from model.samplers import Column, sample_table
 from model.schedule import Schedule
@@ -45,10 +48,19 @@ class Model:
     """A network on the CPU in float32, and the parts of its rows."""
 
     name: str
-    network: nn.Module
+    unet: UNet
     image_shape: tuple[int, int, int]
-    no_label: int
+    no_label: int | None
     schedule: Schedule
+
+    def inputs(self, timesteps: Sequence[float]) -> dict[str, Tensor]:
+        """Random images, each at its own timestep and without a label."""
+        x = torch.randn((len(timesteps), *self.image_shape), generator=torch.Generator().manual_seed(0))
+        embedder = self.unet.embedder
+        emb = embedder.of_time(torch.tensor(timesteps, dtype=torch.float32))
+        if embedder.of_label is not None and self.no_label is not None:
+            emb = emb + embedder.of_label(torch.tensor([self.no_label]))
+        return {"x": x, "emb": emb}
 
 
 def models() -> list[Model]:
@@ -60,16 +72,17 @@ def models() -> list[Model]:
     cifar10 = UNet2D(UNet2DConfig(**fields)).requires_grad_(False).eval()
     return [
         Model("digits", digits.network, described.image_shape, described.no_label, described.schedule),
-        Model("cifar10", cifar10, (3, 32, 32), 0, Schedule()),
+        Model("cifar10", cifar10, (3, 32, 32), None, Schedule()),
     ]
 
 
 def runner_of(model: Model, backend: Backend, slots: int) -> SlotRunner:
-    return SlotRunner(backend, model.image_shape, model.no_label, slots)
+    embedder = copy.deepcopy(model.unet).to(backend.device).embedder
+    return SlotRunner(backend, model.image_shape, Conditions(embedder, backend, model.no_label), slots)
 
 
 def forwards(row: Row, slot: int, line: int) -> list[Forward]:
-    return [Forward(slot, branch, line) for branch in range(row.forwards_per_step)]
+    return [Forward(slot, branch, line) for branch in range(row.forwards[line])]
 
 
 # Promises.
@@ -78,24 +91,28 @@ def forwards(row: Row, slot: int, line: int) -> list[Forward]:
 def error_against_cpu(model: Model, backend: Backend) -> float:
     """The largest difference of a prediction, relative to the largest value."""
     rows = min(4, backend.widths[-1])
-    x = torch.randn((rows, *model.image_shape), generator=torch.Generator().manual_seed(0))
-    timesteps, labels = torch.arange(rows) * 333, torch.full((rows,), model.no_label)
     with torch.inference_mode():
-        exact = model.network(x, timesteps, labels)
-    out = backend.start(*(backend.send(values) for values in (x, timesteps, labels)))().cpu()
+        inputs = model.inputs([333.0 * row for row in range(rows)])
+        exact = model.unet.denoise(**inputs)
+    out = backend.start({name: backend.send(values) for name, values in inputs.items()})().cpu()
     return float((out - exact).abs().max() / exact.abs().max())
 
 
 def mixed_rows(model: Model) -> list[Row]:
     """Rows with different samplers, numbers of steps, noise and guidance."""
-    schedule = model.schedule
+
+    def row(seed: int, guidance_scale: float, sampler: str, steps: int, eta: float = 0.0) -> Row:
+        branches = (Condition(),) * (1 if guidance_scale == 1 else 2)
+        table, group = sample_table(model.schedule, sampler, steps, eta), Group(*model.image_shape[1:])
+        return Row(table, seed, group, branches=branches, guidance_scale=guidance_scale)
+
     return [
-        Row(sample_table(schedule, "ddpm", 10), seed=0),
-        Row(sample_table(schedule, "ddim", 7), seed=1, guidance_scale=3.0),
-        Row(sample_table(schedule, "dpmpp_2m", 12), seed=2),
-        Row(sample_table(schedule, "ddim", 9, eta=1.0), seed=3, guidance_scale=1.5),
-        Row(sample_table(schedule, "ddim", 5), seed=4),
-        Row(sample_table(schedule, "dpmpp_2m", 4), seed=5, guidance_scale=2.0),
+        row(0, 1.0, "ddpm", 10),
+        row(1, 3.0, "ddim", 7),
+        row(2, 1.0, "dpmpp_2m", 12),
+        row(3, 1.5, "ddim", 9, eta=1.0),
+        row(4, 1.0, "ddim", 5),
+        row(5, 2.0, "dpmpp_2m", 4),
     ]
 
 
@@ -135,15 +152,15 @@ def median_ms(run: Callable[[], object], rounds: int, device: torch.device) -> f
 
 
 def pass_ms(model: Model, backend: Backend, width: int, rounds: int) -> float:
-    x = torch.randn(width, *model.image_shape)
-    inputs = [backend.send(v) for v in (x, torch.full((width,), 500), torch.full((width,), model.no_label))]
-    return median_ms(lambda: backend.start(*inputs)(), rounds, backend.device)
+    with torch.inference_mode():
+        inputs = {name: backend.send(values) for name, values in model.inputs([500.0] * width).items()}
+    return median_ms(lambda: backend.start(inputs)(), rounds, backend.device)
 
 
 def step_ms(model: Model, backend: Backend, width: int, rounds: int) -> float:
     runner = runner_of(model, backend, width)
     table = sample_table(model.schedule, "ddim", WARM_UP + rounds)
-    slots = [runner.admit(Row(table, seed)) for seed in range(width)]
+    slots = [runner.admit(Row(table, seed, Group(*model.image_shape[1:]))) for seed in range(width)]
     lines = iter(range(len(table)))
 
     def step() -> None:
@@ -157,7 +174,7 @@ def eager_ms(model: Model, network: nn.Module, width: int, rounds: int, device: 
     """Milliseconds of a plain loop's step: the network on a batch, and DDIM's update with one line for all rows."""
     lines = iter(sample_table(model.schedule, "ddim", WARM_UP + rounds).lines.tolist())
     x = torch.randn((width, *model.image_shape), device=device)
-    timesteps, labels = (torch.full((width,), value, device=device) for value in (500, model.no_label))
+    timesteps, labels = (torch.full((width,), value, device=device) for value in (500, model.no_label or 0))
 
     def step() -> Tensor:
         line: list[float] = next(lines)
@@ -219,7 +236,9 @@ def made_ready(model: Model, device: torch.device, precision: Precision, max_bat
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
-    backend = CudaBackend(copy.deepcopy(model.network), model.image_shape, device, precision, max_batch)
+    unet = copy.deepcopy(model.unet)
+    shapes = {"x": model.image_shape, "emb": (unet.embedder.dim,)}
+    backend = CudaBackend(Denoiser(unet), shapes, device, precision, max_batch)
     return backend, time.perf_counter() - began
 
 
@@ -230,7 +249,7 @@ def powers_up_to(most: int) -> list[int]:
 
 def eager_times(model: Model, device: torch.device, max_batch: int, rounds: int) -> dict[int, tuple[float, float]]:
     """Milliseconds of a plain step by batch size, with TF32 and without, as far as memory allows."""
-    network = copy.deepcopy(model.network).to(device)
+    network = copy.deepcopy(model.unet).to(device)
     found: dict[int, tuple[float, float]] = {}
     for width in powers_up_to(max_batch):
         try:

@@ -11,8 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure, FigureBase
 
 from model.noise import first_draw
-from model.rows import Forward, Image, Row
-from model.runner import SlotRunner
+from model.rows import Condition, Forward, Image, Row
 from model.samplers import denoise_table, sample_table
 from model.schedule import Schedule
 from weights.drawing import Pen, draw, pen, sheet, to_pixels
@@ -31,9 +30,12 @@ def noised(clean: Image, timestep: int, schedule: Schedule, seed: int) -> Image:
 
 def estimates(by: Pen, noisy: list[Image]) -> list[Image]:
     """The network's x_0 of each noisy image, from one pass with rows at different timesteps."""
-    runner = SlotRunner(by.backend, by.model.sample_shape, by.no_label, slots=len(noisy))
+    runner = by.runner(slots=len(noisy))
     tables = [denoise_table(by.model.schedule, "ddim", timestep, 1) for timestep in TIMESTEPS]
-    rows = [Row(table, seed=0, start=x, label=LABEL) for table, x in zip(tables, noisy, strict=True)]
+    rows = [
+        Row(table, seed=0, group=by.model.group, start=x, branches=(Condition(LABEL),))
+        for table, x in zip(tables, noisy, strict=True)
+    ]
     slots = [runner.admit(row) for row in rows]
     runner.step([Forward(slot, 0, 0) for slot in slots])
     return [runner.read(slot).x for slot in slots]

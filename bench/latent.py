@@ -21,12 +21,12 @@ from time import perf_counter
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
-from torch import nn
 
 from bench import record
+from bench.bare import random_inputs
 from bench.machine import machine
 from bench.peak import peak_bytes
-from model.backends.backend import Backend, Precision
+from model.backends.backend import Backend, Inputs, Precision
 from model.backends.choose import choose
 from model.backends.conversion import converted
 from model.backends.memory import resident
@@ -38,6 +38,7 @@ from model.checkpoints.load import find, load, load_autoencoder
 from model.description import ModelDescription
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.nets.unet2d import UNet2DConfig
+from model.rows import Group
 from model.schedule import Schedule
 from model.vae import VAE, choose_vae
 from service.config import available_cores
@@ -79,23 +80,30 @@ def write(config: ModelConfig, folder: Path) -> None:
     native.save(config.build(), Autoencoder(config.autoencoder), config, folder)
 
 
-def loaded(
-    folder: Path, cache: Path, precision: Precision, max_batch: int | None
-) -> tuple[ModelDescription, Backend, VAE]:
+class Loaded(NamedTuple):
+    """Weights on their backends, and the inputs of a pass of two rows."""
+
+    model: ModelDescription
+    backend: Backend
+    vae: VAE
+    inputs: Inputs
+
+
+def loaded(folder: Path, cache: Path, precision: Precision, max_batch: int | None) -> Loaded:
     """Weights, loaded as in the server."""
     threads = available_cores()
     torch.set_num_threads(threads)
     checkpoint = load(folder)
     model = checkpoint.description
     assert checkpoint.autoencoder is not None
-    backend = choose(denoiser(checkpoint.network, model), CPU, precision, threads, max_batch, cache)
-    return model, backend, choose_vae(checkpoint.autoencoder, model, CPU, precision, threads, cache)
+    network = denoiser(checkpoint.network, model)
+    backend = choose(network, CPU, precision, threads, max_batch, cache)(model.sample_shape)
+    vae = choose_vae(checkpoint.autoencoder, model, CPU, precision, threads, cache)(model.group, None)
+    return Loaded(model, backend, vae, random_inputs(network, 2))
 
 
-def step(backend: Backend, model: ModelDescription, rows: int) -> None:
-    x = torch.randn((rows, *model.sample_shape), generator=torch.Generator().manual_seed(0))
-    timesteps = torch.full((rows,), model.schedule.num_train_timesteps // 2)
-    backend.start(x, timesteps, torch.zeros(rows, dtype=torch.int64))()
+def step(backend: Backend, inputs: Inputs, rows: int) -> None:
+    backend.start({name: values[:rows] for name, values in inputs.items()})()
 
 
 def medians(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -114,15 +122,15 @@ def medians(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 def times(folder: Path, cache: Path, precision: Precision, rounds: int) -> dict[str, float]:
     """Seconds of every operation that a request may need."""
-    model, backend, vae = loaded(folder, cache, precision, max_batch=2)
+    model, backend, vae, inputs = loaded(folder, cache, precision, max_batch=2)
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(model.sample_shape, generator=rng).numpy()
     image = torch.rand(model.image_shape, generator=rng).numpy()
     unscaled = load_autoencoder(folder).unscaled
     return medians(
         {
-            "a step of 1 row": partial(step, backend, model, 1),
-            "a step of 2 rows": partial(step, backend, model, 2),
+            "a step of 1 row": partial(step, backend, inputs, 1),
+            "a step of 2 rows": partial(step, backend, inputs, 2),
             "decoding": lambda: vae.decode([latents]),
             "of it the search for codes, always in float32": lambda: unscaled(torch.from_numpy(latents)[None]),
             "encoding": lambda: vae.encode(image),
@@ -165,9 +173,9 @@ class Memory(NamedTuple):
 
 def memory(folder: Path, cache: Path, precision: Precision) -> Memory:
     before, began = resident(), perf_counter()
-    model, backend, vae = loaded(folder, cache, precision, max_batch=None)
+    model, backend, vae, inputs = loaded(folder, cache, precision, max_batch=None)
     after_loading, seconds = resident(), perf_counter() - began
-    step(backend, model, 1)
+    step(backend, inputs, 1)
     after_a_step = resident()
     vae.decode([torch.randn(model.sample_shape).numpy()])
     return Memory(before, after_loading, after_a_step, resident(), peak_bytes(), seconds)
@@ -190,26 +198,28 @@ class Decoding(NamedTuple):
     peak: int
 
 
-def decoder_at(autoencoder: Autoencoder, config: ModelConfig, side: int) -> Network:
-    """The decoder for square images of another size."""
-    sized = config.model_copy(update={"image_size": (side, side)})
-    return decoder(autoencoder, sized.describe(nn.Identity(), autoencoder, str(side), "latent"))
+def decoder_of(autoencoder: Autoencoder, config: ModelConfig) -> tuple[Network, ModelDescription]:
+    with torch.device("meta"):
+        unet = config.build()
+    model = config.describe(unet, autoencoder, "latent", "latent")
+    return decoder(autoencoder, model), model
 
 
-def prepare(folder: Path, cache: Path, side: int) -> None:
+def prepare(folder: Path, cache: Path) -> None:
     """Convert the decoder in advance, because conversion takes extra memory."""
     torch.set_num_threads(1)
-    converted(decoder_at(load_autoencoder(folder), find(folder).config, side), cache)
+    half, _ = decoder_of(load_autoencoder(folder), find(folder).config)
+    converted(half, cache)
 
 
 def decoding(folder: Path, cache: Path, precision: Precision, side: int, rounds: int) -> Decoding:
     autoencoder = load_autoencoder(folder)
-    half, unscaled = decoder_at(autoencoder, find(folder).config, side), autoencoder.unscaled
-    backend = choose(half, CPU, precision, available_cores(), 1, cache)
-    shape = half.input_shape
+    half, model = decoder_of(autoencoder, find(folder).config)
+    shape, unscaled = model.sample_shape_of(Group(side, side)), autoencoder.unscaled
+    backend = choose(half, CPU, precision, available_cores(), 1, cache)(shape)
     del autoencoder, half  # the server does not hold them either
-    z, nothing = torch.randn(1, *shape), torch.zeros(1, dtype=torch.int64)
-    [seconds] = medians({"": lambda: backend.start(unscaled(z), nothing, nothing)()}, rounds).values()
+    z = torch.randn(1, *shape)
+    [seconds] = medians({"": lambda: backend.start({"x": unscaled(z)})()}, rounds).values()
     return Decoding(seconds, peak_bytes())
 
 
@@ -238,8 +248,7 @@ def tables(
     seconds = {precision: apart(times, folder, cache, precision, rounds) for precision in precisions}
 
     all_sides = [tiny_side, *sides]
-    for side in all_sides:
-        apart(prepare, folder, cache, side)
+    apart(prepare, folder, cache)
     decoded = {
         precision: {side: apart(decoding, folder, cache, precision, side, rounds) for side in all_sides}
         for precision in precisions

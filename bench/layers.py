@@ -14,21 +14,23 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bench import record
 from bench.architectures import SMALL, write
-from bench.bare import BareLoop
+from bench.bare import BareLoop, random_inputs
 from bench.cost import medians
 from bench.load import at_once
 from bench.machine import machine
 from bench.servers import Server, running
-from model.backends.backend import Backend
+from model.backends.backend import Backend, Inputs
 from model.backends.choose import choose
-from model.backends.network import denoiser
+from model.backends.network import Network, denoiser
 from model.checkpoints.load import load
+from model.conditions import Conditions
 from model.description import ModelDescription
 from model.rows import Forward, Row
 from model.runner import SlotRunner
@@ -58,39 +60,56 @@ class NoNetwork:
     def send(self, values: Tensor) -> Tensor:
         return values
 
-    def start(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        return lambda: self._out[: len(x)]
+    def start(self, inputs: Inputs) -> Callable[[], Tensor]:
+        return lambda: self._out[: len(inputs["x"])]
 
 
-def through_network(backend: Backend, model: ModelDescription) -> float:
-    width = backend.widths[-1]
-    x = torch.randn(width, *model.sample_shape)
-    timesteps, labels = torch.full((width,), 500), torch.zeros(width, dtype=torch.int64)
+class Stack(NamedTuple):
+    """A backend, what it runs, and what its rows are given beside x."""
+
+    backend: Backend
+    network: Network
+    model: ModelDescription
+    conditions: Conditions
+
+    def runner(self) -> SlotRunner:
+        return SlotRunner(self.backend, self.model.sample_shape, self.conditions, slots=self.backend.widths[-1])
+
+
+def stack_of(folder: Path, backend: Backend | None = None) -> Stack:
+    """Loaded weights on a backend; None is the server's."""
+    checkpoint = load(folder)
+    model, network = checkpoint.description, denoiser(checkpoint.network, checkpoint.description)
+    if backend is None:
+        make = choose(network, torch.device("cpu"), "auto", available_cores(), None, cache_dir=None)
+        backend = make(model.sample_shape)
+    return Stack(backend, network, model, Conditions(checkpoint.network.embedder, backend, model.no_label))
+
+
+def through_network(stack: Stack) -> float:
+    width = stack.backend.widths[-1]
+    inputs = random_inputs(stack.network, width)
     began = perf_counter()
     for _ in range(STEPS):
-        backend.start(x, timesteps, labels)()
+        stack.backend.start(inputs)()
     return (perf_counter() - began) / STEPS / width
 
 
 def row_of(model: ModelDescription, seed: int) -> Row:
-    return Row(sample_table(model.schedule, "ddim", STEPS), seed)
+    return Row(sample_table(model.schedule, "ddim", STEPS), seed, model.group)
 
 
-def runner_of(backend: Backend, model: ModelDescription) -> SlotRunner:
-    return SlotRunner(backend, model.sample_shape, model.no_label or 0, slots=backend.widths[-1])
-
-
-def warm_engine(backend: Backend, model: ModelDescription) -> Engine:
-    engine = Engine(runner_of(backend, model), probe_row(model), Places(JOBS), Metrics())
+def warm_engine(stack: Stack) -> Engine:
+    engine = Engine(stack.runner(), probe_row(stack.model, stack.model.group), Places(JOBS), Metrics())
     engine.start()
     engine.wait_loaded()
     return engine
 
 
-def through_slots(backend: Backend, model: ModelDescription) -> float:
-    width = backend.widths[-1]
-    runner = runner_of(backend, model)
-    slots = [runner.admit(row_of(model, seed)) for seed in range(width)]
+def through_slots(stack: Stack) -> float:
+    width = stack.backend.widths[-1]
+    runner = stack.runner()
+    slots = [runner.admit(row_of(stack.model, seed)) for seed in range(width)]
     began = perf_counter()
     for line in range(STEPS):
         runner.step([Forward(slot, 0, line) for slot in slots])
@@ -122,12 +141,12 @@ def through_http(server: Server) -> float:
 def without_network(folder: Path, rounds: int) -> dict[str, float]:
     """Microseconds of a row's step on the host, by the outermost layer, at a width of eight."""
     model = load(folder).description
-    nothing = NoNetwork(model, 8)
-    loop = BareLoop(nothing, model, [8])
-    engine = warm_engine(nothing, model)
+    stack = stack_of(folder, NoNetwork(model, 8))
+    loop = BareLoop(stack.backend, stack.network, model, [8])
+    engine = warm_engine(stack)
     cases: dict[str, Callable[[], float]] = {
         "the update": lambda: loop.seconds_per_row(8, STEPS),
-        "+ slots: gather, scatter, noise": lambda: through_slots(nothing, model),
+        "+ slots: gather, scatter, noise": lambda: through_slots(stack),
         "+ engine and scheduler": lambda: through_engine(engine, model),
     }
     found = medians(cases, 10 * rounds)
@@ -137,19 +156,15 @@ def without_network(folder: Path, rounds: int) -> dict[str, float]:
 
 def layers(folder: Path, rounds: int) -> dict[str, float]:
     """Milliseconds of a row's step, by the outermost layer."""
-    checkpoint = load(folder)
-    model = checkpoint.description
-    backend = choose(
-        denoiser(checkpoint.network, model), torch.device("cpu"), "auto", available_cores(), None, cache_dir=None
-    )
-    width = backend.widths[-1]
-    loop = BareLoop(backend, model, [width])
-    engine = warm_engine(backend, model)
+    stack = stack_of(folder)
+    model, width = stack.model, stack.backend.widths[-1]
+    loop = BareLoop(stack.backend, stack.network, model, [width])
+    engine = warm_engine(stack)
     with running(("Stepwise", "service", {"STEPWISE_WEIGHTS": str(folder)})) as [server]:
         cases: dict[str, Callable[[], float]] = {
-            "the network": lambda: through_network(backend, model),
+            "the network": lambda: through_network(stack),
             "+ the update": lambda: loop.seconds_per_row(width, STEPS),
-            "+ slots: gather, scatter, noise": lambda: through_slots(backend, model),
+            "+ slots: gather, scatter, noise": lambda: through_slots(stack),
             "+ engine and scheduler": lambda: through_engine(engine, model),
             "+ HTTP, PNG, load generator": lambda: through_http(server),
         }

@@ -85,7 +85,7 @@ def steps() -> float:
     lines[0, Column.QUANTILE], lines[0, Column.MAXIMUM] = 0.9, 1.5
     plain = update(x, out, x0_previous, noise, lines, [0])
     learned = update(x, torch.cat([out, waves(3, 2, 4, 4)], dim=1), x0_previous, noise, lines, [])
-    return weighed(torch.stack([*plain, *learned, guided(x, out, torch.tensor([1.0, 2.0, 7.5]))]))
+    return weighed(torch.stack([*plain, *learned, guided([x, out], torch.tensor([1.0, 2.0, 7.5]))]))
 
 
 def noise() -> float:

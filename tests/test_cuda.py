@@ -481,7 +481,7 @@ def test_the_width_is_the_narrowest_that_costs_little_more_than_the_best(
     assert backend.widths == [width]
     assert backend.fingerprint["width"] == width
     rows = {"x": torch.ones((width, *SHAPE)), "emb": torch.zeros((width, 64))}
-    backend._network.ran.clear()  # type: ignore[operator, union-attr]
+    backend._network.ran.clear()
     backend.start(rows)
     assert backend._network.ran == [width]
 

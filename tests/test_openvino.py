@@ -471,7 +471,7 @@ from model.nets.unet import DiffusionUNet
 from tests.trajectories import description_of
 network = DiffusionUNet(3, 4, (1,))
 model = convert(denoiser(network, description_of(network, (3, 8, 8))))
-OpenVINOBackend(model, (3, 8, 8), "float32", 1, 1, lambda: 0)
+OpenVINOBackend(model, {"x": (3, 8, 8), "emb": (16,)}, "float32", 1, 1, lambda: 0)
 assert "openvino.tools.ovc" in sys.modules, "it is no longer by this module; look for where it is"
 sys.exit(any(module and name.startswith("openvino_telemetry") for name, module in sys.modules.items()))
 """

@@ -154,7 +154,7 @@ def test_thresholded_rows_leave_their_neighbours_alone() -> None:
 
 def test_guidance_by_scale() -> None:
     conditional, unconditional, _, _ = images(4, 4)
-    out = guided(conditional, unconditional, torch.tensor([0.0, 1.0, 2.0, 7.5]))
+    out = guided([conditional, unconditional], torch.tensor([0.0, 1.0, 2.0, 7.5]))
     assert torch.equal(out[0], unconditional[0])
     torch.testing.assert_close(out[1], conditional[1], rtol=0, atol=1e-6)
     torch.testing.assert_close(out[2], 2 * conditional[2] - unconditional[2])
@@ -163,4 +163,22 @@ def test_guidance_by_scale() -> None:
 
 def test_guidance_of_equal_predictions_is_that_prediction() -> None:
     out, _, _, _ = images(4, 5)
-    assert torch.equal(guided(out, out, torch.tensor([1.0, 1.5, 3.0, 20.0])), out)
+    assert torch.equal(guided([out, out], torch.tensor([1.0, 1.5, 3.0, 20.0])), out)
+
+
+def test_each_prediction_is_the_last_of_those_before_it() -> None:
+    """With equal predictions at the end, three are guided as two."""
+    a, b, _, _ = images(4, 4)
+    scale = torch.tensor([0.0, 1.0, 2.0, 7.5])
+    assert torch.equal(guided([a, b, b], scale), guided([a, b], scale))
+    torch.testing.assert_close(guided([a, a, b], scale), guided([a, b], scale))
+
+
+def test_three_predictions_are_combined_by_their_differences() -> None:
+    own, other, none = (torch.full((1, 1, 2, 2), value) for value in (5.0, 3.0, 2.0))
+    assert guided([own, other, none], torch.tensor([4.0])).eq(2 + 4 * (3 - 2) + 4 * (5 - 3)).all()
+
+
+def test_one_prediction_is_itself() -> None:
+    out, _, _, _ = images(4, 5)
+    assert torch.equal(guided([out], torch.tensor([1.0, 1.5, 3.0, 20.0])), out)

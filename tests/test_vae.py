@@ -339,9 +339,11 @@ def test_vaes_of_two_sizes_have_the_same_previews(case: Case, library: Library) 
     """A preview is fitted once, and makes images of any size."""
     small = (IMAGE[0], IMAGE[1] // 2, IMAGE[2] // 2)
     model = latent_description(case.autoencoder, small)
-    halves = (half(copy.deepcopy(case.autoencoder), model) for half in (decoder, encoder))
-    backends = [backend_of(half, library, case.precision, 1) for half in halves]
-    other = VAE(case.autoencoder.unscaled, *backends, small, like=case.vae)
+    decodes, encodes = (
+        backend_of(half(copy.deepcopy(case.autoencoder), model), library, case.precision, 1)
+        for half in (decoder, encoder)
+    )
+    other = VAE(case.autoencoder.unscaled, decodes, encodes, small, like=case.vae)
     [latents] = random_images(1, model.sample_shape)
     assert other.preview(latents).shape == small
     assert np.array_equal(other.preview(latents), case.vae.preview(latents))

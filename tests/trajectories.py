@@ -69,10 +69,10 @@ def shapes_of(model: Model, image_shape: tuple[int, int, int]) -> Shapes:
 def inputs_of(model: Model, x: Tensor, timesteps: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """A pass's inputs for images at these timesteps with these labels, each embedded alone."""
     embedder, emb = model.embedder, []
-    for t, label in zip(timesteps.split(1), labels.split(1), strict=True):
-        emb.append(embedder.of_time(t))
+    for i in range(len(x)):
+        emb.append(embedder.of_time(timesteps[i, None]))
         if embedder.of_label is not None:
-            emb[-1] = emb[-1] + embedder.of_label(label)
+            emb[-1] = emb[-1] + embedder.of_label(labels[i, None])
     return {"x": x, "emb": torch.cat(emb)}
 
 

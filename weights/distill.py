@@ -77,7 +77,7 @@ def walk(
         with descent.autocast(device):
             both = network(torch.cat([x, x]), t, torch.cat([labels, torch.full_like(labels, no_label)])).float()
         own, without_label = both.chunk(2)
-        x, x0 = update(x, guided(own, without_label, scale), x0, noise, lines[i].expand(len(x), -1), ())
+        x, x0 = update(x, guided([own, without_label], scale), x0, noise, lines[i].expand(len(x), -1), ())
         if (i + 1) % every == 0:
             images.append(x)
     return images

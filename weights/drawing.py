@@ -16,8 +16,9 @@ from model.backends.choose import Choice, choose
 from model.backends.network import denoiser
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import load
+from model.conditions import Conditions
 from model.description import ModelDescription, Recommended
-from model.rows import VAE, Forward, Image, Row
+from model.rows import VAE, Condition, Forward, Image, Row
 from model.runner import SlotRunner
 from model.samplers import sample_table
 from model.vae import choose_vae
@@ -32,15 +33,19 @@ class Pen:
     """Loaded weights and their backends.
 
     Attributes:
+        conditions: what rows are given beside x.
         vae: the VAE, for latent diffusion.
         classes: the number of classes. Image i has the label i % classes.
     """
 
     backend: Backend
     model: ModelDescription
+    conditions: Conditions
     vae: VAE | None
     classes: int
-    no_label: int
+
+    def runner(self, slots: int) -> SlotRunner:
+        return SlotRunner(self.backend, self.model.sample_shape, self.conditions, slots)
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -54,11 +59,12 @@ def pen(folder: Path, precision: Choice) -> Pen:
     if model.num_classes is None or model.no_label is None:
         raise CheckpointError(folder, "num_classes: must be there, and the network know images without a label")
     how = torch.device("cpu"), precision, available_cores()
-    backend = choose(denoiser(checkpoint.network, model), *how, WIDTH, cache_dir=None)
+    backend = choose(denoiser(checkpoint.network, model), *how, WIDTH, cache_dir=None)(model.sample_shape)
+    conditions = Conditions(checkpoint.network.embedder, backend, model.no_label)
     vae = None
     if checkpoint.autoencoder is not None:
-        vae = choose_vae(checkpoint.autoencoder, model, *how, cache_dir=None)
-    return Pen(backend, model, vae, model.num_classes, model.no_label)
+        vae = choose_vae(checkpoint.autoencoder, model, *how, cache_dir=None)(model.group, None)
+    return Pen(backend, model, conditions, vae, model.num_classes)
 
 
 def draw(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
@@ -95,17 +101,20 @@ class _At(NamedTuple):
 def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_At]:
     """Draw in batches that fill a pass. Yields before the first step of a batch, and after each step."""
     table = sample_table(by.model.schedule, settings.sampler, settings.num_inference_steps)
-    runner = SlotRunner(by.backend, by.model.sample_shape, by.no_label, slots=WIDTH)
-    rows = [Row(table, seed + i, label=i % by.classes, guidance_scale=settings.guidance_scale) for i in range(number)]
-    branches = range(rows[0].forwards_per_step)
-    at_once = WIDTH // len(branches)
+    runner, scale = by.runner(slots=WIDTH), settings.guidance_scale
+    others = () if scale == 1 else (Condition(),)
+    rows = [
+        Row(table, seed + i, by.model.group, branches=(Condition(i % by.classes), *others), guidance_scale=scale)
+        for i in range(number)
+    ]
+    at_once = WIDTH // (1 + len(others))
 
     with tqdm(desc="drawing", total=len(rows), unit="image") as bar:
         for first in range(0, len(rows), at_once):
             slots = [runner.admit(row) for row in rows[first : first + at_once]]
             yield _At(0, runner, slots)
             for line in range(len(table)):
-                runner.step([Forward(slot, branch, line) for slot in slots for branch in branches])
+                runner.step([Forward(slot, branch, line) for slot in slots for branch in range(1 + len(others))])
                 yield _At(line + 1, runner, slots)
             for slot in slots:
                 runner.release(slot)
