@@ -591,6 +591,7 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "WEIGHTS": "digits",
         "HOST": "127.0.0.1",
         "PORT": "8000",
+        "SIZES": "the size that the weights were made for",
         "DEVICE": "auto",
         "PRECISION": "auto",
         "THREADS": "the cores that this process may use",

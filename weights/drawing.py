@@ -24,6 +24,7 @@ from model.samplers import sample_table
 from model.vae import choose_vae
 from service.config import available_cores
 from service.http.png import UInt8, to_uint8
+from service.plan.conditions import ALL_STEPS, Interval
 
 WIDTH = 64  # rows of one forward pass
 
@@ -67,13 +68,13 @@ def pen(folder: Path, precision: Choice) -> Pen:
     return Pen(backend, model, conditions, vae, model.num_classes)
 
 
-def draw(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
+def draw(by: Pen, settings: Recommended, seed: int, number: int, guidance_interval: Interval = ALL_STEPS) -> UInt8:
     """Draw images, [number, H, W] or [number, H, W, 3]. Image i has the label i % classes and the seed `seed` + i.
 
     Raises GridError.
     """
-    last = settings.num_inference_steps
-    return np.concatenate([_pixels(by, at) for at in _walk(by, settings, seed, number) if at.step == last])
+    last, walk = settings.num_inference_steps, _walk(by, settings, seed, number, guidance_interval)
+    return np.concatenate([_pixels(by, at) for at in walk if at.step == last])
 
 
 def draw_along(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
@@ -98,13 +99,22 @@ class _At(NamedTuple):
     slots: list[int]
 
 
-def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_At]:
+def _walk(
+    by: Pen, settings: Recommended, seed: int, number: int, guidance_interval: Interval = ALL_STEPS
+) -> Iterator[_At]:
     """Draw in batches that fill a pass. Yields before the first step of a batch, and after each step."""
     table = sample_table(by.model.schedule, settings.sampler, settings.num_inference_steps)
     runner, scale = by.runner(slots=WIDTH), settings.guidance_scale
     others = () if scale == 1 else (Condition(),)
     rows = [
-        Row(table, seed + i, by.model.group, branches=(Condition(i % by.classes), *others), guidance_scale=scale)
+        Row(
+            table,
+            seed + i,
+            by.model.group,
+            branches=(Condition(i % by.classes), *others),
+            guidance_scale=scale,
+            guidance_interval=guidance_interval,
+        )
         for i in range(number)
     ]
     at_once = WIDTH // (1 + len(others))
@@ -114,7 +124,9 @@ def _walk(by: Pen, settings: Recommended, seed: int, number: int) -> Iterator[_A
             slots = [runner.admit(row) for row in rows[first : first + at_once]]
             yield _At(0, runner, slots)
             for line in range(len(table)):
-                runner.step([Forward(slot, branch, line) for slot in slots for branch in range(1 + len(others))])
+                runner.step(
+                    [Forward(slot, branch, line) for slot in slots for branch in range(rows[first].forwards[line])]
+                )
                 yield _At(line + 1, runner, slots)
             for slot in slots:
                 runner.release(slot)

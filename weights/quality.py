@@ -36,6 +36,7 @@ from model.backends.backend import Precision
 from model.checkpoints.errors import CheckpointError
 from model.grids import GridError
 from model.samplers import SAMPLERS
+from service.plan.conditions import ALL_STEPS
 from weights.data import Split, evened, scaled
 from weights.drawing import Pen, by_class, draw, pen, reconstructed, save
 from weights.exam import SIDES, ClassFigures, Figures, Held, exam, origin
@@ -106,7 +107,7 @@ def main() -> None:
         split, judge = exam(first, args.seed)
         number = IMAGES // by.classes * by.classes
         seeds = [args.seed + i * number for i in range(TIMES)]
-        pixels = [draw(by, settings, seed, number) for seed in seeds]
+        pixels = [draw(by, settings, seed, number, args.interval) for seed in seeds]
     except (CheckpointError, GridError) as error:
         sys.exit(f"quality: {error}")
     if args.sheet:
@@ -119,7 +120,8 @@ def main() -> None:
     medians = _medians(drawn)
     print(
         f"\n{fingerprint['backend']}, {fingerprint['precision']}, "
-        f"{settings.sampler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, "
+        f"{settings.sampler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g} "
+        f"from {args.interval[0]:g} to {args.interval[1]:g} of the steps, "
         f"{TIMES} times {number:,} images, with the seeds from {', '.join(map(str, seeds))} on\n"
     )
     print(f"| | {' | '.join(f'from {seed}' for seed in seeds)} | median | training images | limit |")
@@ -147,7 +149,7 @@ def main() -> None:
         )
     print(f"\n{_class_table(held.compare_classes(everything), by)}")
     worse = criteria.worse(medians)
-    if settings == model.recommended and worse:
+    if settings == model.recommended and args.interval == ALL_STEPS and worse:
         sys.exit(f"worse than it should be: {', '.join(_title(name, by) for name in worse)}")
 
 
@@ -185,6 +187,13 @@ def _some(split: Split, number: int, seed: int) -> Tensor:
     return deck[order[:number]]
 
 
+def _interval(text: str) -> tuple[float, float]:
+    begin, end = map(float, text.split(","))
+    if not 0 <= begin <= end <= 1:
+        raise ValueError
+    return begin, end
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m weights.quality", description="Judge the images drawn.")
     parser.add_argument("folder", type=Path, help="a folder of weights with training.toml, such as weights/digits")
@@ -192,6 +201,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sampler", choices=SAMPLERS, help="instead of the recommended one")
     parser.add_argument("--steps", type=int, metavar="N", dest="num_inference_steps", help="instead of the recommended")
     parser.add_argument("--guidance", type=float, metavar="SCALE", dest="guidance_scale", help="likewise; 1 is off")
+    parser.add_argument("--interval", type=_interval, default=ALL_STEPS, metavar="FROM,TO", help="guided steps (0,1)")
     parser.add_argument("--precision", choices=("auto", *get_args(Precision)), default="auto", help="as the server's")
     parser.add_argument("--sheet", type=Path, metavar="PATH.png", help="save 16 drawn images of each class, unselected")
     args = parser.parse_args()
