@@ -258,6 +258,7 @@ NAMES = {
     "stepwise_images_total": set(),
     "stepwise_rows_running": set(),
     "stepwise_rows_waiting": set(),
+    "stepwise_backlog_seconds": set(),
     "stepwise_outstanding_row_steps": set(),
     "stepwise_step_seconds_count": set(),
     "stepwise_step_cost_seconds": {"rows"},
@@ -277,6 +278,20 @@ def test_every_metric_is_there(server: ServerProcess) -> None:
     assert all(name.startswith(("stepwise_", "process_")) for name, _ in samples)
     assert samples["process_resident_memory_bytes", frozenset()] > 0
     assert server.client.get("/metrics").headers["content-type"].startswith("text/plain; version=")
+
+
+def test_the_backlog_is_the_seconds_of_work_that_is_left() -> None:
+    with serving_fake() as server:
+        assert server.metric("stepwise_backlog_seconds") == pytest.approx(0)
+        server.runner.hold()
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(server.client.post, "/sample", json={"num_images": 4, "num_inference_steps": 6})
+            server.runner.next_pass()  # of a second, on the runner's clock
+            server.wait_for_metric("stepwise_rows_waiting", lambda rows: rows == 0)
+            assert 4 <= server.metric("stepwise_backlog_seconds") <= 6
+            server.runner.let_go()
+            assert asked.result().status_code == 200
+        server.wait_for_metric("stepwise_backlog_seconds", lambda seconds: abs(seconds) < 1e-6)
 
 
 def test_every_label_is_there_from_the_start() -> None:

@@ -155,7 +155,16 @@ class _State(Collector):
         for name, text, value in (
             ("rows_running", "Images that have started", line.running if line else 0),
             ("rows_waiting", "Images that wait for their first step", line.waiting if line else 0),
-            ("outstanding_row_steps", "Forward rows still to run", line.outstanding if line else 0),
+            (
+                "backlog_seconds",
+                "Expected seconds of all work that is accepted and not done",
+                line.backlog_s if line else 0,
+            ),
+            (
+                "outstanding_row_steps",
+                "Deprecated: see backlog_seconds. Forward rows still to run",
+                line.outstanding if line else 0,
+            ),
             ("images_decoding", "Images that are decoded, or wait for it", line.decoding if line else 0),
         ):
             yield GaugeMetricFamily(f"stepwise_{name}", text, value=value)
