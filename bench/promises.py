@@ -33,7 +33,7 @@ from service.engine.scheduler import Scheduler
 
 LONG_ENOUGH = 0.5  # seconds; only estimates for longer requests are judged
 ROUNDS = 31  # of a lone request
-LARGE: Fields = {"width": 512, "height": 512}  # a PNG of 0.8 MB
+LARGE: Fields = {"width": 512, "height": 512}  # a PNG of 0.5 MB
 SIZES = "64x64,512x512"
 MIXES: dict[str, list[Fields]] = {
     "small": [{"num_inference_steps": n, "num_images": k} for n, k in ((10, 1), (20, 1), (50, 1), (20, 4))],
