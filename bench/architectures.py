@@ -22,6 +22,13 @@ TINY: Architecture = {
     "up_block_types": ("UpBlock2D",),
     "norm_num_groups": 4,
 }
+CONVOLUTIONS: Architecture = {  # cheap even where images are large
+    **TINY,
+    "sample_size": 64,
+    "layers_per_block": 1,
+    "block_out_channels": (4,),
+    "add_attention": False,
+}
 SMALL: Architecture = {  # 4.4 M parameters, 2.0 GFLOP
     "sample_size": 32,
     "layers_per_block": 1,

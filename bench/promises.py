@@ -2,9 +2,10 @@
 
     python -m bench.promises
 
-Measures, with `small` and with the digits: promises and estimates at shares of the capacity, read from event streams; a
-short request beside three very long ones; a lone request beside the bare loop; and the time to choose a pass. Writes
-bench/figures/promises.json, which bench/PROMISES.md shows. Takes about seven minutes on two cores.
+Measures, with `small`, with the digits and with a server of two sizes: promises and estimates at shares of the
+capacity, read from event streams; and a short request beside three very long ones. With the first two also a lone
+request beside the bare loop. Then the time to choose a pass. Writes bench/figures/promises.json, which
+bench/PROMISES.md shows. Takes about nine minutes on two cores.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from time import perf_counter
 import httpx
 
 from bench import record
-from bench.architectures import SMALL, write
+from bench.architectures import CONVOLUTIONS, SMALL, write
 from bench.bare import BareLoop, openvino_loop
 from bench.load import PATIENCE, Arrival, Fields, alone, arrivals, at_their_times
 from bench.machine import machine
@@ -32,10 +33,16 @@ from service.engine.scheduler import Scheduler
 
 LONG_ENOUGH = 0.5  # seconds; only estimates for longer requests are judged
 ROUNDS = 31  # of a lone request
+LARGE: Fields = {"width": 512, "height": 512}  # a PNG of 0.5 MB
+SIZES = "64x64,512x512"
 MIXES: dict[str, list[Fields]] = {
     "small": [{"num_inference_steps": n, "num_images": k} for n, k in ((10, 1), (20, 1), (50, 1), (20, 4))],
     "digits": [
         {"num_inference_steps": n, "num_images": k, "class_label": 3} for n, k in ((15, 1), (50, 1), (15, 8), (50, 16))
+    ],
+    "two sizes": [
+        {"num_inference_steps": n, "num_images": k, **size}
+        for n, k, size in ((20, 1, {}), (50, 8, {}), (1, 1, LARGE), (1, 8, LARGE))
     ],
 }
 
@@ -77,11 +84,11 @@ def capacity(server: Server, kinds: Sequence[Fields]) -> float:
     return 48 / (perf_counter() - began)
 
 
-def promises(server: Server, name: str) -> dict[str, list[record.Cell]]:
+def promises(server: Server, name: str, shares: Sequence[float] = (0.7, 0.95)) -> dict[str, list[record.Cell]]:
     with server.awake():
         most = statistics.median(capacity(server, MIXES[name]) for _ in range(3))
         rows: dict[str, list[record.Cell]] = {}
-        for share in (0.7, 0.95):
+        for share in shares:
             number = max(100, round(45 * share * most))  # for 45 seconds
             outcomes = ask(server, number, share * most, MIXES[name], seed=1)
             kept = [outcome for outcome in outcomes if outcome is not None]
@@ -93,21 +100,20 @@ def promises(server: Server, name: str) -> dict[str, list[record.Cell]]:
     return rows
 
 
-def beside_long_ones(server: Server, label: int | None) -> tuple[float, float]:
-    """Median seconds of a 10-step request, alone and beside three of 8 images and 1,000 steps."""
-    fields: Fields = {} if label is None else {"class_label": label}
+def beside_long_ones(server: Server, fields: Fields, of_long: Fields) -> list[record.Cell]:
+    """Median milliseconds of a 10-step request, alone and beside three long ones of 8 images, and their ratio."""
     with server.awake():
         solo = statistics.median(alone(server.url, 15, 10, **fields))
         with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
             streams = []
             for seed in range(3):
-                body = {"num_inference_steps": 1000, "num_images": 8, "seed": seed, **fields}
+                body = {"num_images": 8, "seed": seed, **of_long}
                 request = client.build_request("POST", "/sample", json=body, headers={"Accept": "text/event-stream"})
-                streams.append(client.send(request, stream=True))  # accepted, and left unread
+                streams.append(client.send(request, stream=True).raise_for_status())  # accepted, and left unread
             beside = statistics.median(alone(server.url, 15, 10, **fields))
             for stream in streams:
                 stream.close()
-    return solo, beside
+    return [1000 * solo, 1000 * beside, beside / solo]
 
 
 def beside_the_loop(server: Server, loop: BareLoop, steps: int) -> tuple[float, float]:
@@ -143,16 +149,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         small = Path(work) / "small"
         write(small, SMALL)
-        for name, folder, label in (("small", small, None), ("digits", BOX / "digits", 3)):
+        labelled: Fields = {"class_label": 3}
+        for name, folder, fields in (("small", small, {}), ("digits", BOX / "digits", labelled)):
             with running(("Stepwise", "service", {"STEPWISE_WEIGHTS": str(folder)})) as [server]:
                 kept |= promises(server, name)
-                solo, beside = beside_long_ones(server, label)
-                short[name] = [1000 * solo, 1000 * beside, beside / solo]
+                short[name] = beside_long_ones(server, fields, {"num_inference_steps": 1000, **fields})
                 loop = openvino_loop(folder, 1)
                 for steps in (10, 50):
                     served, bare = beside_the_loop(server, loop, steps)
                     over = 1000 * (served - 1.05 * bare)
                     lone[f"{name}, {steps} steps"] = [1000 * served, 1000 * bare, served / bare, over]
+        convolutions = Path(work) / "convolutions"
+        write(convolutions, CONVOLUTIONS)
+        sizes = {"STEPWISE_WEIGHTS": str(convolutions), "STEPWISE_SIZES": SIZES}
+        with running(("Stepwise", "service", sizes)) as [server]:
+            kept |= promises(server, "two sizes", (0.95,))
+            short["two sizes"] = beside_long_ones(server, {}, {"num_inference_steps": 30, **LARGE})
     choices = {f"{jobs:,}": choosing(jobs) for jobs in (250, 500, 1000, 2000, 4000)}
     tables = {
         "promises": record.Table(

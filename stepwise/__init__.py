@@ -31,7 +31,21 @@ from stepwise.errors import (
     Unreachable,
 )
 from stepwise.recipe import read_recipe
-from stepwise.results import Done, Drawn, Event, Image, ImageDone, Info, Noisy, NoisyArray, Preview, Progress, Queued
+from stepwise.results import (
+    Done,
+    Drawn,
+    DrawnArray,
+    Event,
+    Image,
+    ImageDone,
+    Info,
+    Noisy,
+    NoisyArray,
+    Picture,
+    Preview,
+    Progress,
+    Queued,
+)
 
 __all__ = [
     "DEFAULT_URL",
@@ -42,6 +56,7 @@ __all__ = [
     "DeadlinePassed",
     "Done",
     "Drawn",
+    "DrawnArray",
     "Event",
     "FieldError",
     "Image",
@@ -50,6 +65,7 @@ __all__ = [
     "Invalid",
     "Noisy",
     "NoisyArray",
+    "Picture",
     "Preview",
     "Progress",
     "Queued",

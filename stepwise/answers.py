@@ -6,13 +6,14 @@ If an answer is not as in docs/api.md, each function raises the parser's own err
 import base64
 import io
 import json
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import httpx
 import numpy as np
 
 from stepwise.recipe import PNG_MAGIC
-from stepwise.results import Drawn, Float32, Image, Info, Noisy, NoisyArray
+from stepwise.results import Drawn, DrawnArray, Float32, Image, Info, Noisy, NoisyArray, Picture
 from stepwise.shapes import checked
 
 
@@ -41,6 +42,16 @@ def read_drawn(_: httpx.Headers, body: bytes) -> Drawn:
     return Drawn(tuple(images), document["parameters"], document["timings"], document["model"])
 
 
+def read_drawn_array(headers: httpx.Headers, body: bytes) -> DrawnArray:
+    return DrawnArray(read_npy(body, (3, 4)), int(headers["x-seed"]))
+
+
+def read_picture(headers: httpx.Headers, body: bytes) -> Picture:
+    if not body.startswith((b"RIFF", b"\xff\xd8")):
+        raise ValueError("it is neither a WebP nor a JPEG")
+    return Picture(body, int(headers["x-seed"]))
+
+
 def read_noisy(headers: httpx.Headers, body: bytes) -> Noisy:
     if not body.startswith(PNG_MAGIC):
         raise ValueError("it is no PNG")
@@ -51,8 +62,8 @@ def read_noisy_array(headers: httpx.Headers, body: bytes) -> NoisyArray:
     return NoisyArray(read_npy(body), int(headers["x-seed"]))
 
 
-def read_npy(body: bytes) -> Float32:
+def read_npy(body: bytes, dimensions: Sequence[int] = (3,)) -> Float32:
     array: Float32 = np.lib.format.read_array(io.BytesIO(body), allow_pickle=False)
-    if array.dtype != np.float32 or array.ndim != 3:
+    if array.dtype != np.float32 or array.ndim not in dimensions:
         raise ValueError(f"it is an array of {array.dtype} with the shape {list(array.shape)}")
     return array

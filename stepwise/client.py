@@ -147,6 +147,8 @@ class Client:
 
     info = _asks(requests.info)
     sample = _asks(requests.sample)
+    sample_array = _asks(requests.sample_array)
+    sample_picture = _asks(requests.sample_picture)
     stream = _watches(requests.stream)
     denoise = _asks(requests.denoise)
     stream_denoise = _watches(requests.stream_denoise)
@@ -204,6 +206,8 @@ class AsyncClient:
 
     info = _asks_async(requests.info)
     sample = _asks_async(requests.sample)
+    sample_array = _asks_async(requests.sample_array)
+    sample_picture = _asks_async(requests.sample_picture)
     stream = _watches_async(requests.stream)
     denoise = _asks_async(requests.denoise)
     stream_denoise = _watches_async(requests.stream_denoise)

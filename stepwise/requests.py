@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from service.plan import fields
 from service.plan.entries import Entry, Field, table
 from stepwise import answers
-from stepwise.results import Drawn, Float32, Info, Noisy, NoisyArray
+from stepwise.results import Drawn, DrawnArray, Float32, Info, Noisy, NoisyArray, Picture
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,6 +96,11 @@ class _Image:
             "Where the model denoises latents, floats are latents."
         ),
     ] = field(kw_only=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture(fields.Sample):
+    kind: Annotated[Literal["webp", "jpeg"], Entry(help="The format of the file: webp or jpeg.")] = "webp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +184,23 @@ def info() -> Call[Info]:
 def sample(given: Fields) -> Call[Drawn]:
     """Draw images: POST /sample."""
     return Call(Request("POST", "sample", JSON, given, _silence(given)), answers.read_drawn)
+
+
+@asked(fields.Sample)
+def sample_array(given: Fields) -> Call[DrawnArray]:
+    """Draw images to an exact array, not quantised: POST /sample.
+
+    The only way for models whose images are neither grey nor RGB. Models of latents answer latents.
+    """
+    return Call(Request("POST", "sample", NPY, given, _silence(given)), answers.read_drawn_array)
+
+
+@asked(_Picture)
+def sample_picture(given: Fields) -> Call[Picture]:
+    """Draw images to one WebP or JPEG, several on a contact sheet: POST /sample."""
+    sent = {name: value for name, value in given.items() if name != "kind"}
+    media_type = f"image/{given.get('kind', 'webp')}"
+    return Call(Request("POST", "sample", media_type, sent, _silence(sent)), answers.read_picture)
 
 
 @asked(fields.SampleRequest)

@@ -58,6 +58,35 @@ class Drawn:
     model: Mapping[str, str]
 
 
+@dataclass(frozen=True, eq=False)
+class DrawnArray:
+    """Images as an exact array; with latent diffusion, their latents.
+
+    Attributes:
+        array: float32 in the model's own scale: [C, H, W] of one image, [N, C, H, W] of several.
+        seed: of the first image.
+    """
+
+    array: Float32
+    seed: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image, or all images of a request on a contact sheet, as a WebP or JPEG. It is lossy, and has no recipe.
+
+    Attributes:
+        seed: of the first image.
+    """
+
+    content: bytes = field(repr=False)
+    seed: int
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file unchanged."""
+        Path(path).write_bytes(self.content)
+
+
 @dataclass(frozen=True)
 class Noisy:
     """A noisy image as a PNG. A later upload needs the same `value_range`.

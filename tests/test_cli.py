@@ -124,6 +124,18 @@ def test_images_go_to_a_folder(server: ServerProcess, tmp_path: Path) -> None:
     assert files(tmp_path) == alone
 
 
+def test_the_suffix_chooses_the_format(server: ServerProcess, tmp_path: Path) -> None:
+    options = ["sample", "-s", "5", "-n", "3"]
+    asked_for = {"seed": 5, "num_images": 3}
+    assert done(stepwise(server, tmp_path, *options, "-o", "all.npy")) == "all.npy\n"
+    assert (tmp_path / "all.npy").read_bytes() == asked(server, NPY, **asked_for)
+    for name, media_type in (("all.webp", "image/webp"), ("all.JPG", "image/jpeg")):
+        done(stepwise(server, tmp_path, *options, "--sheet", "-o", name))
+        assert (tmp_path / name).read_bytes() == asked(server, media_type, **asked_for)
+    told = json.loads(done(stepwise(server, tmp_path, *options, "-o", "all.npy", "--json")))
+    assert told == {"images": [{"seed": seed, "file": "all.npy"} for seed in (5, 6, 7)]}
+
+
 def test_archives_and_sheets_are_the_servers(server: ServerProcess, tmp_path: Path) -> None:
     """Also with several labels and guidance scales, and with a single image."""
     several: Json = {"seed": 5, "num_images": 3, "class_label": ["cat", "7", "dog"], "guidance_interval": [0, 0.5]}
@@ -290,7 +302,12 @@ def test_info(server: ServerProcess, tmp_path: Path) -> None:
 UNUSABLE = [
     (["sample", "-n", "2", "-o", "-"], "-o - is one place, for 2 images: name a folder (-o sevens/)"),
     (["sample", "-n", "2", "-o", "a.png"], "or put them on one sheet (--sheet)"),
-    (["sample", "-o", "a.jpg"], "-o a.jpg: a file must end in .png or .zip, a folder in /"),
+    (
+        ["sample", "-o", "a.gif"],
+        "-o a.gif: a file must end in .png or .zip or .webp or .jpg or .jpeg or .npy, a folder",
+    ),
+    (["sample", "-n", "2", "-o", "a.webp"], "or put them on one sheet (--sheet)"),
+    (["sample", "--sheet", "-o", "a.npy"], "--sheet is one .png"),
     (["sample", "--sheet"], "--sheet is one .png"),
     (["sample", "--sheet", "-o", "a.zip"], "--sheet is one .png"),
     (["sample", "--json", "-o", "-"], "--json and the image cannot both go to standard output"),

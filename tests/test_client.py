@@ -17,7 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import httpx
 import numpy as np
@@ -177,6 +177,8 @@ def test_both_clients_have_the_same_methods() -> None:
     assert {
         "info",
         "sample",
+        "sample_array",
+        "sample_picture",
         "stream",
         "denoise",
         "stream_denoise",
@@ -297,6 +299,29 @@ def test_denoise_takes_bytes_arrays_and_paths(client: Client, tmp_path: Path) ->
     assert read_recipe(image.png)["timestep"] == 400
     assert all(answer.images == (image,) for answer in answers)
     assert images_of(list(client.stream_denoise(path, 400, **wanted))) == {2: image.png}
+
+
+def test_images_come_as_arrays_too(client: Client) -> None:
+    drawn = client.sample_array(seed=7, num_images=2, class_label="dog")
+    assert (drawn.array.shape, drawn.seed) == ((2, *GREY.shape), 7)
+    assert drawn.array.dtype == np.float32
+    for seed, array in zip((7, 8), drawn.array, strict=True):
+        alone = client.sample_array(seed=seed, class_label="dog")
+        assert alone.seed == seed
+        np.testing.assert_array_equal(alone.array, array)
+        png = client.sample(seed=seed, class_label="dog").images[0].png
+        assert np.abs(read_png(png) / 127.5 - 1 - array[0].clip(-1, 1)).max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("webp", "WEBP"), ("jpeg", "JPEG")])
+def test_a_picture_is_a_sheet_of_all_images(
+    client: Client, tmp_path: Path, kind: Literal["webp", "jpeg"], expected: str
+) -> None:
+    picture = client.sample_picture(kind=kind, seed=7, num_images=3)
+    assert picture.seed == 7
+    picture.save(tmp_path / "sheet")
+    with PIL.Image.open(tmp_path / "sheet") as sheet:
+        assert (sheet.format, sheet.size) == (expected, (32, 32))
 
 
 def test_the_arrays_of_a_step(client: Client) -> None:

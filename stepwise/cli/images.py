@@ -1,21 +1,18 @@
 """stepwise denoise and stepwise noise: a file in, a file out."""
 
-import io
 import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from service.plan import fields
 from stepwise import DEFAULT_URL, AsyncClient, Noisy, NoisyArray
 from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
 from stepwise.cli.exits import Unusable, say
-from stepwise.cli.output import Output, refuse_json_beside
+from stepwise.cli.output import Output, npy, refuse_json_beside
 from stepwise.recipe import PNG_MAGIC
 
 VALUE_RANGE = 4.0  # of noisy PNGs: noise seldom exceeds four times its standard deviation
@@ -64,7 +61,7 @@ def denoise(
 
     async def work(client: AsyncClient) -> bytes:
         if suffix == ".npy":
-            return _npy(await client.denoise_array(content, output=wanted, **given))
+            return npy(await client.denoise_array(content, output=wanted, **given))
         [clean], _ = await progress.drawn(client.stream_denoise(content, **given), 1)
         return clean.png
 
@@ -108,7 +105,7 @@ def noise(
 
     noisy = run(Server(url, patience, local, weights), work)
     clipped = noisy.clipped if isinstance(noisy, Noisy) else 0.0
-    answer = noisy.png if isinstance(noisy, Noisy) else _npy(noisy.array)
+    answer = noisy.png if isinstance(noisy, Noisy) else npy(noisy.array)
     paths = target.write({f"{_stem(image)}-noisy{suffix}": answer})
     if clipped:
         hint = "a larger --value-range keeps them, and an .npy keeps all"
@@ -143,8 +140,3 @@ def range_of(content: bytes, given: float | None) -> float | None:
 
 def _stem(image: str) -> str:
     return "image" if image == "-" else Path(image).stem
-
-
-def _npy(array: NDArray[np.float32]) -> bytes:
-    np.save(file := io.BytesIO(), array, allow_pickle=False)
-    return file.getvalue()

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stepwise.cli.exits import STANDARD_OUTPUT, Unusable
 
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # constant, as in the server's ZIPs
@@ -95,6 +98,12 @@ class Output:
         except OSError as error:
             raise Unusable(f"{error.filename}: cannot be written: {error.strerror or error}") from None
         return list(targets)
+
+
+def npy(array: NDArray[np.float32]) -> bytes:
+    """An .npy file."""
+    np.save(file := io.BytesIO(), array, allow_pickle=False)
+    return file.getvalue()
 
 
 def refuse_json_beside(output: Output, as_json: bool) -> None:

@@ -1,7 +1,8 @@
 """stepwise sample: images by seed."""
 
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,7 +12,9 @@ from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
 from stepwise.cli.exits import Unusable
 from stepwise.cli.extras import server_for
-from stepwise.cli.output import Output, refuse_json_beside
+from stepwise.cli.output import Output, npy, refuse_json_beside
+
+_PICTURES: Mapping[str, Literal["webp", "jpeg"]] = {".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
 @options.of(fields.Sample)
@@ -23,14 +26,16 @@ def sample(
             "--out",
             "-o",
             metavar="PATH",
-            help="A folder, with SEED.png for each image; a .zip of the same; a .png for one image; - is standard "
-            "output. Default: the current folder.",
+            help="A folder, with SEED.png for each image; a .zip of the same; a .png, .webp or .jpg for one image; an "
+            ".npy for all, exact; - is standard output. Default: the current folder.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     as_sheet: Annotated[
         bool,
-        typer.Option("--sheet", help="All images on one contact sheet, a .png.", rich_help_panel=options.OUTPUT),
+        typer.Option(
+            "--sheet", help="All images on one contact sheet, a .png, .webp or .jpg.", rich_help_panel=options.OUTPUT
+        ),
     ] = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -46,25 +51,29 @@ def sample(
     labels = given.get("class_label")
     count = given.setdefault("num_images", len(labels) if isinstance(labels, list) else 1)
     target = Output.of(out, force)
-    target.check_kind(".png", ".zip")
-    if as_sheet and (target.suffix == ".zip" or out is None):
-        raise Unusable("--sheet is one .png: name it, -o sheet.png; or -o - for standard output")
-    if count > 1 and not as_sheet and (target.path is None or target.suffix == ".png"):
+    target.check_kind(".png", ".zip", *_PICTURES, ".npy")
+    if as_sheet and (target.suffix in (".zip", ".npy") or out is None):
+        raise Unusable("--sheet is one .png, .webp or .jpg: name it, -o sheet.png; or -o - for standard output")
+    if count > 1 and not as_sheet and (target.path is None or target.suffix in (".png", *_PICTURES)):
         raise Unusable(
             f"-o {out} is one place, for {count} images: name a folder (-o sevens/) or a ZIP (-o sevens.zip), "
             "or put them on one sheet (--sheet)"
         )
     refuse_json_beside(target, as_json)
+    if "seed" not in given:
+        target.check_new()
+    server = Server(url, patience, local, weights)
+    if target.suffix in (*_PICTURES, ".npy"):
+        _plain(given, count, target, server, as_json)
+        return
     if as_sheet:
         with server_for("--sheet"):
             from stepwise.cli.sheets import sheet
-    if "seed" not in given:
-        target.check_new()
 
     async def draw(client: AsyncClient) -> tuple[list[Image], Done]:
         return await progress.drawn(client.stream(**given), count)
 
-    images, done = run(Server(url, patience, local, weights), draw)
+    images, done = run(server, draw)
     pngs = {f"{image.seed}.png": image.png for image in images}
     if as_sheet:
         pngs = {"sheet.png": sheet(list(pngs.values()), done.parameters)}
@@ -76,3 +85,24 @@ def sample(
     else:
         for path in paths:
             print(path)
+
+
+def _plain(given: options.Given, count: int, target: Output, server: Server, as_json: bool) -> None:
+    """Draw to one .npy, .webp or .jpg, as the server answers it: without events and without a recipe."""
+    assert target.suffix is not None
+    suffix = target.suffix
+
+    async def draw(client: AsyncClient) -> tuple[bytes, int]:
+        with progress.waiting("drawing"):
+            if suffix == ".npy":
+                drawn = await client.sample_array(**given)
+                return npy(drawn.array), drawn.seed
+            picture = await client.sample_picture(kind=_PICTURES[suffix], **given)
+            return picture.content, picture.seed
+
+    content, seed = run(server, draw)
+    [path] = target.write({suffix: content})
+    if as_json:
+        print(json.dumps({"images": [{"seed": seed + i, "file": str(path)} for i in range(count)]}))
+    else:
+        print(path)
