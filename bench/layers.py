@@ -100,7 +100,8 @@ def row_of(model: ModelDescription, seed: int) -> Row:
 
 
 def warm_engine(stack: Stack) -> Engine:
-    engine = Engine(stack.runner(), probe_row(stack.model, stack.model.group), Places(JOBS), Metrics())
+    group = stack.model.group
+    engine = Engine({group: stack.runner()}, {group: probe_row(stack.model, group)}, Places(JOBS), Metrics())
     engine.start()
     engine.wait_loaded()
     return engine

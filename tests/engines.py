@@ -126,9 +126,9 @@ class FakeRunner:
 
     def __init__(self, seconds: Mapping[int, float], like: "FakeRunner | None" = None) -> None:
         self.widths: Sequence[int] = list(seconds)
-        self.clock = FakeClock() if like is None else like.clock
+        self.clock: FakeClock = FakeClock() if like is None else like.clock
         self.seconds = dict(seconds)
-        self._gate = Gate[list[tuple[int, int]]]() if like is None else like._gate
+        self._gate: Gate[list[tuple[int, int]]] = Gate() if like is None else like._gate
         self.passes = self._gate.entered
         self.rows: dict[int, FakeRow] = {}
         self.admitted: list[int] = []
@@ -242,7 +242,7 @@ class FakeVAE:
         self.widths: Sequence[int] = list(seconds)
         self.clock = clock
         self.seconds = dict(seconds)
-        self._gate = Gate[Call]() if like is None else like._gate
+        self._gate: Gate[Call] = Gate() if like is None else like._gate
         self.calls = self._gate.entered
         self.breaking: set[int] = set()
         self.poisoned: set[int] = set()

@@ -22,7 +22,7 @@ from service import __main__ as program
 from service.engine.engine import Engine
 from service.http.metrics import Metrics
 from service.engine.fairness import Places
-from tests.engines import PROBE_SEED, FakeRunner, a_row
+from tests.engines import GROUP, PROBE_SEED, FakeRunner, a_row
 from tests.local import SERVED
 
 FAULT = sys.argv.pop()
@@ -43,7 +43,7 @@ runner.clock = Fast()
 runner.unreleased = {13} if FAULT == "dies" else set()
 runner.breaking = {PROBE_SEED} if FAULT == "never works" else set()
 metrics = Metrics()
-engine = Engine(runner, a_row(PROBE_SEED), Places(8), metrics, runner.clock)
+engine = Engine({GROUP: runner}, {GROUP: a_row(PROBE_SEED)}, Places(8), metrics, runner.clock)
 program.build = lambda settings: (engine, SERVED, metrics)
 program.main()
 """
@@ -65,7 +65,7 @@ def started(fault: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize(
     ("fault", "status", "why"),
     [
-        ("dies", 503, "the engine has died"),
+        ("dies", 503, "denoising has died"),
         ("works no longer", 500, "the model fails whatever it is given, time after time"),
         ("hangs", 503, "a forward pass has not returned for"),
     ],

@@ -413,7 +413,7 @@ def broken_promise() -> Iterator[TestClient]:
     )
     runner = runner_on(backend, MODEL.image_shape, 4, MixesRows())
     metrics = Metrics()
-    engine = Engine(runner, probe_row(MODEL, MODEL.group), Places(4), metrics)
+    engine = Engine({MODEL.group: runner}, {MODEL.group: probe_row(MODEL, MODEL.group)}, Places(4), metrics)
     with TestClient(create_app(engine, served, Settings(), metrics)) as client:
         assert engine.wait_loaded(PATIENCE)
         yield client

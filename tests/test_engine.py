@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from model.rows import Image
+from service.engine.bounds import MARGIN
 from service.engine.denoising import Phase
 from service.engine.engine import Engine, Observer
-from service.engine.promises import MARGIN
 from service.engine.requests import Progress
 from service.errors import ComputationFailed, DeadlinePassed, Draining, Failed, Invalid, Loading, QueueFull, Unavailable
 from tests.engines import (

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -239,8 +240,8 @@ def test_an_uploaded_image_of_another_size_is_refused_with_the_list(
 ) -> None:
     image = np.zeros(shape, np.float32)
     for plan in (
-        lambda: plan_denoise(DenoiseRequest(500), image, served, 300),
-        lambda: plan_noise(NoiseRequest(500), image, served, 300),
+        partial(plan_denoise, DenoiseRequest(500), image, served, 300),
+        partial(plan_noise, NoiseRequest(500), image, served, 300),
     ):
         with pytest.raises(Invalid) as refused:
             plan()

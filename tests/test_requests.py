@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.rows import Row
-from service.engine.promises import MARGIN
+from service.engine.bounds import MARGIN
 from service.engine.requests import Accepted, Finished
 from service.errors import (
     DeadlinePassed,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -108,7 +109,7 @@ def test_an_engine_whose_vae_does_not_work_is_failed(fault: str) -> None:
     s.engine.start()
     assert s.engine.wait_loaded(PATIENCE)
     assert status_of(s.engine) == "failed"
-    for ask in (lambda: s.submit(a_row(1)), lambda: s.upload(1, 1)):
+    for ask in (partial(s.submit, a_row(1)), partial(s.upload, 1, 1)):
         with pytest.raises(Failed, match="the engine has stopped"):
             ask()
     s.engine.close()
@@ -274,7 +275,7 @@ def test_images_of_a_request_are_shown_as_they_are_decoded() -> None:
         assert s.vae.next_batch() == [1]
         s.take_all_steps()
         assert s.vae.next_batch() == [2]
-        diary.wait_for(lambda progress: progress.images_done == 1)
+        diary.wait_for(partial(has_done, 1))
         assert diary.of("image") == [(0, a_decoded(1, 1))]
         assert not job.future.done()
         s.vae.let_go()
@@ -598,7 +599,7 @@ def test_a_batch_that_does_not_return_fails_all_requests(seconds: float, limit: 
             assert not s.engine.alive
             assert s.engine.wait_idle(0)
             assert s.to_decode == (0, 0)
-        for ask in (lambda: s.submit(a_row(4)), s.engine.probe, lambda: s.upload(4, 1)):
+        for ask in (partial(s.submit, a_row(4)), s.engine.probe, partial(s.upload, 4, 1)):
             with pytest.raises(Failed, match="does not return"):
                 ask()
         assert s.observer.ended == ["failed"] * 4
@@ -668,7 +669,7 @@ def test_draining_waits_for_what_is_encoded_and_decoded() -> None:
         upload = s.upload(2, 1)
         assert s.vae.next_call() == Call("encode", [2])
         s.engine.drain()
-        for ask in (lambda: s.submit(a_row(3)), lambda: s.upload(3, 1)):
+        for ask in (partial(s.submit, a_row(3)), partial(s.upload, 3, 1)):
             with pytest.raises(Draining):
                 ask()
         assert not s.engine.wait_idle(0)
@@ -1000,6 +1001,10 @@ def test_the_probe_has_no_answer() -> None:
 # Progress
 
 
+def has_done(images: int, progress: Progress) -> bool:
+    return progress.images_done == images
+
+
 def test_progress_is_of_all_work_and_never_falls() -> None:
     with warm_latent(1, decode_seconds={1: 0.5}) as s:
         diary = Diary()
@@ -1028,7 +1033,7 @@ def test_progress_is_told_of_an_image_though_the_slowest_takes_no_step() -> None
         for images in (1, 2, 3):
             for _ in range(3):
                 s.runner.next_pass()
-            told = diary.wait_for(lambda progress, images=images: progress.images_done == images)
+            told = diary.wait_for(partial(has_done, images))
             assert (told.step, told.steps, told.images) == (0, 3, 4)
             assert told.fraction == pytest.approx(images / 4, abs=0.1)  # the next row has begun
         s.runner.let_go()
