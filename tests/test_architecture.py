@@ -58,5 +58,6 @@ def test_no_object_of_an_idle_engine_leads_back_to_itself(decode_seconds: dict[i
             visit(part, [*above, thing])
 
     visit(operations, [])
-    assert {"Engine", "Queue", "Health", "Denoising", "Metrics"} <= seen
-    assert ("Decoding" in seen) is (decode_seconds is not None)
+    assert {"Engine", "Queue", "Health", "Denoising", "Stage", "Answer", "Metrics"} <= seen
+    for stage in ("Encode", "Decode"):
+        assert (stage in seen) is (decode_seconds is not None)

@@ -246,6 +246,8 @@ LABELS: dict[str, dict[str, set[str]]] = {
     "stepwise_refused_total": {"reason": {"impossible", "late", "share", "full", "loading", "draining", "failed"}},
     "stepwise_promises_total": {"outcome": {"kept", "missed"}},
     "stepwise_engine_seconds_total": {"phase": {"idle", "schedule", "admit", "pass", "advance"}},
+    "stepwise_stage_seconds_total": {"stage": {"encode", "decode", "answer"}},
+    "stepwise_stage_failures_total": {"stage": {"encode", "decode", "answer"}},
 }
 NAMES = {
     **{name: set(labels) for name, labels in LABELS.items()},
@@ -261,7 +263,7 @@ NAMES = {
     "stepwise_backlog_seconds": set(),
     "stepwise_outstanding_row_steps": set(),
     "stepwise_step_seconds_count": set(),
-    "stepwise_step_cost_seconds": {"rows"},
+    "stepwise_step_cost_seconds": {"rows", "size"},
     "stepwise_batch_rows_count": set(),
     "stepwise_accepted_total": set(),
     "stepwise_preemptions_total": set(),
@@ -354,8 +356,8 @@ def test_a_request_moves_its_metrics() -> None:
     """Three images of four steps each. A pass has four rows, and takes a second."""
     with serving_fake() as server:
         moved = changes(server, lambda: server.client.post("/sample", json={"num_images": 3, "class_label": 1}))
-        assert moved.pop("encode_seconds_sum") > 0
         assert moved.pop("promises_total kept") == 1
+        assert moved.pop("eta_error_ratio_sum") < 0.01  # the estimate was right, but for the encoding
         assert {name: count for name, count in moved.items() if "request" not in name} == {
             "accepted_total": 1,
             "images_total": 3,
@@ -368,7 +370,7 @@ def test_a_request_moves_its_metrics() -> None:
             "batch_rows_count": 4,
             "batch_rows_sum": 12,
             "engine_seconds_total pass": 4,
-            "eta_error_ratio_count": 1,  # the sum is 0: the estimate was right
+            "eta_error_ratio_count": 1,
         }
         costs = {dict(pairs)["rows"]: value for (name, pairs), value in server.metrics().items() if "step_cost" in name}
         assert costs == {"1": 1.0, "2": 1.0, "4": 1.0}
@@ -399,7 +401,7 @@ def test_a_promise_that_is_missed_and_a_bad_estimate_are_counted() -> None:
 
         moved = changes(server, act)
         assert moved["promises_total missed"] == 1
-        assert moved["eta_error_ratio_sum"] == pytest.approx(16 / 20)
+        assert moved["eta_error_ratio_sum"] == pytest.approx(16 / 20, rel=0.01)
         assert moved["engine_seconds_total pass"] == 20
         assert "promises_total kept" not in moved
 

@@ -1,7 +1,5 @@
 """Several groups and all stages: promises hold, nobody starves, and a pass serves one group."""
 
-from math import inf
-
 from hypothesis import given
 from hypothesis import strategies as st
 

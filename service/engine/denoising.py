@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import Literal, NamedTuple, Protocol
 
 from model.rows import Forward, Group, Image, Reading, Runner
-from service.engine.delivery import Delivery, Made
+from service.engine.answer import Made
+from service.engine.decode import Stepped
 from service.engine.health import PASSES
 from service.engine.jobs import Batch
 from service.engine.progress import tell, tell_progress
@@ -43,7 +44,7 @@ class Denoising(Worker):
     Args:
         runners: by group. Only this thread calls them.
         warm_up: warms up the engine on this thread, before its first work, and returns the scheduler.
-        delivery: takes rows on that have taken their steps.
+        stepped: takes rows on that have taken their steps.
         at: what the engine's threads share.
     """
 
@@ -51,13 +52,13 @@ class Denoising(Worker):
         self,
         runners: Mapping[Group, Runner],
         warm_up: Callable[[], Scheduler],
-        delivery: Delivery,
+        stepped: Stepped,
         at: Workplace[Observer],
     ) -> None:
         super().__init__("denoising", PASSES, at, self._open)
         self._runners = runners
         self._warm_up = warm_up
-        self._delivery = delivery
+        self._stepped = stepped
         self._observer = at.observer
         self._changed = at.queue.changed
         self._free_since = at.clock()  # the end of the last pass, or of idleness
@@ -213,7 +214,7 @@ class Denoising(Worker):
             self._runners[group].release(slot)
             if reading is not None:
                 made.append((request, row, reading.x))
-        self._delivery.stepped(made)
+        self._stepped.take(made)
         self._observer.phase_done("advance", self._clock() - began)
 
     def _account(self, ran: Sequence[_Placed]) -> tuple[list[tuple[Request, RowState, int]], list[Request]]:

@@ -10,10 +10,12 @@ from concurrent.futures import Future
 from typing import Literal, Protocol, cast
 
 from model.rows import VAE, Group, Row, Runner
+from service.engine.answer import Answer, Images
 from service.engine.costs import Machine
-from service.engine.delivery import Delivery
+from service.engine.decode import Decode, Stepped
 from service.engine.denoising import Denoising
 from service.engine.denoising import Observer as DenoisingObserver
+from service.engine.encode import Encode
 from service.engine.fairness import Places
 from service.engine.health import Health
 from service.engine.observers import Unfailing
@@ -22,6 +24,7 @@ from service.engine.requests import Accepted, Clock, Encoding, Finished, Upload,
 from service.engine.requests import Observer as RequestObserver
 from service.engine.scheduler import Scheduler
 from service.engine.stage import Observer as StageObserver
+from service.engine.stage import Piece, Stage
 from service.engine.warm_up import measure
 from service.engine.worker import Worker, Workplace
 
@@ -63,8 +66,19 @@ class Engine:
         self._queue = queue = Queue(places, cast(Observer, Unfailing(observer)), clock)
         self._health = health = Health(queue, probes, clock)
         at = Workplace(queue, health, cast(Observer, Unfailing(observer)), clock)
-        self._delivery = Delivery(vaes, at)
-        self._denoising = Denoising(runners, self._warm_up, self._delivery, at)
+        # From the last stage to the first: each takes its results on to the next.
+        encode = decode = None
+        answers = Answer(queue, clock)
+        answer = Stage(answers, at)
+        images = Images(answers, answer, queue, health, clock)
+        if vaes is not None:
+            decode = Stage(Decode(vaes, images, queue), at)
+        self._stepped = Stepped(decode, images, clock)
+        self._denoising = Denoising(runners, self._warm_up, self._stepped, at)
+        if vaes is not None:
+            encode = Stage(Encode(vaes, self._stepped, queue, clock), at)
+        self._encode = encode
+        self._stages = [stage for stage in (encode, decode, answer) if stage is not None]
         self._changed = queue.changed
 
     def start(self) -> None:
@@ -74,7 +88,7 @@ class Engine:
     def _warm_up(self) -> Scheduler:
         """Check that the model works, measure what it costs, and start the other threads. Denoising calls this."""
         machine = measure(self._runners, self._probes, self._vaes, self._health.stages, self._clock)
-        for stage in self._delivery.stages:
+        for stage in self._stages:
             stage.thread.start()
         return self._new_scheduler(
             machine, {group: STARTED_PER_ROW * runner.widths[-1] for group, runner in self._runners.items()}
@@ -107,7 +121,11 @@ class Engine:
             Unavailable: the request takes longer now, the queue is full, or the engine is loading, draining or dead.
         """
         request, accepted = self._queue.accept(rows, timeout_s, client, encoding, watcher, upload)
-        self._delivery.enter(request)
+        if upload is None:
+            self._stepped.skip(request)
+        else:
+            assert self._encode is not None
+            self._encode.put([Piece.of_whole(request, upload.image)])
         return accepted
 
     # Coming up and going down
@@ -130,7 +148,7 @@ class Engine:
         """Stop the threads after their present calls. Unfinished requests fail as Draining."""
         self.drain()
         self._queue.stop()
-        workers: list[Worker] = [self._denoising, *self._delivery.stages]
+        workers: list[Worker] = [self._denoising, *self._stages]
         while running := [worker.thread for worker in workers if worker.thread.is_alive()]:
             if self._health.overdue is not None:  # the call may never end
                 self._queue.fail_all(draining)

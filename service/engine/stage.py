@@ -86,8 +86,8 @@ class Task(Protocol):
     def tests_model(self, batch: Sequence[Piece]) -> bool:
         """Whether an error of `run` puts the model in doubt. A client's upload may be the cause instead."""
 
-    def done(self, piece: Piece, result: Any) -> None:
-        """Take the result of a piece on. The request may have left."""
+    def done(self, piece: Piece, result: Any) -> Iterable[Piece]:
+        """Take the result of a piece on. The request may have left. Returns further work for this stage."""
 
 
 class Stage(Worker):
@@ -107,8 +107,11 @@ class Stage(Worker):
 
     def put(self, pieces: Iterable[Piece]) -> None:
         """Add pieces. One call adds all of them, so that they share batches."""
+        added = list(pieces)
+        if not added:
+            return
         with self._queue.lock:
-            for piece in pieces:
+            for piece in added:
                 heapq.heappush(self._lines.setdefault(piece.request.job.group, []), piece)
             self._wake.notify_all()
 
@@ -160,7 +163,7 @@ class Stage(Worker):
                 self._run_alone(piece)
             return
         for piece, result in zip(batch, results, strict=True):
-            self._task.done(piece, result)
+            self.put(self._task.done(piece, result))
 
     def _run_alone(self, piece: Piece) -> None:
         if self._queue.of(piece.request.job) is None:
@@ -171,7 +174,7 @@ class Stage(Worker):
             log.exception("and alone")
             self._queue.fail(piece.request, ComputationFailed(self._task.failed))
         else:
-            self._task.done(piece, result)
+            self.put(self._task.done(piece, result))
 
     def _call(self, batch: Sequence[Piece]) -> Sequence[Any]:
         scheduler = self._queue.scheduler

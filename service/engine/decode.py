@@ -1,0 +1,88 @@
+"""The stage that decodes latents into images, in batches; and what becomes of rows that have taken their steps."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from model.rows import VAE, Group, Image
+from service.engine.answer import Images, Made
+from service.engine.costs import Machine
+from service.engine.health import DECODING
+from service.engine.queue import Queue
+from service.engine.requests import Clock, Request
+from service.engine.stage import Cost, Name, Piece, Stage
+
+
+class Decode:
+    """Decodes a batch of latents. Implements service.engine.stage.Task.
+
+    Args:
+        vaes: by group.
+        images: takes the images on.
+        queue: the requests.
+    """
+
+    name: Name = "decode"
+    doing = DECODING
+    failed = "an image of this request could not be decoded"
+
+    def __init__(self, vaes: Mapping[Group, VAE], images: Images, queue: Queue) -> None:
+        self._vaes = vaes
+        self._images = images
+        self._queue = queue
+
+    def cost(self, machine: Machine, group: Group) -> Cost:
+        return machine.decode[group]
+
+    def most(self, machine: Machine, group: Group) -> int:
+        return machine.decode[group].width
+
+    def amount(self, batch: Sequence[Piece]) -> int:
+        return len(batch)
+
+    def run(self, batch: Sequence[Piece]) -> Sequence[Image]:
+        latents = [piece.given for piece in batch if piece.given is not None]
+        return self._vaes[batch[0].request.job.group].decode(latents)
+
+    def tests_model(self, batch: Sequence[Piece]) -> bool:
+        return any(piece.row is not None and piece.row.steps for piece in batch)
+
+    def done(self, piece: Piece, result: Image) -> Iterable[Piece]:
+        assert piece.row is not None
+        assert self._queue.scheduler is not None
+        with self._queue.lock:
+            self._queue.scheduler.decoded(piece.request.job)
+        self._images.take([(piece.request, piece.row, result)])
+        return ()
+
+
+class Stepped:
+    """Takes rows on that have taken their steps: to be decoded, or as finished images.
+
+    Args:
+        decode: the stage; None where rows are images.
+        images: takes finished images on.
+        clock: seconds, never falling.
+    """
+
+    def __init__(self, decode: Stage | None, images: Images, clock: Clock) -> None:
+        self._decode = decode
+        self._images = images
+        self._clock = clock
+
+    def take(self, made: Iterable[Made]) -> None:
+        """Take rows on. One call has all rows of a pass, so that they share batches."""
+        latents, images = [], []
+        for request, row, x in made:
+            if request.job.stages.decoded:
+                request.stepped = self._clock()
+                latents.append(Piece.of_row(request, row, x))
+            else:
+                images.append((request, row, x))
+        if latents:
+            assert self._decode is not None
+            self._decode.put(latents)
+        self._images.take(images)
+
+    def skip(self, request: Request) -> None:
+        """Take the rows of a request on that have no steps."""
+        rows = zip(request.job.rows, request.rows, strict=True)
+        self.take([(request, state, row.start) for state, row in rows if not state.steps and row.start is not None])
