@@ -31,7 +31,9 @@ PATIENCE = 60.0  # seconds; longer than anything takes, so that a hang fails
 LONG = 1e9  # seconds of the fake clock
 ENDLESS = 10**6  # steps
 GROUP = Group(1, 2)  # the size of FakeRunner's images, which is the default
+OTHER = Group(3, 4)
 PROBE_SEED = 0
+PROBE_SEEDS = PROBE_SEED, 1000  # of both groups
 PROBE = [(PROBE_SEED, 0)]  # its pass
 WARM_UP_PASSES = 4  # for each width, besides the probe's
 
@@ -642,12 +644,17 @@ def a_setting(
     max_queue: int = 16,
     observer: Recorder | None = None,
     decode_seconds: Mapping[int, float] | None = None,
+    other: FakeRunner | None = None,
 ) -> Setting:
-    """An engine that has not started. With `decode_seconds` it has a fake VAE."""
+    """An engine that has not started. With `decode_seconds` it has a fake VAE. `other` runs a second group."""
     places, told, clock = Places(max_queue), observer or Recorder(), runner.clock
-    vae = FakeVAE(decode_seconds, clock) if decode_seconds else None
-    vaes = None if vae is None else {GROUP: vae}
-    engine = Engine({GROUP: runner}, {GROUP: a_row(PROBE_SEED)}, places, told, clock, vaes=vaes)
+    runners = {GROUP: runner} if other is None else {GROUP: runner, OTHER: other}
+    probes = {group: a_row(seed, group=group) for group, seed in zip(runners, PROBE_SEEDS, strict=False)}
+    vae, vaes = None, None
+    if decode_seconds is not None:
+        vae = FakeVAE(decode_seconds, clock)
+        vaes = {group: vae if group == GROUP else FakeVAE(decode_seconds, clock, like=vae) for group in runners}
+    engine = Engine(runners, probes, places, told, clock, vaes=vaes)
     return Setting(engine, runner, clock, told, places, vae)
 
 

@@ -8,11 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.rows import Group
 from service.engine.stage_health import StageHealth
-from tests.engines import GROUP, FakeClock
-
-OTHER = Group(3, 4)
+from tests.engines import GROUP, OTHER, FakeClock
 
 
 @pytest.fixture
