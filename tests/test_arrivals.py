@@ -64,9 +64,7 @@ def test_only_smaller_jobs_count(jobs: list[int], below: int) -> None:
     assert smaller >= sum(size for size in jobs if size < below * 8 / 9) - 1e-6  # sizes this near may count as equal
 
 
-@pytest.mark.parametrize(
-    ("size", "below"), [(1, 1.5), (15, 16.0), (16, 18.0), (64, 72.0), (1024, 1152.0)]
-)
+@pytest.mark.parametrize(("size", "below"), [(1, 1.5), (15, 16.0), (16, 18.0), (64, 72.0), (1024, 1152.0)])
 def test_a_job_that_is_hardly_smaller_counts(size: float, below: float) -> None:
     arrivals = after(60.0, size)
     assert arrivals.rates(60.0)(below) == arrivals.rates(60.0)(ANY) > 0

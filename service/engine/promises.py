@@ -13,6 +13,7 @@ from service.engine.jobs import Blocks, Job
 from service.engine.outstanding import Busy, Outstanding
 
 PATIENCE = 2.0  # times the seconds of the job and the work ahead in full passes
+_LAST_DIGIT = 1e-12  # seconds; what two orders of the same sum may differ by
 SHORTEST = 0.25  # seconds; the operating system's delays could break a shorter promise
 
 
@@ -101,7 +102,7 @@ class _New:
     ) -> None:
         self._job, self._line, self._bounds, self._seen = job, line, bounds, seen
         self._start, self._now, self._busy = start, now, busy
-        self._rows, self._steps = bounds.rows[job.costs] * job.left, bounds.steps[job.costs] * job.steps
+        self._rows, self._steps = bounds.filling(job)
         self._blocks = job.own_blocks
         self._pieces: list[float] = []
         if job.unanswered:  # from each place on, the largest piece of the jobs there
@@ -112,7 +113,8 @@ class _New:
     def place(self, plan: int, wanted: float) -> tuple[float, int]:
         """The earliest promise at or after `wanted`, and the job's place in line."""
         line, i = self._line, len(self._line)
-        while i > 0 and line[i - 1].promise > wanted and self._takes(i - 1, plan) <= self._seen.left[i - 1][plan]:
+        left = self._seen.left
+        while i > 0 and line[i - 1].promise > wanted and self._takes(i - 1, plan) <= left[i - 1][plan] + _LAST_DIGIT:
             i -= 1
         promise = max(wanted, self._bound(i, plan), line[i - 1].promise if i > 0 else -inf)
         while i < len(line) and promise >= line[i].promise:

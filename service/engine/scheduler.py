@@ -176,7 +176,9 @@ class Scheduler:
         left = spare(self._by_promise, self.machine, now)
         if max(left) >= at_most(batch):
             return self._trial(batch, max(left)) or batch
-        return filled(self._by_promise) if left.together >= left.alone else first_alone(self._by_promise)
+        if left.alone > left.together:
+            return first_alone(self._by_promise)
+        return filled(self._by_promise, self.machine.one_by_one)
 
     def _trial(self, batch: Batch, left: float) -> Batch | None:
         """A pass of the same group at another width, if one is worth a trial and takes no more than the spare time."""

@@ -31,9 +31,7 @@ class Trials:
         """
         if not prices:
             return None
-        self._saved = min(
-            self._saved, max(prices.values())
-        )  # so that no burst of trials comes
+        self._saved = min(self._saved, max(prices.values()))  # so that no burst of trials comes
         candidates = [width for width in unknown if width in prices] or prices
         width = min(candidates, key=lambda one: (self._seen[one], one))
         return width if prices[width] <= self._saved else None
