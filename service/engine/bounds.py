@@ -162,14 +162,14 @@ class Look(NamedTuple):
         others: others[i] is the bound of the plan `together` for the first i jobs, for a job of one group that takes
             no step itself.
         most: most[i] is the bound for the most steps of one of the first i jobs that is of this group and may run.
-        left: left[i] is what job number i has to spare in each plan, also if it only waits for stages.
+        left: for each plan, left[plan][i] is what job number i has to spare, also if it only waits for stages.
     """
 
     spare: Spare
     alone: list[float]
     others: list[float]
     most: list[float]
-    left: list[tuple[float, float]]
+    left: tuple[list[float], list[float]]
 
 
 def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None = None) -> Look:
@@ -182,7 +182,9 @@ def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None 
     ours = next(iter(rates.values())) if group is None else rates[group]
     alone = total = singles = answered = 0.0
     spare_alone = spare_together = inf
-    alones, others, most, left = [0.0], [0.0], [0.0], []
+    alones, others, most = [0.0], [0.0], [0.0]
+    left_alone: list[float] = []
+    left_together: list[float] = []
     for job in line:  # up to a thousand jobs, before each pass
         rate = rates[job.costs]
         have = job.promise - start
@@ -212,17 +214,20 @@ def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None 
                 total += steps - rate.most
                 rate.most = steps
             a, t = have - alone, have - total + rate.most + rate.held - steps
-            if not job.encoding or a < -ROUNDING:  # other passes take nothing from a job that cannot run yet
-                spare_alone = min(spare_alone, a)
-            if not job.encoding or t < -ROUNDING:
-                spare_together = min(spare_together, t)
-            left.append((a, t))
+            is_free = not job.encoding  # other passes take nothing from a job that cannot run yet
+            if a < spare_alone and (is_free or a < -ROUNDING):
+                spare_alone = a
+            if t < spare_together and (is_free or t < -ROUNDING):
+                spare_together = t
+            left_alone.append(a)
+            left_together.append(t)
         else:
-            left.append((have, have))
+            left_alone.append(have)
+            left_together.append(have)
         alones.append(alone)
         others.append(total - ours.most - ours.held)
         most.append(ours.most)
-    return Look(Spare(spare_alone, spare_together), alones, others, most, left)
+    return Look(Spare(spare_alone, spare_together), alones, others, most, (left_alone, left_together))
 
 
 def spare(line: Sequence[Job], machine: Machine, start: float) -> Spare:
