@@ -57,9 +57,11 @@ class Scheduler:
     # Jobs
 
     def add(self, job: Job, promise: float) -> None:
-        """Add a job. Its promise is one that promises.earliest gave to it, or infinite."""
+        """Add a job. Its promise is one that promises.earliest gave to it, or infinite. A job without work leaves."""
         self._arrived += 1
         job.number, job.promise = self._arrived, promise
+        if job.is_done:
+            return
         place = bisect_left(self._by_promise, _promise(job), key=_promise)
         enter(job, self._by_promise, place, self.machine)
         self._by_promise.insert(place, job)
