@@ -27,8 +27,11 @@ from bench.load import PATIENCE, Arrival, Fields, alone, arrivals, at_their_time
 from bench.machine import machine
 from bench.servers import Server, running
 from service.build import BOX
-from service.engine.costs import Costs
-from service.engine.jobs import Job
+from service.engine.admission import Line, admit
+from service.engine.arrivals import Arrivals
+from service.engine.costs import Costs, Machine, Speed
+from service.engine.fairness import Places
+from service.engine.jobs import Job, StageWork
 from service.engine.scheduler import Scheduler
 
 LONG_ENOUGH = 0.5  # seconds; only estimates for longer requests are judged
@@ -126,13 +129,9 @@ def beside_the_loop(server: Server, loop: BareLoop, steps: int) -> tuple[float, 
     return statistics.median(served), statistics.median(bare)
 
 
-def choosing(jobs: int, rounds: int = 200) -> float:
+def choosing(jobs: int, groups: int = 1, rounds: int = 200) -> float:
     """Median milliseconds to choose a pass among this many jobs. Promises are short, which is the worst case."""
-    scheduler = Scheduler(Costs({1: 0.002, 2: 0.003, 4: 0.005, 8: 0.008}), max_started=32)
-    draw = random.Random(0)
-    for _ in range(jobs):
-        job = Job([(draw.randrange(10, 1000), draw.randrange(1, 3))] * draw.randrange(1, 9), scheduler.costs)
-        scheduler.add(job, draw.random())
+    scheduler = crowd(jobs, groups)
     seconds = []
     for _ in range(rounds):
         began = perf_counter()
@@ -140,6 +139,35 @@ def choosing(jobs: int, rounds: int = 200) -> float:
         seconds.append(perf_counter() - began)
         scheduler.advance(batch)
     return 1000 * statistics.median(seconds)
+
+
+def admitting(jobs: int, groups: int = 1, rounds: int = 200) -> float:
+    """Median milliseconds to admit a job behind this many, and to add it."""
+    scheduler = crowd(jobs, groups)
+    line = Line(scheduler, Places(jobs + 1), Arrivals(0.0))
+    seconds = []
+    for _ in range(rounds):
+        job = Job(0, [(2,) * 50] * 4, scheduler.machine, StageWork(values=(1000, 4000)))
+        began = perf_counter()
+        scheduler.add(job, admit(job, "one", line, 0.0, PATIENCE * 1000).promise)
+        seconds.append(perf_counter() - began)
+        scheduler.remove(job)
+    return 1000 * statistics.median(seconds)
+
+
+def crowd(jobs: int, groups: int) -> Scheduler:
+    """This many jobs with answers. A pass of group n takes n + 1 times as long as one of group 0."""
+    costs, speed = {1: 0.002, 2: 0.003, 4: 0.005, 8: 0.008}, Speed()
+    machine = Machine(
+        {n: Costs({width: (n + 1) * seconds for width, seconds in costs.items()}, speed) for n in range(groups)}
+    )
+    scheduler = Scheduler(machine, dict.fromkeys(range(groups), 32))
+    draw = random.Random(0)
+    for _ in range(jobs):
+        lines = (draw.randrange(1, 3),) * draw.randrange(10, 1000)
+        job = Job(draw.randrange(groups), [lines] * draw.randrange(1, 9), machine, StageWork(values=(1000, 4000)))
+        scheduler.add(job, draw.random())
+    return scheduler
 
 
 def main() -> None:
@@ -165,7 +193,8 @@ def main() -> None:
         with running(("Stepwise", "service", sizes)) as [server]:
             kept |= promises(server, "two sizes", (0.95,))
             short["two sizes"] = beside_long_ones(server, {}, {"num_inference_steps": 30, **LARGE})
-    choices = {f"{jobs:,}": choosing(jobs) for jobs in (250, 500, 1000, 2000, 4000)}
+    lines = [(jobs, groups) for groups in (1, 3) for jobs in (250, 500, 1000, 2000, 4000)]
+    choices = {f"{jobs:,} of {groups}": [choosing(jobs, groups), admitting(jobs, groups)] for jobs, groups in lines}
     tables = {
         "promises": record.Table(
             "requests, load",
@@ -178,7 +207,9 @@ def main() -> None:
             {"served, ms": "{:.1f}", "bare loop, ms": "{:.1f}", "times": "{:.2f}", "over 1.05 times, ms": "{:+.1f}"},
             lone,
         ),
-        "choosing": record.Table("jobs in line", dict.fromkeys(choices, "{:.2f}"), {"ms": list(choices.values())}),
+        "choosing": record.Table(
+            "jobs in line, groups", {"a pass, ms": "{:.2f}", "an admission, ms": "{:.2f}"}, choices
+        ),
     }
     record.save("promises", machine(), ROUNDS, tables)
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from bench.load import Load, Outcome, arrivals
 from service.engine.admission import earliest_promise
-from service.engine.costs import Costs
+from service.engine.costs import Costs, Machine
 from service.engine.denoising import STARTED_PER_ROW
 from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler
 
+GROUP = "images"
 PATIENCE = 300.0  # seconds; timeout_s of all requests
 
 
@@ -24,7 +25,8 @@ def simulated(
         steps: numbers of steps, equally frequent.
         number: number of arrivals.
     """
-    line = scheduler(Costs(costs), STARTED_PER_ROW * max(costs))
+    machine = Machine({GROUP: Costs(costs)})
+    line = scheduler(machine, {GROUP: STARTED_PER_ROW * max(costs)})
     waiting = arrivals(number, rate, [{"num_inference_steps": n} for n in steps], seed=0)[::-1]
     here: dict[Job, tuple[float, int]] = {}
     outcomes: list[Outcome] = []
@@ -33,14 +35,14 @@ def simulated(
         while waiting and waiting[-1].at <= now:
             request = waiting.pop()
             n = int(str(request.fields["num_inference_steps"]))
-            job = Job([(n, 1)], line.costs)
+            job = Job(GROUP, [(1,) * n], machine)
             line.add(job, earliest_promise(job, line, request.at, request.at + PATIENCE))
             here[job] = request.at, n
         batch = line.next_batch(now)
         if not batch:
             now = waiting[-1].at
             continue
-        now += line.costs.seconds(len(batch))
+        now += machine.passes[GROUP].seconds(len(batch))
         for row in line.advance(batch):
             at, n = here.pop(row.job)
             outcomes.append(Outcome(n, now - at))

@@ -18,6 +18,7 @@ import pytest
 
 from model.rows import Condition, Forward, Group, Image, Reading, Row
 from model.samplers import Column, StepTable
+from service.engine import warm_up
 from service.engine.costs import Machine
 from service.engine.denoising import Phase
 from service.engine.engine import Engine
@@ -659,11 +660,20 @@ def a_setting(
 
 
 @contextmanager
+def unhurried() -> Iterator[None]:
+    """Let warm-ups measure every width, though passes take seconds of a fake clock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_up, "_AT_MOST", LONG)
+        yield
+
+
+@contextmanager
 def started(s: Setting) -> Iterator[Setting]:
     """Start the engine, and join its thread at the end. The records of the warm-up are cleared."""
-    s.engine.start()
     try:
-        assert s.engine.wait_loaded(PATIENCE)
+        with unhurried():
+            s.engine.start()
+            assert s.engine.wait_loaded(PATIENCE)
         s.runner.passes.clear()
         s.runner.admitted.clear()
         if s.decoder is not None:

@@ -22,7 +22,7 @@ from service.engine.fairness import Places
 from service.http.metrics import Metrics
 from service.plan.served import Served
 from tests import test_responses
-from tests.engines import PROBE_SEED, FakeRunner, a_row
+from tests.engines import PROBE_SEED, FakeRunner, a_row, unhurried
 from tests.servers import CACHE, PATIENCE, Reachable
 
 MODEL = replace(
@@ -114,6 +114,11 @@ class FakeServer(LocalServer):
         engine = Engine({group: self.runner}, {group: probe}, places, metrics, self.runner.clock, vaes=vaes)
         super().__init__(engine, served, read, metrics)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # for tests of slow readers
+
+    def start(self) -> None:
+        with unhurried():
+            super().start()
+            assert self.engine.wait_loaded(PATIENCE)
 
     def stop(self) -> None:
         self.runner.let_go()

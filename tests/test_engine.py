@@ -41,6 +41,7 @@ from tests.engines import (
     images_of,
     started,
     status_of,
+    unhurried,
     warm,
 )
 
@@ -57,14 +58,28 @@ def test_the_warm_up_measures_each_width_by_the_fastest_of_its_passes_but_the_fi
 
     s = a_setting(runner)
     runner.during = slow_down
-    s.engine.start()
-    assert s.engine.wait_loaded(PATIENCE)
+    with unhurried():
+        s.engine.start()
+        assert s.engine.wait_loaded(PATIENCE)
     assert s.engine.widths == [1, 2, 4]
-    assert [len(rows) for rows in runner.passes] == [1, *[1] * 4, *[2] * 4, *[4] * 4]
+    assert [len(rows) for rows in runner.passes] == [1, *[1] * 4, *[4] * 4, *[2] * 4]
     assert s.machine.passes[GROUP].by_width == {1: 1.0, 2: 1.5, 4: 2.0}
     assert s.is_empty()
     s.engine.close()
     assert runner.complaints == []
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.1, 10.0), (1.0, 14.0), (6.0, 18.0), (60.0, 180.0)])
+def test_a_warm_up_takes_ten_seconds_or_two_passes_beside_the_probe(seconds: float, most: float) -> None:
+    runner = FakeRunner({width: width * seconds for width in range(1, 33)})
+    s = a_setting(runner)
+    began = s.clock.now
+    s.engine.start()
+    assert s.engine.wait_loaded(PATIENCE)
+    assert s.clock.now - began <= most
+    assert s.engine.widths[-1] == 32
+    assert s.machine.passes[GROUP].by_width[32] >= 32 * seconds * 0.99  # a width that was not measured is no promise
+    s.engine.close()
 
 
 def test_an_engine_is_loading_until_it_is_warm_and_then_ready() -> None:

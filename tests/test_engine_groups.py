@@ -29,6 +29,7 @@ from tests.engines import (
     images_of,
     started,
     status_of,
+    unhurried,
 )
 
 
@@ -56,8 +57,9 @@ def seeds_of(s: Setting) -> list[set[int]]:
 def test_the_warm_up_measures_each_group() -> None:
     first, other = a_pair(1.0, 3.0)
     s = a_setting(first, decode_seconds={1: 0.5}, other=other)
-    s.engine.start()
-    assert s.engine.wait_loaded(PATIENCE)
+    with unhurried():
+        s.engine.start()
+        assert s.engine.wait_loaded(PATIENCE)
     machine = s.machine
     assert [machine.passes[group].by_width for group in (GROUP, OTHER)] == [{1: 1.0, 2: 1.0}, {1: 3.0, 2: 3.0}]
     assert [machine.decode[group].by_width for group in (GROUP, OTHER)] == [{1: 0.5}, {1: 0.5}]

@@ -213,7 +213,7 @@ def test_a_plan_keeps_what_it_has_to_spare_while_it_is_followed(crowd: Crowd, pl
         return float(getattr(crowd.spare(now), plan))
 
     def next_pass() -> tuple[Batch, float]:
-        batch = filled(crowd.line) if plan == "together" else first_alone(crowd.line)
+        batch = filled(crowd.line, crowd.machine.one_by_one) if plan == "together" else first_alone(crowd.line)
         costs = batch[0][0].job.costs
         return batch, costs.ceilings[len(batch)] * costs.speed * (1 + MARGIN)
 

@@ -1,10 +1,31 @@
 """Several groups and all stages: promises hold, nobody starves, and a pass serves one group."""
 
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.engine.bounds import MARGIN
 from service.engine.costs import Machine
-from tests.lines import Arrival, Line, any_arrivals, any_decode_times, any_times, machines, varied_images
+from service.engine.promises import PATIENCE, SHORTEST
+from service.engine.trials import SHARE
+from tests.lines import (
+    ONE,
+    Arrival,
+    Line,
+    Ticket,
+    alike,
+    any_arrivals,
+    any_decode_times,
+    any_times,
+    cost_tables,
+    lines_of,
+    machine_of,
+    machines,
+    varied_images,
+)
 from tests.properties import examples
 
 SOON = 1e-6  # seconds, for rounding
@@ -28,3 +49,185 @@ def test_every_promise_is_kept_while_all_work_stays_within_its_margin(
         if ticket.done is not None:
             assert ticket.done <= ticket.promise + SOON
             assert ticket.promise <= ticket.latest
+
+
+# Passes
+
+
+@examples(80)
+@given(
+    machines(),
+    any_arrivals(images=varied_images, latents=True, stages=True),
+    any_times,
+    any_decode_times,
+    st.sampled_from((1, 4, MANY)),
+)
+def test_a_pass_serves_one_group_and_counters_agree_with_a_recount(
+    machine: Machine, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int
+) -> None:
+    line = Line(machine, max_started, times, decode_times=decode_times)
+    for _ in line.moments(arrivals):
+        if line.passes:
+            rows = line.passes[-1].rows
+            [group] = {ticket.job.group for ticket, _, _ in rows}
+            assert 1 <= len(set(rows)) == len(rows) <= machine.passes[group].width
+        scheduler, images = line.scheduler, line.images
+        running = sum(bool(ticket.ran[index]) for ticket, index in images)
+        assert (scheduler.running, scheduler.waiting) == (running, len(images) - running)
+        assert scheduler.outstanding == sum(ticket.left for ticket in line.present)
+        assert scheduler.runnable == sum(ticket.left for ticket in line.present if not ticket.encoding)
+        assert scheduler.unencoded == sum(ticket.encoding for ticket in line.present)
+        assert scheduler.undecoded == sum(len(ticket.undecoded) for ticket in line.present)
+        assert scheduler.unanswered == sum(len(ticket.unanswered) for ticket in line.present)
+        assert all(0 <= ticket.job.fraction < 1 for ticket in line.present if not ticket.job.is_done)
+        if not scheduler.runnable:
+            assert scheduler.choose(line.now) == []
+    assert not line.present
+    assert line.scheduler.backlog_s == pytest.approx(0.0)
+    assert list(line.scheduler.by_promise) == list(line.scheduler.by_work) == []
+    assert all(ticket.job.fraction == 1 for ticket in line.tickets if ticket.done is not None)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.sampled_from((1, 2))), min_size=1, max_size=6), any_times)
+def test_in_one_group_the_order_by_seconds_is_the_order_by_forward_rows(
+    images: list[tuple[int, int]], times: list[float]
+) -> None:
+    line = Line(machine_of({1: 0.3, 2: 0.4, 4: 0.7}), times=times)
+    for image in images:
+        line.came(Arrival(0.0, (image,)))
+    lefts = [ticket.left for ticket in line.tickets]
+    order = sorted(range(len(lefts)), key=lambda i: (lefts[i], i))
+    assert list(line.scheduler.by_work) == [line.tickets[i].job for i in order]
+
+
+# Nobody starves
+
+SMALL = {1: 0.010, 2: 0.012, 4: 0.016, 8: 0.024}
+LARGE = {1: 0.50, 2: 0.90}
+FULL = {0: (0.024, 8), 1: (0.90, 2)}  # by group: seconds and width of a full pass
+
+
+def work_in_line(line: Line, job: Ticket) -> float:
+    """Seconds of the work in line with a job that has just come: in full passes, or one job after the other."""
+    jobs = [ticket.job for ticket in {*line.present, job} if ticket.job.left]
+    alone = sum(one.seconds for one in jobs)
+    full = 0.0
+    for costs in line.machine.passes.values():
+        own = [one for one in jobs if one.costs is costs]
+        a_pass = costs.ceilings[costs.width]
+        full += a_pass * (sum(one.left for one in own) / costs.width + max((one.steps for one in own), default=0))
+    return max(alone, full)
+
+
+def check_length(line: Line, ticket: Ticket) -> None:
+    """A promise is at most twice the work in line, or that of an equal job that came before."""
+    equals = [one.promise for one in line.present if one.job.kind == ticket.job.kind and one is not ticket]
+    work, busy = work_in_line(line, ticket), max(0.0, line.scheduler.busy_until - line.now)
+    assert ticket.promise <= max([line.now + max(SHORTEST, PATIENCE * work + busy), *equals]) + SOON
+
+
+@examples(100)
+@given(
+    st.builds(machine_of, cost_tables, cost_tables),
+    any_arrivals(images=varied_images, stages=True),
+    any_times,
+)
+def test_a_promise_is_no_longer_than_twice_the_work_in_line(
+    machine: Machine, arrivals: list[Arrival], times: list[float]
+) -> None:
+    arrivals = [replace(arrival, values=None) for arrival in arrivals if lines_of(arrival.images[0])]
+    line = Line(machine, times=times)
+    seen = 0
+    for _ in line.moments(arrivals):
+        if len(line.tickets) > seen:
+            seen = len(line.tickets)
+            if not line.tickets[-1].refused:
+                check_length(line, line.tickets[-1])
+
+
+@pytest.mark.parametrize("many", [0, 1])
+@pytest.mark.parametrize("load", [0.9, 1.5])
+@pytest.mark.parametrize("slow", [1.0, 1 + MARGIN])
+def test_an_endless_stream_of_one_group_does_not_starve_the_other(many: int, load: float, slow: float) -> None:
+    """Neither small jobs a large one, nor large jobs a small one, whether the stream is more than the machine can do.
+
+    The jobs of the stream have less work left than the other one, and go first while there is time to spare.
+    """
+    one, steps, stream = ((1, 10, 20), (0, 700, 2))[many == 1]
+    line = Line(machine_of(SMALL, LARGE), times=[slow])
+    seconds, width = FULL[many]
+    every = stream * seconds / width / load
+    horizon = 60.0 if many == 0 else 300.0
+    crowd = [Arrival(i * every, alike(1, stream), group=many, within=horizon / 4) for i in range(int(horizon / every))]
+    other = Arrival(horizon / 8, alike(1, steps), group=one)
+    ticket: Ticket | None = None
+    for _ in line.moments([*crowd, other]):
+        if ticket is None and line.tickets and line.tickets[-1].arrival is other:
+            ticket = line.tickets[-1]
+            check_length(line, ticket)
+    assert ticket is not None
+    assert ticket.done is not None
+    assert ticket.done <= ticket.promise + SOON
+    assert ticket.promise < horizon  # while the stream goes on
+    accepted = [one for one in line.tickets if not one.refused]
+    assert all(one.done is not None and one.done <= one.promise + SOON for one in accepted)
+    assert len(accepted) > len(crowd) / 2
+
+
+# A short job beside large images
+
+
+@given(st.floats(0.0, 20.0), st.integers(1, 20), st.integers(1, 4))
+def test_a_short_job_beside_large_ones_waits_for_one_pass_and_keeps_its_pace(
+    at: float, steps: int, images: int
+) -> None:
+    large = [Arrival(0.0, alike(2, 50), group=1) for _ in range(3)]
+    line = Line(machine_of(SMALL, LARGE))
+    line.play([*large, Arrival(at, alike(images, steps))])
+    short = next(ticket for ticket in line.tickets if ticket.job.group == ONE)
+    assert short.seconds <= 0.90 + line.machine.passes[ONE].rounds(images) * steps + SOON
+    passes = [ran for ran in line.passes if short in ran.tickets]
+    assert len(passes) == steps
+    assert all(after.began == before.ended for before, after in pairwise(passes))
+
+
+# Trials
+
+
+def test_a_width_that_looked_bad_is_tried_where_there_is_time_to_spare_and_work_for_it() -> None:
+    truth = {1: 1.0, 8: 2.4}
+    line = Line(machine_of({1: 1.0, 8: 8.8}))
+    arrivals = [Arrival(0.0, alike(1, 20)) for _ in range(100)]
+    run_with(line, arrivals, truth)
+    widths = [len(ran.rows) for ran in line.passes]
+    assert line.costs.width == 8
+    assert widths.index(8) <= 2 + 8.8 / SHARE
+    assert all(ticket.done is not None and ticket.done <= ticket.promise for ticket in line.tickets)
+
+
+def test_a_trial_breaks_no_promise() -> None:
+    """All jobs are in a hurry, and the machine takes all of its margin, so no time is to spare."""
+    table = {1: 1.0, 8: 8.8}
+    line = Line(machine_of(table))
+    arrivals = [Arrival(0.0, alike(1, 20), hurry=1.0) for _ in range(100)]
+    run_with(line, arrivals, table, 1 + MARGIN)
+    assert all(ticket.done is not None and ticket.done <= ticket.promise + SOON for ticket in line.tickets)
+
+
+def test_there_is_no_trial_where_work_is_short() -> None:
+    table = {1: 1.0, 8: 8.8}
+    line = Line(machine_of(table))
+    run_with(line, [Arrival(0.0, alike(7, 200))], table)
+    assert {len(ran.rows) for ran in line.passes} == {1}
+
+
+def run_with(line: Line, arrivals: list[Arrival], truth: dict[int, float], times: float = 1.0) -> None:
+    """Play arrivals on a machine whose passes cost this in truth. Costs follow."""
+    for arrival in arrivals:
+        line.came(arrival)
+    while line.present:
+        batch = line.begin()
+        seconds = truth[min(width for width in truth if width >= len(batch))] * times
+        line.passes[-1] = replace(line.passes[-1], ended=line.now + seconds)
+        line.end()
+        line.costs.follow(len(batch), seconds)

@@ -11,16 +11,17 @@ import os
 from functools import partial
 
 from service import __main__, build
+from service.engine.choosing import fill
 from service.engine.engine import Engine
 from service.engine.jobs import Batch
-from service.engine.scheduler import Scheduler, fill
+from service.engine.scheduler import Scheduler
 
 
 class OneAtATime(Scheduler):
     def choose(self, now: float) -> Batch:
         batch: Batch = []
         for job in sorted(self.by_work, key=lambda job: job.number)[:1]:
-            fill(batch, job, self.costs.width, may_start=self.costs.width)
+            fill(batch, job, job.costs.width, may_start=job.costs.width)
         return batch
 
 
@@ -29,7 +30,7 @@ class Batches(Scheduler):
         batch: Batch = []
         begun = self.running > 0
         for job in sorted(self.by_work, key=lambda job: job.number):
-            fill(batch, job, self.costs.width, may_start=0 if begun else self.costs.width)
+            fill(batch, job, job.costs.width, may_start=0 if begun else job.costs.width)
         return batch
 
 

@@ -9,7 +9,8 @@ Two plans run the jobs in the order of their promises. Each plan bounds the comp
   left of one of them, and F the seconds of a full pass. All w rows of a pass belong to the jobs up to k, or the pass
   has all their due rows and S falls by 1. So the passes of group h take at most F·(R/w + S·(1 − 1/w)), and job k
   has taken its steps after the sum over the groups. In job k's own group its own steps are enough for S. (R. L. Graham,
-  "Bounds on multiprocessing timing anomalies", 1969.)
+  "Bounds on multiprocessing timing anomalies", 1969.) Where there are several groups, the jobs of a group that gains
+  little from width run one after the other here, too, and their `seconds` are the term of that group.
 
 Stages work beside the passes, one piece after the other, the earliest promise first:
 
@@ -65,12 +66,14 @@ class Bounds:
     """The plans' bounds in seconds, for one state of the costs, margin included.
 
     Attributes:
-        rows, steps: for the passes of each group, the bound for a forward row and for a step.
+        rows, steps: for the passes of each group, the bound for a forward row and for a step in `together`.
+        one_by_one: the groups whose jobs run one after the other in `together`, too.
         images: of decoding, for each group of passes.
         decode, encode, answer: factors from seconds at speed 1 to a bound.
     """
 
     def __init__(self, machine: Machine) -> None:
+        self.one_by_one = machine.one_by_one
         self.rows: dict[Costs, float] = {}
         self.steps: dict[Costs, float] = {}
         self.images: dict[Costs, Images] = {}
@@ -93,18 +96,25 @@ class Bounds:
         """The bound for a job's steps. `seconds` is the time of the job and the jobs ahead at speed 1."""
         return self.unit * seconds
 
+    def filling(self, job: Job) -> tuple[float, float]:
+        """What a job adds to the bound of the plan `together`: for its forward rows, and for its steps."""
+        if job.costs in self.one_by_one:
+            return self.unit * job.seconds, 0.0
+        return self.rows[job.costs] * job.left, self.steps[job.costs] * job.steps
+
     def together(self, job: Job, ahead: Iterable[Job]) -> float:
         """The bound for a job's steps, behind these other jobs."""
-        seconds = self.rows[job.costs] * job.left + self.steps[job.costs] * job.steps
-        most: dict[Costs, int] = {}
+        seconds = sum(self.filling(job))
+        most: dict[Costs, float] = {}
         for other in ahead:
             costs = other.costs
-            seconds += self.rows[costs] * other.left
+            rows, steps = self.filling(other)
+            seconds += rows
             if costs is not job.costs and other.encoding:
-                seconds += self.steps[costs] * other.steps
+                seconds += steps
             elif costs is not job.costs:
-                most[costs] = max(most.get(costs, 0), other.steps)
-        return seconds + sum(self.steps[costs] * steps for costs, steps in most.items())
+                most[costs] = max(most.get(costs, 0.0), steps)
+        return seconds + sum(most.values())
 
     def decoded(self, job: Job, ahead: Iterable[Job]) -> float:
         """The seconds from a job's last step to its last image, behind these other jobs."""
@@ -129,15 +139,16 @@ class _Rate:
 
     Attributes:
         row, step: bounds for a forward row and for a step.
+        one_by_one: whether the jobs run one after the other.
         most: the bound for the most steps of a job that may run.
         held: the bound for the steps of jobs that may not run yet.
         images: rows to decode.
     """
 
-    __slots__ = ("decode", "held", "images", "most", "row", "step")
+    __slots__ = ("decode", "held", "images", "most", "one_by_one", "row", "step")
 
-    def __init__(self, row: float, step: float, decode: Images) -> None:
-        self.row, self.step, self.decode = row, step, decode
+    def __init__(self, row: float, step: float, one_by_one: bool, decode: Images) -> None:
+        self.row, self.step, self.one_by_one, self.decode = row, step, one_by_one, decode
         self.most = self.held = 0.0
         self.images = 0
 
@@ -151,26 +162,29 @@ class Look(NamedTuple):
         others: others[i] is the bound of the plan `together` for the first i jobs, for a job of one group that takes
             no step itself.
         most: most[i] is the bound for the most steps of one of the first i jobs that is of this group and may run.
-        left: left[i] is what job number i has to spare in each plan, also if it only waits for stages.
+        left: for each plan, left[plan][i] is what job number i has to spare, also if it only waits for stages.
     """
 
     spare: Spare
     alone: list[float]
     others: list[float]
     most: list[float]
-    left: list[tuple[float, float]]
+    left: tuple[list[float], list[float]]
 
 
 def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None = None) -> Look:
     """Look at a line of jobs, for a new job whose passes have these costs."""
     unit, answer, nothing = bounds.unit, bounds.answer, Images(0.0, 0.0, 0.0)
     rates = {
-        costs: _Rate(row, bounds.steps[costs], bounds.images.get(costs, nothing)) for costs, row in bounds.rows.items()
+        costs: _Rate(row, bounds.steps[costs], costs in bounds.one_by_one, bounds.images.get(costs, nothing))
+        for costs, row in bounds.rows.items()
     }
     ours = next(iter(rates.values())) if group is None else rates[group]
     alone = total = singles = answered = 0.0
     spare_alone = spare_together = inf
-    alones, others, most, left = [0.0], [0.0], [0.0], []
+    alones, others, most = [0.0], [0.0], [0.0]
+    left_alone: list[float] = []
+    left_together: list[float] = []
     for job in line:  # up to a thousand jobs, before each pass
         rate = rates[job.costs]
         have = job.promise - start
@@ -187,8 +201,12 @@ def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None 
             have -= job.free_by - start
         if job.left:
             alone += unit * job.seconds
-            steps = rate.step * job.steps
-            total += rate.row * job.left
+            if rate.one_by_one:
+                steps = 0.0
+                total += unit * job.seconds
+            else:
+                steps = rate.step * job.steps
+                total += rate.row * job.left
             if job.encoding:
                 rate.held += steps
                 total += steps
@@ -196,17 +214,20 @@ def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None 
                 total += steps - rate.most
                 rate.most = steps
             a, t = have - alone, have - total + rate.most + rate.held - steps
-            if not job.encoding or a < -ROUNDING:  # other passes take nothing from a job that cannot run yet
-                spare_alone = min(spare_alone, a)
-            if not job.encoding or t < -ROUNDING:
-                spare_together = min(spare_together, t)
-            left.append((a, t))
+            is_free = not job.encoding  # other passes take nothing from a job that cannot run yet
+            if a < spare_alone and (is_free or a < -ROUNDING):
+                spare_alone = a
+            if t < spare_together and (is_free or t < -ROUNDING):
+                spare_together = t
+            left_alone.append(a)
+            left_together.append(t)
         else:
-            left.append((have, have))
+            left_alone.append(have)
+            left_together.append(have)
         alones.append(alone)
         others.append(total - ours.most - ours.held)
         most.append(ours.most)
-    return Look(Spare(spare_alone, spare_together), alones, others, most, left)
+    return Look(Spare(spare_alone, spare_together), alones, others, most, (left_alone, left_together))
 
 
 def spare(line: Sequence[Job], machine: Machine, start: float) -> Spare:

@@ -1,6 +1,6 @@
 """The ways to choose the rows of a pass. All rows of a pass are of one group. Pure Python."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from model.rows import Group
 from service.engine.bounds import MARGIN
@@ -40,10 +40,12 @@ def shortest_first(
     return batch
 
 
-def filled(by_promise: Sequence[Job]) -> Batch:
-    """The next pass of the plan `together`."""
+def filled(by_promise: Sequence[Job], one_by_one: Collection[Costs]) -> Batch:
+    """The next pass of the plan `together`, where the jobs of these groups run one after the other."""
     batch: Batch = []
     first = next(job for job in by_promise if job.left and not job.encoding)
+    if first.costs in one_by_one:
+        return first_alone(by_promise)
     for job in by_promise:
         if job.costs is first.costs and not job.encoding:
             fill(batch, job, job.costs.width, len(job.rows))

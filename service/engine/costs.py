@@ -20,6 +20,9 @@ _WORTH = 1.02  # times the best cost of a row
 _STAYS = 1.05  # times the best cost of a row; up to here the working width stays, so that noise does not change it
 _SURPRISE = 0.8  # times the expected seconds; noise makes passes slower, and hardly ever so much faster
 _TRIAL_FOLLOWS = 0.1
+_LITTLE = 1.25  # times the seconds of a row in a full pass; a pass of one row that takes no longer
+_ANSWER_RISES = 0.5
+_ANSWER_FALLS = 0.05
 
 
 class Speed:
@@ -203,7 +206,7 @@ class PerValue:
         constant, a_value = self._now
         expected = constant + a_value * values
         change = min(seconds / expected, _OUTLIER) - 1
-        change *= 0.5 if change > 0 else _SHAPE_FOLLOWS
+        change *= _ANSWER_RISES if change > 0 else _ANSWER_FALLS
         share = a_value * values / expected
         constant, a_value = constant * (1 + (1 - share) * change), a_value * (1 + share * change)
         self._now = constant, a_value
@@ -238,6 +241,14 @@ class Machine:
         self.encode = dict(encode or {})
         self.answer = PerValue() if answer is None else answer
         self._all = [*self.passes.values(), *self.decode.values(), *self.encode.values()]
+
+    @property
+    def one_by_one(self) -> frozenset[Costs]:
+        """The passes of groups that gain little from width, if there are several groups."""
+        if len(self.passes) == 1:
+            return frozenset()
+        every = self.passes.values()
+        return frozenset(costs for costs in every if costs.ceilings[1] <= _LITTLE * costs.row)
 
     @property
     def version(self) -> int:

@@ -3,7 +3,7 @@
 A promise is one that a plan keeps, by the bounds of bounds.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from math import inf
 
@@ -13,6 +13,7 @@ from service.engine.jobs import Blocks, Job
 from service.engine.outstanding import Busy, Outstanding
 
 PATIENCE = 2.0  # times the seconds of the job and the work ahead in full passes
+_LAST_DIGIT = 1e-12  # seconds; what two orders of the same sum may differ by
 SHORTEST = 0.25  # seconds; the operating system's delays could break a shorter promise
 
 
@@ -101,18 +102,24 @@ class _New:
     ) -> None:
         self._job, self._line, self._bounds, self._seen = job, line, bounds, seen
         self._start, self._now, self._busy = start, now, busy
-        self._rows, self._steps = bounds.rows[job.costs] * job.left, bounds.steps[job.costs] * job.steps
+        self._rows, self._steps = bounds.filling(job)
         self._blocks = job.own_blocks
-        self._pieces: list[float] = []
-        if job.unanswered:  # from each place on, the largest piece of the jobs there
-            pieces = accumulate((other.piece_s for other in reversed(line)), max, initial=busy.orphan_s("answer"))
-            self._pieces = list(pieces)[::-1]
-        self._ahead = list(self._stages_ahead()) if job.undecoded or job.unanswered or job.encoding else []
+        self._alone = bounds.unit * job.seconds
+        self._has_stages = bool(job.undecoded or job.unanswered or job.encoding)
+        self._sum_stages()
+        answer, decode = self._blocks.answer, self._blocks.decode
+        self._larger = [  # the jobs that may have to wait longer for what this one has under way
+            i
+            for i, other in enumerate(line)
+            if other.encoding or other.blocks.answer < answer or other.blocks.decode < decode
+        ]
+        self._largest = self._largest_batches()
 
     def place(self, plan: int, wanted: float) -> tuple[float, int]:
         """The earliest promise at or after `wanted`, and the job's place in line."""
         line, i = self._line, len(self._line)
-        while i > 0 and line[i - 1].promise > wanted and self._takes(i - 1, plan) <= self._seen.left[i - 1][plan]:
+        left = self._seen.left[plan]
+        while i > 0 and line[i - 1].promise > wanted and self._takes(i - 1, plan) <= left[i - 1] + _LAST_DIGIT:
             i -= 1
         promise = max(wanted, self._bound(i, plan), line[i - 1].promise if i > 0 else -inf)
         while i < len(line) and promise >= line[i].promise:
@@ -125,83 +132,82 @@ class _New:
         job, bounds = self._job, self._bounds
         if not job.encoding:
             return self._start if job.left else self._now
-        uploads_s = self._ahead[place][2] + job.encode_s + self._busy.other_s("encode", self._line[:place])
+        uploads_s = self._uploads[place] + job.encode_s + self._busy.other_s("encode", self._line[:place])
         encoded = self._now + bounds.encode * uploads_s
         return max(self._start, encoded + bounds.unit * self.blocks(place).a_pass) if job.left else encoded
 
     def blocks(self, place: int) -> Blocks:
         """What may be under way of others when the job gets to its stages."""
+        a_pass, decode = self._largest
+        return Blocks(a_pass, decode, self._pieces[place] if self._job.unanswered else 0.0)
+
+    def _largest_batches(self) -> tuple[float, float]:
+        """The seconds of the largest full pass of a group in line, and of the largest batch of decoding."""
         job, line = self._job, self._line
-        a_pass, decode, answer = self._blocks.a_pass, self._blocks.decode, 0.0
+        a_pass, decode = self._blocks.a_pass, self._blocks.decode
         if job.encoding and job.left:
             present = {other.costs for other in line if other.left}
             a_pass = max([a_pass, *(costs.ceilings[costs.width] for costs in present)])
         if job.undecoded:
             others = {other.costs: other for other in line if other.undecoded}
             decode = max([decode, self._busy.orphan_s("decode"), *(one.own_blocks.decode for one in others.values())])
-        if job.unanswered:
-            answer = self._pieces[place]
-        return Blocks(a_pass, decode, answer)
+        return a_pass, decode
 
     def _bound(self, place: int, plan: int) -> float:
         """The time by which a plan is done with the job at a place in line."""
         job, bounds, seen = self._job, self._bounds, self._seen
         time = self.free_by(place)
         if job.left and plan == 0:
-            time += seen.alone[place] + bounds.unit * job.seconds
+            time += seen.alone[place] + self._alone
         elif job.left:
             time += seen.others[place] + self._rows + self._steps
-        if not self._ahead:
-            return time
-        decode_s, answer_s, _ = self._ahead[place]
         blocks = self.blocks(place)
         if job.undecoded:
             images = bounds.images[job.costs]
-            time += decode_s + images.image * (job.undecoded - 1) + images.full + bounds.decode * blocks.decode
+            time += self._decode[place] + images.image * (job.undecoded - 1) + images.full
+            time += bounds.decode * blocks.decode
         if job.unanswered:
-            time += bounds.answer * (answer_s + job.answer_s + blocks.answer)
+            time += bounds.answer * (self._answers[place] + job.answer_s + blocks.answer)
         return time
 
-    def _stages_ahead(self) -> Iterator[tuple[float, float, float]]:
+    def _sum_stages(self) -> None:
         """For each place: the bound of decoding for the jobs ahead, and the seconds of their answers and uploads."""
-        job, bounds = self._job, self._bounds
-        ours = bounds.images.get(job.costs)
-        decode_s = answer_s = encode_s = 0.0
-        yield decode_s, answer_s, encode_s
-        for other in self._line:
-            if ours is not None and other.undecoded:
-                image = ours.image if other.costs is job.costs else bounds.images[other.costs].single
-                decode_s += image * other.undecoded
-            answer_s += other.answer_s
-            encode_s += other.encode_s
-            yield decode_s, answer_s, encode_s
+        job, bounds, line = self._job, self._bounds, self._line
+        if job.undecoded:
+            a_row = {costs: images.single for costs, images in bounds.images.items()}
+            a_row[job.costs] = bounds.images[job.costs].image
+            self._decode = list(accumulate((other.undecoded * a_row[other.costs] for other in line), initial=0.0))
+        if job.unanswered:
+            self._answers = list(accumulate((other.answer_s for other in line), initial=0.0))
+            pieces = accumulate((other.piece_s for other in reversed(line)), max, initial=self._busy.orphan_s("answer"))
+            self._pieces = list(pieces)[::-1]  # from each place on, the largest piece of the jobs there
+        if job.encoding:
+            self._uploads = list(accumulate((other.encode_s for other in line), initial=0.0))
 
     def _takes(self, i: int, plan: int) -> float:
         """The seconds that the job takes from job number i, if it goes ahead of that."""
         job, other, bounds = self._job, self._line[i], self._bounds
         seconds = 0.0
         if other.left and plan == 0:
-            seconds = bounds.unit * job.seconds
+            seconds = self._alone
         elif other.left:
             seconds = self._rows
             if other.costs is not job.costs:
                 seconds += self._steps if job.encoding else max(0.0, self._steps - self._seen.most[i + 1])
-        if not self._ahead:
-            return seconds
-        if other.undecoded and job.undecoded:
-            images = bounds.images[job.costs]
-            seconds += job.undecoded * (images.image if other.costs is job.costs else images.single)
-        if other.unanswered:
-            seconds += bounds.answer * job.answer_s
-        if other.encoding:
-            seconds += bounds.encode * job.encode_s
+        if self._has_stages:
+            if other.undecoded and job.undecoded:
+                images = bounds.images[job.costs]
+                seconds += job.undecoded * (images.image if other.costs is job.costs else images.single)
+            if other.unanswered:
+                seconds += bounds.answer * job.answer_s
+            if other.encoding:
+                seconds += bounds.encode * job.encode_s
         return seconds + self._longer(other, is_ahead=False)
 
     def _holds_up(self, place: int, plan: int) -> bool:
         """Whether a piece of the job may break the promise of a job ahead."""
-        left = self._seen.left
-        ahead = enumerate(self._line[:place])
-        return any(self._longer(other, is_ahead=True) > max(0.0, left[i][plan]) for i, other in ahead)
+        left = self._seen.left[plan]
+        return any(self._longer(self._line[i], is_ahead=True) > max(0.0, left[i]) for i in self._larger if i < place)
 
     def _longer(self, other: Job, is_ahead: bool) -> float:
         """The seconds by which what this job may have under way makes the bound of another one longer."""

@@ -58,9 +58,11 @@ class Scheduler:
     # Jobs
 
     def add(self, job: Job, promise: float) -> None:
-        """Add a job. Its promise is one that promises.earliest gave to it, or infinite."""
+        """Add a job. Its promise is one that promises.earliest gave to it, or infinite. A job without work leaves."""
         self._arrived += 1
         job.number, job.promise = self._arrived, promise
+        if job.is_done:
+            return
         place = bisect_left(self._by_promise, _promise(job), key=_promise)
         enter(job, self._by_promise, place, self.machine)
         self._by_promise.insert(place, job)
@@ -177,7 +179,9 @@ class Scheduler:
         left = spare(self._by_promise, self.machine, now)
         if max(left) >= at_most(batch):
             return self._trial(batch, max(left)) or batch
-        return filled(self._by_promise) if left.together >= left.alone else first_alone(self._by_promise)
+        if left.alone > left.together:
+            return first_alone(self._by_promise)
+        return filled(self._by_promise, self.machine.one_by_one)
 
     def _trial(self, batch: Batch, left: float) -> Batch | None:
         """A pass of the same group at another width, if one is worth a trial and takes no more than the spare time."""

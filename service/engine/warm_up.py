@@ -1,6 +1,6 @@
 """The warm-up: checks that the model works, and measures the costs of its passes. Each call may also compile."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from service.engine.stage_health import FIRST_TIME, StageHealth
 from service.errors import ComputationFailed
 
 _MEASURED = 3  # calls of each width
+_FEWEST = 2
+_AT_MOST = 10.0  # seconds for the passes of one group, beyond two passes
 
 
 def measure(
@@ -37,8 +39,10 @@ def measure(
         x = draw_probe(runner, probes[group], stages[PASSES])
         if vaes is not None:
             image = decode_probe(vaes[group], x, stages[DECODING])
-            encode[group] = Costs({1: measure_encoding(vaes[group], image, stages[ENCODING], clock)}, encode_speed)
-            decode[group] = Costs(measure_decoding(vaes[group], x, stages[DECODING], clock), decode_speed)
+            encoding = measure_encoding(vaes[group], image, stages[ENCODING], clock)
+            decoding = measure_decoding(vaes[group], x, stages[DECODING], clock)
+            encode[group] = Costs(encoding, encode_speed)
+            decode[group] = Costs(decoding, decode_speed, vaes[group].widths)
         measured = measure_passes(runner, probes[group], stages[PASSES], clock)
         passes[group] = Costs(measured, speed, runner.widths)
     return Machine(passes, decode, encode)
@@ -63,7 +67,7 @@ def draw_probe(runner: Runner, probe: Row, health: StageHealth) -> Image:
 
 
 def measure_passes(runner: Runner, probe: Row, health: StageHealth, clock: Clock) -> dict[int, float]:
-    """The seconds of a pass with copies of the probe, by width."""
+    """The seconds of a pass with copies of the probe, by width; of some widths on a slow machine."""
 
     def seconds(rows: int) -> float:
         slots = [runner.admit(probe) for _ in range(rows)]
@@ -74,7 +78,7 @@ def measure_passes(runner: Runner, probe: Row, health: StageHealth, clock: Clock
             runner.release(slot)
         return taken
 
-    return {width: _fewest(seconds, width, health) for width in runner.widths}
+    return by_width(seconds, runner.widths, health, clock)
 
 
 def decode_probe(vae: VAE, latents: Image, health: StageHealth) -> Image:
@@ -90,35 +94,69 @@ def decode_probe(vae: VAE, latents: Image, health: StageHealth) -> Image:
 
 
 def measure_decoding(vae: VAE, latents: Image, health: StageHealth, clock: Clock) -> dict[int, float]:
-    """The seconds to decode a batch with copies of these latents, by width."""
+    """The seconds to decode a batch with copies of these latents, by width; of some widths on a slow machine."""
 
     def seconds(images: int) -> float:
         began = clock()
         vae.decode([latents] * images)
         return clock() - began
 
-    measured = {width: _fewest(seconds, width, health) for width in vae.widths}
-    health.rest()
-    return measured
+    return by_width(seconds, vae.widths, health, clock)
 
 
-def measure_encoding(vae: VAE, image: Image, health: StageHealth, clock: Clock) -> float:
-    """The seconds to encode an image."""
+def measure_encoding(vae: VAE, image: Image, health: StageHealth, clock: Clock) -> dict[int, float]:
+    """The seconds to encode an image, which is the only width."""
 
     def seconds(_: int) -> float:
         began = clock()
         vae.encode(image)
         return clock() - began
 
-    measured = _fewest(seconds, 1, health)
+    return by_width(seconds, [1], health, clock)
+
+
+def by_width(
+    seconds: Callable[[int], float], widths: Sequence[int], health: StageHealth, clock: Clock
+) -> dict[int, float]:
+    """The seconds of a batch, by its width.
+
+    On a slow machine some widths are left out, so that measuring takes about 10 s, or two batches if these take longer.
+    One row is measured first, then the widest batch that there is time for, then the widths that halve the gaps.
+    """
+    measured: dict[int, float] = {}
+    began = clock()
+    for width in by_importance(widths):
+        left = _AT_MOST - (clock() - began)
+        a_row = max((taken / width for width, taken in measured.items()), default=0.0)
+        calls = min(1 + _MEASURED, int(left / (a_row * width))) if a_row else 1 + _MEASURED
+        if calls >= _FEWEST or not measured:
+            measured[width] = _fewest(seconds, width, health, calls, lambda more: clock() - began + more <= _AT_MOST)
     health.rest()
     return measured
 
 
-def _fewest(seconds: Callable[[int], float], rows: int, health: StageHealth) -> float:
-    """The fewest seconds of a few calls. The first call may compile, and does not count."""
-    taken = []
-    for _ in range(1 + _MEASURED):
+def by_importance(widths: Sequence[int]) -> list[int]:
+    """The order in which widths are measured: the ends first, then the middle of each gap.
+
+    Args:
+        widths: rising.
+    """
+    order = [widths[0], widths[-1]]
+    gaps = [(0, len(widths) - 1)]
+    for low, high in gaps:  # grows
+        if high - low > 1:
+            middle = (low + high) // 2
+            order.append(widths[middle])
+            gaps += [(low, middle), (middle, high)]
+    return list(dict.fromkeys(order))
+
+
+def _fewest(
+    seconds: Callable[[int], float], rows: int, health: StageHealth, calls: int, is_time: Callable[[float], bool]
+) -> float:
+    """The fewest seconds of a few calls, at least two. The first call may compile, and does not count."""
+    taken: list[float] = []
+    while len(taken) < _FEWEST or (len(taken) < calls and is_time(taken[-1])):
         health.beat(FIRST_TIME)
         taken.append(seconds(rows))
     return min(taken[1:])
