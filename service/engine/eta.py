@@ -162,18 +162,22 @@ def outlook(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float, prom
     behind = by_work[place + is_in_line : place + 1 + _LOOKED_AT]
     own = [job] if job.left else []
     around = [*by_work[first:place], *own, *behind]
+    is_new = job.number == inf
     before_s = 0.0
     if job.encoding:
         uploads = work.uploads.copy()
-        uploads[job.group] += job.number == inf
+        uploads[job.group] += is_new
         before_s = sum(n * machine.encode[group].seconds(1) for group, n in uploads.items() if n)
-    pieces, values = job.ready
+    decoding = work.decoding.copy()
+    if job.undecoded and not job.left and (is_new or job.encoding):  # its rows have no steps, and do not wait yet
+        decoding[job.group] += job.undecoded
+    pieces, values = (0, 0) if is_new else job.ready
     return Outlook(
         place - first if own else None,
         [other.rest for other in around],
         sum(other.work for other in by_work[:first]),
         before_s,
-        sum(_decode_s(machine.decode[group], n) for group, n in work.decoding.items() if n),
+        sum(_decode_s(machine.decode[group], n) for group, n in decoding.items() if n),
         machine.answer.seconds(work.ready_values, work.ready_pieces),
         max(0.0, job.answer_s - machine.answer.seconds(values, pieces)) if job.unanswered else 0.0,
         max(0.0, scheduler.busy_until - now),

@@ -205,9 +205,13 @@ class _New:
         return seconds + self._longer(other, is_ahead=False)
 
     def _holds_up(self, place: int, plan: int) -> bool:
-        """Whether a piece of the job may break the promise of a job ahead."""
+        """Whether a piece of the job may break the promise of a job ahead, if the plan keeps that promise now."""
         left = self._seen.left[plan]
-        return any(self._longer(self._line[i], is_ahead=True) > max(0.0, left[i]) for i in self._larger if i < place)
+        return any(
+            self._longer(self._line[i], True) > max(0.0, left[i])
+            for i in self._larger
+            if i < place and left[i] >= -ROUNDING
+        )
 
     def _longer(self, other: Job, is_ahead: bool) -> float:
         """The seconds by which what this job may have under way makes the bound of another one longer."""
