@@ -185,7 +185,7 @@ class Scheduler:
         return filled(self._by_promise, self.machine.one_by_one)
 
     def _give_way(self, batch: Batch) -> Batch:
-        """Where many jobs wait: a full pass of another group instead of one that is not full, and not twice in a row."""
+        """With many jobs: a full pass of another group instead of one that is not full, and not twice in a row."""
         full = None
         if not (self.keeps_pace or self._gave_way or len(batch) >= batch[0][0].job.costs.width):
             full = full_pass(self._by_work, self.may_start, batch)
