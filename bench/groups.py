@@ -18,6 +18,7 @@ from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler
 
 NUMBER = 3000  # requests
+LOAD = 0.7  # of what full passes can do
 STEPS = (10, 50)
 GAINS = {1: 0.002, 2: 0.003, 4: 0.005, 8: 0.008}
 GAINS_LITTLE = {1: 0.002, 2: 0.0038, 4: 0.0074, 8: 0.0146}
@@ -93,10 +94,10 @@ def main() -> None:
     for name, table in (("gain", GAINS), ("gain little", GAINS_LITTLE)):
         for groups in (1, 2, 3):
             larger = [{n: 4**i * seconds for n, seconds in table.items()} for i in range(1, groups)]
-            patient, hurried = played([GAINS, *larger], 0.9), played([GAINS, *larger], 1.2, HURRY)
+            patient, hurried = played([GAINS, *larger], LOAD), played([GAINS, *larger], 1.2, HURRY)
             print(
-                f"| {groups}, larger ones {name} | {patient.filled:.0%} | {patient.slower:.1f} | {patient.promised:.0f} "
-                f"| {hurried.accepted:.0%} | {patient.kept:.1%} and {hurried.kept:.1%} |"
+                f"| {groups}, larger ones {name} | {patient.filled:.0%} | {patient.slower:.1f} "
+                f"| {patient.promised:.0f} | {hurried.accepted:.0%} | {patient.kept:.1%} and {hurried.kept:.1%} |"
             )
 
 

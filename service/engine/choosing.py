@@ -7,7 +7,7 @@ from service.engine.bounds import MARGIN
 from service.engine.costs import Costs
 from service.engine.jobs import Batch, Job
 
-_MUCH_LONGER = 4.0  # times the work left of another job
+_MUCH_LONGER = 4.0  # times the work left of another job, or the seconds of another pass
 _KEEPS_PACE = 1.25  # times the seconds of a pass
 
 
@@ -38,6 +38,19 @@ def shortest_first(
         if len(batch) >= limit:
             break
     return batch
+
+
+def full_pass(by_work: Sequence[Job], may_start: Callable[[Group], int], instead: Batch) -> Batch | None:
+    """A full pass of another group, if one has work for it and takes not much longer than this pass, else None."""
+    own = instead[0][0].job.costs
+    limit = _MUCH_LONGER * own.ceilings[len(instead)]
+    others = dict.fromkeys(job.costs for job in by_work if job.costs is not own and not job.encoding)
+    for costs in others:
+        if costs.ceilings[costs.width] <= limit:
+            batch = shortest_first((job for job in by_work if job.costs is costs), may_start, False)
+            if len(batch) == costs.width:
+                return batch
+    return None
 
 
 def filled(by_promise: Sequence[Job], one_by_one: Collection[Costs]) -> Batch:

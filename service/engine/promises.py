@@ -105,21 +105,42 @@ class _New:
         self._rows, self._steps = bounds.filling(job)
         self._blocks = job.own_blocks
         self._alone = bounds.unit * job.seconds
-        self._has_stages = bool(job.undecoded or job.unanswered or job.encoding)
         self._sum_stages()
         answer, decode = self._blocks.answer, self._blocks.decode
-        self._larger = [  # the jobs that may have to wait longer for what this one has under way
+        self._larger = {  # the jobs that may have to wait longer for what this one has under way
             i
             for i, other in enumerate(line)
             if other.encoding or other.blocks.answer < answer or other.blocks.decode < decode
-        ]
+        }
         self._largest = self._largest_batches()
 
     def place(self, plan: int, wanted: float) -> tuple[float, int]:
         """The earliest promise at or after `wanted`, and the job's place in line."""
-        line, i = self._line, len(self._line)
-        left = self._seen.left[plan]
-        while i > 0 and line[i - 1].promise > wanted and self._takes(i - 1, plan) <= left[i - 1] + _LAST_DIGIT:
+        job, line, own = self._job, self._line, self._job.costs
+        left, most, larger = self._seen.left[plan], self._seen.most, self._larger
+        passes, steps = (self._alone, 0.0) if plan == 0 else (self._rows, self._steps)
+        uploads, answers = self._bounds.encode * job.encode_s, self._bounds.answer * job.answer_s
+        i = len(line)
+        while i > 0:  # past up to a thousand jobs
+            other = line[i - 1]
+            if other.promise <= wanted:
+                break
+            takes = 0.0
+            if other.left:
+                takes = passes
+                if steps and other.costs is not own:
+                    takes += steps if job.encoding else max(0.0, steps - most[i])
+            if answers and other.unanswered:
+                takes += answers
+            if job.undecoded and other.undecoded:
+                images = self._bounds.images[own]
+                takes += job.undecoded * (images.image if other.costs is own else images.single)
+            if uploads and other.encoding:
+                takes += uploads
+            if i - 1 in larger:
+                takes += self._longer(other, is_ahead=False)
+            if takes > left[i - 1] + _LAST_DIGIT:
+                break
             i -= 1
         promise = max(wanted, self._bound(i, plan), line[i - 1].promise if i > 0 else -inf)
         while i < len(line) and promise >= line[i].promise:
@@ -183,26 +204,6 @@ class _New:
             self._pieces = list(pieces)[::-1]  # from each place on, the largest piece of the jobs there
         if job.encoding:
             self._uploads = list(accumulate((other.encode_s for other in line), initial=0.0))
-
-    def _takes(self, i: int, plan: int) -> float:
-        """The seconds that the job takes from job number i, if it goes ahead of that."""
-        job, other, bounds = self._job, self._line[i], self._bounds
-        seconds = 0.0
-        if other.left and plan == 0:
-            seconds = self._alone
-        elif other.left:
-            seconds = self._rows
-            if other.costs is not job.costs:
-                seconds += self._steps if job.encoding else max(0.0, self._steps - self._seen.most[i + 1])
-        if self._has_stages:
-            if other.undecoded and job.undecoded:
-                images = bounds.images[job.costs]
-                seconds += job.undecoded * (images.image if other.costs is job.costs else images.single)
-            if other.unanswered:
-                seconds += bounds.answer * job.answer_s
-            if other.encoding:
-                seconds += bounds.encode * job.encode_s
-        return seconds + self._longer(other, is_ahead=False)
 
     def _holds_up(self, place: int, plan: int) -> bool:
         """Whether a piece of the job may break the promise of a job ahead, if the plan keeps that promise now."""

@@ -13,7 +13,7 @@ from typing import Literal
 
 from model.rows import Group
 from service.engine.bounds import spare
-from service.engine.choosing import at_most, filled, first_alone, shortest_first
+from service.engine.choosing import at_most, filled, first_alone, full_pass, shortest_first
 from service.engine.costs import Machine
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
@@ -54,6 +54,7 @@ class Scheduler:
         self._by_work: list[Job] = []  # jobs with forward rows left
         self._by_promise: list[Job] = []  # jobs with work left that is not in the present pass
         self._ran: set[RowState] = set()  # rows of the last pass
+        self._gave_way = False  # whether the last pass took the place of one that was not full
 
     # Jobs
 
@@ -176,12 +177,21 @@ class Scheduler:
         batch = shortest_first(self.by_work, self.may_start, self.keeps_pace)
         if not batch:
             return batch
+        batch = self._give_way(batch)
         left = spare(self._by_promise, self.machine, now)
         if max(left) >= at_most(batch):
             return self._trial(batch, max(left)) or batch
         if left.alone > left.together:
             return first_alone(self._by_promise)
         return filled(self._by_promise, self.machine.one_by_one)
+
+    def _give_way(self, batch: Batch) -> Batch:
+        """With many jobs: a full pass of another group instead of one that is not full, and not twice in a row."""
+        full = None
+        if not (self.keeps_pace or self._gave_way or len(batch) >= batch[0][0].job.costs.width):
+            full = full_pass(self._by_work, self.may_start, batch)
+        self._gave_way = full is not None
+        return full or batch
 
     def _trial(self, batch: Batch, left: float) -> Batch | None:
         """A pass of the same group at another width, if one is worth a trial and takes no more than the spare time."""
