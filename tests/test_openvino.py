@@ -478,3 +478,24 @@ sys.exit(any(module and name.startswith("openvino_telemetry") for name, module i
     backend = "import model.backends.openvino, sys; sys.exit(sys.modules['openvino_telemetry'] is not None)"
     processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for code in (conversion, backend)]
     assert [process.wait(PATIENCE) for process in processes] == [0, 0]
+
+
+def test_a_signal_finds_its_stack_after_a_backend_ends_on_another_thread() -> None:
+    """OpenVINO's plugin owns the main thread's stack for signals. In a process that lost it, SIGUSR1 would end all."""
+    code = """
+import gc, signal, threading
+from tests.test_openvino import backend_of, convert, denoiser, description_of, small_network, SHAPE
+
+network = small_network()
+held = [backend_of(convert(denoiser(network, description_of(network, SHAPE))))]
+def end():
+    held.clear()
+    gc.collect()
+thread = threading.Thread(target=end)
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ran.returncode, ran.stdout) == (0, "heard\n"), ran.stderr

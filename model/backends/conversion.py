@@ -18,6 +18,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from model.backends import network as networks
 from model.backends.network import Network, Shapes
+from model.backends.openvino import core
 from model.nets import autoencoder, blocks, layers, unet, unet2d
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def _read(entry: Path) -> ov.Model | None:
     try:
         sums = json.loads((entry / SUMS).read_text())
         if sums == {name: _sum(entry / name) for name in (MODEL, WEIGHTS)}:
-            return ov.Core().read_model(entry / MODEL)
+            return core().read_model(entry / MODEL)
     except (OSError, ValueError, RuntimeError):  # RuntimeError comes from OpenVINO, and from JSON nested too deep
         pass
     return None

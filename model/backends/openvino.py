@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,7 @@ class OpenVINOBackend:
         self._threads = threads
         self._max_batch = max_batch
         self._free_memory = free_memory
-        self._core = ov.Core()
-        self._core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the CPU plugin
+        core().get_property("CPU", "FULL_DEVICE_NAME")  # loads the CPU plugin
         before = resident()
         self._size_1 = self._compile(1, streams=1)
         self._requests = {1: _Request(self._size_1, parts=1)}  # by size
@@ -117,7 +117,7 @@ class OpenVINOBackend:
         """Compile for `rows` rows in each of `streams` parallel requests, which share the threads."""
         model = self._model.clone()
         model.reshape({port: [rows, *list(port.get_partial_shape())[1:]] for port in model.inputs})
-        return self._core.compile_model(
+        return core().compile_model(
             model,
             "CPU",
             {
@@ -186,9 +186,20 @@ def _zeros(port: ov.ConstOutput, parts: int) -> NDArray[Any]:
     return np.zeros((parts * rows, *shape), port.get_element_type().to_dtype())
 
 
+@cache
+def core() -> ov.Core:
+    """OpenVINO's runtime: one for the whole process, never destroyed.
+
+    On processors with AMX, its CPU plugin gives the thread that loads it a stack for signals, and frees this stack when
+    the plugin is destroyed. If another thread destroyed the plugin, the first thread would keep the freed stack. The
+    next signal would then overwrite whatever memory has taken its place.
+    """
+    return ov.Core()
+
+
 def computes_bfloat16() -> bool:
     """Whether the processor has bfloat16 instructions. Without them OpenVINO computes in float32."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _pieces(rows: int, sizes: Sequence[int]) -> list[int]:
