@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import httpx
 import pytest
@@ -19,11 +19,14 @@ import torch
 from safetensors import SafetensorError
 
 import service
+from model.checkpoints.load import load
+from model.rows import Group
 from service.__main__ import listen, listen_all, main, refuse_workers
-from service.build import StartError, build, choose_threads, find_weights, starting
+from service.build import BOX, StartError, build, choose_groups, choose_threads, computing, find_weights, starting
 from service.config import Settings, available_cores
 from tests.local import FakeServer, serving_fake
 from tests.servers import (
+    CACHE,
     PATIENCE,
     ROOT,
     Json,
@@ -465,6 +468,60 @@ def test_threads_are_as_many_as_cores_can_use() -> None:
         choose_threads(17, cores=2)
 
 
+def test_groups_are_the_sizes_of_the_setting_in_their_order() -> None:
+    model = load(BOX / "digits").description
+    assert choose_groups((), model) == (Group(32, 32),)
+    assert choose_groups(("64x32", "32x32"), model) == (Group(height=32, width=64), Group(32, 32))
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ("32", "must be WIDTHxHEIGHT, such as 32x32"),
+        ("32X32", "must be WIDTHxHEIGHT, such as 32x32"),
+        ("32 x 32", "must be WIDTHxHEIGHT, such as 32x32"),
+        ("-8x32", "must be WIDTHxHEIGHT, such as 32x32"),
+        ("32x٣٢", "must be WIDTHxHEIGHT, such as 32x32"),
+        ("32x36", "height must be a multiple of 8, from 8 to 8192, and is 36"),
+        ("36x32", "width must be a multiple of 8, from 8 to 8192, and is 36"),
+        ("0x32", "width must be a multiple of 8, from 8 to 8192, and is 0"),
+        ("32x80000", "height must be a multiple of 8, from 8 to 8192, and is 80000"),
+        ("64x64", "stands there twice"),
+    ],
+)
+def test_a_size_that_cannot_be_served_is_told_in_one_line(size: str, reason: str) -> None:
+    with pytest.raises(StartError) as raised:
+        build(Settings(weights="digits", sizes=("64x64", size), device="cpu", threads=1))
+    assert str(raised.value) == f"STEPWISE_SIZES={size}: {reason}"
+
+
+def test_a_size_without_memory_for_it_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.backends.choose.available", lambda: 2.0**28)
+    with pytest.raises(
+        StartError,
+        match=r"^digits cannot be made ready for images of 4096x2048 on cpu: "
+        r"not enough memory \(its denoiser needs \d+\.\d GiB, and 0\.2 GiB are left\)$",
+    ):
+        build(Settings(weights="digits", sizes=("32x32", "4096x2048"), device="cpu", threads=1, cache_dir=CACHE))
+
+
+class Width(NamedTuple):
+    """A backend that has only a width."""
+
+    width: int
+
+    @property
+    def fingerprint(self) -> dict[str, str | int]:
+        return {"backend": "a kind", "width": self.width}
+
+
+def test_a_group_adds_to_the_fingerprint_what_it_has_otherwise() -> None:
+    """On CUDA, groups have their own widths. A group that computes as the first one leaves the fingerprint alone."""
+    small, large, wide = Group(32, 32), Group(64, 64), Group(32, 64)
+    backends: Any = {small: Width(8), large: Width(2), wide: Width(8)}
+    assert computing(backends, {}) == {"backend": "a kind", "width": 8, "width 64x64": 2}
+
+
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(StartError, match=r"^STEPWISE_DEVICE=cuda: .* no CUDA device$"):
@@ -570,6 +627,7 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "PRECISION": "auto",
         "THREADS": "the cores that this process may use",
         "MAX_BATCH": "32 on CUDA; on the CPU 1 to 16, fewer for larger networks",
+        "SIZES": "none",
         "MAX_IMAGES": "64",
         "MAX_QUEUE": "256",
         "MAX_BODY": "16 MiB",
