@@ -1,7 +1,9 @@
 """The choice of backend, precision and width."""
 
+import gc
 import logging
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,8 @@ from model.backends.footprint import activations, parameters
 from model.backends.network import Shapes, decoder, denoiser
 from model.backends.openvino import OpenVINOBackend
 from model.backends.torch_cpu import TorchCPUBackend
+from model.conditions import Conditions
+from model.rows import Condition
 from model.vae import choose_vae
 from tests.autoencoders import latent_description, random_images, small_autoencoder
 from tests.trajectories import CPU, description_of, inputs_of, small_network
@@ -237,6 +241,20 @@ def test_a_size_without_memory_for_it_is_refused_before_it_is_compiled(
     make(SHAPE)
     with pytest.raises(MemoryError, match=r"its denoiser needs \d+\.\d GiB, and 0\.5 GiB are left"):
         make((3, 4096, 4096))
+
+
+def test_the_weights_in_torch_are_freed_once_they_are_converted(tmp_path: Path) -> None:
+    """Embeddings stay: they are computed outside the converted network."""
+    unet = small_network()
+    embedder, gone = unet.embedder, weakref.ref(unet.final_conv)
+    make = choose(denoiser(unet, DESCRIPTION), CPU, "float32", 1, 1, tmp_path)
+    del unet
+    gc.collect()
+    assert gone() is None
+    backend = make(SHAPE)
+    conditions = Conditions(embedder, backend, no_label=5)
+    given, _ = conditions.inputs(torch.tensor(conditions.times([7])), torch.tensor(conditions.hold([Condition()])))
+    assert backend.start({"x": torch.zeros((1, *SHAPE)), **given})().isfinite().all()
 
 
 def test_the_needed_memory_grows_with_the_size() -> None:

@@ -24,6 +24,7 @@ from model.rows import Group
 from service.__main__ import listen, listen_all, main, refuse_workers
 from service.build import BOX, StartError, build, choose_groups, choose_threads, computing, find_weights, starting
 from service.config import Settings, available_cores
+from tests.checkpoints import save_pipeline, small_unet
 from tests.local import FakeServer, serving_fake
 from tests.servers import (
     CACHE,
@@ -493,6 +494,18 @@ def test_a_size_that_cannot_be_served_is_told_in_one_line(size: str, reason: str
     with pytest.raises(StartError) as raised:
         build(Settings(weights="digits", sizes=("64x64", size), device="cpu", threads=1))
     assert str(raised.value) == f"STEPWISE_SIZES={size}: {reason}"
+
+
+def test_images_of_any_number_of_channels_can_be_served(tmp_path: Path) -> None:
+    save_pipeline(tmp_path, small_unet(in_channels=5, out_channels=5))
+    engine, served, _ = build(Settings(weights=str(tmp_path), device="cpu", threads=1, cache_dir=CACHE))
+    assert served.model.image_shape[0] == 5
+    engine.start()
+    try:
+        assert engine.wait_loaded(PATIENCE)
+        assert engine.status == "ready"
+    finally:
+        engine.close()
 
 
 def test_a_size_without_memory_for_it_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,11 +92,12 @@ def _on_openvino(
 
     model = converted(network, cache_dir)
     weights = parameters(network.module)
-    outline = replace(network, module=without_values(network.module))  # the converted model has the values
+    # The converted model has the values. Torch's must not stay in memory, so `make` does not use `network`.
+    outline = replace(network, module=without_values(network.module))
 
     def make(shape: tuple[int, int, int]) -> Backend:
         shapes = outline.at(shape)
-        _check_memory(network.name, weights + activations(outline.module, shapes), precision)
+        _check_memory(outline.name, weights + activations(outline.module, shapes), precision)
         width = max_batch or default_width(outline, shape, "openvino")
         return OpenVINOBackend(model, shapes, precision, threads, width, available)
 
