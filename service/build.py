@@ -131,8 +131,9 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     )
     metrics = Metrics()
     places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))
-    [group] = groups
-    engine = Engine(runners[group], probe_row(model, group), places, metrics, vae=vae)
+    probes = {group: probe_row(model, group) for group in groups}
+    first = groups[0]
+    engine = Engine(runners[first], probes[first], places, metrics, vae=vaes.get(first))
     return engine, served, metrics
 
 

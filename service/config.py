@@ -46,8 +46,8 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     sizes: Sizes = Field(
         (),
-        description="sizes of images, WIDTHxHEIGHT, with commas; the first is what requests get that name none; "
-        "default: the size that the weights were made for",
+        description="sizes of images, WIDTHxHEIGHT, with commas; the first is the default size; "
+        "default: the size that the weights were trained for",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -60,7 +60,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=4096,
-        description="forward rows in one pass; default: 32 on CUDA; on the CPU 1 to 16, fewer for larger networks",
+        description="the most forward rows in one pass; on CUDA fewer are taken where a row costs as little; "
+        "default: 32 on CUDA; on the CPU 1 to 16, fewer for larger networks",
     )
     max_images: int = Field(64, ge=1, le=MAX_IMAGES, description="images in one request")
     max_queue: int = Field(

@@ -121,6 +121,14 @@ SUMS: dict[int, dict[str, float]] = {
         "noise": -169.6767815592466,
         "networks": -2297.7193843779387,
     },
+    3: {
+        "schedules": 14252.558824417616,
+        "tables": 115919.64789755261,
+        "grids": 4996292.0,
+        "steps": 9102.099634431303,
+        "noise": -169.6767815592466,
+        "networks": -2297.7193843779387,
+    },
 }
 PARTS: dict[str, tuple[Callable[[], float], float]] = {  # with the relative tolerance of the sum
     "schedules": (schedules, 1e-12),
@@ -142,6 +150,11 @@ def test_who_moves_a_bit_raises_the_number(part: str) -> None:
 
 TEXTS: dict[int, dict[str, str]] = {
     2: {
+        "colours": "e8cc7c2f5ca660e3",
+        "recipes": "a964ddd9be046b49",
+        "before the pixels": "fa91d6a2a275d837",
+    },
+    3: {
         "colours": "e8cc7c2f5ca660e3",
         "recipes": "a964ddd9be046b49",
         "before the pixels": "fa91d6a2a275d837",

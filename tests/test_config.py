@@ -18,7 +18,7 @@ TABLE: dict[str, object] = {
     "WEIGHTS": "digits",  # the weights in the box
     "HOST": "127.0.0.1",
     "PORT": 8000,
-    "SIZES": (),  # the size that the weights were made for
+    "SIZES": (),  # the size that the weights were trained for
     "DEVICE": "auto",
     "PRECISION": "auto",
     "THREADS": None,  # the cores that this process may use

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import httpx
 import pytest
@@ -22,10 +22,11 @@ from safetensors import SafetensorError
 import service
 from model.rows import Group
 from service.__main__ import listen, listen_all, main, refuse_workers
-from service.build import StartError, build, choose_groups, choose_threads, find_weights, starting
+from service.build import StartError, build, choose_groups, choose_threads, computing, find_weights, starting
 from service.config import Settings, available_cores
 from tests.local import FakeServer, serving_fake
 from tests.servers import (
+    CACHE,
     PATIENCE,
     ROOT,
     Json,
@@ -490,6 +491,37 @@ def test_without_sizes_that_of_the_weights_is_served() -> None:
     assert choose_groups([Group(8, 8), Group(4, 4)], MODEL) == (Group(8, 8), Group(4, 4))
 
 
+def test_a_size_without_memory_for_it_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.backends.choose.available", lambda: 2.0**28)
+    with pytest.raises(
+        StartError,
+        match=r"^digits cannot be made ready for images of 4096x2048 on cpu: "
+        r"not enough memory \(its denoiser needs \d+\.\d GiB, and 0\.2 GiB are left\)$",
+    ):
+        build(
+            Settings(
+                weights="digits", sizes=(Group(32, 32), Group(2048, 4096)), device="cpu", threads=1, cache_dir=CACHE
+            )
+        )
+
+
+class Width(NamedTuple):
+    """A backend that has only a width."""
+
+    width: int
+
+    @property
+    def fingerprint(self) -> dict[str, str | int]:
+        return {"backend": "a kind", "width": self.width}
+
+
+def test_a_group_adds_to_the_fingerprint_what_it_has_otherwise() -> None:
+    """On CUDA, groups have their own widths. A group that computes as the first one leaves the fingerprint alone."""
+    small, large, wide = Group(32, 32), Group(64, 64), Group(32, 64)
+    backends: Any = {small: Width(8), large: Width(2), wide: Width(8)}
+    assert computing(backends, {}) == {"backend": "a kind", "width": 8, "width 64x64": 2}
+
+
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(StartError, match=r"^STEPWISE_DEVICE=cuda: .* no CUDA device$"):
@@ -591,7 +623,7 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "WEIGHTS": "digits",
         "HOST": "127.0.0.1",
         "PORT": "8000",
-        "SIZES": "the size that the weights were made for",
+        "SIZES": "the size that the weights were trained for",
         "DEVICE": "auto",
         "PRECISION": "auto",
         "THREADS": "the cores that this process may use",

@@ -1,0 +1,202 @@
+"""Embeddings of timesteps and conditions: computed alone, kept once, in bounded memory."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.conditions import Conditions, Shelf
+from model.nets.embedder import Embedder
+from model.nets.unet2d import UNet2D, UNet2DConfig
+from model.rows import Condition, Forward, Group, Row
+from model.samplers import sample_table
+from model.schedule import Schedule
+from tests.networks import fill
+from tests.properties import examples
+from tests.trajectories import CPU, inputs_of, runner_of, runner_on, small_network, torch_backend, trajectory
+
+SHAPE = (3, 8, 8)
+
+
+class Nothing:
+    """A backend that only copies numbers. Implements what Conditions needs of model.backends.backend.Backend."""
+
+    device = CPU
+    widths = (1,)
+    fingerprint: dict[str, str | int] = {}  # noqa: RUF012
+    reproducible = True
+
+    def send(self, values: Tensor) -> Tensor:
+        return values
+
+    def start(self, inputs: object) -> Callable[[], Tensor]:
+        raise AssertionError("nothing runs here")
+
+
+def conditions_of(embedder: Embedder, no_label: int | None = 5) -> Conditions:
+    return Conditions(embedder, Nothing(), no_label)
+
+
+def emb(conditions: Conditions, timesteps: list[float], told: list[Condition]) -> Tensor:
+    """The embeddings of a pass's rows."""
+    held = conditions.hold(told)
+    inputs, _ = conditions.inputs(torch.tensor(conditions.times(timesteps)), torch.tensor(held))
+    conditions.drop(told)
+    return inputs["emb"]
+
+
+@examples(50)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 999) | st.floats(0, 999), st.none() | st.integers(0, 4)), min_size=1, max_size=12
+    )
+)
+def test_no_bit_of_an_embedding_depends_on_company(rows: list[tuple[float, int | None]]) -> None:
+    """Timesteps may be fractions."""
+    embedder = small_network().embedder
+    timesteps, told = [t for t, _ in rows], [Condition(label) for _, label in rows]
+    together = emb(conditions_of(embedder), timesteps, told)
+    for i, (t, label) in enumerate(rows):
+        alone = emb(conditions_of(embedder), [t], [Condition(label)])[0]
+        assert torch.equal(together[i], alone)
+        numbers = torch.tensor([t], dtype=torch.float32), torch.tensor([5 if label is None else label])
+        assert embedder.of_label is not None
+        assert torch.equal(alone, (embedder.of_time(numbers[0]) + embedder.of_label(numbers[1]))[0])
+
+
+def test_a_network_without_no_label_is_told_nothing_of_a_row_without_a_label() -> None:
+    embedder = small_network().embedder
+    [without] = emb(conditions_of(embedder, no_label=None), [7], [Condition()])
+    assert torch.equal(without, embedder.of_time(torch.tensor([7.0]))[0])
+
+
+def test_each_timestep_and_each_condition_is_embedded_once() -> None:
+    told: Counter[tuple[str, float]] = Counter()
+
+    def counted(what: str) -> Callable[[Tensor], Tensor]:
+        def embedded(numbers: Tensor) -> Tensor:
+            told.update((what, number) for number in numbers.tolist())
+            return numbers.float()[:, None].expand(-1, 4)
+
+        return embedded
+
+    conditions = conditions_of(Embedder(4, counted("t"), counted("label")))
+    for _ in range(3):
+        emb(conditions, [999, 0.5, 999], [Condition(1), Condition(2), Condition(1)])
+    assert told == {("t", 999): 1, ("t", 0.5): 1, ("label", 1): 1, ("label", 2): 1}
+
+
+def test_a_condition_that_cannot_be_embedded_is_not_held() -> None:
+    def embedded(labels: Tensor) -> Tensor:
+        if labels[0] == 3:
+            raise RuntimeError("no memory")
+        return labels.float()[:, None]
+
+    conditions = conditions_of(Embedder(1, lambda t: t[:, None], embedded))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no memory"):
+            conditions.hold([Condition(1), Condition(3)])
+    assert conditions.hold([Condition(1)]) == [0]
+    conditions.drop([Condition(1)])
+    with pytest.raises(KeyError):
+        conditions.drop([Condition(1)])
+
+
+# Shelves.
+
+
+@examples(200)
+@given(
+    most=st.sampled_from((1, 3, 8)),
+    asked=st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.booleans()), max_size=60),
+)
+def test_a_shelf_is_bounded_and_keeps_what_is_in_use(most: int, asked: list[tuple[int, bool, bool]]) -> None:
+    """Each ask puts a key if it is not there, and then holds it or lets it go."""
+    shelf = Shelf[int](1, CPU, most)
+    in_use: set[int] = set()
+    for key, hold, renew in asked:
+        if shelf.find(key) is None:
+            shelf.put(key, torch.tensor([float(key)]), in_use)
+        (in_use.add if hold else in_use.discard)(key)
+        if renew:
+            shelf.renew(key)
+        for used in {key, *in_use}:
+            index = shelf.find(used)
+            assert index is not None
+            assert shelf.values[index].item() == used
+        assert len(shelf) <= len(shelf.values) <= max(most, 2 * (len(in_use) + 1))
+
+
+def test_what_was_not_needed_for_longest_makes_room() -> None:
+    shelf = Shelf[str](1, CPU, most=3)
+    for key in "abc":
+        shelf.put(key, torch.zeros(1), set())
+    shelf.renew("a")
+    shelf.put("d", torch.zeros(1), {"b"})  # b is the oldest, but in use
+    assert [key for key in "abcd" if shelf.find(key) is not None] == ["a", "b", "d"]
+
+
+def test_a_conditions_place_is_free_once_no_row_holds_it() -> None:
+    """Many more labels than the shelf has places: memory grows only while rows hold them."""
+    wide = 2**17  # so that a shelf has 64 places
+
+    def embedded(numbers: Tensor) -> Tensor:
+        return numbers.float()[:, None].expand(-1, wide)
+
+    conditions = conditions_of(Embedder(wide, embedded, embedded))
+    for label in range(200):
+        [index] = conditions.hold([Condition(label)])
+        assert index < 64
+        conditions.drop([Condition(label)])
+
+
+# The network's output divided by the timestep.
+
+
+def fourier() -> UNet2D:
+    network = UNet2D(
+        UNet2DConfig(
+            time_embedding_type="fourier",
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )
+    )
+    fill(network)
+    return network
+
+
+@pytest.mark.parametrize("timestep", [1, 257, 999])
+def test_the_output_is_divided_by_the_timestep_itself(timestep: int) -> None:
+    """bfloat16 has no 257 and no 999. The division is done outside the network, in float32."""
+    network = fourier()
+    backend = torch_backend(network, SHAPE, "bfloat16", 1)
+    runner = runner_on(backend, SHAPE, 1, network)
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    table = sample_table(Schedule(), "ddim", (timestep,))
+    row = Row(table, 0, Group(8, 8), start=start.numpy(), model_output=True)
+    [reading] = trajectory(runner, row)
+    inputs = inputs_of(network, start[None], torch.tensor([float(timestep)]), torch.tensor([0]))
+    [whole] = backend.start(inputs)()
+    assert torch.equal(torch.from_numpy(reading.x), whole / timestep)
+
+
+def test_rows_of_a_fourier_network_are_divided_by_their_own_timesteps() -> None:
+    network = fourier()
+    table = sample_table(Schedule(), "ddpm", (900, 30, 7, 2))
+    row = Row(table, 3, Group(8, 8))
+    alone = [reading.x for reading in trajectory(runner_of(network, SHAPE, 2), row)]
+    crowd = runner_of(network, SHAPE, 2)
+    early, late = crowd.admit(row), crowd.admit(row)
+    crowd.step([Forward(early, 0, 0)])
+    for line in range(1, 4):
+        crowd.step([Forward(early, 0, line), Forward(late, 0, line - 1)])
+        assert (crowd.read(early).x == alone[line]).all()
+        assert (crowd.read(late).x == alone[line - 1]).all()
