@@ -511,7 +511,11 @@ def test_a_size_without_memory_for_it_is_told_in_one_line(monkeypatch: pytest.Mo
         match=r"^digits cannot be made ready for images of 4096x2048 on cpu: "
         r"not enough memory \(its denoiser needs \d+\.\d GiB, and 0\.2 GiB are left\)$",
     ):
-        build(Settings(weights="digits", sizes="32x32,4096x2048", device="cpu", threads=1, cache_dir=CACHE))
+        build(
+            Settings(
+                weights="digits", sizes=(Group(32, 32), Group(2048, 4096)), device="cpu", threads=1, cache_dir=CACHE
+            )
+        )
 
 
 class Width(NamedTuple):
@@ -632,12 +636,11 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "WEIGHTS": "digits",
         "HOST": "127.0.0.1",
         "PORT": "8000",
-        "SIZES": "the size that the weights were made for",
+        "SIZES": "the size that the weights were trained for",
         "DEVICE": "auto",
         "PRECISION": "auto",
         "THREADS": "the cores that this process may use",
         "MAX_BATCH": "32 on CUDA; on the CPU 1 to 16, fewer for larger networks",
-        "SIZES": "none",
         "MAX_IMAGES": "64",
         "MAX_QUEUE": "256",
         "MAX_BODY": "16 MiB",
