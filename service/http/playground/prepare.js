@@ -1,8 +1,10 @@
 /** Turns images of any size into PNGs of the model's size, in a canvas. */
 
+import { isArrays, pictureOf } from "./arrays.js";
 import { sizeOf } from "./model.js";
 
 /**
+ * For a model that reads .npy alone, check that the file is one. For others:
  * Crop and scale an image to the model's size. For grey models, turn it grey.
  * @param {File|Blob} file
  * @param {string} name
@@ -11,6 +13,10 @@ import { sizeOf } from "./model.js";
  * @throws {Error} a sentence
  */
 export async function prepared(file, name, info) {
+  if (isArrays(info)) {
+    await pictureOf(file); // fails for another kind of file
+    return { blob: file, said: `${name}, as it is` };
+  }
   const [channels, height, width] = info.image_shape;
   let bitmap;
   try {
