@@ -43,10 +43,16 @@ export async function* follow(info, path, init) {
   yield { name: "done", data: { timings: timingsOf(response) } };
 }
 
-/** A picture of the first channels of an .npy. @param {Blob} npy @returns {Promise<Blob>} a PNG */
+/**
+ * A picture of the first channels of an .npy.
+ * @param {Blob} npy
+ * @returns {Promise<{png: Blob, size: {width: number, height: number}}>}
+ * @throws {Error} a sentence
+ */
 export async function pictureOf(npy) {
   const [image] = imagesOf(await npy.arrayBuffer());
-  return pngOf(image);
+  const [, height, width] = image.shape;
+  return { png: await pngOf(image), size: { width, height } };
 }
 
 /**

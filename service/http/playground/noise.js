@@ -190,7 +190,7 @@ function panelOf(stage, name, info) {
   let url = "";
   return {
     async show(blob, alt, text) {
-      const seen = isArrays(info) && blob.type !== "image/png" ? await pictureOf(blob) : blob;
+      const seen = isArrays(info) && blob.type !== "image/png" ? (await pictureOf(blob)).png : blob;
       const before = url;
       url = URL.createObjectURL(seen);
       shown.show(url, alt);

@@ -14,8 +14,8 @@ import { sizeOf } from "./model.js";
  */
 export async function prepared(file, name, info) {
   if (isArrays(info)) {
-    await pictureOf(file); // fails for another kind of file
-    return { blob: file, said: `${name}, as it is` };
+    const { size } = await pictureOf(file); // fails for another kind of file
+    return { blob: file, size, said: `${name}, as it is` };
   }
   const [channels, height, width] = info.image_shape;
   let bitmap;
