@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import pytest
+from PIL import Image as PillowImage
 
 from model.backends.backend import host
 from model.checkpoints.load import convert, load
@@ -131,6 +132,19 @@ def test_another_compression_of_pngs_is_another_fingerprint(monkeypatch: pytest.
     encode = cv2.imencode
     monkeypatch.setattr(cv2, "imencode", lambda kind, pixels: encode(kind, pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9]))
     other = fingerprint_parts(MODEL, MODEL.group, {}, host(), image_encoder())
+    assert {name for name in parts if parts[name] != other[name]} == {"image_encoder"}
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG"])
+def test_other_encoders_of_webp_and_jpeg_are_another_fingerprint(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = fingerprint_parts(MODEL, {}, host(), image_encoder())
+    save = PillowImage.Image.save
+
+    def changed(image: PillowImage.Image, file: Any, as_kind: str, quality: int) -> None:
+        save(image, file, as_kind, quality=quality - (as_kind == kind))
+
+    monkeypatch.setattr(PillowImage.Image, "save", changed)
+    other = fingerprint_parts(MODEL, {}, host(), image_encoder())
     assert {name for name in parts if parts[name] != other[name]} == {"image_encoder"}
 
 

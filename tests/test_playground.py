@@ -22,8 +22,20 @@ from service.plan.entries import table
 from service.plan.fields import SampleRequest
 from tests.browser import GONE, REFUSED, assert_accessible, chromium, visiting
 from tests.latents import LatentServer
-from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints, serving_fake, serving_here
-from tests.servers import PATIENCE, Json, Reachable, ServerProcess, needs, problem, read_parameters, read_png
+from tests.local import MODEL, SERVED, FakeServer, LocalServer, locally, no_complaints, serving_fake, serving_here
+from tests.servers import (
+    PATIENCE,
+    Json,
+    Reachable,
+    ServerProcess,
+    needs,
+    problem,
+    read_npy,
+    read_parameters,
+    read_png,
+    write_npy,
+    write_weights,
+)
 from tests.test_denoise import post
 
 pytestmark = [needs("chromium"), pytest.mark.slow]
@@ -567,6 +579,61 @@ def test_what_is_no_image_is_said_to_be_none(browser: Browser, server: ServerPro
         press(page, "Draw one")
         finished(page)
         expect(trouble(page)).to_be_empty()
+
+
+# Images that are no pictures.
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def bands(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    sizes = {"in_channels": request.param, "model_channels": 8, "channel_multipliers": [1, 2], "image_size": [8, 16]}
+    weights = write_weights(tmp_path_factory.mktemp("bands") / "bands", **sizes, schedule={})
+    with serving_here(weights=str(weights)) as server:
+        yield server
+
+
+def grey_of(channel: NDArray[np.float32]) -> NDArray[np.float64]:
+    return 127.5 * (1 + channel.clip(-1, 1).astype(np.float64))
+
+
+def test_of_other_channels_the_first_are_shown_and_it_is_said(browser: Browser, bands: LocalServer) -> None:
+    array = read_npy(bands.client.get("/sample?seed=7&num_images=2&num_inference_steps=3").content)
+    channels = array.shape[1]
+    told = {2: "This page shows the first, in grey.", 4: "This page shows the first three, as red, green and blue."}
+    with playing(browser, bands) as page:
+        expect(page.get_by_text(f"Images have {channels} channels. {told[channels]}")).to_be_visible()
+        draw(page, Seed=7, Images=2, Steps=3)
+        expect(finished(page)).to_have_text(re.compile(r"^2 images in \d"))
+        shown = [pixels(image) for image in view(page).locator(".tile img").all()]
+        for image, picture in zip(array, shown, strict=True):
+            assert np.abs(picture - grey_of(image[0])).max() <= 1
+        viewer = opened(page, cards(page).first)
+        assert viewer.locator("dd").all_inner_texts()[:3] == ["8", "DDIM", "3"]
+        np.testing.assert_array_equal(read_npy(link(bands, viewer)), array[1])
+
+
+def test_of_other_channels_an_array_is_noised_and_denoised(browser: Browser, bands: LocalServer) -> None:
+    clean = read_npy(bands.client.get("/sample?seed=7").content)
+    form = {"timestep": "300", "seed": "9"}
+    noised = bands.client.post("/noise", files={"image": ("x", write_npy(clean))}, data=form).content
+    mended = bands.client.post("/denoise", files={"image": ("x", noised)}, data={**form, "num_inference_steps": "5"})
+    expected = [grey_of(image[0]) for image in (clean, read_npy(noised), read_npy(mended.content))]
+    with playing(browser, bands) as page:
+        draw(page, Seed=7)
+        finished(page)
+        opened(page, cards(page).first).get_by_role("button", name="Denoise").click()
+        for label, value in (("Timestep", 300), ("Steps", 5), ("Seed of the noise", 9)):
+            fill(page, label, value)
+        expect(finished(page)).to_have_text(re.compile("^5 steps in"))
+        for image, values in zip(view(page).get_by_role("img").all(), expected, strict=True):
+            assert np.abs(pixels(image) - values).max() <= 1
+        file = {"name": "mine.npy", "mimeType": "", "buffer": write_npy(clean)}
+        view(page).locator("input[type=file]").set_input_files(files=file)  # type: ignore[arg-type]
+        expect(view(page).locator("figure.clean figcaption")).to_contain_text("mine.npy, as it is")
+        expect(finished(page)).to_have_text(re.compile("^5 steps in"))
+        file = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"a text of some length"}
+        view(page).locator("input[type=file]").set_input_files(files=file)  # type: ignore[arg-type]
+        expect(trouble(page)).to_have_text("The file is no .npy of float32 [C, H, W].")
 
 
 def test_latent_diffusion(browser: Browser, latents: LatentServer) -> None:

@@ -1,8 +1,8 @@
 /** Compares one seed under several samplers and numbers of steps. */
 
 import { isAbort } from "./api.js";
+import { follow as events } from "./arrays.js";
 import { complain, h, numberOf, seedField, severalField, textField } from "./controls.js";
-import { watch } from "./events.js";
 import { classField, guidanceField, labelOf } from "./form.js";
 import { explained, images, isLatent, randomSeed, ratioOf, samplerName, seconds, steps } from "./model.js";
 import { inline, picture } from "./picture.js";
@@ -80,7 +80,7 @@ export function compareView(view, info, gallery) {
     const work = async () => {
       for (let cell = left.shift(); cell; cell = left.shift()) {
         try {
-          await drawInto(cell, common, signal, gallery);
+          await drawInto(info, cell, common, signal, gallery);
           come += 1;
         } catch (error) {
           if (isAbort(error)) throw error;
@@ -159,10 +159,10 @@ function cellOf(info, sampler, count) {
   };
 }
 
-async function drawInto(cell, common, signal, gallery) {
+async function drawInto(info, cell, common, signal, gallery) {
   const request = { ...common, sampler: cell.sampler, num_inference_steps: cell.count, preview_every: 1 };
   const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request), signal };
-  for await (const { name, data } of watch("sample", init)) {
+  for await (const { name, data } of events(info, "sample", init)) {
     if (name === "preview") cell.preview(data.b64_json);
     if (name === "image") {
       const item = gallery.add(data.b64_json);

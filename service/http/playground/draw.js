@@ -1,7 +1,7 @@
 /** Drawing: the settings, and the stage where noise becomes images. */
 
+import { follow as events } from "./arrays.js";
 import { h } from "./controls.js";
-import { watch } from "./events.js";
 import { settingsForm } from "./form.js";
 import { images, isPixelArt, ratioOf, seconds } from "./model.js";
 import { inline, layout, picture } from "./picture.js";
@@ -73,7 +73,7 @@ export function drawView(view, info, api, gallery) {
   async function follow(request, asked, signal) {
     const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request), signal };
     let come = 0;
-    for await (const event of watch("sample", init)) {
+    for await (const event of events(info, "sample", init)) {
       const { name, data } = event;
       progress.tell(event);
       if (name === "queued") {

@@ -1,6 +1,7 @@
 /** The playground: reads /info and /openapi.json, and builds the page. */
 
 import { forgetKey, hasKey, onKeyNeeded, send } from "./api.js";
+import { whatIsShown } from "./arrays.js";
 import { compareView } from "./compare.js";
 import { drawView } from "./draw.js";
 import { makeGallery } from "./gallery.js";
@@ -38,6 +39,9 @@ function show(info, api) {
   document.title = `${info.model.name} · Stepwise`;
   document.querySelector("footer p").textContent =
     `${info.model.name} on ${info.device}, ${info.precision} · Stepwise ${info.version}`;
+  const shown = whatIsShown(info);
+  $("channels").textContent = shown;
+  $("channels").hidden = !shown;
   let [draw, denoise] = [null, null];
   const viewer = makeViewer($("viewer"), info, {
     draw(recipe) {

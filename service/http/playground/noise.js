@@ -1,10 +1,10 @@
 /** Adds noise to an image up to a chosen timestep, and denoises it from there. */
 
 import { isAbort, send } from "./api.js";
+import { follow as events, isArrays, pictureOf } from "./arrays.js";
 import { choiceField, complain, h, numberField, seedField } from "./controls.js";
-import { watch } from "./events.js";
 import { ANY, classField, labelOf, samplerField } from "./form.js";
-import { isLatent, isPixelArt, randomSeed, ratioOf, seconds, sizeName, steps } from "./model.js";
+import { isLatent, isPixelArt, linkTo, randomSeed, ratioOf, seconds, sizeName, steps } from "./model.js";
 import { picture } from "./picture.js";
 import { blobOf, bytesOf } from "./png.js";
 import { prepared } from "./prepare.js";
@@ -45,6 +45,16 @@ export function noiseView(view, info) {
     } catch (error) {
       progress.clear();
       progress.fail(error);
+    }
+  }
+
+  /** Draw the array of an image again: the gallery has a picture of it. */
+  async function takeArray(item) {
+    progress.begin("Drawing");
+    try {
+      use(await (await send(linkTo(info, item.recipe, item.size))).blob(), item.size, `${item.name}, seed ${item.recipe.seed}`);
+    } catch (error) {
+      fail(error);
     }
   }
 
@@ -94,7 +104,8 @@ export function noiseView(view, info) {
       const body = formOf({ image: source.blob, timestep: t, seed: chosen });
       return (await send("noise", { method: "POST", body, signal, headers: { Accept: accept } })).blob();
     };
-    const [exact, seen] = await Promise.all([ask("application/x-npy"), ask("image/png")]);
+    const types = isArrays(info) ? ["application/x-npy"] : ["application/x-npy", "image/png"];
+    const [exact, seen = exact] = await Promise.all(types.map(ask));
     panels.noisy.show(seen, `The image with the noise of timestep ${t}`, `timestep ${t} of ${info.num_train_timesteps}`);
     return { exact, timestep: t, seed: chosen };
   }
@@ -113,7 +124,7 @@ export function noiseView(view, info) {
       ...(class_label === null ? {} : { class_label: String(class_label), guidance_scale: info.recommended.guidance_scale }),
     });
     try {
-      for await (const event of watch("denoise", { method: "POST", body, signal })) {
+      for await (const event of events(info, "denoise", { method: "POST", body, signal })) {
         progress.tell(event);
         if (event.name === "image") {
           panels.mended.show(blobOf(bytesOf(event.data.b64_json)), "The denoised image", steps(Number(asked)));
@@ -134,7 +145,7 @@ export function noiseView(view, info) {
   drop.onDraw(async () => {
     progress.begin("Drawing");
     try {
-      const response = await send(`sample?seed=${randomSeed()}`, { headers: { Accept: "image/png" } });
+      const response = await send(`sample?seed=${randomSeed()}`, { headers: { Accept: isArrays(info) ? "application/x-npy" : "image/png" } });
       use(await response.blob(), info.sizes[0], `A drawn image, seed ${response.headers.get("x-seed")}`);
     } catch (error) {
       fail(error);
@@ -146,6 +157,10 @@ export function noiseView(view, info) {
     /** Take an image of the gallery. @param {import("./gallery.js").Item} item */
     take(item) {
       if (label) label.value = item.recipe.class_label ?? ANY;
+      if (isArrays(info)) {
+        takeArray(item);
+        return;
+      }
       use(item.blob, item.size, `${item.name}, seed ${item.recipe.seed}`);
     },
   };
@@ -180,9 +195,10 @@ function panelOf(stage, name, info) {
   let url = "";
   return {
     fit,
-    show(blob, alt, text) {
+    async show(blob, alt, text) {
+      const seen = isArrays(info) && blob.type !== "image/png" ? (await pictureOf(blob)).png : blob;
       const before = url;
-      url = URL.createObjectURL(blob);
+      url = URL.createObjectURL(seen);
       shown.show(url, alt);
       URL.revokeObjectURL(before);
       words.textContent = text;
@@ -198,10 +214,11 @@ function panelOf(stage, name, info) {
 
 /** The control to drop, paste or choose an image. */
 function dropzone(info) {
-  const input = h("input", { type: "file", accept: "image/*", className: "unseen" });
+  const accept = isArrays(info) ? ".npy" : "image/*";
+  const input = h("input", { type: "file", accept, className: "unseen" });
   const kind = `${info.sizes.map(sizeName).join(" or ")}${info.image_shape[0] === 1 ? ", grey" : ""}`;
   const zone = h("label", { className: "drop" }, input, h("b", {}, "Drop an image, or choose one"),
-    h("span", {}, `Any size: it is cropped and scaled to the model's, ${kind}.`));
+    h("span", {}, isArrays(info) ? `An .npy of float32 ${info.sizes.map((size) => `[${info.image_shape[0]}, ${size.height}, ${size.width}]`).join(" or ")}.` : `Any size: it is cropped and scaled to the model's, ${kind}.`));
   const draw = h("button", { type: "button", className: "button quiet" }, "Draw one");
   const hint = isLatent(info)
     ? "This model adds noise to latents. What you see of them is what its decoder makes of them."

@@ -13,6 +13,7 @@
  */
 
 const MAGIC_ENDS = 8;
+const HEADER_ENDS = 33; // bytes of the magic and the chunk IHDR
 const WIDTH_BEGINS = 16; // in the header; the height follows
 const KEYWORD = "parameters\0";
 
@@ -21,6 +22,40 @@ export const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => 
 
 /** @param {Uint8Array} bytes @returns {Blob} */
 export const blobOf = (bytes) => new Blob([bytes], { type: "image/png" });
+
+/** @param {Uint8Array} bytes */
+export const base64Of = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+
+/**
+ * A PNG with a recipe, where the service puts it: after the header.
+ * @param {Uint8Array} png @param {Recipe} recipe @returns {Uint8Array}
+ */
+export function withRecipe(png, recipe) {
+  const text = new TextEncoder().encode(`tEXt${KEYWORD}${ascii(JSON.stringify(recipe))}`);
+  const chunk = new Uint8Array(text.length + 8);
+  const view = new DataView(chunk.buffer);
+  view.setUint32(0, text.length - 4);
+  chunk.set(text, 4);
+  view.setUint32(4 + text.length, crc32(text));
+  const whole = new Uint8Array(png.length + chunk.length);
+  whole.set(png.subarray(0, HEADER_ENDS));
+  whole.set(chunk, HEADER_ENDS);
+  whole.set(png.subarray(HEADER_ENDS), HEADER_ENDS + chunk.length);
+  return whole;
+}
+
+/** JSON without letters beyond ASCII. */
+const ascii = (json) => json.replace(/[\u0080-\uffff]/g, (letter) => `\\u${letter.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
+/** The checksum of a PNG's chunk. */
+function crc32(bytes) {
+  let sum = ~0;
+  for (const byte of bytes) {
+    sum ^= byte;
+    for (let bit = 0; bit < 8; bit++) sum = (sum >>> 1) ^ (sum & 1 ? 0xedb88320 : 0);
+  }
+  return ~sum >>> 0;
+}
 
 /** @param {Uint8Array} bytes of a PNG @returns {import("./model.js").Size} */
 export function sizeOf(bytes) {

@@ -1,8 +1,10 @@
 /** Turns images of any size into PNGs of a served size, in a canvas. */
 
+import { isArrays, pictureOf } from "./arrays.js";
 import { nearestSize, sizeName } from "./model.js";
 
 /**
+ * For a model that reads .npy alone, check that the file is one. For others:
  * Crop and scale an image to the served size of the nearest ratio. For grey models, turn it grey.
  * @param {File|Blob} file
  * @param {string} name
@@ -11,6 +13,10 @@ import { nearestSize, sizeName } from "./model.js";
  * @throws {Error} a sentence
  */
 export async function prepared(file, name, info) {
+  if (isArrays(info)) {
+    const { size } = await pictureOf(file); // fails for another kind of file
+    return { blob: file, size, said: `${name}, as it is` };
+  }
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
