@@ -11,9 +11,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from model.rows import Group
 from service.engine.admission import earliest_promise
 from service.engine.costs import Costs, Machine, Speed
-from service.engine.denoising import STARTED_PER_ROW
+from service.engine.engine import STARTED_PER_ROW
 from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler
 
@@ -48,8 +49,9 @@ class Found:
 def played(tables: Sequence[Mapping[int, float]], load: float, hurry: float | None = None) -> Found:
     """Play requests of groups with these costs. Passes take exactly their expected time."""
     speed, draw = Speed(), random.Random(0)
-    machine = Machine({group: Costs(table, speed) for group, table in enumerate(tables)})
-    line = Scheduler(machine, {group: STARTED_PER_ROW * max(table) for group, table in enumerate(tables)})
+    by_group = {Group(n, n): table for n, table in enumerate(tables)}
+    machine = Machine({group: Costs(table, speed) for group, table in by_group.items()})
+    line = Scheduler(machine, {group: STARTED_PER_ROW * max(table) for group, table in by_group.items()})
     work = [statistics.mean(STEPS) * costs.seconds_per_row for costs in machine.passes.values()]
     shares = [1 / seconds for seconds in work]
     gap = sum(share * seconds for share, seconds in zip(shares, work, strict=True)) / sum(shares) / load
@@ -58,7 +60,7 @@ def played(tables: Sequence[Mapping[int, float]], load: float, hurry: float | No
     slower, promised, kept, came = [], [], [], 0
     while came < NUMBER or here:
         while came < NUMBER and at <= now:
-            [group], steps = draw.choices(range(len(tables)), shares), draw.choice(STEPS)
+            [group], steps = draw.choices([*by_group], shares), draw.choice(STEPS)
             job = Job(group, [(1,) * steps], machine)
             latest = at + (PATIENCE if hurry is None else hurry * job.seconds)
             promise = earliest_promise(job, line, at, latest)
@@ -77,7 +79,7 @@ def played(tables: Sequence[Mapping[int, float]], load: float, hurry: float | No
         for row in line.advance(batch):
             job, since = row.job, here.pop(row.job)
             kept.append(now <= job.promise)
-            if job.group == 0 and row.steps == STEPS[0]:
+            if job.group == Group(0, 0) and row.steps == STEPS[0]:
                 slower.append((now - since) / (row.steps * costs.seconds(1)))
     return Found(
         full_s / all_s,

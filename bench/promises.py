@@ -27,6 +27,7 @@ from bench.bare import BareLoop, openvino_loop
 from bench.load import PATIENCE, Arrival, Fields, alone, arrivals, at_their_times
 from bench.machine import machine
 from bench.servers import Server, running
+from model.rows import Group
 from service.build import BOX
 from service.engine.admission import Line, admit, earliest_promise
 from service.engine.arrivals import Arrivals
@@ -148,7 +149,7 @@ def admitting(jobs: int, groups: int = 1, rounds: int = 200) -> float:
     line = Line(scheduler, Places(jobs + 1), Arrivals(0.0))
     seconds = []
     for _ in range(rounds):
-        job = Job(0, [(2,) * 50] * 4, scheduler.machine, StageWork(values=(1000, 4000)))
+        job = Job(Group(0, 0), [(2,) * 50] * 4, scheduler.machine, StageWork(values=(1000, 4000)))
         began = perf_counter()
         scheduler.add(job, admit(job, "one", line, 0.0, PATIENCE * 1000).promise)
         seconds.append(perf_counter() - began)
@@ -163,14 +164,14 @@ def crowd(jobs: int, groups: int, promised: bool) -> Scheduler:
         promised: whether promises are what admission gives, or too short.
     """
     costs, speed = {1: 0.002, 2: 0.003, 4: 0.005, 8: 0.008}, Speed()
-    machine = Machine(
-        {n: Costs({width: (n + 1) * seconds for width, seconds in costs.items()}, speed) for n in range(groups)}
-    )
-    scheduler = Scheduler(machine, dict.fromkeys(range(groups), 32))
+    tables = {Group(n, n): {width: (n + 1) * seconds for width, seconds in costs.items()} for n in range(groups)}
+    machine = Machine({group: Costs(table, speed) for group, table in tables.items()})
+    scheduler = Scheduler(machine, dict.fromkeys(tables, 32))
     draw = random.Random(0)
     for _ in range(jobs):
+        n = draw.randrange(groups)
         lines = (draw.randrange(1, 3),) * draw.randrange(10, 1000)
-        job = Job(draw.randrange(groups), [lines] * draw.randrange(1, 9), machine, StageWork(values=(1000, 4000)))
+        job = Job(Group(n, n), [lines] * draw.randrange(1, 9), machine, StageWork(values=(1000, 4000)))
         scheduler.add(job, earliest_promise(job, scheduler, 0.0, inf) if promised else draw.random())
     return scheduler
 

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from bench.load import Load, Outcome, arrivals
+from model.rows import Group
 from service.engine.admission import earliest_promise
 from service.engine.costs import Costs, Machine
-from service.engine.denoising import STARTED_PER_ROW
+from service.engine.engine import STARTED_PER_ROW
 from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler
 
-GROUP = "images"
+GROUP = Group(32, 32)
 PATIENCE = 300.0  # seconds; timeout_s of all requests
 
 

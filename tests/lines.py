@@ -12,6 +12,7 @@ from math import inf
 
 from hypothesis import strategies as st
 
+from model.rows import Group
 from service.engine.admission import earliest_promise
 from service.engine.bounds import MARGIN, SHARED
 from service.engine.costs import Costs, Machine, PerValue, Speed
@@ -22,8 +23,8 @@ from service.engine.waves import RowState
 Image = tuple[int, ...]  # steps, and the forward rows of a step; or also the first and the last line that have so many
 Images = tuple[Image, ...]
 
-ONE = "one"  # the group of jobs where there is only one
-GROUPS = (ONE, "two", "three")
+ONE = Group(1, 1)  # the group of jobs where there is only one
+GROUPS = (ONE, Group(2, 2), Group(3, 3))
 
 
 def lines_of(image: Image) -> tuple[int, ...]:
@@ -50,7 +51,7 @@ def machine_of(
     )
 
 
-def job_of(images: Images, machine: Machine, stages: StageWork | None = None, group: str = ONE) -> Job:
+def job_of(images: Images, machine: Machine, stages: StageWork | None = None, group: Group = ONE) -> Job:
     return Job(group, map(lines_of, images), machine, stages)
 
 

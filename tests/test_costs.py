@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.engine.costs import Costs, Machine, PerValue, Speed
 from service.engine.trials import SHARE
-from tests.lines import cost_tables
+from tests.lines import GROUPS, ONE, cost_tables
 
 GPU = {1: 5.0, 2: 5.0, 4: 5.2, 8: 6.0, 16: 8.0}
 CPU = {1: 1.0, 2: 1.5, 3: 2.0, 4: 2.4}
@@ -221,21 +221,21 @@ def test_a_pass_of_any_group_shows_the_speed_of_all() -> None:
 
 def test_passes_say_nothing_of_the_speed_of_a_stage() -> None:
     """They run beside each other, and one may be slow while the other is not."""
-    machine = Machine({"a": Costs(CPU)}, {"a": Costs({1: 1.0, 4: 2.0})}, {"a": Costs({1: 3.0})}, PerValue(0.1, 0.0))
+    machine = Machine({ONE: Costs(CPU)}, {ONE: Costs({1: 1.0, 4: 2.0})}, {ONE: Costs({1: 3.0})}, PerValue(0.1, 0.0))
     for _ in range(60):
-        machine.passes["a"].follow(4, 2 * CPU[4])
-    assert machine.decode["a"].by_width == {1: 1.0, 4: 2.0}
-    assert machine.encode["a"].by_width == {1: 3.0}
+        machine.passes[ONE].follow(4, 2 * CPU[4])
+    assert machine.decode[ONE].by_width == {1: 1.0, 4: 2.0}
+    assert machine.encode[ONE].by_width == {1: 3.0}
     best = machine.best
-    assert best.passes["a"].by_width == CPU
-    assert best.decode["a"].by_width == {1: 1.0, 4: 2.0}
+    assert best.passes[ONE].by_width == CPU
+    assert best.decode[ONE].by_width == {1: 1.0, 4: 2.0}
     assert best.answer.seconds(10) == pytest.approx(1.0)
 
 
 def test_the_version_of_a_machine_rises_with_that_of_any_of_its_costs() -> None:
-    machine = Machine({"a": Costs(CPU), "b": Costs(GPU)}, {"a": Costs({1: 1.0})})
+    machine = Machine({ONE: Costs(CPU), GROUPS[1]: Costs(GPU)}, {ONE: Costs({1: 1.0})})
     versions = [machine.version]
-    for costs in (machine.passes["b"], machine.decode["a"]):
+    for costs in (machine.passes[GROUPS[1]], machine.decode[ONE]):
         version = costs.version
         while costs.version == version:
             costs.follow(1, 3 * costs.seconds(1))

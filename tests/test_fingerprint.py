@@ -137,14 +137,14 @@ def test_another_compression_of_pngs_is_another_fingerprint(monkeypatch: pytest.
 
 @pytest.mark.parametrize("kind", ["WEBP", "JPEG"])
 def test_other_encoders_of_webp_and_jpeg_are_another_fingerprint(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = fingerprint_parts(MODEL, {}, host(), image_encoder())
+    parts = fingerprint_parts(MODEL, MODEL.group, {}, host(), image_encoder())
     save = PillowImage.Image.save
 
     def changed(image: PillowImage.Image, file: Any, as_kind: str, quality: int) -> None:
         save(image, file, as_kind, quality=quality - (as_kind == kind))
 
     monkeypatch.setattr(PillowImage.Image, "save", changed)
-    other = fingerprint_parts(MODEL, {}, host(), image_encoder())
+    other = fingerprint_parts(MODEL, MODEL.group, {}, host(), image_encoder())
     assert {name for name in parts if parts[name] != other[name]} == {"image_encoder"}
 
 

@@ -485,10 +485,10 @@ def test_a_signal_finds_its_stack_after_a_backend_ends_on_another_thread() -> No
     """OpenVINO's plugin owns the main thread's stack for signals. In a process that lost it, SIGUSR1 would end all."""
     code = """
 import gc, signal, threading
-from tests.test_openvino import backend_of, convert, denoiser, description_of, small_network, SHAPE
+from tests.test_openvino import SHAPE, backend_of, converted, small_network
 
-network = small_network()
-held = [backend_of(convert(denoiser(network, description_of(network, SHAPE))))]
+
+held = [backend_of(converted(small_network(), SHAPE))]
 def end():
     held.clear()
     gc.collect()

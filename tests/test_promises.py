@@ -85,7 +85,7 @@ def any_jobs(draw: st.DrawFn, machine: Machine, images: st.SearchStrategy[Images
         values = draw(st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 100))))
         encoded, decoded = bool(machine.encode) and draw(st.booleans()), bool(machine.decode) and draw(st.booleans())
         work = StageWork(encoded, decoded, values)
-    return job_of(draw(images), machine, work, str(draw(st.sampled_from(list(machine.passes)))))
+    return job_of(draw(images), machine, work, draw(st.sampled_from(list(machine.passes))))
 
 
 any_machines = machines()
