@@ -160,7 +160,9 @@ class _New:
     def blocks(self, place: int) -> Blocks:
         """What may be under way of others when the job gets to its stages."""
         a_pass, decode = self._largest
-        return Blocks(a_pass, decode, self._pieces[place] if self._job.unanswered else 0.0)
+        # A piece like its own counts in any case, so that jobs that come later and are no larger take nothing from it.
+        answer = max(self._blocks.answer, self._pieces[place]) if self._job.unanswered else 0.0
+        return Blocks(a_pass, decode, answer)
 
     def _largest_batches(self) -> tuple[float, float]:
         """The seconds of the largest full pass of a group in line, and of the largest batch of decoding."""
