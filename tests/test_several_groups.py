@@ -253,3 +253,27 @@ def run_with(line: Line, arrivals: list[Arrival], truth: dict[int, float], times
         line.passes[-1] = replace(line.passes[-1], ended=line.now + seconds)
         line.end()
         line.costs.follow(len(batch), seconds)
+
+
+# Uploads
+
+
+@pytest.mark.parametrize(("seconds", "refused"), [(10.0, True), (1.5, False)])
+def test_a_pass_that_may_be_under_way_when_an_upload_is_encoded_breaks_no_promise(
+    seconds: float, refused: bool
+) -> None:
+    """The large job comes while the upload is encoded, and its first pass begins at once."""
+    line = Line(machine_of({1: 1.0}, {1: seconds}, encode=1.0), times=[1 + MARGIN], decode_times=[2 * (1 + MARGIN)])
+    upload, large = Arrival(0.0, alike(1, 1), encoded=True), Arrival(1.0, alike(1, 1), group=1)
+    first, second = line.play([upload, large])
+    assert first.promise == pytest.approx(6.0)
+    assert second.refused == refused
+    assert first.done is not None
+    assert first.done <= first.promise + SOON
+
+
+def test_an_upload_beside_a_large_job_is_promised_to_wait_for_one_of_its_passes() -> None:
+    line = Line(machine_of({1: 1.0}, {1: 10.0}, encode=1.0), times=[1 + MARGIN], decode_times=[2 * (1 + MARGIN)])
+    line.came(Arrival(0.0, alike(1, 5), group=1))
+    upload = line.came(Arrival(0.0, alike(1, 1), encoded=True, hurry=1.0))
+    assert upload.promise == pytest.approx(2.5 + 12.5 + 1.25)

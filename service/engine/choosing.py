@@ -53,6 +53,19 @@ def full_pass(by_work: Sequence[Job], may_start: Callable[[Group], int], instead
     return None
 
 
+def trial(batch: Batch, by_work: Sequence[Job], may_start: Callable[[Group], int], left: float) -> Batch | None:
+    """A pass of the same group at another width, if one is worth a trial and takes no more than the time `left`."""
+    costs = batch[0][0].job.costs
+    width = costs.to_try()
+    if width is None:
+        return None
+    tried = shortest_first((job for job in by_work if job.costs is costs), may_start, False, width)
+    if len(tried) < width or at_most(tried) > left:
+        return None
+    costs.trials.begin(width)
+    return tried
+
+
 def filled(by_promise: Sequence[Job], one_by_one: Collection[Costs]) -> Batch:
     """The next pass of the plan `together`, where the jobs of these groups run one after the other."""
     batch: Batch = []

@@ -163,16 +163,22 @@ class Job:
     @property
     def fraction(self) -> float:
         """The share of the job's seconds in all stages that is done, 0 … 1. It never falls."""
-        machine, rows, values = self._machine, len(self.rows), self.stages.values
-        left_s, all_s = self.encode_s + self.work + self.answer_s, self.size * self.costs.row
+        if self.is_done:
+            return 1.0
+        machine, rows, row_s, image_s, upload_s = self._machine, len(self.rows), self.costs.row, 0.0, 0.0
         if self.stages.encoded:
-            all_s += machine.encode[self.group].ceilings[1]
+            upload_s = machine.encode[self.group].ceilings[1]
         if self.stages.decoded:
             image_s = machine.decode[self.group].row
-            left_s, all_s = left_s + self.undecoded * image_s, all_s + rows * image_s
-        if values is not None:
-            all_s += machine.answer.seconds(rows * values[0] + values[1], rows + 1)
-        self._shown = max(self._shown, 1.0 - left_s / all_s if left_s else 1.0)
+        pieces, values = (0, 0) if self.stages.values is None else (rows + 1, self._all_values)
+        all_s = upload_s + self.size * row_s + rows * image_s + machine.answer.seconds(values, pieces)
+        done_s = (self.size - self.left) * row_s
+        done_s += machine.answer.seconds(values - self.unanswered_values, pieces - self.unanswered)
+        if self.stages.decoded:
+            done_s += (rows - self.undecoded) * image_s
+        if not self.encoding:
+            done_s += upload_s
+        self._shown = max(self._shown, done_s / all_s)
         return self._shown
 
     @property
@@ -257,6 +263,11 @@ class Job:
         of_image, of_whole = self.stages.values
         images = self.unanswered - 1 - max(self.unstepped, self.undecoded)
         return (images, images * of_image) if self.unanswered > 1 else (1, of_whole)
+
+    @property
+    def _all_values(self) -> int:
+        of_image, of_whole = self.stages.values or (0, 0)
+        return len(self.rows) * of_image + of_whole
 
     @property
     def unanswered_values(self) -> int:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from model.rows import Group
 from service.engine.bounds import spare
-from service.engine.choosing import at_most, filled, first_alone, full_pass, shortest_first
+from service.engine.choosing import at_most, filled, first_alone, full_pass, shortest_first, trial
 from service.engine.costs import Machine
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
@@ -180,7 +180,8 @@ class Scheduler:
         batch = self._give_way(batch)
         left = spare(self._by_promise, self.machine, now)
         if max(left) >= at_most(batch):
-            return self._trial(batch, max(left)) or batch
+            all_can_run = self.work.runnable == self.outstanding  # one that cannot run yet counts on usual passes
+            return (trial(batch, self._by_work, self.may_start, max(left)) if all_can_run else None) or batch
         if left.alone > left.together:
             return first_alone(self._by_promise)
         return filled(self._by_promise, self.machine.one_by_one)
@@ -192,20 +193,6 @@ class Scheduler:
             full = full_pass(self._by_work, self.may_start, batch)
         self._gave_way = full is not None
         return full or batch
-
-    def _trial(self, batch: Batch, left: float) -> Batch | None:
-        """A pass of the same group at another width, if one is worth a trial and takes no more than the spare time."""
-        group = batch[0][0].job.group
-        costs = self.machine.passes[group]
-        width = costs.to_try()
-        if width is None or self.work.runnable < self.outstanding:  # a job that cannot run yet counts on usual passes
-            return None
-        own = [job for job in self._by_work if job.costs is costs]
-        trial = shortest_first(own, self.may_start, False, width)
-        if len(trial) < width or at_most(trial) > left:
-            return None
-        costs.trials.begin(width)
-        return trial
 
     def may_start(self, group: Group) -> int:
         """How many rows of a group may start."""
