@@ -60,7 +60,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=4096,
-        description="forward rows in one pass; default: 32 on CUDA; on the CPU 1 to 16, fewer for larger networks",
+        description="the most forward rows in one pass; on CUDA fewer are taken where a row costs as little; "
+        "default: 32 on CUDA; on the CPU 1 to 16, fewer for larger networks",
     )
     max_images: int = Field(64, ge=1, le=MAX_IMAGES, description="images in one request")
     max_queue: int = Field(

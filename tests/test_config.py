@@ -23,6 +23,7 @@ TABLE: dict[str, object] = {
     "PRECISION": "auto",
     "THREADS": None,  # the cores that this process may use
     "MAX_BATCH": None,  # depends on the device
+    "SIZES": (),  # the one that the weights were trained for
     "MAX_IMAGES": 64,
     "MAX_QUEUE": 256,
     "MAX_BODY": 16 * 1024 * 1024,

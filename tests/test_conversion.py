@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backends import conversion
-from model.backends.conversion import MODEL, SUMS, WEIGHTS, convert, converted
+from model.backends.conversion import MODEL, SUMS, WEIGHTS, at_size, convert, converted
 from model.backends.network import decoder, denoiser, encoder
 from model.backends.openvino import OpenVINOBackend
 from model.description import ModelDescription
@@ -54,7 +54,7 @@ def output(model: Any) -> Tensor:
     rng = torch.Generator().manual_seed(0)
     shapes = {"x": SHAPE, "emb": (16,)}
     shapes = {port.any_name: shapes[port.any_name] for port in model.inputs}
-    backend = OpenVINOBackend(model, shapes, "float32", 1, 1, lambda: 0)
+    backend = OpenVINOBackend(at_size(model, shapes), shapes, "float32", 1, 1, lambda: 0)
     return backend.start({name: torch.randn((1, *shape), generator=rng) for name, shape in shapes.items()})().clone()
 
 

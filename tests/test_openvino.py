@@ -59,7 +59,7 @@ def backend_of(
     free_memory: Callable[[], float] = lambda: math.inf,
 ) -> OpenVINOBackend:
     shapes = shapes_of(converted.network, image_shape)
-    return OpenVINOBackend(converted.model, shapes, precision, threads, max_batch, free_memory)
+    return OpenVINOBackend(at_size(converted.model, shapes), shapes, precision, threads, max_batch, free_memory)
 
 
 def no_memory() -> float:
@@ -464,14 +464,15 @@ def test_no_usage_statistics_are_sent() -> None:
     assert find_spec("openvino.tools.ovc"), "there is nothing to be kept from sending"
     conversion = """
 import sys, torch
-from model.backends.conversion import convert
+from model.backends.conversion import at_size, convert
 from model.backends.network import denoiser
 from model.backends.openvino import OpenVINOBackend
 from model.nets.unet import DiffusionUNet
 from tests.trajectories import description_of
 network = DiffusionUNet(3, 4, (1,))
 model = convert(denoiser(network, description_of(network, (3, 8, 8))))
-OpenVINOBackend(model, {"x": (3, 8, 8), "emb": (16,)}, "float32", 1, 1, lambda: 0)
+shapes = {"x": (3, 8, 8), "emb": (16,)}
+OpenVINOBackend(at_size(model, shapes), shapes, "float32", 1, 1, lambda: 0)
 assert "openvino.tools.ovc" in sys.modules, "it is no longer by this module; look for where it is"
 sys.exit(any(module and name.startswith("openvino_telemetry") for name, module in sys.modules.items()))
 """

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import httpx
 import pytest
@@ -22,10 +22,12 @@ from safetensors import SafetensorError
 import service
 from model.rows import Group
 from service.__main__ import listen, listen_all, main, refuse_workers
-from service.build import StartError, build, choose_groups, choose_threads, find_weights, starting
+from service.build import StartError, build, choose_groups, choose_threads, computing, find_weights, starting
 from service.config import Settings, available_cores
+from tests.checkpoints import save_pipeline, small_unet
 from tests.local import FakeServer, serving_fake
 from tests.servers import (
+    CACHE,
     PATIENCE,
     ROOT,
     Json,
@@ -490,6 +492,49 @@ def test_without_sizes_that_of_the_weights_is_served() -> None:
     assert choose_groups([Group(8, 8), Group(4, 4)], MODEL) == (Group(8, 8), Group(4, 4))
 
 
+def test_images_of_any_number_of_channels_can_be_served(tmp_path: Path) -> None:
+    save_pipeline(tmp_path, small_unet(in_channels=5, out_channels=5))
+    engine, served, _ = build(Settings(weights=str(tmp_path), device="cpu", threads=1, cache_dir=CACHE))
+    assert served.model.image_shape[0] == 5
+    engine.start()
+    try:
+        assert engine.wait_loaded(PATIENCE)
+        assert engine.status == "ready"
+    finally:
+        engine.close()
+
+
+def test_a_size_without_memory_for_it_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.backends.choose.available", lambda: 2.0**28)
+    with pytest.raises(
+        StartError,
+        match=r"^digits cannot be made ready for images of 4096x2048 on cpu: "
+        r"not enough memory \(its denoiser needs \d+\.\d GiB, and 0\.2 GiB are left\)$",
+    ):
+        build(
+            Settings(
+                weights="digits", sizes=(Group(32, 32), Group(2048, 4096)), device="cpu", threads=1, cache_dir=CACHE
+            )
+        )
+
+
+class Width(NamedTuple):
+    """A backend that has only a width."""
+
+    width: int
+
+    @property
+    def fingerprint(self) -> dict[str, str | int]:
+        return {"backend": "a kind", "width": self.width}
+
+
+def test_a_group_adds_to_the_fingerprint_what_it_has_otherwise() -> None:
+    """On CUDA, groups have their own widths. A group that computes as the first one leaves the fingerprint alone."""
+    small, large, wide = Group(32, 32), Group(64, 64), Group(32, 64)
+    backends: Any = {small: Width(8), large: Width(2), wide: Width(8)}
+    assert computing(backends, {}) == {"backend": "a kind", "width": 8, "width 64x64": 2}
+
+
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(StartError, match=r"^STEPWISE_DEVICE=cuda: .* no CUDA device$"):
@@ -596,6 +641,7 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "PRECISION": "auto",
         "THREADS": "the cores that this process may use",
         "MAX_BATCH": "32 on CUDA; on the CPU 1 to 16, fewer for larger networks",
+        "SIZES": "none",
         "MAX_IMAGES": "64",
         "MAX_QUEUE": "256",
         "MAX_BODY": "16 MiB",

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.backends.backend import Backend, Precision
-from model.backends.conversion import convert
+from model.backends.conversion import at_size, convert
 from model.backends.network import Network, decoder, encoder
 from model.backends.openvino import OpenVINOBackend, computes_bfloat16
 from model.backends.torch_cpu import TorchCPUBackend
@@ -60,7 +60,9 @@ def backend_of(
 ) -> Backend:
     if library == "torch":
         return TorchCPUBackend(network.module, network.inputs, precision, width)
-    return OpenVINOBackend(convert(network), network.inputs, precision, threads, width, free_memory)
+    return OpenVINOBackend(
+        at_size(convert(network), network.inputs), network.inputs, precision, threads, width, free_memory
+    )
 
 
 class Case(NamedTuple):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
+from model.backends import footprint
 from model.backends.backend import Backend, Precision
 from model.backends.cuda import CudaBackend
-from model.backends.footprint import activations, parameters, without_values
 from model.backends.memory import available
 from model.backends.network import Network
 from model.backends.torch_cpu import TorchCPUBackend
@@ -78,7 +79,7 @@ def choose(
 def _on_torch(network: Network, precision: Precision, max_batch: int | None) -> Make:
     def make(shape: tuple[int, int, int]) -> Backend:
         width = max_batch or default_width(network, shape, "torch_cpu")
-        _check_memory(network.name, width * activations(network.module, network.at(shape)), precision)
+        _check_memory(network.name, width * footprint.activations(network.module, network.at(shape)), precision)
         return TorchCPUBackend(network.module, network.at(shape), precision, width)
 
     return make
@@ -87,18 +88,19 @@ def _on_torch(network: Network, precision: Precision, max_batch: int | None) -> 
 def _on_openvino(
     network: Network, precision: Precision, threads: int, max_batch: int | None, cache_dir: Path | None
 ) -> Make:
-    from model.backends.conversion import converted
+    from model.backends.conversion import activations, at_size, converted
     from model.backends.openvino import OpenVINOBackend
 
     model = converted(network, cache_dir)
-    weights = parameters(network.module)
-    outline = replace(network, module=without_values(network.module))  # the converted model has the values
+    weights = footprint.parameters(network.module)
+    declared = replace(network, module=nn.Identity())  # the converted model has the weights; torch's are freed
 
     def make(shape: tuple[int, int, int]) -> Backend:
-        shapes = outline.at(shape)
-        _check_memory(network.name, weights + activations(outline.module, shapes), precision)
-        width = max_batch or default_width(outline, shape, "openvino")
-        return OpenVINOBackend(model, shapes, precision, threads, width, available)
+        shapes = declared.at(shape)
+        sized = at_size(model, shapes)
+        _check_memory(declared.name, weights + activations(sized), precision)
+        width = max_batch or default_width(declared, shape, "openvino")
+        return OpenVINOBackend(sized, shapes, precision, threads, width, available)
 
     return make
 

@@ -6,6 +6,7 @@ import logging
 import tempfile
 import warnings
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,27 @@ def at_size(model: ov.Model, shapes: Shapes) -> ov.Model:
     model.reshape({port: [-1, *shapes[port.any_name]] for port in model.inputs})
     _rewrite_group_norms(model)
     return model
+
+
+def activations(model: ov.Model) -> int:
+    """The most bytes that intermediate results of one row take at once, in float32.
+
+    Args:
+        model: of `at_size`.
+    """
+    model = model.clone()
+    model.reshape({port: [1, *list(port.get_partial_shape())[1:]] for port in model.inputs})
+    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() != "Constant"]
+    last = {port.get_node().get_name(): i for i, node in enumerate(nodes) for port in node.input_values()}
+    ending: dict[int, list[int]] = {}  # bytes that are free after a node
+    now = most = 0
+    for i, node in enumerate(nodes):
+        size = sum(prod(port.get_shape()) * port.get_element_type().size for port in node.outputs())
+        now += size
+        most = max(most, now)
+        ending.setdefault(last.get(node.get_name(), i), []).append(size)
+        now -= sum(ending.pop(i, []))
+    return most
 
 
 def _rewrite_group_norms(model: ov.Model) -> None:

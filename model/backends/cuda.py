@@ -85,20 +85,16 @@ class CudaBackend:
         return finish
 
     def _chosen(self, widths: Sequence[int]) -> tuple[int, "_Graph"]:
-        """The width whose passes cost least, and its graph."""
+        """The width at which passes are worth most, and its graph. Only one graph is held at a time."""
         costs: dict[int, float] = {}
-        graphs: dict[int, _Graph] = {}
         for width in widths:
             graph = self._captured(width)
             if graph is None:
                 break
-            graphs[width] = graph
             costs[width] = self._seconds(graph)
-            best = cheapest_width(costs)
-            graphs = {width: graph for width, graph in graphs.items() if width >= best}  # later ones may still win
-        if not costs:  # not even two rows fit
-            return 1, self._capture(1)
-        return best, graphs[best]
+            del graph
+        width = cheapest_width(costs) if costs else 1  # not even two rows fit
+        return width, self._capture(width)
 
     def _captured(self, width: int) -> "_Graph | None":
         """The graph of a width; None if the width does not fit into memory."""

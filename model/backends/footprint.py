@@ -1,4 +1,4 @@
-"""How much memory a pass takes, known before anything is computed."""
+"""How much memory a pass of torch takes, known before anything is computed."""
 
 import copy
 import weakref
@@ -18,10 +18,10 @@ _META = torch.device("meta")
 def activations(module: nn.Module, shapes: Shapes) -> int:
     """The most bytes that intermediate results of one row take at once, in float32.
 
-    The pass runs without values, on torch's meta device.
+    The pass runs without values, on torch's meta device. The first call imports much of torch, for a second.
     """
     inputs = [torch.empty((1, *shape), device=_META) for shape in shapes.values()]
-    outline, held = without_values(module), _Held()
+    outline, held = _without_values(module), _Held()
     with torch.inference_mode(), held:
         outline(*inputs)
     return held.most
@@ -32,7 +32,7 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def without_values(module: nn.Module) -> nn.Module:
+def _without_values(module: nn.Module) -> nn.Module:
     """A copy of a module on torch's meta device."""
     # deepcopy takes what it finds in `memo` for copies that exist already.
     memo = {id(values): values.to(_META) for values in (*module.parameters(), *module.buffers())}

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.backends.backend import Inputs, Precision, check_fits, is_batch_invariant, processor
-from model.backends.conversion import at_size
 from model.backends.memory import resident
 from model.backends.network import Shapes
 
@@ -27,8 +26,8 @@ class OpenVINOBackend:
     allows, and used only if its rows have the same bits as at size 1. Without a size, passes have more pieces.
 
     Args:
-        model: the converted network.
-        shapes: what the network takes. Height and width of x are fixed.
+        model: the converted network at one size: model.backends.conversion.at_size.
+        shapes: what the network takes.
         precision: float32; or bfloat16, if `computes_bfloat16()`.
         threads: compute threads.
         max_batch: the largest width.
@@ -47,7 +46,7 @@ class OpenVINOBackend:
         max_batch: int,
         free_memory: Callable[[], float],
     ) -> None:
-        self._model = model = at_size(model, shapes)
+        self._model = model
         self._shapes = shapes
         self._precision = precision
         self._threads = threads
