@@ -46,8 +46,8 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     sizes: Sizes = Field(
         (),
-        description="sizes of images, WIDTHxHEIGHT, with commas; the first is what requests get that name none; "
-        "default: the size that the weights were made for",
+        description="sizes of images, WIDTHxHEIGHT, with commas; the first is the default size; "
+        "default: the size that the weights were trained for",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

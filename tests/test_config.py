@@ -18,12 +18,11 @@ TABLE: dict[str, object] = {
     "WEIGHTS": "digits",  # the weights in the box
     "HOST": "127.0.0.1",
     "PORT": 8000,
-    "SIZES": (),  # the size that the weights were made for
+    "SIZES": (),  # the size that the weights were trained for
     "DEVICE": "auto",
     "PRECISION": "auto",
     "THREADS": None,  # the cores that this process may use
     "MAX_BATCH": None,  # depends on the device
-    "SIZES": (),  # the one that the weights were trained for
     "MAX_IMAGES": 64,
     "MAX_QUEUE": 256,
     "MAX_BODY": 16 * 1024 * 1024,

@@ -256,7 +256,7 @@ def _kept(request: type, values: Parameters, *what: str) -> Parameters:
 
 
 def _size_of(group: Group, served: Served) -> Parameters:
-    """The size of an image, as a recipe has it: null for the size that the weights were made for."""
+    """The size of an image, as a recipe has it: null for the size that the weights were trained for."""
     is_native = group == served.model.group
     return {"height": None, "width": None} if is_native else {"height": group.height, "width": group.width}
 
