@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from service.engine.admission import earliest_promise
 from service.engine.costs import Costs, Machine, Speed
-from service.engine.denoising import STARTED_PER_ROW
+from service.engine.engine import STARTED_PER_ROW
 from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from bench.load import Load, Outcome, arrivals
 from service.engine.admission import earliest_promise
 from service.engine.costs import Costs, Machine
-from service.engine.denoising import STARTED_PER_ROW
+from service.engine.engine import STARTED_PER_ROW
 from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from model.rows import Group
 from service.engine.bounds import MARGIN
-from service.engine.costs import Costs
+from service.engine.costs import Costs, Group
 from service.engine.jobs import Batch, Job
 
 _MUCH_LONGER = 4.0  # times the work left of another job, or the seconds of another pass

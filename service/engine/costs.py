@@ -7,9 +7,11 @@ so each pass shows the speed. The shape changes slowly.
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
-from model.rows import Group
 from service.engine.trials import Trials
+
+Group = Any  # hashable; rows of one group may share a pass, and nothing here knows more of a group
 
 _SPEED_FOLLOWS = 0.1  # the weight of a new measurement
 _SHAPE_FOLLOWS = 0.02

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import NamedTuple
 
-from model.rows import Group
-from service.engine.costs import Costs, Machine
+from service.engine.costs import Costs, Group, Machine
 from service.engine.waves import RowState, Wave
 
 Batch = list[tuple[RowState, int]]  # the forward rows of a pass, each as row and branch

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from model.rows import Group
-from service.engine.costs import Machine
+from service.engine.costs import Group, Machine
 from service.engine.jobs import Job
 
 

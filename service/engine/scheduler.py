@@ -11,10 +11,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import Literal
 
-from model.rows import Group
 from service.engine.bounds import spare
 from service.engine.choosing import at_most, filled, first_alone, full_pass, shortest_first, trial
-from service.engine.costs import Machine
+from service.engine.costs import Group, Machine
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
 from service.engine.promises import enter
