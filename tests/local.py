@@ -115,11 +115,6 @@ class FakeServer(LocalServer):
         super().__init__(engine, served, read, metrics)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # for tests of slow readers
 
-    def start(self) -> None:
-        with unhurried():
-            super().start()
-            assert self.engine.wait_loaded(PATIENCE)
-
     def stop(self) -> None:
         self.runner.let_go()
         super().stop()
@@ -168,7 +163,7 @@ def locally(server: LocalServer) -> Iterator[None]:
 def serving_fake(runner: FakeRunner | None = None, **settings: Any) -> Iterator[FakeServer]:
     """Serve without a model, with these settings."""
     server = FakeServer(runner, **settings)
-    with no_complaints(), locally(server):
+    with no_complaints(), unhurried(), locally(server):
         assert server.engine.wait_loaded(PATIENCE)
         yield server
 

@@ -833,4 +833,4 @@ def test_events_tell_of_an_upload_from_its_encoding_on(latents: LatentServer) ->
     [image] = [event for event in events if event.keys() == {"index", "seed", "b64_json"}]
     answer = post(latents, png(PIXELS), timestep=400, seed=3, value_range=2)
     assert base64.b64decode(image["b64_json"]) == answer.content
-    assert events[0]["eta_s"] == pytest.approx(3.0, abs=0.1)  # encoding, a pass, decoding
+    assert 0 < events[0]["eta_s"] <= events[0]["promise_s"]

@@ -335,7 +335,8 @@ def test_json_has_the_images_the_parameters_the_model_and_the_times() -> None:
 
 @pytest.mark.parametrize(("media_type", "most"), [(WEBP, 16383), (JPEG, 65535)])
 def test_a_sheet_larger_than_its_format_allows_is_refused_before_anything_is_drawn(media_type: str, most: int) -> None:
-    wide = replace(SERVED, model=replace(MODEL, image_shape=(1, 4, most // 2), sample_shape=(1, 4, most // 2)))
+    model = replace(MODEL, image_shape=(1, 4, most // 2), sample_shape=(1, 4, most // 2))
+    wide = replace(SERVED, model=model, groups=(Group(4, most // 2),))
     encoding(planned(wide, num_images=4), media_type, wide)
     with pytest.raises(Invalid) as refusal:
         encoding(planned(wide, num_images=5), media_type, wide)

@@ -218,18 +218,18 @@ def test_what_could_not_be_done_in_time_is_refused_at_once(server: ServerProcess
 
 
 def test_what_cannot_be_done_in_time_now_is_refused_and_may_come_again() -> None:
-    """A job of four steps takes four seconds of the fake clock, and is promised within five."""
+    """A job of four steps takes four seconds of the fake clock, and is promised within five and the time of a PNG."""
     with serving_fake() as server:
         server.runner.hold()
-        with in_background(lambda: server.client.post("/sample", json={"timeout_s": 5})) as first:
+        with in_background(lambda: server.client.post("/sample", json={"timeout_s": 5.1})) as first:
             server.runner.next_pass()
-            late = server.client.post("/sample", json={"timeout_s": 5})
-            assert "within 5 s now, but within " in problem(late, 503)["detail"]
+            late = server.client.post("/sample", json={"timeout_s": 5.1})
+            assert "within 5.1 s now, but within " in problem(late, 503)["detail"]
             assert re.fullmatch(r"[1-9]\d*", late.headers["retry-after"])
             server.runner.let_go()
         assert first.result().status_code == 200
         server.runner.clock.now += 1
-        assert server.client.post("/sample", json={"timeout_s": 5}).status_code == 200
+        assert server.client.post("/sample", json={"timeout_s": 5.1}).status_code == 200
 
 
 def test_a_deadline_that_passes_is_a_504() -> None:

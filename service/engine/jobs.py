@@ -42,6 +42,10 @@ class Blocks(NamedTuple):
     decode: float = 0.0
     answer: float = 0.0
 
+    def at_least(self, answer: float) -> "Blocks":
+        """The same, with at least this for the answer."""
+        return self if answer <= self.answer else self._replace(answer=answer)
+
 
 class Rest(NamedTuple):
     """What is left of a job, as estimates see it.
@@ -305,8 +309,6 @@ class Job:
             of_image, of_whole = values
             self.answer_s = seconds(self.unanswered_values, self.unanswered)
             self.piece_s = seconds(max(of_image, of_whole) if self.unanswered > 1 else of_whole)
-            if self.blocks.answer < self.piece_s and self.number < inf:  # the costs of pieces have risen
-                self.blocks = self.blocks._replace(answer=self.piece_s)
 
     def _add_up(self) -> None:
         if not all(wave.rows for wave in self._waves):

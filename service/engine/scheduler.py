@@ -269,6 +269,7 @@ class Scheduler:
             self._version = self.machine.version
             for job in self._present:
                 job.weigh()
+                job.blocks = job.blocks.at_least(job.piece_s)  # pieces may cost more now
             self._by_work.sort(key=_work)
 
 
