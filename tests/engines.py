@@ -18,7 +18,7 @@ import pytest
 
 from model.rows import Condition, Forward, Group, Image, Reading, Row
 from model.samplers import Column, StepTable
-from service.engine import warm_up
+from service.engine import trials, warm_up
 from service.engine.costs import Machine
 from service.engine.denoising import Phase
 from service.engine.engine import Engine
@@ -660,10 +660,11 @@ def a_setting(
 
 
 @contextmanager
-def unhurried() -> Iterator[None]:
-    """Let warm-ups measure every width, though passes take seconds of a fake clock."""
+def undisturbed() -> Iterator[None]:
+    """Let warm-ups measure every width, though passes take seconds of a fake clock. Let no pass be a trial."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warm_up, "_AT_MOST", LONG)
+        patch.setattr(trials, "SHARE", 0.0)
         yield
 
 
@@ -671,14 +672,14 @@ def unhurried() -> Iterator[None]:
 def started(s: Setting) -> Iterator[Setting]:
     """Start the engine, and join its thread at the end. The records of the warm-up are cleared."""
     try:
-        with unhurried():
+        with undisturbed():
             s.engine.start()
             assert s.engine.wait_loaded(PATIENCE)
-        s.runner.passes.clear()
-        s.runner.admitted.clear()
-        if s.decoder is not None:
-            s.decoder.calls.clear()
-        yield s
+            s.runner.passes.clear()
+            s.runner.admitted.clear()
+            if s.decoder is not None:
+                s.decoder.calls.clear()
+            yield s
     finally:
         s.runner.let_go()
         if s.decoder is not None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from model.description import VAEDescription
 from model.rows import Group, Image, Row
-from tests.engines import FakeRunner, FakeVAE, unhurried
+from tests.engines import FakeRunner, FakeVAE, undisturbed
 from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints
 from tests.servers import PATIENCE
 
@@ -102,7 +102,7 @@ class LatentServer(FakeServer):
 @contextmanager
 def serving_latents(pass_s: float = 1.0, **settings: Any) -> Iterator[LatentServer]:
     server = LatentServer(pass_s, **settings)
-    with no_complaints(), unhurried(), locally(server):
+    with no_complaints(), undisturbed(), locally(server):
         assert server.engine.wait_loaded(PATIENCE)
         server.vae.calls.clear()
         yield server

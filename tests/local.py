@@ -22,7 +22,7 @@ from service.engine.fairness import Places
 from service.http.metrics import Metrics
 from service.plan.served import Served
 from tests import test_responses
-from tests.engines import PROBE_SEED, FakeRunner, a_row, unhurried
+from tests.engines import PROBE_SEED, FakeRunner, a_row, undisturbed
 from tests.servers import CACHE, PATIENCE, Reachable
 
 MODEL = replace(
@@ -163,7 +163,7 @@ def locally(server: LocalServer) -> Iterator[None]:
 def serving_fake(runner: FakeRunner | None = None, **settings: Any) -> Iterator[FakeServer]:
     """Serve without a model, with these settings."""
     server = FakeServer(runner, **settings)
-    with no_complaints(), unhurried(), locally(server):
+    with no_complaints(), undisturbed(), locally(server):
         assert server.engine.wait_loaded(PATIENCE)
         yield server
 

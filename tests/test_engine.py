@@ -41,7 +41,7 @@ from tests.engines import (
     images_of,
     started,
     status_of,
-    unhurried,
+    undisturbed,
     warm,
 )
 
@@ -58,7 +58,7 @@ def test_the_warm_up_measures_each_width_by_the_fastest_of_its_passes_but_the_fi
 
     s = a_setting(runner)
     runner.during = slow_down
-    with unhurried():
+    with undisturbed():
         s.engine.start()
         assert s.engine.wait_loaded(PATIENCE)
     assert s.engine.widths == [1, 2, 4]

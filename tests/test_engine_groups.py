@@ -29,7 +29,7 @@ from tests.engines import (
     images_of,
     started,
     status_of,
-    unhurried,
+    undisturbed,
 )
 
 
@@ -57,7 +57,7 @@ def seeds_of(s: Setting) -> list[set[int]]:
 def test_the_warm_up_measures_each_group() -> None:
     first, other = a_pair(1.0, 3.0)
     s = a_setting(first, decode_seconds={1: 0.5}, other=other)
-    with unhurried():
+    with undisturbed():
         s.engine.start()
         assert s.engine.wait_loaded(PATIENCE)
     machine = s.machine

@@ -54,7 +54,7 @@ from tests.engines import (
     pixels,
     started,
     status_of,
-    unhurried,
+    undisturbed,
     warm,
     warm_latent,
 )
@@ -86,7 +86,7 @@ def test_the_warm_up_measures_batches_of_each_width_by_the_fastest_but_the_first
     s = a_setting(FakeRunner({1: 1.0}), decode_seconds={1: 1.0, 2: 1.5})
     slower = iter([0.0, *[50.0, 3.0, 0.0, 1.0] * 3])
     s.vae.during = lambda call: s.clock.advance(next(slower))
-    with unhurried():
+    with undisturbed():
         s.engine.start()
         assert s.engine.wait_loaded(PATIENCE)
     probe = [PROBE_SEED]
