@@ -13,7 +13,7 @@ from model.rows import Condition
 Key = TypeVar("Key", bound=Hashable)
 
 _FIRST = 64  # places of a new shelf
-_BYTES = 32 * 2**20  # of a shelf that holds something nobody needs
+_BYTES = 32 * 2**20  # of a shelf, unless more vectors are in use
 
 
 class Conditions:
@@ -72,8 +72,8 @@ class Conditions:
             times, conditions: indexes of each row's timestep and condition, int64 [B] on the device.
 
         Returns:
-            The network's inputs by name. And the numbers by which the network's output must be divided, [B, 1, 1, 1];
-            None for none.
+            The network's inputs by name; and the numbers by which the network's output must be divided, [B, 1, 1, 1],
+            or None.
         """
         known = self._times.values.index_select(0, times)
         emb = known.narrow(1, 0, self._embedder.dim)

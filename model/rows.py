@@ -46,10 +46,9 @@ class Row:
     """An image to make.
 
     Attributes:
-        table: its steps. A table without lines belongs to a row that no runner sees: the row is only encoded or
-            decoded.
+        table: its steps. A row whose table has no lines goes to no runner. Only the stages beside denoising work on it.
         seed: of the row's own generator. The first draw is the pure noise that the row starts from.
-        group: its size. The row goes to the runner of this group.
+        group: of the row. The row goes to the runner of this group.
         start: the image or latents to start from instead, [C, H, W]. The first draw is then dropped.
         branches: the conditions of the predictions that guidance combines. The first is the row's own, the last is the
             negative one, such as "no label". A row without guidance has one branch.
@@ -142,8 +141,8 @@ class Runner(Protocol):
     def step(self, forwards: Sequence[Forward]) -> None:
         """Run one forward pass.
 
-        A row takes its step at a line once as many branches have run as its `forwards` says, in one pass or in several.
-        The runner does not track progress: each forward row has the line to take.
+        A row takes its step at a line when all branches have run that its `forwards` counts, in one pass or in several.
+        The runner does not track progress: each forward row names its line.
 
         If the network raises, no row has changed, and the same rows can run again.
         """

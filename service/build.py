@@ -137,7 +137,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
 
 
 def computing(backends: Mapping[Group, Backend], vaes: Mapping[Group, VAE]) -> dict[str, str | int]:
-    """The fingerprints of all groups' backends and VAEs, by name. A group adds what the first one has otherwise."""
+    """The fingerprints of all groups' backends and VAEs, by name. Later groups add only parts that differ."""
     found: dict[str, str | int] = {}
     for group, backend in backends.items():
         parts = {**backend.fingerprint, **(vaes[group].fingerprint if group in vaes else {})}
@@ -161,7 +161,7 @@ def choose_groups(sizes: Sequence[Group], model: ModelDescription) -> tuple[Grou
 
 
 def rough(vaes: Mapping[Group, VAE], model: ModelDescription) -> Callable[[Image], Image] | None:
-    """Makes a rough image of latents of any group; None where rows are images."""
+    """A function that makes a rough image from latents of any group; None where rows are images."""
     previews = {model.sample_shape_of(group): vae.preview for group, vae in vaes.items()}
     return (lambda latents: previews[latents.shape](latents)) if previews else None
 

@@ -190,7 +190,7 @@ def sample(given: Fields) -> Call[Drawn]:
 def sample_array(given: Fields) -> Call[DrawnArray]:
     """Draw images to an exact array, not quantised: POST /sample.
 
-    The only way for models whose images are neither grey nor RGB. Models of latents answer latents.
+    Models whose images are neither grey nor RGB answer only in this way. Latent models answer latents.
     """
     return Call(Request("POST", "sample", NPY, given, _silence(given)), answers.read_drawn_array)
 

@@ -20,7 +20,7 @@ from service.engine.jobs import Batch, Job, StageWork
 from service.engine.scheduler import Scheduler, Stage
 from service.engine.waves import RowState
 
-Image = tuple[int, ...]  # steps, and the forward rows of a step; or also the first and the last line that have so many
+Image = tuple[int, ...]  # steps, and forward rows of a step; perhaps also the first and the last line with so many
 Images = tuple[Image, ...]
 
 ONE = Group(1, 1)  # the group of jobs where there is only one

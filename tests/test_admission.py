@@ -98,7 +98,7 @@ def test_who_holds_the_queue_is_refused_and_others_are_not() -> None:
         admit(job, ALICE, line, 0.0, inf)
 
 
-def test_a_part_that_would_break_a_promise_is_refused_until_that_is_kept() -> None:
+def test_a_part_that_would_break_a_promise_is_refused_until_that_promise_is_kept() -> None:
     machine = machine_of({1: 1.0}, answer=PerValue(1.0, 0.0))
     line = a_line(machine, alike(1, 10))  # its answer is not encoded
     first = job_of(alike(1, 1), machine, StageWork(values=(1, 0)))

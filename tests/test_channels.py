@@ -49,7 +49,7 @@ def noisy() -> Float32:
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("accept", [None, "*/*", NPY, "image/png;q=0.9, */*;q=0.1"])
-def test_npy_is_what_who_does_not_care_gets(server: LocalServer, path: str, accept: str | None) -> None:
+def test_a_client_without_a_preference_gets_npy(server: LocalServer, path: str, accept: str | None) -> None:
     response = ask(server, path, accept)
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == NPY
@@ -61,7 +61,7 @@ def test_npy_is_what_who_does_not_care_gets(server: LocalServer, path: str, acce
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("accept", ["image/png", "image/*", "application/json", "application/zip", "text/event-stream"])
-def test_everything_else_is_406_and_says_what_there_is(server: LocalServer, path: str, accept: str) -> None:
+def test_every_other_type_is_406_and_the_answer_lists_the_types(server: LocalServer, path: str, accept: str) -> None:
     assert f"answered as {NPY}, and" in problem(ask(server, path, accept), 406)["detail"]
 
 
@@ -114,7 +114,7 @@ def test_one_step_of_denoising_follows_from_the_models_output(server: LocalServe
     np.testing.assert_allclose(answers[1], expected.clip(-1, 1), atol=1e-5)
 
 
-def test_the_description_of_the_api_says_so(server: LocalServer) -> None:
+def test_openapi_offers_npy_alone(server: LocalServer) -> None:
     paths = server.client.get("/openapi.json").json()["paths"]
     for path in ROUTES:
         assert paths[path]["post"]["responses"]["200"]["content"].keys() == {NPY}

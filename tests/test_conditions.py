@@ -131,7 +131,7 @@ def test_a_shelf_is_bounded_and_keeps_what_is_in_use(most: int, asked: list[tupl
         assert len(shelf) <= len(shelf.values) <= max(most, 2 * (len(in_use) + 1))
 
 
-def test_what_was_not_needed_for_longest_makes_room() -> None:
+def test_the_vector_that_was_renewed_least_recently_makes_room() -> None:
     shelf = Shelf[str](1, CPU, most=3)
     for key in "abc":
         shelf.put(key, torch.zeros(1), set())

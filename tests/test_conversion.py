@@ -222,7 +222,7 @@ def test_a_damaged_entry_is_made_again(
 # Writers.
 
 
-def test_of_two_writers_the_first_is_kept(
+def test_the_model_of_the_first_of_two_writers_is_kept(
     tmp_path: Path, expected: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another server converts the same model while this one converts it."""

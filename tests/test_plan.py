@@ -166,10 +166,10 @@ LIST = "4x4, 4x6 or 8x6 (width x height)"
     ("fields", "said"),
     [
         ({"height": 4, "width": 8}, f"height: must be, with width, {LIST}, and is 8x4"),
-        ({"height": 5}, f"height: must be that of exactly one size where no width is given, of {LIST}, and is 5"),
-        ({"height": 6}, f"height: must be that of exactly one size where no width is given, of {LIST}, and is 6"),
-        ({"width": 4}, f"width: must be that of exactly one size where no height is given, of {LIST}, and is 4"),
-        ({"width": -1}, f"width: must be that of exactly one size where no height is given, of {LIST}, and is -1"),
+        ({"height": 5}, f"height: must, without width, belong to exactly one of {LIST}, and is 5"),
+        ({"height": 6}, f"height: must, without width, belong to exactly one of {LIST}, and is 6"),
+        ({"width": 4}, f"width: must, without height, belong to exactly one of {LIST}, and is 4"),
+        ({"width": -1}, f"width: must, without height, belong to exactly one of {LIST}, and is -1"),
     ],
     ids=str,
 )

@@ -596,7 +596,7 @@ def grey_of(channel: NDArray[np.float32]) -> NDArray[np.float64]:
     return 127.5 * (1 + channel.clip(-1, 1).astype(np.float64))
 
 
-def test_of_other_channels_the_first_are_shown_and_it_is_said(browser: Browser, bands: LocalServer) -> None:
+def test_the_page_shows_the_first_of_many_channels_and_says_so(browser: Browser, bands: LocalServer) -> None:
     array = read_npy(bands.client.get("/sample?seed=7&num_images=2&num_inference_steps=3").content)
     channels = array.shape[1]
     told = {2: "This page shows the first, in grey.", 4: "This page shows the first three, as red, green and blue."}
@@ -612,7 +612,7 @@ def test_of_other_channels_the_first_are_shown_and_it_is_said(browser: Browser, 
         np.testing.assert_array_equal(read_npy(link(bands, viewer)), array[1])
 
 
-def test_of_other_channels_an_array_is_noised_and_denoised(browser: Browser, bands: LocalServer) -> None:
+def test_an_array_of_many_channels_is_noised_and_denoised(browser: Browser, bands: LocalServer) -> None:
     clean = read_npy(bands.client.get("/sample?seed=7").content)
     form = {"timestep": "300", "seed": "9"}
     noised = bands.client.post("/noise", files={"image": ("x", write_npy(clean))}, data=form).content

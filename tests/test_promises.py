@@ -142,7 +142,7 @@ def to_spare(crowd: Crowd) -> Spare:
 @examples(200)
 @given(crowds(), st.data(), st.floats(0.0, 300.0))
 def test_a_promise_breaks_none(crowd: Crowd, data: st.DataObject, wanted: float) -> None:
-    """Also not by what it may have under way in a stage when another job gets there."""
+    """Neither does the work that the job may have under way in a stage when another job gets there."""
     had = max(to_spare(crowd))
     job = data.draw(any_jobs(crowd.machine, varied_images, stages=True))
     before = [(one.promise, one.left, one.seconds, one.blocks, one.free_by) for one in crowd.line]
@@ -156,7 +156,7 @@ def test_a_promise_breaks_none(crowd: Crowd, data: st.DataObject, wanted: float)
 
 @given(crowds())
 def test_passes_have_to_spare_what_is_not_needed_for_steps_and_stages(crowd: Crowd) -> None:
-    """For a job that only waits for stages, all of its time is spare, and for one whose upload is not encoded."""
+    """All time is spare of a job that only waits for stages, and of a job whose upload is not encoded."""
     left, others = crowd.spare(), [job for job in crowd.line if not job.left or job.encoding]
     slack = to_spare(crowd)
     promises = [job.promise for job in others]

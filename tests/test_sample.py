@@ -632,7 +632,7 @@ def test_webp_and_jpeg_are_the_pixels_of_the_png_as_pillow_writes_them(
         assert draw(one, body, accept).content == expected.getvalue()
 
 
-def test_of_latent_diffusion_an_npy_has_latents() -> None:
+def test_an_npy_of_a_latent_model_has_latents() -> None:
     with serving_latents() as latents:
         body = {"seed": 7, "num_images": 2}
         answers = {

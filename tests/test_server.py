@@ -480,14 +480,14 @@ def test_threads_are_as_many_as_cores_can_use() -> None:
         (Group(8200, 32), "height must be a multiple of 8, from 8 to 8192, and is 8200"),
     ],
 )
-def test_a_size_that_the_network_cannot_take_is_refused_with_what_it_takes(size: Group, said: str) -> None:
+def test_a_size_that_the_network_cannot_take_is_refused_in_plain_words(size: Group, said: str) -> None:
     model = replace(MODEL, factor=8)
     with pytest.raises(StartError) as refused:
         choose_groups([Group(32, 32), size], model)
     assert str(refused.value) == f"STEPWISE_SIZES={size}: for {model.name}, {said}"
 
 
-def test_without_sizes_that_of_the_weights_is_served() -> None:
+def test_without_sizes_the_size_of_the_weights_is_served() -> None:
     assert choose_groups([], MODEL) == (Group(*MODEL.image_shape[1:]),)
     assert choose_groups([Group(8, 8), Group(4, 4)], MODEL) == (Group(8, 8), Group(4, 4))
 

@@ -147,7 +147,7 @@ def test_a_promise_is_no_longer_than_twice_the_work_in_line(
 
 @pytest.mark.parametrize(("many", "load", "slow"), [(0, 0.9, 1 + MARGIN), (0, 1.5, 1.0), (1, 1.5, 1 + MARGIN)])
 def test_an_endless_stream_of_one_group_does_not_starve_the_other(many: int, load: float, slow: float) -> None:
-    """Neither small jobs a large one, nor large jobs a small one, whether the stream is more than the machine can do.
+    """Small jobs starve no large one, and large jobs no small one, even if the stream is more than the machine can do.
 
     The jobs of the stream have less work left than the other one, and go first while there is time to spare.
     """

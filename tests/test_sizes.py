@@ -88,8 +88,8 @@ def test_a_sheet_has_images_of_one_size(server: LocalServer) -> None:
     ("fields", "named"),
     [
         ({"height": 32, "width": 16}, f"height: must be, with width, {LIST}, and is 16x32"),
-        ({"height": 16}, f"height: must be that of exactly one size where no width is given, of {LIST}, and is 16"),
-        ({"width": 9}, f"width: must be that of exactly one size where no height is given, of {LIST}, and is 9"),
+        ({"height": 16}, f"height: must, without width, belong to exactly one of {LIST}, and is 16"),
+        ({"width": 9}, f"width: must, without height, belong to exactly one of {LIST}, and is 9"),
     ],
 )
 def test_another_size_is_refused_with_the_list(server: LocalServer, fields: Json, named: str) -> None:

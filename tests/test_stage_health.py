@@ -23,7 +23,7 @@ def pulse(clock: FakeClock) -> StageHealth:
 
 
 @pytest.mark.parametrize(("expected_s", "given_s"), [(0.001, 8.0), (0.5, 8.0), (1.0, 16.0), (4.0, 64.0), (12.0, 192.0)])
-def test_what_takes_sixteen_times_its_time_is_overdue_and_no_call_counts_as_less_than_half_a_second(
+def test_a_call_of_sixteen_times_its_time_is_overdue_and_counts_as_half_a_second_at_least(
     pulse: StageHealth, clock: FakeClock, expected_s: float, given_s: float
 ) -> None:
     for _ in range(2):

@@ -918,7 +918,7 @@ def test_images_are_encoded_while_other_images_take_their_steps() -> None:
     assert s.is_empty()
 
 
-def test_what_is_expected_counts_the_encoding_and_follows_it() -> None:
+def test_the_estimate_counts_the_encoding_and_follows_its_costs() -> None:
     with warm(1) as s:
         encoding = FakeEncoding(of_image=1_000_000)
         encoding.during = lambda index: s.clock.advance(2.0)
@@ -959,7 +959,7 @@ def test_a_fault_of_encoding_that_does_not_come_again_harms_nobody(values: tuple
     assert s.observer.ended == [2]
 
 
-def test_who_leaves_while_its_answer_is_encoded_is_gone() -> None:
+def test_a_client_that_leaves_while_its_answer_is_encoded_is_gone() -> None:
     with warm(2) as s:
         encoding, other = FakeEncoding(of_whole=1), FakeEncoding()
         encoding.hold()

@@ -85,7 +85,7 @@ class CudaBackend:
         return finish
 
     def _chosen(self, widths: Sequence[int]) -> tuple[int, "_Graph"]:
-        """The width at which passes are worth most, and its graph. Only one graph is held at a time."""
+        """The width that `cheapest_width` chooses, and its graph. Only one graph is held at a time."""
         costs: dict[int, float] = {}
         for width in widths:
             graph = self._captured(width)

@@ -18,10 +18,10 @@ class Network:
 
     Attributes:
         name: denoiser, decoder or encoder.
-        module: float32, on the CPU. Its arguments have the inputs' names and order, and are float32 [B, …] each.
+        module: float32, on the CPU. Its arguments have the names and order of `inputs`, and are float32 [B, …] each.
         digest: ModelDescription.digest.
-        inputs: what the network takes. The first is x, (C, h, w) of a row, at the size that the weights were trained
-            for. The network takes other heights and widths, too.
+        inputs: what the network takes: the shape of a row of each input, at the size that the weights were trained for.
+            The first is x, (C, h, w). The network takes other heights and widths, too.
         work_per_place: a measure of the work of one row for each place of x.
     """
 

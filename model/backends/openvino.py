@@ -23,8 +23,8 @@ class OpenVINOBackend:
 
     Implements model.backends.backend.Backend. One row uses all threads. More rows run as two halves in parallel, with
     half of the threads each, because all threads of one request wait for each other at every layer. Size 1 is compiled
-    at once, a larger size in the first pass that needs it (the engine's warm-up). A size is compiled only if memory
-    allows, and used only if its rows have the same bits as at size 1. Without a size, passes have more pieces.
+    at once. A larger size is compiled in the first pass that needs it, usually in the engine's warm-up, and only if
+    memory allows. It is used only if its rows have the same bits as at size 1. Without a size, passes have more pieces.
 
     Args:
         model: the converted network at one size: model.backends.conversion.at_size.

@@ -46,7 +46,10 @@ class Answer:
         return of_whole if piece.row is None else of_image
 
     def run(self, batch: Sequence[Piece]) -> Sequence[tuple[bytes, bytes | None]]:
-        """An image, with the body if it is the last and the body costs nothing; or the body alone."""
+        """The encoding of an image, with the body too if the image is the last one and the body costs nothing.
+
+        For work on the whole request: no encoding of an image, and the body.
+        """
         [piece] = batch
         began, request = self._clock(), piece.request
         encoding, images = request.encoding, [row.image for row in request.job.rows if row.image is not None]
@@ -97,7 +100,7 @@ class Answer:
 
 
 class Images:
-    """Takes finished images to their requests, and to the stage that encodes answers.
+    """Gives finished images to their requests, and to the stage that encodes answers.
 
     Args:
         answer: the task of that stage.
@@ -115,17 +118,17 @@ class Images:
         self._clock = clock
 
     def take(self, made: Iterable[Made]) -> None:
-        """Take images on. Their values may be not finite. One call has all images of a pass or a batch."""
+        """Hand finished images on, all of a pass or a batch in one call. Their values may not be finite."""
         pieces = [piece for one in made for piece in self._take(*one)]
         if pieces:
             self._stage.put(pieces)
 
     def _take(self, request: Request, row: RowState, image: Image) -> Iterable[Piece]:
-        """Take an image on. Gives its work for the stage."""
+        """Hand an image on. Gives its work for the stage."""
         if self._queue.of(request.job) is None:  # another of its images failed
             return
         finite = bool(np.isfinite(image).all())
-        if row.steps:  # else a client may have sent anything
+        if row.steps:  # without steps, the values are a client's, and say nothing of the model
             for work in (PASSES, DECODING) if request.job.stages.decoded else (PASSES,):
                 self._health.stages[work].image_ended(request.job.group, finite)
         if not finite:

@@ -10,12 +10,12 @@ Two plans run the jobs in the order of their promises. Each plan bounds the comp
   has all their due rows and S falls by 1. So the passes of group h take at most F·(R/w + S·(1 − 1/w)), and job k
   has taken its steps after the sum over the groups. In job k's own group its own steps are enough for S. (R. L. Graham,
   "Bounds on multiprocessing timing anomalies", 1969.) Where there are several groups, the jobs of a group that gains
-  little from width run one after the other here, too, and their `seconds` are the term of that group.
+  little from width run one after the other here, too. The sum of their `seconds` is then the term of that group.
 
 Stages work beside the passes, one piece after the other, the earliest promise first:
 
-- An upload is encoded first. Its job cannot run before, so a pass may be under way when it can. In `together`, the
-  steps of jobs that cannot run yet are added to S, for they do not fall while others step.
+- An upload is encoded first. When its job may run at last, a pass may be under way. In `together`, the steps of jobs
+  that may not run yet are added to S, because their number does not fall while others step.
 - Rows that have taken their steps are decoded in batches of one group, of up to w rows. One batch may be under way.
   Each later batch of job k's group is full of rows of the jobs up to k, except for the batch with the last row of job
   k. A batch of another group may be of one row only.
@@ -159,9 +159,9 @@ class Look(NamedTuple):
     Attributes:
         spare: of the plans.
         alone: alone[i] is the bound of the plan `alone` for the first i jobs.
-        others: others[i] is the bound of the plan `together` for the first i jobs, for a job of one group that takes
-            no step itself.
-        most: most[i] is the bound for the most steps of one of the first i jobs that is of this group and may run.
+        others: others[i] is the bound of the plan `together` for the first i jobs, as it is for a new job of the group
+            without steps of its own.
+        most: most[i] is the bound for the most steps left of a job of the group, among the first i jobs that may run.
         left: for each plan, left[plan][i] is what job number i has to spare, also if it only waits for stages.
     """
 
@@ -234,6 +234,6 @@ def spare(line: Sequence[Job], machine: Machine, start: float) -> Spare:
     """The spare seconds of the plans. `line` is in the order of promises, and its first pass begins at `start`.
 
     A job whose rows have all taken their steps loses nothing, whatever passes run. A job whose upload is not encoded
-    yet loses nothing either, but a plan that would break its promise has less than nothing to spare.
+    yet loses nothing either. But if a plan would break the promise of such a job, its spare time is negative.
     """
     return look(line, Bounds(machine), start).spare

@@ -50,8 +50,8 @@ class Costs:
     Args:
         measured: seconds of a pass, for each width that was measured.
         speed: of the machine; shared by the groups.
-        widths: at which passes run, rising; the measured ones if not given. The seconds of the others are guessed, so
-            that they are no less than in truth where a row costs no more in a wider pass.
+        widths: at which passes run, rising; the measured ones if not given. The seconds of the others are guessed. A
+            guess is not too low, unless a row costs more in a wider pass.
 
     Attributes:
         width: the narrowest width whose cost a row is within 2 % of the best. Wider passes gain nothing.
@@ -171,8 +171,9 @@ def _guess(width: int, known: Mapping[int, float]) -> float:
 class PerValue:
     """Seconds to encode the answer's images: a constant, and seconds for each value. An upper bound that is learned.
 
-    How well an image compresses is not known before. So a slower call than expected counts at once for the half, and a
-    faster one for little. There is no factor for the machine: one curve serves all groups.
+    How well an image compresses is not known before. So the costs follow half of the difference at once after a call
+    that was slower than expected, and little of it after a faster call. There is no factor for the machine. The costs
+    are the same for all groups.
 
     Args:
         seconds_a_value: at the start.
@@ -198,7 +199,7 @@ class PerValue:
         return pieces * constant + a_value * values
 
     def at_most(self, values: int) -> float:
-        """The same as `seconds`, which is an upper bound. So a stage need not know what its work costs by."""
+        """The same as `seconds`, which is an upper bound already. Stages ask all costs in one way."""
         return self.seconds(values)
 
     def follow(self, values: int, seconds: float) -> None:
@@ -219,8 +220,8 @@ class PerValue:
 class Machine:
     """What each piece of work costs on this machine.
 
-    Passes, decoding and encoding have a speed each, which their groups share. They run beside each other, and then each
-    slows down by its own factor.
+    Passes, decoding and encoding have a speed each, which all groups share. When they run beside each other, each slows
+    down by its own factor.
 
     Args:
         passes: by group.
@@ -252,7 +253,7 @@ class Machine:
 
     @property
     def version(self) -> int:
-        """Rises when any of the costs that jobs are weighed with changes."""
+        """Rises when one of the costs changes by which jobs are weighed."""
         return self.answer.version + sum(costs.version for costs in self._all)
 
     @property

@@ -1,4 +1,4 @@
-"""The stage that decodes latents into images, in batches; and what becomes of rows that have taken their steps."""
+"""The stage that decodes latents into images, in batches; and where rows go that have taken their steps."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,7 +16,7 @@ class Decode:
 
     Args:
         vaes: by group.
-        images: takes the images on.
+        images: gets the images.
         queue: the requests.
     """
 
@@ -55,11 +55,11 @@ class Decode:
 
 
 class Stepped:
-    """Takes rows on that have taken their steps: to be decoded, or as finished images.
+    """Hands on the rows that have taken their steps: latents to the decoder, finished images to their requests.
 
     Args:
         decode: the stage; None where rows are images.
-        images: takes finished images on.
+        images: gets finished images.
         clock: seconds, never falling.
     """
 
@@ -69,7 +69,7 @@ class Stepped:
         self._clock = clock
 
     def take(self, made: Iterable[Made]) -> None:
-        """Take rows on. One call has all rows of a pass, so that they share batches."""
+        """Hand rows on. One call has all rows of a pass, so that they share batches."""
         latents, images = [], []
         for request, row, x in made:
             if request.job.stages.decoded:
@@ -83,6 +83,6 @@ class Stepped:
         self._images.take(images)
 
     def skip(self, request: Request) -> None:
-        """Take the rows of a request on that have no steps."""
+        """Hand on the rows of a request that have no steps."""
         rows = zip(request.job.rows, request.rows, strict=True)
         self.take([(request, state, row.start) for state, row in rows if not state.steps and row.start is not None])

@@ -1,4 +1,4 @@
-"""Denoising: the thread that owns the networks. Schedule, run, advance; then again."""
+"""Denoising: the thread that owns the runners. It schedules, runs a pass, advances the rows, and begins again."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ class Denoising(Worker):
     Args:
         runners: by group. Only this thread calls them.
         warm_up: warms up the engine on this thread, before its first work, and returns the scheduler.
-        stepped: takes rows on that have taken their steps.
+        stepped: gets the rows that have taken their steps.
         at: what the engine's threads share.
     """
 
@@ -201,7 +201,7 @@ class Denoising(Worker):
     # Advance
 
     def _advance(self, group: Group, ran: Sequence[_Placed]) -> None:
-        """Tell watchers, and take on the rows that have taken their last step."""
+        """Tell watchers, and hand on the rows that have taken their last step."""
         began = self._clock()
         ended, watched = self._account(ran)
         for request in watched:

@@ -20,7 +20,7 @@ class Encode:
 
     Args:
         vaes: by group.
-        stepped: takes rows without steps on.
+        stepped: gets the rows without steps.
         queue: the requests.
         clock: seconds, never falling.
     """

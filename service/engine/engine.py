@@ -66,7 +66,7 @@ class Engine:
         self._queue = queue = Queue(places, cast(Observer, Unfailing(observer)), clock)
         self._health = health = Health(queue, probes, clock)
         at = Workplace(queue, health, cast(Observer, Unfailing(observer)), clock)
-        # From the last stage to the first: each takes its results on to the next.
+        # From the last stage to the first, because each hands its results to the next.
         encode = decode = None
         answers = Answer(queue, clock)
         answer = Stage(answers, at)
@@ -108,10 +108,10 @@ class Engine:
         """Accept a request.
 
         Args:
-            rows: one for each image, all of one group; with an upload, a draft of them. A row without steps is its
-                `start`: the row is only decoded, if it is to be decoded, and encoded.
+            rows: one for each image, all of one group; with an upload, a draft of them. A row without steps takes no
+                pass: its `start` is decoded, if the row is to be decoded, and encoded.
             timeout_s: the seconds that the request may take, waiting and the encoding of the answer included.
-            client: of the request.
+            client: who sent the request.
             encoding: of the answer; None if the images themselves are wanted.
             watcher: hears how the request goes.
             upload: must be encoded first.

@@ -43,9 +43,9 @@ class Outlook:
         place: of the job in `line`; None if the job has no steps left.
         line: the jobs around it, those with the least work first.
         ahead_s: seconds of passes of the jobs before `line`, at speed 1.
-        before_s: seconds until its rows can run or be decoded: its upload, and what waits for the encoder.
+        before_s: seconds until its rows can run or be decoded: the encoding of its upload, and of those ahead.
         decode_s: seconds to decode the rows that have taken their steps.
-        ready_s: seconds to encode the finished images that wait for that, of all jobs.
+        ready_s: seconds to encode the finished images that wait for the answer's stage, of all jobs.
         answer_s: seconds of the pieces of the job's answer that are not ready yet.
         busy_s: seconds until the end of the present pass.
         at_most_s: seconds until the job's promise.
@@ -86,7 +86,7 @@ class Outlook:
         return max(0.0, min(seconds, self.at_most_s))
 
     def _play(self, place: int, seconds: float) -> float:
-        """The seconds until the job is done, with the stages of waves that end before, if passes begin at `seconds`."""
+        """The seconds until the job is done, if passes begin at `seconds`, with the stages of waves that end before."""
         line = self.line
         left: list[float] = [job.left for job in line]
         waves_left = [len(job.waves) for job in line]

@@ -30,7 +30,7 @@ class Health:
 
     Args:
         queue: the requests, with the probe among them. Its lock guards this object's state.
-        probes: for each group, a row that shows that the model works. The first group is asked in doubt.
+        probes: for each group, a row that shows that the model works. The first one runs if no group is suspected.
         clock: seconds, never falling.
 
     Attributes:

@@ -30,12 +30,14 @@ class StageWork(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """What may be under way when a job gets somewhere, or what a job may itself have under way. Seconds at speed 1.
+    """The most work that may be under way, of other jobs when a job reaches a stage, or of the job itself.
+
+    In seconds at speed 1.
 
     Attributes:
-        a_pass: where an upload is encoded, and its rows may run.
-        decode: where rows have taken their steps.
-        answer: where images are finished.
+        a_pass: a pass, when the job's upload is encoded and its rows may run.
+        decode: a batch of decoding, when its rows have taken their steps.
+        answer: a piece of an answer, when its images are finished.
     """
 
     a_pass: float = 0.0
@@ -43,7 +45,7 @@ class Blocks(NamedTuple):
     answer: float = 0.0
 
     def at_least(self, answer: float) -> "Blocks":
-        """The same, with at least this for the answer."""
+        """The same blocks, with at least `answer` seconds for the answer."""
         return self if answer <= self.answer else self._replace(answer=answer)
 
 
@@ -55,7 +57,7 @@ class Rest(NamedTuple):
         left: forward rows.
         decode: the costs of decoding; None if its rows are not decoded.
         image_s, whole_s: seconds to encode an image for the answer, and the whole.
-        waves: for rows that step together: how many, the forward rows of a step of theirs, and those left.
+        waves: for each wave the number of rows, the forward rows of one step of all of them, and the forward rows left.
     """
 
     costs: Costs
@@ -161,7 +163,7 @@ class Job:
 
     @property
     def kind(self) -> tuple[Group, int, StageWork]:
-        """What makes jobs equal in size: those that came first get the earlier promises."""
+        """What equal jobs have in common. Of equal jobs, the first to come gets the earliest promise."""
         return self.group, self.size, self.stages
 
     @property
@@ -187,7 +189,7 @@ class Job:
 
     @property
     def rest(self) -> Rest:
-        """What is left of the job. A job that waits keeps its answer: each admission asks all jobs around."""
+        """What is left of the job. The result is kept until the job changes, because each admission asks many jobs."""
         if self._rest is None:
             waves = [(len(wave.rows), wave.at_once, float(wave.left)) for wave in self._waves]
             decode = self._machine.decode[self.group] if self.undecoded else None
@@ -229,7 +231,7 @@ class Job:
 
     @property
     def own_blocks(self) -> Blocks:
-        """What the job may have under way itself."""
+        """The most that may be under way of this job."""
         ceilings, width = self.costs.ceilings, self.costs.width
         decode = self._machine.decode[self.group] if self.undecoded else None
         return Blocks(
@@ -239,9 +241,10 @@ class Job:
         )
 
     def blocked(self, by: Blocks, is_ahead: bool) -> Blocks:
-        """The job's blocks when another job enters, with what that may have under way.
+        """The job's blocks after another job has entered the queue.
 
         Args:
+            by: the other job's `own_blocks`.
             is_ahead: whether this job goes before the other one.
         """
         a_pass, decode, answer = self.blocks

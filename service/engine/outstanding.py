@@ -17,12 +17,12 @@ class Outstanding:
 
     Attributes:
         forwards: forward rows still to run, without those of the present pass.
-        runnable: those of jobs that may run: their uploads are encoded.
+        runnable: the forward rows of jobs whose uploads are encoded.
         images: rows still to be decoded.
         uploads: uploads still to be encoded.
-        decoding: those of `images` that have ended their last step.
+        decoding: the rows of `images` that have ended their last step.
         pieces, values: pieces of answers still to be encoded, and their values.
-        ready_pieces, ready_values: those that can be encoded now.
+        ready_pieces, ready_values: the pieces that can be encoded now, and their values.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -80,14 +80,14 @@ class Busy:
         self._now: dict[str, tuple[float, frozenset[Job]]] = {}
 
     def began(self, stage: str, seconds: float, jobs: frozenset[Job]) -> None:
-        """A stage begins a piece or a batch of these jobs, of so many seconds at speed 1."""
+        """Note that a stage begins a piece or a batch of these jobs. `seconds` are at speed 1."""
         self._now[stage] = seconds, jobs
 
     def ended(self, stage: str) -> None:
         self._now.pop(stage, None)
 
     def left(self, job: Job) -> float:
-        """A job has left the queue. Returns the seconds of a piece of its answer that is still under way."""
+        """Note that a job has left. Returns the seconds of the answer's piece under way, if all its jobs have left."""
         for stage, (seconds, jobs) in self._now.items():
             if job in jobs:
                 self._now[stage] = seconds, jobs - {job}

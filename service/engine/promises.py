@@ -13,7 +13,7 @@ from service.engine.jobs import Blocks, Job
 from service.engine.outstanding import Busy, Outstanding
 
 PATIENCE = 2.0  # times the seconds of the job and the work ahead in full passes
-_LAST_DIGIT = 1e-12  # seconds; what two orders of the same sum may differ by
+_LAST_DIGIT = 1e-12  # seconds; the order in which a sum is added up may make this difference
 SHORTEST = 0.25  # seconds; the operating system's delays could break a shorter promise
 
 
@@ -57,8 +57,8 @@ def earliest(
 ) -> float:
     """The earliest promise, at or after `wanted`, with which some plan keeps this and every other promise.
 
-    Infinite if a piece of the job's work is so large that it breaks another promise wherever the job goes. Notes on the
-    job what goes with the promise: `free_by` and `blocks`.
+    Infinite if a piece of the job's work is so large that it breaks another promise, whatever the job's place in line
+    is. Sets the job's `free_by` and `blocks`, which belong to the promise.
 
     Args:
         job: not in the queue yet.
@@ -80,7 +80,7 @@ def earliest(
 
 
 def enter(job: Job, line: Sequence[Job], place: int, machine: Machine) -> None:
-    """Note on other jobs that a job enters, with the place in line that goes with its promise."""
+    """Update the other jobs' `free_by` and `blocks` when a job enters at the place in line of its promise."""
     bounds, own = Bounds(machine), job.own_blocks
     for i, other in enumerate(line):
         blocks = other.blocks
@@ -107,7 +107,7 @@ class _New:
         self._alone = bounds.unit * job.seconds
         self._sum_stages()
         answer, decode = self._blocks.answer, self._blocks.decode
-        self._larger = {  # the jobs that may have to wait longer for what this one has under way
+        self._larger = {  # the jobs that may have to wait longer, for a piece of this one
             i
             for i, other in enumerate(line)
             if other.encoding or other.blocks.answer < answer or other.blocks.decode < decode
@@ -160,7 +160,7 @@ class _New:
     def blocks(self, place: int) -> Blocks:
         """What may be under way of others when the job gets to its stages."""
         a_pass, decode = self._largest
-        # A piece like its own counts in any case, so that jobs that come later and are no larger take nothing from it.
+        # A piece like the job's own counts in any case. So later jobs with pieces no larger take nothing from this job.
         answer = max(self._blocks.answer, self._pieces[place]) if self._job.unanswered else 0.0
         return Blocks(a_pass, decode, answer)
 
@@ -217,7 +217,7 @@ class _New:
         )
 
     def _longer(self, other: Job, is_ahead: bool) -> float:
-        """The seconds by which what this job may have under way makes the bound of another one longer."""
+        """The seconds that another job's bound becomes longer by the work that this job may have under way."""
         own, blocks, bounds = self._blocks, other.blocks, self._bounds
         if own.answer <= blocks.answer and own.decode <= blocks.decode and own.a_pass <= blocks.a_pass:
             return 0.0

@@ -48,7 +48,7 @@ class Queue:
 
     Attributes:
         lock: guards all of this.
-        changed: on the lock; is notified of each change, but for what only a stage waits for.
+        changed: a condition on the lock. Notified of each change, except for those that only a stage waits for.
         scheduler: orders the jobs; None until the costs of passes are known.
         arrivals: the jobs accepted lately.
         slow_until: probes measure the speed until this time, after a refusal for the present speed alone.
@@ -81,7 +81,7 @@ class Queue:
         return self._by_job.get(job)
 
     def new_condition(self) -> threading.Condition:
-        """A condition on the lock, for what one stage waits for. `stop` notifies it."""
+        """A condition on the lock, for the changes that one stage waits for. `stop` notifies the condition."""
         self._of_stages.append(threading.Condition(self.lock))
         return self._of_stages[-1]
 
@@ -285,7 +285,7 @@ class Queue:
 def _job_of(
     rows: Sequence[Row], machine: Machine, encoding: Encoding | None = None, upload: Upload | None = None
 ) -> Job:
-    group = rows[0].group  # all rows of a request are alike in this, and in whether they are decoded
+    group = rows[0].group  # all rows of a request have one group, and either all are decoded or none
     decoded = bool(machine.decode) and rows[0].is_decoded
     work = StageWork(upload is not None, decoded, None if encoding is None else encoding.values)
     return Job(group, [row.forwards for row in rows], machine, work)

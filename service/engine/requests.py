@@ -54,8 +54,8 @@ class Upload(NamedTuple):
 
     Attributes:
         image: [C, H, W].
-        then: from the latents, [c, h, w], to the request's rows and encoding, in the place of the draft that was
-            submitted. The rows have the number, the group and the tables of the draft. May raise a ServiceError.
+        then: maps the latents, [c, h, w], to the request's rows and encoding, which replace the submitted draft. There
+            are as many rows, of the draft's group and with its tables. May raise a ServiceError.
     """
 
     image: Image
@@ -68,8 +68,8 @@ class Progress(NamedTuple):
     Attributes:
         step, steps: steps that the slowest row has taken, and its steps in all.
         eta_s: expected seconds until the whole answer is ready.
-        images_done, images: images that are encoded, and all of them.
-        fraction: the share of all the request's work that is done, of all stages; never falls. 1 only if all is done.
+        images_done, images: the number of images that are encoded, and of all images.
+        fraction: the share of the work of all stages that is done. Never falls, and is 1 only if all is done.
     """
 
     step: int
@@ -104,7 +104,7 @@ class Watcher(Protocol):
         """Steps from one preview of a row to the next; 0 for no previews."""
 
     def progress(self, progress: Progress) -> None:
-        """The request has got on."""
+        """The request has made progress."""
 
     def preview(self, index: int, step: int, x0: Image) -> None:
         """The expected result of row `index`."""

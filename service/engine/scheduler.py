@@ -180,7 +180,7 @@ class Scheduler:
         batch = self._give_way(batch)
         left = spare(self._by_promise, self.machine, now)
         if max(left) >= at_most(batch):
-            all_can_run = self.work.runnable == self.outstanding  # one that cannot run yet counts on usual passes
+            all_can_run = self.work.runnable == self.outstanding  # promises of other jobs count no trial
             return (trial(batch, self._by_work, self.may_start, max(left)) if all_can_run else None) or batch
         if left.alone > left.together:
             return first_alone(self._by_promise)

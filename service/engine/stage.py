@@ -52,7 +52,7 @@ class Piece:
 
 
 class Cost(Protocol):
-    """What a call takes, by how much work it does: images, or values."""
+    """The seconds of a call, by the amount of its work: a number of images, or of values."""
 
     def seconds(self, amount: int) -> float: ...
     def at_most(self, amount: int) -> float: ...
@@ -65,7 +65,7 @@ class Task(Protocol):
     Attributes:
         name: of the stage.
         doing: the work, in logs: "decoding".
-        failed: told to whom a piece fails.
+        failed: the message for a client whose piece fails.
     """
 
     name: Name
@@ -87,7 +87,7 @@ class Task(Protocol):
         """Whether an error of `run` puts the model in doubt. A client's upload may be the cause instead."""
 
     def done(self, piece: Piece, result: Any) -> Iterable[Piece]:
-        """Take the result of a piece on. The request may have left. Returns further work for this stage."""
+        """Hand the result of a piece on. The request may have left. Returns further work for this stage."""
 
 
 class Stage(Worker):

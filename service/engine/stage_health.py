@@ -90,7 +90,7 @@ class StageHealth:
             its.raised = not worked
 
     def raised(self, group: Group) -> None:
-        """A call other than a pass or a batch has raised an error."""
+        """Something beside a pass or a batch, such as reading a row, has raised an error."""
         with self._lock:
             self._of(group).suspected = True
 

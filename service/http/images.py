@@ -174,11 +174,11 @@ class Generation:
         encoded: Callable[[Plan], Encoding],
         media_type: str,
     ) -> Response:
-        """Draw what starts from an uploaded image, or from its latents.
+        """Draw rows that start from an uploaded image, or from its latents.
 
         Args:
-            plan: from the fields, and the image or its latents.
-            encoded: how a plan's answer is encoded.
+            plan: makes a plan from the fields, and from the image or its latents.
+            encoded: makes the encoding of a plan's answer.
         """
         if not sent.is_encoded:
             planned = await run_in_threadpool(plan, sent.fields, sent.image)

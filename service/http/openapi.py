@@ -26,7 +26,7 @@ _INVALID = "Invalid input; the document names each field. Beyond the schema, the
     f"- `{name}`: {refused}\n"
     for name, refused in {
         **_REFUSED,
-        "image": "a file that is none, or of a size that is not among the `sizes`",
+        "image": "a file that is no image, or has a size that is not among the `sizes`",
     }.items()
     if refused
 )

@@ -46,11 +46,11 @@ GuidanceInterval = Annotated[
     Sequence[float] | None,
     Entry(
         help="From and to, as shares of the steps: step i of N has guidance if from ≤ i/N < to, counted from 0. "
-        "The other steps cost half. Default: all steps.",
+        "The other steps take half of the work. Default: all steps.",
         ge=0,
         le=1,
         length=2,
-        refused="a list that falls; for a model without guidance all but [0, 1]",
+        refused="a list that falls; any but [0, 1] for a model without guidance",
         is_optional=True,
     ),
 ]
@@ -143,7 +143,7 @@ class Sample(Drawing):
         int | None,
         Entry(
             help="Pixels. With `width`, one of the sizes that GET /info lists. Default: the first of them.",
-            refused="what is, with `width`, none of the `sizes`",
+            refused="a value that makes, with `width`, none of the `sizes`",
             is_optional=True,
         ),
     ] = None
@@ -151,7 +151,7 @@ class Sample(Drawing):
         int | None,
         Entry(
             help="Pixels. With `height`, one of the sizes that GET /info lists.",
-            refused="see `height`",
+            refused="a value that makes, with `height`, none of the `sizes`",
             is_optional=True,
         ),
     ] = None

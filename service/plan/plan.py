@@ -262,7 +262,7 @@ def _size_of(group: Group, served: Served) -> Parameters:
 
 
 def _interval_of(*rows: Row) -> Parameters:
-    """The guidance interval of rows, as a recipe has it: null where each step of each row is treated alike."""
+    """The guidance interval of rows, as a recipe has it: null if each row is guided in all of its steps or in none."""
     intervals = [row.guidance_interval for row in rows if row.guidance_interval != ALL_STEPS]
     return {"guidance_interval": list(intervals[0]) if intervals else None}
 

@@ -14,7 +14,7 @@ def asked(request: SampleRequest, groups: Sequence[Group]) -> Group:
     If the request names one of the two, it gets the only served size that has it.
 
     Raises:
-        Invalid: no served size has them, or the one that is given leaves a choice.
+        Invalid: no served size has them, or several sizes have the one that is given.
     """
     height, width = request.height, request.width
     if height is None and width is None:
@@ -25,7 +25,7 @@ def asked(request: SampleRequest, groups: Sequence[Group]) -> Group:
     if height is not None and width is not None:
         raise Invalid.field("height", f"must be, with width, {listed(groups)}, and is {Group(height, width)}")
     name, other = ("width", "height") if height is None else ("height", "width")
-    why = f"must be that of exactly one size where no {other} is given, of {listed(groups)}"
+    why = f"must, without {other}, belong to exactly one of {listed(groups)}"
     raise Invalid.field(name, f"{why}, and is {width if height is None else height}")
 
 

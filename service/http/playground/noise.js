@@ -218,7 +218,7 @@ function dropzone(info) {
   const input = h("input", { type: "file", accept, className: "unseen" });
   const kind = `${info.sizes.map(sizeName).join(" or ")}${info.image_shape[0] === 1 ? ", grey" : ""}`;
   const zone = h("label", { className: "drop" }, input, h("b", {}, "Drop an image, or choose one"),
-    h("span", {}, isArrays(info) ? `An .npy of float32 ${info.sizes.map((size) => `[${info.image_shape[0]}, ${size.height}, ${size.width}]`).join(" or ")}.` : `Any size: it is cropped and scaled to the model's, ${kind}.`));
+    h("span", {}, isArrays(info) ? `An .npy of float32 ${info.sizes.map((size) => `[${info.image_shape[0]}, ${size.height}, ${size.width}]`).join(" or ")}.` : `Any size: the page crops and scales the image to ${kind}.`));
   const draw = h("button", { type: "button", className: "button quiet" }, "Draw one");
   const hint = isLatent(info)
     ? "This model adds noise to latents. What you see of them is what its decoder makes of them."
