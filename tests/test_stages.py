@@ -839,6 +839,19 @@ def test_what_is_wrong_with_latents_is_told() -> None:
     assert s.is_empty()
 
 
+def test_an_upload_whose_rows_cannot_be_made_fails_alone() -> None:
+    def fail(latents: Image) -> tuple[list[Row], None]:
+        raise MemoryError
+
+    with warm_latent(1) as s:
+        job = s.accept(a_row(1), upload=Upload(pixels(1, 1), fail)).future
+        assert isinstance(error_of(job), ComputationFailed)
+        assert images_of(s.upload(2, 1, a_row(2))) == [a_decoded(2, 1)]
+        assert s.engine.alive
+    assert s.observer.ended == ["failed", 1]
+    assert s.is_empty()
+
+
 def test_a_request_whose_time_is_over_while_its_upload_waits_is_late() -> None:
     with warm_latent(1) as s:
         s.vae.hold()
