@@ -268,6 +268,21 @@ def test_an_image_that_compresses_badly_counts_at_once_and_one_that_compresses_w
     assert answer.seconds(10**6, pieces=3) == pytest.approx(answer.seconds(10**6), rel=0.1)
 
 
+def test_answers_that_vary_seldom_change_the_costs() -> None:
+    """Each change weighs all jobs again, before the next pass."""
+    answer, draw = PerValue(), random.Random(0)
+
+    def encode(times: int) -> None:
+        for _ in range(times):
+            answer.follow(10**6, 0.01 * draw.uniform(0.8, 1.2))
+
+    encode(500)
+    version = answer.version
+    encode(1000)
+    assert answer.version - version <= 10
+    assert 0.01 < answer.seconds(10**6) < 0.016
+
+
 # Widths that were never measured
 
 

@@ -23,6 +23,7 @@ _TRIAL_FOLLOWS = 0.1
 _LITTLE = 1.25  # times the seconds of a row in a full pass; a pass of one row that takes no longer
 _ANSWER_RISES = 0.5
 _ANSWER_FALLS = 0.05
+_FALLEN = 0.2  # relative change; the answer's costs rise and fall all the time, and each new value weighs all jobs again
 
 
 class Speed:
@@ -211,7 +212,8 @@ class PerValue:
         constant, a_value = constant * (1 + (1 - share) * change), a_value * (1 + share * change)
         self._now = constant, a_value
         self._best = min(self._best[0], constant), min(self._best[1], a_value)
-        if any(abs(now / used - 1) > _MOVED for now, used in zip(self._now, self._used, strict=True)):
+        moved = [now / used - 1 for now, used in zip(self._now, self._used, strict=True)]
+        if max(moved) > _MOVED or min(moved) < -_FALLEN:
             self._used = self._now
             self.version += 1
 
