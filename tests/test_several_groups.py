@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from service.engine.bounds import MARGIN
 from service.engine.costs import Machine
 from service.engine.promises import PATIENCE, SHORTEST
+from service.engine.scheduler import Scheduler
 from service.engine.trials import SHARE
 from tests.lines import (
+    GROUPS,
     ONE,
     Arrival,
     Line,
@@ -21,6 +23,7 @@ from tests.lines import (
     any_decode_times,
     any_times,
     cost_tables,
+    job_of,
     lines_of,
     machine_of,
     machines,
@@ -49,6 +52,17 @@ def test_every_promise_is_kept_while_all_work_stays_within_its_margin(
         if ticket.done is not None:
             assert ticket.done <= ticket.promise + SOON
             assert ticket.promise <= ticket.latest
+
+
+def test_counts_can_be_read_while_the_first_job_of_a_group_arrives() -> None:
+    """Metrics read them without a lock."""
+    machine = machine_of({1: 1.0}, {1: 2.0})
+    scheduler = Scheduler(machine, dict.fromkeys(GROUPS[:2], MANY))
+    counts = iter(scheduler.work.forwards.items())
+    assert next(counts) == (ONE, 0)
+    scheduler.add(job_of(alike(1, 3), machine, group=GROUPS[1]), 100.0)
+    assert [*counts] == [(GROUPS[1], 3)]
+    assert scheduler.backlog_s == 6.0
 
 
 # Passes
