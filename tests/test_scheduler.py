@@ -58,7 +58,7 @@ def counters(scheduler: Scheduler) -> tuple[int, int, int]:
 
 
 def to_decode(scheduler: Scheduler) -> tuple[int, int]:
-    return scheduler.undecoded, scheduler.decoding
+    return scheduler.work.images.total(), scheduler.decoding
 
 
 def singles(*steps: int) -> list[Arrival]:

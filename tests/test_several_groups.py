@@ -90,9 +90,9 @@ def test_a_pass_serves_one_group_and_counters_agree_with_a_recount(
         assert (scheduler.running, scheduler.waiting) == (running, len(images) - running)
         assert scheduler.outstanding == sum(ticket.left for ticket in line.present)
         assert scheduler.runnable == sum(ticket.left for ticket in line.present if not ticket.encoding)
-        assert scheduler.unencoded == sum(ticket.encoding for ticket in line.present)
-        assert scheduler.undecoded == sum(len(ticket.undecoded) for ticket in line.present)
-        assert scheduler.unanswered == sum(len(ticket.unanswered) for ticket in line.present)
+        assert scheduler.work.uploads.total() == sum(ticket.encoding for ticket in line.present)
+        assert scheduler.work.images.total() == sum(len(ticket.undecoded) for ticket in line.present)
+        assert scheduler.work.pieces == sum(len(ticket.unanswered) for ticket in line.present)
         assert all(0 <= ticket.job.fraction < 1 for ticket in line.present if not ticket.job.is_done)
         if not scheduler.runnable:
             assert scheduler.choose(line.now) == []

@@ -124,24 +124,9 @@ class Scheduler:
         return self.work.runnable
 
     @property
-    def undecoded(self) -> int:
-        """Rows still to be decoded."""
-        return self.work.images.total()
-
-    @property
     def decoding(self) -> int:
-        """Undecoded rows that have ended their last step."""
+        """Rows still to be decoded that have ended their last step."""
         return self.work.decoding.total()
-
-    @property
-    def unencoded(self) -> int:
-        """Uploads still to be encoded."""
-        return self.work.uploads.total()
-
-    @property
-    def unanswered(self) -> int:
-        """Pieces of answers still to be encoded."""
-        return self.work.pieces
 
     @property
     def backlog_s(self) -> float:
