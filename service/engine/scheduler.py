@@ -86,9 +86,8 @@ class Scheduler:
         started = sum(row.started for row in job.rows if not row.stepped)
         self._running[job.group] -= started
         self.waiting -= job.unstepped - started
-        if under_way := self.busy.left(job):
-            for other in self._by_promise:
-                other.blocks = other.blocks._replace(answer=max(other.blocks.answer, under_way))
+        self.busy.left(job)
+        self._note_orphan()
 
     def ahead_of(self, job: Job) -> int:
         """How many jobs have less work left, or as much work and an earlier arrival."""
@@ -221,6 +220,13 @@ class Scheduler:
             seconds: what the piece takes at most at speed 1.
         """
         self.busy.began(stage, seconds, frozenset(self._present.intersection(jobs)))
+        self._note_orphan()  # the jobs may have left since the piece was chosen
+
+    def _note_orphan(self) -> None:
+        """Note on all jobs the piece of an answer that is under way though its job has left."""
+        if under_way := self.busy.orphan_s("answer"):
+            for job in self._by_promise:
+                job.blocks = job.blocks.at_least(under_way)
 
     def ended(self, stage: Stage) -> None:
         """Note that a stage has ended its piece of work, whatever came of it."""
