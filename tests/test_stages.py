@@ -353,11 +353,14 @@ def test_a_request_may_be_cancelled_by_another_thread_in_any_call_of_the_decoder
     assert s.is_empty()
 
 
-def test_what_a_finished_request_held_goes_at_once() -> None:
+@pytest.mark.parametrize("others", [0, 2])
+def test_what_a_finished_request_held_goes_at_once(others: int) -> None:
     gc.collect()
     gc.disable()
     try:
         with warm_latent(4) as s:
+            for seed in range(others):
+                s.submit(a_row(10 + seed, steps=ENDLESS))
             future = s.accept(a_row(1), a_row(2), watcher=Diary(preview_every=1)).future
             images = [weakref.ref(image) for image in future.result(PATIENCE).images]
             s.submit(a_row(3), encoding=FakeEncoding()).result(PATIENCE)  # all stages have let go of the first request
