@@ -286,10 +286,23 @@ def test_answers_that_vary_seldom_change_the_costs() -> None:
 # Widths that were never measured
 
 
-def test_the_seconds_of_a_width_that_was_not_measured_lie_between_its_neighbours() -> None:
+def test_the_seconds_of_a_width_that_was_not_measured_are_the_most_that_its_neighbours_allow() -> None:
     costs = Costs({1: 1.0, 4: 2.5}, widths=(1, 2, 3, 4, 8, 16))
-    assert costs.by_width == pytest.approx({1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5, 8: 5.0, 16: 10.0})
+    assert costs.by_width == pytest.approx({1: 1.0, 2: 2.0, 3: 2.5, 4: 2.5, 8: 5.0, 16: 10.0})
     assert costs.width == 4  # a wider pass is thought to gain nothing
+
+
+@given(
+    st.lists(st.floats(0.0, 1.0), min_size=15, max_size=15),
+    st.sets(st.integers(2, 16)),
+)
+def test_promises_allow_for_widths_that_were_not_measured(more: list[float], measured: set[int]) -> None:
+    """Where a wider pass costs no less, and a row of it no more."""
+    truth = {1: 1.0}
+    for width, share in enumerate(more, start=2):
+        truth[width] = truth[width - 1] * (1 + share / (width - 1))
+    costs = Costs({width: truth[width] for width in {1} | measured}, widths=range(1, 17))
+    assert all(costs.ceilings[width] >= seconds - 1e-9 for width, seconds in truth.items())
 
 
 def test_a_width_that_was_not_measured_has_the_seconds_of_its_first_pass() -> None:

@@ -23,7 +23,9 @@ _TRIAL_FOLLOWS = 0.1
 _LITTLE = 1.25  # times the seconds of a row in a full pass; a pass of one row that takes no longer
 _ANSWER_RISES = 0.5
 _ANSWER_FALLS = 0.05
-_FALLEN = 0.2  # relative change; the answer's costs rise and fall all the time, and each new value weighs all jobs again
+_FALLEN = (
+    0.2  # relative change; the answer's costs rise and fall all the time, and each new value weighs all jobs again
+)
 
 
 class Speed:
@@ -52,7 +54,7 @@ class Costs:
         measured: seconds of a pass, for each width that was measured.
         speed: of the machine; shared by the groups.
         widths: at which passes run, rising; the measured ones if not given. The seconds of the others are guessed, so
-            that they are no less than in truth where a row costs no more in a wider pass.
+            that they are no less than in truth where a wider pass costs no less, and a row of it no more.
 
     Attributes:
         width: the narrowest width whose cost a row is within 2 % of the best. Wider passes gain nothing.
@@ -156,17 +158,13 @@ class Costs:
 
 
 def _guess(width: int, known: Mapping[int, float]) -> float:
-    """The seconds of a pass at a width, from those of other widths."""
+    """The most seconds of a pass at a width, from those of the next widths that were measured."""
     below = max((w for w in known if w <= width), default=None)
     above = min((w for w in known if w >= width), default=None)
-    if below is None:
-        assert above is not None, "no width was measured"
-        return known[above]
-    if above is None:
-        return known[below] * width / below
-    if above == below:
-        return known[width]
-    return known[below] + (known[above] - known[below]) * (width - below) / (above - below)
+    most = [] if above is None else [known[above]]
+    if below is not None:
+        most.append(known[below] * width / below)
+    return min(most)
 
 
 class PerValue:
