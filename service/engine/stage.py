@@ -141,7 +141,8 @@ class Stage(Worker):
         if not self._lines:
             return []
         group = min(self._lines, key=lambda group: self._lines[group][0])
-        batch, most = [], self._task.most(self._machine, group)
+        batch: list[Piece] = []
+        most = self._task.most(self._machine, group)
         while group in self._lines and len(batch) < most:
             batch.append(heapq.heappop(self._lines[group]))
             self._drop_left(group)
