@@ -57,6 +57,9 @@ class NoNetwork:
         self.widths = range(1, width + 1)
         self._out = torch.zeros(width, model.out_channels, *model.sample_shape[1:])
 
+    def prepare(self) -> None:
+        """Nothing is to be compiled."""
+
     def send(self, values: Tensor) -> Tensor:
         return values
 

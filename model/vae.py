@@ -60,6 +60,11 @@ class VAE:
         """Whether an image had the same bits alone and in a full pass, when this was tried."""
         return self._decoder.reproducible
 
+    def prepare(self) -> None:
+        """Compile what is not compiled yet. See model.backends.backend.Backend.prepare."""
+        self._decoder.prepare()
+        self._encoder.prepare()
+
     @torch.inference_mode()
     def decode(self, latents: Sequence[Image]) -> list[Image]:
         with self._on_its_stream():

@@ -118,6 +118,12 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
             runners[group] = SlotRunner(backend, shape, conditions, slots=backend.widths[-1])
             if vae_of is not None:
                 vae = vaes[group] = vae_of(group, vae)
+    # Now that each group has what it cannot do without, more may be compiled. No pass compiles later: promises hold.
+    with starting(f"{model.name} cannot be made ready on {device}"):
+        for backend in backends.values():
+            backend.prepare()
+        for its_vae in vaes.values():
+            its_vae.prepare()
 
     served = Served(
         model=model,

@@ -622,12 +622,12 @@ class Setting(NamedTuple):
     @property
     def to_decode(self) -> tuple[int, int]:
         """The number of images to decode, and how many of them have taken all steps."""
-        return self.line.undecoded, self.line.decoding
+        return self.line.work.images.total(), self.line.decoding
 
     @property
     def to_encode(self) -> tuple[int, int]:
         """The number of uploads to encode, and of pieces of answers."""
-        return self.line.unencoded, self.line.unanswered
+        return self.line.work.uploads.total(), self.line.work.pieces
 
     @property
     def in_flight(self) -> list[int]:

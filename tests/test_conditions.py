@@ -30,6 +30,9 @@ class Nothing:
     fingerprint: dict[str, str | int] = {}  # noqa: RUF012
     reproducible = True
 
+    def prepare(self) -> None:
+        """Nothing is to be compiled."""
+
     def send(self, values: Tensor) -> Tensor:
         return values
 

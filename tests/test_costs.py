@@ -268,13 +268,41 @@ def test_an_image_that_compresses_badly_counts_at_once_and_one_that_compresses_w
     assert answer.seconds(10**6, pieces=3) == pytest.approx(answer.seconds(10**6), rel=0.1)
 
 
+def test_answers_that_vary_seldom_change_the_costs() -> None:
+    """Each change weighs all jobs again, before the next pass."""
+    answer, draw = PerValue(), random.Random(0)
+
+    def encode(times: int) -> None:
+        for _ in range(times):
+            answer.follow(10**6, 0.01 * draw.uniform(0.8, 1.2))
+
+    encode(500)
+    version = answer.version
+    encode(1000)
+    assert answer.version - version <= 10
+    assert 0.01 < answer.seconds(10**6) < 0.016
+
+
 # Widths that were never measured
 
 
-def test_the_seconds_of_a_width_that_was_not_measured_lie_between_its_neighbours() -> None:
+def test_the_seconds_of_a_width_that_was_not_measured_are_the_most_that_its_neighbours_allow() -> None:
     costs = Costs({1: 1.0, 4: 2.5}, widths=(1, 2, 3, 4, 8, 16))
-    assert costs.by_width == pytest.approx({1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5, 8: 5.0, 16: 10.0})
+    assert costs.by_width == pytest.approx({1: 1.0, 2: 2.0, 3: 2.5, 4: 2.5, 8: 5.0, 16: 10.0})
     assert costs.width == 4  # a wider pass is thought to gain nothing
+
+
+@given(
+    st.lists(st.floats(0.0, 1.0), min_size=15, max_size=15),
+    st.sets(st.integers(2, 16)),
+)
+def test_promises_allow_for_widths_that_were_not_measured(more: list[float], measured: set[int]) -> None:
+    """Where a wider pass costs no less, and a row of it no more."""
+    truth = {1: 1.0}
+    for width, share in enumerate(more, start=2):
+        truth[width] = truth[width - 1] * (1 + share / (width - 1))
+    costs = Costs({width: truth[width] for width in {1} | measured}, widths=range(1, 17))
+    assert all(costs.ceilings[width] >= seconds - 1e-9 for width, seconds in truth.items())
 
 
 def test_a_width_that_was_not_measured_has_the_seconds_of_its_first_pass() -> None:

@@ -174,6 +174,22 @@ def test_a_batch_of_decoding_has_images_of_one_group() -> None:
     assert s.is_empty()
 
 
+def test_who_has_left_does_not_bring_its_group_forward() -> None:
+    first, other = a_pair(width=4)
+    with started(a_setting(first, decode_seconds={4: 1.0}, other=other)) as s:
+        s.vae.hold()
+        blocker = s.submit(here(99))
+        assert s.vae.next_batch() == [99]
+        leaver = s.submit(here(1))
+        sooner, later = s.submit(there(3)), s.submit(here(2, steps=30))
+        s.take_all_steps()
+        leaver.cancel()
+        assert [s.vae.next_call() for _ in range(2)] == [Call("decode", [3]), Call("decode", [2])]
+        s.vae.let_go()
+        assert [len(images_of(job)) for job in (blocker, sooner, later)] == [1, 1, 1]
+    assert s.is_empty()
+
+
 def test_answers_of_both_groups_are_encoded_the_earliest_promise_first() -> None:
     first, other = a_pair()
     with started(a_setting(first, other=other)) as s:

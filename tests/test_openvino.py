@@ -353,6 +353,22 @@ def test_each_size_is_compiled_once_when_a_pass_first_has_so_many_rows(tiny: Con
         assert len(compiled) == len(sizes) - 1
 
 
+def test_a_prepared_backend_has_all_sizes_and_no_pass_compiles(tiny: Converted) -> None:
+    """A pass that compiled would take seconds, which no promise counts. The warm-up may leave out any width."""
+    compiled: list[None] = []
+
+    def asked() -> float:
+        compiled.append(None)
+        return math.inf
+
+    backend = backend_of(tiny, free_memory=asked)
+    backend.prepare()
+    assert backend.sizes == [1, 2, 4]
+    for rows in range(1, MAX_BATCH + 1):
+        run(backend, inputs(rows, tiny.network))
+    assert len(compiled) == 2
+
+
 def test_inputs_are_taken_as_they_are_laid_out(tiny: Converted) -> None:
     backend = backend_of(tiny)
     given = inputs(3, tiny.network)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.engine.admission import earliest_promise
 from service.engine.bounds import MARGIN, SHARED
-from service.engine.costs import Machine
+from service.engine.costs import Machine, PerValue
 from service.engine.jobs import StageWork
 from service.engine.promises import seconds_alone
 from service.engine.scheduler import Scheduler
@@ -58,7 +58,7 @@ def counters(scheduler: Scheduler) -> tuple[int, int, int]:
 
 
 def to_decode(scheduler: Scheduler) -> tuple[int, int]:
-    return scheduler.undecoded, scheduler.decoding
+    return scheduler.work.images.total(), scheduler.decoding
 
 
 def singles(*steps: int) -> list[Arrival]:
@@ -764,6 +764,22 @@ def test_a_job_that_is_to_be_decoded_can_be_removed_at_any_time_and_twice(when: 
     line.scheduler.decoded(job.job)
     assert to_decode(line.scheduler) == (1, 0)
     assert counters(line.scheduler)[2] == stays.left
+
+
+@pytest.mark.parametrize("leaves", ["before", "meanwhile"])
+def test_a_piece_of_an_answer_is_allowed_for_though_its_job_leaves(leaves: str) -> None:
+    """It may leave between the choice of the piece and its beginning, too."""
+    machine = machine_of(ONE_ROW, answer=PerValue(1.0, 0.0))
+    scheduler = Scheduler(machine, {ONE: MANY})
+    leaver, other = (job_of(alike(1, 1), machine, StageWork(values=(4, 0))) for _ in range(2))
+    scheduler.add(leaver, 100.0)
+    scheduler.add(other, 200.0)
+    assert other.blocks.answer == 0.0
+    if leaves == "before":
+        scheduler.remove(leaver)
+    scheduler.began("answer", 4.0, {leaver})
+    scheduler.remove(leaver)
+    assert other.blocks.answer == 4.0
 
 
 def test_a_job_is_in_line_until_its_last_image_is_decoded() -> None:

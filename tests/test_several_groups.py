@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from service.engine.bounds import MARGIN
 from service.engine.costs import Machine
 from service.engine.promises import PATIENCE, SHORTEST
+from service.engine.scheduler import Scheduler
 from service.engine.trials import SHARE
 from tests.lines import (
+    GROUPS,
     ONE,
     Arrival,
     Line,
@@ -21,6 +23,7 @@ from tests.lines import (
     any_decode_times,
     any_times,
     cost_tables,
+    job_of,
     lines_of,
     machine_of,
     machines,
@@ -51,6 +54,17 @@ def test_every_promise_is_kept_while_all_work_stays_within_its_margin(
             assert ticket.promise <= ticket.latest
 
 
+def test_counts_can_be_read_while_the_first_job_of_a_group_arrives() -> None:
+    """Metrics read them without a lock."""
+    machine = machine_of({1: 1.0}, {1: 2.0})
+    scheduler = Scheduler(machine, dict.fromkeys(GROUPS[:2], MANY))
+    counts = iter(scheduler.work.forwards.items())
+    assert next(counts) == (ONE, 0)
+    scheduler.add(job_of(alike(1, 3), machine, group=GROUPS[1]), 100.0)
+    assert [*counts] == [(GROUPS[1], 3)]
+    assert scheduler.backlog_s == 6.0
+
+
 # Passes
 
 
@@ -76,9 +90,9 @@ def test_a_pass_serves_one_group_and_counters_agree_with_a_recount(
         assert (scheduler.running, scheduler.waiting) == (running, len(images) - running)
         assert scheduler.outstanding == sum(ticket.left for ticket in line.present)
         assert scheduler.runnable == sum(ticket.left for ticket in line.present if not ticket.encoding)
-        assert scheduler.unencoded == sum(ticket.encoding for ticket in line.present)
-        assert scheduler.undecoded == sum(len(ticket.undecoded) for ticket in line.present)
-        assert scheduler.unanswered == sum(len(ticket.unanswered) for ticket in line.present)
+        assert scheduler.work.uploads.total() == sum(ticket.encoding for ticket in line.present)
+        assert scheduler.work.images.total() == sum(len(ticket.undecoded) for ticket in line.present)
+        assert scheduler.work.pieces == sum(len(ticket.unanswered) for ticket in line.present)
         assert all(0 <= ticket.job.fraction < 1 for ticket in line.present if not ticket.job.is_done)
         if not scheduler.runnable:
             assert scheduler.choose(line.now) == []

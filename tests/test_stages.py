@@ -353,11 +353,14 @@ def test_a_request_may_be_cancelled_by_another_thread_in_any_call_of_the_decoder
     assert s.is_empty()
 
 
-def test_what_a_finished_request_held_goes_at_once() -> None:
+@pytest.mark.parametrize("others", [0, 2])
+def test_what_a_finished_request_held_goes_at_once(others: int) -> None:
     gc.collect()
     gc.disable()
     try:
         with warm_latent(4) as s:
+            for seed in range(others):
+                s.submit(a_row(10 + seed, steps=ENDLESS))
             future = s.accept(a_row(1), a_row(2), watcher=Diary(preview_every=1)).future
             images = [weakref.ref(image) for image in future.result(PATIENCE).images]
             s.submit(a_row(3), encoding=FakeEncoding()).result(PATIENCE)  # all stages have let go of the first request
@@ -836,6 +839,19 @@ def test_what_is_wrong_with_latents_is_told() -> None:
         with pytest.raises(Invalid, match="too bright"):
             job.result(PATIENCE)
     assert s.observer.ended == ["failed"]
+    assert s.is_empty()
+
+
+def test_an_upload_whose_rows_cannot_be_made_fails_alone() -> None:
+    def fail(latents: Image) -> tuple[list[Row], None]:
+        raise MemoryError
+
+    with warm_latent(1) as s:
+        job = s.accept(a_row(1), upload=Upload(pixels(1, 1), fail)).future
+        assert isinstance(error_of(job), ComputationFailed)
+        assert images_of(s.upload(2, 1, a_row(2))) == [a_decoded(2, 1)]
+        assert s.engine.alive
+    assert s.observer.ended == ["failed", 1]
     assert s.is_empty()
 
 

@@ -42,6 +42,9 @@ class Backend(Protocol):
     def reproducible(self) -> bool:
         """Whether a row had the same bits alone and in a full pass, when this was tried."""
 
+    def prepare(self) -> None:
+        """Compile what is not compiled yet, so that no later pass compiles. Called once all backends are made."""
+
     def send(self, values: Tensor) -> Tensor:
         """Copy values from the CPU to the device, without waiting."""
 

@@ -70,6 +70,9 @@ class CudaBackend:
             "width": self._width,
         }
 
+    def prepare(self) -> None:
+        """The only width is ready."""
+
     def send(self, values: Tensor) -> Tensor:
         return values.pin_memory().to(self._device, non_blocking=True)
 

@@ -23,8 +23,9 @@ class OpenVINOBackend:
 
     Implements model.backends.backend.Backend. One row uses all threads. More rows run as two halves in parallel, with
     half of the threads each, because all threads of one request wait for each other at every layer. Size 1 is compiled
-    at once. A larger size is compiled in the first pass that needs it, usually in the engine's warm-up, and only if
-    memory allows. It is used only if its rows have the same bits as at size 1. Without a size, passes have more pieces.
+    at once. `prepare` compiles all larger sizes. Without `prepare`, the first pass that needs a size compiles it. A
+    size is compiled only if memory allows. It is used only if its rows have the same bits as at size 1. Without a size,
+    passes have more pieces.
 
     Args:
         model: the converted network at one size: model.backends.conversion.at_size.
@@ -80,6 +81,10 @@ class OpenVINOBackend:
     def sizes(self) -> list[int]:
         """The sizes in use, ascending."""
         return sorted(self._requests)
+
+    def prepare(self) -> None:
+        for i in range(self._max_batch.bit_length()):
+            self._prepare(1 << i)
 
     def send(self, values: Tensor) -> Tensor:
         return values

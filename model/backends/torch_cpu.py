@@ -50,6 +50,9 @@ class TorchCPUBackend:
             "width": self._width,
         }
 
+    def prepare(self) -> None:
+        """The only width is ready."""
+
     def send(self, values: Tensor) -> Tensor:
         return values
 

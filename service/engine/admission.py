@@ -73,7 +73,7 @@ def admit(job: Job, client: str, line: Line, now: float, timeout_s: float) -> Ad
     if promise == inf:
         others = (other.promise for other in line.scheduler.by_promise if other.promise < inf)
         message = "a part of this takes so long that others, who were promised an answer earlier, would wait for it"
-        raise TooLate(message, max(others) - now)
+        raise TooLate(message, min(others) - now)
     if promise > latest:
         message = f"this cannot be done within {timeout_s:g} s now, but within {promise - now:.3g} s"
         raise TooLate(message, promise - latest)

@@ -23,6 +23,9 @@ _TRIAL_FOLLOWS = 0.1
 _LITTLE = 1.25  # times the seconds of a row in a full pass; a pass of one row that takes no longer
 _ANSWER_RISES = 0.5
 _ANSWER_FALLS = 0.05
+_FALLEN = (
+    0.2  # relative change; the answer's costs rise and fall all the time, and each new value weighs all jobs again
+)
 
 
 class Speed:
@@ -51,7 +54,7 @@ class Costs:
         measured: seconds of a pass, for each width that was measured.
         speed: of the machine; shared by the groups.
         widths: at which passes run, rising; the measured ones if not given. The seconds of the others are guessed. A
-            guess is not too low, unless a row costs more in a wider pass.
+            guess is not too low where a wider pass costs no less, and a row of it no more.
 
     Attributes:
         width: the narrowest width whose cost a row is within 2 % of the best. Wider passes gain nothing.
@@ -116,6 +119,8 @@ class Costs:
 
     def to_try(self) -> int | None:
         """Another width than the working one that is worth a trial now, if any."""
+        if not self.trials.may_be_due:
+            return None
         most = {width: 2 * width * self.seconds_per_row for width in self._widths}
         prices = {width: min(self.seconds(width), most[width]) for width in self._widths if width != self.width}
         return self.trials.due(prices, self._unknown)
@@ -155,17 +160,13 @@ class Costs:
 
 
 def _guess(width: int, known: Mapping[int, float]) -> float:
-    """The seconds of a pass at a width, from those of other widths."""
+    """The most seconds of a pass at a width, from those of the next widths that were measured."""
     below = max((w for w in known if w <= width), default=None)
     above = min((w for w in known if w >= width), default=None)
-    if below is None:
-        assert above is not None, "no width was measured"
-        return known[above]
-    if above is None:
-        return known[below] * width / below
-    if above == below:
-        return known[width]
-    return known[below] + (known[above] - known[below]) * (width - below) / (above - below)
+    most = [] if above is None else [known[above]]
+    if below is not None:
+        most.append(known[below] * width / below)
+    return min(most)
 
 
 class PerValue:
@@ -212,7 +213,8 @@ class PerValue:
         constant, a_value = constant * (1 + (1 - share) * change), a_value * (1 + share * change)
         self._now = constant, a_value
         self._best = min(self._best[0], constant), min(self._best[1], a_value)
-        if any(abs(now / used - 1) > _MOVED for now, used in zip(self._now, self._used, strict=True)):
+        moved = [now / used - 1 for now, used in zip(self._now, self._used, strict=True)]
+        if max(moved) > _MOVED or min(moved) < -_FALLEN:
             self._used = self._now
             self.version += 1
 

@@ -1,5 +1,6 @@
 """The stage that encodes uploaded images into latents, one at a time, before the rows of their requests may run."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from service.engine.queue import Queue
 from service.engine.requests import Clock
 from service.engine.stage import Cost, Name, Piece
 from service.errors import ComputationFailed, ServiceError
+
+log = logging.getLogger(__name__)
 
 
 class Encode:
@@ -63,6 +66,10 @@ class Encode:
             request.rows, request.encoding = request.upload.then(result)
         except ServiceError as error:
             queue.fail(request, error)
+            return ()
+        except Exception:
+            log.exception("the rows of a request could not be made of its latents")
+            queue.fail(request, ComputationFailed(self.failed))
             return ()
         request.upload = None
         assert queue.scheduler is not None

@@ -27,10 +27,11 @@ class Outstanding:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self.forwards: Counter[Group] = Counter()
-        self.images: Counter[Group] = Counter()
-        self.uploads: Counter[Group] = Counter()
-        self.decoding: Counter[Group] = Counter()
+        # All groups from the start: metrics read without the lock, and a group that comes later would disturb them.
+        self.forwards: Counter[Group] = Counter(dict.fromkeys(machine.passes, 0))
+        self.images = self.forwards.copy()
+        self.uploads = self.forwards.copy()
+        self.decoding = self.forwards.copy()
         self.runnable = self.pieces = self.values = self.ready_pieces = self.ready_values = 0
 
     def add(self, job: Job, sign: int = 1) -> None:
@@ -86,12 +87,11 @@ class Busy:
     def ended(self, stage: str) -> None:
         self._now.pop(stage, None)
 
-    def left(self, job: Job) -> float:
-        """Note that a job has left. Returns the seconds of the answer's piece under way, if all its jobs have left."""
+    def left(self, job: Job) -> None:
+        """A job has left the queue. What it has under way goes on."""
         for stage, (seconds, jobs) in self._now.items():
             if job in jobs:
                 self._now[stage] = seconds, jobs - {job}
-        return self.orphan_s("answer")
 
     def orphan_s(self, stage: str) -> float:
         """The seconds of the piece that a stage has under way, if all of its jobs have left; else 0."""

@@ -71,7 +71,7 @@ class Queue:
         self._closed: Callable[[], Unavailable] | None = loading  # why requests are refused
         self._places = places
         self._by_job: dict[Job, Request] = {}
-        self._deadlines: list[tuple[float, int, Request]] = []
+        self._deadlines: list[tuple[float, int, weakref.ref[Request]]] = []  # a heap
 
     def __len__(self) -> int:
         return len(self._by_job)
@@ -165,10 +165,10 @@ class Queue:
     def _enter(self, request: Request, scheduler: Scheduler, promise: float) -> None:
         self._by_job[request.job] = request
         scheduler.add(request.job, promise)
-        heapq.heappush(self._deadlines, (request.deadline, next(self._count), request))
-        # The Future holds the images. It must not hold its request too, because such circles wait long for the garbage
-        # collector.
+        # The heap must not keep the images and the answer of a request that has left. The Future holds the images. It
+        # must not hold its request too, because such circles wait long for the garbage collector.
         known = weakref.ref(request)
+        heapq.heappush(self._deadlines, (request.deadline, next(self._count), known))
 
         def leave(future: Future[Finished]) -> None:
             if future.cancelled() and (cancelled := known()) is not None and self.leave(cancelled):
@@ -211,8 +211,9 @@ class Queue:
                     row.slot = None
             if request.client is not None:
                 self._places.give_back(request.client)
-            if len(self._deadlines) > 2 * len(self._by_job):  # many entries hold requests that have left
-                self._deadlines = [entry for entry in self._deadlines if entry[2].job in self._by_job]
+            if len(self._deadlines) > 2 * len(self._by_job):  # many entries are of requests that have left
+                known = [(entry, entry[2]()) for entry in self._deadlines]
+                self._deadlines = [entry for entry, one in known if one is not None and one.job in self._by_job]
                 heapq.heapify(self._deadlines)
             self.changed.notify_all()
             return True
@@ -221,8 +222,8 @@ class Queue:
         """Take out the requests whose deadline has passed. The caller answers them."""
         late = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, request = heapq.heappop(self._deadlines)
-            if self.leave(request):
+            request = heapq.heappop(self._deadlines)[2]()
+            if request is not None and self.leave(request):
                 late.append(request)
         return late
 

@@ -86,9 +86,8 @@ class Scheduler:
         started = sum(row.started for row in job.rows if not row.stepped)
         self._running[job.group] -= started
         self.waiting -= job.unstepped - started
-        if under_way := self.busy.left(job):
-            for other in self._by_promise:
-                other.blocks = other.blocks._replace(answer=max(other.blocks.answer, under_way))
+        self.busy.left(job)
+        self._note_orphan()
 
     def ahead_of(self, job: Job) -> int:
         """How many jobs have less work left, or as much work and an earlier arrival."""
@@ -124,24 +123,9 @@ class Scheduler:
         return self.work.runnable
 
     @property
-    def undecoded(self) -> int:
-        """Rows still to be decoded."""
-        return self.work.images.total()
-
-    @property
     def decoding(self) -> int:
-        """Undecoded rows that have ended their last step."""
+        """Rows still to be decoded that have ended their last step."""
         return self.work.decoding.total()
-
-    @property
-    def unencoded(self) -> int:
-        """Uploads still to be encoded."""
-        return self.work.uploads.total()
-
-    @property
-    def unanswered(self) -> int:
-        """Pieces of answers still to be encoded."""
-        return self.work.pieces
 
     @property
     def backlog_s(self) -> float:
@@ -236,6 +220,13 @@ class Scheduler:
             seconds: what the piece takes at most at speed 1.
         """
         self.busy.began(stage, seconds, frozenset(self._present.intersection(jobs)))
+        self._note_orphan()  # the jobs may have left since the piece was chosen
+
+    def _note_orphan(self) -> None:
+        """Note on all jobs the piece of an answer that is under way though its job has left."""
+        if under_way := self.busy.orphan_s("answer"):
+            for job in self._by_promise:
+                job.blocks = job.blocks.at_least(under_way)
 
     def ended(self, stage: Stage) -> None:
         """Note that a stage has ended its piece of work, whatever came of it."""

@@ -136,17 +136,25 @@ class Stage(Worker):
 
     def _next_batch(self) -> list[Piece]:
         """Take out the next pieces, all of one group. Pieces of requests that have left are dropped."""
+        for group in [*self._lines]:
+            self._drop_left(group)  # else the promise of one that has left could choose the group
+        if not self._lines:
+            return []
+        group = min(self._lines, key=lambda group: self._lines[group][0])
         batch: list[Piece] = []
-        while self._lines and not batch:
-            group = min(self._lines, key=lambda group: self._lines[group][0])
-            line, most = self._lines[group], self._task.most(self._machine, group)
-            while line and len(batch) < most:
-                piece = heapq.heappop(line)
-                if self._queue.of(piece.request.job) is not None:
-                    batch.append(piece)
-            if not line:
-                del self._lines[group]
+        most = self._task.most(self._machine, group)
+        while group in self._lines and len(batch) < most:
+            batch.append(heapq.heappop(self._lines[group]))
+            self._drop_left(group)
         return batch
+
+    def _drop_left(self, group: Group) -> None:
+        """Drop the first pieces of a group as long as their requests have left."""
+        line = self._lines[group]
+        while line and self._queue.of(line[0].request.job) is None:
+            heapq.heappop(line)
+        if not line:
+            del self._lines[group]
 
     @property
     def _machine(self) -> Machine:

@@ -7,6 +7,7 @@ the time of all passes.
 from collections.abc import Iterable, Mapping
 
 SHARE = 0.02  # of the time of passes, for trials
+_ABOUT = 0.9  # of the price of the next trial; prices move with the speed of the machine
 
 
 class Trials:
@@ -20,7 +21,13 @@ class Trials:
         self._seen = dict.fromkeys(widths, 0)  # by width, the number of the last pass that had it
         self._passes = 0
         self._saved = 0.0  # seconds
+        self._enough = 0.0  # seconds; with less, no trial can be due
         self._trying: int | None = None
+
+    @property
+    def may_be_due(self) -> bool:
+        """Whether the time saved is about enough for a trial. Each pass asks, so this is quick."""
+        return self._saved >= self._enough
 
     def due(self, prices: Mapping[int, float], unknown: Iterable[int]) -> int | None:
         """The width to try now; None if trials have had their share of the time.
@@ -34,6 +41,7 @@ class Trials:
         self._saved = min(self._saved, max(prices.values()))  # so that no burst of trials comes
         candidates = [width for width in unknown if width in prices] or prices
         width = min(candidates, key=lambda one: (self._seen[one], one))
+        self._enough = _ABOUT * prices[width]
         return width if prices[width] <= self._saved else None
 
     def begin(self, width: int) -> None:

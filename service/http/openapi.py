@@ -147,8 +147,8 @@ def _problem(status: int) -> Schema:
     return {"description": _PROBLEMS[status], "headers": headers, "content": content}
 
 
-def _responses(content: Schema, headers: Schema, *without: int) -> dict[int | str, Schema]:
-    problems: dict[int | str, Schema] = {status: _problem(status) for status in _PROBLEMS if status not in without}
+def _responses(content: Schema, headers: Schema) -> dict[int | str, Schema]:
+    problems: dict[int | str, Schema] = {status: _problem(status) for status in _PROBLEMS}
     done = {"description": "The images", "headers": {**_ID, **_CACHE, **_SEED, **headers}, "content": content}
     return {200: done, **problems}
 
@@ -266,12 +266,11 @@ def denoise(request: RequestModel[DenoiseRequest], served: Served) -> dict[str, 
 
 def noise(request: RequestModel[NoiseRequest], served: Served) -> dict[str, Any]:
     content = _content(served, noise_media(served))
-    never = [] if served.model.vae else [500, 504]  # without a VAE, nothing is encoded or decoded
     return {
         "operation_id": "noise",
         "response_class": Response,
         "summary": "Add noise to a clean image: the forward process",
-        "responses": _responses(content, {**_CLIPPED, **_VARY}, *never),
+        "responses": _responses(content, {**_CLIPPED, **_timing(served), **_VARY}),
         "openapi_extra": {"requestBody": _upload(request, served, steps=1)},
     }
 
