@@ -74,7 +74,7 @@ def run(block: Block, folder: Path, home: Path, server: str) -> None:
 def check(path: Path) -> None:
     """Check that a file's content fits its name."""
     match path.suffix:
-        case ".png":
+        case ".png" | ".webp" | ".jpg":
             with Image.open(path) as image:
                 image.load()
         case ".npy":

@@ -659,7 +659,7 @@ PICTURES = ("image/png", "image/webp", "image/jpeg")
             {*PICTURES, "application/json", "application/x-npy", "text/event-stream"},
             {401, 406, 408, 413, 415, 422, 429, 500, 503, 504},
         ),
-        ("/noise", "post", {"image/png", "application/x-npy"}, {401, 406, 408, 413, 415, 422, 429, 503}),
+        ("/noise", "post", {"image/png", "application/x-npy"}, {401, 406, 408, 413, 415, 422, 429, 500, 503, 504}),
         ("/health/live", "get", {"application/json"}, {503}),
         ("/health/ready", "get", {"application/json"}, {503}),
         ("/health", "get", {"application/json"}, {503}),
@@ -719,7 +719,7 @@ def test_distilled_weights_are_described() -> None:
     assert denoise["num_inference_steps"]["enum"] == [1, 2, 4]
 
 
-def test_latent_diffusion_is_described(description: Json) -> None:
+def test_latent_diffusion_is_described() -> None:
     with serving_latents() as latents:
         document = latents.client.get("/openapi.json").json()
         for path in ("/sample", "/denoise", "/noise"):
@@ -735,8 +735,6 @@ def test_latent_diffusion_is_described(description: Json) -> None:
         form = fields_of(latents, "/denoise", "multipart/form-data")
     assert "latents" in form["image"]["description"]
     assert fields.keys() == form.keys()
-    statuses, without = (set(one["paths"]["/noise"]["post"]["responses"]) for one in (document, description))
-    assert statuses - without == {"500", "504"}  # of encoding and decoding
 
 
 def test_text_fields_have_no_null(server: ServerProcess, rgb_server: ServerProcess) -> None:

@@ -118,10 +118,11 @@ def main() -> None:
     chosen = [_some(split, number, seed) for seed in seeds]
     real = _medians([held.compare(split.train_x[some], split.train_y[some]) for some in chosen])
     medians = _medians(drawn)
+    first, last = args.interval
+    within = "" if args.interval == ALL_STEPS else f" from {first:g} to {last:g} of the steps"
     print(
         f"\n{fingerprint['backend']}, {fingerprint['precision']}, "
-        f"{settings.sampler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g} "
-        f"from {args.interval[0]:g} to {args.interval[1]:g} of the steps, "
+        f"{settings.sampler}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}{within}, "
         f"{TIMES} times {number:,} images, with the seeds from {', '.join(map(str, seeds))} on\n"
     )
     print(f"| | {' | '.join(f'from {seed}' for seed in seeds)} | median | training images | limit |")

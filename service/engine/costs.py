@@ -70,7 +70,7 @@ class Costs:
         self._widths = sorted(measured if widths is None else widths)
         known = {width: max(seconds, _SHORTEST) for width, seconds in measured.items()}
         self._unknown = set(self._widths) - known.keys()
-        self._measured = {width: _guess(width, known) for width in self._widths}
+        self._measured = {width: known[width] if width in known else _guess(width, known) for width in self._widths}
         self._width_of = [0, *(min(w for w in self._widths if w >= n) for n in range(1, self._widths[-1] + 1))]
         self._at_start = dict(self._measured)
         self._least = dict(self._measured)  # the fewest seconds of a pass so far, by width

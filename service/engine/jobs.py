@@ -180,10 +180,8 @@ class Job:
         all_s = upload_s + self.size * row_s + rows * image_s + machine.answer.seconds(values, pieces)
         done_s = (self.size - self.left) * row_s
         done_s += machine.answer.seconds(values - self.unanswered_values, pieces - self.unanswered)
-        if self.stages.decoded:
-            done_s += (rows - self.undecoded) * image_s
-        if not self.encoding:
-            done_s += upload_s
+        done_s += (rows - self.undecoded) * image_s
+        done_s += 0.0 if self.encoding else upload_s
         self._shown = max(self._shown, done_s / all_s)
         return self._shown
 
