@@ -586,3 +586,17 @@ header_words = st.lists(
 @given(header_words.map("".join) | st.text(st.characters(max_codepoint=255)), st.sampled_from((1, 2)))
 def test_an_npy_header_of_any_text_is_decoded_or_refused(header: str, version: int) -> None:
     decoded(npy_with_header(header, version=version))
+
+
+def test_a_header_that_python_fails_to_read_once_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python before 3.11.8 mixes up what two threads parse at a time, and raises SystemError or RecursionError."""
+    read, failures = np.lib.format.read_array_header_1_0, [SystemError, RecursionError]
+
+    def fails_first(file: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return read(file)
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", fails_first)
+    image = np.zeros((1, 2, 2), np.float32)
+    assert (decode(encode_npy(image), [image.shape], 1.0) == image).all()

@@ -14,6 +14,7 @@ from service.http.png import either, is_png, read_png
 Shape = tuple[int, int, int]
 
 _NPY_MAGIC = b"\x93NUMPY"
+_TRIES = 3  # to read a header
 _NPY_HEADER = 2**12 + 12  # the most bytes of an .npy before its values; numpy writes 128
 _PICTURES = (1, 3)  # the numbers of channels that a PNG can have
 
@@ -54,18 +55,28 @@ def decode(data: Bytes, shapes: Sequence[Shape], value_range: float, latent_shap
     raise _invalid(f"must be an .npy file: images of this model have {channels} channels, and are no pictures")
 
 
+def _npy_header(data: Bytes) -> tuple[io.BytesIO, tuple[int, ...], bool, np.dtype[np.generic]]:
+    """The file behind its header, and what the header says: shape, order and type."""
+    for _ in range(_TRIES):
+        file = io.BytesIO(data[:_NPY_HEADER])
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            came, fortran_order, dtype = read_header(file)
+        except (SystemError, RecursionError):  # perhaps another thread's: Python's parser before 3.11.8, gh-106905
+            continue
+        except Exception:  # NumPy parses the header as Python, which can fail in any way
+            break
+        return file, tuple(came), fortran_order, dtype
+    raise _invalid("is an .npy file whose header cannot be read")
+
+
 def _decode_npy(data: Bytes, shapes: Sequence[Shape], what: str = "") -> Image:
-    file = io.BytesIO(data[:_NPY_HEADER])
-    try:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        came, fortran_order, dtype = read_header(file)
-        kind = f"{dtype} {list(came)}"[:100]
-    except Exception:  # NumPy parses the header as Python, which can fail in any way
-        raise _invalid("is an .npy file whose header cannot be read") from None
+    file, came, fortran_order, dtype = _npy_header(data)
+    kind = f"{dtype} {list(came)}"[:100]
     if dtype.hasobject:
         raise _invalid("must be an .npy of float32, and holds pickled objects, which are never opened")
     if dtype.newbyteorder("=") != np.float32 or came not in shapes:
