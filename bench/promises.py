@@ -187,7 +187,8 @@ def main() -> None:
         for name, folder, fields in (("small", small, {}), ("digits", BOX / "digits", labelled)):
             with running(("Stepwise", "service", {"STEPWISE_WEIGHTS": str(folder)})) as [server]:
                 kept |= promises(server, name)
-                short[name] = beside_long_ones(server, fields, {"num_inference_steps": 1000, **fields})
+                long: Fields = {"num_inference_steps": 1000, "sampler": "ddim", **fields}
+                short[name] = beside_long_ones(server, fields, long)
                 loop = openvino_loop(folder, 1)
                 for steps in (10, 50):
                     served, bare = beside_the_loop(server, loop, steps)
