@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.engine.bounds import MARGIN, SHARED, Bounds, Spare, spare
 from service.engine.choosing import fill, filled, first_alone
-from service.engine.costs import Machine, PerValue
+from service.engine.costs import Costs, Machine, PerValue
 from service.engine.jobs import Batch, Job, StageWork
 from service.engine.outstanding import Busy, Outstanding
 from service.engine.promises import PATIENCE, SHORTEST, earliest, enter, patient
@@ -25,6 +25,45 @@ START = 100.0
 
 BETWEEN = {1: 1.0, 2: 1.5, 3: 2.0, 4: 2.5}
 EQUAL = {4: 1.0}
+
+
+class Told(Bounds):
+    """The bounds of each plan, told a second time: job by job, in plain sums."""
+
+    def alone(self, seconds: float) -> float:
+        """The bound for a job's steps. `seconds` is the time of the job and the jobs ahead at speed 1."""
+        return self.unit * seconds
+
+    def together(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The bound for a job's steps, behind these other jobs."""
+        seconds = sum(self.filling(job))
+        most: dict[Costs, float] = {}
+        for other in ahead:
+            costs = other.costs
+            rows, steps = self.filling(other)
+            seconds += rows
+            if costs is not job.costs and other.encoding:
+                seconds += steps
+            elif costs is not job.costs:
+                most[costs] = max(most.get(costs, 0.0), steps)
+        return seconds + sum(most.values())
+
+    def decoded(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The seconds from a job's last step to its last image, behind these other jobs."""
+        if not job.undecoded:
+            return 0.0
+        images = self.images[job.costs]
+        seconds = images.image * (job.undecoded - 1) + images.full + self.decode * job.blocks.decode
+        for other in ahead:
+            theirs = self.images[other.costs]
+            seconds += other.undecoded * (theirs.image if other.costs is job.costs else theirs.single)
+        return seconds
+
+    def answered(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The seconds from a job's last image to the end of its answer, behind these other jobs."""
+        if not job.unanswered:
+            return 0.0
+        return self.answer * (job.blocks.answer + job.answer_s + sum(other.answer_s for other in ahead))
 
 
 def in_order(job: Job) -> tuple[float, float]:
@@ -125,7 +164,7 @@ def later(after: Spare, before: Spare) -> None:
 
 def to_spare(crowd: Crowd) -> Spare:
     """What the plans leave, with a separate sum for each job, even for one that waits only for stages."""
-    bounds, line = Bounds(crowd.machine), crowd.line
+    bounds, line = Told(crowd.machine), crowd.line
     alone, together = [inf], [inf]
     for place, job in enumerate(line):
         ahead = line[:place]
@@ -243,7 +282,7 @@ def test_a_plan_keeps_what_it_has_to_spare_while_it_is_followed(crowd: Crowd, pl
 @given(plain_crowds, st.data(), st.floats(0.0, 300.0))
 def test_no_earlier_promise_could_be_kept(crowd: Crowd, data: st.DataObject, wanted: float) -> None:
     """Compares with a search over all places in line, for both plans."""
-    machine, bounds = crowd.machine, Bounds(crowd.machine)
+    machine, bounds = crowd.machine, Told(crowd.machine)
     job = data.draw(any_jobs(machine, varied_images, stages=False))
     found = earliest(job, crowd.line, machine, START, wanted)
     candidates = {wanted, *(other.promise for other in crowd.line)}
@@ -275,7 +314,7 @@ def test_no_earlier_promise_could_be_kept_where_images_are_decoded(
     data: st.DataObject, machine: Machine, wanted: float
 ) -> None:
     """Compares with a search over all places in line, for both plans."""
-    bounds, crowd = Bounds(machine), Crowd(machine)
+    bounds, crowd = Told(machine), Crowd(machine)
     stages = st.booleans().map(lambda decoded: StageWork(decoded=decoded))
     jobs = st.builds(
         lambda images, work, group: job_of(images, machine, work, group),
@@ -311,7 +350,7 @@ def test_where_promises_are_late_already_a_new_one_is_what_the_better_plan_could
     assert wanted <= promise < inf
     crowd.add(job, promise)
     assert max(crowd.spare()) >= min(max(before), 0) - ROUNDING  # no job becomes later
-    ahead, bounds = crowd.line[: crowd.line.index(job)], Bounds(machine)
+    ahead, bounds = crowd.line[: crowd.line.index(job)], Told(machine)
     alone = promise - START - bounds.alone(job.seconds + sum(one.seconds for one in ahead))
     together = promise - START - bounds.together(job, ahead)
     better = alone if before.alone > before.together else together
@@ -321,7 +360,7 @@ def test_where_promises_are_late_already_a_new_one_is_what_the_better_plan_could
 @given(cost_tables, any_images)
 def test_an_idle_server_promises_the_sooner_of_both_plans(table: dict[int, float], images: Images) -> None:
     machine = machine_of(table, table)
-    job, bounds = job_of(images, machine), Bounds(machine)
+    job, bounds = job_of(images, machine), Told(machine)
     shortest = min(bounds.alone(job.seconds), bounds.together(job, []))
     assert earliest(job, [], machine, START, 0.0) == pytest.approx(START + shortest)
     assert earliest(job, [], machine, START, START + shortest + 1) == START + shortest + 1
@@ -399,7 +438,7 @@ def test_a_piece_under_way_of_a_job_that_has_left_counts() -> None:
 def test_bounds_are_seconds_with_the_margin() -> None:
     machine = machine_of(BETWEEN, {2: 6.0})
     small, large = (job_of(alike(4, 5), machine, group=group) for group in GROUPS[:2])
-    bounds, margin = Bounds(machine), 1 + MARGIN
+    bounds, margin = Told(machine), 1 + MARGIN
     assert bounds.alone(8.0) == pytest.approx(8.0 * margin)
     assert bounds.together(small, [small]) == pytest.approx((40 / 4 + 5 * 3 / 4) * 2.5 * margin)
     alone = (20 / 4 + 5 * 3 / 4) * 2.5
@@ -409,10 +448,10 @@ def test_bounds_are_seconds_with_the_margin() -> None:
 def test_a_slower_machine_has_longer_bounds_in_all_groups() -> None:
     machine = machine_of(BETWEEN, {2: 6.0})
     job = job_of(alike(10, 1), machine, group=GROUPS[1])
-    before = Bounds(machine)
+    before = Told(machine)
     for _ in range(50):
         machine.passes[GROUPS[0]].follow(4, 5.0)
-    after = Bounds(machine)
+    after = Told(machine)
     assert after.unit == pytest.approx(machine.passes[GROUPS[1]].speed * (1 + MARGIN))
     assert after.alone(1.0) > 1.5 * before.alone(1.0)
     assert after.together(job, []) > 1.5 * before.together(job, [])
@@ -448,7 +487,7 @@ def test_a_patient_promise_is_a_multiple_of_the_work_ahead(
 ) -> None:
     machine = machine_of(table)
     job, ahead = job_of(images, machine), [job_of(other, machine) for other in others]
-    in_full_passes = Bounds(machine).together(job, ahead) / (1 + MARGIN)
+    in_full_passes = Told(machine).together(job, ahead) / (1 + MARGIN)
     assert a_patient_promise(job, ahead, machine) == pytest.approx(max(SHORTEST, PATIENCE * in_full_passes))
 
 
@@ -472,8 +511,8 @@ def test_bounds_of_decoding_are_seconds_beside_passes_with_the_margin() -> None:
     decoded, plain = job_of(alike(1, 1), machine, StageWork(decoded=True)), job_of(alike(1, 1), machine)
     earliest(decoded, others, machine, START, 0.0)
     a_batch = 2.0 * SHARED * (1 + MARGIN)
-    assert Bounds(machine).decoded(decoded, others) == pytest.approx((6 / 4 + 2 - 1 / 4) * a_batch)
-    assert Bounds(machine).decoded(plain, others) == 0
+    assert Told(machine).decoded(decoded, others) == pytest.approx((6 / 4 + 2 - 1 / 4) * a_batch)
+    assert Told(machine).decoded(plain, others) == 0
     for _ in range(50):
         machine.decode[GROUPS[0]].follow(4, 4.0)
-    assert Bounds(machine).decoded(decoded, others) > 1.5 * (6 / 4 + 2 - 1 / 4) * a_batch
+    assert Told(machine).decoded(decoded, others) > 1.5 * (6 / 4 + 2 - 1 / 4) * a_batch

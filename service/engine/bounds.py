@@ -29,7 +29,7 @@ outside the plan make no bound longer, and neither do jobs that leave. So the sc
 freely.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -92,46 +92,11 @@ class Bounds:
         for costs in machine.encode.values():
             self.encode = costs.speed * SHARED * (1 + MARGIN)
 
-    def alone(self, seconds: float) -> float:
-        """The bound for a job's steps. `seconds` is the time of the job and the jobs ahead at speed 1."""
-        return self.unit * seconds
-
     def filling(self, job: Job) -> tuple[float, float]:
         """What a job adds to the bound of the plan `together`: for its forward rows, and for its steps."""
         if job.costs in self.one_by_one:
             return self.unit * job.seconds, 0.0
         return self.rows[job.costs] * job.left, self.steps[job.costs] * job.steps
-
-    def together(self, job: Job, ahead: Iterable[Job]) -> float:
-        """The bound for a job's steps, behind these other jobs."""
-        seconds = sum(self.filling(job))
-        most: dict[Costs, float] = {}
-        for other in ahead:
-            costs = other.costs
-            rows, steps = self.filling(other)
-            seconds += rows
-            if costs is not job.costs and other.encoding:
-                seconds += steps
-            elif costs is not job.costs:
-                most[costs] = max(most.get(costs, 0.0), steps)
-        return seconds + sum(most.values())
-
-    def decoded(self, job: Job, ahead: Iterable[Job]) -> float:
-        """The seconds from a job's last step to its last image, behind these other jobs."""
-        if not job.undecoded:
-            return 0.0
-        images = self.images[job.costs]
-        seconds = images.image * (job.undecoded - 1) + images.full + self.decode * job.blocks.decode
-        for other in ahead:
-            theirs = self.images[other.costs]
-            seconds += other.undecoded * (theirs.image if other.costs is job.costs else theirs.single)
-        return seconds
-
-    def answered(self, job: Job, ahead: Iterable[Job]) -> float:
-        """The seconds from a job's last image to the end of its answer, behind these other jobs."""
-        if not job.unanswered:
-            return 0.0
-        return self.answer * (job.blocks.answer + job.answer_s + sum(other.answer_s for other in ahead))
 
 
 class _Rate:
