@@ -20,6 +20,8 @@ from service.engine.jobs import Batch, Job, StageWork
 from service.engine.scheduler import Scheduler, Stage
 from service.engine.waves import RowState
 
+SOON = 1e-6  # seconds, for rounding
+
 Image = tuple[int, ...]  # steps, and forward rows of a step; perhaps also the first and the last line with so many
 Images = tuple[Image, ...]
 
@@ -458,6 +460,15 @@ class Line:
 def alike(images: int, steps: int, forwards: int = 1) -> Images:
     """`images` equal images."""
     return ((steps, forwards),) * images
+
+
+def play_and_check_promises(line: Line, arrivals: Iterable[Arrival]) -> None:
+    """Play all arrivals. Each job ends in one of three ways, and all that are done have kept their promises."""
+    for ticket in line.play(arrivals):
+        assert (ticket.done is not None) + ticket.refused + ticket.cancelled == 1
+        if ticket.done is not None:
+            assert ticket.done <= ticket.promise + SOON
+            assert ticket.promise <= ticket.latest
 
 
 def played(

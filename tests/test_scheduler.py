@@ -17,6 +17,7 @@ from service.engine.promises import seconds_alone
 from service.engine.scheduler import Scheduler
 from tests.lines import (
     ONE,
+    SOON,
     Arrival,
     Images,
     Line,
@@ -30,11 +31,11 @@ from tests.lines import (
     decoding_machines,
     job_of,
     machine_of,
+    play_and_check_promises,
     played,
 )
 from tests.properties import examples
 
-SOON = 1e-6  # seconds, for rounding
 MANY = 1000
 FEW = 8  # up to so many jobs, a pass may be narrow so that a short job keeps its pace
 
@@ -75,11 +76,7 @@ def test_every_promise_is_kept_while_passes_stay_within_the_margin(
     table: dict[int, float], arrivals: list[Arrival], times: list[float], max_started: int
 ) -> None:
     line = Line(machine_of(table), max_started, times)
-    for ticket in line.play(arrivals):
-        assert (ticket.done is not None) + ticket.refused + ticket.cancelled == 1
-        if ticket.done is not None:
-            assert ticket.done <= ticket.promise + SOON
-            assert ticket.promise <= ticket.latest
+    play_and_check_promises(line, arrivals)
 
 
 def test_two_roundings_do_not_add_up_to_a_broken_promise() -> None:
@@ -627,11 +624,7 @@ def test_every_promise_is_kept_while_decoding_stays_within_its_margin_too(
     machine: Machine, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int
 ) -> None:
     line = Line(machine, max_started, times, decode_times=decode_times)
-    for ticket in line.play(arrivals):
-        assert (ticket.done is not None) + ticket.refused + ticket.cancelled == 1
-        if ticket.done is not None:
-            assert ticket.done <= ticket.promise + SOON
-            assert ticket.promise <= ticket.latest
+    play_and_check_promises(line, arrivals)
 
 
 def test_others_that_fill_up_a_batch_were_not_counted_and_broke_promises() -> None:

@@ -15,6 +15,7 @@ from service.engine.trials import SHARE
 from tests.lines import (
     GROUPS,
     ONE,
+    SOON,
     Arrival,
     Line,
     Ticket,
@@ -27,11 +28,11 @@ from tests.lines import (
     lines_of,
     machine_of,
     machines,
+    play_and_check_promises,
     varied_images,
 )
 from tests.properties import examples
 
-SOON = 1e-6  # seconds, for rounding
 MANY = 1000
 
 
@@ -47,11 +48,7 @@ def test_every_promise_is_kept_while_all_work_stays_within_its_margin(
     machine: Machine, arrivals: list[Arrival], times: list[float], decode_times: list[float], max_started: int
 ) -> None:
     line = Line(machine, max_started, times, decode_times=decode_times)
-    for ticket in line.play(arrivals):
-        assert (ticket.done is not None) + ticket.refused + ticket.cancelled == 1
-        if ticket.done is not None:
-            assert ticket.done <= ticket.promise + SOON
-            assert ticket.promise <= ticket.latest
+    play_and_check_promises(line, arrivals)
 
 
 def test_counts_can_be_read_while_the_first_job_of_a_group_arrives() -> None:
