@@ -179,6 +179,12 @@ def test_a_size_that_is_not_served_is_refused_with_the_list(fields: dict[str, An
     assert str(refused.value) == said
 
 
+def test_where_one_size_is_served_the_sentence_is_short() -> None:
+    with pytest.raises(Invalid) as refused:
+        planned(replace(SERVED, groups=(Group(32, 32),)), height=31)
+    assert str(refused.value) == "height: must be that of 32x32 (width x height), and is 31"
+
+
 @given(
     st.lists(st.builds(Group, st.integers(1, 3), st.integers(1, 3)), min_size=1, unique=True),
     st.none() | st.integers(1, 3),

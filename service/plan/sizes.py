@@ -26,6 +26,8 @@ def asked(request: SampleRequest, groups: Sequence[Group]) -> Group:
         raise Invalid.field("height", f"must be, with width, {listed(groups)}, and is {Group(height, width)}")
     name, other = ("width", "height") if height is None else ("height", "width")
     why = f"must, without {other}, belong to exactly one of {listed(groups)}"
+    if len(groups) == 1:
+        why = f"must be that of {listed(groups)}"
     raise Invalid.field(name, f"{why}, and is {width if height is None else height}")
 
 
