@@ -1,6 +1,7 @@
 """The description of loaded weights that the rest of the program uses. This module does not import torch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from model.rows import Group
 from model.schedule import Schedule
@@ -43,6 +44,21 @@ class VAEDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class TextDescription:
+    """The text encoder of a text-to-image model.
+
+    Attributes:
+        length: tokens of a context.
+        layers: of the encoder. `clip_skip` is less than this.
+        num_parameters: of the encoder.
+    """
+
+    length: int
+    layers: int
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDescription:
     """Loaded weights, without the network.
 
@@ -61,6 +77,8 @@ class ModelDescription:
         num_parameters: of the U-Net.
         distilled: the settings that the weights allow; None allows all.
         vae: the VAE; None if the U-Net denoises images.
+        text: the text encoder; None for a model without prompts.
+        safety_checker: "not run" if the checkpoint has one, else "none".
         declared_name: the model's name in the weights' config; None if it has none.
     """
 
@@ -80,6 +98,8 @@ class ModelDescription:
     recommended: Recommended
     distilled: Distilled | None = None
     vae: VAEDescription | None = None
+    text: TextDescription | None = None
+    safety_checker: Literal["none", "not run"] = "none"
     declared_name: str | None = None
 
     @property

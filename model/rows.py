@@ -3,8 +3,8 @@
 A row is one image in flight. Each step takes one forward row through the network for each branch of the row.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -30,15 +30,46 @@ class Group(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
+class Text(NamedTuple):
+    """A prompt, ready for the text encoder. Equal texts have equal contexts.
+
+    Attributes:
+        ids: tokens, as many as the encoder takes.
+        clip_skip: how many of the encoder's last layers are left out.
+    """
+
+    ids: tuple[int, ...]
+    clip_skip: int = 0
+
+
+class Tokens(NamedTuple):
+    """The tokens of a prompt.
+
+    Attributes:
+        ids: as many as the encoder takes, with its special tokens.
+        cut: how many tokens of the prompt did not fit.
+    """
+
+    ids: tuple[int, ...]
+    cut: int
+
+
+Tokenize = Callable[[str], Tokens]
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """What the network is given beside x and the timestep, the same at each step of a row.
 
     Attributes:
         label: the class; None for no label.
+        text: the prompt; None for a network without text.
+        context: what the text encoder makes of `text`, [tokens, channels]; None until then.
     """
 
     label: int | None = None
+    text: Text | None = None
+    context: Image | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +84,8 @@ class Row:
         branches: the conditions of the predictions that guidance combines. The first is the row's own, the last is the
             negative one, such as "no label". A row without guidance has one branch.
         guidance_scale: of classifier-free guidance; unused with one branch.
+        guidance_rescale: φ of Lin et al. 2023, arXiv:2305.08891, section 3.4: how far the standard deviation of a
+            guided prediction moves to that of the row's own prediction; unused with one branch.
         guidance_interval: from and to, in 0 … 1. Line i of N lines is guided if from <= i/N < to. The other lines use
             the first branch alone.
         model_output: return the network's prediction at the last step instead of the image.
@@ -65,6 +98,7 @@ class Row:
     start: Image | None = None
     branches: tuple[Condition, ...] = (Condition(),)
     guidance_scale: float = 1.0
+    guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     model_output: bool = False
     latent: bool = False
@@ -73,6 +107,22 @@ class Row:
     def is_decoded(self) -> bool:
         """Whether the result is decoded, if the network denoises latents."""
         return not (self.model_output or self.latent)
+
+    @property
+    def texts(self) -> list[Text]:
+        """The texts that are still to be encoded, each once."""
+        waiting = (one.text for one in self.branches if one.text is not None and one.context is None)
+        return list(dict.fromkeys(waiting))
+
+    def with_contexts(self, contexts: Mapping[Text, Image]) -> "Row":
+        """The row with the contexts of its texts."""
+        return replace(
+            self,
+            branches=tuple(
+                one if one.text is None or one.context is not None else replace(one, context=contexts[one.text])
+                for one in self.branches
+            ),
+        )
 
     @cached_property
     def forwards(self) -> tuple[int, ...]:
@@ -126,6 +176,13 @@ class VAE(Protocol):
 
     def preview(self, latents: Image) -> Image:
         """A rough image of latents, [C, H, W], at almost no cost. Any thread may call this at any time."""
+
+
+class TextEncoder(Protocol):
+    """Maps texts to contexts. Calls must not overlap each other."""
+
+    def encode(self, text: Text) -> Image:
+        """Map a text to its context, float32 [tokens, channels]. The same text gives the same bits."""
 
 
 class Runner(Protocol):
