@@ -1,4 +1,4 @@
-"""Tiny random folders of StableDiffusionPipeline, as diffusers and transformers write them; and the library's pipelines of them.
+"""Tiny random folders of StableDiffusionPipeline, as diffusers and transformers write them, and how they are drawn.
 
 An image is 64x64 at the default VAE factor 8: latents are 8x8. All weights are random, deterministic by seed, and exact
 in float16. transformers takes seconds to import, so functions import it.
