@@ -1,0 +1,235 @@
+"""Stable Diffusion on a running server: the images of diffusers' own pipelines, and the same bytes in a crowd."""
+
+import base64
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.pipelines import KINDS, draw, load_pipeline, write_pipeline
+from tests.servers import Json, ServerProcess, read_npy, read_parameters, read_png, serving, side_by_side
+from tests.test_bytes import PNG, Asked, differing, info, needs_bfloat16, sha256
+from tests.test_diffusers_server import to_uint8
+
+# diffusers' warning with NumPy 2.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]
+
+SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a")
+SIZES = ((64, 64), (72, 56))  # (height, width); the second makes latents that no level can halve evenly
+PROMPTS = (
+    "",
+    "a fox in the snow",
+    "THREE purple ghosts!  in the forest, at night",
+    "naïve café 東京 🦊",
+    "the " * 100,
+    "<|endoftext|> a dog !",
+)
+# Pipelines as they are published, and pipelines whose other fields are moved away from the defaults.
+VARIANTS: dict[str, Json] = {
+    **{kind: {"kind": kind} for kind in KINDS},
+    "euler": {"kind": "sd1", "scheduler": "EulerDiscreteScheduler", "seed": 5, "factor": 4},
+    "euler_a": {
+        "kind": "sd2",
+        "scheduler": "EulerAncestralDiscreteScheduler",
+        "scheduler_config": {"timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+        "tokenizer": "json",
+        "seed": 6,
+        "factor": 2,
+    },
+    "odd": {
+        "kind": "small_sd",
+        "scheduler": "DPMSolverMultistepScheduler",
+        "unet": {
+            "only_cross_attention": (True, False, False),
+            "transformer_layers_per_block": (1, 2, 1),
+            "attention_head_dim": (2, 3, 4),
+            "mid_block_type": "UNetMidBlock2D",
+            "norm_eps": 1e-6,
+            "act_fn": "gelu",
+            "encoder_hid_dim": 24,
+            "encoder_hid_dim_type": "text_proj",
+            "resnet_time_scale_shift": "scale_shift",
+        },
+        "text": {"hidden_size": 24, "num_hidden_layers": 5, "hidden_act": "gelu"},
+        "pad": "!",
+        "seed": 7,
+    },
+}
+
+
+def sizes_of(name: str) -> tuple[tuple[int, int], ...]:
+    """The sizes that are served. diffusers takes multiples of 8."""
+    factor = VARIANTS[name].get("factor", 8)
+    return SIZES if factor == 8 else ((8 * factor, 8 * factor), (16, 24))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pipelines")
+    for name, fields in VARIANTS.items():
+        write_pipeline(root / name, **fields)
+    return root
+
+
+def serving_text(folder: Path, name: str, **settings: object) -> Any:
+    sizes = ",".join(f"{width}x{height}" for height, width in sizes_of(name))
+    return serving(WEIGHTS=folder / name, SIZES=sizes, **{"MAX_BATCH": 4, **settings})
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path) -> Iterator[dict[str, ServerProcess]]:
+    with side_by_side(*(serving_text(folder, name) for name in VARIANTS)) as servers:
+        yield dict(zip(VARIANTS, servers, strict=True))
+
+
+@pytest.fixture(scope="module")
+def pipelines(folder: Path) -> Any:
+    return cache(lambda name: load_pipeline(folder / name))
+
+
+def request_of(name: str, i: int) -> Json:
+    """A request, all of which differ in everything."""
+    height, width = sizes_of(name)[i % 2]
+    return {
+        "seed": 100 + i,
+        "prompt": PROMPTS[i % len(PROMPTS)],
+        "negative_prompt": (None, "", "blurry, ugly")[i % 3],
+        "num_inference_steps": (10, 1, 7, 4, 20)[i % 5],
+        "guidance_scale": (7.5, 0, 1, 3, 1.5)[i % 5],
+        "guidance_rescale": (0, 0.7)[i % 4 == 3],
+        "height": height,
+        "width": width,
+    }
+
+
+def asked(server: ServerProcess, body: Json) -> NDArray[np.uint8]:
+    response = server.client.post("/sample", json=body, headers={"Accept": "application/json"})
+    assert response.status_code == 200, response.text
+    [image] = response.json()["images"]
+    return read_png(base64.b64decode(image["b64_json"]))
+
+
+def expected(pipeline: Any, body: Json) -> NDArray[np.uint8]:
+    settings = {key: value for key, value in body.items() if key not in ("seed", "prompt")}
+    return to_uint8(draw(pipeline, body["prompt"], body["seed"], **settings))
+
+
+def assert_alike(ours: NDArray[np.uint8], theirs: NDArray[np.uint8], what: object) -> None:
+    """Within one level on 99.9 % of the values."""
+    assert ours.shape == theirs.shape, what
+    beyond = np.abs(ours.astype(int) - theirs.astype(int)) > 1
+    assert beyond.mean() <= 0.001, (what, beyond.mean())
+    assert np.abs(ours.astype(int) - theirs.astype(int)).mean() < 0.1, what
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_pipelines_images(running: dict[str, ServerProcess], pipelines: Any, name: str) -> None:
+    """Each at the pipeline's own scheduler. The requests run together, and the pipeline draws them one by one."""
+    bodies = [request_of(name, i) for i in range(12)]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        drawn = list(pool.map(lambda body: asked(running[name], body), bodies))
+    for body, ours in zip(bodies, drawn, strict=True):
+        assert_alike(ours, expected(pipelines(name), body), body)
+    assert len({image.tobytes() for image in drawn}) == len(drawn)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [
+        ("ddim", "DDIMScheduler"),
+        ("dpmpp_2m", "DPMSolverMultistepScheduler"),
+        ("pndm", "PNDMScheduler"),
+        ("euler", "EulerDiscreteScheduler"),
+        ("euler_a", "EulerAncestralDiscreteScheduler"),
+    ],
+)
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_the_images_of_another_scheduler(
+    running: dict[str, ServerProcess], pipelines: Any, name: str, sampler: str, scheduler: str
+) -> None:
+    """As people change it: `from_config` of the pipeline's own scheduler."""
+    import diffusers
+
+    pipeline = pipelines(name)
+    own = pipeline.scheduler
+    config = dict(own.config) | ({"skip_prk_steps": True} if sampler == "pndm" else {})
+    try:
+        pipeline.scheduler = getattr(diffusers, scheduler).from_config(config)
+        for steps in (2, 9, 30):
+            body = {**request_of(name, steps), "num_inference_steps": steps, "guidance_scale": 5}
+            ours = asked(running[name], {**body, "sampler": sampler})
+            assert_alike(ours, expected(pipeline, body), (sampler, steps))
+    finally:
+        pipeline.scheduler = own
+
+
+def test_latents_are_the_pipelines(running: dict[str, ServerProcess], pipelines: Any) -> None:
+    body = request_of("sd1", 0)
+    response = running["sd1"].client.post("/sample", json=body, headers={"Accept": "application/x-npy"})
+    settings = {key: value for key, value in body.items() if key not in ("seed", "prompt")}
+    latents = draw(pipelines("sd1"), body["prompt"], body["seed"], output_type="latent", **settings)
+    np.testing.assert_allclose(read_npy(response.content), latents, rtol=0, atol=1e-5 * np.abs(latents).max())
+
+
+# The same bytes
+
+
+def a_sample(i: int) -> Asked:
+    """One image. The first 40 all differ."""
+    height, width = SIZES[i % 2]
+    body: Json = {
+        "seed": i * 2**47,
+        "prompt": PROMPTS[i % 5],
+        "negative_prompt": (None, "blurry", "")[i % 3],
+        "sampler": SAMPLERS[i % 6],
+        "num_inference_steps": 2 + 7 * i % 13,
+        "eta": i % 5 / 4 if i % 6 == 0 else 0,
+        "guidance_scale": (7.5, 0, 1, 3.5)[i % 4],
+        "guidance_rescale": (0, 0.5)[i % 8 == 3],
+        "guidance_interval": [0, (1, 0.5)[i % 8 == 4]],
+        "clip_skip": i % 2,
+        "height": height,
+        "width": width,
+    }
+    return Asked("/sample", PNG, body)
+
+
+WATCHED = [a_sample(i) for i in range(40)]
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+def test_the_same_seed_gives_the_same_bytes(folder: Path, precision: str) -> None:
+    """40 of 40, alone and in a crowd of mixed prompts, samplers, guidance and two sizes, in another process, too."""
+    with side_by_side(*(serving_text(folder, "sd1", PRECISION=precision) for _ in range(2))) as servers:
+        assert {info(server)["precision"] for server in servers} == {precision}
+        assert len({info(server)["fingerprint"] for server in servers}) == 1
+        alone = [sha256(servers[0], one) for one in WATCHED]
+        assert len(set(alone)) == len(WATCHED)
+        for order, server in enumerate(servers):
+            places = list(range(len(WATCHED)))
+            Random(order).shuffle(places)
+            with ThreadPoolExecutor(20) as pool:
+                ask = partial(sha256, server)
+                sums = dict(zip(places, pool.map(ask, [WATCHED[i] for i in places]), strict=True))
+            assert differing(WATCHED, [sums[i] for i in range(len(WATCHED))], alone) == []
+
+
+def test_a_recipe_draws_its_image_again(running: dict[str, ServerProcess]) -> None:
+    server = running["sd1"]
+    body = {**request_of("sd1", 1), "num_images": 2, "prompt": ["a fox", "an ox"], "guidance_scale": 4, "clip_skip": 1}
+    response = server.client.post("/sample", json=body, headers={"Accept": "application/json"})
+    for image, prompt in zip(response.json()["images"], ("a fox", "an ox"), strict=True):
+        png = base64.b64decode(image["b64_json"])
+        recipe = read_parameters(png)
+        assert recipe["prompt"] == prompt
+        again = {key: value for key, value in recipe.items() if key not in ("model", "fingerprint")}
+        assert server.client.post("/sample", json=again).content == png
