@@ -77,7 +77,7 @@ def _text_to_image(layout: Layout, vae: Path, scheduler: Path, text_encoder: Pat
         _autoencoder(layout, vae),
         read_text_encoder(text_path, layout.config(text_path, "text_encoder")),
     )
-    checker = layout.index is not None and layout.index.has_safety_checker
+    checker = layout.model_index is not None and layout.model_index.has_safety_checker
     if checker:
         log.warning("%s: the safety checker of this pipeline is not run: see docs/security.md", layout.name)
     return Source(

@@ -28,7 +28,7 @@ class Layout(NamedTuple):
         vae: the VAE's folder, if any.
         text_encoder, tokenizer: folders, if the pipeline is one of text-to-image.
         scheduler: the scheduler's config, if any.
-        index: model_index.json, if any.
+        model_index: model_index.json, if any.
         named: the file of weights that the user named, if any.
     """
 
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
     text_encoder: Path | None
     tokenizer: Path | None
     scheduler: Path | None
-    index: Index | None
+    model_index: Index | None
     named: Path | None
 
     @property
@@ -55,7 +55,7 @@ class Layout(NamedTuple):
     def unused(self) -> list[Path]:
         """Other parts' configs and LoRA weights in the pipeline's folder, relative to it."""
         used = {self.unet / CONFIG, self.scheduler, *([self.vae / CONFIG] if self.vae else [])}
-        silent = () if self.index is None else (*self.index.classes, *self.index.passed_over)
+        silent = () if self.model_index is None else (*self.model_index.classes, *self.model_index.passed_over)
         for name in silent if self.tokenizer is not None else ():
             used |= set((self.pipeline / name).glob("*config.json"))
         patterns = ("*config.json", "*lora*.safetensors")
@@ -80,7 +80,7 @@ class Layout(NamedTuple):
         Raises:
             CheckpointError: if the file is not a JSON object.
         """
-        classes = {} if self.index is None else self.index.classes.get(part, {})
+        classes = {} if self.model_index is None else self.model_index.classes.get(part, {})
         values = {**classes, **read_json(path, self.root), **(classes if index_first else {})}
         if "_class_name" in values:
             values["_class_name"] = without_flax(values["_class_name"])
@@ -131,7 +131,7 @@ def find_layout(path: Path) -> Layout | None:
         text_encoder=_part(index, _TEXT_ENCODER, CONFIG) if index is not None and is_text else None,
         tokenizer=_part(index, _TOKENIZER, "") if index is not None and is_text else None,
         scheduler=scheduler,
-        index=index,
+        model_index=index,
         named=path.absolute() if path.is_file() and (path.suffix in FORMATS or ".index." in path.name) else None,
     )
 

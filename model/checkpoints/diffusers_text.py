@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.checkpoints.config import RecommendedConfig
-from model.checkpoints.diffusers_config import Scheduler, known_fields, read_scheduler, recommended, sample_size
+from model.checkpoints.diffusers_config import Scheduler, known_fields, read_scheduler, read_size, recommended
 from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.files import invalid
 from model.checkpoints.text_config import TextToImageConfig
@@ -128,8 +128,8 @@ def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
             )  # fmt: skip
     if sampler in ("euler", "euler_a") and schedule.timestep_spacing == "trailing":
         log.warning(
-            "%s: timestep_spacing is trailing, as of weights for few steps (turbo, Lightning): if these are such weights, "
-            "set STEPWISE_RECOMMENDED to their steps and guidance",
+            "%s: timestep_spacing is trailing, as of weights for few steps (turbo, Lightning): if these are such "
+            "weights, set STEPWISE_RECOMMENDED to their steps and guidance",
             path,
         )
     return Scheduler(schedule, sampler, _STEPS)
@@ -151,7 +151,7 @@ def read_condition_unet(
     if kind != "UNet2DConditionModel":
         raise CheckpointError(path, f"_class_name is {shown(kind)}, and must be UNet2DConditionModel")
     _check_supported(path, values)
-    height, width = sample_size(path, _size(values), "latents'")
+    height, width = read_size(path, _sample_size(values), "latents'")
     fields = known_fields(path, values, UNet2DConditionConfig, _SILENT, lacks={*_FIXED})
     if isinstance(fields.get("act_fn"), str):
         fields["act_fn"] = fields["act_fn"].lower()
@@ -194,7 +194,7 @@ def _check_supported(path: Path, values: dict[str, Any]) -> None:
         raise CheckpointError(path, "mid_block_type is UNetMidBlock2DSimpleCrossAttn, which belongs to IF")
 
 
-def _size(values: dict[str, Any]) -> object:
+def _sample_size(values: dict[str, Any]) -> object:
     """The size of latents. Files from before diffusers 0.9 say 32 or so, and the pipelines take 64 instead."""
     size = values.get("sample_size")
     version = re.match(r"(\d+)\.(\d+)", str(values.get("_diffusers_version")))
