@@ -4,6 +4,7 @@ from typing import Any
 
 import diffusers
 from diffusers import training_utils
+from diffusers.guiders import guider_utils
 
 AutoencoderKL: Any = diffusers.AutoencoderKL
 DDIMPipeline: Any = diffusers.DDIMPipeline
@@ -11,10 +12,14 @@ DDIMScheduler: Any = diffusers.DDIMScheduler
 DDPMPipeline: Any = diffusers.DDPMPipeline
 DDPMScheduler: Any = diffusers.DDPMScheduler
 DPMSolverMultistepScheduler: Any = diffusers.DPMSolverMultistepScheduler
+EulerAncestralDiscreteScheduler: Any = diffusers.EulerAncestralDiscreteScheduler
+EulerDiscreteScheduler: Any = diffusers.EulerDiscreteScheduler
+PNDMScheduler: Any = diffusers.PNDMScheduler
 EMAModel: Any = training_utils.EMAModel
 LDMPipeline: Any = diffusers.LDMPipeline
 UNet2DModel: Any = diffusers.UNet2DModel
 VQModel: Any = diffusers.VQModel
+rescale_noise_cfg: Any = guider_utils.rescale_noise_cfg
 
 
 def scheduler_class(name: str) -> Any:
