@@ -186,7 +186,7 @@ def _special_tokens(
     path = folder / CONFIG
     given = {field: value for field, value in config.items() if field.endswith("_token") and type(value) is not bool}
     extra = [config.get(field) for field in ("additional_special_tokens", "extra_special_tokens")]
-    added: dict[Added, int] = {}
+    added: dict[Added, Any] = {}
     if "added_tokens_decoder" in config:
         for number, values in _object(path, "added_tokens_decoder", config["added_tokens_decoder"]).items():
             if not number.isdecimal():

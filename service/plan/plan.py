@@ -14,8 +14,9 @@ import numpy as np
 
 from model.description import ModelDescription
 from model.grids import GridError
+from model.lines import Column
 from model.rows import Group, Image, Row
-from model.samplers import SAMPLERS, Column, StepTable, denoise_table, sample_table
+from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
 from service.errors import Invalid
 from service.plan import sizes
@@ -29,7 +30,7 @@ Parameters = dict[str, object]
 # No noisy image of any timestep has larger values. The limit keeps the network's arithmetic finite.
 _MAX_NOISY_VALUE = 1e4
 
-_NO_STEPS = StepTable(np.empty(0, np.int64), np.empty((0, len(Column))))
+_NO_STEPS = StepTable(np.empty(0), np.empty((0, len(Column))))
 
 _DISTILLED = "which these weights were distilled for"
 
@@ -77,11 +78,11 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
     try:
         table = sample_table(model.schedule, sampler, grid, request.eta)
     except GridError as error:
-        raise Invalid.field("num_inference_steps", str(error)) from None
+        raise Invalid.field("num_inference_steps" if isinstance(grid, int) else "timesteps", str(error)) from None
     if table.timesteps[-1] < model.first_timestep:
         raise Invalid.field(
             "num_inference_steps",
-            f"{grid} steps of {sampler} end at timestep {table.timesteps[-1]}, "
+            f"{grid} steps of {sampler} end at timestep {table.timesteps[-1]:g}, "
             f"and this network knows those from {model.first_timestep} on",
         )
     _check_range("preview_every", request.preview_every, 0, len(table), ", the steps")
