@@ -10,6 +10,7 @@
     │   └── UnsupportedCoding
     ├── Invalid
     ├── HeadTooLarge
+    ├── Refused
     ├── ComputationFailed
     ├── Unavailable           says after how many seconds to ask again
     │   ├── Loading
@@ -78,6 +79,10 @@ class Invalid(ServiceError):
     @classmethod
     def field(cls, name: str, msg: str) -> "Invalid":
         return cls([{"loc": [name], "msg": msg}])
+
+
+class Refused(ServiceError):
+    """A check of the operator refuses the prompt or the image."""
 
 
 class HeadTooLarge(ServiceError):
