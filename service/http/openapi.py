@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from service.http.formats import encode_npy
 from service.http.models import RequestModel, Schema
-from service.http.png import encode_png
+from service.http.png import encode_png16
 from service.http.responses import EVENTS, JSON, image_media, noise_media, sample_media
 from service.plan.entries import table
 from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest
@@ -177,7 +177,7 @@ def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
     blank = np.zeros(served.model.image_shape_of(served.groups[0]), np.float32)
     example = {
-        "image": base64.b64encode(encode_npy(blank) if not served.draws_pictures else encode_png(blank, {})).decode(),
+        "image": base64.b64encode(encode_png16(blank, 1.0).png if served.draws_pictures else encode_npy(blank)).decode(),
         "timestep": served.model.schedule.num_train_timesteps // 2,
     }
     if "num_inference_steps" in schema["properties"]:
