@@ -10,6 +10,7 @@
     │   └── UnsupportedCoding
     ├── Invalid
     ├── HeadTooLarge
+    ├── Refused
     ├── ComputationFailed
     ├── Unavailable           says after how many seconds to ask again
     │   ├── Loading
@@ -82,6 +83,10 @@ class Invalid(ServiceError):
 
 class HeadTooLarge(ServiceError):
     """The address and the headers are too large."""
+
+
+class Refused(ServiceError):
+    """A check of the operator refuses the prompt or the image."""
 
 
 class ComputationFailed(ServiceError):

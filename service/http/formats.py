@@ -40,7 +40,7 @@ def contact_sheet(images: Sequence[Image]) -> Image:
 
 
 def encode_lossy(x: Image, kind: str) -> bytes:
-    """A WebP or a JPEG, by Pillow's name of the format; grey or RGB, without a recipe. XMP says that a model made it."""
+    """A WebP or a JPEG, by Pillow's name of the format; grey or RGB, without a recipe, with the mark in XMP."""
     pixels = to_uint8(x)
     file = io.BytesIO()
     picture = PillowImage.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

@@ -176,8 +176,9 @@ def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
     by_form = {**text_schema, "properties": {"image": file, **text_schema["properties"]}, "required": required}
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
     blank = np.zeros(served.model.image_shape_of(served.groups[0]), np.float32)
+    image = encode_png16(blank, 1.0).png if served.draws_pictures else encode_npy(blank)
     example = {
-        "image": base64.b64encode(encode_png16(blank, 1.0).png if served.draws_pictures else encode_npy(blank)).decode(),
+        "image": base64.b64encode(image).decode(),
         "timestep": served.model.schedule.num_train_timesteps // 2,
     }
     if "num_inference_steps" in schema["properties"]:
