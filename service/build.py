@@ -26,6 +26,7 @@ from service import config
 from service.config import Settings, SettingsError
 from service.engine.engine import Engine
 from service.engine.fairness import Places
+from service.http import checks
 from service.http.formats import image_encoder
 from service.http.metrics import Metrics
 from service.http.problems import printable
@@ -89,6 +90,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     Raises:
         StartError, CheckpointError: these settings or weights cannot be served.
     """
+    check = None if settings.check is None else checks.load(settings.check)
     with starting(f"STEPWISE_DEVICE={settings.device} cannot be used"):
         device = choose_device(settings.device)
         threads = choose_threads(settings.threads)
@@ -96,6 +98,10 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     with starting(f"STEPWISE_WEIGHTS={shown(settings.weights)} cannot be loaded"):
         checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
     model = checkpoint.description
+    if check is not None and model.image_shape[0] not in checks.CHANNELS:
+        raise StartError(
+            f"STEPWISE_CHECK={settings.check}: images of {model.name} are no pictures, and cannot be checked"
+        )
     groups = choose_groups(settings.sizes, model)
     how = device, settings.precision, threads
     embedder = checkpoint.network.embedder

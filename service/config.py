@@ -26,7 +26,7 @@ _ROOT_PATH = r"^(/|(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?)?$"  # RFC 3986: segment
 _MAX_SECONDS = 1e8  # three years; the system's timers end at 292 years
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-_LIKE = {"API_KEYS": re.compile("KEY|TOKEN|SECRET|PASSW|AUTH"), "CHECK": re.compile("CHECK|SAFETY|MODERAT")}
+_LIKE = {"API_KEYS": re.compile("KEY|TOKEN|SECRET|PASSW|AUTH"), "CHECK": re.compile("CHECK(?!POINT)|SAFETY|MODERAT")}
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 Sizes = Annotated[tuple[Group, ...], NoDecode]

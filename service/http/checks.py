@@ -33,6 +33,7 @@ Count = Callable[[Outcome], None]
 Prompts = tuple[str, str | None]  # a prompt and its negative prompt
 Function = Callable[..., object]
 
+CHANNELS = (1, 3)  # of images that can be checked
 _MOST_REASON = 200  # characters
 _NO_REASON = "a check of this server says no"
 _KEYWORDS: Sequence[dict[str, object]] = ({"prompt": "", "negative_prompt": None}, {"image": None})  # the two calls
@@ -157,14 +158,19 @@ def _asked(function: Function, count: Count, what: str, keywords: dict[str, Any]
     """
     try:
         reason = function(**keywords)
-        if not isinstance(reason, str | None):
-            raise TypeError
     except (Exception, SystemExit) as error:
-        count("failed")
-        log.error("the check of %s failed: %s", what, trace_without_messages(error))
-        raise ComputationFailed(f"the check of {what} failed") from None
-    count("passed" if reason is None else "refused")
-    return None if reason is None else _shown(reason)
+        why = trace_without_messages(error)
+    else:
+        if reason is None:
+            count("passed")
+            return None
+        if isinstance(reason, str):
+            count("refused")
+            return _shown(reason)
+        why = f"it returned {type(reason).__name__}, and must return a text or None"
+    count("failed")
+    log.error("the check of %s failed: %s", what, why)
+    raise ComputationFailed(f"the check of {what} failed")
 
 
 def _shown(reason: str) -> str:

@@ -23,6 +23,7 @@ from service.engine.requests import Encoding, Upload
 from service.errors import Invalid
 from service.http import openapi
 from service.http.bodies import Body
+from service.http.checks import PromptCheck
 from service.http.events import EventStream, Mailbox
 from service.http.leaving import unless_client_leaves
 from service.http.middleware import CLIENT_LEFT
@@ -83,12 +84,14 @@ class Generation:
     """The routes' dependencies.
 
     Attributes:
+        prompts: the operator's check; None without one.
         reading: held while an upload is read. So passes share the interpreter with only one upload.
     """
 
     engine: Engine
     served: Served
     settings: Settings
+    prompts: PromptCheck | None = None
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def router(self) -> APIRouter:

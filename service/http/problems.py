@@ -61,6 +61,7 @@ STATUS: dict[type[ServiceError], int] = {
     BodyTooLarge: 413,
     UnsupportedMedia: 415,
     Invalid: 422,
+    Refused: 422,
     HeadTooLarge: 431,
     ComputationFailed: 500,
     ShareTaken: 429,
