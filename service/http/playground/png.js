@@ -6,7 +6,9 @@
  * @property {string} sampler
  * @property {number} num_inference_steps
  * @property {number} eta
- * @property {number|null} class_label
+ * @property {number|null} [class_label]
+ * @property {string} [prompt] of models with text, as `negative_prompt` is
+ * @property {string} [negative_prompt]
  * @property {number} guidance_scale
  * @property {string} model
  * @property {string} fingerprint
