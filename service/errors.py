@@ -9,6 +9,7 @@
     ├── UnsupportedMedia
     │   └── UnsupportedCoding
     ├── Invalid
+    ├── Refused
     ├── HeadTooLarge
     ├── ComputationFailed
     ├── Unavailable           says after how many seconds to ask again
@@ -78,6 +79,10 @@ class Invalid(ServiceError):
     @classmethod
     def field(cls, name: str, msg: str) -> "Invalid":
         return cls([{"loc": [name], "msg": msg}])
+
+
+class Refused(ServiceError):
+    """A check of the operator refuses the prompt or the image."""
 
 
 class HeadTooLarge(ServiceError):

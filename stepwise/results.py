@@ -213,6 +213,16 @@ class FirstStageInfo(TypedDict):
     num_parameters: int
 
 
+class TextInfo(TypedDict):
+    """The text encoder of a text-to-image model, and the limits of prompts."""
+
+    length: int
+    layers: int
+    num_parameters: int
+    max_prompt_bytes: int
+    max_prompt_tokens: int
+
+
 class RecommendedInfo(TypedDict):
     """The model's defaults for requests."""
 
@@ -255,6 +265,8 @@ class Info(TypedDict):
     sizes: NotRequired[list[SizeInfo]]
     first_stage: FirstStageInfo | None
     preview: Literal["linear"] | None
+    text: NotRequired[TextInfo | None]
+    safety_checker: NotRequired[Literal["none", "not run"]]
     out_channels: int
     num_classes: int | None
     class_names: list[str] | None
