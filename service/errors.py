@@ -9,8 +9,8 @@
     ├── UnsupportedMedia
     │   └── UnsupportedCoding
     ├── Invalid
-    ├── HeadTooLarge
     ├── Refused
+    ├── HeadTooLarge
     ├── ComputationFailed
     ├── Unavailable           says after how many seconds to ask again
     │   ├── Loading

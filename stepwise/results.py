@@ -221,6 +221,16 @@ class FirstStageInfo(TypedDict):
     num_parameters: int
 
 
+class TextInfo(TypedDict):
+    """The text encoder of a text-to-image model, and the limits of prompts."""
+
+    length: int
+    layers: int
+    num_parameters: int
+    max_prompt_bytes: int
+    max_prompt_tokens: int
+
+
 class RecommendedInfo(TypedDict):
     """The model's defaults for requests."""
 
@@ -236,16 +246,6 @@ class SizeInfo(TypedDict):
     height: int
     seconds_per_step: dict[str, float]
     seconds_per_decode: dict[str, float] | None
-
-
-class TextInfo(TypedDict):
-    """The text encoder, and what fits into a prompt: more bytes are refused, more tokens are cut."""
-
-    length: int
-    layers: int
-    num_parameters: int
-    max_prompt_bytes: int
-    max_prompt_tokens: int
 
 
 class LimitsInfo(TypedDict):

@@ -90,7 +90,15 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Clipped", "X-Request-ID", "X-Seed"],
+            expose_headers=[
+                "ETag",
+                "Retry-After",
+                "Server-Timing",
+                "X-Clipped",
+                "X-Request-ID",
+                "X-Seed",
+                "X-Warnings",
+            ],
         )
     _log_all(app, engine, metrics)
     return app

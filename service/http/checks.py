@@ -25,6 +25,7 @@ from service.errors import ComputationFailed, DeadlinePassed, QueueFull, Refused
 from service.http.logs import trace_without_messages
 from service.http.png import to_uint8
 from service.http.problems import printable
+from service.plan.fields import Denoise, Drawing, Noise, Sample
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,15 @@ def of_images(function: Function, count: Count) -> Callable[[Image], str | None]
         return None if reason is None else f"the image is refused: {reason}"
 
     return check
+
+
+def prompts_of(request: Drawing | Noise, num_images: int) -> list[Prompts]:
+    """The prompt and the negative prompt of each image of a request that is planned; none for /noise."""
+    if not isinstance(request, Sample | Denoise):
+        return []
+    given = (request.prompt, request.negative_prompt)
+    prompts, negatives = ([one] * num_images if isinstance(one, str | None) else one for one in given)
+    return [(prompt or "", negative) for prompt, negative in zip(prompts, negatives, strict=True)]
 
 
 class PromptCheck:
