@@ -231,7 +231,7 @@ class Again:
             if wanted is None:
                 continue
             if not isinstance(wanted, str):
-                raise Unusable(f"its images have several prompts, and its recipe has only their SHA-256: {wanted}")
+                raise Unusable("its images have several prompts, and its recipe has only their SHA-256")
             if name not in self.prompts:
                 raise Unusable(
                     f"its recipe has only the SHA-256 of its {name.replace('_', ' ')}: give it with {option}"
