@@ -1,16 +1,17 @@
-"""The parts of UNet2D: ResnetBlocks with attention and resampling, and encodings of timesteps.
+"""The parts of UNet2D and UNet2DCondition: ResnetBlocks with attention and resampling, and encodings of timesteps.
 
-Attribute names are diffusers' state-dict keys. Shapes: images are [B, C, H, W], time embeddings [B, D].
+Attribute names are diffusers' state-dict keys. Shapes: images are [B, C, H, W], time embeddings [B, D]. With a context
+attentions are transformers, which attend to it: [B, tokens, channels].
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.nets.layers import ResnetBlock, sinusoidal_embedding
+from model.nets.layers import ResnetBlock, Upsample, sinusoidal_embedding
 
 
 class DownBlock(nn.Module):
@@ -24,38 +25,42 @@ class DownBlock(nn.Module):
         self.attentions = nn.ModuleList(attentions)
         self.downsamplers = nn.ModuleList([] if downsampler is None else [downsampler])
 
-    def forward(self, h: Tensor, t_emb: Tensor) -> list[Tensor]:
+    def forward(self, h: Tensor, t_emb: Tensor, context: Tensor | None = None) -> list[Tensor]:
         """Return all skips; the last is also the output."""
         states = []
         for i, resnet in enumerate(self.resnets):
             h = resnet(h, t_emb)
             if self.attentions:
-                h = self.attentions[i](h)
+                h = _attended(self.attentions[i], h, context)
             states.append(h)
         for downsampler in self.downsamplers:
-            h = _resampled(downsampler, h, t_emb)
+            h = downsampler(h, t_emb) if isinstance(downsampler, ResnetBlock) else downsampler(h)
             states.append(h)
         return states
 
 
 class MiddleBlock(nn.Module):
-    """Two ResnetBlocks, with attention between them if there is any."""
+    """A ResnetBlock, attention if there is any, and the other ResnetBlocks."""
 
     def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
 
-    def forward(self, h: Tensor, t_emb: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, t_emb: Tensor | None, context: Tensor | None = None) -> Tensor:
         h = self.resnets[0](h, t_emb)
         for attention in self.attentions:
-            h = attention(h)
-        out: Tensor = self.resnets[1](h, t_emb)
-        return out
+            h = _attended(attention, h, context)
+        for resnet in self.resnets[1:]:
+            h = resnet(h, t_emb)
+        return h
 
 
 class UpBlock(nn.Module):
-    """ResnetBlocks, each on its input and a skip and with its attention if there is any, then an Upsample."""
+    """ResnetBlocks, each on its input and a skip and with its attention if there is any, then an Upsample.
+
+    The Upsample maps to the size of the next skip: twice the size, unless a Downsample met an odd one.
+    """
 
     def __init__(
         self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], upsampler: nn.Module | None
@@ -65,28 +70,36 @@ class UpBlock(nn.Module):
         self.attentions = nn.ModuleList(attentions)
         self.upsamplers = nn.ModuleList([] if upsampler is None else [upsampler])
 
-    def forward(self, h: Tensor, t_emb: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Tensor, t_emb: Tensor, skips: list[Tensor], context: Tensor | None = None) -> Tensor:
         """Remove this block's skips from the end of the list and use them."""
         for i, resnet in enumerate(self.resnets):
             h = resnet(torch.cat([h, skips.pop()], dim=1), t_emb)
             if self.attentions:
-                h = self.attentions[i](h)
+                h = _attended(self.attentions[i], h, context)
         for upsampler in self.upsamplers:
-            h = _resampled(upsampler, h, t_emb)
+            h = upsampler(h, skips[-1].shape[2:]) if isinstance(upsampler, Upsample) else upsampler(h, t_emb)
         return h
 
 
 class TimeEmbedding(nn.Module):
-    """Linear, SiLU, Linear."""
+    """Linear, activation, Linear, and a second activation if there is one."""
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        activation: Callable[[Tensor], Tensor] = F.silu,
+        second_activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        self.activation = activation
+        self.second_activation = second_activation
         self.linear_1 = nn.Linear(in_dim, out_dim)
         self.linear_2 = nn.Linear(out_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
-        return out
+        out: Tensor = self.linear_2(self.activation(self.linear_1(x)))
+        return out if self.second_activation is None else self.second_activation(out)
 
 
 class SinusoidalEncoding(nn.Module):
@@ -106,17 +119,26 @@ class FourierEncoding(nn.Module):
     """[sin(2π·w·ln t), cos(2π·w·ln t)] for t > 0, with w [dim] from the checkpoint.
 
     Song et al. 2021, arXiv:2011.13456, C.2.
+
+    Args:
+        dim: of w. An encoding has twice as many channels.
+        logarithm: False encodes t itself.
+        flip_sin_to_cos: the cosines come first.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, logarithm: bool = True, flip_sin_to_cos: bool = False) -> None:
         super().__init__()
+        self.logarithm = logarithm
+        self.flip_sin_to_cos = flip_sin_to_cos
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = t.float().log()[:, None] * self.weight * 2 * math.pi
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+        t = t.float().log() if self.logarithm else t.float()
+        angles = t[:, None] * self.weight * 2 * math.pi
+        parts = [angles.cos(), angles.sin()] if self.flip_sin_to_cos else [angles.sin(), angles.cos()]
+        return torch.cat(parts, dim=1)
 
 
-def _resampled(module: nn.Module, h: Tensor, t_emb: Tensor) -> Tensor:
-    out: Tensor = module(h, t_emb) if isinstance(module, ResnetBlock) else module(h)
+def _attended(attention: nn.Module, h: Tensor, context: Tensor | None) -> Tensor:
+    out: Tensor = attention(h) if context is None else attention(h, context)
     return out

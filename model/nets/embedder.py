@@ -1,4 +1,4 @@
-"""Timesteps and labels → vectors. The only part of a U-Net that knows either."""
+"""Timesteps, labels and prompts → what a U-Net takes beside x. The only part of a U-Net that knows of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +16,17 @@ class Embedder:
             timestep.
         of_label: labels [B] → [B, D], to be added; None if the network has no labels.
         divides_output: whether the prediction is the network's output divided by the timestep.
+        context_dim: channels of a context as the network takes it; None for a network without text.
+        of_text: what the text encoder made of a prompt [B, tokens, channels] → its context [B, tokens, context_dim];
+            None if they are the same.
     """
 
     dim: int
     of_time: Callable[[Tensor], Tensor]
     of_label: Callable[[Tensor], Tensor] | None = None
     divides_output: bool = False
+    context_dim: int | None = None
+    of_text: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Shapes: images are [B, C, H, W], time embeddings [B, D]. Convolutions are 3×3 w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,14 +59,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles H and W: nearest neighbour, then a convolution against aliasing."""
+    """Doubles H and W, or maps them to `size`: nearest neighbour, then a convolution against aliasing."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(doubled(x))
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        out: Tensor = self.conv(doubled(x) if size is None else F.interpolate(x, size=tuple(size), mode="nearest"))
         return out
 
 

@@ -1,0 +1,352 @@
+"""UNet2DCondition: the U-Net of Stable Diffusion, diffusers' UNet2DConditionModel.
+
+The skeleton of model.nets.unet2d, with a transformer after each ResnetBlock of a CrossAttn block. The transformers
+attend to the context. Rombach et al. 2022, arXiv:2112.10752.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from model.nets.blocks import DownBlock, FourierEncoding, MiddleBlock, SinusoidalEncoding, TimeEmbedding, UpBlock
+from model.nets.embedder import Embedder, Encoded
+from model.nets.layers import ACTIVATIONS, Downsample, ResnetBlock, Upsample
+from model.nets.transformer import Transformer2D
+
+Count = Annotated[int, Field(ge=1, le=16384)]
+Layers = Annotated[int, Field(ge=1, le=64)]
+Depth = Annotated[int, Field(ge=0, le=64)]  # transformer blocks of one transformer
+Kernel = Annotated[int, Field(ge=1, le=31)]
+DownBlockType = Literal["DownBlock2D", "CrossAttnDownBlock2D"]
+UpBlockType = Literal["UpBlock2D", "CrossAttnUpBlock2D"]
+MidBlockType = Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"]
+Activation = Literal["silu", "swish", "mish", "gelu", "relu"]
+
+_Lists = Field(strict=False)  # JSON has lists where pydantic has tuples
+Depths = Depth | Annotated[tuple[Depth, ...], _Lists]  # of all layers of a level, or layer by layer
+
+_MOST_BLOCKS = 1024  # transformer blocks of a network. SDXL has 70
+
+Value = TypeVar("Value", int, bool)
+
+
+class UNet2DConditionConfig(BaseModel):
+    """The arguments and defaults of diffusers' UNet2DConditionModel, as far as they are supported.
+
+    "By level" means a tuple with one value for each entry of block_out_channels, or one value for all of them.
+
+    Raises:
+        ValidationError: if the network cannot be built. The limits keep the network small enough to build on `meta`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    in_channels: int = Field(4, ge=1, le=1024)
+    out_channels: int = Field(4, ge=1, le=2048)
+    center_input_sample: bool = False  # maps 0 … 1 to −1 … 1
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0.0
+    time_embedding_type: Literal["positional", "fourier"] = "positional"
+    time_embedding_dim: Count | None = None  # None: 4 × block_out_channels[0], or twice that width with fourier
+    time_embedding_act_fn: Activation | None = None  # on the sum of the embeddings of timestep and label
+    timestep_post_act: Activation | None = None  # on the embedding of the timestep
+    down_block_types: tuple[DownBlockType, ...] = Field(("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), strict=False)
+    mid_block_type: MidBlockType | None = "UNetMidBlock2DCrossAttn"
+    up_block_types: tuple[UpBlockType, ...] = Field(("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, strict=False)
+    block_out_channels: tuple[Count, ...] = Field((320, 640, 1280, 1280), min_length=1, max_length=12, strict=False)
+    layers_per_block: Layers | Annotated[tuple[Layers, ...], _Lists] = 2  # by level; up blocks have one more
+    mid_block_scale_factor: float = Field(1.0, gt=0)
+    downsample_padding: int = Field(1, ge=0, le=1)
+    conv_in_kernel: Kernel = 3
+    conv_out_kernel: Kernel = 3
+    act_fn: Activation = "silu"
+    norm_num_groups: Count = 32
+    norm_eps: float = Field(1e-5, gt=0)  # of ResnetBlocks and conv_norm_out alone
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    attention_head_dim: Count | Annotated[tuple[Count, ...], _Lists] = 8  # the number of heads, by level
+    cross_attention_dim: Count | Annotated[tuple[Count, ...], _Lists] = 1280  # channels of the context, by level
+    only_cross_attention: bool | Annotated[tuple[bool, ...], _Lists] = False  # by level; the middle has self-attention
+    use_linear_projection: bool = False
+    transformer_layers_per_block: Depth | Annotated[tuple[Depths, ...], _Lists] = 1  # by level
+    reverse_transformer_layers_per_block: Annotated[tuple[Depths, ...], _Lists] | None = None  # of up_block_types
+    encoder_hid_dim: Count | None = None  # channels of the text encoder's output, if a layer maps it to the context
+    encoder_hid_dim_type: Literal["text_proj"] | None = None  # encoder_hid_dim alone means text_proj
+    class_embed_type: Literal["timestep", "identity"] | None = None
+    num_class_embeds: int | None = Field(None, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_levels()
+        self._check_layers()
+        for name in ("conv_in_kernel", "conv_out_kernel"):
+            if getattr(self, name) % 2 == 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, and must be odd: the size would change")
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                raise ValueError(f"norm_num_groups is {self.norm_num_groups}, which does not divide a width of {width}")
+        self._check_attention()
+        if self.encoder_hid_dim is None and self.encoder_hid_dim_type is not None:
+            raise ValueError(f"encoder_hid_dim is required where encoder_hid_dim_type is {self.encoder_hid_dim_type}")
+        if self.encoder_hid_dim is not None and not isinstance(self.cross_attention_dim, int):
+            raise ValueError("cross_attention_dim must be one number where encoder_hid_dim is set")
+        if self.time_embedding_type == "positional" and self.block_out_channels[0] // 2 == self.freq_shift:
+            raise ValueError(
+                f"freq_shift is {self.freq_shift:g}, which leaves no frequency of {self.block_out_channels[0]}"
+            )
+        if self.time_embedding_type == "fourier" and self.time_emb_dim % 2:
+            raise ValueError(f"time_embedding_dim is {self.time_emb_dim}, and must be even with fourier")
+        return self
+
+    def _check_levels(self) -> None:
+        """Raise ValueError unless each field by level has one value for each level."""
+        levels = len(self.block_out_channels)
+        for name, value in self:
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ValueError(f"{name} has {len(value)} values, and block_out_channels {levels} widths")
+
+    def _check_layers(self) -> None:
+        """Raise ValueError unless each transformer has its number of blocks, and all together are not too many."""
+        depths = self.transformer_layers_per_block
+        up = self.reverse_transformer_layers_per_block
+        if up is None and isinstance(depths, tuple) and any(isinstance(each, tuple) for each in depths):
+            raise ValueError(
+                "reverse_transformer_layers_per_block is required where transformer_layers_per_block has lists"
+            )
+        for name, levels in (("transformer_layers_per_block", depths), ("reverse_transformer_layers_per_block", up)):
+            layers = self.layers if levels is depths else [1 + each for each in reversed(self.layers)]
+            for each, wanted in zip(levels if isinstance(levels, tuple) else (), layers, strict=False):
+                if isinstance(each, tuple) and len(each) < wanted:
+                    raise ValueError(f"{name} has a list of {len(each)} numbers for {wanted} layers")
+        if sum(map(sum, (*self.down_transformers, *self.up_transformers))) > _MOST_BLOCKS:
+            raise ValueError(f"transformer_layers_per_block makes more than {_MOST_BLOCKS} transformer blocks")
+
+    def _check_attention(self) -> None:
+        """Raise ValueError unless heads fit the widths and all transformers take the same context."""
+        attending = self._attending_levels
+        if not attending:
+            raise ValueError("down_block_types, mid_block_type and up_block_types have no CrossAttn block for the text")
+        for level in attending:
+            heads, width = self.heads[level], self.block_out_channels[level]
+            if heads > width:
+                raise ValueError(f"attention_head_dim is {heads}, the number of heads, and a width only {width}")
+        contexts = {self.by_level(self.cross_attention_dim)[level] for level in attending}
+        if len(contexts) > 1:
+            raise ValueError(f"cross_attention_dim has {sorted(contexts)}, and must be one number where it is used")
+
+    def by_level(self, value: Value | tuple[Value, ...]) -> tuple[Value, ...]:
+        """One value for each level, from the highest resolution down."""
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """ResnetBlocks of each level on the way down. On the way up there is one more."""
+        return self.by_level(self.layers_per_block)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads, by level."""
+        return self.by_level(self.attention_head_dim)
+
+    @property
+    def down_transformers(self) -> tuple[tuple[int, ...], ...]:
+        """The number of blocks of each transformer, for each of down_block_types. Empty without transformers."""
+        depths = self.transformer_layers_per_block
+        levels = depths if isinstance(depths, tuple) else (depths,) * len(self.layers)
+        return tuple(
+            _by_layer(depth, layers) if kind == "CrossAttnDownBlock2D" else ()
+            for kind, depth, layers in zip(self.down_block_types, levels, self.layers, strict=True)
+        )
+
+    @property
+    def up_transformers(self) -> tuple[tuple[int, ...], ...]:
+        """The number of blocks of each transformer, for each of up_block_types. Empty without transformers."""
+        depths = self.transformer_layers_per_block
+        levels = depths[::-1] if isinstance(depths, tuple) else (depths,) * len(self.layers)
+        levels = self.reverse_transformer_layers_per_block or levels
+        return tuple(
+            _by_layer(depth, 1 + layers) if kind == "CrossAttnUpBlock2D" else ()
+            for kind, depth, layers in zip(self.up_block_types, levels, reversed(self.layers), strict=True)
+        )
+
+    @property
+    def middle_transformer(self) -> int:
+        """The number of blocks of the middle's transformer, if it has one."""
+        depths = self.transformer_layers_per_block
+        last = depths[-1] if isinstance(depths, tuple) else depths
+        return _by_layer(last, 1)[0]
+
+    @property
+    def time_emb_dim(self) -> int:
+        """Channels of the time embedding."""
+        factor = 2 if self.time_embedding_type == "fourier" else 4
+        return self.time_embedding_dim or factor * self.block_out_channels[0]
+
+    @property
+    def context_dim(self) -> int:
+        """Channels of the context, as transformers take it."""
+        return self.by_level(self.cross_attention_dim)[min(self._attending_levels)]
+
+    @property
+    def _attending_levels(self) -> set[int]:
+        """The levels with transformers, numbered from the highest resolution down."""
+        last = len(self.block_out_channels) - 1
+        downs = {i for i, kind in enumerate(self.down_block_types) if kind == "CrossAttnDownBlock2D"}
+        ups = {last - i for i, kind in enumerate(self.up_block_types) if kind == "CrossAttnUpBlock2D"}
+        return downs | ups | ({last} if self.mid_block_type == "UNetMidBlock2DCrossAttn" else set())
+
+
+class UNet2DCondition(nn.Module):
+    """Predicts ε, v or x_0 of noisy latents for a prompt. Any height and width are possible.
+
+    State-dict keys are diffusers', except inside ResnetBlock.
+    """
+
+    def __init__(self, config: UNet2DConditionConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, last = config.block_out_channels, len(config.block_out_channels) - 1
+        activation = ACTIVATIONS[config.act_fn]
+        resnet = partial(
+            ResnetBlock,
+            time_emb_dim=config.time_emb_dim,
+            norm_groups=config.norm_num_groups,
+            eps=config.norm_eps,
+            activation=activation,
+            scale_shift=config.resnet_time_scale_shift == "scale_shift",
+        )
+        only_cross = config.by_level(config.only_cross_attention)
+
+        def transformer(level: int, depth: int, only_cross_attention: bool) -> Transformer2D:
+            return Transformer2D(
+                widths[level],
+                depth,
+                heads=config.heads[level],
+                context_dim=config.context_dim,
+                norm_groups=config.norm_num_groups,
+                only_cross_attention=only_cross_attention,
+                linear=config.use_linear_projection,
+            )
+
+        self.conv_in = nn.Conv2d(
+            config.in_channels, widths[0], config.conv_in_kernel, padding=config.conv_in_kernel // 2
+        )
+        encoding_dim, flip = widths[0], config.flip_sin_to_cos
+        self.time_proj: nn.Module = SinusoidalEncoding(encoding_dim, flip, config.freq_shift)
+        if config.time_embedding_type == "fourier":
+            encoding_dim = config.time_emb_dim
+            self.time_proj = FourierEncoding(encoding_dim // 2, logarithm=False, flip_sin_to_cos=flip)
+        post = None if config.timestep_post_act is None else ACTIVATIONS[config.timestep_post_act]
+        self.time_embedding = TimeEmbedding(encoding_dim, config.time_emb_dim, activation, post)
+        self.class_embedding: nn.Module | None = None
+        if config.class_embed_type == "timestep":
+            self.class_embedding = TimeEmbedding(encoding_dim, config.time_emb_dim, activation)
+        elif config.class_embed_type is None and config.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(config.num_class_embeds, config.time_emb_dim)
+        self.encoder_hid_proj: nn.Module | None = None
+        if config.encoder_hid_dim is not None:
+            self.encoder_hid_proj = nn.Linear(config.encoder_hid_dim, config.context_dim)
+
+        ch = widths[0]
+        skips = [ch]  # channels of each skip
+        self.down_blocks = nn.ModuleList()
+        for level, (width, depths) in enumerate(zip(widths, config.down_transformers, strict=True)):
+            resnets = [resnet(ch if i == 0 else width, width) for i in range(config.layers[level])]
+            attentions = [transformer(level, depth, only_cross[level]) for depth in depths]
+            ch = width
+            skips += [ch] * len(resnets)
+            downsampler = None
+            if level != last:
+                downsampler = Downsample(ch, config.downsample_padding)
+                skips.append(ch)
+            self.down_blocks.append(DownBlock(resnets, attentions, downsampler))
+
+        self.mid_block: MiddleBlock | None = None
+        if config.mid_block_type is not None:
+            attends = config.mid_block_type == "UNetMidBlock2DCrossAttn"
+            resnets = [resnet(ch, ch, residual_scale=config.mid_block_scale_factor) for _ in range(2 if attends else 1)]
+            attentions = [transformer(last, config.middle_transformer, False)] if attends else []
+            self.mid_block = MiddleBlock(resnets, attentions)
+
+        self.up_blocks = nn.ModuleList()
+        for level, depths in zip(range(last, -1, -1), config.up_transformers, strict=True):
+            resnets = []
+            for _ in range(config.layers[level] + 1):
+                resnets.append(resnet(ch + skips.pop(), widths[level]))
+                ch = widths[level]
+            attentions = [transformer(level, depth, only_cross[level]) for depth in depths]
+            self.up_blocks.append(UpBlock(resnets, attentions, Upsample(ch) if level else None))
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, ch, config.norm_eps)
+        self.conv_out = nn.Conv2d(ch, config.out_channels, config.conv_out_kernel, padding=config.conv_out_kernel // 2)
+
+    @property
+    def embedder(self) -> Embedder:
+        """What the network takes beside x."""
+        of_label: Callable[[Tensor], Tensor] | None = self.class_embedding
+        if self.config.class_embed_type == "timestep" and self.class_embedding is not None:
+            of_label = Encoded(self.time_proj, self.class_embedding)
+        return Embedder(
+            dim=self.config.time_emb_dim,
+            of_time=Encoded(self.time_proj, self.time_embedding),
+            of_label=of_label,
+            context_dim=self.config.context_dim,
+            of_text=self.encoder_hid_proj,
+        )
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Map x [B, C, H, W], t [B], prompts and labels to the prediction, [B, out_channels, H, W].
+
+        Args:
+            context: what the text encoder made of the prompts, [B, tokens, channels].
+            labels: integers [B]. With class_embed_type identity: vectors [B, time_emb_dim], which are added to the
+                time embedding. None adds nothing. A network without classes ignores them.
+        """
+        self.check_size(x.shape[-2], x.shape[-1])
+        embedder = self.embedder
+        emb = embedder.of_time(t)
+        if embedder.of_label is not None and labels is not None:
+            emb = emb + embedder.of_label(labels)
+        elif self.config.class_embed_type == "identity" and labels is not None and labels.ndim == 2:
+            emb = emb + labels
+        return self.denoise(x, emb, context if embedder.of_text is None else embedder.of_text(context))
+
+    def denoise(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """Map x [B, C, H, W], its embeddings and its contexts to the prediction, [B, out_channels, H, W].
+
+        Args:
+            emb: the sum of the embeddings of timestep and label, [B, time_emb_dim].
+            context: [B, tokens, context_dim].
+        """
+        config = self.config
+        if config.center_input_sample:
+            x = 2 * x - 1
+        if config.time_embedding_act_fn is not None:
+            emb = ACTIVATIONS[config.time_embedding_act_fn](emb)
+        h = self.conv_in(x)
+        skips = [h]
+        for block in self.down_blocks:
+            skips += block(h, emb, context)
+            h = skips[-1]
+        if self.mid_block is not None:
+            h = self.mid_block(h, emb, context)
+        for block in self.up_blocks:
+            h = block(h, emb, skips, context)
+        out: Tensor = self.conv_out(ACTIVATIONS[config.act_fn](self.conv_norm_out(h)))
+        return out
+
+    @property
+    def factor(self) -> int:
+        """Height and width must be multiples of this."""
+        return 1
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError unless height and width are positive."""
+        if height < 1 or width < 1:
+            raise ValueError(f"image size {height}x{width}: height and width must be at least 1")
+
+
+def _by_layer(depth: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    return depth[:layers] if isinstance(depth, tuple) else (depth,) * layers
