@@ -26,9 +26,11 @@ from service import config
 from service.config import Settings, SettingsError
 from service.engine.engine import Engine
 from service.engine.fairness import Places
+from service.http import checks
 from service.http.formats import image_encoder
 from service.http.metrics import Metrics
 from service.http.problems import printable
+from service.plan.recommended import Wanted, applied
 from service.plan.served import Served, fingerprint_parts
 
 log = logging.getLogger(__name__)
@@ -89,13 +91,19 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     Raises:
         StartError, CheckpointError: these settings or weights cannot be served.
     """
+    check = None if settings.check is None else checks.load(settings.check)
     with starting(f"STEPWISE_DEVICE={settings.device} cannot be used"):
         device = choose_device(settings.device)
         threads = choose_threads(settings.threads)
         torch.set_num_threads(threads)
     with starting(f"STEPWISE_WEIGHTS={shown(settings.weights)} cannot be loaded"):
         checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
-    model = checkpoint.description
+    model = recommend(settings.recommended, checkpoint.description)
+    is_recommended = model.recommended != checkpoint.description.recommended
+    if check is not None and model.image_shape[0] not in checks.CHANNELS:
+        raise StartError(
+            f"STEPWISE_CHECK={settings.check}: images of {model.name} are no pictures, and cannot be checked"
+        )
     groups = choose_groups(settings.sizes, model)
     how = device, settings.precision, threads
     embedder = checkpoint.network.embedder
@@ -128,12 +136,21 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     served = Served(
         model=model,
         device=str(device),
-        fingerprint_parts=fingerprint_parts(model, groups[0], computing(backends, vaes), host(), image_encoder()),
+        fingerprint_parts=fingerprint_parts(
+            model,
+            groups[0],
+            computing(backends, vaes),
+            host(),
+            image_encoder(),
+            recommended=model.recommended if is_recommended else None,
+            recipe_prompts=settings.recipe_prompts,
+        ),
         reproducible=all(backend.reproducible for backend in backends.values())
         and all(vae.reproducible for vae in vaes.values()),
         first_draw=first_draw,
         groups=groups,
         preview=rough(vaes, model),
+        recipe_prompts=settings.recipe_prompts,
     )
     metrics = Metrics()
     places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))
@@ -150,6 +167,20 @@ def computing(backends: Mapping[Group, Backend], vaes: Mapping[Group, VAE]) -> d
         own = {f"{name} {group}": value for name, value in parts.items() if found.get(name) != value}
         found |= own if found else parts
     return found
+
+
+def recommend(wanted: Wanted | None, model: ModelDescription) -> ModelDescription:
+    """The model with the recommendations of a RECOMMENDED setting.
+
+    Raises:
+        StartError: the model cannot draw so.
+    """
+    if wanted is None:
+        return model
+    try:
+        return applied(model, wanted)
+    except ValueError as error:
+        raise StartError(f"STEPWISE_RECOMMENDED: for {model.name}, {error}") from None
 
 
 def choose_groups(sizes: Sequence[Group], model: ModelDescription) -> tuple[Group, ...]:

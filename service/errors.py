@@ -9,6 +9,7 @@
     ├── UnsupportedMedia
     │   └── UnsupportedCoding
     ├── Invalid
+    ├── Refused
     ├── HeadTooLarge
     ├── Refused
     ├── ComputationFailed
@@ -87,6 +88,10 @@ class Refused(ServiceError):
 
 class HeadTooLarge(ServiceError):
     """The address and the headers are too large."""
+
+
+class Refused(ServiceError):
+    """A check of the operator refuses the prompt or the image."""
 
 
 class ComputationFailed(ServiceError):

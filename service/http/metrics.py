@@ -16,6 +16,7 @@ from service.engine.denoising import Phase
 from service.engine.engine import Engine
 from service.engine.requests import Finished
 from service.engine.stage import Name
+from service.http.checks import Outcome
 from service.plan.served import Served
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -58,6 +59,7 @@ class Metrics:
         self._refused = self._counter("refused", "Requests for images that were not accepted", "reason")
         self._cancelled = self._counter("cancelled", "Requests for images that ended before they were done", "reason")
         self._promises = self._counter("promises", "Promised times that were kept, or missed", "outcome")
+        self._checks = self._counter("checks", "Calls of the operator's check of prompts and images", "outcome")
         self._eta_error = self._histogram(
             "eta_error_ratio", "How far the time expected at arrival was from the time taken, over that", _ERROR_BUCKETS
         )
@@ -72,6 +74,7 @@ class Metrics:
             (self._cancelled, ("disconnect", "timeout", "failed", "refused", "draining")),
             (self._texts, ("encoder", "cache")),
             (self._promises, ("kept", "missed")),
+            (self._checks, get_args(Outcome)),
         ):
             for value in values:
                 counter.labels(value)
@@ -85,6 +88,9 @@ class Metrics:
     def request_done(self, endpoint: str, code: int, seconds: float) -> None:
         self._requests.labels(endpoint, str(code)).inc()
         self._request_seconds.labels(endpoint).observe(seconds)
+
+    def check_done(self, outcome: Outcome) -> None:
+        self._checks.labels(outcome).inc()
 
     def phase_done(self, phase: Phase, seconds: float) -> None:
         self._phase_seconds[phase].inc(seconds)
