@@ -11,7 +11,6 @@
     ├── Invalid
     ├── Refused
     ├── HeadTooLarge
-    ├── Refused
     ├── ComputationFailed
     ├── Unavailable           says after how many seconds to ask again
     │   ├── Loading
@@ -80,10 +79,6 @@ class Invalid(ServiceError):
     @classmethod
     def field(cls, name: str, msg: str) -> "Invalid":
         return cls([{"loc": [name], "msg": msg}])
-
-
-class Refused(ServiceError):
-    """A check of the operator refuses the prompt or the image."""
 
 
 class HeadTooLarge(ServiceError):
