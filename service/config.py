@@ -16,19 +16,29 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from model.backends import cgroups
 from model.rows import Group
 from service.plan.fields import MAX_IMAGES
+from service.plan.recommended import EXAMPLE, Wanted, parse
 
 PREFIX = "STEPWISE_"
 
 # Settings of the HTTP contract for features that are not built yet. The server accepts them without effect.
-PLANNED = frozenset({"RECOMMENDED", "LORA", "RECIPE_PROMPTS", "EMBEDDINGS", "TINY_VAE", "CHECK", "LOG_LEVEL"})
+PLANNED = frozenset({"LORA", "EMBEDDINGS", "TINY_VAE", "LOG_LEVEL"})
 
 _ROOT_PATH = r"^(/|(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+/?)?$"  # RFC 3986: segments of a path
 _MAX_SECONDS = 1e8  # three years; the system's timers end at 292 years
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
-_LIKE_KEYS = re.compile("KEY|TOKEN|SECRET|PASSW|AUTH")
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+# A misspelt name of one of these would open what its owner wants closed.
+_CLOSING = {
+    "API_KEYS": re.compile("KEY|TOKEN|SECRET|PASSW|AUTH"),
+    "RECIPE_PROMPTS": re.compile("RECIPE|PROMPT"),
+    "CHECK": re.compile("CHECK(?!POINT)|SAFETY|MODERAT"),
+}
+
+_EXAMPLES = {"sizes": "sizes: 32x32,64x48", "recommended": f"as `{EXAMPLE}`", "check": "module:function"}
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 Sizes = Annotated[tuple[Group, ...], NoDecode]
+Recommendation = Annotated[Wanted | None, NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 
 
@@ -48,6 +58,13 @@ class Settings(BaseSettings):
         (),
         description="sizes of images, WIDTHxHEIGHT, with commas; the first is the default size; "
         "default: the size that the weights were trained for",
+    )
+    recommended: Recommendation = Field(
+        None,
+        description="defaults of requests, in the place of those that the weights' files tell; any may be left out",
+    )
+    recipe_prompts: bool = Field(
+        True, description="0: PNGs have no prompts in their recipes, but their SHA-256; for models with text"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -103,6 +120,7 @@ class Settings(BaseSettings):
     forwarded_allow_ips: str | None = Field(
         None, description="addresses of proxies, with commas, whose X-Forwarded-* headers are believed"
     )
+    check: str | None = Field(None, description="a function of Python that may refuse prompts and images")
 
     @field_validator("cache_dir")
     @classmethod
@@ -130,6 +148,18 @@ class Settings(BaseSettings):
             sizes.append(size)
         return tuple(sizes)
 
+    @field_validator("check")
+    @classmethod
+    def _names_a_function(cls, value: str | None) -> str | None:
+        if value is not None and _FUNCTION.fullmatch(value) is None:
+            raise ValueError("must name a function of Python, as my_checks:check")
+        return value
+
+    @field_validator("recommended", mode="before")
+    @classmethod
+    def _read_recommended(cls, value: object) -> object:
+        return parse(value) if isinstance(value, str) else value
+
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -149,11 +179,11 @@ def read() -> Settings:
 
 
 def refuse_open(environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse an environment that asks for API keys and would start a server without them.
+    """Refuse an environment that asks for a closed server, and would start an open one.
 
     Raises:
-        SettingsError: API_KEYS is set without a key, or a name looks like a misspelt API_KEYS. The message never
-            shows a value, which may be a key.
+        SettingsError: API_KEYS is set without a key, or CHECK without a function, or a name looks like a misspelt
+            API_KEYS, RECIPE_PROMPTS or CHECK. The message never shows a value, which may be a key.
     """
     named = {name.upper(): value for name, value in environ.items()}
     if not any(key.strip() for key in named.get(f"{PREFIX}API_KEYS", "unset").split(",")):
@@ -161,11 +191,19 @@ def refuse_open(environ: Mapping[str, str] = os.environ) -> None:
             f"{PREFIX}API_KEYS is set, but holds no key, so everyone could send requests; "
             "for a server without keys, do not set it"
         )
+    if not named.get(f"{PREFIX}CHECK", "unset"):
+        raise SettingsError(
+            f"{PREFIX}CHECK is set, but names no function, so nothing would be checked; "
+            "for a server without a check, do not set it"
+        )
     if f"{PREFIX}API_KEY" in named:
         raise SettingsError(f"{PREFIX}API_KEY is a setting of the client; the keys of a server are {PREFIX}API_KEYS")
     for name in unknown(named):
-        if _LIKE_KEYS.search(name.removeprefix(PREFIX)):
-            raise SettingsError(f"{name} is no setting, and looks like a misspelt {PREFIX}API_KEYS; unset or rename it")
+        for meant, looks in _CLOSING.items():
+            if looks.search(name.removeprefix(PREFIX)):
+                raise SettingsError(
+                    f"{name} is no setting, and looks like a misspelt {PREFIX}{meant}; unset or rename it"
+                )
 
 
 def unknown(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -228,8 +266,8 @@ def _accepts(name: str, schema: dict[str, Any]) -> str:
     """The values that a setting accepts, in words, from its JSON schema."""
     if Settings.model_fields[name].annotation is ByteSize:
         return "bytes, or a number with a unit: 16MiB"
-    if name == "sizes":
-        return "sizes: 32x32,64x48"
+    if name in _EXAMPLES:
+        return _EXAMPLES[name]
     schema = next((one for one in schema.get("anyOf", ()) if one["type"] != "null"), {}) | schema
     least, most = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum", _MAX_SECONDS)
     match schema["type"]:

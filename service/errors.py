@@ -9,6 +9,7 @@
     ├── UnsupportedMedia
     │   └── UnsupportedCoding
     ├── Invalid
+    ├── Refused
     ├── HeadTooLarge
     ├── ComputationFailed
     ├── Unavailable           says after how many seconds to ask again
@@ -82,6 +83,10 @@ class Invalid(ServiceError):
 
 class HeadTooLarge(ServiceError):
     """The address and the headers are too large."""
+
+
+class Refused(ServiceError):
+    """A check of the operator refuses the prompt or the image."""
 
 
 class ComputationFailed(ServiceError):

@@ -7,7 +7,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import httpx
 import numpy as np
@@ -27,6 +27,7 @@ class _Drawn(TypedDict):
     parameters: dict[str, Any]
     timings: dict[str, float]
     model: dict[str, str]
+    warnings: NotRequired[list[str]]
 
 
 def read_info(_: httpx.Headers, body: bytes) -> Info:
@@ -39,17 +40,23 @@ def read_drawn(_: httpx.Headers, body: bytes) -> Drawn:
     images = [Image(image["seed"], base64.b64decode(image["b64_json"], validate=True)) for image in document["images"]]
     if not images:
         raise ValueError("it has no images")
-    return Drawn(tuple(images), document["parameters"], document["timings"], document["model"])
+    warnings = tuple(document.get("warnings", ()))
+    return Drawn(tuple(images), document["parameters"], document["timings"], document["model"], warnings)
 
 
 def read_drawn_array(headers: httpx.Headers, body: bytes) -> DrawnArray:
-    return DrawnArray(read_npy(body, (3, 4)), int(headers["x-seed"]))
+    return DrawnArray(read_npy(body, (3, 4)), int(headers["x-seed"]), _warnings(headers))
 
 
 def read_picture(headers: httpx.Headers, body: bytes) -> Picture:
     if not body.startswith((b"RIFF", b"\xff\xd8")):
         raise ValueError("it is neither a WebP nor a JPEG")
-    return Picture(body, int(headers["x-seed"]))
+    return Picture(body, int(headers["x-seed"]), _warnings(headers))
+
+
+def _warnings(headers: httpx.Headers) -> tuple[str, ...]:
+    text = headers.get("x-warnings", "")
+    return tuple(text.split("; ")) if text else ()
 
 
 def read_noisy(headers: httpx.Headers, body: bytes) -> Noisy:

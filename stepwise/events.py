@@ -14,6 +14,7 @@ class _Queued(TypedDict):
     position: int
     eta_s: float
     promise_s: float
+    warnings: NotRequired[list[str]]
 
 
 class _Progress(TypedDict):
@@ -56,7 +57,7 @@ def read_event(sent: ServerSentEvent) -> Event | None:
     data: dict[str, Any] = checked(json.loads(sent.data), _SHAPES[sent.event])
     match sent.event:
         case "queued":
-            return Queued(data["position"], data["eta_s"], data["promise_s"])
+            return Queued(data["position"], data["eta_s"], data["promise_s"], tuple(data.get("warnings", ())))
         case "progress":
             share = data["step"] / max(1, data["steps"])
             more = data.get("images_done"), data.get("images"), data.get("fraction", share)

@@ -50,12 +50,14 @@ class Drawn:
         parameters: the request, with its defaults filled in.
         timings: seconds: queue_s, denoise_s, encode_s, and decode_s with latent diffusion.
         model: name, digest and fingerprint.
+        warnings: sentences on what the server did otherwise than it was asked to: words that did not fit, for example.
     """
 
     images: tuple[Image, ...]
     parameters: Mapping[str, Any]
     timings: Mapping[str, float]
     model: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +67,12 @@ class DrawnArray:
     Attributes:
         array: float32 in the model's own scale: [C, H, W] of one image, [N, C, H, W] of several.
         seed: of the first image.
+        warnings: as in Drawn.
     """
 
     array: Float32
     seed: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,12 @@ class Picture:
 
     Attributes:
         seed: of the first image.
+        warnings: as in Drawn.
     """
 
     content: bytes = field(repr=False)
     seed: int
+    warnings: tuple[str, ...] = ()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file unchanged."""
@@ -130,11 +136,13 @@ class Queued:
         position: how many requests go first, as things stand.
         eta_s: the expected seconds until the request is done.
         promise_s: the seconds by which the request will be done, whatever arrives later.
+        warnings: as in Drawn.
     """
 
     position: int
     eta_s: float
     promise_s: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,6 +221,16 @@ class FirstStageInfo(TypedDict):
     num_parameters: int
 
 
+class TextInfo(TypedDict):
+    """The text encoder of a text-to-image model, and the limits of prompts."""
+
+    length: int
+    layers: int
+    num_parameters: int
+    max_prompt_bytes: int
+    max_prompt_tokens: int
+
+
 class RecommendedInfo(TypedDict):
     """The model's defaults for requests."""
 
@@ -243,7 +261,7 @@ class LimitsInfo(TypedDict):
 class Info(TypedDict):
     """The model, its runtime, and the limits of requests.
 
-    `sizes` has the default size first.
+    `sizes` has the default size first. `text` is None for a model without prompts.
     """
 
     version: str
@@ -255,6 +273,8 @@ class Info(TypedDict):
     sizes: NotRequired[list[SizeInfo]]
     first_stage: FirstStageInfo | None
     preview: Literal["linear"] | None
+    text: NotRequired[TextInfo | None]
+    safety_checker: NotRequired[Literal["none", "not run"]]
     out_channels: int
     num_classes: int | None
     class_names: list[str] | None

@@ -37,6 +37,7 @@ TABLE: dict[str, object] = {
     "CORS_ORIGINS": (),
     "ROOT_PATH": "",
     "FORWARDED_ALLOW_IPS": None,
+    "CHECK": None,
 }
 
 SetEnvironment = Callable[..., None]
@@ -217,7 +218,7 @@ def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -
 
 def test_settings_that_are_not_built_yet_have_no_effect_and_are_no_mistake(set_environment: SetEnvironment) -> None:
     assert config.without_effect() == []
-    names = ["CHECK", "EMBEDDINGS", "LOG_LEVEL", "LORA", "RECIPE_PROMPTS", "RECOMMENDED", "TINY_VAE"]
+    names = ["EMBEDDINGS", "LOG_LEVEL", "LORA", "RECIPE_PROMPTS", "RECOMMENDED", "TINY_VAE"]
     set_environment(**dict.fromkeys(names, "x"), PORT="1")
     assert config.without_effect() == [f"STEPWISE_{name}" for name in names]
     assert config.unknown() == []
@@ -225,7 +226,7 @@ def test_settings_that_are_not_built_yet_have_no_effect_and_are_no_mistake(set_e
     assert config.read().port == 1
 
 
-# Keys fail closed
+# Keys and checks fail closed
 
 
 @pytest.mark.parametrize("keys", ["", " ", ",", " , ,", "\n", "\t,"])
@@ -253,6 +254,36 @@ def test_a_name_that_looks_like_a_misspelt_one_is_refused_without_its_value(
         assert "STEPWISE_API_KEYS" in str(error.value)
         assert "sesame" not in str(error.value)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["STEPWISE_CHECK", "stepwise_check"])
+def test_a_check_that_is_set_and_empty_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "")
+    with pytest.raises(SettingsError, match=r"^STEPWISE_CHECK is set, but names no function, .*, do not set it$"):
+        config.refuse_open()
+
+
+@pytest.mark.parametrize("name", ["CHECKS", "SAFETY_CHECKER", "SAFETY", "MODERATION", "CHECK_IMAGES", "check_prompts"])
+def test_a_name_that_looks_like_a_misspelt_check_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"STEPWISE_{name}", "my_checks:check")
+    with pytest.raises(SettingsError, match=rf"^STEPWISE_{name.upper()} is no .* misspelt STEPWISE_CHECK; "):
+        config.refuse_open()
+
+
+@pytest.mark.parametrize(
+    "value", [" ", "my_checks", "my_checks:", ":check", "a b:c", "a:b:c", "a.:b", "a:b.c", "1a:b", "a:b()"]
+)
+def test_a_check_must_name_a_function(value: str, set_environment: SetEnvironment) -> None:
+    set_environment(CHECK=value)
+    with pytest.raises(SettingsError, match=r"^STEPWISE_CHECK=.*: must name a function of Python, as my_checks:check$"):
+        config.read()
+
+
+@pytest.mark.parametrize("value", ["my_checks:check", "ours.checks_2.of:ob", "_a:_b"])
+def test_functions_that_check(value: str, set_environment: SetEnvironment) -> None:
+    set_environment(CHECK=value, CHECKPOINT="x")
+    config.refuse_open()
+    assert config.read().check == value
 
 
 def test_keys_and_no_keys_are_no_mistake(set_environment: SetEnvironment) -> None:

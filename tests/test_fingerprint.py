@@ -140,8 +140,8 @@ def test_other_encoders_of_webp_and_jpeg_are_another_fingerprint(kind: str, monk
     parts = fingerprint_parts(MODEL, MODEL.group, {}, host(), image_encoder())
     save = PillowImage.Image.save
 
-    def changed(image: PillowImage.Image, file: Any, as_kind: str, quality: int) -> None:
-        save(image, file, as_kind, quality=quality - (as_kind == kind))
+    def changed(image: PillowImage.Image, file: Any, as_kind: str, quality: int, **more: Any) -> None:
+        save(image, file, as_kind, quality=quality - (as_kind == kind), **more)
 
     monkeypatch.setattr(PillowImage.Image, "save", changed)
     other = fingerprint_parts(MODEL, MODEL.group, {}, host(), image_encoder())

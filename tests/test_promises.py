@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from service.engine.bounds import MARGIN, SHARED, Bounds, Spare, spare
 from service.engine.choosing import fill, filled, first_alone
 from service.engine.costs import Costs, Machine, PerValue
-from service.engine.jobs import Batch, Job, StageWork
+from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
 from service.engine.promises import PATIENCE, SHORTEST, earliest, enter, patient
+from service.engine.stage_work import StageWork
 from tests.lines import GROUPS, Images, alike, any_images, cost_tables, job_of, machine_of, machines, varied_images
 from tests.properties import examples
 
@@ -59,8 +60,14 @@ class Told(Bounds):
             seconds += other.undecoded * (theirs.image if other.costs is job.costs else theirs.single)
         return seconds
 
+    def checked(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The seconds from a job's last image to the end of its last check, behind these other jobs."""
+        if not job.unchecked:
+            return 0.0
+        return self.check * (job.blocks.check + job.check_s + sum(other.check_s for other in ahead))
+
     def answered(self, job: Job, ahead: Iterable[Job]) -> float:
-        """The seconds from a job's last image to the end of its answer, behind these other jobs."""
+        """The seconds from a job's last image or check to the end of its answer, behind these other jobs."""
         if not job.unanswered:
             return 0.0
         return self.answer * (job.blocks.answer + job.answer_s + sum(other.answer_s for other in ahead))
@@ -121,9 +128,13 @@ any_bits = st.integers(0, 2**24 - 1)
 def any_jobs(draw: st.DrawFn, machine: Machine, images: st.SearchStrategy[Images], stages: bool) -> Job:
     work = StageWork()
     if stages:
-        values = draw(st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 100))))
-        encoded, decoded = bool(machine.encode) and draw(st.booleans()), bool(machine.decode) and draw(st.booleans())
-        work = StageWork(encoded, decoded, values)
+        work = StageWork(
+            texts=0 if machine.text is None else draw(st.integers(0, 3)),
+            upload=bool(machine.encode) and draw(st.booleans()),
+            decoded=bool(machine.decode) and draw(st.booleans()),
+            checked=bool(machine.check) and draw(st.booleans()),
+            values=draw(st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 100)))),
+        )
     return job_of(draw(images), machine, work, draw(st.sampled_from(list(machine.passes))))
 
 
@@ -146,8 +157,12 @@ def crowds(
     for rows in draw(st.lists(any_bits, max_size=4)):
         crowd.run(crowd.due(draw(st.sampled_from(list(crowd.machine.passes))), rows))
     for job in list(crowd.line):
+        for _ in range(draw(st.integers(0, job.texts))):
+            job.text_encoded()
         for _ in range(draw(st.integers(0, job.decoding))):
             job.decoded()
+        for _ in range(draw(st.integers(0, job.checking))):
+            job.checked()
     return crowd
 
 
@@ -169,7 +184,8 @@ def to_spare(crowd: Crowd) -> Spare:
     for place, job in enumerate(line):
         ahead = line[:place]
         start = max(START, job.free_by) if job.encoding else START
-        left = job.promise - start - bounds.decoded(job, ahead) - bounds.answered(job, ahead)
+        left = job.promise - start - bounds.decoded(job, ahead) - bounds.checked(job, ahead)
+        left -= bounds.answered(job, ahead)
         alone.append(left - (bounds.alone(sum(one.seconds for one in [*ahead, job])) if job.left else 0.0))
         together.append(left - (bounds.together(job, ahead) if job.left else 0.0))
     return Spare(min(alone), min(together))
@@ -195,7 +211,7 @@ def test_a_promise_breaks_none(crowd: Crowd, data: st.DataObject, wanted: float)
 
 @given(crowds())
 def test_passes_have_to_spare_what_is_not_needed_for_steps_and_stages(crowd: Crowd) -> None:
-    """All time is spare of a job that only waits for stages, and of a job whose upload is not encoded."""
+    """All time is spare of a job that only waits for stages, and of a job whose texts or upload are not encoded."""
     left, others = crowd.spare(), [job for job in crowd.line if not job.left or job.encoding]
     slack = to_spare(crowd)
     promises = [job.promise for job in others]
@@ -214,9 +230,9 @@ def test_passes_have_to_spare_what_is_not_needed_for_steps_and_stages(crowd: Cro
 
 
 @examples(200)
-@given(crowds(), st.data(), any_bits, st.integers(0, 24), st.booleans())
+@given(crowds(), st.data(), any_bits, st.integers(0, 24), st.integers(0, 24), st.booleans())
 def test_nothing_that_runs_leaves_a_plan_less_to_spare_than_the_time_it_takes(
-    crowd: Crowd, data: st.DataObject, rows: int, images: int, answers: bool
+    crowd: Crowd, data: st.DataObject, rows: int, images: int, checks: int, answers: bool
 ) -> None:
     left = [crowd.spare()]
     crowd.run(crowd.due(data.draw(st.sampled_from(list(crowd.machine.passes))), rows))
@@ -224,6 +240,10 @@ def test_nothing_that_runs_leaves_a_plan_less_to_spare_than_the_time_it_takes(
     for job in crowd.line:
         for _ in range(min(images, job.decoding)):
             job.decoded()
+    left.append(crowd.spare())
+    for job in crowd.line:
+        for _ in range(min(checks, job.checking)):
+            job.checked()
     left.append(crowd.spare())
     for job in crowd.line:
         if answers:
@@ -245,11 +265,17 @@ def test_a_job_that_leaves_takes_nothing_from_others(crowd: Crowd, place: int) -
 @examples(200)
 @given(crowds(), st.sampled_from(("alone", "together")), st.booleans())
 def test_a_plan_keeps_what_it_has_to_spare_while_it_is_followed(crowd: Crowd, plan: str, early: bool) -> None:
-    """Whatever the group of each pass is. Uploads are encoded in time or earlier, and no other stage has begun."""
+    """Whatever the group of each pass is. Texts and uploads are encoded in time or earlier. Nothing else has begun."""
     now = START
 
     def left() -> float:
         return float(getattr(crowd.spare(now), plan))
+
+    def encode(job: Job) -> None:
+        for _ in range(job.texts):
+            job.text_encoded()
+        if job.upload:
+            job.upload_encoded()
 
     def next_pass() -> tuple[Batch, float]:
         batch = filled(crowd.line, crowd.machine.one_by_one) if plan == "together" else first_alone(crowd.line)
@@ -260,13 +286,13 @@ def test_a_plan_keeps_what_it_has_to_spare_while_it_is_followed(crowd: Crowd, pl
         if not any(job.left and not job.encoding for job in crowd.line):
             first = min((job for job in crowd.line if job.encoding), key=lambda job: job.free_by)
             had, now = left(), max(now, first.free_by)
-            first.encoded()
+            encode(first)
             assert left() >= min(0.0, had) - ROUNDING
             continue
         batch, seconds = next_pass()
         if to_run := [job for job in crowd.line if job.encoding and (early or job.free_by < now + seconds)]:
             had = left()
-            to_run[0].encoded()
+            encode(to_run[0])
             assert left() >= min(0.0, had) - ROUNDING
             continue
         had, now = left(), now + seconds
@@ -303,19 +329,21 @@ def holds(crowd: Crowd, job: Job, promise: float) -> bool:
 
 @st.composite
 def same_decoding(draw: st.DrawFn) -> Machine:
-    """Batches cost the same in all groups, so that no job blocks another for longer."""
+    """Batches, and checks, cost the same in all groups, so that no job blocks another for longer."""
     tables = draw(st.lists(cost_tables, min_size=1, max_size=3))
-    return machine_of(*tables, decode=draw(cost_tables))
+    return machine_of(*tables, decode=draw(cost_tables), check=draw(st.floats(0.01, 2.0)))
 
 
 @examples(200)
 @given(st.data(), same_decoding(), st.floats(0.0, 300.0))
-def test_no_earlier_promise_could_be_kept_where_images_are_decoded(
+def test_no_earlier_promise_could_be_kept_where_images_are_decoded_and_checked(
     data: st.DataObject, machine: Machine, wanted: float
 ) -> None:
     """Compares with a search over all places in line, for both plans."""
     bounds, crowd = Told(machine), Crowd(machine)
-    stages = st.booleans().map(lambda decoded: StageWork(decoded=decoded))
+    stages = st.builds(
+        lambda decoded, checked: StageWork(decoded=decoded, checked=checked), st.booleans(), st.booleans()
+    )
     jobs = st.builds(
         lambda images, work, group: job_of(images, machine, work, group),
         any_images,
@@ -329,7 +357,7 @@ def test_no_earlier_promise_could_be_kept_where_images_are_decoded(
     candidates = {wanted, *(other.promise for other in crowd.line)}
     for place in range(len(crowd.line) + 1):
         ahead = crowd.line[:place]
-        after = START + bounds.decoded(job, ahead)
+        after = START + bounds.decoded(job, ahead) + bounds.checked(job, ahead)
         candidates.add(after + bounds.alone(job.seconds + sum(other.seconds for other in ahead)))
         candidates.add(after + bounds.together(job, ahead))
     possible = [promise for promise in candidates if promise >= wanted and holds(crowd, job, promise)]
@@ -420,6 +448,38 @@ def test_a_piece_that_would_break_a_promise_is_not_promised_at_all_and_a_smaller
     assert earliest(short, crowd.line, machine, START, START + 500.0) == START + 500.0
 
 
+def test_a_check_that_would_break_a_promise_is_not_promised_at_all_and_a_shorter_one_is() -> None:
+    """The first job has 3 s to spare. A check of another group's image may be under way when its image is finished."""
+    machine = machine_of({1: 0.8}, {1: 0.8})
+    machine = Machine(
+        machine.passes, check={group: Costs({1: 0.4 * n}) for group, n in zip(GROUPS, (1, 4), strict=False)}
+    )
+    crowd = Crowd(machine)
+    first = job_of(alike(1, 5), machine, StageWork(checked=True))
+    crowd.add(first, earliest(first, [], machine, START, START + 9.0))
+    slow = job_of(alike(1, 50), machine, StageWork(checked=True), GROUPS[1])
+    assert earliest(slow, crowd.line, machine, START, START + 500.0) == inf
+    same = job_of(alike(1, 50), machine, StageWork(checked=True))
+    assert earliest(same, crowd.line, machine, START, START + 500.0) == START + 500.0
+
+
+@pytest.mark.parametrize(("texts", "upload"), [(1, False), (3, False), (0, True), (2, True)])
+def test_a_promise_has_all_that_is_encoded_first_and_what_is_ahead_of_it(texts: int, upload: bool) -> None:
+    machine = machine_of({1: 0.8}, encode=2.0, text=0.5)
+    plain, job = job_of(alike(1, 5), machine), job_of(alike(1, 5), machine, StageWork(texts, upload))
+    encode_s = (0.5 * texts + 2.0 * upload) * SHARED * (1 + MARGIN)
+    waits = earliest(job, [], machine, START, 0.0) - earliest(plain, [], machine, START, 0.0)
+    assert waits == pytest.approx(encode_s + 1.0)  # a pass may be under way when its rows may run
+    crowd = Crowd(machine)
+    ahead = job_of(alike(1, 1), machine, StageWork(texts=1))
+    crowd.take(ahead, 0.0)
+    ahead.text_encoded()
+    crowd.take(job_of(alike(1, 1), machine, StageWork(texts=1)), 0.0)
+    behind = earliest(job, crowd.line, machine, START, START + 100.0)
+    assert behind == START + 100.0
+    assert job.free_by == pytest.approx(START + 0.5 * SHARED * (1 + MARGIN) + encode_s + 1.0)
+
+
 def test_a_piece_under_way_of_a_job_that_has_left_counts() -> None:
     machine, busy = machine_of({1: 0.8}, answer=PerValue(0.4, 0.0)), Busy()
     gone, job = (job_of(alike(1, 1), machine, StageWork(values=(1, 0))) for _ in range(2))
@@ -430,6 +490,16 @@ def test_a_piece_under_way_of_a_job_that_has_left_counts() -> None:
     assert earliest(job, [], machine, START, 0.0, busy) == pytest.approx(
         shortest + (4.0 - 0.4) * SHARED * (1 + MARGIN)  # a piece like its own counts in any case
     )
+
+
+def test_so_does_a_check_and_a_text() -> None:
+    machine, busy = machine_of({1: 0.8}, check=0.4, text=0.4), Busy()
+    gone, job = (job_of(alike(1, 1), machine, StageWork(texts=1, checked=True)) for _ in range(2))
+    for stage, more in (("check", 4.0 - 0.4), ("encode", 4.0)):
+        shortest = earliest(job, [], machine, START, 0.0, busy)
+        busy.began(stage, 4.0, frozenset([gone]))
+        busy.left(gone)
+        assert earliest(job, [], machine, START, 0.0, busy) == pytest.approx(shortest + more * SHARED * (1 + MARGIN))
 
 
 # Numbers
@@ -500,7 +570,7 @@ def test_a_patient_promise_counts_all_stages_of_all_groups(crowd: Crowd, data: s
     if job.undecoded:
         costs = machine.decode[job.group]
         decode = costs.ceilings[costs.width] * (1 + (job.undecoded - 1) / costs.width)
-    own = job.work + decode + job.answer_s + job.encode_s
+    own = job.work + decode + job.check_s + job.answer_s + job.encode_s
     ahead = sum(n * machine.passes[group].row for group, n in rows.items())
     assert a_patient_promise(job, crowd.line, machine) >= PATIENCE * (own + ahead) - ROUNDING
 

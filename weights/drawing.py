@@ -24,7 +24,7 @@ from model.samplers import sample_table
 from model.vae import choose_vae
 from service.config import available_cores
 from service.http.png import UInt8, to_uint8
-from service.plan.conditions import ALL_STEPS, Interval
+from service.plan.guidance import ALL_STEPS, Interval
 
 WIDTH = 64  # rows of one forward pass
 

@@ -36,7 +36,7 @@ from model.backends.backend import Precision
 from model.checkpoints.errors import CheckpointError
 from model.grids import GridError
 from model.samplers import SAMPLERS
-from service.plan.conditions import ALL_STEPS
+from service.plan.guidance import ALL_STEPS
 from weights.data import Split, evened, scaled
 from weights.drawing import Pen, by_class, draw, pen, reconstructed, save
 from weights.exam import SIDES, ClassFigures, Figures, Held, exam, origin

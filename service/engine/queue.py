@@ -16,9 +16,9 @@ from math import inf
 from model.rows import Group, Row
 from service.engine.admission import REFUSALS, Line, admit
 from service.engine.arrivals import Arrivals
-from service.engine.costs import Machine
+from service.engine.contexts import Prompts
 from service.engine.fairness import Places
-from service.engine.jobs import Job, StageWork
+from service.engine.jobs import Job, job_of, probe_of
 from service.engine.requests import (
     Accepted,
     Clock,
@@ -33,9 +33,11 @@ from service.engine.requests import (
 )
 from service.engine.scheduler import Scheduler
 from service.engine.waves import RowState
-from service.errors import DeadlinePassed, Draining, ServiceError, TooLate, Unavailable
+from service.errors import DeadlinePassed, Draining, Refused, ServiceError, TooLate, Unavailable
 
 _LOOK_FOR = 60.0  # the most seconds for which an idle engine measures whether passes have become faster
+
+_REASONS: dict[type[ServiceError], str] = {Draining: "draining", Refused: "refused"}  # of cancellations, for observers
 
 
 class Queue:
@@ -122,27 +124,34 @@ class Queue:
         encoding: Encoding | None,
         watcher: Watcher | None,
         upload: Upload | None,
+        prompts: Prompts,
     ) -> tuple[Request, Accepted]:
         """Add a request. Raises as Engine.submit says."""
         with self._noting_refusals(), self.lock:
             scheduler, now = self.check_open(), self._clock()
-            job = _job_of(rows, scheduler.machine, encoding, upload)
+            values = None if encoding is None else encoding.values
+            job = job_of(rows, scheduler.machine, values, len(prompts.unknown), upload is not None)
             admission = admit(job, client, Line(scheduler, self._places, self.arrivals), now, timeout_s)
-            request = Request(rows, job, now, now + timeout_s, client, watcher, encoding, upload, admission.outlook)
+            until, ahead = now + timeout_s, admission.outlook
+            request = Request(rows, job, now, until, client, watcher, encoding, upload, prompts, ahead)
             self._places.take(client)
             self._enter(request, scheduler, admission.promise)
             self.arrivals.note(job.work, now)
         self._observer.request_accepted()
         return request, Accepted(request.future, admission.position, request.eta_s, admission.promise - now)
 
-    def accept_probe(self, row: Row) -> Future[Finished]:
-        """Add the engine's own probe, even while requests are refused. Raises Loading before the queue opens."""
+    def accept_probe(self, row: Row) -> Request:
+        """Add the engine's own probe, even while requests are refused. Raises Loading before the queue opens.
+
+        Its texts are encoded, even if their contexts are known.
+        """
         with self.lock:
             if self.scheduler is None:
                 raise (self._closed or loading)()
-            request = Request([row], _job_of([row], self.scheduler.machine), self._clock(), inf)
+            job, prompts = probe_of(row, self.scheduler.machine), Prompts({}, row.texts)
+            request = Request([row], job, self._clock(), inf, prompts=prompts)
             self._enter(request, self.scheduler, inf)
-            return request.future
+            return request
 
     @contextmanager
     def _noting_refusals(self) -> Iterator[None]:
@@ -255,7 +264,7 @@ class Queue:
     def fail(self, request: Request, error: ServiceError) -> None:
         """Take a request out and answer it with an error."""
         if self.leave(request):
-            self._answer(request, error, "draining" if isinstance(error, Draining) else "failed")
+            self._answer(request, error, _REASONS.get(type(error), "failed"))
 
     def answer_late(self, late: Iterable[Request]) -> None:
         """Answer the requests of `take_out_late`."""
@@ -281,12 +290,3 @@ class Queue:
     def _tell_cancelled(self, request: Request, reason: str) -> None:
         if request.client is not None:
             self._observer.request_cancelled(reason)
-
-
-def _job_of(
-    rows: Sequence[Row], machine: Machine, encoding: Encoding | None = None, upload: Upload | None = None
-) -> Job:
-    group = rows[0].group  # all rows of a request have one group, and either all are decoded or none
-    decoded = bool(machine.decode) and rows[0].is_decoded
-    work = StageWork(upload is not None, decoded, None if encoding is None else encoding.values)
-    return Job(group, [row.forwards for row in rows], machine, work)

@@ -21,6 +21,7 @@ from service.config import Settings
 from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.http.bodies import Room
+from service.http.checks import PromptCheck, load
 from service.http.images import Generation
 from service.http.keys import ApiKeys
 from service.http.metrics import Metrics
@@ -44,21 +45,29 @@ Rows of all requests in flight share each forward pass; the same seed gives the 
 def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metrics) -> FastAPI:
     """Make the app. The engine starts and stops with the app."""
 
+    prompts = None
+    if settings.check is not None:
+        prompts = PromptCheck(load(settings.check), metrics.check_done, settings.max_queue)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        if prompts is not None:
+            prompts.start()
         watch = asyncio.create_task(_watch(engine))
         try:
             yield
         finally:
             watch.cancel()
+            if prompts is not None:
+                prompts.close()
             await asyncio.to_thread(engine.close)
 
     app = _bare_app(lifespan)
     page = playground()
     operations = Operations(engine, served, settings, metrics)
     routers = [
-        Generation(engine, served, settings).router(),
+        Generation(engine, served, settings, prompts).router(),
         operations.router(),
         page.router(),
         documentation(f"{app.title} - Swagger UI", settings.root_path.rstrip("/")).router(),
@@ -81,7 +90,15 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Clipped", "X-Request-ID", "X-Seed"],
+            expose_headers=[
+                "ETag",
+                "Retry-After",
+                "Server-Timing",
+                "X-Clipped",
+                "X-Request-ID",
+                "X-Seed",
+                "X-Warnings",
+            ],
         )
     _log_all(app, engine, metrics)
     return app

@@ -153,7 +153,7 @@ class EventStream(EventSourceResponse):
         job = asyncio.wrap_future(accepted.future)
         job.add_done_callback(self._ended)
         times = {"eta_s": _rounded(accepted.eta_s), "promise_s": _rounded(accepted.promise_s)}
-        yield _event("queued", {"position": accepted.position, **times})
+        yield _event("queued", {"position": accepted.position, **times, "warnings": self._plan.warnings})
         is_done = False
         while not is_done:
             await self._mailbox.wait()

@@ -15,6 +15,7 @@ from PIL import Image as PillowImage
 from PIL import features
 
 from model.rows import Image
+from service.http.marks import XMP
 from service.http.png import encode_png, to_uint8
 
 _QUALITY = 95
@@ -39,10 +40,11 @@ def contact_sheet(images: Sequence[Image]) -> Image:
 
 
 def encode_lossy(x: Image, kind: str) -> bytes:
-    """A WebP or a JPEG, by Pillow's name of the format; grey or RGB, without a recipe."""
+    """A WebP or a JPEG, by Pillow's name of the format; grey or RGB, without a recipe, with the mark in XMP."""
     pixels = to_uint8(x)
     file = io.BytesIO()
-    PillowImage.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, kind, quality=_QUALITY)
+    picture = PillowImage.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture.save(file, kind, quality=_QUALITY, xmp=XMP)
     return file.getvalue()
 
 

@@ -7,7 +7,7 @@ it does all other work, and its last stage makes the body of the answer.
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,13 +16,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.rows import Group, Image, Row
+from model.rows import Group, Image, Row, Tokens
 from service.config import Settings
 from service.engine.engine import Engine
 from service.engine.requests import Encoding, Upload
 from service.errors import Invalid
 from service.http import openapi
 from service.http.bodies import Body
+from service.http.checks import PromptCheck, prompts_of
 from service.http.events import EventStream, Mailbox
 from service.http.leaving import unless_client_leaves
 from service.http.middleware import CLIENT_LEFT
@@ -35,7 +36,7 @@ from service.http.parsing import (
     read_json,
     read_upload,
 )
-from service.http.pieces import PIECE, Bytes
+from service.http.pieces import PIECE, Bytes, rest
 from service.http.png import is_png
 from service.http.responses import (
     EVENTS,
@@ -46,6 +47,7 @@ from service.http.responses import (
     Deep,
     encoding,
     etag,
+    headers_of,
     image_media,
     matches,
     negotiate,
@@ -54,10 +56,12 @@ from service.http.responses import (
     sample_media,
 )
 from service.http.uploads import decode, most_bytes
-from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
+from service.plan.fields import MAX_PROMPT, DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
 from service.plan.plan import Plan, plan_denoise, plan_noise, plan_sample
 from service.plan.served import Served
+from service.plan.texts import length_of
 
+_SHORT_PROMPTS = 2**10  # characters of a request's prompts that become tokens in less than a millisecond
 _VARY = {"Vary": "Accept"}
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 
@@ -83,12 +87,14 @@ class Generation:
     """The routes' dependencies.
 
     Attributes:
+        prompts: the operator's check; None without one.
         reading: held while an upload is read. So passes share the interpreter with only one upload.
     """
 
     engine: Engine
     served: Served
     settings: Settings
+    prompts: PromptCheck | None = None
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def router(self) -> APIRouter:
@@ -106,8 +112,9 @@ class Generation:
     async def sample(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), sample_media(self.served))
         fields = await self._fields(request)
-        plan = plan_sample(fields, self.served, self.settings.timeout, latent=media_type == NPY)
-        return await self._draw(request, plan, encoding(plan, media_type, self.served), media_type, _NEVER_STORE)
+        plan = await self._planned(fields, media_type)
+        how = encoding(plan, media_type, self.served)
+        return await self._draw(request, fields, plan, how, media_type, _NEVER_STORE)
 
     async def sample_by_query(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), sample_media(self.served))
@@ -118,8 +125,7 @@ class Generation:
         fields = self._sample_model.from_text([item for item in query.multi_items() if item[0] != "model"])
         if any(fingerprint != self.served.fingerprint for fingerprint in wanted):
             raise Invalid.field("model", f"must be {self.served.fingerprint}, what answers here, and is {wanted[0]}")
-        plan = plan_sample(fields, self.served, self.settings.timeout, latent=media_type == NPY)
-
+        plan = await self._planned(fields, media_type)
         headers = dict(_NEVER_STORE)
         if fields.seed is not None and media_type in PURE_MEDIA and self.served.reproducible:
             tag = etag(plan, media_type)
@@ -127,20 +133,23 @@ class Generation:
             if matches(", ".join(request.headers.getlist("if-none-match")), tag):
                 return Response(status_code=304, headers=headers)
         if request.method == "HEAD":
-            if fields.seed is not None:
-                headers["X-Seed"] = str(fields.seed)
-            response = Response(headers=headers, media_type=media_type)
+            known = headers_of(plan)
+            if fields.seed is None:
+                del known["X-Seed"]  # each request draws another
+            response = Response(headers={**known, **headers}, media_type=media_type)
             del response.headers["content-length"]  # unknown before the image is drawn
             return response
-        return await self._draw(request, plan, encoding(plan, media_type, self.served), media_type, headers)
+        return await self._draw(request, fields, plan, encoding(plan, media_type, self.served), media_type, headers)
 
     async def denoise(self, request: Request) -> Response:
         sent = await self._upload(request, self._denoise_model, lambda fields: fields.value_range)
         offers = image_media(self.served) if sent.fields.output == "x0" else (NPY,)
         media_type = negotiate(_accept(request), offers)
 
+        served = self._for_one_request()
+
         def plan(fields: DenoiseRequest, image: Image) -> Plan:
-            return plan_denoise(fields, image, self.served, self.settings.timeout, latent=media_type == NPY)
+            return plan_denoise(fields, image, served, self.settings.timeout, latent=media_type == NPY)
 
         def encoded(planned: Plan) -> Encoding:
             return encoding(planned, media_type, self.served)
@@ -182,21 +191,53 @@ class Generation:
         """
         if not sent.is_encoded:
             planned = await run_in_threadpool(plan, sent.fields, sent.image)
-            return await self._draw(request, planned, encoded(planned), media_type, _NEVER_STORE)
+            return await self._draw(request, sent.fields, planned, encoded(planned), media_type, _NEVER_STORE)
 
         group = Group(*sent.image.shape[1:])
-        draft = plan(sent.fields, np.zeros(self.served.model.sample_shape_of(group), np.float32))
+        blank = np.zeros(self.served.model.sample_shape_of(group), np.float32)
+        draft = await run_in_threadpool(plan, sent.fields, blank)
         fields = replace(sent.fields, seed=draft.seeds[0])
 
         def then(latents: Image) -> tuple[list[Row], Encoding]:
             planned = plan(fields, latents)
             return planned.rows, encoded(planned)
 
-        return await self._draw(request, draft, encoded(draft), media_type, _NEVER_STORE, Upload(sent.image, then))
+        upload = Upload(sent.image, then)
+        return await self._draw(request, fields, draft, encoded(draft), media_type, _NEVER_STORE, upload)
+
+    async def _planned(self, fields: SampleRequest, media_type: str) -> Plan:
+        """The plan of /sample. Long prompts become tokens in a thread, one request at a time."""
+        plan = partial(plan_sample, fields, timeout=self.settings.timeout, latent=media_type == NPY)
+        if length_of(fields) <= _SHORT_PROMPTS:
+            return plan(self.served)
+        async with self.reading:
+            return await run_in_threadpool(plan, self._for_one_request())
+
+    def _for_one_request(self) -> Served:
+        """`served`, with a tokenizer that remembers the request's prompts and rests before each of them.
+
+        So passes get the interpreter. The event loop's thread must not call this tokenizer: it rests.
+        """
+        tokenize = self.served.tokenize
+        if tokenize is None:
+            return self.served
+
+        @cache
+        def tokens(prompt: str) -> Tokens:
+            rest()
+            return tokenize(prompt)
+
+        return replace(self.served, tokenize=tokens)
 
     @property
     def _is_latent(self) -> bool:
         return self.served.model.vae is not None
+
+    @cached_property
+    def _max_json(self) -> int:
+        """Bytes of the JSON of /sample. Two lists of the longest prompts fit, each byte as an escape."""
+        has_text = self.served.model.text is not None
+        return MAX_PLAIN_JSON + has_text * 2 * self.settings.max_images * MAX_PROMPT * len(r"\u0000")
 
     @cached_property
     def _sample_model(self) -> RequestModel[SampleRequest]:
@@ -219,7 +260,7 @@ class Generation:
         if not await body.is_empty():
             check_type(_content_type(request), JSON)
         sent = await body.read()
-        read = partial(read_json, sent, self._sample_model)
+        read = partial(read_json, sent, self._sample_model, self._max_json)
         if len(sent) <= PIECE:
             return read()
         async with self.reading:
@@ -258,18 +299,25 @@ class Generation:
     async def _draw(
         self,
         request: Request,
+        fields: Drawing | Noise,
         plan: Plan,
         how: Encoding,
         media_type: str,
         headers: Mapping[str, str],
         upload: Upload | None = None,
     ) -> Response:
-        client = Body.of(request).client
+        client, timeout_s = Body.of(request).client, plan.timeout_s
+        if self.prompts is not None and self.served.model.text is not None:
+            check = self.prompts.check(prompts_of(fields, len(plan.rows)), timeout_s)
+            left = await unless_client_leaves(request.receive, asyncio.ensure_future(check))
+            if left is None:
+                return Response(status_code=CLIENT_LEFT)
+            timeout_s = left
         if media_type == EVENTS:
             mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
-            accepted = self.engine.submit(plan.rows, plan.timeout_s, client, how, mailbox, upload)
-            return EventStream(accepted, mailbox, plan, self.served, {"X-Seed": str(plan.seeds[0]), **headers})
-        accepted = self.engine.submit(plan.rows, plan.timeout_s, client, how, upload=upload)
+            accepted = self.engine.submit(plan.rows, timeout_s, client, how, mailbox, upload)
+            return EventStream(accepted, mailbox, plan, self.served, {**headers_of(plan), **headers})
+        accepted = self.engine.submit(plan.rows, timeout_s, client, how, upload=upload)
         finished = await unless_client_leaves(request.receive, asyncio.wrap_future(accepted.future))
         if finished is None:
             return Response(status_code=CLIENT_LEFT)

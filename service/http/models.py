@@ -7,32 +7,28 @@ lists first.
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 from pydantic import Field as Constraints
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from model.description import ModelDescription
-from model.samplers import SAMPLERS
 from service.errors import FieldError, Invalid
-from service.plan.conditions import is_guidable
+from service.http.schemas import Schema, narrowed, without_null
 from service.plan.entries import Field, table
-from service.plan.fields import MAX_SEED, Denoise, Drawing, Noise, Sample
+from service.plan.fields import MAX_SEED, Drawing, Noise
 from service.plan.limits import Limits, limits_of, resolved
 from service.plan.served import Served
 
 Request = TypeVar("Request", bound=Drawing | Noise)
-Schema = dict[str, Any]
-
 MAX_FIELDS = 32  # of a form, and of JSON
 MAX_SHOWN = 80  # characters of a value in a message
-_MAX_NAMES = 100  # the most classes that a schema lists; /info names all
-_NULL: Schema = {"type": "null"}
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
 _BEYOND_A_LIMIT = ("greater_than", "greater_than_equal", "less_than_equal")
+_KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", dict: "an object"}
+_PROMPT = "prompt"  # the kind of our errors about prompts, which show no value
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -57,8 +53,8 @@ class RequestModel(Generic[Request]):
         config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
         declared: dict[str, Any] = {name: (_type(row, limits), _default(row)) for name, row in self._rows.items()}
         self._model: type[BaseModel] = create_model(request.__name__, __config__=config, **declared)
-        self.schema = _narrowed(self._model.model_json_schema(), request, served, limits)
-        text = {name: schema for name, one in self.schema["properties"].items() if (schema := _without_null(one))}
+        self.schema = narrowed(self._model.model_json_schema(), request, served, limits)
+        text = {name: schema for name, one in self.schema["properties"].items() if (schema := without_null(one))}
         self.text_schema: Schema = {**self.schema, "properties": text}
 
     def validated(self, values: Mapping[str, object]) -> Request:
@@ -93,6 +89,8 @@ class RequestModel(Generic[Request]):
 
     def _complaint(self, error: ErrorDetails) -> FieldError:
         loc = list(error["loc"])
+        if error["type"] == _PROMPT:
+            return {"loc": [*loc, *error["ctx"]["place"]], "msg": error["msg"]}
         if error["type"] == "extra_forbidden":
             return {"loc": loc, "msg": "there is no such field"}
         if error["type"] == "missing":
@@ -124,6 +122,8 @@ def _default(row: Field) -> Any:
 def _type(row: Field, limits: Limits) -> Any:
     """The type by which pydantic checks a field."""
     kinds = row.kinds
+    if row.entry.max_bytes is not None:
+        return Annotated[row.annotation, BeforeValidator(partial(_check_prompts, row, row.entry.max_bytes))]
     if kinds == {int, str}:
         return Annotated[row.annotation, BeforeValidator(partial(_check_labels, is_list=row.is_list))]
     if str in kinds:
@@ -153,6 +153,44 @@ def _check_labels(value: object, is_list: bool) -> object:
             {"more": ", null, or a list of these" if is_list else " or null"},
         )
     return labels if isinstance(value, list) else labels[0]
+
+
+def _check_prompts(row: Field, max_bytes: int, value: object) -> object:
+    """Check one prompt, or a list of them, before the union does."""
+    if not (row.is_list and isinstance(value, list)):
+        kinds = "a string, null or a list of these" if row.is_list else "a string or null"
+        if value is not None:
+            _check_prompt(value, max_bytes, kinds)
+        return value
+    if not value:
+        raise _of_prompt("must not be an empty list")
+    holds_null = _lists_null(row)
+    for place, text in enumerate(value):
+        if text is not None or not holds_null:
+            _check_prompt(text, max_bytes, "a string or null" if holds_null else "a string", place)
+    return value
+
+
+def _check_prompt(text: object, max_bytes: int, kinds: str, *place: int) -> None:
+    if not isinstance(text, str):
+        raise _of_prompt(f"must be {kinds}, and is {_KINDS.get(type(text), 'a list')}", *place)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise _of_prompt("must be Unicode, and has half of a character: a lone surrogate", *place) from None
+    if size > max_bytes:
+        raise _of_prompt(f"must have at most {max_bytes} bytes in UTF-8, and has {size}", *place)
+
+
+def _of_prompt(why: str, *place: int) -> PydanticCustomError:
+    """An error without a word of the prompt."""
+    return PydanticCustomError(_PROMPT, "{why}", {"why": why, "place": place})
+
+
+def _lists_null(row: Field) -> bool:
+    """Whether a list of the field may hold null."""
+    lists = [kind for kind in get_args(row.annotation) if get_origin(kind) is Sequence]
+    return any(type(None) in get_args(member) for kind in lists for member in get_args(kind))
 
 
 # The limits of a number, in words.
@@ -197,66 +235,3 @@ def _number(text: str) -> int | float | str:
     if _INTEGER.fullmatch(text):
         return int(text)
     return float(text) if len(text) < 64 and _NUMBER.fullmatch(text) else text
-
-
-# JSON Schema.
-
-
-def _narrowed(schema: Schema, request: type, served: Served, limits: Limits) -> Schema:
-    """The schema without the values that this model cannot take. The plan explains such a refusal."""
-    model = served.model
-    fields: dict[str, Schema] = schema["properties"]
-    if issubclass(request, Noise):
-        return schema
-    samplers = [model.distilled.sampler] if model.distilled else list(SAMPLERS)
-    fields["sampler"]["anyOf"] = [{"type": "string", "enum": samplers}, _NULL]
-    if not any(SAMPLERS[sampler].takes_eta for sampler in samplers):
-        fields["eta"]["maximum"] = 0
-    if not is_guidable(model):
-        fields["guidance_scale"]["anyOf"][0]["maximum"] = 1
-        fields["guidance_interval"]["anyOf"] = [_NULL]
-    if issubclass(request, Sample):
-        for name in ("height", "width"):
-            sides = sorted({getattr(group, name) for group in served.groups})
-            fields[name]["anyOf"] = [{"type": "integer", "enum": sides}, _NULL]
-    if model.distilled:
-        nothing = [None] if issubclass(request, Sample) else []
-        fields["num_inference_steps"]["enum"] = [*model.distilled.num_inference_steps, *nothing]
-
-    label = _label(model)
-    if issubclass(request, Denoise):
-        if model.needs_label:
-            schema["required"] = ["class_label", *schema["required"]]
-            del fields["class_label"]["default"]
-        fields["class_label"]["anyOf"] = label if model.needs_label else [*label, _NULL]
-    else:
-        several = {"type": "array", "items": {"anyOf": [*label, _NULL]}, "minItems": 1}
-        fields["class_label"]["anyOf"] = [*label, _NULL, {**several, "maxItems": limits["max_images"]}]
-    return schema
-
-
-def _label(model: ModelDescription) -> list[Schema]:
-    """The schemas for a class: its index, or its name."""
-    classes, names = model.num_classes, model.class_names
-    if classes is None:
-        return []
-    text: Schema = {"type": "string", "minLength": 1}
-    if classes <= _MAX_NAMES:
-        text = {"type": "string", "enum": list(dict.fromkeys([*names, *map(str, range(classes))]))}
-    return [{"type": "integer", "minimum": 0, "maximum": classes - 1}, text]
-
-
-def _without_null(schema: Schema) -> Schema | None:
-    """The schema of the values that text can express. None if text can express none."""
-    if "anyOf" in schema:
-        kinds = [kind for one in schema["anyOf"] if (kind := _without_null(one))]
-        return {**_bare(schema), "anyOf": kinds} if kinds else None
-    if schema.get("type") == "array":
-        items = _without_null(schema["items"])
-        return {**schema, "items": items} if items else None
-    return None if schema.get("type") == "null" else _bare(schema)
-
-
-def _bare(schema: Schema) -> Schema:
-    bare = {key: value for key, value in schema.items() if (key, value) != ("default", None)}
-    return bare | {"enum": [value for value in schema["enum"] if value is not None]} if "enum" in schema else bare

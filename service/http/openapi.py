@@ -12,9 +12,10 @@ import numpy as np
 from starlette.responses import Response
 
 from service.http.formats import encode_npy
-from service.http.models import RequestModel, Schema
-from service.http.png import encode_png
+from service.http.models import RequestModel
+from service.http.png import encode_png16
 from service.http.responses import EVENTS, JSON, image_media, noise_media, sample_media
+from service.http.schemas import Schema
 from service.plan.entries import table
 from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest
 from service.plan.served import Served
@@ -95,6 +96,10 @@ _INFO = _object(
     ),
     first_stage=_or_null(_object(kind=_STRING, factor=_COUNT, scaling_factor=_NUMBER, num_parameters=_COUNT)),
     preview=_or_null({"type": "string", "enum": ["linear"]}),
+    text=_or_null(
+        _object(length=_COUNT, layers=_COUNT, num_parameters=_COUNT, max_prompt_bytes=_COUNT, max_prompt_tokens=_COUNT)
+    ),
+    safety_checker={"type": "string", "enum": ["none", "not run"]},
     out_channels=_COUNT,
     num_classes=_or_null(_COUNT),
     class_names=_or_null(_array(_STRING)),
@@ -123,6 +128,7 @@ def _header(description: str, schema: Schema, required: bool = True) -> Schema:
 _ID = {"X-Request-ID": _header("the request's own, where it is a sane one", {**_STRING, "minLength": 1})}
 _CACHE = {"Cache-Control": _header("how long the answer may be kept", _STRING)}
 _SEED = {"X-Seed": _header("of the first image", {"type": "integer", "minimum": 0})}
+_WARNINGS = {"X-Warnings": _header("what the client may not expect, in sentences", _STRING, required=False)}
 _CLIPPED = {"X-Clipped": _header("a PNG's share of clipped values", {**_NUMBER, "minimum": 0}, required=False)}
 _RETRY = {"Retry-After": _header("seconds", _COUNT)}
 _VARY = {"Vary": _header("the answer depends on Accept", _STRING)}
@@ -176,8 +182,9 @@ def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
     by_form = {**text_schema, "properties": {"image": file, **text_schema["properties"]}, "required": required}
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
     blank = np.zeros(served.model.image_shape_of(served.groups[0]), np.float32)
+    image = encode_png16(blank, 1.0).png if served.draws_pictures else encode_npy(blank)
     example = {
-        "image": base64.b64encode(encode_npy(blank) if not served.draws_pictures else encode_png(blank, {})).decode(),
+        "image": base64.b64encode(image).decode(),
         "timestep": served.model.schedule.num_train_timesteps // 2,
     }
     if "num_inference_steps" in schema["properties"]:
@@ -208,6 +215,7 @@ def _images(served: Served) -> Schema:
             images=_array(image),
             parameters=_OBJECT,
             model=_object(name=_STRING, digest=_STRING, fingerprint=_STRING),
+            warnings=_array(_STRING),
             timings=_object(**dict.fromkeys(stages, _NUMBER)),
         )
     }
@@ -220,12 +228,15 @@ def _content(served: Served, media_types: Sequence[str]) -> Schema:
 
 
 def sample(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
-    body = {"content": {"application/json": {"schema": request.schema, "example": {"num_images": 1, "seed": 7}}}}
+    example: Schema = {"num_images": 1, "seed": 7}
+    if served.model.text is not None:
+        example = {"prompt": "a fox in the snow", **example}
+    body = {"content": {"application/json": {"schema": request.schema, "example": example}}}
     return {
         "operation_id": "sample",
         "response_class": Response,
         "summary": "Generate images",
-        "responses": _responses(_content(served, sample_media(served)), {**_timing(served), **_VARY}),
+        "responses": _responses(_content(served, sample_media(served)), {**_timing(served), **_WARNINGS, **_VARY}),
         "openapi_extra": {"requestBody": body},
     }
 
@@ -237,7 +248,7 @@ def sample_by_query(request: RequestModel[SampleRequest], served: Served) -> dic
         "schema": {"type": "string", "enum": [served.fingerprint]},
         "description": "the fingerprint that must answer; the image may then be kept for a year",
     }
-    headers = {**_timing(served), **_VARY, **_etag(required=False)}
+    headers = {**_timing(served), **_WARNINGS, **_VARY, **_etag(required=False)}
     responses = _responses(_content(served, sample_media(served)), headers)
     responses[304] = {
         "description": "If-None-Match names the image's ETag",
@@ -259,7 +270,7 @@ def denoise(request: RequestModel[DenoiseRequest], served: Served) -> dict[str, 
         "operation_id": "denoise",
         "response_class": Response,
         "summary": "Denoise an image from a timestep",
-        "responses": _responses(content, {**_timing(served), **_VARY}),
+        "responses": _responses(content, {**_timing(served), **_WARNINGS, **_VARY}),
         "openapi_extra": {"requestBody": _upload(request, served, steps)},
     }
 

@@ -16,6 +16,7 @@ from service.engine.engine import Engine
 from service.http import openapi
 from service.http.metrics import CONTENT_TYPE, Metrics, exposition
 from service.plan.served import Served
+from service.plan.texts import prompt_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ class Operations:
                 "sizes": [self._size(group) for group in served.groups],
                 "first_stage": None if vae is None else asdict(vae),
                 "preview": None if served.preview is None else "linear",
+                "text": None if model.text is None else {**asdict(model.text), **prompt_limits(model.text)},
+                "safety_checker": model.safety_checker,
                 "out_channels": model.out_channels,
                 "num_classes": model.num_classes,
                 "class_names": list(model.class_names) or None,

@@ -4,6 +4,7 @@ import binascii
 import json
 import re
 from collections.abc import Sequence
+from urllib.parse import unquote_to_bytes
 
 from service.errors import Invalid, UnsupportedMedia
 from service.http.forms import Part, read_form
@@ -12,7 +13,7 @@ from service.http.pieces import PIECE, Bytes, pieces
 from service.http.uploads import is_image
 
 JSON, FORM = "application/json", "multipart/form-data"
-MAX_PLAIN_JSON = 2**19  # bytes of JSON besides an image, without blanks at the end
+MAX_PLAIN_JSON = 2**19  # bytes of JSON besides an image and lists of prompts, without blanks at the end
 _DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,8}),", re.IGNORECASE)
 _MEDIA_OF_FILES = ("", "image/png", "application/x-npy", "application/octet-stream")
 _BLANKS = b" \t\r\n"
@@ -21,9 +22,13 @@ _MAX_DIGITS = 400  # of an integer in JSON; no float has more
 _MAX_QUERY = 2**13  # fields
 
 
-def read_json(body: Bytes, model: RequestModel[Request]) -> Request:
-    """Read a JSON body. An empty body is `{}`."""
-    return model.validated(_json_object(body, MAX_PLAIN_JSON))
+def read_json(body: Bytes, model: RequestModel[Request], max_json: int = MAX_PLAIN_JSON) -> Request:
+    """Read a JSON body. An empty body is `{}`.
+
+    Args:
+        max_json: bytes.
+    """
+    return model.validated(_json_object(body, max_json))
 
 
 def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], max_json: int) -> tuple[Request, Bytes]:
@@ -74,9 +79,13 @@ def _file_part(parts: Sequence[Part]) -> Part:
 
 
 def check_query(query: bytes) -> None:
-    """Raise Invalid if a query has very many fields, before the query is parsed."""
+    """Raise Invalid if a query has very many fields or is not in UTF-8, before the query is parsed."""
     if query.count(b"&") >= _MAX_QUERY:
         raise Invalid.field("query", f"has more than {_MAX_QUERY} fields")
+    try:
+        unquote_to_bytes(query).decode()
+    except UnicodeDecodeError:
+        raise Invalid.field("query", "must be text in UTF-8") from None
 
 
 def _json_object(body: Bytes, max_bytes: int) -> dict[str, object]:

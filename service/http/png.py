@@ -17,6 +17,7 @@ from PIL import Image as PillowImage
 
 from model.rows import Image
 from service.errors import Invalid
+from service.http.marks import PNG_ITXT
 from service.http.pieces import Bytes, rest
 
 UInt8 = NDArray[np.uint8]
@@ -43,10 +44,11 @@ def to_uint8(x: Image) -> UInt8:
 
 
 def encode_png(x: Image, parameters: Mapping[str, object]) -> bytes:
-    """An 8-bit PNG, grey or RGB. The text chunk `parameters` holds its recipe."""
+    """An 8-bit PNG, grey or RGB. The text chunk `parameters` holds its recipe, and XMP says that a model made it."""
     bare = _png_of(to_uint8(x))
     recipe = b"parameters\0" + json.dumps(parameters, sort_keys=True).encode()
-    return bare[:_HEADER_ENDS] + _chunk(b"tEXt", recipe) + bare[_HEADER_ENDS:]
+    texts = _chunk(b"tEXt", recipe) + _chunk(b"iTXt", PNG_ITXT)
+    return bare[:_HEADER_ENDS] + texts + bare[_HEADER_ENDS:]
 
 
 def _png_of(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
@@ -63,7 +65,10 @@ class DeepPng(NamedTuple):
 
 
 def encode_png16(x: Image, value_range: float) -> DeepPng:
-    """A 16-bit PNG, grey or RGB. Its values 0 … 65535 stand for −value_range … value_range."""
+    """A 16-bit PNG, grey or RGB. Its values 0 … 65535 stand for −value_range … value_range.
+
+    It has no texts: it holds a client's own image, with noise.
+    """
     clipped = float(np.mean(np.abs(x) > value_range))
     scaled = (x.astype(np.float64) / (2 * value_range) + 0.5).clip(0, 1).transpose(1, 2, 0) * 65535
     return DeepPng(_png_of(scaled.round().astype(np.uint16)), clipped)

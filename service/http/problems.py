@@ -8,6 +8,7 @@ BodyTooLarge          413
 UnsupportedMedia      415
 UnsupportedCoding     415, Accept-Encoding
 Invalid               422
+Refused               422
 HeadTooLarge          431
 ComputationFailed     500
 Unavailable           503, Retry-After
@@ -31,6 +32,7 @@ from service.errors import (
     Invalid,
     NotAcceptable,
     NotHTTP,
+    Refused,
     ServiceError,
     ShareTaken,
     TooSlow,
@@ -59,6 +61,7 @@ STATUS: dict[type[ServiceError], int] = {
     BodyTooLarge: 413,
     UnsupportedMedia: 415,
     Invalid: 422,
+    Refused: 422,
     HeadTooLarge: 431,
     ComputationFailed: 500,
     ShareTaken: 429,

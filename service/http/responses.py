@@ -268,6 +268,7 @@ def _json(plan: Plan, served: Served, pngs: Sequence[bytes]) -> bytes:
         "images": images,
         "parameters": plan.parameters,
         "model": {"name": served.model.name, "digest": served.model.digest, "fingerprint": served.fingerprint},
+        "warnings": plan.warnings,
     }
     return bytes(JSONResponse(document).body)
 
@@ -299,6 +300,12 @@ def matches(if_none_match: str, tag: str) -> bool:
     return if_none_match.strip() == "*" or re.search(named, if_none_match) is not None
 
 
+def headers_of(plan: Plan) -> dict[str, str]:
+    """The headers that a plan alone decides. Warnings are one line of ASCII."""
+    warnings = {"X-Warnings": "; ".join(plan.warnings)} if plan.warnings else {}
+    return {"X-Seed": str(plan.seeds[0]), **warnings}
+
+
 def respond(plan: Plan, finished: Finished, media_type: str, served: Served, headers: Mapping[str, str]) -> Response:
     """The answer, with headers for its seed and its times."""
     body = finished.body
@@ -308,7 +315,7 @@ def respond(plan: Plan, finished: Finished, media_type: str, served: Served, hea
     return Response(
         body,
         headers={
-            "X-Seed": str(plan.seeds[0]),
+            **headers_of(plan),
             "Server-Timing": ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in timing.items()),
             **headers,
         },

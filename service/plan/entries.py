@@ -24,6 +24,7 @@ class Entry:
         gt: an exclusive lower bound.
         le: the greatest value, for a list of a member.
         length: of a list, the number of its members; None for any number from 1 on.
+        max_bytes: of a text, or of each text of a list: the most bytes in UTF-8. Messages never show such a text.
         decides: whether the field changes the bytes of each image, the bytes of the whole answer, or neither. Recipes
             keep fields of the first kind. ETags depend on fields of the first two kinds.
         refused: values within the limits that are refused all the same.
@@ -36,6 +37,7 @@ class Entry:
     gt: Limit | None = None
     le: Limit | None = None
     length: int | None = None
+    max_bytes: int | None = None
     decides: Literal["image", "answer", "neither"] = "image"
     refused: str = ""
     is_optional: bool = False

@@ -19,6 +19,8 @@ from service.plan.entries import Entry
 
 MAX_IMAGES = 4096  # the most images that a setting can allow in one request
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON parser keeps exactly
+MAX_PROMPT = 2**13  # bytes in UTF-8
+MAX_GUIDANCE = 30
 
 Label = int | str | None
 Scaling = Literal["variance_preserving", "additive"]
@@ -40,6 +42,28 @@ ScalingOfNoise = Annotated[
         help="variance_preserving: the noisy image is √ᾱ·x_0 + √(1−ᾱ)·noise. "
         "additive: it is x_0 + σ·noise, as camera noise is.",
         refused="`additive` at a `timestep` of pure noise",
+    ),
+]
+ClipSkip = Annotated[
+    int,
+    Entry(
+        help="How many of the text encoder's last layers are left out for the prompt. Where others say clip skip 2, "
+        "this is 1.",
+        ge=0,
+        le="most_clip_skip",
+        refused="more than 0 for a model without text",
+        is_optional=True,
+    ),
+]
+GuidanceRescale = Annotated[
+    float,
+    Entry(
+        help="How far the contrast of a guided prediction goes back to that of the prompt's own, against images that "
+        "are too bright or too dark.",
+        ge=0,
+        le=1,
+        refused="more than 0 for a model without guidance",
+        is_optional=True,
     ),
 ]
 GuidanceInterval = Annotated[
@@ -90,6 +114,28 @@ class Drawing:
 class Sample(Drawing):
     """POST and GET /sample: images to generate."""
 
+    prompt: Annotated[
+        str | Sequence[str] | None,
+        Entry(
+            help="What is drawn, in words, for models with text. Several: one for each image.",
+            max_bytes=MAX_PROMPT,
+            refused=f"more than {MAX_PROMPT} bytes in UTF-8; a list that is not as long as `num_images`; "
+            "any for a model without text",
+            is_optional=True,
+            flags=("--prompt", "-p"),
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str | Sequence[str | None] | None,
+        Entry(
+            help="What guidance leads away from, in words. Several: one for each image. Default: the empty text.",
+            max_bytes=MAX_PROMPT,
+            refused="as `prompt`",
+            is_optional=True,
+            flags=("--negative-prompt", "--negative"),
+        ),
+    ] = None
+    clip_skip: ClipSkip = 0
     num_images: Annotated[
         int,
         Entry(
@@ -124,20 +170,22 @@ class Sample(Drawing):
         Label | Sequence[Label],
         Entry(
             help="Class by name or index, or none. Several: one for each image.",
-            refused="a list that is not as long as `num_images`",
+            refused="a list that is not as long as `num_images`; any but null for a model without classes",
             flags=("--class-label", "-c"),
         ),
     ] = None
     guidance_scale: Annotated[
         float | None,
         Entry(
-            help="Classifier-free guidance: 1 is off, more needs a class label. Default: what the weights recommend.",
-            ge=1,
-            le=20,
-            refused="more than 1 without a `class_label`",
+            help="Classifier-free guidance: 1 and less is off. More needs a prompt or a class label. "
+            "Default: what the weights recommend.",
+            ge=0,
+            le=MAX_GUIDANCE,
+            refused="more than 1 without a `class_label`, except for models with text",
             flags=("--guidance-scale", "-g"),
         ),
     ] = None
+    guidance_rescale: GuidanceRescale = 0.0
     guidance_interval: GuidanceInterval = None
     height: Annotated[
         int | None,
@@ -199,16 +247,36 @@ class Denoise(Drawing):
             flags=("--num-inference-steps", "--steps"),
         ),
     ] = 1
+    prompt: Annotated[
+        str | None,
+        Entry(
+            help="What the image shows, in words, for models with text.",
+            max_bytes=MAX_PROMPT,
+            is_optional=True,
+            flags=("--prompt", "-p"),
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str | None,
+        Entry(
+            help="What guidance leads away from, in words. Default: the empty text.",
+            max_bytes=MAX_PROMPT,
+            is_optional=True,
+            flags=("--negative-prompt", "--negative"),
+        ),
+    ] = None
+    clip_skip: ClipSkip = 0
     class_label: Annotated[Label, Entry(help="Class by name or index, or none.", flags=("--class-label", "-c"))] = None
     guidance_scale: Annotated[
         float | None,
         Entry(
-            help="Classifier-free guidance: 1 is off, more needs a class label. Default: 1.",
-            ge=1,
-            le=20,
+            help="Classifier-free guidance: 1 and less is off. More needs a prompt or a class label. Default: 1.",
+            ge=0,
+            le=MAX_GUIDANCE,
             flags=("--guidance-scale", "-g"),
         ),
     ] = None
+    guidance_rescale: GuidanceRescale = 0.0
     guidance_interval: GuidanceInterval = None
 
 

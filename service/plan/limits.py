@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from model.description import ModelDescription
 from service.plan.entries import Limit
+from service.plan.fields import MAX_SEED
 
 Limits = Mapping[str, float]
 
@@ -24,6 +25,7 @@ def limits_of(model: ModelDescription, max_images: int, timeout: float) -> Limit
         "first_timestep": model.first_timestep,
         "last_timestep": last,
         "longest_walk": max(1, min(most, last)),
+        "most_clip_skip": MAX_SEED if model.text is None else model.text.layers - 1,  # the plan says more without text
     }
 
 

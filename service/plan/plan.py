@@ -7,23 +7,24 @@ image again. Two requests for the same bytes have the same `canonical` form.
 import hashlib
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from model.description import ModelDescription
-from model.grids import GridError
 from model.lines import Column
-from model.rows import Group, Image, Row
-from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
+from model.rows import Condition, Group, Image, Row
+from model.samplers import StepTable
 from model.schedule import Schedule
 from service.errors import Invalid
-from service.plan import sizes
-from service.plan.conditions import ALL_STEPS, branches, check_guidance, class_of, interval_of, label_of, labels_of
+from service.plan import sizes, steps, texts
 from service.plan.entries import deciding
-from service.plan.fields import MAX_SEED, DenoiseRequest, Drawing, NoiseRequest, SampleRequest
+from service.plan.fields import MAX_SEED, DenoiseRequest, NoiseRequest, SampleRequest
+from service.plan.guidance import OFF, Guidance, guidance_of
+from service.plan.labels import class_of, label_of, labels_of
 from service.plan.served import Served
+from service.plan.texts import Words
 
 Parameters = dict[str, object]
 
@@ -31,8 +32,6 @@ Parameters = dict[str, object]
 _MAX_NOISY_VALUE = 1e4
 
 _NO_STEPS = StepTable(np.empty(0), np.empty((0, len(Column))))
-
-_DISTILLED = "which these weights were distilled for"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +47,7 @@ class Plan:
         canonical: all that decides the bytes of the whole answer.
         timeout_s: seconds from now.
         preview_every: steps; 0 for no previews.
+        warnings: sentences on what the client may not expect, in ASCII, and without any text of a prompt.
     """
 
     rows: list[Row]
@@ -58,6 +58,7 @@ class Plan:
     canonical: Parameters
     timeout_s: float
     preview_every: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: bool = False) -> Plan:
@@ -73,74 +74,43 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
     model = served.model
     n = request.num_images
     seed = _seed(request.seed, n)
-    sampler = _sampler(request, model)
-    grid = _grid(request, model)
-    try:
-        table = sample_table(model.schedule, sampler, grid, request.eta)
-    except GridError as error:
-        raise Invalid.field("num_inference_steps" if isinstance(grid, int) else "timesteps", str(error)) from None
-    if table.timesteps[-1] < model.first_timestep:
-        raise Invalid.field(
-            "num_inference_steps",
-            f"{grid} steps of {sampler} end at timestep {table.timesteps[-1]:g}, "
-            f"and this network knows those from {model.first_timestep} on",
-        )
-    _check_range("preview_every", request.preview_every, 0, len(table), ", the steps")
-
+    sampler, grid, table = steps.of_sample(request, model)
+    steps.check_range("preview_every", request.preview_every, 0, len(table), ", the steps")
     labels = labels_of(request.class_label, n, model)
     if model.needs_label:
         labels = [class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]
-    if request.guidance_scale is None:
-        guidance_scale = model.recommended.guidance_scale
-    else:
-        check_guidance(request.guidance_scale, labels, model)
-        guidance_scale = float(request.guidance_scale)
-    scales = [1.0 if label is None else guidance_scale for label in labels]
-    interval = interval_of(request, model)
+    told, guidance, warnings = _told(request, labels, model.recommended.guidance_scale, served)
     group = sizes.asked(request, served.groups)
-    rows = [
-        Row(
-            table,
-            seed + i,
-            group,
-            branches=branches(label, scale),
-            guidance_scale=scale,
-            guidance_interval=interval if scale > 1 else ALL_STEPS,
-            latent=latent,
-        )
-        for i, (label, scale) in enumerate(zip(labels, scales, strict=True))
-    ]
+    rows = [Row(table, seed + i, group, latent=latent, **one.of_row) for i, one in enumerate(told)]
 
     timeout_s = timeout if request.timeout_s is None else request.timeout_s
     one_label = isinstance(request.class_label, int | str | None) and len(set(labels)) == 1
     filled: Parameters = {
         **vars(request),
+        **guidance.fields,
+        **texts.fields_of(request, model),
         "seed": seed,
         "sampler": sampler,
         "num_inference_steps": grid if isinstance(grid, int) else None,
         "eta": abs(float(request.eta)),
         "class_label": labels[0] if one_label else labels,
-        "guidance_scale": float(request.guidance_scale or max(scales)),
-        "guidance_interval": list(interval),
         "height": group.height,
         "width": group.width,
         "timeout_s": timeout_s,
     }
     kept = {**filled, **_size_of(group, served)}
-    of_rows = [
-        {"seed": row.seed, "class_label": label, "guidance_scale": row.guidance_scale, **_interval_of(row)}
-        for row, label in zip(rows, labels, strict=True)
-    ]
-    of_all = {"class_label": labels, **_interval_of(*rows)}
+    own = [{**kept, "seed": row.seed, **_recipe_of([one], served)} for row, one in zip(rows, told, strict=True)]
+    of_all = {**kept, **_recipe_of(told, served), "class_label": labels}
     return Plan(
         rows=rows,
         seeds=[row.seed for row in rows],
         group=group,
         parameters=_kept(SampleRequest, filled, "image", "answer", "neither"),
-        recipes=[{**_kept(SampleRequest, {**kept, **own}, "image"), **_model_of(served)} for own in of_rows],
-        canonical={**_kept(SampleRequest, {**kept, **of_all}, "image", "answer"), **_model_of(served)},
+        recipes=[_recipe(SampleRequest, values, served, "image") for values in own],
+        canonical=_recipe(SampleRequest, of_all, served, "image", "answer"),
         timeout_s=timeout_s,
         preview_every=request.preview_every,
+        warnings=warnings,
     )
 
 
@@ -156,55 +126,44 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
         Invalid: names the field, its value and its limits.
     """
     model = served.model
-    schedule, t = model.schedule, request.timestep
+    schedule = model.schedule
     _check_additive(request, schedule)
-    N = request.num_inference_steps
-    _check_steps(N, max(1, t), f" at timestep {t}", model)
+    sampler, _, table = steps.of_denoise(request, model)
     seed = _seed(request.seed)
-    sampler = _sampler(request, model)
     label = label_of(request.class_label, model)
     if label is None and model.needs_label:
         raise Invalid.field("class_label", "is required: this model was trained with labels only")
-    scale = 1.0 if request.guidance_scale is None else float(request.guidance_scale)
-    check_guidance(scale, [label], model)
-    interval = interval_of(request, model)
+    [told], guidance, warnings = _told(request, [label], 1.0, served)
     group = sizes.of_upload(image, served)
 
     if request.scaling == "additive":
-        image = image * np.float32(math.sqrt(schedule.alphas_cumprod[t]))
+        image = image * np.float32(math.sqrt(schedule.alphas_cumprod[request.timestep]))
     if not (np.abs(image) <= _MAX_NOISY_VALUE).all():
         raise Invalid.field("image", f"must have values of at most {_MAX_NOISY_VALUE:g} in the model's own scale")
-
-    wants_output = request.output == "model_output"
-    table = denoise_table(schedule, sampler, t, 1 if wants_output else N, request.eta)
-    if request.output == "previous":
-        table = table.first()
 
     row = Row(
         table,
         seed,
         group,
         start=image,
-        branches=branches(label, scale),
-        guidance_scale=scale,
-        guidance_interval=interval if scale > 1 else ALL_STEPS,
-        model_output=wants_output,
+        model_output=request.output == "model_output",
         latent=latent or request.output == "previous",
+        **told.of_row,
     )
     timeout_s = timeout if request.timeout_s is None else request.timeout_s
     filled: Parameters = {
         **vars(request),
+        **guidance.fields,
+        **texts.fields_of(request, model),
         "seed": seed,
         "sampler": sampler,
         "eta": abs(float(request.eta)),
         "class_label": label,
-        "guidance_scale": scale,
-        "guidance_interval": list(interval),
         "timeout_s": timeout_s,
     }
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-    kept = _kept(DenoiseRequest, {**filled, **_interval_of(row)}, "image")
-    recipe = {**kept, "image_sha256": digest, **_model_of(served)}
+    own = {**filled, **_recipe_of([told], served)}
+    recipe = {**_recipe(DenoiseRequest, own, served, "image"), "image_sha256": digest}
     return Plan(
         rows=[row],
         seeds=[seed],
@@ -213,6 +172,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
         recipes=[recipe],
         canonical=recipe,
         timeout_s=timeout_s,
+        warnings=warnings,
     )
 
 
@@ -250,6 +210,68 @@ def plan_noise(request: NoiseRequest, image: Image, served: Served, timeout: flo
     )
 
 
+class _OfRow(TypedDict):
+    """Arguments of a Row."""
+
+    branches: tuple[Condition, ...]
+    guidance_scale: float
+    guidance_rescale: float
+    guidance_interval: tuple[float, float]
+
+
+class _Told(NamedTuple):
+    """What a row is told beside its steps.
+
+    Attributes:
+        words: None for a model without text.
+    """
+
+    label: int | None
+    words: Words | None
+    guidance: Guidance
+
+    @property
+    def of_row(self) -> _OfRow:
+        branches = (Condition(self.label), Condition()) if self.words is None else self.words.branches
+        return {
+            "branches": branches if self.guidance.is_on else branches[:1],
+            "guidance_scale": self.guidance.scale,
+            "guidance_rescale": self.guidance.rescale,
+            "guidance_interval": self.guidance.interval,
+        }
+
+
+def _told(
+    request: SampleRequest | DenoiseRequest, labels: Sequence[int | None], default: float, served: Served
+) -> tuple[list[_Told], Guidance, tuple[str, ...]]:
+    """What each row is told, the guidance that was asked for, and warnings.
+
+    Args:
+        default: the guidance_scale of a request that names none.
+    """
+    guidance = guidance_of(request, default, labels, served.model)
+    words, warnings = texts.words_of(request, len(labels), guidance.is_on, served)
+    each: Sequence[Words | None] = words or [None] * len(labels)
+    told = [
+        _Told(label, one, OFF if not guidance.is_on or (one is None and label is None) else guidance)
+        for label, one in zip(labels, each, strict=True)
+    ]
+    return told, guidance, tuple(warnings)
+
+
+def _recipe_of(told: Sequence[_Told], served: Served) -> Parameters:
+    """What rows are told, as the recipe of their images has it."""
+    guidance = next((one.guidance for one in told if one.guidance.is_on), OFF)
+    words = [one.words for one in told if one.words is not None]
+    return {"class_label": told[0].label, **guidance.recipe, **texts.recipe_of(words, served.recipe_prompts)}
+
+
+def _recipe(request: type, values: Parameters, served: Served, *what: str) -> Parameters:
+    """The fields and hashes that decide the bytes of `what`, and what draws them."""
+    hashes = {name: values[name] for name in texts.HASHES if values.get(name) is not None}
+    return {**_kept(request, values, *what), **hashes, **_model_of(served)}
+
+
 def _kept(request: type, values: Parameters, *what: str) -> Parameters:
     """The values of the fields that decide the bytes of `what`."""
     rows = deciding(request, *what)
@@ -262,12 +284,6 @@ def _size_of(group: Group, served: Served) -> Parameters:
     return {"height": None, "width": None} if is_native else {"height": group.height, "width": group.width}
 
 
-def _interval_of(*rows: Row) -> Parameters:
-    """The guidance interval of rows, as a recipe has it: null if each row is guided in all of its steps or in none."""
-    intervals = [row.guidance_interval for row in rows if row.guidance_interval != ALL_STEPS]
-    return {"guidance_interval": list(intervals[0]) if intervals else None}
-
-
 def _model_of(served: Served) -> Parameters:
     return {"model": served.model.recipe_name, "fingerprint": served.fingerprint}
 
@@ -275,51 +291,10 @@ def _model_of(served: Served) -> Parameters:
 def _seed(seed: int | None, num_images: int = 1) -> int:
     if seed is None:
         return secrets.randbelow(2**32)
-    _check_range("seed", seed, 0, MAX_SEED + 1 - num_images, f" for {num_images} images")
+    steps.check_range("seed", seed, 0, MAX_SEED + 1 - num_images, f" for {num_images} images")
     return seed
-
-
-def _sampler(request: Drawing, model: ModelDescription) -> str:
-    sampler = request.sampler or model.recommended.sampler
-    if request.sampler == "" or sampler not in SAMPLERS:
-        raise Invalid.field("sampler", f"must be one of {', '.join(SAMPLERS)}, and is {request.sampler!r}")
-    if model.distilled is not None and sampler != model.distilled.sampler:
-        raise Invalid.field("sampler", f"must be {model.distilled.sampler}, {_DISTILLED}, and is {sampler}")
-    if request.eta and not SAMPLERS[sampler].takes_eta:
-        raise Invalid.field("eta", f"must be 0 with {sampler}, and is {request.eta:g}; it is for ddim")
-    return sampler
-
-
-def _grid(request: SampleRequest, model: ModelDescription) -> int | tuple[int, ...]:
-    """The number of steps, or the timesteps themselves."""
-    asked, timesteps = request.num_inference_steps, request.timesteps
-    if timesteps is None:
-        steps = model.recommended.num_inference_steps if asked is None else asked
-        _check_steps(steps, model.schedule.num_train_timesteps, "", model)
-        return steps
-    if asked is not None:
-        raise Invalid.field("timesteps", f"must not be given beside num_inference_steps, which is {asked}")
-    if model.distilled is not None:
-        raise Invalid.field("timesteps", f"must be null: num_inference_steps names the timesteps {_DISTILLED}")
-    for before, after in pairwise(timesteps):
-        if after >= before:
-            raise Invalid.field("timesteps", f"must fall from each to the next, and {after} comes after {before}")
-    return tuple(timesteps)
-
-
-def _check_steps(steps: int, most: int, why: str, model: ModelDescription) -> None:
-    if model.distilled is not None and steps not in model.distilled.num_inference_steps:
-        *others, last = map(str, model.distilled.num_inference_steps)
-        counts = f"{', '.join(others)} or {last}" if others else last
-        raise Invalid.field("num_inference_steps", f"must be {counts}, {_DISTILLED}, and is {steps}")
-    _check_range("num_inference_steps", steps, 1, most, why)
 
 
 def _check_additive(request: DenoiseRequest | NoiseRequest, schedule: Schedule) -> None:
     if request.scaling == "additive" and schedule.alphas_cumprod[request.timestep] == 0:
         raise Invalid.field("timestep", f"{request.timestep} is pure noise, which no additive noise level reaches")
-
-
-def _check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
-    if not low <= value <= high:
-        raise Invalid.field(name, f"must be {low} to {high}{why}, and is {value}")

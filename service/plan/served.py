@@ -4,20 +4,20 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 
 import numpy as np
 
 import service
-from model.description import ModelDescription
-from model.rows import Group, Image
+from model.description import ModelDescription, Recommended
+from model.rows import Group, Image, Tokenize
 
 # Raise this number with every change of our own code that changes a bit of any image, or of the text in it: networks,
 # schedules, samplers, noise, colours, recipes. tests/test_arithmetic.py has the sums for each number.
 # 1: recipes named the model by its folder. 2: recipes use the name in the model's config. 3: the embedding of each
-# timestep is computed alone.
-ARITHMETIC = 3
+# timestep is computed alone. 4: images say in XMP that a model made them.
+ARITHMETIC = 4
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Served:
         first_draw: gives the initial noise of an image for a seed and a shape.
         groups: the sizes of images that are served. The first is the default.
         preview: makes a rough image, [C, H, W], from latents; None where rows are images.
+        tokenize: the tokens of a prompt; None for a model without text. Any thread may call this.
+        recipe_prompts: whether recipes have prompts. Otherwise they have the prompts' hashes.
     """
 
     model: ModelDescription
@@ -41,6 +43,8 @@ class Served:
     first_draw: Callable[[int, tuple[int, int, int]], Image]
     groups: tuple[Group, ...]
     preview: Callable[[Image], Image] | None = None
+    tokenize: Tokenize | None = None
+    recipe_prompts: bool = True
 
     @property
     def draws_pictures(self) -> bool:
@@ -60,6 +64,8 @@ def fingerprint_parts(
     backend: Mapping[str, str | int],
     host: Mapping[str, str],
     image_encoder: str,
+    recommended: Recommended | None = None,
+    recipe_prompts: bool = True,
 ) -> dict[str, str | int]:
     """All that can change a bit, by name: our own code, the weights, the backend, and the libraries around it.
 
@@ -68,6 +74,8 @@ def fingerprint_parts(
         backend: the parts of the backend.
         host: the parts that draw noise and make step tables, with every backend.
         image_encoder: the part that writes PNG, WebP and JPEG.
+        recommended: the defaults of requests, if a setting has replaced those of the weights.
+        recipe_prompts: whether recipes have prompts.
     """
     return {
         "arithmetic": ARITHMETIC,
@@ -75,6 +83,8 @@ def fingerprint_parts(
         "model": model.recipe_name,
         "weights": model.digest,
         **({} if default == model.group else {"size": str(default)}),
+        **({} if recommended is None else {"recommended": " ".join(map(str, astuple(recommended)))}),
+        **({} if recipe_prompts or model.text is None else {"recipe_prompts": 0}),
         **backend,
         **host,
         "numpy": " ".join([np.__version__, *_numpy_instructions()]),

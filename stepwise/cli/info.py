@@ -38,17 +38,21 @@ def info(
 def facts(info: Info) -> list[tuple[str, str]]:
     """The facts of the document, for a person."""
     model, recommended, limits = info["model"], info["recommended"], info["limits"]
-    guided = f", guidance scale {recommended['guidance_scale']:g}" if info["num_classes"] else ""
+    is_guided = info["num_classes"] or info.get("text")
+    guided = f", guidance scale {recommended['guidance_scale']:g}" if is_guided else ""
     steps = info["num_inference_steps"]
     rows = [
         ("model", f"{model['name']}: {model['architecture']}, {model['num_parameters']:,} parameters"),
         ("images", _image(info)),
         ("classes", _classes(info)),
+        ("prompts", _prompts(info)),
         ("samplers", ", ".join(info["samplers"])),
         ("steps", f"{' or '.join(map(str, steps))}, which it was distilled for" if steps else ""),
         ("recommended", f"{recommended['sampler']}, {recommended['num_inference_steps']} steps{guided}"),
         ("trained with", f"{info['num_train_timesteps']} timesteps; predicts {info['prediction_type']}"),
         ("first stage", _first_stage(info)),
+        ("text encoder", _text_encoder(info)),
+        ("safety checker", "not run" if info.get("safety_checker") == "not run" else ""),
         ("computed by", f"{info['backend']} on {info['device']}, in {info['precision']}"),
         ("a step takes", _speeds(info["seconds_per_step"], "image", "images")),
         ("decoding takes", _speeds(info["seconds_per_decode"] or {}, "image", "images")),
@@ -72,6 +76,18 @@ def _classes(info: Info) -> str:
         return "none"
     names = info["class_names"]
     return ", ".join(names) if names else f"0 to {info['num_classes'] - 1}"
+
+
+def _prompts(info: Info) -> str:
+    text = info.get("text")
+    if text is None:
+        return ""
+    return f"{text['max_prompt_tokens']} tokens fit, the rest is cut; at most {text['max_prompt_bytes']} bytes"
+
+
+def _text_encoder(info: Info) -> str:
+    text = info.get("text")
+    return "" if text is None else f"{text['layers']} layers, {text['num_parameters']:,} parameters"
 
 
 def _first_stage(info: Info) -> str:

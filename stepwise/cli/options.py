@@ -90,7 +90,7 @@ def of(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def _option(row: Field) -> inspect.Parameter:
-    kind = row.annotation if row.kinds == {str} else next(iter(row.kinds))
+    kind = row.annotation if row.kinds == {str} and not row.is_list else next(iter(row.kinds))
     if row.is_only_list or row.kinds == {int, str}:
         kind = str
     option = typer.Option(

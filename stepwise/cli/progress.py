@@ -1,7 +1,7 @@
 """Progress bars for a waiting person. They appear on standard error, if it is a terminal."""
 
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from stepwise import Done, Event, Image, ImageDone, Queued, Unreachable
 from stepwise import Progress as Taken
+from stepwise.cli.exits import say
 
 
 @contextmanager
@@ -20,18 +21,21 @@ def waiting(what: str) -> Iterator[None]:
 
 
 async def drawn(events: AsyncGenerator[Event, None], count: int) -> tuple[list[Image], Done]:
-    """Show how a request goes. Returns its `count` images in order, and its last event.
+    """Show how a request goes, and say its warnings. Returns its `count` images in order, and its last event.
 
     Raises:
         Unreachable: other images came, or the last event is missing.
     """
     images: dict[int, Image] = {}
+    said: set[str] = set()
     async with aclosing(events):  # an early end here ends the server's work
         with _bar() as bar:
             task = bar.add_task("waiting for the server", total=None, more="")
             async for event in events:
                 match event:
-                    case Queued(position, eta_s):
+                    case Queued(position, eta_s, warnings=warnings):
+                        warn([warning for warning in warnings if warning not in said])
+                        said.update(warnings)  # a stream that breaks begins again
                         what = f"in line, {position} before" if position else "drawing"
                         bar.update(task, description=what, more=f"{duration(eta_s)} left")
                     case Taken(eta_s=eta_s, fraction=fraction):
@@ -44,6 +48,12 @@ async def drawn(events: AsyncGenerator[Event, None], count: int) -> tuple[list[I
                             raise Unreachable(f"of {count} images the server sent those of the indices {list(images)}")
                         return [images[index] for index in range(count)], event
     raise Unreachable("the server's events ended without the last")
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Say what the server did otherwise than it was asked to."""
+    for warning in warnings:
+        say(f"warning: {warning}")
 
 
 def how_far(taken: Taken) -> str:

@@ -20,6 +20,12 @@ _PICTURES: Mapping[str, Literal["webp", "jpeg"]] = {".webp": "webp", ".jpg": "jp
 @options.of(fields.Sample)
 def sample(
     given: options.Given,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="What is drawn, in words, for models with text: in quotes.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -48,8 +54,10 @@ def sample(
 
     Prints the path of each file. The same seed draws the same bytes again.
     """
-    labels = given.get("class_label")
-    count = given.setdefault("num_images", len(labels) if isinstance(labels, list) else 1)
+    if prompt is not None:
+        given["prompt"] = prompt
+    several = (len(given[name]) for name in ("class_label", "negative_prompt") if isinstance(given.get(name), list))
+    count = given.setdefault("num_images", next(several, 1))
     target = Output.of(out, force)
     target.check_kind(".png", ".zip", *_PICTURES, ".npy")
     if as_sheet and (target.suffix in (".zip", ".npy") or out is None):
@@ -96,8 +104,10 @@ def _plain(given: options.Given, count: int, target: Output, server: Server, as_
         with progress.waiting("drawing"):
             if suffix == ".npy":
                 drawn = await client.sample_array(**given)
+                progress.warn(drawn.warnings)
                 return npy(drawn.array), drawn.seed
             picture = await client.sample_picture(kind=_PICTURES[suffix], **given)
+            progress.warn(picture.warnings)
             return picture.content, picture.seed
 
     content, seed = run(server, draw)

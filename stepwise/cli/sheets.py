@@ -12,6 +12,8 @@ from service.http.formats import contact_sheet
 from service.http.png import encode_png
 from stepwise import Unreachable, read_recipe
 
+_TEXTS = ("prompt", "negative_prompt", "prompt_sha256", "negative_prompt_sha256")  # one for all, or one for each image
+
 
 def sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
     """A PNG with all images of a request, and one recipe for all.
@@ -33,6 +35,7 @@ def sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
 
 def _sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
     recipes = [read_recipe(png) for png in pngs]
+    texts_of_all = {name: [recipe.get(name) for recipe in recipes] for name in _TEXTS}
     recipe = {
         **{
             name: value for recipe in reversed(recipes) for name, value in recipe.items()
@@ -40,6 +43,7 @@ def _sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
         "num_images": len(pngs),
         "class_label": [recipe["class_label"] for recipe in recipes],
         "guidance_scale": parameters["guidance_scale"],
+        **{name: texts for name, texts in texts_of_all.items() if len(set(texts)) > 1},
     }
     return encode_png(contact_sheet([_values(png) for png in pngs]), recipe)
 

@@ -1,6 +1,7 @@
 """stepwise verify: draws images again by their recipes, and compares the bytes."""
 
 import asyncio
+import hashlib
 import importlib.util
 import io
 import json
@@ -23,6 +24,7 @@ from stepwise.cli.images import range_of, read
 AT_ONCE = 8  # files; a server draws them together
 
 _DRAWN_BY = ("model", "fingerprint")
+_PROMPT_OPTIONS = {"prompt": "--prompt", "negative_prompt": "--negative"}  # of this command
 
 
 def verify(
@@ -34,6 +36,13 @@ def verify(
         ),
     ] = None,
     value_range: options.ReadRange = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="The prompt of FILE, where its recipe has only the prompt's SHA-256.", show_default=False),
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="The negative prompt of FILE, in the same case.", show_default=False)
+    ] = None,
     as_json: options.Json = False,
     url: options.Url = DEFAULT_URL,
     patience: options.Patience = options.PATIENCE_S,
@@ -45,6 +54,7 @@ def verify(
     Exit code 0: all are the same. 1: one differs. More: one could not be compared.
     """
     noisy = None if image is None else read(image)
+    prompts = {name: text for name, text in (("prompt", prompt), ("negative_prompt", negative)) if text is not None}
 
     async def work(client: AsyncClient) -> list[Verdict | Failure]:
         info = await client.info()
@@ -53,7 +63,7 @@ def verify(
         async def one(file: str) -> Verdict | Failure:
             try:
                 async with turns:
-                    again = Again(client, info, noisy, value_range)
+                    again = Again(client, info, noisy, value_range, prompts)
                     return await again.compare(file, read(file))
             except (Unusable, StepwiseError) as error:
                 return Failure(file, str(error), code_of(error))
@@ -137,12 +147,14 @@ class Again:
         info: of the server.
         noisy: the given noisy image, from which `denoise` made the file; None without one.
         value_range: of the noisy image; None for the default of its bit depth.
+        prompts: for recipes that have only their hashes: `prompt` and `negative_prompt`.
     """
 
     client: AsyncClient
     info: Info
     noisy: bytes | None
     value_range: float | None
+    prompts: Mapping[str, str]
 
     async def compare(self, file: str, png: bytes) -> Verdict:
         """Draw a file again, and compare.
@@ -192,6 +204,7 @@ class Again:
 
     async def _draw(self, recipe: Mapping[str, Any]) -> bytes:
         settings = {row.name: recipe[row.name] for row in _settings(recipe) if row.name in recipe}
+        settings |= self._secret_prompts(recipe)
         if "image_sha256" in recipe:
             if self.noisy is None:
                 raise Unusable("it was denoised: give the noisy image with --image")
@@ -205,6 +218,28 @@ class Again:
             drawn = await self.client.sample(num_images=recipe["num_images"], **settings)
             return sheet([image.png for image in drawn.images], drawn.parameters)
         return (await self.client.sample(**settings)).images[0].png
+
+    def _secret_prompts(self, recipe: Mapping[str, Any]) -> dict[str, str]:
+        """The given prompts whose hashes the recipe has.
+
+        Raises:
+            Unusable: one is not given, or is another prompt.
+        """
+        found = {}
+        for name, option in _PROMPT_OPTIONS.items():
+            wanted = recipe.get(f"{name}_sha256")
+            if wanted is None:
+                continue
+            if not isinstance(wanted, str):
+                raise Unusable("its images have several prompts, and its recipe has only their SHA-256")
+            if name not in self.prompts:
+                raise Unusable(
+                    f"its recipe has only the SHA-256 of its {name.replace('_', ' ')}: give it with {option}"
+                )
+            if hashlib.sha256(self.prompts[name].encode()).hexdigest() != wanted:
+                raise Unusable(f"{option} is another prompt than that of its recipe")
+            found[name] = self.prompts[name]
+        return found
 
 
 def _settings(recipe: Mapping[str, Any]) -> Sequence[Field]:

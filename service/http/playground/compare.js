@@ -3,7 +3,7 @@
 import { isAbort } from "./api.js";
 import { follow as events } from "./arrays.js";
 import { complain, h, numberOf, seedField, severalField, textField } from "./controls.js";
-import { classField, guidanceField, labelOf } from "./form.js";
+import { classField, guidanceField, labelOf, promptFields, promptsOf } from "./form.js";
 import { explained, images, isLatent, randomSeed, ratioOf, samplerName, seconds, steps } from "./model.js";
 import { inline, picture } from "./picture.js";
 import { progressOf } from "./progress.js";
@@ -21,17 +21,18 @@ export function compareView(view, info, gallery) {
   const stage = view.querySelector(".stage");
   const sheet = stage.querySelector(".sheet");
   const progress = progressOf(stage);
+  const prompts = promptFields(info);
   const label = info.num_classes === null ? null : classField(info);
   const seed = seedField({});
-  const guidance = label && guidanceField(info);
+  const guidance = guidanceField(info);
   const samplers = severalField({
     name: "sampler", label: "Samplers", value: info.samplers.join(","), options: info.samplers.map((name) => [name, samplerName(name)]),
   });
   const counts = stepCounts(info);
-  const fields = [label, seed, samplers, counts, guidance].filter(Boolean);
+  const fields = [...prompts, label, seed, samplers, counts, guidance].filter(Boolean);
   const submit = h("button", { className: "button", type: "submit" }, "Compare");
   form.append(...fields.map(({ root }) => root), submit);
-  const follow = () => guidance?.disable(labelOf(label.value) === null);
+  const follow = () => label && guidance.disable(labelOf(label.value) === null);
   let isBusy = false;
 
   /** The rows and columns of the table. Throws an error for invalid settings. */
@@ -45,9 +46,10 @@ export function compareView(view, info, gallery) {
       throw wrong("num_inference_steps", `make ${rows.length * columns.length} images, and may make ${MOST} at most`);
     }
     const common = {
+      ...promptsOf(prompts),
       seed: seed.value === "" ? randomSeed() : numberOf(seed.value),
       class_label: label ? labelOf(label.value) : undefined,
-      guidance_scale: guidance && labelOf(label.value) !== null ? numberOf(guidance.value) : undefined,
+      guidance_scale: guidance && !(label && labelOf(label.value) === null) ? numberOf(guidance.value) : undefined,
     };
     return { rows, columns, common };
   }
@@ -80,7 +82,7 @@ export function compareView(view, info, gallery) {
     const work = async () => {
       for (let cell = left.shift(); cell; cell = left.shift()) {
         try {
-          await drawInto(info, cell, common, signal, gallery);
+          await drawInto(info, cell, common, signal, gallery, progress);
           come += 1;
         } catch (error) {
           if (isAbort(error)) throw error;
@@ -159,13 +161,14 @@ function cellOf(info, sampler, count) {
   };
 }
 
-async function drawInto(info, cell, common, signal, gallery) {
+async function drawInto(info, cell, common, signal, gallery, progress) {
   const request = { ...common, sampler: cell.sampler, num_inference_steps: cell.count, preview_every: 1 };
   const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request), signal };
   for await (const { name, data } of events(info, "sample", init)) {
+    if (name === "queued") progress.warn(data.warnings); // the same for each cell
     if (name === "preview") cell.preview(data.b64_json);
     if (name === "image") {
-      const item = gallery.add(data.b64_json);
+      const item = gallery.add(data.b64_json, request);
       cell.image(item, () => gallery.open(item));
     }
     if (name === "done") cell.say(seconds(data.timings.denoise_s));

@@ -98,6 +98,21 @@ export function textField({ name, label, value, placeholder = "", hint = "" }) {
   return whole;
 }
 
+/** A longer text. Enter submits the form, Shift+Enter begins a line. */
+export function proseField({ name, label, rows, placeholder = "" }) {
+  const id = `field-${made++}`;
+  const input = h("textarea", { id, rows, placeholder, autocomplete: "off" });
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    input.form.requestSubmit();
+  });
+  return field(name, h("label", { htmlFor: id }, label), input, [input], {
+    get: () => input.value.trim(),
+    set: (text) => (input.value = text),
+  });
+}
+
 /** A seed: a number, or empty for a new seed each time. */
 export function seedField({ name = "seed", label = "Seed", value = "" }) {
   const id = `field-${made++}`;

@@ -84,7 +84,7 @@ export function drawView(view, info, api, gallery) {
       } else if (name === "preview") {
         tiles[data.index].show(inline(data.b64_json), "");
       } else if (name === "image") {
-        const item = gallery.add(data.b64_json);
+        const item = gallery.add(data.b64_json, request);
         const tile = tiles[data.index];
         tile.show(item.url, item.alt);
         tile.button.disabled = false;

@@ -1,7 +1,7 @@
 /** The settings of a drawing. */
 
-import { choiceField, complain, h, numberField, numberOf, schemaField, seedField, selectField } from "./controls.js";
-import { ETA, GUIDANCE, classNames, randomSeed, samplerName, sizeName, takesEta } from "./model.js";
+import { choiceField, complain, h, numberField, numberOf, proseField, schemaField, seedField, selectField } from "./controls.js";
+import { ETA, GUIDANCE, classNames, randomSeed, samplerName, sizeName, takesEta, takesText } from "./model.js";
 
 export const ANY = "any";
 const EACH = "each";
@@ -10,7 +10,7 @@ const FEW_CLASSES = 16; // up to this many classes, the default is one image of 
 const PREVIEWS = [["1", "every step"], ["2", "every 2 steps"], ["5", "every 5 steps"], ["10", "every 10 steps"], ["0", "none"]];
 
 // Fields with a control of their own. The controls of other fields come from /openapi.json.
-const BY_HAND = ["class_label", "num_images", "seed", "sampler", "num_inference_steps", "guidance_scale", "eta", "preview_every", "height", "width"];
+const BY_HAND = ["prompt", "negative_prompt", "class_label", "num_images", "seed", "sampler", "num_inference_steps", "guidance_scale", "eta", "preview_every", "height", "width"];
 
 /** The samplers of a model. @param {import("./model.js").Info} info */
 export function samplerField(info) {
@@ -34,11 +34,25 @@ function sizeField(info) {
   return choiceField({ name: "height", label: "Size", options: names.map((name) => [name, name]), value: names[0] });
 }
 
-/** Classifier-free guidance. @param {import("./model.js").Info} info */
+/** Classifier-free guidance; null for models without. @param {import("./model.js").Info} info */
 export function guidanceField(info) {
+  if (info.num_classes === null && !takesText(info)) return null;
   const value = info.recommended.guidance_scale;
-  return numberField({ name: "guidance_scale", label: "Guidance", ...GUIDANCE, step: 0.1, slider: 8, value });
+  const slider = takesText(info) ? 16 : 8;
+  return numberField({ name: "guidance_scale", label: "Guidance", ...GUIDANCE, step: 0.1, slider, value });
 }
+
+/** The prompts of a model with text; none for others. @param {import("./model.js").Info} info */
+export function promptFields(info) {
+  if (!takesText(info)) return [];
+  return [
+    proseField({ name: "prompt", label: "Prompt", rows: 3, placeholder: "what is drawn" }),
+    proseField({ name: "negative_prompt", label: "Negative prompt", rows: 2, placeholder: "what is not drawn" }),
+  ];
+}
+
+/** The API's fields for prompts. An empty negative prompt is left out. */
+export const promptsOf = (prompts) => Object.fromEntries(prompts.map(({ name, value }) => [name, value || undefined]));
 
 /** The classes of a model, with choices for none and for one of each. @param {import("./model.js").Info} info */
 export function classField(info, withEach = false) {
@@ -58,8 +72,8 @@ export const labelOf = (value) => (value === ANY ? null : Number(value));
  * @param {any} api the document /openapi.json
  */
 export function settingsForm(form, info, api) {
-  const hasClasses = info.num_classes !== null;
-  const label = hasClasses ? classField(info, true) : null;
+  const prompts = promptFields(info);
+  const label = info.num_classes === null ? null : classField(info, true);
   const count = numberField({
     name: "num_images", label: "Images", min: 1, max: info.limits.max_images, slider: Math.min(info.limits.max_images, 64), value: 1,
   });
@@ -67,22 +81,22 @@ export function settingsForm(form, info, api) {
   const size = sizeField(info);
   const sampler = samplerField(info);
   const steps = stepsField(info);
-  const guidance = hasClasses ? guidanceField(info) : null;
+  const guidance = guidanceField(info);
   const eta = info.samplers.some(takesEta) ? numberField({ name: "eta", label: "Eta", ...ETA, step: 0.05, value: 0 }) : null;
   const preview = selectField({ name: "preview_every", label: "Previews", options: PREVIEWS, value: "1" });
   const { properties } = api.paths["/sample"].post.requestBody.content["application/json"].schema;
   const names = Object.keys(properties).filter((name) => !BY_HAND.includes(name) && !isOnlyNull(properties[name]));
   const others = names.map((name) => schemaField(name, properties[name]));
-  const fields = [label, count, seed, size, sampler, steps, guidance, eta, preview, ...others].filter(Boolean);
+  const fields = [...prompts, label, count, seed, size, sampler, steps, guidance, eta, preview, ...others].filter(Boolean);
   const submit = h("button", { className: "button", type: "submit" }, "Draw");
   const more = h("details", { open: matchMedia("(min-width: 60rem)").matches }, h("summary", {}, "How it is drawn"),
     ...[sampler, steps, guidance, eta, preview].filter(Boolean).map(({ root }) => root),
     h("details", {}, h("summary", {}, "More"), ...others.map(({ root }) => root)));
-  form.append(...[label, count, seed, size].filter(Boolean).map(({ root }) => root), more, submit);
+  form.append(...[...prompts, label, count, seed, size].filter(Boolean).map(({ root }) => root), more, submit);
 
   function follow() {
     count.disable(label?.value === EACH);
-    guidance?.disable(label.value === ANY);
+    if (label) guidance.disable(label.value === ANY);
     if (eta) eta.root.hidden = !takesEta(sampler.value);
   }
   form.addEventListener("input", follow);
@@ -96,6 +110,7 @@ export function settingsForm(form, info, api) {
       const stepCount = numberOf(steps.value);
       const every = Number(preview.value);
       return {
+        ...promptsOf(prompts),
         num_images: all ? all.length : numberOf(count.value),
         seed: seed.value === "" ? randomSeed() : numberOf(seed.value),
         sampler: sampler.value,
@@ -103,7 +118,7 @@ export function settingsForm(form, info, api) {
         num_inference_steps: stepCount === info.recommended.num_inference_steps ? undefined : stepCount,
         eta: takesEta(sampler.value) ? numberOf(eta.value) : undefined,
         class_label: all ?? (label ? labelOf(label.value) : undefined),
-        guidance_scale: guidance && label.value !== ANY ? numberOf(guidance.value) : undefined,
+        guidance_scale: guidance && label?.value !== ANY ? numberOf(guidance.value) : undefined,
         preview_every: stepCount >= 1 ? Math.min(every, stepCount) : every,
         ...(size ? { height: chosenSize().height, width: chosenSize().width } : {}),
         ...Object.fromEntries(others.map(({ name, read }) => [name, read()])),
@@ -112,13 +127,14 @@ export function settingsForm(form, info, api) {
 
     /** Set the form to a recipe with its size, for one image. @param {import("./png.js").Recipe} recipe */
     fill(recipe) {
+      for (const prompt of prompts) prompt.value = recipe[prompt.name] ?? "";
       if (label) label.value = recipe.class_label ?? ANY;
       count.value = 1;
       seed.value = recipe.seed;
       if (size) size.value = sizeName(recipe);
       sampler.value = recipe.sampler;
       steps.value = recipe.num_inference_steps ?? info.recommended.num_inference_steps;
-      if (guidance && recipe.class_label !== null) guidance.value = recipe.guidance_scale;
+      if (guidance && !(label && recipe.class_label === null)) guidance.value = recipe.guidance_scale;
       if (eta) eta.value = recipe.eta;
       for (const other of others) {
         other.value = recipe[other.name] ?? "";

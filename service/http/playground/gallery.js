@@ -1,7 +1,7 @@
 /** The drawn images, newest first, until the person leaves the page. */
 
 import { h } from "./controls.js";
-import { className, isPixelArt, settingsOf } from "./model.js";
+import { isPixelArt, nameOf, settingsOf } from "./model.js";
 import { blobOf, bytesOf, recipeOf, sizeOf } from "./png.js";
 
 const MOST = 500; // images in the gallery
@@ -12,7 +12,7 @@ const MOST = 500; // images in the gallery
  * @property {string} url of the blob
  * @property {import("./png.js").Recipe} recipe
  * @property {import("./model.js").Size} size
- * @property {string} name of its class
+ * @property {string} name of its class, or its prompt
  * @property {string} alt
  * @property {string} file the name of a saved file
  */
@@ -48,13 +48,18 @@ export function makeGallery(section, info, open) {
 
   const show = (item) => open(items, item);
   return {
-    /** Add a PNG of the service. @param {string} base64 @returns {Item} */
-    add(base64) {
+    /**
+     * Add a PNG of the service.
+     * @param {string} base64
+     * @param {{prompt?: string, negative_prompt?: string}} asked what the recipe may not tell: see STEPWISE_RECIPE_PROMPTS
+     * @returns {Item}
+     */
+    add(base64, { prompt, negative_prompt }) {
       const bytes = bytesOf(base64);
-      const recipe = recipeOf(bytes);
+      const recipe = { ...recipeOf(bytes), ...(prompt && { prompt }), ...(negative_prompt && { negative_prompt }) };
       const known = items.find((item) => JSON.stringify(item.recipe) === JSON.stringify(recipe));
       if (known) return known;
-      const name = className(info, recipe.class_label);
+      const name = nameOf(info, recipe);
       const blob = blobOf(bytes);
       const item = {
         blob, url: URL.createObjectURL(blob), recipe, size: sizeOf(bytes), name,

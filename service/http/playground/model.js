@@ -12,6 +12,7 @@
  * @property {number[]|null} latent_shape
  * @property {number|null} num_classes
  * @property {string[]|null} class_names
+ * @property {object|null} text facts of the text encoder; null for models without prompts
  * @property {string[]} samplers
  * @property {number[]|null} num_inference_steps the choices of distilled weights; null for other weights
  * @property {{sampler: string, num_inference_steps: number, guidance_scale: number}} recommended
@@ -24,12 +25,15 @@
 /** @typedef {import("./png.js").Recipe} Recipe */
 
 /** The API's limits for every model. */
-export const GUIDANCE = { min: 1, max: 20 };
+export const GUIDANCE = { min: 1, max: 30 }; // below 1 is off, as 1 is
 export const ETA = { min: 0, max: 1 };
 export const MAX_SEED = 2 ** 53 - 1;
 
-const SAMPLERS = { ddim: "DDIM", ddpm: "DDPM", dpmpp_2m: "DPM-Solver++ 2M" };
+const SAMPLERS = {
+  ddim: "DDIM", ddpm: "DDPM", dpmpp_2m: "DPM-Solver++ 2M", euler: "Euler", euler_a: "Euler ancestral", pndm: "PNDM",
+};
 const PIXELATED_BELOW = 128; // pixels of the longer side
+const LONGEST_NAME = 120; // characters of an image's name
 
 /** @param {string} name */
 export const samplerName = (name) => SAMPLERS[name] ?? name;
@@ -37,10 +41,20 @@ export const samplerName = (name) => SAMPLERS[name] ?? name;
 /** @param {string} sampler */
 export const takesEta = (sampler) => sampler === "ddim";
 
-/** @param {Info} info @param {number|null} label */
-export function className(info, label) {
+/** Whether the model draws what a text says. @param {Info} info */
+export const takesText = (info) => Boolean(info.text);
+
+/** What an image is called: its class, or the beginning of its prompt. @param {Info} info @param {Recipe} recipe */
+export function nameOf(info, { class_label: label = null, prompt = "" }) {
+  if (takesText(info)) return shortened(prompt) || "No prompt";
   if (label === null) return info.num_classes === null ? "Image" : "Any class";
   return info.class_names?.[label] ?? `Class ${label}`;
+}
+
+/** @param {string} text */
+function shortened(text) {
+  const letters = Array.from(text.trim().replace(/\s+/g, " "));
+  return letters.length > LONGEST_NAME ? `${letters.slice(0, LONGEST_NAME).join("")}…` : letters.join("");
 }
 
 /** @param {Info} info @returns {string[]} */
@@ -93,7 +107,7 @@ export const seconds = (s) => (s < 1 ? `${s.toFixed(2)} s` : s < 100 ? `${s.toFi
  * @param {Size} size
  */
 export function linkTo(info, recipe, size) {
-  const { model, fingerprint, class_label, eta, seed, ...others } = recipe;
+  const { model, fingerprint, class_label = null, eta, seed, prompt_sha256, negative_prompt_sha256, ...others } = recipe;
   if (sizeName(size) !== sizeName(info.sizes[0])) Object.assign(others, { height: size.height, width: size.width });
   const query = new URLSearchParams({ seed: String(seed) });
   for (const [name, value] of Object.entries(others)) if (value !== null) query.set(name, String(value));

@@ -3,7 +3,7 @@
 import { isAbort, send } from "./api.js";
 import { follow as events, isArrays, pictureOf } from "./arrays.js";
 import { choiceField, complain, h, numberField, seedField } from "./controls.js";
-import { ANY, classField, labelOf, samplerField } from "./form.js";
+import { ANY, classField, labelOf, promptFields, promptsOf, samplerField } from "./form.js";
 import { isLatent, isPixelArt, linkTo, randomSeed, ratioOf, seconds, sizeName, steps } from "./model.js";
 import { picture } from "./picture.js";
 import { blobOf, bytesOf } from "./png.js";
@@ -23,11 +23,12 @@ export function noiseView(view, info) {
   const panels = Object.fromEntries(["clean", "noisy", "mended"].map((name) => [name, panelOf(stage, name, info)]));
   const last = info.num_train_timesteps - 1;
   const timestep = numberField({ name: "timestep", label: "Timestep", min: 0, max: last, value: Math.round(0.4 * last) });
+  const prompts = promptFields(info);
   const label = info.num_classes === null ? null : classField(info);
   const sampler = samplerField(info);
   const count = denoiseSteps(info);
   const seed = seedField({ value: String(randomSeed()), label: "Seed of the noise" });
-  const fields = [timestep, label, sampler, count, seed].filter(Boolean);
+  const fields = [timestep, ...prompts, label, sampler, count, seed].filter(Boolean);
   const drop = dropzone(info);
   form.append(drop.root, ...fields.map(({ root }) => root));
 
@@ -115,13 +116,16 @@ export function noiseView(view, info) {
     const most = Math.max(1, Number(noisy.timestep)); // the most steps from this timestep
     const asked = !info.num_inference_steps && Number(count.value) > most ? most : count.value || "1";
     const class_label = label && labelOf(label.value);
+    const isGuided = class_label !== null || prompts.some(({ value }) => value);
     const body = formOf({
       image: noisy.exact,
       timestep: noisy.timestep,
       num_inference_steps: asked,
       sampler: sampler.value,
       seed: noisy.seed,
-      ...(class_label === null ? {} : { class_label: String(class_label), guidance_scale: info.recommended.guidance_scale }),
+      ...given(prompts),
+      ...(class_label === null ? {} : { class_label: String(class_label) }),
+      ...(isGuided ? { guidance_scale: info.recommended.guidance_scale } : {}),
     });
     try {
       for await (const event of events(info, "denoise", { method: "POST", body, signal })) {
@@ -145,7 +149,8 @@ export function noiseView(view, info) {
   drop.onDraw(async () => {
     progress.begin("Drawing");
     try {
-      const response = await send(`sample?seed=${randomSeed()}`, { headers: { Accept: isArrays(info) ? "application/x-npy" : "image/png" } });
+      const query = new URLSearchParams({ seed: String(randomSeed()), ...given(prompts) });
+      const response = await send(`sample?${query}`, { headers: { Accept: isArrays(info) ? "application/x-npy" : "image/png" } });
       use(await response.blob(), info.sizes[0], `A drawn image, seed ${response.headers.get("x-seed")}`);
     } catch (error) {
       fail(error);
@@ -156,6 +161,7 @@ export function noiseView(view, info) {
   return {
     /** Take an image of the gallery. @param {import("./gallery.js").Item} item */
     take(item) {
+      for (const prompt of prompts) prompt.value = item.recipe[prompt.name] ?? "";
       if (label) label.value = item.recipe.class_label ?? ANY;
       if (isArrays(info)) {
         takeArray(item);
@@ -165,6 +171,9 @@ export function noiseView(view, info) {
     },
   };
 }
+
+/** The prompts that are not empty. */
+const given = (prompts) => Object.fromEntries(Object.entries(promptsOf(prompts)).filter(([, text]) => text));
 
 function denoiseSteps(info) {
   const common = { name: "num_inference_steps", label: "Steps", value: String(info.recommended.num_inference_steps) };

@@ -6,7 +6,9 @@
  * @property {string} sampler
  * @property {number} num_inference_steps
  * @property {number} eta
- * @property {number|null} class_label
+ * @property {number|null} [class_label]
+ * @property {string} [prompt] of models with text, as `negative_prompt` is
+ * @property {string} [negative_prompt]
  * @property {number} guidance_scale
  * @property {string} model
  * @property {string} fingerprint
@@ -16,6 +18,15 @@ const MAGIC_ENDS = 8;
 const HEADER_ENDS = 33; // bytes of the magic and the chunk IHDR
 const WIDTH_BEGINS = 16; // in the header; the height follows
 const KEYWORD = "parameters\0";
+const XMP_KEYWORD = "XML:com.adobe.xmp\0\0\0\0\0";
+const XMP = // as in service/http/marks.py
+  '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>' +
+  '<x:xmpmeta xmlns:x="adobe:ns:meta/">' +
+  '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">' +
+  '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" ' +
+  'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>' +
+  "</rdf:RDF></x:xmpmeta>" +
+  '<?xpacket end="r"?>';
 
 /** @param {string} base64 @returns {Uint8Array} */
 export const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -27,20 +38,29 @@ export const blobOf = (bytes) => new Blob([bytes], { type: "image/png" });
 export const base64Of = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 
 /**
- * A PNG with a recipe, where the service puts it: after the header.
+ * A PNG with a recipe and the mark of a drawn image, where the service puts them: after the header.
  * @param {Uint8Array} png @param {Recipe} recipe @returns {Uint8Array}
  */
 export function withRecipe(png, recipe) {
-  const text = new TextEncoder().encode(`tEXt${KEYWORD}${ascii(JSON.stringify(recipe))}`);
-  const chunk = new Uint8Array(text.length + 8);
-  const view = new DataView(chunk.buffer);
-  view.setUint32(0, text.length - 4);
-  chunk.set(text, 4);
-  view.setUint32(4 + text.length, crc32(text));
-  const whole = new Uint8Array(png.length + chunk.length);
-  whole.set(png.subarray(0, HEADER_ENDS));
-  whole.set(chunk, HEADER_ENDS);
-  whole.set(png.subarray(HEADER_ENDS), HEADER_ENDS + chunk.length);
+  const texts = [`tEXt${KEYWORD}${ascii(JSON.stringify(recipe))}`, `iTXt${XMP_KEYWORD}${XMP}`].map(chunk);
+  const length = texts.reduce((sum, text) => sum + text.length, 0);
+  const whole = new Uint8Array(png.length + length);
+  let end = 0;
+  for (const part of [png.subarray(0, HEADER_ENDS), ...texts, png.subarray(HEADER_ENDS)]) {
+    whole.set(part, end);
+    end += part.length;
+  }
+  return whole;
+}
+
+/** A chunk of a PNG from its name and content, with length and checksum. */
+function chunk(text) {
+  const named = new TextEncoder().encode(text);
+  const whole = new Uint8Array(named.length + 8);
+  const view = new DataView(whole.buffer);
+  view.setUint32(0, named.length - 4);
+  whole.set(named, 4);
+  view.setUint32(4 + named.length, crc32(named));
   return whole;
 }
 

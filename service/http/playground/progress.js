@@ -18,6 +18,7 @@ export function progressOf(stage) {
   const when = place.querySelector(".when");
   const cancel = place.querySelector(".cancel");
   const trouble = stage.querySelector(":scope > .trouble");
+  const warning = stage.querySelector(":scope > .warning");
   let began = 0;
   let promise = 0; // seconds after the beginning
   let abort = null;
@@ -26,6 +27,9 @@ export function progressOf(stage) {
 
   let taken = ""; // the images or steps so far, in words
   const rough = () => (isRough ? ", rough preview" : "");
+  const warn = (sentences = []) => {
+    if (warning) warning.textContent = sentences.join(" ");
+  };
   const left = () => Math.max(0, promise - (performance.now() - began) / 1000);
 
   return {
@@ -34,6 +38,7 @@ export function progressOf(stage) {
       abort?.abort();
       abort = new AbortController();
       trouble.textContent = "";
+      warn();
       place.dataset.state = "busy";
       bar.removeAttribute("value");
       doing.textContent = text;
@@ -51,7 +56,8 @@ export function progressOf(stage) {
         const ahead = data.position;
         doing.textContent = ahead ? `Waiting: ${ahead} request${ahead === 1 ? " goes" : "s go"} first` : "Starting";
         when.textContent = `about ${seconds(data.eta_s)}, at most ${seconds(data.promise_s)}`;
-        announce(`${doing.textContent}, ${when.textContent}.`);
+        warn(data.warnings);
+        announce([`${doing.textContent}, ${when.textContent}.`, ...(data.warnings ?? [])].join(" "));
       } else if (name === "progress") {
         bar.value = data.fraction;
         taken = data.images > 1 ? `${data.images_done} of ${images(data.images)}` : `Step ${data.step} of ${data.steps}`;
@@ -68,6 +74,9 @@ export function progressOf(stage) {
         announce("The connection broke. The same images are asked for again.");
       }
     },
+
+    /** What the server did otherwise than it was asked to. @param {string[]} [sentences] */
+    warn,
 
     /** Show how many parts of a whole are done. */
     part(done, all, text) {

@@ -2,7 +2,7 @@
 
 import { hasKey, send } from "./api.js";
 import { h } from "./controls.js";
-import { explained, fieldName, isPixelArt, linkTo, randomSeed, ratioOf, samplerName } from "./model.js";
+import { explained, fieldName, isPixelArt, linkTo, randomSeed, ratioOf, samplerName, takesText } from "./model.js";
 
 /** @typedef {import("./gallery.js").Item} Item */
 
@@ -28,7 +28,7 @@ export function makeViewer(dialog, info, actions) {
     find(".picture").replaceChildren(image);
     find(".picture").style.setProperty("--ratio", String(ratioOf(item.size)));
     find("h2").textContent = item.name;
-    find("dl").replaceChildren(...facts(item.recipe).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    find("dl").replaceChildren(...facts(info, item.recipe).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
     Object.assign(find(".download"), { href: item.url, download: item.file });
     opener.href = linkTo(info, item.recipe, item.size);
     address.value = opener.href;
@@ -101,11 +101,17 @@ export async function openWithKey(address, note) {
   }
 }
 
-function facts(recipe) {
-  const { seed, sampler, num_inference_steps, class_label, guidance_scale, eta, model, fingerprint, ...others } = recipe;
-  const rows = [["Seed", seed], ["Sampler", samplerName(sampler)]];
+function facts(info, recipe) {
+  const {
+    prompt, negative_prompt, prompt_sha256, negative_prompt_sha256,
+    seed, sampler, num_inference_steps, class_label = null, guidance_scale, eta, model, fingerprint, ...others
+  } = recipe;
+  const rows = [];
+  if (prompt) rows.push(["Prompt", prompt]);
+  if (negative_prompt) rows.push(["Negative", negative_prompt]);
+  rows.push(["Seed", seed], ["Sampler", samplerName(sampler)]);
   if (num_inference_steps !== null) rows.push(["Steps", num_inference_steps]);
-  if (class_label !== null) rows.push(["Guidance", guidance_scale > 1 ? guidance_scale : "off"]);
+  if (class_label !== null || takesText(info)) rows.push(["Guidance", guidance_scale > 1 ? guidance_scale : "off"]);
   if (eta > 0) rows.push(["Eta", eta]);
   for (const [name, value] of Object.entries(others)) rows.push([fieldName(name), value]);
   return [...rows, ["Model", model], ["Fingerprint", fingerprint]].map(([name, value]) => [name, String(value)]);

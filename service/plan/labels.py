@@ -1,0 +1,51 @@
+"""The classes of a request's rows."""
+
+import hashlib
+from collections.abc import Sequence
+
+from model.description import ModelDescription
+from service.errors import Invalid
+from service.plan.fields import Label
+
+
+def labels_of(label: Label | Sequence[Label], num_images: int, model: ModelDescription) -> list[int | None]:
+    """The class of each image, by index.
+
+    Raises:
+        Invalid: there is no such class, or the list is not as long as the images.
+    """
+    if isinstance(label, int | str | None):
+        return [label_of(label, model)] * num_images
+    if len(label) != num_images:
+        raise Invalid.field("class_label", f"must be one label, or {num_images} in a list, and is {len(label)}")
+    return [label_of(one, model) for one in label]
+
+
+def label_of(label: Label, model: ModelDescription) -> int | None:
+    """The index of a class.
+
+    Raises:
+        Invalid: there is no such class.
+    """
+    if label is None:
+        return None
+    if model.num_classes is None:
+        why = "this model has no classes" if model.text is None else "a prompt tells this model what to draw"
+        raise Invalid.field("class_label", f"must be null: {why}, and the label is {label!r}")
+    if label in model.class_names:
+        return model.class_names.index(str(label))
+    if isinstance(label, str) and label.isascii() and label.isdigit() and len(label) < 10:
+        label = int(label)
+    if isinstance(label, int) and 0 <= label < model.num_classes:
+        return label
+    named = model.class_names != tuple(map(str, range(model.num_classes)))  # bare numbers add nothing
+    names = f", or one of {', '.join(model.class_names[:20])}" if model.class_names and named else ""
+    more = ", …" if len(model.class_names) > 20 else ""
+    raise Invalid.field("class_label", f"must be 0 to {model.num_classes - 1}{names}{more}, and is {label!r}")
+
+
+def class_of(seed: int, model: ModelDescription) -> int:
+    """A class chosen by the seed, for an image without a class and a network that needs one."""
+    assert model.num_classes is not None
+    digest = hashlib.sha256(f"class of {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % model.num_classes

@@ -1,0 +1,87 @@
+"""The setting RECOMMENDED: the defaults of requests, in the place of those that the files of the weights tell.
+
+Weights for few steps cannot be told from their files.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from model.description import ModelDescription
+from service.errors import Invalid
+from service.plan import steps
+from service.plan.fields import MAX_GUIDANCE, Sample
+from service.plan.guidance import is_guidable
+
+EXAMPLE = "sampler=euler,steps=4,guidance=0"
+
+# The names of the setting, and diffusers' names.
+_FIELDS: Mapping[str, str] = {
+    "sampler": "sampler",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "num_inference_steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+}
+_COUNT = re.compile(r"[1-9]\d{0,5}", re.ASCII)
+_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
+
+
+class Wanted(NamedTuple):
+    """The recommendation of an operator. None for what the files of the weights tell."""
+
+    sampler: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+
+def parse(text: str) -> Wanted:
+    """Read the setting.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    found: dict[str, Any] = {}
+    for part in map(str.strip, text.split(",")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (equals and name in _FIELDS and value):
+            raise ValueError(f"must be as {EXAMPLE}, and {part[:40]!r} is none of these")
+        field = _FIELDS[name]
+        if field in found:
+            raise ValueError(f"must name {name} once")
+        found[field] = _read(name, field, value)
+    return Wanted(**found)
+
+
+def applied(model: ModelDescription, wanted: Wanted) -> ModelDescription:
+    """The model with these recommendations.
+
+    Raises:
+        ValueError: the model cannot draw so. The message says why.
+    """
+    given = {name: value for name, value in wanted._asdict().items() if value is not None}
+    recommended = replace(model.recommended, **given)
+    if recommended.guidance_scale > 1 and not is_guidable(model):
+        raise ValueError(
+            f"guidance must be at most 1, because this model knows none; it is {recommended.guidance_scale:g}"
+        )
+    request = Sample(sampler=recommended.sampler, num_inference_steps=recommended.num_inference_steps)
+    try:
+        steps.of_sample(request, model)
+    except Invalid as error:
+        raise ValueError(str(error)) from None
+    return replace(model, recommended=recommended)
+
+
+def _read(name: str, field: str, value: str) -> str | int | float:
+    match field:
+        case "num_inference_steps":
+            if not _COUNT.fullmatch(value):
+                raise ValueError(f"{name} must be an integer from 1 on, and is {value[:40]!r}")
+            return int(value)
+        case "guidance_scale":
+            if not _NUMBER.fullmatch(value) or float(value) > MAX_GUIDANCE:
+                raise ValueError(f"{name} must be a number from 0 to {MAX_GUIDANCE}, and is {value[:40]!r}")
+            return float(value)
+    return value

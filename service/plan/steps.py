@@ -1,0 +1,101 @@
+"""Which steps a request's rows take: the sampler, and the table of its steps."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+from model.description import ModelDescription
+from model.grids import GridError
+from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
+from service.errors import Invalid
+from service.plan.fields import DenoiseRequest, Drawing, Sample
+
+_DISTILLED = "which these weights were distilled for"
+
+
+class Steps(NamedTuple):
+    """The steps of a request.
+
+    Attributes:
+        grid: the number of steps, or the timesteps themselves.
+    """
+
+    sampler: str
+    grid: int | tuple[int, ...]
+    table: StepTable
+
+
+def of_sample(request: Sample, model: ModelDescription) -> Steps:
+    """The steps of POST /sample.
+
+    Raises:
+        Invalid: names the field, its value and its limits.
+    """
+    sampler = _sampler(request, model)
+    grid = _grid(request, model)
+    field = "num_inference_steps" if isinstance(grid, int) else "timesteps"
+    try:
+        table = sample_table(model.schedule, sampler, grid, request.eta)
+    except GridError as error:
+        raise Invalid.field(field, str(error)) from None
+    if table.timesteps[-1] < model.first_timestep:
+        raise Invalid.field(
+            field,
+            f"{grid} steps of {sampler} end at timestep {table.timesteps[-1]:g}, "
+            f"and this network knows those from {model.first_timestep} on",
+        )
+    return Steps(sampler, grid, table)
+
+
+def of_denoise(request: DenoiseRequest, model: ModelDescription) -> Steps:
+    """The steps of POST /denoise.
+
+    Raises:
+        Invalid: names the field, its value and its limits.
+    """
+    N, t = request.num_inference_steps, request.timestep
+    _check_steps(N, max(1, t), f" at timestep {t}", model)
+    sampler = _sampler(request, model)
+    table = denoise_table(model.schedule, sampler, t, 1 if request.output == "model_output" else N, request.eta)
+    return Steps(sampler, N, table.first() if request.output == "previous" else table)
+
+
+def check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
+    """Raise Invalid unless a field's value is within its limits."""
+    if not low <= value <= high:
+        raise Invalid.field(name, f"must be {low} to {high}{why}, and is {value}")
+
+
+def _sampler(request: Drawing, model: ModelDescription) -> str:
+    sampler = request.sampler or model.recommended.sampler
+    if request.sampler == "" or sampler not in SAMPLERS:
+        raise Invalid.field("sampler", f"must be one of {', '.join(SAMPLERS)}, and is {request.sampler!r}")
+    if model.distilled is not None and sampler != model.distilled.sampler:
+        raise Invalid.field("sampler", f"must be {model.distilled.sampler}, {_DISTILLED}, and is {sampler}")
+    if request.eta and not SAMPLERS[sampler].takes_eta:
+        raise Invalid.field("eta", f"must be 0 with {sampler}, and is {request.eta:g}; it is for ddim")
+    return sampler
+
+
+def _grid(request: Sample, model: ModelDescription) -> int | tuple[int, ...]:
+    """The number of steps, or the timesteps themselves."""
+    asked, timesteps = request.num_inference_steps, request.timesteps
+    if timesteps is None:
+        steps = model.recommended.num_inference_steps if asked is None else asked
+        _check_steps(steps, model.schedule.num_train_timesteps, "", model)
+        return steps
+    if asked is not None:
+        raise Invalid.field("timesteps", f"must not be given beside num_inference_steps, which is {asked}")
+    if model.distilled is not None:
+        raise Invalid.field("timesteps", f"must be null: num_inference_steps names the timesteps {_DISTILLED}")
+    for before, after in pairwise(timesteps):
+        if after >= before:
+            raise Invalid.field("timesteps", f"must fall from each to the next, and {after} comes after {before}")
+    return tuple(timesteps)
+
+
+def _check_steps(steps: int, most: int, why: str, model: ModelDescription) -> None:
+    if model.distilled is not None and steps not in model.distilled.num_inference_steps:
+        *others, last = map(str, model.distilled.num_inference_steps)
+        counts = f"{', '.join(others)} or {last}" if others else last
+        raise Invalid.field("num_inference_steps", f"must be {counts}, {_DISTILLED}, and is {steps}")
+    check_range("num_inference_steps", steps, 1, most, why)

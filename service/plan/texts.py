@@ -1,0 +1,152 @@
+"""The prompts of a request: a text for each image and its negative one, and what did not fit.
+
+Prompts belong to those who write them. No message here has a word of a prompt.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from model.description import ModelDescription, TextDescription
+from model.rows import Condition, Text, Tokens
+from service.errors import Invalid
+from service.plan.fields import MAX_PROMPT, Denoise, Sample
+from service.plan.served import Served
+
+Prompts = str | Sequence[str | None] | None
+
+HASHES = ("prompt_sha256", "negative_prompt_sha256")  # of the texts in UTF-8, where recipes have no prompts
+
+_SPECIAL = 2  # tokens of a context that are no tokens of the prompt: its start and its end
+_MOST_WARNINGS = 8  # of prompts that were cut; more are counted
+
+
+@dataclass(frozen=True)
+class Words:
+    """The texts of one image.
+
+    Attributes:
+        prompt: the empty text if none was given.
+        negative_prompt: None if none was given, or if it has no effect.
+        clip_skip: of the prompt.
+        branches: of the row.
+    """
+
+    prompt: str
+    negative_prompt: str | None
+    clip_skip: int
+    branches: tuple[Condition, ...]
+
+
+def words_of(
+    request: Sample | Denoise, num_images: int, is_guided: bool, served: Served
+) -> tuple[list[Words], list[str]]:
+    """The texts of each image, and sentences that warn of what did not fit or has no effect.
+
+    Each text becomes tokens once. A model without text has no words.
+
+    Raises:
+        Invalid: the model has no text, or a list is not as long as the images.
+    """
+    if served.model.text is None:
+        _check_no_text(request, served.model)
+        return [], []
+    assert served.tokenize is not None
+    prompts = ["" if text is None else text for text in _each("prompt", request.prompt, num_images)]
+    negatives = _each("negative_prompt", request.negative_prompt, num_images)
+    warnings: list[str] = []
+    if not is_guided:
+        if any(negatives):
+            warnings.append("the negative prompt has no effect: guidance_scale is at most 1, which is no guidance")
+        negatives = [None] * num_images
+    against = ["" if text is None else text for text in negatives] if is_guided else []
+
+    tokens = {text: served.tokenize(text) for text in dict.fromkeys([*prompts, *against])}
+    fits = prompt_limits(served.model.text)["max_prompt_tokens"]
+    warnings += _cuts("prompt", prompts, tokens, fits)
+    warnings += _cuts("negative prompt", against, tokens, fits)
+
+    words = []
+    for i, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
+        own = Condition(text=Text(tokens[prompt].ids, request.clip_skip))
+        other = [Condition(text=Text(tokens[against[i]].ids))] if is_guided else []
+        words.append(Words(prompt, negative, request.clip_skip, (own, *other)))
+    return words, warnings
+
+
+def fields_of(request: Sample | Denoise, model: ModelDescription) -> dict[str, object]:
+    """The fields of a request, with their defaults filled in; null for a model without text."""
+    if model.text is None:
+        return {"prompt": None, "negative_prompt": None, "clip_skip": None}
+    prompt = "" if request.prompt is None else request.prompt
+    return {"prompt": prompt, "negative_prompt": request.negative_prompt, "clip_skip": request.clip_skip}
+
+
+def recipe_of(words: Sequence[Words], has_prompts: bool) -> dict[str, object]:
+    """The fields, as the recipe of these images has them: null for what has no effect, one text if all are the same.
+
+    Args:
+        words: of one image, or of all images of an answer.
+        has_prompts: whether recipes have prompts, or their hashes.
+    """
+    if not words:
+        return {"prompt": None, "negative_prompt": None, "clip_skip": None}
+    prompt, negative = _one([each.prompt for each in words]), _one([each.negative_prompt for each in words])
+    recipe: dict[str, object] = {"prompt": prompt, "negative_prompt": negative, "clip_skip": words[0].clip_skip or None}
+    if has_prompts:
+        return recipe
+    hashed = dict(zip(HASHES, map(_hashed, (prompt, negative)), strict=True))
+    return {**recipe, "prompt": None, "negative_prompt": None, **hashed}
+
+
+def prompt_limits(text: TextDescription) -> dict[str, int]:
+    """What fits into a prompt: bytes, beyond which it is refused, and tokens, beyond which it is cut."""
+    return {"max_prompt_bytes": MAX_PROMPT, "max_prompt_tokens": text.length - _SPECIAL}
+
+
+def length_of(request: Sample | Denoise) -> int:
+    """How many characters must become tokens."""
+    given: list[Prompts] = [request.prompt, request.negative_prompt]
+    return sum(len(text or "") for texts in given for text in ([texts] if isinstance(texts, str | None) else texts))
+
+
+def _check_no_text(request: Sample | Denoise, model: ModelDescription) -> None:
+    why = "this model has no text" + ("" if model.num_classes is None else "; a class_label says what it draws")
+    for name, value in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        if value is not None:
+            raise Invalid.field(name, f"must be null: {why}")
+    if request.clip_skip:
+        raise Invalid.field("clip_skip", f"must be 0: this model has no text; it is {request.clip_skip}")
+
+
+def _each(name: str, texts: Prompts, num_images: int) -> list[str | None]:
+    """The text of each image."""
+    if isinstance(texts, str | None):
+        return [texts] * num_images
+    if len(texts) != num_images:
+        raise Invalid.field(name, f"must be one text, or {num_images} in a list, and is {len(texts)}")
+    return list(texts)
+
+
+def _cuts(name: str, texts: Sequence[str], tokens: Mapping[str, Tokens], fits: int) -> Iterator[str]:
+    """A sentence for each text that was cut."""
+    cut = [text for text in dict.fromkeys(texts) if tokens[text].cut]
+    for text in cut[:_MOST_WARNINGS]:
+        which = "" if len(set(texts)) == 1 else f" of image {texts.index(text) + 1} of {len(texts)}"
+        lost = tokens[text].cut
+        what = "token was" if lost == 1 else f"{lost} were"
+        yield f"the {name}{which} has {fits + lost} tokens, and {fits} fit: the last {what} cut"
+    more = len(cut) - _MOST_WARNINGS
+    if more > 0:
+        yield f"{more} more {name}{'s were' if more > 1 else ' was'} cut"
+
+
+def _one(texts: Sequence[str | None]) -> object:
+    """The text of all images, or the list of them."""
+    return texts[0] if len(set(texts)) == 1 else list(texts)
+
+
+def _hashed(texts: object) -> object:
+    if isinstance(texts, str):
+        return hashlib.sha256(texts.encode()).hexdigest()
+    return [_hashed(text) for text in texts] if isinstance(texts, list) else None
