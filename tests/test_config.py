@@ -284,7 +284,7 @@ def test_keys_and_no_keys_are_no_mistake(set_environment: SetEnvironment) -> Non
         ("PORT", "8000"),
         ("DEVICE", "auto"),
         ("PRECISION", "auto"),
-        ("RECOMMENDED", "none"),
+        ("RECOMMENDED", "what the weights' files tell"),
         ("RECIPE_PROMPTS", "1"),
         ("THREADS", "the cores that this process may use"),
         ("MAX_BATCH", "32 on CUDA; on the CPU 1 to 16, fewer for larger networks"),
