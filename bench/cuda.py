@@ -31,8 +31,8 @@ from model.backends.cuda import CudaBackend
 from model.backends.network import Denoiser
 from model.checkpoints.load import load
 from model.conditions import Conditions
+from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
-from model.nets.unets import UNet
 from model.rows import Condition, Forward, Group, Reading, Row
 from model.runner import SlotRunner
 from model.samplers import Column, sample_table
@@ -48,7 +48,7 @@ class Model:
     """A network on the CPU in float32, and the parts of its rows."""
 
     name: str
-    unet: UNet
+    unet: DiffusionUNet | UNet2D
     image_shape: tuple[int, int, int]
     no_label: int | None
     schedule: Schedule
@@ -67,6 +67,7 @@ def models() -> list[Model]:
     digits = load(BOX / "digits")
     described = digits.description
     assert described.no_label is not None
+    assert isinstance(digits.network, DiffusionUNet)
     torch.manual_seed(0)
     fields = {name: value for name, value in CIFAR10.items() if name != "sample_size"}
     cifar10 = UNet2D(UNet2DConfig(**fields)).requires_grad_(False).eval()

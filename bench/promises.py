@@ -33,8 +33,9 @@ from service.engine.admission import Line, admit, earliest_promise
 from service.engine.arrivals import Arrivals
 from service.engine.costs import Costs, Machine, Speed
 from service.engine.fairness import Places
-from service.engine.jobs import Job, StageWork
+from service.engine.jobs import Job
 from service.engine.scheduler import Scheduler
+from service.engine.stage_work import StageWork
 
 LONG_ENOUGH = 0.5  # seconds; only estimates for longer requests are judged
 ROUNDS = 31  # of a lone request

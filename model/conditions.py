@@ -1,6 +1,8 @@
-"""What rows are given beside x: embeddings of timesteps and of conditions, kept on the device, each once."""
+"""What rows are given beside x: embeddings of timesteps and of conditions, and contexts. Kept on the device, each once."""
 
-from collections.abc import Collection, Hashable, Sequence
+import math
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import torch
@@ -12,38 +14,48 @@ from model.rows import Condition
 
 Key = TypeVar("Key", bound=Hashable)
 
-_FIRST = 64  # places of a new shelf
-_BYTES = 32 * 2**20  # of a shelf, unless more vectors are in use
+_FIRST = 64  # places of a new shelf, unless they take more bytes than these
+_FIRST_BYTES = 2**20
+_BYTES = 32 * 2**20  # of a shelf, unless more is in use
 
 
 class Conditions:
-    """The embeddings of one network, for the runners of all groups on one device. One thread makes all calls.
+    """The embeddings and contexts of one network, for the runners of all groups on one device. One thread makes all calls.
 
-    A timestep's embedding is computed when a pass first needs it, alone, so its bits do not depend on other rows. A
-    condition's embedding is kept as long as a row holds it, and longer while there is room.
+    A timestep's embedding is computed when a pass first needs it, alone, so its bits do not depend on other rows. What a
+    condition gives is kept as long as a row holds the condition, and longer while there is room.
 
     Args:
         embedder: on the backends' device.
         backend: copies numbers to the device.
         no_label: the label of conditions without one; None if the network has no such label.
+        text_length: tokens of a context; None for a network without text.
     """
 
-    def __init__(self, embedder: Embedder, backend: Backend, no_label: int | None) -> None:
+    def __init__(
+        self, embedder: Embedder, backend: Backend, no_label: int | None, text_length: int | None = None
+    ) -> None:
         self._embedder = embedder
         self._backend = backend
         self._no_label = no_label
-        most = max(_FIRST, _BYTES // (4 * embedder.dim))
-        self._times = Shelf[float](embedder.dim + 1, backend.device, most)  # with the timestep itself
-        self._conditions = Shelf[Condition](embedder.dim, backend.device, most)
+        of_condition: dict[str, tuple[int, ...]] = {}
+        if embedder.of_label is not None:
+            of_condition["emb"] = (embedder.dim,)
+        if text_length is not None:
+            assert embedder.context_dim is not None
+            of_condition["context"] = text_length, embedder.context_dim
+        self._times = Shelf[float]({"emb": (embedder.dim,), "t": (1,)}, backend.device)
+        self._conditions = Shelf[Condition](of_condition, backend.device)
         self._held: dict[Condition, int] = {}  # how often each condition is held
 
     @torch.inference_mode()
     def hold(self, conditions: Sequence[Condition]) -> list[int]:
         """Keep the conditions of a row until they are dropped. Returns their indexes. If this raises, none is held."""
-        for condition in conditions:
+        bare = [one if one.context is None else replace(one, context=None) for one in conditions]
+        for condition in bare:
             self._held[condition] = self._held.get(condition, 0) + 1
         try:
-            return [self._index(condition) for condition in conditions]
+            return [self._index(key, condition) for key, condition in zip(bare, conditions, strict=True)]
         except BaseException:
             self.drop(conditions)
             raise
@@ -56,9 +68,9 @@ class Conditions:
                 del self._held[condition]
                 self._conditions.renew(condition)
 
-    def _index(self, condition: Condition) -> int:
-        index = self._conditions.find(condition)
-        return self._conditions.put(condition, self._embedded(condition), self._held) if index is None else index
+    def _index(self, key: Condition, condition: Condition) -> int:
+        index = self._conditions.find(key)
+        return self._conditions.put(key, self._given(condition), self._held) if index is None else index
 
     @torch.inference_mode()
     def times(self, timesteps: Sequence[float]) -> list[int]:
@@ -75,59 +87,79 @@ class Conditions:
             The network's inputs by name; and the numbers by which the network's output must be divided, [B, 1, 1, 1],
             or None.
         """
-        known = self._times.values.index_select(0, times)
-        emb = known.narrow(1, 0, self._embedder.dim)
-        if self._embedder.of_label is not None:
-            emb = emb + self._conditions.values.index_select(0, conditions)
-        divisor = known.select(1, self._embedder.dim).view(-1, 1, 1, 1) if self._embedder.divides_output else None
-        return {"emb": emb}, divisor
+        of_times, of_conditions = self._times.values, self._conditions.values
+        inputs = {"emb": of_times["emb"].index_select(0, times)}
+        if "emb" in of_conditions:
+            inputs["emb"] = inputs["emb"] + of_conditions["emb"].index_select(0, conditions)
+        if "context" in of_conditions:
+            inputs["context"] = of_conditions["context"].index_select(0, conditions)
+        if not self._embedder.divides_output:
+            return inputs, None
+        return inputs, of_times["t"].index_select(0, times).view(-1, 1, 1, 1)
 
     def _time(self, timestep: float, in_use: Collection[float]) -> int:
         index = self._times.find(timestep)
-        return self._times.put(timestep, self._embedded_time(timestep), in_use) if index is None else index
+        return self._times.put(timestep, self._given_by(timestep), in_use) if index is None else index
 
-    def _embedded_time(self, timestep: float) -> Tensor:
+    def _given_by(self, timestep: float) -> dict[str, Tensor]:
         t = self._backend.send(torch.tensor([timestep], dtype=torch.float32))
-        return torch.cat([self._embedder.of_time(t).squeeze(0), t])
+        return {"emb": self._embedder.of_time(t).squeeze(0), "t": t}
 
-    def _embedded(self, condition: Condition) -> Tensor:
-        label = self._no_label if condition.label is None else condition.label
+    def _given(self, condition: Condition) -> dict[str, Tensor]:
+        """What a condition gives, by the names of its shelf."""
+        given = {}
+        if self._embedder.of_label is not None:
+            given["emb"] = self._of_label(self._no_label if condition.label is None else condition.label)
+        if "context" in self._conditions.values:
+            if condition.context is None:
+                raise ValueError("a condition has no context")
+            context = self._backend.send(torch.from_numpy(condition.context))
+            of_text = self._embedder.of_text
+            given["context"] = context if of_text is None else of_text(context.unsqueeze(0)).squeeze(0)
+        return given
+
+    def _of_label(self, label: int | None) -> Tensor:
         if label is None or self._embedder.of_label is None:
             return torch.zeros(self._embedder.dim, device=self._backend.device)
         return self._embedder.of_label(self._backend.send(torch.tensor([label]))).squeeze(0)
 
 
 class Shelf(Generic[Key]):
-    """Vectors on the device by key, in bounded memory. The vector that was renewed least recently makes room.
+    """Vectors on the device by key, in bounded memory. What was renewed least recently makes room.
 
     Args:
-        dim: channels of a vector.
-        most: vectors. There are more only while all of them are in use.
+        shapes: of what is kept for each key, by name.
+        most: keys. There are more only while all of them are in use. Default: as many as 32 MiB hold, at least 64.
 
     Attributes:
-        values: the vectors, float32 [places, dim].
+        places: for keys.
+        values: float32 [places, *shape], by name.
     """
 
-    def __init__(self, dim: int, device: torch.device, most: int) -> None:
-        self.values = torch.zeros((min(_FIRST, most), dim), device=device)
-        self._most = most
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device, most: int | None = None) -> None:
+        of_a_key = max(1, 4 * sum(map(math.prod, shapes.values())))  # bytes
+        self._most = max(_FIRST, _BYTES // of_a_key) if most is None else most
+        self.places = min(_FIRST, self._most, max(1, _FIRST_BYTES // of_a_key))
+        self.values = {name: torch.zeros((self.places, *shape), device=device) for name, shape in shapes.items()}
+        self._device = device
         self._index: dict[Key, int] = {}  # least recently renewed first
-        self._free = list(reversed(range(len(self.values))))
+        self._free = list(reversed(range(self.places)))
 
     def __len__(self) -> int:
         return len(self._index)
 
     def find(self, key: Key) -> int | None:
-        """The index of a key's vector; None if there is none."""
+        """The index of a key; None if there is none."""
         return self._index.get(key)
 
-    def put(self, key: Key, vector: Tensor, in_use: Collection[Key]) -> int:
-        """Keep a vector, [dim], and return its index. Vectors in use stay where they are."""
+    def put(self, key: Key, given: Mapping[str, Tensor], in_use: Collection[Key]) -> int:
+        """Keep what is given, by name, and return its index. Keys in use stay where they are."""
         if not self._free:
             self._make_room(in_use)
         index = self._free[-1]
-        place = torch.full((1,), index, device=self.values.device)
-        self.values.index_copy_(0, place, vector.unsqueeze(0))
+        place = torch.full((1,), index, device=self._device)
+        for name, values in self.values.items():
+            values.index_copy_(0, place, given[name].unsqueeze(0))
         self._index[key] = index
         self._free.pop()
         return index
@@ -138,11 +170,15 @@ class Shelf(Generic[Key]):
             self._index[key] = self._index.pop(key)
 
     def _make_room(self, in_use: Collection[Key]) -> None:
-        places = len(self.values)
-        if places >= self._most:
+        if self.places >= self._most:
             oldest = next((key for key in self._index if key not in in_use), None)
             if oldest is not None:
                 self._free.append(self._index.pop(oldest))
                 return
-        self.values = torch.cat([self.values, torch.zeros_like(self.values)])
-        self._free = list(reversed(range(places, 2 * places)))
+        more = self.places if self.places >= self._most else min(self.places, self._most - self.places)
+        self.values = {
+            name: torch.cat([values, values.new_zeros((more, *values.shape[1:]))])
+            for name, values in self.values.items()
+        }
+        self._free = list(reversed(range(self.places, self.places + more)))
+        self.places += more

@@ -41,6 +41,10 @@ class Text(NamedTuple):
     ids: tuple[int, ...]
     clip_skip: int = 0
 
+    def __repr__(self) -> str:
+        """Tells nothing of the prompt, because an error with a text in it may reach the log."""
+        return f"Text({len(self.ids)} tokens)"
+
 
 class Tokens(NamedTuple):
     """The tokens of a prompt.
@@ -52,6 +56,10 @@ class Tokens(NamedTuple):
 
     ids: tuple[int, ...]
     cut: int
+
+    def __repr__(self) -> str:
+        """Tells nothing of the prompt, as for `Text`."""
+        return f"Tokens({len(self.ids)} tokens)"
 
 
 Tokenize = Callable[[str], Tokens]
@@ -123,6 +131,10 @@ class Row:
                 for one in self.branches
             ),
         )
+
+    def without_contexts(self) -> "Row":
+        """The row as it was before its texts were encoded."""
+        return replace(self, branches=tuple(replace(one, context=None) for one in self.branches))
 
     @cached_property
     def forwards(self) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """The VAE at work: encodes and decodes, each on its own backend, and makes previews."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.backends.backend import Backend
+from model.backends.backend import Backend, own_stream
 from model.backends.choose import Choice, choose
 from model.backends.network import decoder, encoder
 from model.description import ModelDescription
@@ -42,8 +41,7 @@ class VAE:
         self._unscaled = unscaled
         self._decoder = decoder
         self._encoder = encoder
-        cuda = decoder.device.type == "cuda"
-        self._stream = torch.cuda.Stream(decoder.device) if cuda else None  # type: ignore[no-untyped-call]
+        self._on_its_stream = own_stream(decoder.device)
         self._preview: Preview = fitted(self.encode, image_shape) if like is None else like._preview
 
     @property
@@ -81,10 +79,6 @@ class VAE:
 
     def preview(self, latents: Image) -> Image:
         return self._preview.of(latents)
-
-    def _on_its_stream(self) -> AbstractContextManager[object]:
-        """On a GPU, the U-Net's passes must not wait for the VAE."""
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
 def choose_vae(

@@ -11,6 +11,7 @@
     ├── Invalid
     ├── Refused
     ├── HeadTooLarge
+    ├── Refused
     ├── ComputationFailed
     ├── Unavailable           says after how many seconds to ask again
     │   ├── Loading
@@ -79,6 +80,10 @@ class Invalid(ServiceError):
     @classmethod
     def field(cls, name: str, msg: str) -> "Invalid":
         return cls([{"loc": [name], "msg": msg}])
+
+
+class Refused(ServiceError):
+    """A check of the operator refuses the prompt or the image."""
 
 
 class HeadTooLarge(ServiceError):

@@ -1,6 +1,6 @@
-"""An engine with fake runners, a fake clock and perhaps fake VAEs, for tests.
+"""An engine with fake runners, a fake clock, and perhaps fake VAEs, a fake text encoder and a fake check, for tests.
 
-Runners, VAEs and encodings can stop inside a call, so that a test decides what happens meanwhile. Nothing here sleeps.
+All of them, and encodings, can stop inside a call, so that a test decides what happens meanwhile. Nothing here sleeps.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import pytest
 
-from model.rows import Condition, Forward, Group, Image, Reading, Row
+from model.rows import Condition, Forward, Group, Image, Reading, Row, Text
 from model.samplers import Column, StepTable
 from service.engine import trials, warm_up
 from service.engine.costs import Machine
@@ -36,6 +36,7 @@ OTHER = Group(3, 4)
 PROBE_SEED = 0
 PROBE_SEEDS = PROBE_SEED, 1000  # of both groups
 PROBE = [(PROBE_SEED, 0)]  # its pass
+PROBE_TOKEN = 0  # of its text
 WARM_UP_PASSES = 4  # for each width, besides the probe's
 
 T = TypeVar("T")
@@ -163,6 +164,8 @@ class FakeRunner:
 
     def admit(self, row: Row) -> int:
         self._called("admit")
+        if row.texts:
+            self.complaints.append(f"seed {row.seed} came without its contexts")
         if row.seed in self.refused:
             raise RuntimeError("this row is refused")
         slot = next(slot for slot in itertools.count() if slot not in self.rows)
@@ -316,6 +319,109 @@ class FakeVAE:
             self._at_work[name].release()
 
 
+class FakeTextEncoder:
+    """A fake text encoder: a context is filled with the first token. Records calls that break the protocol.
+
+    Attributes:
+        seconds: of a call, on the clock.
+        calls: the first token of each started call.
+        breaking, poisoned: tokens of texts whose encoding raises, or whose context is NaN.
+        faults: number of next calls that raise, whatever their texts.
+        complaints: calls that break the rules.
+        during: is called inside each call, by its thread, with "text".
+    """
+
+    def __init__(self, seconds: float, clock: FakeClock) -> None:
+        self.seconds = seconds
+        self.clock = clock
+        self._gate: Gate[int] = Gate()
+        self.calls = self._gate.entered
+        self.breaking: set[int] = set()
+        self.poisoned: set[int] = set()
+        self.faults = 0
+        self.complaints: list[str] = []
+        self.during: Callable[[str], None] = lambda call: None
+        self._at_work = threading.Lock()
+
+    def hold(self) -> None:
+        """From now on each call stops inside until next_call or let_go."""
+        self._gate.close()
+
+    def next_call(self) -> int:
+        """Let the held call end, wait for the next one, and return it."""
+        return self._gate.next()
+
+    def let_go(self) -> None:
+        """Stop holding calls."""
+        self._gate.open()
+
+    def encode(self, text: Text) -> Image:
+        token = text.ids[0]
+        if not self._at_work.acquire(blocking=False):
+            self.complaints.append("two calls at once")
+        try:
+            if not self._gate.enter(token):
+                self.complaints.append("a held call was forgotten")
+            try:
+                self.during("text")
+            except Exception as error:  # the engine must not mistake it for the encoder's
+                self.complaints.append(repr(error))
+            self.clock.advance(self.seconds)
+            if self.faults:
+                self.faults -= 1
+                raise RuntimeError("a fault of the device")
+            if token in self.breaking:
+                raise RuntimeError("this text breaks")
+            return np.full((3, 2), math.nan if token in self.poisoned else token, np.float32)
+        finally:
+            self._at_work.release()
+
+
+class FakeCheck:
+    """A fake check of images.
+
+    Attributes:
+        seconds: of a call, on the clock.
+        calls: the seed of the image of each started call.
+        refused: reasons, by seed.
+        failing, breaking: seeds of images for which a ServiceError is raised, or another error.
+        during: is called inside each call, by its thread, with "check".
+    """
+
+    def __init__(self, seconds: float, clock: FakeClock) -> None:
+        self.seconds = seconds
+        self.clock = clock
+        self._gate: Gate[int] = Gate()
+        self.calls = self._gate.entered
+        self.refused: dict[int, str] = {}
+        self.failing: set[int] = set()
+        self.breaking: set[int] = set()
+        self.during: Callable[[str], None] = lambda call: None
+
+    def hold(self) -> None:
+        """From now on each call stops inside until next_call or let_go."""
+        self._gate.close()
+
+    def next_call(self) -> int:
+        """Let the held call end, wait for the next one, and return it."""
+        return self._gate.next()
+
+    def let_go(self) -> None:
+        """Stop holding calls."""
+        self._gate.open()
+
+    def __call__(self, image: Image) -> str | None:
+        seed = int(image.flat[0])
+        self._gate.enter(seed)
+        self.during("check")
+        self.clock.advance(self.seconds)
+        if seed in self.failing:
+            raise ComputationFailed("the check of an image failed")
+        if seed in self.breaking:
+            raise RuntimeError("this check breaks")
+        return self.refused.get(seed)
+
+
 class FakeEncoding:
     """Encodes images as JSON, and the whole as a list of them. Implements service.engine.requests.Encoding.
 
@@ -383,6 +489,8 @@ class Recorder:
         self.started: list[float] = []
         self.finished: list[tuple[Finished, bool, float, float]] = []
         self.ended: list[str | int] = []  # a reason, or the number of images
+        self.encoded_texts: list[float] = []  # seconds
+        self.known_texts = 0
 
     def phase_done(self, phase: Phase, seconds: float) -> None:
         self.phases.append((phase, seconds))
@@ -407,11 +515,17 @@ class Recorder:
             self.failed_batches.append(stage)
             self.told_of_pass.notify_all()
 
+    def text_encoded(self, seconds: float) -> None:
+        self.encoded_texts.append(seconds)
+
+    def text_known(self) -> None:
+        self.known_texts += 1
+
     @property
     def calls_of_vae(self) -> int:
-        """How many have ended."""
+        """How many have ended, if there is no text encoder."""
         ended = [*(stage for stage, _, _ in self.batches), *self.failed_batches]
-        return len(ended) - ended.count("answer")
+        return ended.count("encode") + ended.count("decode")
 
     def batches_of(self, stage: Name) -> list[tuple[int, float]]:
         return [batch[1:] for batch in self.batches if batch[0] == stage]
@@ -478,6 +592,20 @@ def a_row(seed: int, steps: int = 1, guided: bool = False, latent: bool = False,
     return Row(table, seed, group, branches=branches, guidance_scale=2.0, latent=latent)
 
 
+def a_text_row(seed: int, *tokens: int, steps: int = 1, latent: bool = False, group: Group = GROUP) -> Row:
+    """A row with a branch for each of these texts, by their first tokens."""
+    branches = tuple(Condition(text=a_text(token)) for token in tokens)
+    return replace(a_row(seed, steps, latent=latent, group=group), branches=branches)
+
+
+def a_text(token: int) -> Text:
+    return Text((token, token + 1, token + 2))
+
+
+def a_context(token: int) -> Image:
+    return np.full((3, 2), token, np.float32)
+
+
 def a_start(seed: int, second: float, latent: bool = False) -> Row:
     """A row without steps."""
     return replace(a_row(seed, 0, latent=latent), start=pixels(seed, second))
@@ -534,6 +662,23 @@ class Setting(NamedTuple):
     observer: Recorder
     places: Places
     decoder: FakeVAE | None = None
+    text_encoder: FakeTextEncoder | None = None
+    image_check: FakeCheck | None = None
+
+    @property
+    def fakes(self) -> "list[FakeVAE | FakeTextEncoder | FakeCheck]":
+        """Those beside the runner."""
+        return [fake for fake in (self.decoder, self.text_encoder, self.image_check) if fake is not None]
+
+    @property
+    def texts(self) -> FakeTextEncoder:
+        assert self.text_encoder is not None
+        return self.text_encoder
+
+    @property
+    def check(self) -> FakeCheck:
+        assert self.image_check is not None
+        return self.image_check
 
     @property
     def vae(self) -> FakeVAE:
@@ -626,8 +771,13 @@ class Setting(NamedTuple):
 
     @property
     def to_encode(self) -> tuple[int, int]:
-        """The number of uploads to encode, and of pieces of answers."""
-        return self.line.work.uploads.total(), self.line.work.pieces
+        """The number of texts and uploads to encode, and of pieces of answers."""
+        return self.line.work.texts + self.line.work.uploads.total(), self.line.work.pieces
+
+    @property
+    def to_check(self) -> tuple[int, int]:
+        """The number of images to check, and how many of them are finished."""
+        return self.line.work.unchecked.total(), self.line.work.checking.total()
 
     @property
     def in_flight(self) -> list[int]:
@@ -636,8 +786,8 @@ class Setting(NamedTuple):
 
     def is_empty(self) -> bool:
         """Whether no trace of a request is left."""
-        counted = any(self.counters) or any(self.to_decode) or any(self.to_encode) or self.places.taken
-        return not counted and not self.runner.rows and self.engine.wait_idle(0)
+        counted = (*self.counters, *self.to_decode, *self.to_encode, *self.to_check, self.places.taken)
+        return not any(counted) and not self.runner.rows and self.engine.wait_idle(0)
 
 
 def a_setting(
@@ -646,17 +796,27 @@ def a_setting(
     observer: Recorder | None = None,
     decode_seconds: Mapping[int, float] | None = None,
     other: FakeRunner | None = None,
+    text_seconds: float | None = None,
+    check_seconds: float | None = None,
 ) -> Setting:
-    """An engine that has not started. With `decode_seconds` it has a fake VAE. `other` runs a second group."""
+    """An engine that has not started. `other` runs a second group.
+
+    With `decode_seconds` it has a fake VAE, with `text_seconds` a fake text encoder, with `check_seconds` a fake check.
+    """
     places, told, clock = Places(max_queue), observer or Recorder(), runner.clock
     runners = {GROUP: runner} if other is None else {GROUP: runner, OTHER: other}
     probes = {group: a_row(seed, group=group) for group, seed in zip(runners, PROBE_SEEDS, strict=False)}
+    if text_seconds is not None:
+        branch = Condition(text=a_text(PROBE_TOKEN), context=a_context(PROBE_TOKEN))
+        probes = {group: replace(probe, branches=(branch,)) for group, probe in probes.items()}
     vae, vaes = None, None
     if decode_seconds is not None:
         vae = FakeVAE(decode_seconds, clock)
         vaes = {group: vae if group == GROUP else FakeVAE(decode_seconds, clock, like=vae) for group in runners}
-    engine = Engine(runners, probes, places, told, clock, vaes=vaes)
-    return Setting(engine, runner, clock, told, places, vae)
+    texts = None if text_seconds is None else FakeTextEncoder(text_seconds, clock)
+    check = None if check_seconds is None else FakeCheck(check_seconds, clock)
+    engine = Engine(runners, probes, places, told, clock, vaes=vaes, text_encoder=texts, check=check)
+    return Setting(engine, runner, clock, told, places, vae, texts, check)
 
 
 @contextmanager
@@ -677,16 +837,17 @@ def started(s: Setting) -> Iterator[Setting]:
             assert s.engine.wait_loaded(PATIENCE)
             s.runner.passes.clear()
             s.runner.admitted.clear()
-            if s.decoder is not None:
-                s.decoder.calls.clear()
+            for fake in s.fakes:
+                fake.calls.clear()
             yield s
     finally:
         s.runner.let_go()
-        if s.decoder is not None:
-            s.decoder.let_go()
+        for fake in s.fakes:
+            fake.let_go()
         s.engine.close()
     assert s.runner.complaints == []
     assert s.decoder is None or s.decoder.complaints == []
+    assert s.text_encoder is None or s.text_encoder.complaints == []
 
 
 @contextmanager
@@ -708,6 +869,37 @@ def warm_latent(
     runner = FakeRunner(dict.fromkeys(widths, seconds))
     decode_seconds = {4: 1.0} if decode_seconds is None else decode_seconds
     with started(a_setting(runner, max_queue, observer, decode_seconds)) as s:
+        yield s
+
+
+@contextmanager
+def warm_text(
+    *widths: int,
+    text_seconds: float = 0.5,
+    check_seconds: float | None = None,
+    decode_seconds: Mapping[int, float] | None = None,
+    max_queue: int = 16,
+) -> Iterator[Setting]:
+    """A warm engine with a text encoder, and perhaps a VAE and a check."""
+    runner = FakeRunner(dict.fromkeys(widths, 1.0))
+    setting = a_setting(
+        runner, max_queue, decode_seconds=decode_seconds, text_seconds=text_seconds, check_seconds=check_seconds
+    )
+    with started(setting) as s:
+        yield s
+
+
+@contextmanager
+def warm_checked(
+    *widths: int,
+    check_seconds: float = 0.25,
+    decode_seconds: Mapping[int, float] | None = None,
+    observer: Recorder | None = None,
+) -> Iterator[Setting]:
+    """A warm engine with a check of images, and perhaps a VAE."""
+    runner = FakeRunner(dict.fromkeys(widths, 1.0))
+    setting = a_setting(runner, 16, observer, decode_seconds, check_seconds=check_seconds)
+    with started(setting) as s:
         yield s
 
 

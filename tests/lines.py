@@ -1,7 +1,7 @@
 """A simulated line of jobs with its own clock. Jobs arrive and leave, and tests set how long work takes.
 
-Stages work in parallel with the passes: an encoder, a decoder, and one that encodes answers. The line keeps its own
-record of all work, to check the scheduler's.
+Stages work in parallel with the passes: an encoder of texts and uploads, a decoder, a checker of images, and one that
+encodes answers. The line keeps its own record of all work, to check the scheduler's.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,8 +16,9 @@ from model.rows import Group
 from service.engine.admission import earliest_promise
 from service.engine.bounds import MARGIN, SHARED
 from service.engine.costs import Costs, Machine, PerValue, Speed
-from service.engine.jobs import Batch, Job, StageWork
+from service.engine.jobs import Batch, Job
 from service.engine.scheduler import Scheduler, Stage
+from service.engine.stage_work import StageWork
 from service.engine.waves import RowState
 
 SOON = 1e-6  # seconds, for rounding
@@ -41,15 +42,19 @@ def machine_of(
     decode: Mapping[int, float] | None = None,
     encode: float | None = None,
     answer: PerValue | None = None,
+    text: float | None = None,
+    check: float | None = None,
 ) -> Machine:
-    """A machine with a group for each table of seconds of passes. Decoding and encoding cost the same in all groups."""
-    speeds = Speed(), Speed(), Speed()
+    """A machine with a group for each table of seconds of passes. Each stage costs the same in all groups."""
+    speeds = Speed(), Speed(), Speed(), Speed()
     groups = GROUPS[: len(tables)]
     return Machine(
         {group: Costs(table, speeds[0]) for group, table in zip(groups, tables, strict=True)},
         {} if decode is None else {group: Costs(decode, speeds[1]) for group in groups},
         {} if encode is None else {group: Costs({1: encode}, speeds[2]) for group in groups},
         answer,
+        None if text is None else Costs({1: text}, speeds[2]),
+        {} if check is None else {group: Costs({1: check}, speeds[3]) for group in groups},
     )
 
 
@@ -69,7 +74,9 @@ class Arrival:
         leaves: seconds from arrival until the job is cancelled, unless it is done.
         decoded: whether its images are decoded, if there is a decoder.
         group: its index in GROUPS, modulo the number of the machine's groups.
-        encoded: whether an upload is encoded first, if there is an encoder.
+        texts: how many texts are encoded first, if there is an encoder of texts.
+        upload: whether an upload is encoded first, if there is an encoder.
+        checked: whether its images are checked, if there is a check.
         values: of its answer.
     """
 
@@ -80,7 +87,9 @@ class Arrival:
     leaves: float = inf
     decoded: bool = True
     group: int = 0
-    encoded: bool = False
+    texts: int = 0
+    upload: bool = False
+    checked: bool = True
     values: tuple[int, int] | None = None
 
 
@@ -90,8 +99,9 @@ class Ticket:
 
     Attributes:
         ran: for each image, the pass number and the branch of each of its forward rows.
-        encoding: whether its upload waits for the encoder.
+        to_encode: the texts that wait for the encoder, and None for the upload.
         undecoded: the images that wait for decoding.
+        unchecked: the images that wait for their check.
         unanswered: the images that wait to be encoded for the answer, and None for the whole.
         present: whether the job is in line: not refused, cancelled or done.
     """
@@ -104,8 +114,9 @@ class Ticket:
     present: bool
     done: float | None = None
     ran: list[list[tuple[int, int]]] = field(default_factory=list)
-    encoding: bool = False
+    to_encode: set[int | None] = field(default_factory=set)
     undecoded: set[int] = field(default_factory=set)
+    unchecked: set[int] = field(default_factory=set)
     unanswered: set[int | None] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -138,7 +149,7 @@ class Ticket:
     @property
     def due(self) -> int:
         """The number of forward rows that could run now."""
-        return 0 if self.encoding else sum(map(_due, self.tables, self.ran))
+        return 0 if self.to_encode else sum(map(_due, self.tables, self.ran))
 
     @property
     def unfinished(self) -> list[int]:
@@ -177,7 +188,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class Done:
-    """A piece of a stage's work, or a batch: the ticket and the image of each; None for an upload or a whole answer."""
+    """A piece of a stage's work, or a batch: the ticket of each, and its image or its text.
+
+    None stands for an upload or a whole answer.
+    """
 
     began: float
     ended: float
@@ -212,10 +226,9 @@ class Worker:
         for one in batch:
             self._waiting.remove(one)
         *_, ticket, image = batch[0]
-        if self.stage == "encode":
-            seconds, speed = machine.encode[first].ceilings[1], machine.encode[first].speed
-        elif self.stage == "decode":
-            seconds, speed = machine.decode[first].ceilings[len(batch)], machine.decode[first].speed
+        if self.stage != "answer":
+            costs = self._costs(first, image)
+            seconds, speed = costs.ceilings[len(batch)], costs.speed
         else:
             assert ticket.arrival.values is not None
             seconds, speed = machine.answer.seconds(ticket.arrival.values[image is None]), 1.0
@@ -224,6 +237,13 @@ class Worker:
         ended = line.now + next(self._times) * seconds * speed
         self.batches.append(Done(line.now, ended, [(ticket, image) for *_, ticket, image in batch]))
         return ended
+
+    def _costs(self, group: Group, piece: int | None) -> Costs:
+        machine = self.line.machine
+        if self.stage == "encode" and piece is not None:
+            assert machine.text is not None
+            return machine.text
+        return {"encode": machine.encode, "decode": machine.decode, "check": machine.check}[self.stage][group]
 
     def end(self) -> None:
         """End the piece."""
@@ -270,8 +290,9 @@ class Line:
         decode_times = list(decode_times)
         self.encoder = Worker(self, "encode", decode_times)
         self.decoder = Worker(self, "decode", decode_times)
+        self.checker = Worker(self, "check", decode_times)
         self.answerer = Worker(self, "answer", decode_times)
-        self.workers = (self.encoder, self.decoder, self.answerer)
+        self.workers = (self.encoder, self.decoder, self.checker, self.answerer)
 
     @property
     def costs(self) -> Costs:
@@ -296,8 +317,10 @@ class Line:
     def came(self, arrival: Arrival) -> Ticket:
         """A job arrives now."""
         group = list(self.machine.passes)[arrival.group % len(self.machine.passes)]
-        decoded, encoded = bool(self.machine.decode) and arrival.decoded, bool(self.machine.encode) and arrival.encoded
-        stages = StageWork(encoded, decoded, arrival.values)
+        texts = 0 if self.machine.text is None else arrival.texts
+        upload, decoded = bool(self.machine.encode) and arrival.upload, bool(self.machine.decode) and arrival.decoded
+        checked = bool(self.machine.check) and arrival.checked
+        stages = StageWork(texts, upload, decoded, checked, arrival.values)
         job = Job(group, map(lines_of, arrival.images), self.machine, stages)
         latest = self.now + arrival.within
         if arrival.hurry < inf:
@@ -309,15 +332,17 @@ class Line:
         self.tickets.append(ticket)
         if promise > latest or (self._promises and promise == inf):
             return ticket
-        ticket.present, ticket.encoding = True, encoded
+        ticket.present = True
+        ticket.to_encode = {*range(texts), *((None,) if upload else ())}
         ticket.undecoded = set(range(len(arrival.images))) if decoded else set()
+        ticket.unchecked = set(range(len(arrival.images))) if checked else set()
         if arrival.values is not None:
             ticket.unanswered = {*range(len(arrival.images)), None}
         self._of[job] = ticket
         self.scheduler.add(job, promise)
-        if encoded:
-            self.encoder.put(ticket, None)
-        else:
+        for piece in ticket.to_encode:
+            self.encoder.put(ticket, piece)
+        if not ticket.to_encode:
             self._without_steps(ticket)
         return ticket
 
@@ -366,22 +391,34 @@ class Line:
     def _stepped(self, ticket: Ticket, index: int) -> None:
         if index in ticket.undecoded:
             self.decoder.put(ticket, index)
+        else:
+            self._made(ticket, index)
+        self._leave_if_done(ticket)
+
+    def _made(self, ticket: Ticket, index: int) -> None:
+        """An image is finished."""
+        if index in ticket.unchecked:
+            self.checker.put(ticket, index)
         elif ticket.unanswered:
             self.answerer.put(ticket, index)
-        self._leave_if_done(ticket)
 
     def has_done(self, stage: Stage, ticket: Ticket, image: int | None) -> None:
         """A stage has done a piece of a job that is in line."""
         if stage == "encode":
-            ticket.encoding = False
-            self.scheduler.encoded(ticket.job)
-            self._without_steps(ticket)
+            ticket.to_encode.remove(image)
+            (self.scheduler.upload_encoded if image is None else self.scheduler.text_encoded)(ticket.job)
+            if not ticket.to_encode:
+                self._without_steps(ticket)
         elif stage == "decode":
             assert image is not None
             ticket.undecoded.remove(image)
             self.scheduler.decoded(ticket.job)
-            if ticket.unanswered:
-                self.answerer.put(ticket, image)
+            self._made(ticket, image)
+        elif stage == "check":
+            assert image is not None
+            ticket.unchecked.remove(image)
+            self.scheduler.checked(ticket.job)
+            self._made(ticket, image)
         else:
             ticket.unanswered.remove(image)
             self.scheduler.answered(ticket.job)
@@ -392,7 +429,8 @@ class Line:
     def _leave_if_done(self, ticket: Ticket) -> None:
         last = len(self.passes) if self._began is not None and self._began[0] else inf
         in_last_pass = any(ran and ran[-1][0] == last for ran in ticket.ran)
-        if not (ticket.left or in_last_pass or ticket.encoding or ticket.undecoded or ticket.unanswered):
+        in_stages = ticket.to_encode or ticket.undecoded or ticket.unchecked or ticket.unanswered
+        if not (ticket.left or in_last_pass or in_stages):
             ticket.done, ticket.present = self.now, False
 
     def begin_batch(self) -> float | None:
@@ -515,21 +553,25 @@ class _Shown(Machine):
     """A machine that failing examples can show."""
 
     def __repr__(self) -> str:
-        kinds = (self.passes, self.decode, self.encode)
-        return repr([{group: costs.by_width for group, costs in kind.items()} for kind in kinds])
+        kinds = (self.passes, self.decode, self.encode, self.check)
+        text = None if self.text is None else self.text.by_width
+        return repr([text, *({group: costs.by_width for group, costs in kind.items()} for kind in kinds)])
 
 
 @st.composite
 def machines(draw: st.DrawFn) -> Machine:
     """One group to three. Each stage may be missing. Costs of a stage differ between the groups."""
     groups = GROUPS[: draw(st.integers(1, 3))]
-    speeds = Speed(), Speed(), Speed()
+    speeds = Speed(), Speed(), Speed(), Speed()
     has_decoder, has_encoder = draw(st.sampled_from(((False, False), (True, False), (True, True))))
+    has_texts, has_check = draw(st.booleans()), draw(st.booleans())
     return _Shown(
         {group: Costs(draw(cost_tables), speeds[0]) for group in groups},
         {group: Costs(draw(cost_tables), speeds[1]) for group in groups} if has_decoder else {},
         {group: Costs({1: draw(_pass_seconds)}, speeds[2]) for group in groups} if has_encoder else {},
         PerValue(draw(st.floats(0.001, 0.1)), draw(st.floats(0.001, 0.1))),
+        Costs({1: draw(_pass_seconds)}, speeds[2]) if has_texts else None,
+        {group: Costs({1: draw(_pass_seconds)}, speeds[3]) for group in groups} if has_check else {},
     )
 
 
@@ -573,7 +615,7 @@ def any_arrivals(
     """Jobs in bursts and alone. Some are in a hurry, some leave, and some may not be decoded.
 
     Args:
-        stages: of all groups, with uploads and answers, and jobs without steps.
+        stages: of all groups, with texts, uploads, checks and answers, and jobs without steps.
     """
     at, arrivals = 0.0, []
     for _ in range(draw(st.integers(1, max_size))):
@@ -588,7 +630,9 @@ def any_arrivals(
                 arrival,
                 images=draw(st.sampled_from((arrival.images,) * 5 + (no_steps,))),
                 group=draw(st.integers(0, 2)),
-                encoded=draw(st.booleans()),
+                texts=draw(st.integers(0, 3)),
+                upload=draw(st.booleans()),
+                checked=draw(st.booleans()),
                 values=values,
             )
         arrivals.append(arrival)

@@ -11,9 +11,9 @@ from service.engine.arrivals import Arrivals
 from service.engine.bounds import MARGIN
 from service.engine.costs import Machine, PerValue
 from service.engine.fairness import Places
-from service.engine.jobs import StageWork
 from service.engine.promises import seconds_alone
 from service.engine.scheduler import Scheduler
+from service.engine.stage_work import StageWork
 from service.errors import Invalid, QueueFull, ServiceError, ShareTaken, TooLate
 from tests.lines import ONE, Images, alike, any_images, cost_tables, job_of, machine_of
 

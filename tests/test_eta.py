@@ -328,8 +328,8 @@ def test_a_lone_job_takes_its_passes_and_its_answer(
 def test_all_stages_of_a_job_count() -> None:
     machine = machine_of(ONE_ROW, decode=DECODE, encode=3.0, answer=PerValue(0.5, 0.0))
     line = Line(machine, promises=False)
-    ticket = line.came(Arrival(0.0, alike(1, 5), encoded=True, values=(2, 4)))
-    later = line.came(Arrival(0.0, alike(1, 7), encoded=True, decoded=False))
+    ticket = line.came(Arrival(0.0, alike(1, 5), upload=True, values=(2, 4)))
+    later = line.came(Arrival(0.0, alike(1, 7), upload=True, decoded=False))
     assert expected(line, ticket) == pytest.approx(2 * 3.0 + 5 + 1 + 1 + 2)  # both uploads
     assert expected(line, later) == pytest.approx(2 * 3.0 + 5 + 1 + 7)
     line.play([])

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.costs import Machine, PerValue
-from service.engine.jobs import Job, StageWork
+from service.engine.jobs import Job
+from service.engine.stage_work import StageWork
 from service.engine.waves import RowState
 from tests.lines import (
     Images,
@@ -181,52 +182,69 @@ def test_an_image_that_is_guided_in_a_part_of_its_steps_costs_what_these_and_the
 # Stages
 
 
-ALL = StageWork(encoded=True, decoded=True, values=(100, 300))
+ALL = StageWork(texts=2, upload=True, decoded=True, checked=True, values=(100, 300))
 
 
 def a_machine() -> Machine:
-    """A pass takes 1 s, a batch of decoding and an upload 2 s, 100 values of the answer 1 s."""
-    return machine_of({1: 1.0}, decode={1: 2.0}, encode=2.0, answer=PerValue(0.01, 0.0))
+    """A text takes 0.5 s, a pass and a check 1 s, decoding and an upload 2 s, 100 values of the answer 1 s."""
+    return machine_of({1: 1.0}, decode={1: 2.0}, encode=2.0, answer=PerValue(0.01, 0.0), text=0.5, check=1.0)
 
 
 def test_a_job_is_done_when_all_of_its_stages_are() -> None:
     job = job_of(alike(2, 1), a_machine(), ALL)
-    assert (job.encode_s, job.work, job.answer_s, job.piece_s) == pytest.approx((2.0, 2.0, 5.0, 3.0))
+    assert (job.encode_s, job.work, job.check_s) == pytest.approx((3.0, 2.0, 2.0))
+    assert (job.answer_s, job.piece_s) == pytest.approx((5.0, 3.0))
     shares = [job.fraction]
 
     def run_one() -> None:
         job.count([next(iter(job.behind_first()))])
 
-    for piece in (job.encoded, run_one, job.decoded, job.answered, run_one, job.decoded, job.answered, job.answered):
+    encodes = (job.text_encoded, job.upload_encoded, job.text_encoded)
+    an_image = (run_one, job.decoded, job.checked, job.answered)
+    for piece in (*encodes, *an_image, *an_image, job.answered):
         assert not job.is_done
+        assert job.encoding is (job.encode_s > 0) is (len(shares) <= len(encodes))
         piece()
         shares.append(job.fraction)
     assert job.is_done
-    seconds = [0, 2, 1, 2, 1, 1, 2, 1, 3]
-    assert shares == pytest.approx([sum(seconds[: i + 1]) / 13 for i in range(9)])
+    seconds = [0, 0.5, 2, 0.5, *[1, 2, 1, 1] * 2, 3]
+    assert shares == pytest.approx([sum(seconds[: i + 1]) / 16 for i in range(len(seconds))])
 
 
-def test_what_waits_for_the_decoder_and_for_the_answer_is_what_stages_have_not_done() -> None:
-    job = job_of(((1, 1), (1, 1)), a_machine(), StageWork(decoded=True, values=(100, 300)))
-    seen = [(job.decoding, job.ready)]
+@pytest.mark.parametrize("stages", [StageWork(texts=1), StageWork(upload=True), StageWork(texts=3, upload=True)])
+def test_no_row_may_run_before_all_is_encoded(stages: StageWork) -> None:
+    job = job_of(alike(1, 1), a_machine(), stages)
+    pieces = [job.text_encoded] * stages.texts + [job.upload_encoded] * stages.upload
+    for piece in pieces:
+        assert job.encoding
+        piece()
+    assert not job.encoding
+    assert job.encode_s == 0
+
+
+def test_what_waits_for_each_stage_is_what_the_stages_before_have_done() -> None:
+    job = job_of(((1, 1), (1, 1)), a_machine(), StageWork(decoded=True, checked=True, values=(100, 300)))
+    seen = [(job.decoding, job.checking, job.ready)]
     for row in job.rows:
         job.count([row])
         job.end(row)
-        seen.append((job.decoding, job.ready))
-    for piece in (job.decoded, job.decoded, job.answered, job.answered, job.answered):
+        seen.append((job.decoding, job.checking, job.ready))
+    pieces = (job.decoded, job.decoded, job.checked, job.checked, job.answered, job.answered, job.answered)
+    for piece in pieces:
         piece()
-        seen.append((job.decoding, job.ready))
+        seen.append((job.decoding, job.checking, job.ready))
     nothing, one, two, whole = (0, 0), (1, 100), (2, 200), (1, 300)
     assert seen == [
-        (0, nothing), (1, nothing), (2, nothing), (1, one), (0, two), (0, one), (0, whole), (0, nothing)
+        (0, 0, nothing), (1, 0, nothing), (2, 0, nothing), (1, 1, nothing), (0, 2, nothing), (0, 1, one), (0, 0, two),
+        (0, 0, one), (0, 0, whole), (0, 0, nothing),
     ]  # fmt: skip
 
 
 def test_a_job_without_steps_is_its_stages() -> None:
-    job = job_of(((0, 1),), a_machine(), StageWork(encoded=True, values=(100, 300)))
+    job = job_of(((0, 1),), a_machine(), StageWork(upload=True, values=(100, 300)))
     assert (job.left, job.steps, job.seconds, job.unstepped, list(job.behind_first())) == (0, 0, 0, 0, [])
     assert job.ready == (0, 0)
-    job.encoded()
+    job.upload_encoded()
     assert job.ready == (1, 100)
 
 
@@ -234,10 +252,13 @@ def test_a_job_without_steps_is_its_stages() -> None:
 def test_the_share_that_is_done_never_falls_whatever_costs_become(
     machine: Machine, images: Images, passes: list[int], decoded: bool, changes: list[float]
 ) -> None:
-    stages = StageWork(False, decoded and bool(machine.decode), (1, 2))
+    decoded, texts = decoded and bool(machine.decode), 0 if machine.text is None else 2
+    stages = StageWork(texts=texts, decoded=decoded, checked=bool(machine.check), values=(1, 2))
     job = job_of(images, machine, stages)
     assert job.fraction == 0
-    last = 0.0
+    for _ in range(job.texts):
+        job.text_encoded()
+    last = job.fraction
     for rows in passes:
         run(job, rows)
         if changes:
@@ -249,6 +270,8 @@ def test_the_share_that_is_done_never_falls_whatever_costs_become(
         job.count(plan(job))
     for _ in range(job.undecoded):
         job.decoded()
+    for _ in range(job.unchecked):
+        job.checked()
     for _ in range(job.unanswered):
         assert job.fraction < 1
         job.answered()

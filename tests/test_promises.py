@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from service.engine.bounds import MARGIN, SHARED, Bounds, Spare, spare
 from service.engine.choosing import fill, filled, first_alone
 from service.engine.costs import Costs, Machine, PerValue
-from service.engine.jobs import Batch, Job, StageWork
+from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
 from service.engine.promises import PATIENCE, SHORTEST, earliest, enter, patient
+from service.engine.stage_work import StageWork
 from tests.lines import GROUPS, Images, alike, any_images, cost_tables, job_of, machine_of, machines, varied_images
 from tests.properties import examples
 
@@ -59,8 +60,14 @@ class Told(Bounds):
             seconds += other.undecoded * (theirs.image if other.costs is job.costs else theirs.single)
         return seconds
 
+    def checked(self, job: Job, ahead: Iterable[Job]) -> float:
+        """The seconds from a job's last image to the end of its last check, behind these other jobs."""
+        if not job.unchecked:
+            return 0.0
+        return self.check * (job.blocks.check + job.check_s + sum(other.check_s for other in ahead))
+
     def answered(self, job: Job, ahead: Iterable[Job]) -> float:
-        """The seconds from a job's last image to the end of its answer, behind these other jobs."""
+        """The seconds from a job's last image or check to the end of its answer, behind these other jobs."""
         if not job.unanswered:
             return 0.0
         return self.answer * (job.blocks.answer + job.answer_s + sum(other.answer_s for other in ahead))
@@ -121,9 +128,13 @@ any_bits = st.integers(0, 2**24 - 1)
 def any_jobs(draw: st.DrawFn, machine: Machine, images: st.SearchStrategy[Images], stages: bool) -> Job:
     work = StageWork()
     if stages:
-        values = draw(st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 100))))
-        encoded, decoded = bool(machine.encode) and draw(st.booleans()), bool(machine.decode) and draw(st.booleans())
-        work = StageWork(encoded, decoded, values)
+        work = StageWork(
+            texts=0 if machine.text is None else draw(st.integers(0, 3)),
+            upload=bool(machine.encode) and draw(st.booleans()),
+            decoded=bool(machine.decode) and draw(st.booleans()),
+            checked=bool(machine.check) and draw(st.booleans()),
+            values=draw(st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 100)))),
+        )
     return job_of(draw(images), machine, work, draw(st.sampled_from(list(machine.passes))))
 
 
@@ -146,8 +157,12 @@ def crowds(
     for rows in draw(st.lists(any_bits, max_size=4)):
         crowd.run(crowd.due(draw(st.sampled_from(list(crowd.machine.passes))), rows))
     for job in list(crowd.line):
+        for _ in range(draw(st.integers(0, job.texts))):
+            job.text_encoded()
         for _ in range(draw(st.integers(0, job.decoding))):
             job.decoded()
+        for _ in range(draw(st.integers(0, job.checking))):
+            job.checked()
     return crowd
 
 
@@ -169,7 +184,8 @@ def to_spare(crowd: Crowd) -> Spare:
     for place, job in enumerate(line):
         ahead = line[:place]
         start = max(START, job.free_by) if job.encoding else START
-        left = job.promise - start - bounds.decoded(job, ahead) - bounds.answered(job, ahead)
+        left = job.promise - start - bounds.decoded(job, ahead) - bounds.checked(job, ahead)
+        left -= bounds.answered(job, ahead)
         alone.append(left - (bounds.alone(sum(one.seconds for one in [*ahead, job])) if job.left else 0.0))
         together.append(left - (bounds.together(job, ahead) if job.left else 0.0))
     return Spare(min(alone), min(together))
@@ -195,7 +211,7 @@ def test_a_promise_breaks_none(crowd: Crowd, data: st.DataObject, wanted: float)
 
 @given(crowds())
 def test_passes_have_to_spare_what_is_not_needed_for_steps_and_stages(crowd: Crowd) -> None:
-    """All time is spare of a job that only waits for stages, and of a job whose upload is not encoded."""
+    """All time is spare of a job that only waits for stages, and of a job whose texts or upload are not encoded."""
     left, others = crowd.spare(), [job for job in crowd.line if not job.left or job.encoding]
     slack = to_spare(crowd)
     promises = [job.promise for job in others]
@@ -214,9 +230,9 @@ def test_passes_have_to_spare_what_is_not_needed_for_steps_and_stages(crowd: Cro
 
 
 @examples(200)
-@given(crowds(), st.data(), any_bits, st.integers(0, 24), st.booleans())
+@given(crowds(), st.data(), any_bits, st.integers(0, 24), st.integers(0, 24), st.booleans())
 def test_nothing_that_runs_leaves_a_plan_less_to_spare_than_the_time_it_takes(
-    crowd: Crowd, data: st.DataObject, rows: int, images: int, answers: bool
+    crowd: Crowd, data: st.DataObject, rows: int, images: int, checks: int, answers: bool
 ) -> None:
     left = [crowd.spare()]
     crowd.run(crowd.due(data.draw(st.sampled_from(list(crowd.machine.passes))), rows))
@@ -224,6 +240,10 @@ def test_nothing_that_runs_leaves_a_plan_less_to_spare_than_the_time_it_takes(
     for job in crowd.line:
         for _ in range(min(images, job.decoding)):
             job.decoded()
+    left.append(crowd.spare())
+    for job in crowd.line:
+        for _ in range(min(checks, job.checking)):
+            job.checked()
     left.append(crowd.spare())
     for job in crowd.line:
         if answers:
@@ -245,11 +265,17 @@ def test_a_job_that_leaves_takes_nothing_from_others(crowd: Crowd, place: int) -
 @examples(200)
 @given(crowds(), st.sampled_from(("alone", "together")), st.booleans())
 def test_a_plan_keeps_what_it_has_to_spare_while_it_is_followed(crowd: Crowd, plan: str, early: bool) -> None:
-    """Whatever the group of each pass is. Uploads are encoded in time or earlier, and no other stage has begun."""
+    """Whatever the group of each pass is. Texts and uploads are encoded in time or earlier. Nothing else has begun."""
     now = START
 
     def left() -> float:
         return float(getattr(crowd.spare(now), plan))
+
+    def encode(job: Job) -> None:
+        for _ in range(job.texts):
+            job.text_encoded()
+        if job.upload:
+            job.upload_encoded()
 
     def next_pass() -> tuple[Batch, float]:
         batch = filled(crowd.line, crowd.machine.one_by_one) if plan == "together" else first_alone(crowd.line)
@@ -260,13 +286,13 @@ def test_a_plan_keeps_what_it_has_to_spare_while_it_is_followed(crowd: Crowd, pl
         if not any(job.left and not job.encoding for job in crowd.line):
             first = min((job for job in crowd.line if job.encoding), key=lambda job: job.free_by)
             had, now = left(), max(now, first.free_by)
-            first.encoded()
+            encode(first)
             assert left() >= min(0.0, had) - ROUNDING
             continue
         batch, seconds = next_pass()
         if to_run := [job for job in crowd.line if job.encoding and (early or job.free_by < now + seconds)]:
             had = left()
-            to_run[0].encoded()
+            encode(to_run[0])
             assert left() >= min(0.0, had) - ROUNDING
             continue
         had, now = left(), now + seconds
@@ -500,7 +526,7 @@ def test_a_patient_promise_counts_all_stages_of_all_groups(crowd: Crowd, data: s
     if job.undecoded:
         costs = machine.decode[job.group]
         decode = costs.ceilings[costs.width] * (1 + (job.undecoded - 1) / costs.width)
-    own = job.work + decode + job.answer_s + job.encode_s
+    own = job.work + decode + job.check_s + job.answer_s + job.encode_s
     ahead = sum(n * machine.passes[group].row for group, n in rows.items())
     assert a_patient_promise(job, crowd.line, machine) >= PATIENCE * (own + ahead) - ROUNDING
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from service.engine.admission import earliest_promise
 from service.engine.bounds import MARGIN, SHARED
 from service.engine.costs import Machine, PerValue
-from service.engine.jobs import StageWork
 from service.engine.promises import seconds_alone
 from service.engine.scheduler import Scheduler
+from service.engine.stage_work import StageWork
 from tests.lines import (
     ONE,
     SOON,

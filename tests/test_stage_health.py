@@ -69,7 +69,7 @@ def test_failures_are_a_suspicion_until_an_image_is_finite(pulse: StageHealth) -
     failures: list[Callable[[], None]] = [
         partial(pulse.call_ended, GROUP, worked=False),
         partial(pulse.raised, GROUP),
-        partial(pulse.image_ended, GROUP, finite=False),
+        partial(pulse.made, GROUP, finite=False),
     ]
     for fail in failures:
         assert not pulse.suspected
@@ -80,16 +80,16 @@ def test_failures_are_a_suspicion_until_an_image_is_finite(pulse: StageHealth) -
         assert not pulse.hopeless
         pulse.call_ended(GROUP, worked=True)
         assert pulse.suspected
-        pulse.image_ended(GROUP, finite=True)
+        pulse.made(GROUP, finite=True)
 
 
 def test_a_probe_that_fails_shows_that_the_model_is_broken_until_an_image_is_finite(pulse: StageHealth) -> None:
     pulse.probe_failed(GROUP)
     assert pulse.broken
     pulse.call_ended(GROUP, worked=True)
-    pulse.image_ended(GROUP, finite=False)
+    pulse.made(GROUP, finite=False)
     assert pulse.broken
-    pulse.image_ended(GROUP, finite=True)
+    pulse.made(GROUP, finite=True)
     assert not pulse.broken
 
 
@@ -100,7 +100,7 @@ def test_five_probes_in_a_row_that_fail_leave_no_hope(pulse: StageHealth, fault:
         pulse.call_ended(GROUP, worked=fault != "the pass raises")
         pulse.probe_failed(GROUP)
     assert pulse.hopeless
-    pulse.image_ended(GROUP, finite=True)
+    pulse.made(GROUP, finite=True)
     assert not pulse.hopeless
 
 
@@ -117,15 +117,15 @@ def test_a_pass_that_works_between_probes_whose_passes_raise_leaves_hope(pulse: 
 def test_an_image_of_one_group_tells_nothing_of_another(pulse: StageHealth) -> None:
     for group in (GROUP, OTHER):
         pulse.call_ended(group, worked=False)
-    pulse.image_ended(OTHER, finite=True)
+    pulse.made(OTHER, finite=True)
     assert pulse.suspected == {GROUP}
     for _ in range(5):
         assert not pulse.hopeless
         pulse.probe_failed(GROUP)
-        pulse.image_ended(OTHER, finite=True)
+        pulse.made(OTHER, finite=True)
         assert pulse.broken
     assert pulse.hopeless
-    pulse.image_ended(GROUP, finite=True)
+    pulse.made(GROUP, finite=True)
     assert (pulse.suspected, pulse.broken, pulse.hopeless) == (set(), False, False)
 
 
@@ -149,7 +149,7 @@ def test_work_that_ends_in_time_is_never_a_failure_however_slow_it_is(expected_s
             pulse.call_ended(GROUP, worked=True)
             pulse.beat(expected_s)
         elif what == "image":
-            pulse.image_ended(GROUP, finite=True)
+            pulse.made(GROUP, finite=True)
         else:
             pulse.rest()
             clock.now += share * 1e6 if what == "wait" else 0.0

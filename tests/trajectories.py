@@ -7,13 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from model.backends.backend import Backend, Precision
-from model.backends.network import Denoiser, Shapes
+from model.backends.network import Denoiser, Shapes, TextDenoiser
 from model.backends.torch_cpu import TorchCPUBackend
 from model.conditions import Conditions
-from model.description import ModelDescription, Recommended
+from model.description import ModelDescription, Recommended, TextDescription
 from model.nets.embedder import Embedder
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D
+from model.nets.unet_condition import UNet2DCondition, UNet2DConditionConfig
+from model.nets.unets import UNet
 from model.rows import Condition, Forward, Group, Reading, Row
 from model.runner import SlotRunner
 from model.samplers import StepTable
@@ -39,6 +41,22 @@ def small_network(image_channels: int = 3, gain: float = 1.0) -> DiffusionUNet:
     return network
 
 
+def small_text_network(**fields: Any) -> UNet2DCondition:
+    """A UNet2DCondition with changed fields. Each kind of layer has another number of channels."""
+    small = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 12,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    network = UNet2DCondition(UNet2DConditionConfig.model_validate({**small, **fields}))
+    fill(network)
+    return network
+
+
 class Told(nn.Module):
     """A network for tests. Its subclasses have `forward` with x, timesteps and labels; 5 is no label."""
 
@@ -53,27 +71,36 @@ class Told(nn.Module):
         return out
 
 
-Model = DiffusionUNet | UNet2D | Told
+Model = UNet | Told
+TOKENS = 7  # of a context
 
 
 def network_of(model: Model) -> nn.Module:
     """A model, as a backend runs it."""
+    if isinstance(model, UNet2DCondition):
+        return TextDenoiser(model)
     return Denoiser(model)  # type: ignore[arg-type]
 
 
 def shapes_of(model: Model, image_shape: tuple[int, int, int]) -> Shapes:
     """What a model takes."""
-    return {"x": image_shape, "emb": (model.embedder.dim,)}
+    context_dim = model.embedder.context_dim
+    context = {} if context_dim is None else {"context": (TOKENS, context_dim)}
+    return {"x": image_shape, "emb": (model.embedder.dim,), **context}
 
 
 def inputs_of(model: Model, x: Tensor, timesteps: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """A pass's inputs for images at these timesteps with these labels, each embedded alone."""
+    """A pass's inputs for images at these timesteps with these labels, each embedded alone, and random contexts."""
     embedder, emb = model.embedder, []
     for i in range(len(x)):
         emb.append(embedder.of_time(timesteps[i, None]))
         if embedder.of_label is not None:
             emb[-1] = emb[-1] + embedder.of_label(labels[i, None])
-    return {"x": x, "emb": torch.cat(emb)}
+    given = {"x": x, "emb": torch.cat(emb)}
+    if embedder.context_dim is not None:
+        rng = torch.Generator().manual_seed(4)
+        given["context"] = torch.randn((len(x), TOKENS, embedder.context_dim), generator=rng)
+    return given
 
 
 def torch_backend(model: Model, image_shape: tuple[int, int, int], precision: Precision, width: int) -> TorchCPUBackend:
@@ -110,7 +137,7 @@ def description_of(
     num_train_timesteps: int = 1000,
     digest: str = "0" * 64,
 ) -> ModelDescription:
-    """The Network of a module."""
+    """The description of a network. One with text has contexts of TOKENS tokens."""
     return ModelDescription(
         name="small",
         digest=digest,
@@ -126,6 +153,7 @@ def description_of(
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
         schedule=Schedule(num_train_timesteps=num_train_timesteps),
         recommended=Recommended(),
+        text=TextDescription(TOKENS, 4, 0) if isinstance(network, UNet2DCondition) else None,
     )
 
 

@@ -3,6 +3,8 @@
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -64,6 +66,13 @@ def check_fits(rows: int, width: int) -> None:
     """Raise ValueError if a pass cannot take so many rows."""
     if rows > width:
         raise ValueError(f"{rows} rows do not fit a pass of {width}")
+
+
+def own_stream(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """A context whose work on a GPU does not wait for other work there, such as the U-Net's passes."""
+    if device.type != "cuda":
+        return nullcontext
+    return partial(torch.cuda.stream, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 Pass = Callable[[Inputs], Tensor]

@@ -20,7 +20,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from model.backends import network as networks
 from model.backends.network import Network, Shapes
 from model.backends.openvino import core
-from model.nets import autoencoder, blocks, layers, unet, unet2d
+from model.nets import autoencoder, blocks, clip, layers, transformer, unet, unet2d, unet_condition
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,10 @@ _SOURCES = (
     blocks.__file__,
     unet.__file__,
     unet2d.__file__,
+    transformer.__file__,
+    unet_condition.__file__,
     autoencoder.__file__,
+    clip.__file__,
     __file__,
 )  # the code that decides what the conversion gives
 

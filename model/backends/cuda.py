@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from model.backends.network import Shapes
 
 log = logging.getLogger(__name__)
 
+CudaPrecision = Precision | Literal["float16"]
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _MEASURED = 5  # passes of each width
 _WORSE = 1.1  # times the least cost of a row that a row may cost at the chosen width
 
@@ -29,7 +33,7 @@ class CudaBackend:
             use them too.
         shapes: what the network takes.
         device: a CUDA device.
-        precision: bfloat16 by autocast, or float32 without TF32.
+        precision: bfloat16 or float16 by autocast, or float32 without TF32.
         max_batch: the largest width.
 
     Raises:
@@ -37,7 +41,7 @@ class CudaBackend:
     """
 
     def __init__(
-        self, network: nn.Module, shapes: Shapes, device: torch.device, precision: Precision, max_batch: int
+        self, network: nn.Module, shapes: Shapes, device: torch.device, precision: CudaPrecision, max_batch: int
     ) -> None:
         self._device = device
         self._precision = precision
@@ -147,13 +151,15 @@ class _Graph:
 
     @torch.inference_mode()
     def __init__(
-        self, network: nn.Module, shapes: Shapes, device: torch.device, precision: Precision, width: int
+        self, network: nn.Module, shapes: Shapes, device: torch.device, precision: CudaPrecision, width: int
     ) -> None:
         self._device = device
         self._inputs = {name: _zeros((width, *shape), device) for name, shape in shapes.items()}
         values = list(self._inputs.values())
         autocast: AbstractContextManager[None] = (
-            nullcontext() if precision == "float32" else torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+            nullcontext()
+            if precision == "float32"
+            else torch.autocast("cuda", _AUTOCAST[precision], cache_enabled=False)
         )
         with torch.cuda.device(device), autocast:
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -1,13 +1,21 @@
 """CLIPText: the text encoder of Stable Diffusion, transformers' CLIPTextModel.
 
 A transformer over the tokens of a prompt, each of which sees those before it. Radford et al. 2021, arXiv:2103.00020.
+On torch the bits are those of transformers. State-dict keys are those of transformers since version 5.6.
 """
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 Count = Annotated[int, Field(ge=1, le=16384)]
+Activation = Literal["quick_gelu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish"]
 
 
 class CLIPTextConfig(BaseModel):
@@ -25,7 +33,7 @@ class CLIPTextConfig(BaseModel):
     num_hidden_layers: int = Field(12, ge=1, le=256)
     num_attention_heads: Count = 8
     max_position_embeddings: int = Field(77, ge=1, le=4096)
-    hidden_act: Literal["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"] = "quick_gelu"
+    hidden_act: Activation = "quick_gelu"
     layer_norm_eps: float = Field(1e-5, gt=0)
 
     @model_validator(mode="after")
@@ -36,3 +44,129 @@ class CLIPTextConfig(BaseModel):
                 f"{self.hidden_size}"
             )
         return self
+
+
+class CLIPText(nn.Module):
+    """Maps tokens to hidden states."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, ids: Tensor, clip_skip: int = 0) -> Tensor:
+        """Map tokens, integers [B, N], to contexts [B, N, hidden_size].
+
+        Args:
+            clip_skip: how many of the last layers are left out, less than num_hidden_layers.
+        """
+        states = self.encoder(self.embeddings(ids))
+        out: Tensor = self.final_layer_norm(states[:, -1 - clip_skip])
+        return out
+
+
+class Embeddings(nn.Module):
+    """Tokens [B, N] → the sum of the embeddings of token and position, [B, N, hidden_size]."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        return out
+
+
+class Encoder(nn.Module):
+    """Embedded tokens [B, N, hidden_size] → the output of each layer, [B, num_hidden_layers, N, hidden_size]."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = []
+        for layer in self.layers:
+            x = layer(x)
+            states.append(x)
+        return torch.stack(states, dim=1)
+
+
+class Layer(nn.Module):
+    """Attention of tokens to those before them, then a feed-forward network, each with its norm."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = CausalAttention(config.hidden_size, config.num_attention_heads)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = h + self.self_attn(self.layer_norm1(h))
+        out: Tensor = h + self.mlp(self.layer_norm2(h))
+        return out
+
+
+class CausalAttention(nn.Module):
+    """Attention of tokens [B, N, C] to themselves and to those before them."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = channels // heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(channels, channels) for _ in range(4))
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = (self._by_head(proj(h)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        out: Tensor = self.out_proj(mixed.reshape(h.shape))
+        return out
+
+    def _by_head(self, h: Tensor) -> Tensor:
+        """[B, N, C] → [B, heads, N, head_dim]."""
+        return h.reshape(h.shape[0], -1, self.heads, self.head_dim).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Linear, activation, Linear."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.activation(self.fc1(h)))
+        return out
+
+
+# Three approximations of GELU that torch does not have. Each formula has the operations and the order of transformers'.
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def _gelu_new(x: Tensor) -> Tensor:
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
+
+
+def _gelu_fast(x: Tensor) -> Tensor:
+    return 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x)))
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": _quick_gelu,
+    "gelu": F.gelu,
+    "gelu_new": _gelu_new,
+    "gelu_fast": _gelu_fast,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+}

@@ -88,7 +88,7 @@ class TokenAttention(nn.Module):
 
     def _by_head(self, h: Tensor) -> Tensor:
         """[B, N, C] → [B, heads, N, head_dim]."""
-        return h.reshape(len(h), -1, self.heads, self.head_dim).transpose(1, 2)
+        return h.reshape(h.shape[0], -1, self.heads, self.head_dim).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

@@ -2,17 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from model.rows import Group, Image
 from service.engine.costs import Machine
-from service.engine.health import DECODING, PASSES, Health
 from service.engine.progress import tell, tell_progress
 from service.engine.queue import Queue
 from service.engine.requests import Clock, Request
 from service.engine.stage import Cost, Name, Piece, Stage
 from service.engine.waves import RowState
-from service.errors import ComputationFailed
 
 Made = tuple[Request, RowState, Image]
 
@@ -27,13 +23,12 @@ class Answer:
 
     name: Name = "answer"
     doing = "encoding an answer"
-    failed = "the answer to this request could not be encoded"
 
     def __init__(self, queue: Queue, clock: Clock) -> None:
         self._queue = queue
         self._clock = clock
 
-    def cost(self, machine: Machine, group: Group) -> Cost:
+    def cost(self, machine: Machine, batch: Sequence[Piece]) -> Cost:
         return machine.answer
 
     def most(self, machine: Machine, group: Group) -> int:
@@ -44,6 +39,9 @@ class Answer:
         assert piece.request.encoding is not None
         of_image, of_whole = piece.request.encoding.values
         return of_whole if piece.row is None else of_image
+
+    def known(self, piece: Piece) -> None:
+        return None
 
     def run(self, batch: Sequence[Piece]) -> Sequence[tuple[bytes, bytes | None]]:
         """The encoding of an image, with the body too if the image is the last one and the body costs nothing.
@@ -64,8 +62,11 @@ class Answer:
         request.encode_s += self._clock() - began
         return [(image, body)]
 
-    def tests_model(self, batch: Sequence[Piece]) -> bool:
+    def tests_model(self, batch: Sequence[Piece], worked: bool) -> bool:
         return False
+
+    def failed(self, piece: Piece) -> str:
+        return "the answer to this request could not be encoded"
 
     def done(self, piece: Piece, result: tuple[bytes, bytes | None]) -> Iterable[Piece]:
         request, row, (image, body) = piece.request, piece.row, result
@@ -106,19 +107,17 @@ class Images:
         answer: the task of that stage.
         stage: that stage.
         queue: the requests.
-        health: hears of each image.
         clock: seconds, never falling.
     """
 
-    def __init__(self, answer: Answer, stage: Stage, queue: Queue, health: Health, clock: Clock) -> None:
+    def __init__(self, answer: Answer, stage: Stage, queue: Queue, clock: Clock) -> None:
         self._answer = answer
         self._stage = stage
         self._queue = queue
-        self._health = health
         self._clock = clock
 
     def take(self, made: Iterable[Made]) -> None:
-        """Hand finished images on, all of a pass or a batch in one call. Their values may not be finite."""
+        """Hand finished images on, all of a pass or a batch in one call."""
         pieces = [piece for one in made for piece in self._take(*one)]
         if pieces:
             self._stage.put(pieces)
@@ -127,14 +126,7 @@ class Images:
         """Hand an image on. Gives its work for the stage."""
         if self._queue.of(request.job) is None:  # another of its images failed
             return
-        finite = bool(np.isfinite(image).all())
-        if row.steps:  # without steps, the values are a client's, and say nothing of the model
-            for work in (PASSES, DECODING) if request.job.stages.decoded else (PASSES,):
-                self._health.stages[work].image_ended(request.job.group, finite)
-        if not finite:
-            self._queue.fail(request, ComputationFailed("the image has values that are not finite"))
-            return
-        row.image, request.made = image, self._clock()
+        row.image = image
         encoding = request.encoding
         if encoding is not None and encoding.values[0]:
             yield Piece.of_row(request, row, image)

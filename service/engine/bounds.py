@@ -14,12 +14,14 @@ Two plans run the jobs in the order of their promises. Each plan bounds the comp
 
 Stages work beside the passes, one piece after the other, the earliest promise first:
 
-- An upload is encoded first. When its job may run at last, a pass may be under way. In `together`, the steps of jobs
-  that may not run yet are added to S, because their number does not fall while others step.
+- Texts and an upload are encoded first, one piece after the other. When their job may run at last, a pass may be under
+  way. In `together`, the steps of jobs that may not run yet are added to S, because their number does not fall while
+  others step.
 - Rows that have taken their steps are decoded in batches of one group, of up to w rows. One batch may be under way.
   Each later batch of job k's group is full of rows of the jobs up to k, except for the batch with the last row of job
   k. A batch of another group may be of one row only.
-- The answer is encoded piece by piece. One piece of another job may be under way.
+- Images are checked one by one, and the answer is encoded piece by piece. One piece of another job may be under way in
+  each of these two stages.
 
 A stage beside passes gets half of the machine. The bounds of a job's stages are added up. Once a job has taken its
 steps, it waits only for stages, whatever passes run.
@@ -69,7 +71,7 @@ class Bounds:
         rows, steps: for the passes of each group, the bound for a forward row and for a step in `together`.
         one_by_one: the groups whose jobs run one after the other in `together`, too.
         images: of decoding, for each group of passes.
-        decode, encode, answer: factors from seconds at speed 1 to a bound.
+        decode, encode, check, answer: factors from seconds at speed 1 to a bound.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -77,8 +79,7 @@ class Bounds:
         self.rows: dict[Costs, float] = {}
         self.steps: dict[Costs, float] = {}
         self.images: dict[Costs, Images] = {}
-        self.decode = self.encode = SHARED * (1 + MARGIN)
-        self.answer = SHARED * (1 + MARGIN)
+        self.decode = self.encode = self.check = self.answer = SHARED * (1 + MARGIN)
         for costs in machine.passes.values():
             self.unit = costs.speed * (1 + MARGIN)
             full = costs.ceilings[costs.width] * self.unit
@@ -89,8 +90,10 @@ class Bounds:
             ceilings = [seconds * self.decode for seconds in costs.ceilings[: costs.width + 1]]
             single = max(seconds / n for n, seconds in enumerate(ceilings) if n)
             self.images[machine.passes[group]] = Images(ceilings[-1] / costs.width, single, ceilings[-1])
-        for costs in machine.encode.values():
+        for costs in (*machine.encode.values(), *(() if machine.text is None else (machine.text,))):
             self.encode = costs.speed * SHARED * (1 + MARGIN)
+        for costs in machine.check.values():
+            self.check = costs.speed * SHARED * (1 + MARGIN)
 
     def filling(self, job: Job) -> tuple[float, float]:
         """What a job adds to the bound of the plan `together`: for its forward rows, and for its steps."""
@@ -139,13 +142,13 @@ class Look(NamedTuple):
 
 def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None = None) -> Look:
     """Look at a line of jobs, for a new job whose passes have these costs."""
-    unit, answer, nothing = bounds.unit, bounds.answer, Images(0.0, 0.0, 0.0)
+    unit, check, answer, nothing = bounds.unit, bounds.check, bounds.answer, Images(0.0, 0.0, 0.0)
     rates = {
         costs: _Rate(row, bounds.steps[costs], costs in bounds.one_by_one, bounds.images.get(costs, nothing))
         for costs, row in bounds.rows.items()
     }
     ours = next(iter(rates.values())) if group is None else rates[group]
-    alone = total = singles = answered = 0.0
+    alone = total = singles = checked = answered = 0.0
     spare_alone = spare_together = inf
     alones, others, most = [0.0], [0.0], [0.0]
     left_alone: list[float] = []
@@ -159,6 +162,9 @@ def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None 
             singles += job.undecoded * decode.single
             have -= singles + rate.images * (decode.image - decode.single) + decode.full - decode.image
             have -= bounds.decode * job.blocks.decode
+        if job.unchecked:
+            checked += job.check_s
+            have -= check * (checked + job.blocks.check)
         if job.unanswered:
             answered += job.answer_s
             have -= answer * (answered + job.blocks.answer)
@@ -198,7 +204,7 @@ def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None 
 def spare(line: Sequence[Job], machine: Machine, start: float) -> Spare:
     """The spare seconds of the plans. `line` is in the order of promises, and its first pass begins at `start`.
 
-    A job whose rows have all taken their steps loses nothing, whatever passes run. A job whose upload is not encoded
-    yet loses nothing either. But if a plan would break the promise of such a job, its spare time is negative.
+    A job whose rows have all taken their steps loses nothing, whatever passes run. A job whose texts or upload are not
+    encoded yet loses nothing either. But if a plan would break the promise of such a job, its spare time is negative.
     """
     return look(line, Bounds(machine), start).spare

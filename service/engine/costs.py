@@ -1,4 +1,4 @@
-"""The seconds of each piece of work: passes, batches of decoding, encoding, and the answer. Pure Python.
+"""The seconds of each piece of work: passes, batches of decoding, encoding, checks, and the answer. Pure Python.
 
 Costs are measured at the start, and follow each later pass. The model is shape × speed: the relative cost of each
 width, times one factor for how fast the machine is now. A machine slows down at all widths and for all groups at once,
@@ -222,14 +222,16 @@ class PerValue:
 class Machine:
     """What each piece of work costs on this machine.
 
-    Passes, decoding and encoding have a speed each, which all groups share. When they run beside each other, each slows
-    down by its own factor.
+    Passes, decoding, encoding and checks have a speed each, which all groups share. When they run beside each other,
+    each slows down by its own factor. Texts and uploads share the speed of their one stage.
 
     Args:
         passes: by group.
         decode: of batches of images, by group; empty where rows are images.
-        encode: of one image, by group; the only width is 1.
+        encode: of one upload, by group; the only width is 1.
         answer: of the answer's images.
+        text: of one text, the same for all groups; the only width is 1. None for a model without texts.
+        check: of one image, by group; the only width is 1. Empty where images are not checked.
     """
 
     def __init__(
@@ -238,12 +240,22 @@ class Machine:
         decode: Mapping[Group, Costs] | None = None,
         encode: Mapping[Group, Costs] | None = None,
         answer: PerValue | None = None,
+        text: Costs | None = None,
+        check: Mapping[Group, Costs] | None = None,
     ) -> None:
         self.passes = dict(passes)
         self.decode = dict(decode or {})
         self.encode = dict(encode or {})
         self.answer = PerValue() if answer is None else answer
-        self._all = [*self.passes.values(), *self.decode.values(), *self.encode.values()]
+        self.text = text
+        self.check = dict(check or {})
+        by_group = self.passes, self.decode, self.encode, self.check
+        self._all = [costs for kind in by_group for costs in kind.values()] + ([] if text is None else [text])
+
+    def encode_s(self, group: Group, texts: int, upload: bool) -> float:
+        """An upper bound at speed 1 to encode the texts and perhaps the upload of a job."""
+        seconds = self.encode[group].ceilings[1] if upload else 0.0
+        return seconds if self.text is None else seconds + texts * self.text.ceilings[1]
 
     @property
     def one_by_one(self) -> frozenset[Costs]:
@@ -261,7 +273,9 @@ class Machine:
     @property
     def best(self) -> "Machine":
         """The least costs so far: the machine at its best."""
-        passes, decode, encode = (
-            {group: costs.best for group, costs in kind.items()} for kind in (self.passes, self.decode, self.encode)
+        passes, decode, encode, check = (
+            {group: costs.best for group, costs in kind.items()}
+            for kind in (self.passes, self.decode, self.encode, self.check)
         )
-        return Machine(passes, decode, encode, self.answer.best)
+        text = None if self.text is None else self.text.best
+        return Machine(passes, decode, encode, self.answer.best, text, check)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from model.rows import VAE, Group, Image
-from service.engine.answer import Images, Made
+from service.engine.answer import Made
+from service.engine.check import Inspection
 from service.engine.costs import Machine
 from service.engine.health import DECODING
 from service.engine.queue import Queue
@@ -16,21 +17,20 @@ class Decode:
 
     Args:
         vaes: by group.
-        images: gets the images.
+        inspection: gets the images.
         queue: the requests.
     """
 
     name: Name = "decode"
     doing = DECODING
-    failed = "an image of this request could not be decoded"
 
-    def __init__(self, vaes: Mapping[Group, VAE], images: Images, queue: Queue) -> None:
+    def __init__(self, vaes: Mapping[Group, VAE], inspection: Inspection, queue: Queue) -> None:
         self._vaes = vaes
-        self._images = images
+        self._inspection = inspection
         self._queue = queue
 
-    def cost(self, machine: Machine, group: Group) -> Cost:
-        return machine.decode[group]
+    def cost(self, machine: Machine, batch: Sequence[Piece]) -> Cost:
+        return machine.decode[batch[0].request.job.group]
 
     def most(self, machine: Machine, group: Group) -> int:
         return machine.decode[group].width
@@ -38,34 +38,40 @@ class Decode:
     def amount(self, batch: Sequence[Piece]) -> int:
         return len(batch)
 
+    def known(self, piece: Piece) -> None:
+        return None
+
     def run(self, batch: Sequence[Piece]) -> Sequence[Image]:
         latents = [piece.given for piece in batch if piece.given is not None]
         return self._vaes[batch[0].request.job.group].decode(latents)
 
-    def tests_model(self, batch: Sequence[Piece]) -> bool:
-        return any(piece.row is not None and piece.row.steps for piece in batch)
+    def tests_model(self, batch: Sequence[Piece], worked: bool) -> bool:
+        return worked or any(piece.row is not None and piece.row.steps for piece in batch)
+
+    def failed(self, piece: Piece) -> str:
+        return "an image of this request could not be decoded"
 
     def done(self, piece: Piece, result: Image) -> Iterable[Piece]:
         assert piece.row is not None
         assert self._queue.scheduler is not None
         with self._queue.lock:
             self._queue.scheduler.decoded(piece.request.job)
-        self._images.take([(piece.request, piece.row, result)])
+        self._inspection.take([(piece.request, piece.row, result)])
         return ()
 
 
 class Stepped:
-    """Hands on the rows that have taken their steps: latents to the decoder, finished images to their requests.
+    """Hands on the rows that have taken their steps: latents to the decoder, finished images to their inspection.
 
     Args:
         decode: the stage; None where rows are images.
-        images: gets finished images.
+        inspection: gets finished images.
         clock: seconds, never falling.
     """
 
-    def __init__(self, decode: Stage | None, images: Images, clock: Clock) -> None:
+    def __init__(self, decode: Stage | None, inspection: Inspection, clock: Clock) -> None:
         self._decode = decode
-        self._images = images
+        self._inspection = inspection
         self._clock = clock
 
     def take(self, made: Iterable[Made]) -> None:
@@ -80,7 +86,7 @@ class Stepped:
         if latents:
             assert self._decode is not None
             self._decode.put(latents)
-        self._images.take(images)
+        self._inspection.take(images)
 
     def skip(self, request: Request) -> None:
         """Hand on the rows of a request that have no steps."""

@@ -236,7 +236,8 @@ class Denoising(Worker):
     def _show(self, request: Request, ran: Sequence[_Placed]) -> None:
         """Tell a watcher about its rows in this pass."""
         tell_progress(self._queue, request, self._clock)
-        every = 0 if request.watcher is None else request.watcher.preview_every
+        is_shown = request.watcher is not None and not request.job.stages.checked  # a preview may show what is refused
+        every = request.watcher.preview_every if request.watcher is not None and is_shown else 0
         own = [one for one in ran if one.row.job is request.job] if every else []
         for row, forward in own:
             has_stepped = forward.branch == row.forwards[forward.line] - 1  # the last branch completes a step

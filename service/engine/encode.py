@@ -1,14 +1,19 @@
-"""The stage that encodes uploaded images into latents, one at a time, before the rows of their requests may run."""
+"""The stage that encodes what rows need before they may run: texts into contexts, and uploaded images into latents.
+
+It works on one piece at a time. A text that was encoded lately costs nothing.
+"""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from model.rows import VAE, Group, Image
+from model.rows import VAE, Group, Image, TextEncoder
+from service.engine.contexts import Contexts
 from service.engine.costs import Machine
 from service.engine.decode import Stepped
-from service.engine.health import ENCODING
+from service.engine.health import ENCODING, Health
 from service.engine.progress import tell_progress
 from service.engine.queue import Queue
 from service.engine.requests import Clock
@@ -18,28 +23,56 @@ from service.errors import ComputationFailed, ServiceError
 log = logging.getLogger(__name__)
 
 
+class Observer(Protocol):
+    """Hears of texts."""
+
+    def text_encoded(self, seconds: float) -> None: ...
+    def text_known(self) -> None: ...
+
+
 class Encode:
-    """Encodes an uploaded image. Implements service.engine.stage.Task.
+    """Encodes a text, or an uploaded image. Implements service.engine.stage.Task.
 
     Args:
-        vaes: by group.
+        text_encoder: None for a model without texts.
+        vaes: by group; empty where rows are images.
+        contexts: of texts that were encoded lately.
         stepped: gets the rows without steps.
         queue: the requests.
+        health: hears of each context.
+        observer: hears of each text.
         clock: seconds, never falling.
     """
 
     name: Name = "encode"
     doing = ENCODING
-    failed = "the image of this request could not be encoded"
 
-    def __init__(self, vaes: Mapping[Group, VAE], stepped: Stepped, queue: Queue, clock: Clock) -> None:
+    def __init__(
+        self,
+        text_encoder: TextEncoder | None,
+        vaes: Mapping[Group, VAE],
+        contexts: Contexts,
+        stepped: Stepped,
+        queue: Queue,
+        health: Health,
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        self._text_encoder = text_encoder
         self._vaes = vaes
+        self._contexts = contexts
         self._stepped = stepped
         self._queue = queue
+        self._health = health
+        self._observer = observer
         self._clock = clock
 
-    def cost(self, machine: Machine, group: Group) -> Cost:
-        return machine.encode[group]
+    def cost(self, machine: Machine, batch: Sequence[Piece]) -> Cost:
+        [piece] = batch
+        if piece.text is None:
+            return machine.encode[piece.request.job.group]
+        assert machine.text is not None
+        return machine.text
 
     def most(self, machine: Machine, group: Group) -> int:
         return 1
@@ -47,35 +80,77 @@ class Encode:
     def amount(self, batch: Sequence[Piece]) -> int:
         return len(batch)
 
+    def known(self, piece: Piece) -> Image | None:
+        """The context of a text that another request has needed meanwhile. The engine's probe must find out itself."""
+        if piece.text is None or piece.request.client is None:
+            return None
+        context = self._contexts.find(piece.text)
+        if context is not None:
+            self._observer.text_known()
+        return context
+
     def run(self, batch: Sequence[Piece]) -> Sequence[Image]:
         [piece] = batch
-        assert piece.given is not None
-        return [self._vaes[piece.request.job.group].encode(piece.given)]
+        group = piece.request.job.group
+        if piece.text is None:
+            assert piece.given is not None
+            return [self._vaes[group].encode(piece.given)]
+        assert self._text_encoder is not None
+        began = self._clock()
+        context = self._text_encoder.encode(piece.text)
+        self._observer.text_encoded(self._clock() - began)
+        is_finite = bool(np.isfinite(context).all())
+        self._health.stages[ENCODING].made(group, is_finite)
+        if is_finite:
+            self._contexts.keep(piece.text, context)
+        return [context]
 
-    def tests_model(self, batch: Sequence[Piece]) -> bool:
-        return False
+    def tests_model(self, batch: Sequence[Piece], worked: bool) -> bool:
+        return batch[0].text is not None
+
+    def failed(self, piece: Piece) -> str:
+        what = "image" if piece.text is None else "prompt"
+        return f"the {what} of this request could not be encoded"
 
     def done(self, piece: Piece, result: Image) -> Iterable[Piece]:
         request, queue = piece.request, self._queue
-        if queue.of(request.job) is None or request.upload is None:
+        if queue.of(request.job) is None:
             return ()
         if not np.isfinite(result).all():
-            queue.fail(request, ComputationFailed("the encoded image has values that are not finite"))
+            what = "image" if piece.text is None else "prompt"
+            queue.fail(request, ComputationFailed(f"the encoded {what} has values that are not finite"))
             return ()
         try:
-            request.rows, request.encoding = request.upload.then(result)
+            self._give(piece, result)
         except ServiceError as error:
             queue.fail(request, error)
             return ()
         except Exception:
-            log.exception("the rows of a request could not be made of its latents")
-            queue.fail(request, ComputationFailed(self.failed))
+            log.exception("the rows of a request could not be made")
+            queue.fail(request, ComputationFailed(self.failed(piece)))
             return ()
-        request.upload = None
+        self._note(piece)
+        if not request.job.encoding:
+            self._stepped.skip(request)
+        return ()
+
+    def _give(self, piece: Piece, result: Image) -> None:
+        """Give a request its latents or a context; with the last of these, give its rows their contexts."""
+        request = piece.request
+        if piece.text is not None:
+            request.prompts.contexts[piece.text] = result
+        elif request.upload is not None:
+            request.rows, request.encoding = request.upload.then(result)
+            request.upload = None
+        if request.job.texts + request.job.upload == 1:
+            request.rows = request.prompts.given_to(request.rows)
+
+    def _note(self, piece: Piece) -> None:
+        """Note that a piece is encoded. With the last piece, the rows of the request may run."""
+        request, queue = piece.request, self._queue
         assert queue.scheduler is not None
+        note = queue.scheduler.upload_encoded if piece.text is None else queue.scheduler.text_encoded
         with queue.lock:
-            queue.scheduler.encoded(request.job)
+            note(request.job)
             queue.changed.notify_all()
         tell_progress(queue, request, self._clock)
-        self._stepped.skip(request)
-        return ()

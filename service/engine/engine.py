@@ -1,7 +1,8 @@
 """The engine, as other threads call it. Its own threads work: denoising, and one for each stage beside it.
 
 `submit` returns a promise and a Future. A cancelled Future takes its rows out before the next step. The engine knows
-nothing of HTTP or asyncio, and sees the model as model.rows.Runner and model.rows.VAE, one of each group.
+nothing of HTTP or asyncio, and sees the model as model.rows.Runner and model.rows.VAE, one of each group, and as
+model.rows.TextEncoder.
 """
 
 import time
@@ -9,23 +10,26 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Literal, Protocol, cast
 
-from model.rows import VAE, Group, Row, Runner
+from model.rows import VAE, Group, Row, Runner, TextEncoder
 from service.engine.answer import Answer, Images
+from service.engine.check import Check, CheckImage, Inspection
+from service.engine.contexts import Contexts, Prompts
 from service.engine.costs import Machine
 from service.engine.decode import Decode, Stepped
 from service.engine.denoising import Denoising
 from service.engine.denoising import Observer as DenoisingObserver
 from service.engine.encode import Encode
+from service.engine.encode import Observer as TextObserver
 from service.engine.fairness import Places
 from service.engine.health import Health
 from service.engine.observers import Unfailing
 from service.engine.queue import Queue
-from service.engine.requests import Accepted, Clock, Encoding, Finished, Upload, Watcher, draining
+from service.engine.requests import Accepted, Clock, Encoding, Finished, Request, Upload, Watcher, draining
 from service.engine.requests import Observer as RequestObserver
 from service.engine.scheduler import Scheduler
 from service.engine.stage import Observer as StageObserver
 from service.engine.stage import Piece, Stage
-from service.engine.warm_up import measure
+from service.engine.warm_up import Model, measure
 from service.engine.worker import Worker, Workplace
 
 Status = Literal["loading", "ready", "draining", "failed"]
@@ -33,8 +37,8 @@ Status = Literal["loading", "ready", "draining", "failed"]
 STARTED_PER_ROW = 4  # rows with slots, for each row of the widest pass of their group
 
 
-class Observer(RequestObserver, DenoisingObserver, StageObserver, Protocol):
-    """Hears of requests, passes and batches."""
+class Observer(RequestObserver, DenoisingObserver, StageObserver, TextObserver, Protocol):
+    """Hears of requests, passes, batches and texts."""
 
 
 class Engine:
@@ -42,12 +46,17 @@ class Engine:
 
     Args:
         runners: the network, by group. The first group is the default one.
-        probes: by group, a row that shows that the model works, for the warm-up and for readiness.
+        probes: by group, a row that shows that the model works, for the warm-up and for readiness. Its texts have their
+            contexts.
         places: for requests that are accepted and not finished.
         observer: hears of requests, passes and batches. Its errors are logged.
         clock: seconds, never falling.
         scheduler: makes the scheduler, from the costs and the most rows with slots of each group.
         vaes: decode latents into images, by group; None where rows are images.
+        text_encoder: makes contexts of texts; None for a model without texts.
+        check: is called with each image that a client is to get as a picture, float32 [C, H, W], one at a time, in a
+            thread of its own. A reason that it returns refuses the request. Where there is a check, no request has
+            previews. None checks nothing.
     """
 
     def __init__(
@@ -59,26 +68,32 @@ class Engine:
         clock: Clock = time.monotonic,
         scheduler: Callable[[Machine, Mapping[Group, int]], Scheduler] = Scheduler,
         vaes: Mapping[Group, VAE] | None = None,
+        text_encoder: TextEncoder | None = None,
+        check: CheckImage | None = None,
     ) -> None:
-        self._runners, self._probes, self._vaes = runners, probes, vaes
+        self._runners, self._probes, self._vaes = runners, probes, vaes or {}
+        self._text_encoder, self._check = text_encoder, check
         self._clock = clock
+        self._observer = told = cast(Observer, Unfailing(observer))
         self._new_scheduler = scheduler
-        self._queue = queue = Queue(places, cast(Observer, Unfailing(observer)), clock)
-        self._health = health = Health(queue, probes, clock)
-        at = Workplace(queue, health, cast(Observer, Unfailing(observer)), clock)
+        self._queue = queue = Queue(places, told, clock)
+        self._health = health = Health(queue, probes, self._begin, clock)
+        self._contexts = contexts = Contexts()
+        at = Workplace(queue, health, told, clock)
         # From the last stage to the first, because each hands its results to the next.
-        encode = decode = None
         answers = Answer(queue, clock)
         answer = Stage(answers, at)
-        images = Images(answers, answer, queue, health, clock)
-        if vaes is not None:
-            decode = Stage(Decode(vaes, images, queue), at)
-        self._stepped = Stepped(decode, images, clock)
-        self._denoising = Denoising(runners, self._warm_up, self._stepped, at)
-        if vaes is not None:
-            encode = Stage(Encode(vaes, self._stepped, queue, clock), at)
-        self._encode = encode
-        self._stages = [stage for stage in (encode, decode, answer) if stage is not None]
+        images = Images(answers, answer, queue, clock)
+        checks = None if check is None else Stage(Check(check, images, queue), at)
+        inspection = Inspection(checks, images, queue, health, clock)
+        decode = Stage(Decode(self._vaes, inspection, queue), at) if vaes else None
+        self._stepped = stepped = Stepped(decode, inspection, clock)
+        self._denoising = Denoising(runners, self._warm_up, stepped, at)
+        self._encode = None
+        if vaes or text_encoder is not None:
+            task = Encode(text_encoder, self._vaes, contexts, stepped, queue, health, told, clock)
+            self._encode = Stage(task, at)
+        self._stages = [stage for stage in (self._encode, decode, checks, answer) if stage is not None]
         self._changed = queue.changed
 
     def start(self) -> None:
@@ -87,7 +102,8 @@ class Engine:
 
     def _warm_up(self) -> Scheduler:
         """Check that the model works, measure what it costs, and start the other threads. Denoising calls this."""
-        machine = measure(self._runners, self._probes, self._vaes, self._health.stages, self._clock)
+        model = Model(self._runners, self._probes, self._vaes, self._text_encoder, self._check)
+        machine = measure(model, self._health.stages, self._clock)
         for stage in self._stages:
             stage.thread.start()
         return self._new_scheduler(
@@ -109,7 +125,8 @@ class Engine:
 
         Args:
             rows: one for each image, all of one group; with an upload, a draft of them. A row without steps takes no
-                pass: its `start` is decoded, if the row is to be decoded, and encoded.
+                pass: its `start` is decoded, if the row is to be decoded, and encoded. Texts without contexts are
+                encoded first, unless their contexts are known.
             timeout_s: the seconds that the request may take, waiting and the encoding of the answer included.
             client: who sent the request.
             encoding: of the answer; None if the images themselves are wanted.
@@ -120,13 +137,25 @@ class Engine:
             Invalid: the request takes longer than `timeout_s` even without other requests.
             Unavailable: the request takes longer now, the queue is full, or the engine is loading, draining or dead.
         """
-        request, accepted = self._queue.accept(rows, timeout_s, client, encoding, watcher, upload)
-        if upload is None:
-            self._stepped.skip(request)
-        else:
-            assert self._encode is not None
-            self._encode.put([Piece.of_whole(request, upload.image)])
+        prompts = Prompts.of(rows, self._contexts)
+        if upload is None and not prompts.unknown:
+            rows = prompts.given_to(rows)
+        request, accepted = self._queue.accept(rows, timeout_s, client, encoding, watcher, upload, prompts)
+        for _ in prompts.contexts:
+            self._observer.text_known()
+        self._begin(request)
         return accepted
+
+    def _begin(self, request: Request) -> None:
+        """Hand a new request to its first stage, unless it waits for a pass."""
+        pieces = [Piece.of_text(request, index, text) for index, text in enumerate(request.prompts.unknown)]
+        if request.upload is not None:
+            pieces.append(Piece.of_whole(request, request.upload.image))
+        if pieces:
+            assert self._encode is not None
+            self._encode.put(pieces)
+        else:
+            self._stepped.skip(request)
 
     # Coming up and going down
 

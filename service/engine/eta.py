@@ -43,8 +43,10 @@ class Outlook:
         place: of the job in `line`; None if the job has no steps left.
         line: the jobs around it, those with the least work first.
         ahead_s: seconds of passes of the jobs before `line`, at speed 1.
-        before_s: seconds until its rows can run or be decoded: the encoding of its upload, and of those ahead.
+        before_s: seconds until its rows can run or be decoded: the encoding of its texts and upload, and of all others.
         decode_s: seconds to decode the rows that have taken their steps.
+        checking_s: seconds to check the finished images that wait for that, of all jobs.
+        check_s: seconds to check the job's images that are not finished yet.
         ready_s: seconds to encode the finished images that wait for the answer's stage, of all jobs.
         answer_s: seconds of the pieces of the job's answer that are not ready yet.
         busy_s: seconds until the end of the present pass.
@@ -59,6 +61,8 @@ class Outlook:
     ahead_s: float
     before_s: float
     decode_s: float
+    checking_s: float
+    check_s: float
     ready_s: float
     answer_s: float
     busy_s: float
@@ -78,7 +82,7 @@ class Outlook:
         # Decoding takes time from passes, and passes take time from decoding.
         seconds = self.busy_s + self.decode_s + self.before_s
         if self.place is None:
-            seconds += self.ready_s + self.answer_s
+            seconds += self.checking_s + self.check_s + self.ready_s + self.answer_s
         else:
             work = self.line[self.place].left * self.costs.row
             seconds += self._lengthened(self.ahead_s * self.costs.speed, work)
@@ -95,7 +99,7 @@ class Outlook:
         behind = (  # lazy: most estimates end before the last wave
             _Wave(index, job.costs, *wave) for index, job in enumerate(line) for wave in job.waves
         )
-        answered = self.ready_s
+        checked, answered = self.checking_s, self.ready_s
         while waves_left[place]:
             chosen = self._pass(waves, left, behind)
             costs = chosen[0][0].costs
@@ -114,8 +118,14 @@ class Outlook:
             for wave in ended:
                 job = line[wave.job]
                 waves_left[wave.job] -= 1
-                whole_s = 0.0 if waves_left[wave.job] else job.whole_s
-                answered = max(answered, seconds) + wave.rows * job.image_s + whole_s
+                if job.check is None:
+                    answered = max(answered, seconds) + wave.rows * job.image_s
+                else:  # the pieces of the answer follow each other, or each waits for the check of its image
+                    check_s = job.check.seconds(1)
+                    first = max(checked, seconds) + check_s
+                    checked = first + (wave.rows - 1) * check_s
+                    answered = max(max(answered, first) + wave.rows * job.image_s, checked + job.image_s)
+                answered += 0.0 if waves_left[wave.job] else job.whole_s
                 if wave.job == place and not waves_left[place]:
                     return max(seconds, answered)
         return seconds
@@ -165,12 +175,16 @@ def outlook(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float, prom
     is_new = job.number == inf
     before_s = 0.0
     if job.encoding:
-        uploads = work.uploads.copy()
-        uploads[job.group] += is_new
+        uploads, texts = work.uploads.copy(), work.texts
+        if is_new:
+            uploads[job.group] += job.upload
+            texts += job.texts
         before_s = sum(n * machine.encode[group].seconds(1) for group, n in uploads.items() if n)
+        before_s += 0.0 if machine.text is None else texts * machine.text.seconds(1)
     decoding = work.decoding.copy()
     if job.undecoded and not job.left and (is_new or job.encoding):  # its rows have no steps, and do not wait yet
         decoding[job.group] += job.undecoded
+    checking = 0 if is_new else job.checking
     pieces, values = (0, 0) if is_new else job.ready
     return Outlook(
         place - first if own else None,
@@ -178,6 +192,8 @@ def outlook(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float, prom
         sum(other.work for other in by_work[:first]),
         before_s,
         sum(_decode_s(machine.decode[group], n) for group, n in decoding.items() if n),
+        sum(n * machine.check[group].seconds(1) for group, n in work.checking.items() if n),
+        (job.unchecked - checking) * machine.check[job.group].seconds(1) if job.unchecked else 0.0,
         machine.answer.seconds(work.ready_values, work.ready_pieces),
         max(0.0, job.answer_s - machine.answer.seconds(values, pieces)) if job.unanswered else 0.0,
         max(0.0, scheduler.busy_until - now),

@@ -5,13 +5,13 @@ calls, starts the engine's own probe in doubt, and gives up when only a new proc
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 
 from model.rows import Group, Row
 from service.engine.queue import Queue
-from service.engine.requests import Clock, Finished, dead, draining, stuck
+from service.engine.requests import Clock, Finished, Request, dead, draining, stuck
 from service.engine.stage_health import SHORTEST_CALL, Overdue, StageHealth
 from service.errors import ComputationFailed
 
@@ -21,8 +21,9 @@ _STALE_AFTER = 20.0  # times a probe's seconds, without work; so probes take at 
 _GIVE_UP_AFTER = 3.0  # times the seconds that the call was given, from when it is found stuck
 
 PASSES = "a forward pass"
-ENCODING = "encoding an upload"
+ENCODING = "encoding a text or an upload"
 DECODING = "decoding"
+CHECKING = "checking an image"
 
 
 class Health:
@@ -31,6 +32,7 @@ class Health:
     Args:
         queue: the requests, with the probe among them. Its lock guards this object's state.
         probes: for each group, a row that shows that the model works. The first one runs if no group is suspected.
+        begin: hands a probe to its first stage.
         clock: seconds, never falling.
 
     Attributes:
@@ -43,10 +45,12 @@ class Health:
         self,
         queue: Queue,
         probes: Mapping[Group, Row],
+        begin: Callable[[Request], None],
         clock: Clock,
     ) -> None:
         self._queue = queue
         self._rows = probes
+        self._begin = begin
         self._clock = clock
         self.stages: dict[str, StageHealth] = {}
         self._probe: tuple[Group, Future[Finished]] | None = None  # running, or its end is not noted yet
@@ -110,7 +114,9 @@ class Health:
         self._asked = True
 
     def probe(self) -> Future[Finished]:
-        """The running probe, or a new one. It runs in a suspected group, and is decoded only if decoding failed last.
+        """The running probe, or a new one. It runs in a suspected group.
+
+        Its text is encoded only if encoding failed last, and its image is decoded only if decoding failed last.
 
         Raises:
             Unavailable: the engine is loading, stuck or dead.
@@ -120,12 +126,16 @@ class Health:
                 raise dead() if self.stopped or self.beyond_help is not None else stuck()
             self._note_probe()
             if self._probe is None:
-                undecodable = self.stages[DECODING].suspected if DECODING in self.stages else set()
-                suspected = undecodable.union(*(stage.suspected for stage in self.stages.values()))
-                group = next((group for group in self._rows if group in suspected), next(iter(self._rows)))
-                row = replace(self._rows[group], latent=group not in undecodable)
-                self._probe = group, self._queue.accept_probe(row)
+                suspected = {work: stage.suspected for work, stage in self.stages.items()}
+                groups = (group for group in self._rows if any(group in its for its in suspected.values()))
+                group = next(groups, next(iter(self._rows)))
+                row = replace(self._rows[group], latent=group not in suspected.get(DECODING, ()))
+                request = self._queue.accept_probe(
+                    row.without_contexts() if group in suspected.get(ENCODING, ()) else row
+                )
+                self._probe = group, request.future
                 self._asked = False
+                self._begin(request)
             return self._probe[1]
 
     def _note_probe(self) -> None:

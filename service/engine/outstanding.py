@@ -17,10 +17,13 @@ class Outstanding:
 
     Attributes:
         forwards: forward rows still to run, without those of the present pass.
-        runnable: the forward rows of jobs whose uploads are encoded.
+        runnable: the forward rows of jobs whose texts and uploads are encoded.
         images: rows still to be decoded.
         uploads: uploads still to be encoded.
+        texts: texts still to be encoded, of all groups.
         decoding: the rows of `images` that have ended their last step.
+        unchecked: images still to be checked.
+        checking: the images of `unchecked` that are finished.
         pieces, values: pieces of answers still to be encoded, and their values.
         ready_pieces, ready_values: the pieces that can be encoded now, and their values.
     """
@@ -32,17 +35,22 @@ class Outstanding:
         self.images = self.forwards.copy()
         self.uploads = self.forwards.copy()
         self.decoding = self.forwards.copy()
-        self.runnable = self.pieces = self.values = self.ready_pieces = self.ready_values = 0
+        self.unchecked = self.forwards.copy()
+        self.checking = self.forwards.copy()
+        self.texts = self.runnable = self.pieces = self.values = self.ready_pieces = self.ready_values = 0
 
     def add(self, job: Job, sign: int = 1) -> None:
         """Count what is left of a job; with the sign −1, count it no longer."""
         self.forwards[job.group] += sign * job.left
         self.images[job.group] += sign * job.undecoded
-        self.uploads[job.group] += sign * job.encoding
+        self.uploads[job.group] += sign * job.upload
+        self.texts += sign * job.texts
         self.runnable += 0 if job.encoding else sign * job.left
         self.pieces += sign * job.unanswered
         self.values += sign * job.unanswered_values
         self.decoding[job.group] += sign * job.decoding
+        self.unchecked[job.group] += sign * job.unchecked
+        self.checking[job.group] += sign * job.checking
         pieces, values = job.ready
         self.ready_pieces += sign * pieces
         self.ready_values += sign * values
@@ -60,6 +68,18 @@ class Outstanding:
         self.runnable -= forwards
 
     @property
+    def encode_s(self) -> float:
+        """Seconds to encode all texts and uploads, at speed 1."""
+        machine = self._machine
+        uploads_s = sum(n * machine.encode[group].ceilings[1] for group, n in self.uploads.items() if n)
+        return uploads_s if machine.text is None else uploads_s + self.texts * machine.text.ceilings[1]
+
+    @property
+    def check_s(self) -> float:
+        """Seconds of all checks, at speed 1."""
+        return sum(n * self._machine.check[group].ceilings[1] for group, n in self.unchecked.items() if n)
+
+    @property
     def answer_s(self) -> float:
         """Seconds of all pieces of answers."""
         return self._machine.answer.seconds(self.values, self.pieces)
@@ -71,7 +91,9 @@ class Outstanding:
         passes_s = sum(n * machine.passes[group].seconds_per_row for group, n in self.forwards.items())
         decode_s = sum(n * machine.decode[group].seconds_per_row for group, n in self.images.items() if n)
         encode_s = sum(n * machine.encode[group].seconds_per_row for group, n in self.uploads.items() if n)
-        return passes_s + decode_s + encode_s + self.answer_s
+        texts_s = 0.0 if machine.text is None else self.texts * machine.text.seconds_per_row
+        check_s = sum(n * machine.check[group].seconds_per_row for group, n in self.unchecked.items() if n)
+        return passes_s + decode_s + encode_s + texts_s + check_s + self.answer_s
 
 
 class Busy:

@@ -9,8 +9,9 @@ from math import inf
 
 from service.engine.bounds import MARGIN, ROUNDING, Bounds, Look, look
 from service.engine.costs import Machine
-from service.engine.jobs import Blocks, Job
+from service.engine.jobs import Job
 from service.engine.outstanding import Busy, Outstanding
+from service.engine.stage_work import Blocks
 
 PATIENCE = 2.0  # times the seconds of the job and the work ahead in full passes
 _LAST_DIGIT = 1e-12  # seconds; the order in which a sum is added up may make this difference
@@ -33,11 +34,12 @@ def patient(job: Job, ahead: Outstanding, machine: Machine) -> float:
                 block = max(block, bounds.images[theirs].full)
                 seconds += n * (decode.image if theirs is own else bounds.images[theirs].single)
         seconds += block
+    if job.unchecked:
+        seconds += bounds.check * (job.check_s + ahead.check_s)
     if job.unanswered:
         seconds += bounds.answer * (job.answer_s + ahead.answer_s)
     if job.encoding:
-        uploads = sum(n * machine.encode[group].ceilings[1] for group, n in ahead.uploads.items() if n)
-        seconds += bounds.encode * (job.encode_s + uploads)
+        seconds += bounds.encode * (job.encode_s + ahead.encode_s)
     return max(SHORTEST, PATIENCE * seconds / (1 + MARGIN))
 
 
@@ -86,7 +88,7 @@ def enter(job: Job, line: Sequence[Job], place: int, machine: Machine) -> None:
         blocks = other.blocks
         if other.encoding and i >= place:
             other.free_by += bounds.encode * job.encode_s
-        if own.answer > blocks.answer or own.decode > blocks.decode or own.a_pass > blocks.a_pass:
+        if own.exceed(blocks):
             other.blocks = other.blocked(own, i < place)
             other.free_by += bounds.unit * (other.blocks.a_pass - blocks.a_pass)
 
@@ -106,11 +108,14 @@ class _New:
         self._blocks = job.own_blocks
         self._alone = bounds.unit * job.seconds
         self._sum_stages()
-        answer, decode = self._blocks.answer, self._blocks.decode
+        _, decode, check, answer = self._blocks
         self._larger = {  # the jobs that may have to wait longer, for a piece of this one
             i
             for i, other in enumerate(line)
-            if other.encoding or other.blocks.answer < answer or other.blocks.decode < decode
+            if other.encoding
+            or other.blocks.answer < answer
+            or other.blocks.check < check
+            or other.blocks.decode < decode
         }
         self._largest = self._largest_batches()
 
@@ -119,7 +124,8 @@ class _New:
         job, line, own = self._job, self._line, self._job.costs
         left, most, larger = self._seen.left[plan], self._seen.most, self._larger
         passes, steps = (self._alone, 0.0) if plan == 0 else (self._rows, self._steps)
-        uploads, answers = self._bounds.encode * job.encode_s, self._bounds.answer * job.answer_s
+        encodes, checks = self._bounds.encode * job.encode_s, self._bounds.check * job.check_s
+        answers = self._bounds.answer * job.answer_s
         i = len(line)
         while i > 0:  # past up to a thousand jobs
             other = line[i - 1]
@@ -130,13 +136,15 @@ class _New:
                 takes = passes
                 if steps and other.costs is not own:
                     takes += steps if job.encoding else max(0.0, steps - most[i])
+            if checks and other.unchecked:
+                takes += checks
             if answers and other.unanswered:
                 takes += answers
             if job.undecoded and other.undecoded:
                 images = self._bounds.images[own]
                 takes += job.undecoded * (images.image if other.costs is own else images.single)
-            if uploads and other.encoding:
-                takes += uploads
+            if encodes and other.encoding:
+                takes += encodes
             if i - 1 in larger:
                 takes += self._longer(other, is_ahead=False)
             if takes > left[i - 1] + _LAST_DIGIT:
@@ -153,16 +161,17 @@ class _New:
         job, bounds = self._job, self._bounds
         if not job.encoding:
             return self._start if job.left else self._now
-        uploads_s = self._uploads[place] + job.encode_s + self._busy.other_s("encode", self._line[:place])
-        encoded = self._now + bounds.encode * uploads_s
+        encode_s = self._encodes[place] + job.encode_s + self._busy.other_s("encode", self._line[:place])
+        encoded = self._now + bounds.encode * encode_s
         return max(self._start, encoded + bounds.unit * self.blocks(place).a_pass) if job.left else encoded
 
     def blocks(self, place: int) -> Blocks:
         """What may be under way of others when the job gets to its stages."""
         a_pass, decode = self._largest
         # A piece like the job's own counts in any case. So later jobs with pieces no larger take nothing from this job.
-        answer = max(self._blocks.answer, self._pieces[place]) if self._job.unanswered else 0.0
-        return Blocks(a_pass, decode, answer)
+        check = max(self._blocks.check, self._check_pieces[place]) if self._job.unchecked else 0.0
+        answer = max(self._blocks.answer, self._answer_pieces[place]) if self._job.unanswered else 0.0
+        return Blocks(a_pass, decode, check, answer)
 
     def _largest_batches(self) -> tuple[float, float]:
         """The seconds of the largest full pass of a group in line, and of the largest batch of decoding."""
@@ -189,23 +198,27 @@ class _New:
             images = bounds.images[job.costs]
             time += self._decode[place] + images.image * (job.undecoded - 1) + images.full
             time += bounds.decode * blocks.decode
+        if job.unchecked:
+            time += bounds.check * (self._checks[place] + job.check_s + blocks.check)
         if job.unanswered:
             time += bounds.answer * (self._answers[place] + job.answer_s + blocks.answer)
         return time
 
     def _sum_stages(self) -> None:
-        """For each place: the bound of decoding for the jobs ahead, and the seconds of their answers and uploads."""
+        """For each place: the bound of decoding for the jobs ahead, and the seconds of their other stages."""
         job, bounds, line = self._job, self._bounds, self._line
         if job.undecoded:
             a_row = {costs: images.single for costs, images in bounds.images.items()}
             a_row[job.costs] = bounds.images[job.costs].image
             self._decode = list(accumulate((other.undecoded * a_row[other.costs] for other in line), initial=0.0))
+        if job.unchecked:
+            self._checks = list(accumulate((other.check_s for other in line), initial=0.0))
+            self._check_pieces = _largest([other.a_check_s for other in line], self._busy.orphan_s("check"))
         if job.unanswered:
             self._answers = list(accumulate((other.answer_s for other in line), initial=0.0))
-            pieces = accumulate((other.piece_s for other in reversed(line)), max, initial=self._busy.orphan_s("answer"))
-            self._pieces = list(pieces)[::-1]  # from each place on, the largest piece of the jobs there
+            self._answer_pieces = _largest([other.piece_s for other in line], self._busy.orphan_s("answer"))
         if job.encoding:
-            self._uploads = list(accumulate((other.encode_s for other in line), initial=0.0))
+            self._encodes = list(accumulate((other.encode_s for other in line), initial=0.0))
 
     def _holds_up(self, place: int, plan: int) -> bool:
         """Whether a piece of the job may break the promise of a job ahead, if the plan keeps that promise now."""
@@ -218,12 +231,18 @@ class _New:
 
     def _longer(self, other: Job, is_ahead: bool) -> float:
         """The seconds that another job's bound becomes longer by the work that this job may have under way."""
-        own, blocks, bounds = self._blocks, other.blocks, self._bounds
-        if own.answer <= blocks.answer and own.decode <= blocks.decode and own.a_pass <= blocks.a_pass:
+        blocks, bounds = other.blocks, self._bounds
+        if not self._blocks.exceed(blocks):
             return 0.0
-        a_pass, decode, answer = other.blocked(own, is_ahead)
+        a_pass, decode, check, answer = other.blocked(self._blocks, is_ahead)
         return (
             bounds.unit * (a_pass - blocks.a_pass)
             + bounds.decode * (decode - blocks.decode)
+            + bounds.check * (check - blocks.check)
             + bounds.answer * (answer - blocks.answer)
         )
+
+
+def _largest(pieces: Sequence[float], orphan: float) -> list[float]:
+    """For each place in line, the largest piece of the jobs from there on, and of one that has left."""
+    return list(accumulate(reversed(pieces), max, initial=orphan))[::-1]

@@ -16,9 +16,10 @@ from math import inf
 from model.rows import Group, Row
 from service.engine.admission import REFUSALS, Line, admit
 from service.engine.arrivals import Arrivals
+from service.engine.contexts import Prompts
 from service.engine.costs import Machine
 from service.engine.fairness import Places
-from service.engine.jobs import Job, StageWork
+from service.engine.jobs import Job
 from service.engine.requests import (
     Accepted,
     Clock,
@@ -32,8 +33,9 @@ from service.engine.requests import (
     loading,
 )
 from service.engine.scheduler import Scheduler
+from service.engine.stage_work import StageWork
 from service.engine.waves import RowState
-from service.errors import DeadlinePassed, Draining, ServiceError, TooLate, Unavailable
+from service.errors import DeadlinePassed, Draining, Refused, ServiceError, TooLate, Unavailable
 
 _LOOK_FOR = 60.0  # the most seconds for which an idle engine measures whether passes have become faster
 
@@ -122,27 +124,35 @@ class Queue:
         encoding: Encoding | None,
         watcher: Watcher | None,
         upload: Upload | None,
+        prompts: Prompts,
     ) -> tuple[Request, Accepted]:
         """Add a request. Raises as Engine.submit says."""
         with self._noting_refusals(), self.lock:
             scheduler, now = self.check_open(), self._clock()
-            job = _job_of(rows, scheduler.machine, encoding, upload)
+            job = _job_of(rows, scheduler.machine, encoding, upload, prompts)
             admission = admit(job, client, Line(scheduler, self._places, self.arrivals), now, timeout_s)
-            request = Request(rows, job, now, now + timeout_s, client, watcher, encoding, upload, admission.outlook)
+            until, ahead = now + timeout_s, admission.outlook
+            request = Request(rows, job, now, until, client, watcher, encoding, upload, prompts, ahead)
             self._places.take(client)
             self._enter(request, scheduler, admission.promise)
             self.arrivals.note(job.work, now)
         self._observer.request_accepted()
         return request, Accepted(request.future, admission.position, request.eta_s, admission.promise - now)
 
-    def accept_probe(self, row: Row) -> Future[Finished]:
-        """Add the engine's own probe, even while requests are refused. Raises Loading before the queue opens."""
+    def accept_probe(self, row: Row) -> Request:
+        """Add the engine's own probe, even while requests are refused. Raises Loading before the queue opens.
+
+        The probe's image is not checked. Its texts are encoded, even if their contexts are known.
+        """
         with self.lock:
             if self.scheduler is None:
                 raise (self._closed or loading)()
-            request = Request([row], _job_of([row], self.scheduler.machine), self._clock(), inf)
+            machine, prompts = self.scheduler.machine, Prompts({}, row.texts)
+            work = StageWork(texts=len(prompts.unknown), decoded=bool(machine.decode) and row.is_decoded)
+            job = Job(row.group, [row.forwards], machine, work)
+            request = Request([row], job, self._clock(), inf, prompts=prompts)
             self._enter(request, self.scheduler, inf)
-            return request.future
+            return request
 
     @contextmanager
     def _noting_refusals(self) -> Iterator[None]:
@@ -255,7 +265,8 @@ class Queue:
     def fail(self, request: Request, error: ServiceError) -> None:
         """Take a request out and answer it with an error."""
         if self.leave(request):
-            self._answer(request, error, "draining" if isinstance(error, Draining) else "failed")
+            reasons: dict[type[ServiceError], str] = {Draining: "draining", Refused: "refused"}
+            self._answer(request, error, reasons.get(type(error), "failed"))
 
     def answer_late(self, late: Iterable[Request]) -> None:
         """Answer the requests of `take_out_late`."""
@@ -284,9 +295,14 @@ class Queue:
 
 
 def _job_of(
-    rows: Sequence[Row], machine: Machine, encoding: Encoding | None = None, upload: Upload | None = None
+    rows: Sequence[Row], machine: Machine, encoding: Encoding | None, upload: Upload | None, prompts: Prompts
 ) -> Job:
-    group = rows[0].group  # all rows of a request have one group, and either all are decoded or none
-    decoded = bool(machine.decode) and rows[0].is_decoded
-    work = StageWork(upload is not None, decoded, None if encoding is None else encoding.values)
+    group, is_picture = rows[0].group, rows[0].is_decoded  # the same for all rows of a request
+    work = StageWork(
+        texts=len(prompts.unknown),
+        upload=upload is not None,
+        decoded=bool(machine.decode) and is_picture,
+        checked=bool(machine.check) and is_picture,
+        values=None if encoding is None else encoding.values,
+    )
     return Job(group, [row.forwards for row in rows], machine, work)

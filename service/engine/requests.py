@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from model.rows import Image, Row
+from service.engine.contexts import Prompts
 from service.engine.eta import Outlook
 from service.engine.jobs import Job
 from service.errors import Draining, Failed, Loading
@@ -20,7 +21,8 @@ class Finished(NamedTuple):
 
     Attributes:
         images: [C, H, W] each.
-        queue_s: seconds until the first step, with the encoding of an upload; without steps, until the next stage.
+        queue_s: seconds until the first step, with the encoding of texts and an upload; without steps, until the next
+            stage.
         denoise_s: seconds from the first step to the last; 0 without steps.
         decode_s: seconds from the last step to the last image; 0 without decoding.
         encode_s: seconds that the encoding of the answer took, for all images and the whole.
@@ -55,7 +57,7 @@ class Upload(NamedTuple):
     Attributes:
         image: [C, H, W].
         then: maps the latents, [c, h, w], to the request's rows and encoding, which replace the submitted draft. There
-            are as many rows, of the draft's group and with its tables. May raise a ServiceError.
+            are as many rows, of the draft's group, and with its tables and texts. May raise a ServiceError.
     """
 
     image: Image
@@ -133,6 +135,7 @@ class Request:
         client: None for the engine's own probe. Observers do not hear of the probe.
         encoding: of the answer; None if the images themselves are wanted.
         upload: still to be encoded; None without an upload, and afterwards.
+        prompts: the texts of its rows.
         outlook: the state behind the estimate at acceptance; None for the probe.
         estimated: the time of the newest estimate, and the expected seconds from then on.
         started: when the first row started.
@@ -152,6 +155,7 @@ class Request:
     watcher: Watcher | None = None
     encoding: Encoding | None = None
     upload: Upload | None = None
+    prompts: Prompts = field(default_factory=lambda: Prompts({}, ()))
     outlook: Outlook | None = None
     future: Future[Finished] = field(default_factory=Future)
     estimated: tuple[float, float] | None = None

@@ -22,7 +22,7 @@ from service.engine.waves import RowState
 
 _FEW = 8  # jobs
 
-Stage = Literal["encode", "decode", "answer"]
+Stage = Literal["encode", "decode", "check", "answer"]
 
 
 class Scheduler:
@@ -119,7 +119,7 @@ class Scheduler:
 
     @property
     def runnable(self) -> int:
-        """The outstanding forward rows of jobs whose uploads are encoded."""
+        """The outstanding forward rows of jobs whose texts and uploads are encoded."""
         return self.work.runnable
 
     @property
@@ -223,22 +223,31 @@ class Scheduler:
         self._note_orphan()  # the jobs may have left since the piece was chosen
 
     def _note_orphan(self) -> None:
-        """Note on all jobs the piece of an answer that is under way though its job has left."""
-        if under_way := self.busy.orphan_s("answer"):
+        """Note on all jobs the check, and the piece of an answer, that are under way though their jobs have left."""
+        check, answer = self.busy.orphan_s("check"), self.busy.orphan_s("answer")
+        if check or answer:
             for job in self._by_promise:
-                job.blocks = job.blocks.at_least(under_way)
+                job.blocks = job.blocks.at_least(check, answer)
 
     def ended(self, stage: Stage) -> None:
         """Note that a stage has ended its piece of work, whatever came of it."""
         self.busy.ended(stage)
 
-    def encoded(self, job: Job) -> None:
-        """Note that a job's upload is encoded. Its rows may run. A job that is not here is ignored."""
-        self._done(job, job.encoded)
+    def text_encoded(self, job: Job) -> None:
+        """Note that one of a job's texts is encoded. A job that is not here is ignored."""
+        self._done(job, job.text_encoded)
+
+    def upload_encoded(self, job: Job) -> None:
+        """Note that a job's upload is encoded. A job that is not here is ignored."""
+        self._done(job, job.upload_encoded)
 
     def decoded(self, job: Job) -> None:
         """Note that a row of a job is decoded. A job that is not here is ignored."""
         self._done(job, job.decoded)
+
+    def checked(self, job: Job) -> None:
+        """Note that an image of a job is checked. A job that is not here is ignored."""
+        self._done(job, job.checked)
 
     def answered(self, job: Job) -> None:
         """Note that a piece of a job's answer is encoded. A job that is not here is ignored."""
@@ -260,7 +269,7 @@ class Scheduler:
             self._version = self.machine.version
             for job in self._present:
                 job.weigh()
-                job.blocks = job.blocks.at_least(job.piece_s)  # pieces may cost more now
+                job.blocks = job.blocks.at_least(job.a_check_s, job.piece_s)  # pieces may cost more now
             self._by_work.sort(key=_work)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from model.rows import Group, Image
+from model.rows import Group, Image, Text
 from service.engine.costs import Machine
 from service.engine.requests import Request
 from service.engine.waves import RowState
@@ -15,7 +15,7 @@ from service.errors import ComputationFailed
 
 log = logging.getLogger(__name__)
 
-Name = Literal["encode", "decode", "answer"]
+Name = Literal["encode", "decode", "check", "answer"]
 
 
 class Observer(Protocol):
@@ -30,9 +30,9 @@ class Piece:
     """A piece of work. Pieces sort in the order of work.
 
     Attributes:
-        index: of the image in its request; the number of images for work on the whole request.
-        row: of the image; None for work on the whole request.
-        given: what the work is done on.
+        index: of the image or of the text in its request; the number of images for work on the whole request.
+        row: of the image; None for a text, and for work on the whole request.
+        given, text: what the work is done on.
     """
 
     promise: float
@@ -41,6 +41,11 @@ class Piece:
     request: Request = field(compare=False)
     row: RowState | None = field(compare=False)
     given: Image | None = field(compare=False)
+    text: Text | None = field(default=None, compare=False)
+
+    @classmethod
+    def of_text(cls, request: Request, index: int, text: Text) -> "Piece":
+        return cls(request.job.promise, request.job.number, index, request, None, None, text)
 
     @classmethod
     def of_row(cls, request: Request, row: RowState, given: Image) -> "Piece":
@@ -65,14 +70,12 @@ class Task(Protocol):
     Attributes:
         name: of the stage.
         doing: the work, in logs: "decoding".
-        failed: the message for a client whose piece fails.
     """
 
     name: Name
     doing: str
-    failed: str
 
-    def cost(self, machine: Machine, group: Group) -> Cost: ...
+    def cost(self, machine: Machine, batch: Sequence[Piece]) -> Cost: ...
 
     def most(self, machine: Machine, group: Group) -> int:
         """The most pieces of a batch."""
@@ -80,11 +83,20 @@ class Task(Protocol):
     def amount(self, batch: Sequence[Piece]) -> int:
         """How much work a batch is, for its cost."""
 
+    def known(self, piece: Piece) -> Any | None:
+        """The result of a piece that needs no work; None if it needs some."""
+
     def run(self, batch: Sequence[Piece]) -> Sequence[Any]:
         """Do the work of pieces of one group. Returns each piece's result."""
 
-    def tests_model(self, batch: Sequence[Piece]) -> bool:
-        """Whether an error of `run` puts the model in doubt. A client's upload may be the cause instead."""
+    def tests_model(self, batch: Sequence[Piece], worked: bool) -> bool:
+        """Whether a call of `run` shows that the model works, or puts the model in doubt.
+
+        A client's upload may be the cause of an error instead.
+        """
+
+    def failed(self, piece: Piece) -> str:
+        """The message for a client whose piece fails."""
 
     def done(self, piece: Piece, result: Any) -> Iterable[Piece]:
         """Hand the result of a piece on. The request may have left. Returns further work for this stage."""
@@ -128,7 +140,7 @@ class Stage(Worker):
             batch = self._next_batch()
         self._queue.answer_late(late)
         for piece in batch:
-            if piece.request.upload is None:  # else it still waits for its first step
+            if not piece.request.job.encoding:  # else it still waits for its first step
                 self._queue.begin(piece.request, now)
         if batch:
             self._run(batch)
@@ -163,6 +175,9 @@ class Stage(Worker):
 
     def _run(self, batch: Sequence[Piece]) -> None:
         """Run a batch. If the batch raises, try each piece alone."""
+        if len(batch) == 1 and (result := self._task.known(batch[0])) is not None:
+            self.put(self._task.done(batch[0], result))
+            return
         try:
             results = self._call(batch)
         except Exception:
@@ -180,7 +195,7 @@ class Stage(Worker):
             [result] = self._call([piece])
         except Exception:
             log.exception("and alone")
-            self._queue.fail(piece.request, ComputationFailed(self._task.failed))
+            self._queue.fail(piece.request, ComputationFailed(self._task.failed(piece)))
         else:
             self.put(self._task.done(piece, result))
 
@@ -188,7 +203,7 @@ class Stage(Worker):
         scheduler = self._queue.scheduler
         assert scheduler is not None
         group, task, began = batch[0].request.job.group, self._task, self._clock()
-        cost, amount = task.cost(scheduler.machine, group), task.amount(batch)
+        cost, amount = task.cost(scheduler.machine, batch), task.amount(batch)
         with self._queue.lock:
             scheduler.began(task.name, cost.at_most(amount), {piece.request.job for piece in batch})
             self.stage_health.beat(cost.seconds(amount))
@@ -203,7 +218,7 @@ class Stage(Worker):
                 if worked:
                     cost.follow(amount, seconds)
                 self.stage_health.beat(0.0)
-                if worked or task.tests_model(batch):
+                if task.tests_model(batch, worked):
                     self.stage_health.call_ended(group, worked)
             if not worked:
                 self._observer.batch_failed(task.name)

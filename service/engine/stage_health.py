@@ -4,7 +4,7 @@ The thread reports each call, its end, and the absence of work. Other threads as
 
 - Does the thread get on? A call is overdue after many times its expected seconds. Time alone is never a failure.
 - Does the model work? A request may cause its own failure, so the failure is only a suspicion. The engine's own probe
-  decides: while the probe fails, the model is broken. A finite image ends both states. Each group has its own answer,
+  decides: while the probe fails, the model is broken. A finite result ends both states. Each group has its own answer,
   because each group has its own passes.
 """
 
@@ -37,8 +37,8 @@ class _Results:
     """What is known of one group's results.
 
     Attributes:
-        suspected: a call has failed, without a finite image since.
-        broken: the engine's own probe has failed, without a finite image since.
+        suspected: a call has failed, without a finite result since.
+        broken: the engine's own probe has failed, without a finite result since.
         raised: the last call raised.
         probes_failed: in a row.
     """
@@ -94,8 +94,8 @@ class StageHealth:
         with self._lock:
             self._of(group).suspected = True
 
-    def image_ended(self, group: Group, finite: bool) -> None:
-        """An image of any request is done."""
+    def made(self, group: Group, finite: bool) -> None:
+        """An image of any request is finished, or the context of its text."""
         with self._lock:
             its = self._of(group)
             its.suspected = not finite
@@ -129,13 +129,13 @@ class StageHealth:
 
     @property
     def suspected(self) -> set[Group]:
-        """The groups of which a call has failed, without a finite image since."""
+        """The groups of which a call has failed, without a finite result since."""
         with self._lock:
             return {group for group, its in self._results.items() if its.suspected}
 
     @property
     def broken(self) -> bool:
-        """Whether the engine's own probe has failed in a group, without a finite image of that group since."""
+        """Whether the engine's own probe has failed in a group, without a finite result of that group since."""
         with self._lock:
             return any(its.broken for its in self._results.values())
 

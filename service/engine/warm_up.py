@@ -1,12 +1,14 @@
 """The warm-up: checks that the model works, and measures the costs of its passes. Each call may also compile."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from model.rows import VAE, Forward, Group, Image, Row, Runner
+from model.rows import VAE, Forward, Group, Image, Row, Runner, Text, TextEncoder
+from service.engine.check import CheckImage
 from service.engine.costs import Costs, Machine, Speed
-from service.engine.health import DECODING, ENCODING, PASSES
+from service.engine.health import CHECKING, DECODING, ENCODING, PASSES
 from service.engine.requests import Clock
 from service.engine.stage_health import FIRST_TIME, StageHealth
 from service.errors import ComputationFailed
@@ -16,36 +18,76 @@ _FEWEST = 2
 _AT_MOST = 10.0  # seconds for the passes of one group, beyond two passes
 
 
-def measure(
-    runners: Mapping[Group, Runner],
-    probes: Mapping[Group, Row],
-    vaes: Mapping[Group, VAE] | None,
-    stages: Mapping[str, StageHealth],
-    clock: Clock,
-) -> Machine:
+class Model(NamedTuple):
+    """What works for the engine. See service.engine.engine.Engine."""
+
+    runners: Mapping[Group, Runner]
+    probes: Mapping[Group, Row]
+    vaes: Mapping[Group, VAE]
+    text_encoder: TextEncoder | None
+    check: CheckImage | None
+
+
+def measure(model: Model, stages: Mapping[str, StageHealth], clock: Clock) -> Machine:
     """Check that the model works in each group, and measure what its work costs.
 
     Args:
         stages: the health of each thread, by its work.
 
     Raises:
-        ComputationFailed: the image of a probe is not finite.
+        ComputationFailed: the image or the context of a probe is not finite.
     """
-    speed, decode_speed, encode_speed = Speed(), Speed(), Speed()
+    speed, decode_speed, encode_speed, check_speed = Speed(), Speed(), Speed(), Speed()
     passes: dict[Group, Costs] = {}
     decode: dict[Group, Costs] = {}
     encode: dict[Group, Costs] = {}
-    for group, runner in runners.items():
-        x = draw_probe(runner, probes[group], stages[PASSES])
-        if vaes is not None:
-            image = decode_probe(vaes[group], x, stages[DECODING])
-            encoding = measure_encoding(vaes[group], image, stages[ENCODING], clock)
-            decoding = measure_decoding(vaes[group], x, stages[DECODING], clock)
+    check: dict[Group, Costs] = {}
+    text: Costs | None = None
+    if model.text_encoder is not None:
+        [probed, *_] = (one.text for probe in model.probes.values() for one in probe.branches if one.text is not None)
+        text = Costs(measure_texts(model.text_encoder, probed, stages[ENCODING], clock), encode_speed)
+    for group, runner in model.runners.items():
+        image = x = draw_probe(runner, model.probes[group], stages[PASSES])
+        if (vae := model.vaes.get(group)) is not None:
+            image = decode_probe(vae, x, stages[DECODING])
+            encoding = measure_encoding(vae, image, stages[ENCODING], clock)
+            decoding = measure_decoding(vae, x, stages[DECODING], clock)
             encode[group] = Costs(encoding, encode_speed)
-            decode[group] = Costs(decoding, decode_speed, vaes[group].widths)
-        measured = measure_passes(runner, probes[group], stages[PASSES], clock)
+            decode[group] = Costs(decoding, decode_speed, vae.widths)
+        if model.check is not None:
+            check[group] = Costs(measure_checks(model.check, image, stages[CHECKING], clock), check_speed)
+        measured = measure_passes(runner, model.probes[group], stages[PASSES], clock)
         passes[group] = Costs(measured, speed, runner.widths)
-    return Machine(passes, decode, encode)
+    return Machine(passes, decode, encode, text=text, check=check)
+
+
+def measure_texts(encoder: TextEncoder, text: Text, health: StageHealth, clock: Clock) -> dict[int, float]:
+    """The seconds to encode a text, which is the only width. All texts take as long.
+
+    Raises:
+        ComputationFailed: the context is not finite.
+    """
+
+    def seconds(_: int) -> float:
+        began = clock()
+        context = encoder.encode(text)
+        taken = clock() - began
+        if not np.isfinite(context).all():
+            raise ComputationFailed("the probe's encoded text is not finite")
+        return taken
+
+    return by_width(seconds, [1], health, clock)
+
+
+def measure_checks(check: CheckImage, image: Image, health: StageHealth, clock: Clock) -> dict[int, float]:
+    """The seconds to check an image, which is the only width. The probe's image may be refused."""
+
+    def seconds(_: int) -> float:
+        began = clock()
+        check(image)
+        return clock() - began
+
+    return by_width(seconds, [1], health, clock)
 
 
 def draw_probe(runner: Runner, probe: Row, health: StageHealth) -> Image:

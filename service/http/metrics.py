@@ -49,6 +49,8 @@ class Metrics:
         self._decode_images = self._histogram("decode_images", "Images of a batch of latents decoded", _BATCH_BUCKETS)
         self._decode_failures = self._counter("decode_failures", "Batches of latents whose decoding raised an error")
         self._encode_seconds = self._histogram("encode_seconds", "Seconds to encode an answer", _REQUEST_BUCKETS)
+        self._text_seconds = self._histogram("text_seconds", "Seconds to encode a prompt", _REQUEST_BUCKETS)
+        self._texts = self._counter("texts", "Prompts of requests, by where their contexts come from", "source")
         self._images = self._counter("images", "Images finished")
         self._step_seconds = self._histogram("step_seconds", "Seconds of a forward pass", _STEP_BUCKETS)
         self._batch_rows = self._histogram("batch_rows", "Forward rows of a pass", _BATCH_BUCKETS)
@@ -69,7 +71,8 @@ class Metrics:
         for counter, values in (
             (self._stage_failures, get_args(Name)),
             (self._refused, REFUSALS.values()),
-            (self._cancelled, ("disconnect", "timeout", "failed", "draining")),
+            (self._cancelled, ("disconnect", "timeout", "failed", "refused", "draining")),
+            (self._texts, ("encoder", "cache")),
             (self._promises, ("kept", "missed")),
             (self._checks, get_args(Outcome)),
         ):
@@ -106,6 +109,13 @@ class Metrics:
         self._stage_failures.labels(stage).inc()
         if stage == "decode":
             self._decode_failures.inc()
+
+    def text_encoded(self, seconds: float) -> None:
+        self._texts.labels("encoder").inc()
+        self._text_seconds.observe(seconds)
+
+    def text_known(self) -> None:
+        self._texts.labels("cache").inc()
 
     def pass_failed(self) -> None:
         self._pass_failures.inc()
@@ -182,6 +192,9 @@ class _State(Collector):
         yield _cost("step_cost", "a forward pass, by its width", "rows", machine.passes if machine else {})
         if machine is not None and machine.decode:
             yield _cost("decode_cost", "decoding, by the images of a batch", "images", machine.decode)
+        if machine is not None and machine.text is not None:
+            text_s = machine.text.seconds(1)
+            yield GaugeMetricFamily("stepwise_text_cost_seconds", "Expected seconds to encode a prompt", value=text_s)
 
 
 def _cost(name: str, what: str, by: str, costs: Mapping[Group, Costs]) -> Metric:
