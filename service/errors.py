@@ -9,7 +9,6 @@
     ├── UnsupportedMedia
     │   └── UnsupportedCoding
     ├── Invalid
-    ├── Refused
     ├── HeadTooLarge
     ├── Refused
     ├── ComputationFailed
@@ -80,10 +79,6 @@ class Invalid(ServiceError):
     @classmethod
     def field(cls, name: str, msg: str) -> "Invalid":
         return cls([{"loc": [name], "msg": msg}])
-
-
-class Refused(ServiceError):
-    """A check of the operator refuses the prompt or the image."""
 
 
 class HeadTooLarge(ServiceError):

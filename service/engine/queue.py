@@ -297,12 +297,13 @@ class Queue:
 def _job_of(
     rows: Sequence[Row], machine: Machine, encoding: Encoding | None, upload: Upload | None, prompts: Prompts
 ) -> Job:
-    group, is_picture = rows[0].group, rows[0].is_decoded  # the same for all rows of a request
+    row = rows[0]  # what follows is the same for all rows of a request
+    is_image = row.is_decoded if machine.decode else not row.model_output
     work = StageWork(
         texts=len(prompts.unknown),
         upload=upload is not None,
-        decoded=bool(machine.decode) and is_picture,
-        checked=bool(machine.check) and is_picture,
+        decoded=bool(machine.decode) and is_image,
+        checked=bool(machine.check) and is_image,
         values=None if encoding is None else encoding.values,
     )
-    return Job(group, [row.forwards for row in rows], machine, work)
+    return Job(row.group, [row.forwards for row in rows], machine, work)

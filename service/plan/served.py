@@ -34,6 +34,7 @@ class Served:
         preview: makes a rough image, [C, H, W], from latents; None where rows are images.
         tokenize: the tokens of a prompt; None for a model without text. Any thread may call this.
         recipe_prompts: whether recipes have prompts. Otherwise they have the prompts' hashes.
+        checks_images: whether an operator's check sees each image. Then clients get no latents and no unfinished image.
     """
 
     model: ModelDescription
@@ -45,6 +46,7 @@ class Served:
     preview: Callable[[Image], Image] | None = None
     tokenize: Tokenize | None = None
     recipe_prompts: bool = True
+    checks_images: bool = False
 
     @property
     def draws_pictures(self) -> bool:
