@@ -46,7 +46,7 @@ from tests.test_denoise import GREY
 EVENTS = {"Accept": "text/event-stream"}
 JSON = {"Accept": "application/json"}
 KEYS = {
-    "queued": {"position", "eta_s", "promise_s"},
+    "queued": {"position", "eta_s", "promise_s", "warnings"},
     "progress": {"step", "steps", "eta_s", "images_done", "images", "fraction"},
     "preview": {"index", "step", "b64_json"},
     "image": {"index", "seed", "b64_json"},

@@ -364,7 +364,9 @@ def test_many_classes_are_a_list_and_some_models_know_labels_only(browser: Brows
                 assert file == link(server, viewer)
                 page.keyboard.press("Escape")
             draw(page, Guidance=2)
-            expect(trouble(page)).to_have_text("Guidance must be 1: this model was trained with labels only; it is 2.")
+            expect(trouble(page)).to_have_text(
+                "Guidance must be at most 1: this model was trained with labels only; it is 2."
+            )
 
 
 def test_progress_previews_and_times_are_seen_while_it_is_drawn(browser: Browser, local: FakeServer) -> None:
