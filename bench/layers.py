@@ -32,7 +32,7 @@ from model.backends.network import Network, denoiser
 from model.checkpoints.load import load
 from model.conditions import Conditions
 from model.description import ModelDescription
-from model.rows import Forward, Row
+from model.rows import Condition, Forward, Row
 from model.runner import SlotRunner
 from model.samplers import sample_table
 from service.build import BOX, probe_row
@@ -104,7 +104,9 @@ def row_of(model: ModelDescription, seed: int) -> Row:
 
 def warm_engine(stack: Stack) -> Engine:
     group = stack.model.group
-    engine = Engine({group: stack.runner()}, {group: probe_row(stack.model, group)}, Places(JOBS), Metrics())
+    engine = Engine(
+        {group: stack.runner()}, {group: probe_row(stack.model, group, Condition())}, Places(JOBS), Metrics()
+    )
     engine.start()
     engine.wait_loaded()
     return engine

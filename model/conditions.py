@@ -1,4 +1,4 @@
-"""What rows are given beside x: embeddings of timesteps and of conditions, and contexts. Kept on the device, each once."""
+"""What rows are given beside x, kept on the device, each once: embeddings of timesteps and conditions, and contexts."""
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -20,10 +20,11 @@ _BYTES = 32 * 2**20  # of a shelf, unless more is in use
 
 
 class Conditions:
-    """The embeddings and contexts of one network, for the runners of all groups on one device. One thread makes all calls.
+    """The embeddings and contexts of one network, for the runners of all groups on one device.
 
-    A timestep's embedding is computed when a pass first needs it, alone, so its bits do not depend on other rows. What a
-    condition gives is kept as long as a row holds the condition, and longer while there is room.
+    One thread makes all calls. A timestep's embedding is computed when a pass first needs it, alone, so its bits do not
+    depend on other rows. What a condition gives is kept as long as a row holds the condition, and longer while there is
+    room.
 
     Args:
         embedder: on the backends' device.

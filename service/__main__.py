@@ -27,6 +27,7 @@ from service.http.app import ByPort, create_app, create_metrics_app
 from service.http.connections import Connection
 from service.http.metrics import Metrics
 from service.plan.served import Served
+from service.slow import too_slow
 
 log = logging.getLogger("service")
 
@@ -134,7 +135,8 @@ def serve(when_ready: Callable[[str], None] = lambda _: None) -> NoReturn:
         url, *more = (_url(*listener.getsockname()[:2]) for listener in listeners)
         for metrics_url in more:
             log.info("metrics at %s/metrics", metrics_url)
-        threading.Thread(target=_announce, args=(engine, served, url, began, when_ready), daemon=True).start()
+        announced = engine, served, settings, url, began, when_ready
+        threading.Thread(target=_announce, args=announced, daemon=True).start()
         server = Server(app, engine, settings)
         for late in (signal.SIGINT, signal.SIGTERM):  # uvicorn restores these handlers, and then closes its loop
             signal.signal(late, server.handle_exit)
@@ -221,11 +223,20 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _announce(engine: Engine, served: Served, url: str, began: float, when_ready: Callable[[str], None]) -> None:
+def _announce(
+    engine: Engine,
+    served: Served,
+    settings: Settings,
+    url: str,
+    began: float,
+    when_ready: Callable[[str], None],
+) -> None:
     engine.wait_loaded()
-    if engine.status == "ready":
+    if engine.status == "ready" and engine.scheduler is not None:
         took = time.monotonic() - began
         log.info("ready at %s, serving %s on %s, %.1f s after the start", url, served.model.name, served.device, took)
+        if (warning := too_slow(engine.scheduler.machine, served, settings)) is not None:
+            log.warning("%s", warning)
         when_ready(url)
 
 

@@ -18,9 +18,10 @@ from model.checkpoints.load import load
 from model.conditions import Conditions
 from model.description import ModelDescription
 from model.noise import first_draw
-from model.rows import Group, Image, Row
+from model.rows import Condition, Group, Image, Row, Text, Tokenize
 from model.runner import SlotRunner
 from model.samplers import denoise_table
+from model.text import ClipEncoder, choose_text_encoder
 from model.vae import VAE, choose_vae
 from service import config
 from service.config import Settings, SettingsError
@@ -109,9 +110,10 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     embedder = checkpoint.network.embedder
     with starting(f"{model.name} cannot be made ready on {device}"):
         denoises = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
-        autoencoder = checkpoint.autoencoder
+        autoencoder, clip, tokenize = checkpoint.autoencoder, checkpoint.text_encoder, checkpoint.tokenizer
         vae_of = None if autoencoder is None else choose_vae(autoencoder, model, *how, settings.cache_dir)
-    del checkpoint, autoencoder  # the backends have the weights
+        texts = None if clip is None else choose_text_encoder(clip, model, device, threads, settings.cache_dir)
+    del checkpoint, autoencoder, clip  # the backends have the weights
 
     conditions: Conditions | None = None
     runners: dict[Group, SlotRunner] = {}
@@ -122,7 +124,8 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         with starting(f"{model.name} cannot be made ready for images of {group} on {device}"):
             shape = model.sample_shape_of(group)
             backend = backends[group] = denoises(shape)
-            conditions = conditions or Conditions(embedder, backend, model.no_label)
+            text_length = None if model.text is None else model.text.length
+            conditions = conditions or Conditions(embedder, backend, model.no_label, text_length)
             runners[group] = SlotRunner(backend, shape, conditions, slots=backend.widths[-1])
             if vae_of is not None:
                 vae = vaes[group] = vae_of(group, vae)
@@ -132,6 +135,9 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
             backend.prepare()
         for its_vae in vaes.values():
             its_vae.prepare()
+        if texts is not None:
+            texts.prepare()
+        condition = nothing(texts, tokenize)
 
     served = Served(
         model=model,
@@ -139,7 +145,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         fingerprint_parts=fingerprint_parts(
             model,
             groups[0],
-            computing(backends, vaes),
+            computing(backends, vaes, texts),
             host(),
             image_encoder(),
             recommended=model.recommended if is_recommended else None,
@@ -150,23 +156,39 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         first_draw=first_draw,
         groups=groups,
         preview=rough(vaes, model),
+        tokenize=tokenize,
         recipe_prompts=settings.recipe_prompts,
+        checks_images=check is not None,
     )
     metrics = Metrics()
     places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))
-    probes = {group: probe_row(model, group) for group in groups}
-    engine = Engine(runners, probes, places, metrics, vaes=vaes or None)
+    probes = {group: probe_row(model, group, condition) for group in groups}
+    of_images = None if check is None else checks.of_images(check, metrics.check_done)
+    engine = Engine(runners, probes, places, metrics, vaes=vaes or None, text_encoder=texts, check=of_images)
     return engine, served, metrics
 
 
-def computing(backends: Mapping[Group, Backend], vaes: Mapping[Group, VAE]) -> dict[str, str | int]:
-    """The fingerprints of all groups' backends and VAEs, by name. Later groups add only parts that differ."""
+def computing(
+    backends: Mapping[Group, Backend], vaes: Mapping[Group, VAE], texts: ClipEncoder | None
+) -> dict[str, str | int]:
+    """The fingerprints of all groups' backends and VAEs, and of the text encoder, by name.
+
+    Later groups add only parts that differ.
+    """
     found: dict[str, str | int] = {}
     for group, backend in backends.items():
         parts = {**backend.fingerprint, **(vaes[group].fingerprint if group in vaes else {})}
         own = {f"{name} {group}": value for name, value in parts.items() if found.get(name) != value}
         found |= own if found else parts
-    return found
+    return found if texts is None else {**found, **texts.fingerprint}
+
+
+def nothing(texts: ClipEncoder | None, tokenize: Tokenize | None) -> Condition:
+    """The condition of a row that asks for nothing: the empty prompt with its context, if the model has text."""
+    if texts is None or tokenize is None:
+        return Condition()
+    text = Text(tokenize("").ids)
+    return Condition(text=text, context=texts.encode(text))
 
 
 def recommend(wanted: Wanted | None, model: ModelDescription) -> ModelDescription:
@@ -203,10 +225,11 @@ def rough(vaes: Mapping[Group, VAE], model: ModelDescription) -> Callable[[Image
     return (lambda latents: previews[latents.shape](latents)) if previews else None
 
 
-def probe_row(model: ModelDescription, group: Group) -> Row:
+def probe_row(model: ModelDescription, group: Group, condition: Condition) -> Row:
     """A row of at most two steps that shows that the model works."""
     t = model.schedule.num_train_timesteps // 2
-    return Row(denoise_table(model.schedule, "ddim", t, min(2, max(1, t))), seed=0, group=group)
+    table = denoise_table(model.schedule, "ddim", t, min(2, max(1, t)))
+    return Row(table, seed=0, group=group, branches=(condition,))
 
 
 def choose_device(name: str) -> torch.device:

@@ -10,7 +10,6 @@
     │   └── UnsupportedCoding
     ├── Invalid
     ├── HeadTooLarge
-    ├── Refused
     ├── ComputationFailed
     ├── Unavailable           says after how many seconds to ask again
     │   ├── Loading

@@ -383,7 +383,7 @@ class FakeCheck:
     Attributes:
         seconds: of a call, on the clock.
         calls: the seed of the image of each started call.
-        refused: reasons, by seed.
+        refusing: seeds of images that are refused.
         failing, breaking: seeds of images for which a ServiceError is raised, or another error.
         during: is called inside each call, by its thread, with "check".
     """
@@ -393,7 +393,7 @@ class FakeCheck:
         self.clock = clock
         self._gate: Gate[int] = Gate()
         self.calls = self._gate.entered
-        self.refused: dict[int, str] = {}
+        self.refusing: set[int] = set()
         self.failing: set[int] = set()
         self.breaking: set[int] = set()
         self.during: Callable[[str], None] = lambda call: None
@@ -419,7 +419,7 @@ class FakeCheck:
             raise ComputationFailed("the check of an image failed")
         if seed in self.breaking:
             raise RuntimeError("this check breaks")
-        return self.refused.get(seed)
+        return f"image {seed} is not nice" if seed in self.refusing else None
 
 
 class FakeEncoding:
@@ -903,10 +903,16 @@ def warm_checked(
         yield s
 
 
-def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeVAE, fault: str) -> None:
-    """After a failed request, the probe decides whether the engine has failed."""
+def check_that_probes_tell(
+    s: Setting, faulty: FakeRunner | FakeVAE | FakeTextEncoder, fault: str, row: Row | None = None
+) -> None:
+    """After a failed request, the probe decides whether the engine has failed.
+
+    Args:
+        row: of the request; its seed or its token is 1.
+    """
     setattr(faulty, fault, {PROBE_SEED, 1})
-    assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
+    assert isinstance(error_of(s.submit(row or a_row(1))), ComputationFailed)
     assert s.engine.in_doubt
     assert status_of(s.engine) == "ready"
     assert isinstance(error_of(s.engine.probe()), ComputationFailed)
@@ -921,10 +927,16 @@ def check_that_probes_tell(s: Setting, faulty: FakeRunner | FakeVAE, fault: str)
     assert status_of(s.engine) == "ready"
 
 
-def check_that_it_gives_up(s: Setting, faulty: FakeRunner | FakeVAE, fault: str) -> None:
-    """The engine gives up after five failed probes in a row, if nothing succeeds in between."""
+def check_that_it_gives_up(
+    s: Setting, faulty: FakeRunner | FakeVAE | FakeTextEncoder, fault: str, row: Row | None = None
+) -> None:
+    """The engine gives up after five failed probes in a row, if nothing succeeds in between.
+
+    Args:
+        row: of a request that fails, too; its seed or its token is 1.
+    """
     setattr(faulty, fault, {PROBE_SEED, 1})
-    assert isinstance(error_of(s.submit(a_row(1))), ComputationFailed)
+    assert isinstance(error_of(s.submit(row or a_row(1))), ComputationFailed)
     for _ in range(5):
         assert isinstance(error_of(s.engine.probe()), ComputationFailed)
         assert s.engine.beyond_help is None

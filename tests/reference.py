@@ -13,6 +13,7 @@ DDPMScheduler: Any = diffusers.DDPMScheduler
 DPMSolverMultistepScheduler: Any = diffusers.DPMSolverMultistepScheduler
 EMAModel: Any = training_utils.EMAModel
 LDMPipeline: Any = diffusers.LDMPipeline
+UNet2DConditionModel: Any = diffusers.UNet2DConditionModel
 UNet2DModel: Any = diffusers.UNet2DModel
 VQModel: Any = diffusers.VQModel
 

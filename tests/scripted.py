@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 
 from service.engine.requests import Finished, Upload
-from service.errors import ComputationFailed, DeadlinePassed, Failed, Invalid, Unavailable
-from tests.engines import LONG, Diary, FakeEncoding, Setting, a_decoded, a_row, an_image, images_of, pixels
+from service.errors import ComputationFailed, DeadlinePassed, Failed, Invalid, Refused, Unavailable
+from tests.engines import LONG, Diary, FakeEncoding, Setting, a_decoded, a_row, a_text_row, an_image, images_of, pixels
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Submit:
         latent: whether the client wants latents, which are not decoded.
         answer: whether the answer is encoded, and its fate.
         uploaded: whether it has an upload, which is encoded first.
+        tokens: of the texts of all of its rows, which are encoded first; none for rows without texts.
     """
 
     rows: tuple[tuple[int, bool, str], ...]
@@ -31,6 +32,7 @@ class Submit:
     latent: bool = False
     answer: str = "none"
     uploaded: bool = False
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,16 @@ Script = list[tuple[str, list[Action]]]  # actions inside one of the engine's ca
 FATES = ("good", "good", "good", "good", "refused", "breaking", "poisoned")
 ANSWERS = ("good", "good", "whole at the end", "breaks")
 DECODED_FATES = ("breaks when decoded", "is NaN when decoded")
+TEXT_FATES = {"breaks": 90, "is NaN": 91}  # tokens
+CHECK_FATES = ("is refused", "breaks when checked", "fails when checked")
 
 
-def scripts(calls: Sequence[str], fates: Sequence[str], latents: bool = False) -> st.SearchStrategy[Script]:
+def scripts(
+    calls: Sequence[str], fates: Sequence[str], latents: bool = False, texts: bool = False
+) -> st.SearchStrategy[Script]:
+    """Scripts. With `texts`, rows have texts, and their images are checked."""
+    fates = (*fates, *CHECK_FATES) if texts else fates
+    tokens = st.lists(st.sampled_from((1, 2, 3, 4, 5, 6, *TEXT_FATES.values())), min_size=1, max_size=3, unique=True)
     submissions = st.builds(
         Submit,
         st.lists(
@@ -67,6 +76,7 @@ def scripts(calls: Sequence[str], fates: Sequence[str], latents: bool = False) -
         st.booleans() if latents else st.just(False),
         st.sampled_from(("none", *ANSWERS)),
         st.booleans() if latents else st.just(False),
+        tokens.map(tuple) if texts else st.just(()),
     )
     actions = st.one_of(
         submissions, submissions, st.integers(0, 99).map(Cancel), st.sampled_from((0.1, 2.0, 16.0)).map(Wait)
@@ -90,6 +100,9 @@ class Client:
         }
         if s.decoder is not None:
             self.fated |= dict(zip(DECODED_FATES, (s.decoder.breaking, s.decoder.poisoned), strict=True))
+        if s.image_check is not None:
+            check = s.image_check
+            self.fated |= dict(zip(CHECK_FATES, (check.refusing, check.breaking, check.failing), strict=True))
 
     def play(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -108,6 +121,8 @@ class Client:
         rows = []
         for seed, (steps, guided, fate) in zip(mine, action.rows, strict=True):
             row = a_row(seed, steps, guided, action.latent)
+            if action.tokens:
+                row = a_text_row(seed, *action.tokens, steps=steps, latent=action.latent)
             rows.append(row if steps else replace(row, start=pixels(seed, 0)))
             self.fated[fate].add(seed)
         encoding = None if action.answer == "none" else FakeEncoding(*((0, 1) if "whole" in action.answer else (1, 0)))
@@ -132,6 +147,7 @@ class Client:
             # Rows without steps meet no runner, and rows of an upload meet the VAE too.
             fates = {fate for steps, _, fate in submitted.rows if steps or fate in ("good", *DECODED_FATES)}
             is_good = fates <= harmless and submitted.answer != "breaks"
+            is_good = is_good and not set(submitted.tokens) & set(TEXT_FATES.values())
             if submitted.uploaded and submitted.rows[0][2] in DECODED_FATES:
                 is_good = False
             if job.cancelled():
@@ -145,6 +161,9 @@ class Client:
             elif isinstance(error, DeadlinePassed):
                 ends["timeout"] += 1
                 assert submitted.timeout_s < LONG
+            elif isinstance(error, Refused):
+                ends["refused"] += 1
+                assert "is refused" in fates
             else:
                 ends["failed"] += 1
                 assert isinstance(error, Failed) or (isinstance(error, ComputationFailed) and not is_good)

@@ -44,9 +44,10 @@ def parts(thing: object) -> Iterator[object]:
         yield from (member for member in members if ours(member))
 
 
-@pytest.mark.parametrize("decode_seconds", [None, {1: 1.0}], ids=["images", "latents"])
-def test_no_object_of_an_idle_engine_leads_back_to_itself(decode_seconds: dict[int, float] | None) -> None:
-    setting = a_setting(FakeRunner({1: 1.0}), decode_seconds=decode_seconds)
+@pytest.mark.parametrize("all_stages", [False, True])
+def test_no_object_of_an_idle_engine_leads_back_to_itself(all_stages: bool) -> None:
+    more = {"decode_seconds": {1: 1.0}, "text_seconds": 1.0, "check_seconds": 1.0} if all_stages else {}
+    setting = a_setting(FakeRunner({1: 1.0}), **more)  # type: ignore[arg-type]
     operations = Operations(setting.engine, SERVED, Settings(), Metrics())
     seen: set[str] = set()
 
@@ -59,5 +60,5 @@ def test_no_object_of_an_idle_engine_leads_back_to_itself(decode_seconds: dict[i
 
     visit(operations, [])
     assert {"Engine", "Queue", "Health", "Denoising", "Stage", "Answer", "Metrics"} <= seen
-    for stage in ("Encode", "Decode"):
-        assert (stage in seen) is (decode_seconds is not None)
+    for stage in ("Encode", "Decode", "Check"):
+        assert (stage in seen) is all_stages

@@ -26,6 +26,7 @@ from starlette.testclient import TestClient
 from model.backends.backend import host
 from model.backends.openvino import computes_bfloat16
 from model.noise import first_draw
+from model.rows import Condition
 from service.build import probe_row
 from service.config import Settings
 from service.engine.engine import Engine
@@ -413,7 +414,9 @@ def broken_promise() -> Iterator[TestClient]:
     )
     runner = runner_on(backend, MODEL.image_shape, 4, MixesRows())
     metrics = Metrics()
-    engine = Engine({MODEL.group: runner}, {MODEL.group: probe_row(MODEL, MODEL.group)}, Places(4), metrics)
+    engine = Engine(
+        {MODEL.group: runner}, {MODEL.group: probe_row(MODEL, MODEL.group, Condition())}, Places(4), metrics
+    )
     with TestClient(create_app(engine, served, Settings(), metrics)) as client:
         assert engine.wait_loaded(PATIENCE)
         yield client

@@ -5,6 +5,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,14 +17,18 @@ from torch import nn
 from model.backends import conversion, footprint, openvino
 from model.backends.backend import Backend, Precision
 from model.backends.choose import Choice, Kind, choose, default_width
+from model.backends.cuda import CudaPrecision
 from model.backends.network import Shapes, decoder, denoiser
 from model.backends.openvino import OpenVINOBackend
 from model.backends.torch_cpu import TorchCPUBackend
 from model.conditions import Conditions
+from model.description import TextDescription
+from model.nets.clip import CLIPText, CLIPTextConfig
 from model.rows import Condition
+from model.text import choose_text_encoder
 from model.vae import choose_vae
 from tests.autoencoders import latent_description, random_images, small_autoencoder
-from tests.trajectories import CPU, description_of, inputs_of, small_network
+from tests.trajectories import CPU, description_of, inputs_of, small_network, small_text_network
 
 SHAPE = (3, 4, 4)
 DESCRIPTION = description_of(small_network(), SHAPE)
@@ -107,18 +112,16 @@ def test_torch_computes_bfloat16_without_instructions_for_it(
     assert warnings(caplog) == ["this processor has no instructions for bfloat16, so torch computes it, slowly"]
 
 
-@pytest.mark.parametrize(
-    ("precision", "expected"),
-    [("auto", ["bfloat16", "float32", "bfloat16"]), ("bfloat16", ["bfloat16"] * 3), ("float32", ["float32"] * 3)],
-)
-def test_each_gpu_decides_of_its_own_bfloat16(
-    precision: Precision | Literal["auto"], expected: list[Precision], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An old GPU beside new ones: the first GPU's capability was used for all."""
-    capabilities = {0: (8, 0), 1: (7, 5), 2: (9, 0)}
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+CAPABILITIES = [(8, 0), (7, 5), (9, 0), (6, 1), (7, 0)]  # of GPUs, by index
+GPUS = [torch.device("cuda", index) for index in range(len(CAPABILITIES))]
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[CudaPrecision]:
+    """The precisions of backends on GPUs that are not there."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: CAPABILITIES[device.index])
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)  # the current GPU's
-    built: list[tuple[int, Precision]] = []
+    built: list[CudaPrecision] = []
 
     class Built(TorchCPUBackend):
         """Replaces CudaBackend on a machine without a GPU."""
@@ -128,17 +131,67 @@ def test_each_gpu_decides_of_its_own_bfloat16(
             network: nn.Module,
             shapes: Shapes,
             device: torch.device,
-            precision: Precision,
+            precision: CudaPrecision,
             max_batch: int,
         ) -> None:
-            super().__init__(network, shapes, precision, max_batch)
-            built.append((device.index, precision))
+            super().__init__(network, shapes, "float32", max_batch)
+            built.append(precision)
 
     monkeypatch.setattr("model.backends.choose.CudaBackend", Built)
-    for index in capabilities:
-        device = torch.device("cuda", index)
+    return built
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("auto", ["bfloat16", "float32", "bfloat16", "float32", "float32"]),
+        ("bfloat16", ["bfloat16"] * 5),
+        ("float32", ["float32"] * 5),
+    ],
+)
+def test_each_gpu_decides_of_its_own_bfloat16(
+    precision: Choice, expected: list[CudaPrecision], built: list[CudaPrecision]
+) -> None:
+    """An old GPU beside new ones: the first GPU's capability was used for all."""
+    for device in GPUS:
         choose(denoiser(small_network(), DESCRIPTION), device, precision, threads=1, max_batch=1, cache_dir=None)(SHAPE)
-    assert built == list(enumerate(expected))
+    assert built == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("auto", ["bfloat16", "float16", "bfloat16", "float32", "float16"]),
+        ("bfloat16", ["bfloat16"] * 5),
+        ("float32", ["float32"] * 5),
+    ],
+)
+def test_a_network_with_text_is_float16_where_a_gpu_has_no_bfloat16(
+    precision: Choice, expected: list[CudaPrecision], built: list[CudaPrecision]
+) -> None:
+    for device in GPUS:
+        network = small_text_network()
+        declared = denoiser(network, description_of(network, (4, 8, 8)))
+        choose(declared, device, precision, threads=1, max_batch=1, cache_dir=None)((4, 8, 8))
+    assert built == expected
+
+
+def test_an_autoencoder_is_never_float16(built: list[CudaPrecision], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its values can pass 65,504, the end of float16: images would be black."""
+    monkeypatch.setattr("model.vae.own_stream", lambda device: nullcontext)
+    autoencoder = small_autoencoder("kl")
+    model = replace(latent_description(autoencoder, (3, 8, 8)), text=TextDescription(7, 4, 0))
+    for device in GPUS:
+        choose_vae(autoencoder, model, device, "auto", 1, None)(model.group, None)
+    assert built == [each for each in ("bfloat16", "float32", "bfloat16", "float32", "float32") for _ in range(2)]
+
+
+def test_a_text_encoder_is_float32_on_every_gpu(built: list[CudaPrecision]) -> None:
+    config = CLIPTextConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    model = replace(DESCRIPTION, text=TextDescription(7, 1, 0))
+    for device in GPUS:
+        choose_text_encoder(CLIPText(config), model, device, 1, None)
+    assert built == ["float32"] * 5
 
 
 def test_converted_models_are_kept_in_the_cache(tmp_path: Path) -> None:
@@ -191,9 +244,22 @@ def test_passes_of_large_networks_are_narrow_by_default() -> None:
     def widths(kind: Kind) -> list[int]:
         return [default_width(network, shape, kind) for network, shape in zip(networks, shapes, strict=True)]
 
-    assert widths("cuda") == [32] * 4
+    assert widths("cuda") == [32, 32, 32, 3]
     assert widths("openvino") == [16, 8, 4, 1]
     assert widths("torch_cpu") == [8, 8, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "side", "width"),
+    [(859_520_964, 64, 2), (323_384_964, 64, 6), (865_910_724, 96, 2), (859_520_964, 32, 9), (2_567_463_684, 128, 2)],
+    ids=["Stable Diffusion 1", "tiny-sd", "Stable Diffusion 2, 768x768", "Stable Diffusion 1, 256x256", "SDXL"],
+)
+def test_a_pass_of_stable_diffusion_has_few_rows(parameters: int, side: int, width: int) -> None:
+    """32 rows of Stable Diffusion 1 are 26 TFLOP, and a lone image on a GPU would wait for all of them."""
+    network = small_text_network()
+    model = replace(description_of(network, (4, 8, 8)), num_parameters=parameters)
+    kinds: tuple[Kind, ...] = ("cuda", "openvino", "torch_cpu")
+    assert [default_width(denoiser(network, model), (4, side, side), kind) for kind in kinds] == [width, 1, 1]
 
 
 def test_what_pads_decodes_few_images_at_once_by_default() -> None:
@@ -202,6 +268,8 @@ def test_what_pads_decodes_few_images_at_once_by_default() -> None:
     half = decoder(autoencoder, latent_description(autoencoder, (3, 8, 8)))
     small, large = (half.inputs["x"][0], 4, 4), (half.inputs["x"][0], 1024, 1024)
     assert [default_width(half, shape, "cuda") for shape in (small, large)] == [4, 4]
+    of_stable_diffusion = replace(half, work_per_value=49_490_199 * 8**2 / 4)
+    assert default_width(of_stable_diffusion, (4, 64, 64), "cuda") == 1
     assert [default_width(half, shape, "torch_cpu") for shape in (small, large)] == [1, 1]
     assert [default_width(half, shape, "openvino") for shape in (small, large)] == [16, 1]
 
@@ -227,6 +295,29 @@ def test_backends_of_several_sizes_compute_what_torch_computes(
         bound = 1e-5 if backend.fingerprint["precision"] == "float32" else 0.05
         assert (out - expected).abs().max() <= bound * expected.abs().max()
     assert len(list(tmp_path.glob("openvino/*"))) == (1 if library == "openvino" else 0)  # one conversion for all
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+@pytest.mark.parametrize("library", ["openvino", "torch"])
+def test_one_network_with_text_computes_any_size_of_latents(
+    library: str, precision: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is converted at an even size. The way up must follow the odd sizes of the way down."""
+    if library == "torch":
+        monkeypatch.setitem(sys.modules, "openvino", None)
+    network = small_text_network()
+    make = choose(denoiser(network, description_of(network, (4, 8, 8))), CPU, precision, 1, 3, None)
+    for size in ((8, 8), (9, 13), (5, 6)):
+        x = torch.randn((3, 4, *size), generator=torch.Generator().manual_seed(0))
+        given = inputs_of(small_text_network(), x, torch.tensor([3.0, 500.5, 990.0]), torch.zeros(3))
+        with torch.inference_mode():
+            expected = small_text_network().denoise(**given)
+        backend = make((4, *size))
+        out = backend.start(given)().clone()
+        bound = 1e-5 if backend.fingerprint["precision"] == "float32" else 0.05
+        assert (out - expected).abs().max() <= bound * expected.abs().max()
+        for i in range(3):
+            assert torch.equal(backend.start({name: values[i, None] for name, values in given.items()})()[0], out[i])
 
 
 @pytest.mark.parametrize("library", ["openvino", "torch"])

@@ -1,8 +1,10 @@
-"""Embeddings of timesteps and conditions: computed alone, kept once, in bounded memory."""
+"""Embeddings of timesteps and conditions, and contexts: computed alone, kept once, in bounded memory."""
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +14,7 @@ from torch import Tensor
 from model.conditions import Conditions, Shelf
 from model.nets.embedder import Embedder
 from model.nets.unet2d import UNet2D, UNet2DConfig
-from model.rows import Condition, Forward, Group, Row
+from model.rows import Condition, Forward, Group, Row, Text
 from model.samplers import sample_table
 from model.schedule import Schedule
 from tests.networks import fill
@@ -40,8 +42,8 @@ class Nothing:
         raise AssertionError("nothing runs here")
 
 
-def conditions_of(embedder: Embedder, no_label: int | None = 5) -> Conditions:
-    return Conditions(embedder, Nothing(), no_label)
+def conditions_of(embedder: Embedder, no_label: int | None = 5, text_length: int | None = None) -> Conditions:
+    return Conditions(embedder, Nothing(), no_label, text_length)
 
 
 def emb(conditions: Conditions, timesteps: list[float], told: list[Condition]) -> Tensor:
@@ -119,29 +121,31 @@ def test_a_condition_that_cannot_be_embedded_is_not_held() -> None:
 )
 def test_a_shelf_is_bounded_and_keeps_what_is_in_use(most: int, asked: list[tuple[int, bool, bool]]) -> None:
     """Each ask puts a key if it is not there, and then holds it or lets it go."""
-    shelf = Shelf[int](1, CPU, most)
+    shelf = Shelf[int]({"one": (1,), "two": (2, 2)}, CPU, most)
     in_use: set[int] = set()
     peak = 0  # of vectors in use; the shelf never shrinks
     for key, hold, renew in asked:
         if shelf.find(key) is None:
-            shelf.put(key, torch.tensor([float(key)]), in_use)
+            shelf.put(key, {"one": torch.full((1,), float(key)), "two": torch.full((2, 2), -float(key))}, in_use)
         (in_use.add if hold else in_use.discard)(key)
         if renew:
             shelf.renew(key)
         for used in {key, *in_use}:
             index = shelf.find(used)
             assert index is not None
-            assert shelf.values[index].item() == used
+            assert shelf.values["one"][index].tolist() == [used]
+            assert shelf.values["two"][index].tolist() == [[-used] * 2] * 2
         peak = max(peak, len(in_use))
-        assert len(shelf) <= len(shelf.values) <= max(most, 2 * (peak + 1))
+        assert {len(values) for values in shelf.values.values()} == {shelf.places}
+        assert len(shelf) <= shelf.places <= max(most, 2 * (peak + 1))
 
 
 def test_the_vector_that_was_renewed_least_recently_makes_room() -> None:
-    shelf = Shelf[str](1, CPU, most=3)
+    shelf, given = Shelf[str]({"one": (1,)}, CPU, most=3), {"one": torch.zeros(1)}
     for key in "abc":
-        shelf.put(key, torch.zeros(1), set())
+        shelf.put(key, given, set())
     shelf.renew("a")
-    shelf.put("d", torch.zeros(1), {"b"})  # b is the oldest, but in use
+    shelf.put("d", given, {"b"})  # b is the oldest, but in use
     assert [key for key in "abcd" if shelf.find(key) is not None] == ["a", "b", "d"]
 
 
@@ -157,6 +161,103 @@ def test_a_conditions_place_is_free_once_no_row_holds_it() -> None:
         [index] = conditions.hold([Condition(label)])
         assert index < 64
         conditions.drop([Condition(label)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "places"), [((512,), 64), ((77, 768), 4), ((77, 1024), 3), ((77, 2048), 1), ((2**20,), 1)]
+)
+def test_a_new_shelf_takes_no_more_than_a_mebibyte_or_one_place(shape: tuple[int, ...], places: int) -> None:
+    assert len(Shelf[int]({"one": shape}, CPU).values["one"]) == places
+
+
+# Contexts.
+
+TOKENS = 3
+
+
+def text_embedder(of_text: Callable[[Tensor], Tensor] | None = None, labels: bool = False) -> Embedder:
+    of_label = (lambda labels: labels.float()[:, None].expand(-1, 4)) if labels else None
+    return Embedder(4, lambda t: t[:, None].expand(-1, 4), of_label, context_dim=2, of_text=of_text)
+
+
+def a_prompt(number: int, label: int | None = None) -> Condition:
+    return Condition(label, Text((number,)), np.full((TOKENS, 2), number, np.float32))
+
+
+def contexts(conditions: Conditions, told: list[Condition]) -> list[float]:
+    """The contexts of a pass's rows, each by its first number."""
+    held = conditions.hold(told)
+    inputs, _ = conditions.inputs(torch.tensor(conditions.times([1.0] * len(told))), torch.tensor(held))
+    conditions.drop(told)
+    assert inputs["context"].shape == (len(told), TOKENS, 2)
+    return inputs["context"][:, 0, 0].tolist()
+
+
+@examples(50)
+@given(st.lists(st.lists(st.integers(0, 400), min_size=1, max_size=6), min_size=1, max_size=20))
+def test_each_row_is_given_its_own_context(passes: list[list[int]]) -> None:
+    conditions = conditions_of(text_embedder(), None, TOKENS)
+    for numbers in passes:
+        assert contexts(conditions, [a_prompt(number) for number in numbers]) == numbers
+
+
+def test_a_context_of_a_row_in_flight_stays_whatever_others_bring() -> None:
+    """Many more prompts than the device keeps of this size."""
+    wide = 2**17
+    embedder = Embedder(4, lambda t: t[:, None].expand(-1, 4), context_dim=wide)
+    conditions = conditions_of(embedder, None, 1)
+
+    def a_wide_prompt(number: int) -> Condition:
+        return Condition(None, Text((number,)), np.full((1, wide), number, np.float32))
+
+    [first] = conditions.hold([a_wide_prompt(7)])
+    for number in range(100, 200):
+        conditions.drop([a_wide_prompt(number)] if conditions.hold([a_wide_prompt(number)]) else [])
+    inputs, _ = conditions.inputs(torch.tensor(conditions.times([1.0])), torch.tensor([first]))
+    assert inputs["context"][0, 0, :2].tolist() == [7.0, 7.0]
+
+
+def test_what_a_network_makes_of_a_context_is_made_once_a_prompt() -> None:
+    told: list[float] = []
+
+    def of_text(context: Tensor) -> Tensor:
+        assert context.shape == (1, TOKENS, 2)
+        told.append(context[0, 0, 0].item())
+        return 10 * context
+
+    conditions = conditions_of(text_embedder(of_text), None, TOKENS)
+    for _ in range(3):
+        assert contexts(conditions, [a_prompt(1), a_prompt(2), a_prompt(1)]) == [10, 20, 10]
+    assert told == [1, 2]
+
+
+def test_a_network_with_labels_and_text_is_given_both() -> None:
+    conditions = conditions_of(text_embedder(labels=True), 9, TOKENS)
+    told = [a_prompt(1, 5), a_prompt(1), a_prompt(2, 5)]
+    assert contexts(conditions, told) == [1, 1, 2]
+    assert emb(conditions, [100.0] * 3, told)[:, 0].tolist() == [105, 109, 105]
+
+
+def test_a_row_without_its_context_is_not_held() -> None:
+    conditions = conditions_of(text_embedder(), None, TOKENS)
+    with pytest.raises(ValueError, match="no context"):
+        conditions.hold([a_prompt(1), Condition(text=Text((2,)))])
+    with pytest.raises(KeyError):
+        conditions.drop([a_prompt(1)])
+
+
+def test_the_hosts_contexts_are_let_go() -> None:
+    conditions, prompt = conditions_of(text_embedder(), None, TOKENS), a_prompt(1)
+    conditions.hold([prompt])
+    context = weakref.ref(prompt.context)
+    del prompt
+    assert context() is None
+
+
+def test_a_network_without_text_is_given_no_context() -> None:
+    conditions = conditions_of(Embedder(4, lambda t: t[:, None].expand(-1, 4)), None)
+    inputs, _ = conditions.inputs(torch.tensor(conditions.times([1.0])), torch.tensor(conditions.hold([Condition()])))
+    assert inputs.keys() == {"emb"}
 
 
 # The network's output divided by the timestep.

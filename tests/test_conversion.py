@@ -156,6 +156,13 @@ def test_another_program_is_another_entry(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(entries(tmp_path)) == 2
 
 
+def test_the_code_of_every_layer_counts() -> None:
+    """A new version of a layer must not find the model of the old one. The other two hold no layer."""
+    names = {Path(source).name for source in conversion._SOURCES if Path(source).parent.name == "nets"}
+    written = {path.name for path in (ROOT / "model" / "nets").glob("*.py")}
+    assert written - names == {"__init__.py", "embedder.py", "unets.py"}
+
+
 @pytest.mark.parametrize("version", ["ov", "torch"])
 def test_another_library_is_another_entry(filled: Path, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getattr(conversion, version), "__version__", "another")

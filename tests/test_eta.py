@@ -312,28 +312,49 @@ def test_jobs_of_other_groups_ahead_count_and_share_no_pass() -> None:
         assert forecast == pytest.approx(ticket.done, rel=0.1)
 
 
-@given(rising_tables, st.integers(1, 8), st.integers(0, 8), st.integers(0, 20), st.integers(0, 100))
-def test_a_lone_job_takes_its_passes_and_its_answer(
-    table: dict[int, float], images: int, steps: int, of_image: int, of_whole: int
+@given(
+    rising_tables,
+    st.integers(1, 8),
+    st.integers(1, 8),
+    st.integers(0, 20),
+    st.integers(0, 100),
+    st.none() | st.floats(0.01, 3.0),
+    st.integers(0, 2),
+)
+def test_a_lone_job_takes_its_texts_its_passes_its_checks_and_its_answer(
+    table: dict[int, float], images: int, steps: int, of_image: int, of_whole: int, check: float | None, texts: int
 ) -> None:
-    machine = machine_of(table, answer=PerValue(0.1, 0.05))
+    """Images are checked, and encoded for the answer, beside each other."""
+    machine = machine_of(table, answer=PerValue(0.1, 0.05), check=check, text=0.7)
     assume(images <= machine.passes[ONE].width)
     line = Line(machine, promises=False)
-    ticket = line.came(Arrival(0.0, alike(images, steps), values=(of_image, of_whole)))
+    ticket = line.came(Arrival(0.0, alike(images, steps), texts=texts, values=(of_image, of_whole)))
     forecast = expected(line, ticket)
     line.play([])
     assert forecast == pytest.approx(ticket.done)
 
 
 def test_all_stages_of_a_job_count() -> None:
-    machine = machine_of(ONE_ROW, decode=DECODE, encode=3.0, answer=PerValue(0.5, 0.0))
+    machine = machine_of(ONE_ROW, decode=DECODE, encode=3.0, answer=PerValue(0.5, 0.0), text=0.25, check=0.5)
     line = Line(machine, promises=False)
-    ticket = line.came(Arrival(0.0, alike(1, 5), upload=True, values=(2, 4)))
-    later = line.came(Arrival(0.0, alike(1, 7), upload=True, decoded=False))
-    assert expected(line, ticket) == pytest.approx(2 * 3.0 + 5 + 1 + 1 + 2)  # both uploads
-    assert expected(line, later) == pytest.approx(2 * 3.0 + 5 + 1 + 7)
+    ticket = line.came(Arrival(0.0, alike(1, 5), texts=2, upload=True, values=(2, 4)))
+    later = line.came(Arrival(0.0, alike(1, 7), texts=1, upload=True, decoded=False, checked=False))
+    encodes = 2 * 3.0 + 3 * 0.25  # of both
+    assert expected(line, ticket) == pytest.approx(encodes + 5 + 1 + 0.5 + 1 + 2)
+    assert expected(line, later) == pytest.approx(encodes + 5 + 1 + 7)
     line.play([])
-    assert ticket.done == pytest.approx(3.0 + 5 + 1 + 1 + 2)
+    assert ticket.done == pytest.approx(2 * 0.25 + 3.0 + 5 + 1 + 0.5 + 1 + 2)
+
+
+def test_images_that_wait_for_their_check_count() -> None:
+    line = Line(machine_of(ONE_ROW, check=10.0), promises=False)
+    first, second = (line.came(Arrival(0.0, alike(1, steps))) for steps in (1, 2))
+    assert expected(line, first) == pytest.approx(1 + 10)
+    assert expected(line, second) == pytest.approx(1 + 10 + 10)  # its image is finished at 3
+    for _ in range(3):
+        line.begin()
+        line.end()
+    assert expected(line, first) == expected(line, second) == pytest.approx(20)
 
 
 def test_an_answer_that_waits_for_another_is_expected_after_that() -> None:

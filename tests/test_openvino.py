@@ -33,7 +33,7 @@ from tests.test_runner import (  # noqa: F401
     test_rows_of_a_crowd_have_their_own_bytes_at_every_step,
     test_twins_are_equal_and_other_seeds_are_not,
 )
-from tests.trajectories import Model, description_of, inputs_of, shapes_of, small_network
+from tests.trajectories import Model, description_of, inputs_of, shapes_of, small_network, small_text_network
 
 MAX_BATCH = 6
 
@@ -125,6 +125,10 @@ def precision(request: pytest.FixtureRequest) -> Precision:
 
 def unet(image_channels: int, model_channels: int, multipliers: tuple[int, ...], **extras: Any) -> Callable[[], Model]:
     return lambda: DiffusionUNet(image_channels, model_channels, multipliers, **extras)
+
+
+def with_text(**fields: Any) -> Callable[[], Model]:
+    return lambda: small_text_network(**fields)
 
 
 def unet_2d(**fields: Any) -> Callable[[], Model]:
@@ -241,6 +245,34 @@ NETWORKS: dict[str, tuple[Callable[[], Model], tuple[int, int, int], int, int, i
         999,
         1,
     ),
+    "text: odd sizes, three levels, padding 0, labels, heads that leave channels over, no self-attention": (
+        with_text(
+            block_out_channels=(8, 12, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
+            downsample_padding=0,
+            attention_head_dim=(3, 5, 3),
+            only_cross_attention=(True, False, True),
+            num_class_embeds=4,
+        ),
+        (4, 9, 13),
+        0,
+        999,
+        4,
+    ),
+    "text: linear projections, no middle, a second activation, deep transformers": (
+        with_text(
+            use_linear_projection=True,
+            mid_block_type=None,
+            time_embedding_act_fn="gelu",
+            act_fn="mish",
+            transformer_layers_per_block=(2, 1),
+        ),
+        (4, 6, 4),
+        0,
+        999,
+        1,
+    ),
 }
 
 
@@ -255,14 +287,16 @@ def test_computes_what_torch_computes(
     model = at_size(made.model, shapes_of(network, image_shape))
     kinds = [node.get_type_name() for node in model.get_ops()]
     assert "GroupNormalization" not in kinds
-    assert kinds.count("MVN") == sum(isinstance(module, nn.GroupNorm) for module in network.modules())
+    norms = nn.GroupNorm | nn.LayerNorm
+    assert kinds.count("MVN") == sum(isinstance(module, norms) for module in network.modules())
 
     x = torch.randn((3, *image_shape), generator=torch.Generator().manual_seed(3))
     timesteps = torch.tensor([first, last, (first + last) // 2])
     told = torch.tensor([labels - 1, 0, min(1, labels - 1)])
     with torch.inference_mode():
-        expected = network(x, timesteps, told)
         given = inputs_of(network, x, timesteps, told)
+        context = [given["context"]] if "context" in given else []
+        expected = network(x, timesteps, *context, told)
     divisor = timesteps.view(-1, 1, 1, 1) if network.embedder.divides_output else 1
     backend = backend_of(made, image_shape)
     for out in (run(backend, given) / divisor, rows_alone(backend, given) / divisor):
@@ -313,6 +347,21 @@ def test_a_row_has_the_same_bits_in_every_pass(small: Converted, precision: Prec
                 chosen = random.sample(range(2 * MAX_BATCH), rows)
                 assert torch.equal(run(backend, some(given, chosen)), alone[chosen])
         assert backend.sizes == sizes
+
+
+def test_a_row_with_text_has_the_same_bits_in_every_pass(precision: Precision) -> None:
+    """Its neighbours have other contexts."""
+    network, shape = small_text_network(layers_per_block=2, transformer_layers_per_block=2), (4, 8, 12)
+    given = inputs(4, network, shape)
+    made = converted(network, shape)
+    for threads in (1, 2):
+        backend = backend_of(made, shape, precision, threads)
+        alone = rows_alone(backend, given)
+        swapped = run(backend, {**given, "context": given["context"].roll(1, 0)})
+        assert all((alone[i] - swapped[i]).abs().max() > 1e-3 for i in range(4))  # a context changes its row
+        for which in ([0, 1], [3, 2], [0, 1, 2, 3], [2, 0, 3], [1, 1, 1, 0]):
+            assert torch.equal(run(backend, some(given, which)), alone[which])
+        assert backend.sizes == [1, 2, 4]
 
 
 def test_no_bit_depends_on_the_number_of_threads(precision: Precision) -> None:

@@ -329,19 +329,21 @@ def holds(crowd: Crowd, job: Job, promise: float) -> bool:
 
 @st.composite
 def same_decoding(draw: st.DrawFn) -> Machine:
-    """Batches cost the same in all groups, so that no job blocks another for longer."""
+    """Batches, and checks, cost the same in all groups, so that no job blocks another for longer."""
     tables = draw(st.lists(cost_tables, min_size=1, max_size=3))
-    return machine_of(*tables, decode=draw(cost_tables))
+    return machine_of(*tables, decode=draw(cost_tables), check=draw(st.floats(0.01, 2.0)))
 
 
 @examples(200)
 @given(st.data(), same_decoding(), st.floats(0.0, 300.0))
-def test_no_earlier_promise_could_be_kept_where_images_are_decoded(
+def test_no_earlier_promise_could_be_kept_where_images_are_decoded_and_checked(
     data: st.DataObject, machine: Machine, wanted: float
 ) -> None:
     """Compares with a search over all places in line, for both plans."""
     bounds, crowd = Told(machine), Crowd(machine)
-    stages = st.booleans().map(lambda decoded: StageWork(decoded=decoded))
+    stages = st.builds(
+        lambda decoded, checked: StageWork(decoded=decoded, checked=checked), st.booleans(), st.booleans()
+    )
     jobs = st.builds(
         lambda images, work, group: job_of(images, machine, work, group),
         any_images,
@@ -355,7 +357,7 @@ def test_no_earlier_promise_could_be_kept_where_images_are_decoded(
     candidates = {wanted, *(other.promise for other in crowd.line)}
     for place in range(len(crowd.line) + 1):
         ahead = crowd.line[:place]
-        after = START + bounds.decoded(job, ahead)
+        after = START + bounds.decoded(job, ahead) + bounds.checked(job, ahead)
         candidates.add(after + bounds.alone(job.seconds + sum(other.seconds for other in ahead)))
         candidates.add(after + bounds.together(job, ahead))
     possible = [promise for promise in candidates if promise >= wanted and holds(crowd, job, promise)]
@@ -446,6 +448,38 @@ def test_a_piece_that_would_break_a_promise_is_not_promised_at_all_and_a_smaller
     assert earliest(short, crowd.line, machine, START, START + 500.0) == START + 500.0
 
 
+def test_a_check_that_would_break_a_promise_is_not_promised_at_all_and_a_shorter_one_is() -> None:
+    """The first job has 3 s to spare. A check of another group's image may be under way when its image is finished."""
+    machine = machine_of({1: 0.8}, {1: 0.8})
+    machine = Machine(
+        machine.passes, check={group: Costs({1: 0.4 * n}) for group, n in zip(GROUPS, (1, 4), strict=False)}
+    )
+    crowd = Crowd(machine)
+    first = job_of(alike(1, 5), machine, StageWork(checked=True))
+    crowd.add(first, earliest(first, [], machine, START, START + 9.0))
+    slow = job_of(alike(1, 50), machine, StageWork(checked=True), GROUPS[1])
+    assert earliest(slow, crowd.line, machine, START, START + 500.0) == inf
+    same = job_of(alike(1, 50), machine, StageWork(checked=True))
+    assert earliest(same, crowd.line, machine, START, START + 500.0) == START + 500.0
+
+
+@pytest.mark.parametrize(("texts", "upload"), [(1, False), (3, False), (0, True), (2, True)])
+def test_a_promise_has_all_that_is_encoded_first_and_what_is_ahead_of_it(texts: int, upload: bool) -> None:
+    machine = machine_of({1: 0.8}, encode=2.0, text=0.5)
+    plain, job = job_of(alike(1, 5), machine), job_of(alike(1, 5), machine, StageWork(texts, upload))
+    encode_s = (0.5 * texts + 2.0 * upload) * SHARED * (1 + MARGIN)
+    waits = earliest(job, [], machine, START, 0.0) - earliest(plain, [], machine, START, 0.0)
+    assert waits == pytest.approx(encode_s + 1.0)  # a pass may be under way when its rows may run
+    crowd = Crowd(machine)
+    ahead = job_of(alike(1, 1), machine, StageWork(texts=1))
+    crowd.take(ahead, 0.0)
+    ahead.text_encoded()
+    crowd.take(job_of(alike(1, 1), machine, StageWork(texts=1)), 0.0)
+    behind = earliest(job, crowd.line, machine, START, START + 100.0)
+    assert behind == START + 100.0
+    assert job.free_by == pytest.approx(START + 0.5 * SHARED * (1 + MARGIN) + encode_s + 1.0)
+
+
 def test_a_piece_under_way_of_a_job_that_has_left_counts() -> None:
     machine, busy = machine_of({1: 0.8}, answer=PerValue(0.4, 0.0)), Busy()
     gone, job = (job_of(alike(1, 1), machine, StageWork(values=(1, 0))) for _ in range(2))
@@ -456,6 +490,16 @@ def test_a_piece_under_way_of_a_job_that_has_left_counts() -> None:
     assert earliest(job, [], machine, START, 0.0, busy) == pytest.approx(
         shortest + (4.0 - 0.4) * SHARED * (1 + MARGIN)  # a piece like its own counts in any case
     )
+
+
+def test_so_does_a_check_and_a_text() -> None:
+    machine, busy = machine_of({1: 0.8}, check=0.4, text=0.4), Busy()
+    gone, job = (job_of(alike(1, 1), machine, StageWork(texts=1, checked=True)) for _ in range(2))
+    for stage, more in (("check", 4.0 - 0.4), ("encode", 4.0)):
+        shortest = earliest(job, [], machine, START, 0.0, busy)
+        busy.began(stage, 4.0, frozenset([gone]))
+        busy.left(gone)
+        assert earliest(job, [], machine, START, 0.0, busy) == pytest.approx(shortest + more * SHARED * (1 + MARGIN))
 
 
 # Numbers

@@ -541,7 +541,7 @@ def test_a_group_adds_to_the_fingerprint_what_it_has_otherwise() -> None:
     """On CUDA, groups have their own widths. A group that computes as the first one leaves the fingerprint alone."""
     small, large, wide = Group(32, 32), Group(64, 64), Group(32, 64)
     backends: Any = {small: Width(8), large: Width(2), wide: Width(8)}
-    assert computing(backends, {}) == {"backend": "a kind", "width": 8, "width 64x64": 2}
+    assert computing(backends, {}, None) == {"backend": "a kind", "width": 8, "width 64x64": 2}
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

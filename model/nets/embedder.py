@@ -28,6 +28,19 @@ class Embedder:
     context_dim: int | None = None
     of_text: Callable[[Tensor], Tensor] | None = None
 
+    def of(self, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The sum of the embeddings of timesteps [B] and labels, [B, D].
+
+        Args:
+            labels: integers [B], which a network without labels ignores; or vectors [B, D], added as they are; or None.
+        """
+        emb = self.of_time(t)
+        if labels is None:
+            return emb
+        if labels.ndim == 2:
+            return emb + labels
+        return emb if self.of_label is None else emb + self.of_label(labels)
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

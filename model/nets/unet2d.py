@@ -233,12 +233,7 @@ class UNet2D(nn.Module):
         """
         self.check_size(x.shape[-2], x.shape[-1])
         embedder = self.embedder
-        emb = embedder.of_time(t)
-        if embedder.of_label is not None and labels is not None:
-            emb = emb + embedder.of_label(labels)
-        elif self.config.class_embed_type == "identity" and labels is not None and labels.ndim == 2:
-            emb = emb + labels
-        out = self.denoise(x, emb)
+        out = self.denoise(x, embedder.of(t, labels))
         return out / t[:, None, None, None] if embedder.divides_output else out
 
     def denoise(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ attend to the context. Rombach et al. 2022, arXiv:2112.10752.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from model.nets.blocks import DownBlock, FourierEncoding, MiddleBlock, SinusoidalEncoding, TimeEmbedding, UpBlock
@@ -25,18 +25,24 @@ UpBlockType = Literal["UpBlock2D", "CrossAttnUpBlock2D"]
 MidBlockType = Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"]
 Activation = Literal["silu", "swish", "mish", "gelu", "relu"]
 
-_Lists = Field(strict=False)  # JSON has lists where pydantic has tuples
-Depths = Depth | Annotated[tuple[Depth, ...], _Lists]  # of all layers of a level, or layer by layer
+Value = TypeVar("Value")
+
+
+def _several(value: Any) -> Any:
+    """A tuple of a list, or of one value."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+# One value for each level or layer, or one value for all of them.
+Each = Annotated[tuple[Value, ...], BeforeValidator(_several)]
 
 _MOST_BLOCKS = 1024  # transformer blocks of a network. SDXL has 70
-
-Value = TypeVar("Value", int, bool)
 
 
 class UNet2DConditionConfig(BaseModel):
     """The arguments and defaults of diffusers' UNet2DConditionModel, as far as they are supported.
 
-    "By level" means a tuple with one value for each entry of block_out_channels, or one value for all of them.
+    "By level" means one value for each entry of block_out_channels, or one value for all of them.
 
     Raises:
         ValidationError: if the network cannot be built. The limits keep the network small enough to build on `meta`.
@@ -57,7 +63,7 @@ class UNet2DConditionConfig(BaseModel):
     mid_block_type: MidBlockType | None = "UNetMidBlock2DCrossAttn"
     up_block_types: tuple[UpBlockType, ...] = Field(("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, strict=False)
     block_out_channels: tuple[Count, ...] = Field((320, 640, 1280, 1280), min_length=1, max_length=12, strict=False)
-    layers_per_block: Layers | Annotated[tuple[Layers, ...], _Lists] = 2  # by level; up blocks have one more
+    layers_per_block: Each[Layers] = (2,)  # by level; up blocks have one more
     mid_block_scale_factor: float = Field(1.0, gt=0)
     downsample_padding: int = Field(1, ge=0, le=1)
     conv_in_kernel: Kernel = 3
@@ -66,12 +72,12 @@ class UNet2DConditionConfig(BaseModel):
     norm_num_groups: Count = 32
     norm_eps: float = Field(1e-5, gt=0)  # of ResnetBlocks and conv_norm_out alone
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
-    attention_head_dim: Count | Annotated[tuple[Count, ...], _Lists] = 8  # the number of heads, by level
-    cross_attention_dim: Count | Annotated[tuple[Count, ...], _Lists] = 1280  # channels of the context, by level
-    only_cross_attention: bool | Annotated[tuple[bool, ...], _Lists] = False  # by level; the middle has self-attention
+    attention_head_dim: Each[Count] = (8,)  # the number of heads, by level
+    cross_attention_dim: Each[Count] = (1280,)  # channels of the context, by level
+    only_cross_attention: Each[bool] = (False,)  # by level; the middle always has self-attention
     use_linear_projection: bool = False
-    transformer_layers_per_block: Depth | Annotated[tuple[Depths, ...], _Lists] = 1  # by level
-    reverse_transformer_layers_per_block: Annotated[tuple[Depths, ...], _Lists] | None = None  # of up_block_types
+    transformer_layers_per_block: Each[Each[Depth]] = ((1,),)  # by level, and there by layer
+    reverse_transformer_layers_per_block: Each[Each[Depth]] | None = None  # of up_block_types; None: the same, reversed
     encoder_hid_dim: Count | None = None  # channels of the text encoder's output, if a layer maps it to the context
     encoder_hid_dim_type: Literal["text_proj"] | None = None  # encoder_hid_dim alone means text_proj
     class_embed_type: Literal["timestep", "identity"] | None = None
@@ -90,36 +96,36 @@ class UNet2DConditionConfig(BaseModel):
         self._check_attention()
         if self.encoder_hid_dim is None and self.encoder_hid_dim_type is not None:
             raise ValueError(f"encoder_hid_dim is required where encoder_hid_dim_type is {self.encoder_hid_dim_type}")
-        if self.encoder_hid_dim is not None and not isinstance(self.cross_attention_dim, int):
+        if self.encoder_hid_dim is not None and len(self.cross_attention_dim) > 1:
             raise ValueError("cross_attention_dim must be one number where encoder_hid_dim is set")
-        if self.time_embedding_type == "positional" and self.block_out_channels[0] // 2 == self.freq_shift:
-            raise ValueError(
-                f"freq_shift is {self.freq_shift:g}, which leaves no frequency of {self.block_out_channels[0]}"
-            )
+        first = self.block_out_channels[0]
+        if self.time_embedding_type == "positional" and first // 2 == self.freq_shift:
+            raise ValueError(f"freq_shift is {self.freq_shift:g}, which leaves no frequency of {first}")
         if self.time_embedding_type == "fourier" and self.time_emb_dim % 2:
             raise ValueError(f"time_embedding_dim is {self.time_emb_dim}, and must be even with fourier")
         return self
 
     def _check_levels(self) -> None:
-        """Raise ValueError unless each field by level has one value for each level."""
+        """Raise ValueError unless each field by level has one value for each level, or one for all."""
         levels = len(self.block_out_channels)
         for name, value in self:
-            if isinstance(value, tuple) and len(value) != levels:
+            if isinstance(value, tuple) and len(value) != levels and (len(value) > 1 or name.endswith("_types")):
                 raise ValueError(f"{name} has {len(value)} values, and block_out_channels {levels} widths")
 
     def _check_layers(self) -> None:
         """Raise ValueError unless each transformer has its number of blocks, and all together are not too many."""
-        depths = self.transformer_layers_per_block
-        up = self.reverse_transformer_layers_per_block
-        if up is None and isinstance(depths, tuple) and any(isinstance(each, tuple) for each in depths):
+        down, up = self.transformer_layers_per_block, self.reverse_transformer_layers_per_block
+        if up is None and any(len(depths) > 1 for depths in down):
             raise ValueError(
                 "reverse_transformer_layers_per_block is required where transformer_layers_per_block has lists"
             )
-        for name, levels in (("transformer_layers_per_block", depths), ("reverse_transformer_layers_per_block", up)):
-            layers = self.layers if levels is depths else [1 + each for each in reversed(self.layers)]
-            for each, wanted in zip(levels if isinstance(levels, tuple) else (), layers, strict=False):
-                if isinstance(each, tuple) and len(each) < wanted:
-                    raise ValueError(f"{name} has a list of {len(each)} numbers for {wanted} layers")
+        for name, found, layers in (
+            ("transformer_layers_per_block", down, self.layers),
+            ("reverse_transformer_layers_per_block", up or (), [1 + n for n in reversed(self.layers)]),
+        ):
+            for depths, n in zip(self.by_level(found), layers, strict=False):
+                if 1 < len(depths) < n:
+                    raise ValueError(f"{name} has a list of {len(depths)} numbers for {n} layers")
         if sum(map(sum, (*self.down_transformers, *self.up_transformers))) > _MOST_BLOCKS:
             raise ValueError(f"transformer_layers_per_block makes more than {_MOST_BLOCKS} transformer blocks")
 
@@ -129,16 +135,16 @@ class UNet2DConditionConfig(BaseModel):
         if not attending:
             raise ValueError("down_block_types, mid_block_type and up_block_types have no CrossAttn block for the text")
         for level in attending:
-            heads, width = self.heads[level], self.block_out_channels[level]
+            heads, width = self.by_level(self.attention_head_dim)[level], self.block_out_channels[level]
             if heads > width:
                 raise ValueError(f"attention_head_dim is {heads}, the number of heads, and a width only {width}")
         contexts = {self.by_level(self.cross_attention_dim)[level] for level in attending}
         if len(contexts) > 1:
             raise ValueError(f"cross_attention_dim has {sorted(contexts)}, and must be one number where it is used")
 
-    def by_level(self, value: Value | tuple[Value, ...]) -> tuple[Value, ...]:
+    def by_level(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
         """One value for each level, from the highest resolution down."""
-        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+        return values * len(self.block_out_channels) if len(values) == 1 else values
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -146,37 +152,27 @@ class UNet2DConditionConfig(BaseModel):
         return self.by_level(self.layers_per_block)
 
     @property
-    def heads(self) -> tuple[int, ...]:
-        """Attention heads, by level."""
-        return self.by_level(self.attention_head_dim)
-
-    @property
     def down_transformers(self) -> tuple[tuple[int, ...], ...]:
         """The number of blocks of each transformer, for each of down_block_types. Empty without transformers."""
-        depths = self.transformer_layers_per_block
-        levels = depths if isinstance(depths, tuple) else (depths,) * len(self.layers)
+        levels = self.by_level(self.transformer_layers_per_block)
         return tuple(
-            _by_layer(depth, layers) if kind == "CrossAttnDownBlock2D" else ()
-            for kind, depth, layers in zip(self.down_block_types, levels, self.layers, strict=True)
+            _by_layer(depths, layers) if kind == "CrossAttnDownBlock2D" else ()
+            for kind, depths, layers in zip(self.down_block_types, levels, self.layers, strict=True)
         )
 
     @property
     def up_transformers(self) -> tuple[tuple[int, ...], ...]:
         """The number of blocks of each transformer, for each of up_block_types. Empty without transformers."""
-        depths = self.transformer_layers_per_block
-        levels = depths[::-1] if isinstance(depths, tuple) else (depths,) * len(self.layers)
-        levels = self.reverse_transformer_layers_per_block or levels
+        levels = self.by_level(self.reverse_transformer_layers_per_block or self.transformer_layers_per_block[::-1])
         return tuple(
-            _by_layer(depth, 1 + layers) if kind == "CrossAttnUpBlock2D" else ()
-            for kind, depth, layers in zip(self.up_block_types, levels, reversed(self.layers), strict=True)
+            _by_layer(depths, 1 + layers) if kind == "CrossAttnUpBlock2D" else ()
+            for kind, depths, layers in zip(self.up_block_types, levels, reversed(self.layers), strict=True)
         )
 
     @property
     def middle_transformer(self) -> int:
         """The number of blocks of the middle's transformer, if it has one."""
-        depths = self.transformer_layers_per_block
-        last = depths[-1] if isinstance(depths, tuple) else depths
-        return _by_layer(last, 1)[0]
+        return self.transformer_layers_per_block[-1][0]
 
     @property
     def time_emb_dim(self) -> int:
@@ -217,13 +213,13 @@ class UNet2DCondition(nn.Module):
             activation=activation,
             scale_shift=config.resnet_time_scale_shift == "scale_shift",
         )
-        only_cross = config.by_level(config.only_cross_attention)
+        heads, only_cross = config.by_level(config.attention_head_dim), config.by_level(config.only_cross_attention)
 
         def transformer(level: int, depth: int, only_cross_attention: bool) -> Transformer2D:
             return Transformer2D(
                 widths[level],
                 depth,
-                heads=config.heads[level],
+                heads=heads[level],
                 context_dim=config.context_dim,
                 norm_groups=config.norm_num_groups,
                 only_cross_attention=only_cross_attention,
@@ -306,12 +302,8 @@ class UNet2DCondition(nn.Module):
         """
         self.check_size(x.shape[-2], x.shape[-1])
         embedder = self.embedder
-        emb = embedder.of_time(t)
-        if embedder.of_label is not None and labels is not None:
-            emb = emb + embedder.of_label(labels)
-        elif self.config.class_embed_type == "identity" and labels is not None and labels.ndim == 2:
-            emb = emb + labels
-        return self.denoise(x, emb, context if embedder.of_text is None else embedder.of_text(context))
+        context = context if embedder.of_text is None else embedder.of_text(context)
+        return self.denoise(x, embedder.of(t, labels), context)
 
     def denoise(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """Map x [B, C, H, W], its embeddings and its contexts to the prediction, [B, out_channels, H, W].
@@ -343,10 +335,12 @@ class UNet2DCondition(nn.Module):
         return 1
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise ValueError unless height and width are positive."""
-        if height < 1 or width < 1:
-            raise ValueError(f"image size {height}x{width}: height and width must be at least 1")
+        """Raise ValueError unless something is left of height and width at the lowest level."""
+        levels = len(self.config.block_out_channels)
+        least = 1 if self.config.downsample_padding else int(2 ** (levels - 1))
+        if min(height, width) < least:
+            raise ValueError(f"image size {height}x{width}: height and width must be at least {least}")
 
 
-def _by_layer(depth: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
-    return depth[:layers] if isinstance(depth, tuple) else (depth,) * layers
+def _by_layer(depths: tuple[int, ...], layers: int) -> tuple[int, ...]:
+    return depths * layers if len(depths) == 1 else depths[:layers]

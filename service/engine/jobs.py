@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import NamedTuple
 
-from model.rows import Group
+from model.rows import Group, Row
 from service.engine.costs import Costs, Machine
 from service.engine.stage_work import Blocks, Staged, StageWork
 from service.engine.waves import RowState, Wave
@@ -212,3 +212,24 @@ class Job(Staged):
         self.seconds = sum(wave.seconds for wave in self._waves)
         self.steps = max((row.steps_left for wave in self._waves for row in wave.rows), default=0)
         self.work = self.left * self.costs.row
+
+
+def job_of(rows: Sequence[Row], machine: Machine, values: tuple[int, int] | None, texts: int, upload: bool) -> Job:
+    """The job of a client's request.
+
+    Args:
+        rows: of one group. Either all of them become images or none.
+        values: see service.engine.requests.Encoding; None if no answer is encoded.
+        texts: how many texts are encoded first.
+        upload: whether an upload is encoded first.
+    """
+    row = rows[0]
+    is_image = row.is_decoded if machine.decode else not row.model_output
+    work = StageWork(texts, upload, bool(machine.decode) and is_image, bool(machine.check) and is_image, values)
+    return Job(row.group, [row.forwards for row in rows], machine, work)
+
+
+def probe_of(row: Row, machine: Machine) -> Job:
+    """The job of the engine's own probe. Its image is not checked, and there is no answer."""
+    work = StageWork(texts=len(row.texts), decoded=bool(machine.decode) and row.is_decoded)
+    return Job(row.group, [row.forwards], machine, work)

@@ -17,9 +17,8 @@ from model.rows import Group, Row
 from service.engine.admission import REFUSALS, Line, admit
 from service.engine.arrivals import Arrivals
 from service.engine.contexts import Prompts
-from service.engine.costs import Machine
 from service.engine.fairness import Places
-from service.engine.jobs import Job
+from service.engine.jobs import Job, job_of, probe_of
 from service.engine.requests import (
     Accepted,
     Clock,
@@ -33,11 +32,12 @@ from service.engine.requests import (
     loading,
 )
 from service.engine.scheduler import Scheduler
-from service.engine.stage_work import StageWork
 from service.engine.waves import RowState
 from service.errors import DeadlinePassed, Draining, Refused, ServiceError, TooLate, Unavailable
 
 _LOOK_FOR = 60.0  # the most seconds for which an idle engine measures whether passes have become faster
+
+_REASONS: dict[type[ServiceError], str] = {Draining: "draining", Refused: "refused"}  # of cancellations, for observers
 
 
 class Queue:
@@ -129,7 +129,8 @@ class Queue:
         """Add a request. Raises as Engine.submit says."""
         with self._noting_refusals(), self.lock:
             scheduler, now = self.check_open(), self._clock()
-            job = _job_of(rows, scheduler.machine, encoding, upload, prompts)
+            values = None if encoding is None else encoding.values
+            job = job_of(rows, scheduler.machine, values, len(prompts.unknown), upload is not None)
             admission = admit(job, client, Line(scheduler, self._places, self.arrivals), now, timeout_s)
             until, ahead = now + timeout_s, admission.outlook
             request = Request(rows, job, now, until, client, watcher, encoding, upload, prompts, ahead)
@@ -142,14 +143,12 @@ class Queue:
     def accept_probe(self, row: Row) -> Request:
         """Add the engine's own probe, even while requests are refused. Raises Loading before the queue opens.
 
-        The probe's image is not checked. Its texts are encoded, even if their contexts are known.
+        Its texts are encoded, even if their contexts are known.
         """
         with self.lock:
             if self.scheduler is None:
                 raise (self._closed or loading)()
-            machine, prompts = self.scheduler.machine, Prompts({}, row.texts)
-            work = StageWork(texts=len(prompts.unknown), decoded=bool(machine.decode) and row.is_decoded)
-            job = Job(row.group, [row.forwards], machine, work)
+            job, prompts = probe_of(row, self.scheduler.machine), Prompts({}, row.texts)
             request = Request([row], job, self._clock(), inf, prompts=prompts)
             self._enter(request, self.scheduler, inf)
             return request
@@ -265,8 +264,7 @@ class Queue:
     def fail(self, request: Request, error: ServiceError) -> None:
         """Take a request out and answer it with an error."""
         if self.leave(request):
-            reasons: dict[type[ServiceError], str] = {Draining: "draining", Refused: "refused"}
-            self._answer(request, error, reasons.get(type(error), "failed"))
+            self._answer(request, error, _REASONS.get(type(error), "failed"))
 
     def answer_late(self, late: Iterable[Request]) -> None:
         """Answer the requests of `take_out_late`."""
@@ -292,18 +290,3 @@ class Queue:
     def _tell_cancelled(self, request: Request, reason: str) -> None:
         if request.client is not None:
             self._observer.request_cancelled(reason)
-
-
-def _job_of(
-    rows: Sequence[Row], machine: Machine, encoding: Encoding | None, upload: Upload | None, prompts: Prompts
-) -> Job:
-    row = rows[0]  # what follows is the same for all rows of a request
-    is_image = row.is_decoded if machine.decode else not row.model_output
-    work = StageWork(
-        texts=len(prompts.unknown),
-        upload=upload is not None,
-        decoded=bool(machine.decode) and is_image,
-        checked=bool(machine.check) and is_image,
-        values=None if encoding is None else encoding.values,
-    )
-    return Job(row.group, [row.forwards for row in rows], machine, work)
