@@ -10,6 +10,7 @@ DDIMPipeline: Any = diffusers.DDIMPipeline
 DDIMScheduler: Any = diffusers.DDIMScheduler
 DDPMPipeline: Any = diffusers.DDPMPipeline
 DDPMScheduler: Any = diffusers.DDPMScheduler
+DiffusionPipeline: Any = diffusers.DiffusionPipeline
 DPMSolverMultistepScheduler: Any = diffusers.DPMSolverMultistepScheduler
 EMAModel: Any = training_utils.EMAModel
 LDMPipeline: Any = diffusers.LDMPipeline
