@@ -17,9 +17,10 @@ from model.checkpoints.config import ModelConfig
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, find, load
 from model.description import ModelDescription, Recommended
+from model.lines import Column
 from model.nets.unet2d import UNet2D
 from model.rows import Forward
-from model.samplers import Column, sample_table
+from model.samplers import sample_table
 from model.schedule import Schedule, rescale_zero_terminal_snr
 from tests.checkpoints import STEM, Json, edit, refusal, same_values, save_pipeline, small_unet
 from tests.networks import fill

@@ -134,7 +134,7 @@ class ModelConfig(BaseModel):
             raise ValueError(f"{field}.num_inference_steps: {error}") from None
         if table.timesteps[-1] < self.first_timestep:
             raise ValueError(
-                f"{field}.sampler: {sampler} ends at timestep {table.timesteps[-1]}, "
+                f"{field}.sampler: {sampler} ends at timestep {table.timesteps[-1]:g}, "
                 "and the network takes its logarithm"
             )
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.lines import Column
 from model.rows import Group, Image, Row
-from model.samplers import Column, StepTable
+from model.samplers import StepTable
 from model.schedule import Schedule
 from service.errors import Invalid
 from service.plan import sizes, steps
@@ -28,7 +29,7 @@ Parameters = dict[str, object]
 # No noisy image of any timestep has larger values. The limit keeps the network's arithmetic finite.
 _MAX_NOISY_VALUE = 1e4
 
-_NO_STEPS = StepTable(np.empty(0, np.int64), np.empty((0, len(Column))))
+_NO_STEPS = StepTable(np.empty(0), np.empty((0, len(Column))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
