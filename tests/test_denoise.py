@@ -261,6 +261,7 @@ def test_defaults_are_filled_in(server: ServerProcess) -> None:
         "eta": 0.0,
         "class_label": None,
         "guidance_scale": 1.0,
+        "guidance_rescale": 0.0,
         "guidance_interval": [0.0, 1.0],
         "timeout_s": 300.0,
     }

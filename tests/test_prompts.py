@@ -93,14 +93,14 @@ def test_json_of_models_without_text_stays_short() -> None:
 
 
 def test_a_query_of_the_longest_prompts_is_taken(server: FakeServer) -> None:
-    fields = {"seed": 1, "prompt": LONG, "negative_prompt": LONG}
+    fields = {"seed": "1", "prompt": LONG, "negative_prompt": LONG}
     answer = server.client.get("/sample", params=fields)
-    assert answer.content == sample(server, fields, "image/png").content
+    assert answer.content == sample(server, {**fields, "seed": 1}, "image/png").content
     query = "&".join([f"prompt={'a' * 3 * MAX_PROMPT}"] * 3)
     with server.raw_request("GET", f"/sample?{query}", {}) as longer:
-        answer = longer.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 431 ")
-    assert b"at most 65536 bytes" in answer
+        refused = longer.makefile("rb").read()
+    assert refused.startswith(b"HTTP/1.1 431 ")
+    assert b"at most 65536 bytes" in refused
 
 
 @pytest.mark.parametrize(
@@ -342,13 +342,13 @@ def test_long_prompts_become_tokens_beside_the_event_loop(monkeypatch: pytest.Mo
         [*_, (_, loop)] = seen
         assert rests == []
         texts = [f"{i}{'a' * 1000}" for i in range(4)]
-        for call in (
-            lambda: sample(server, {"prompt": texts, "num_images": 4}),
-            lambda: server.client.get("/sample", params={"prompt": texts, "num_images": 4}),
-        ):
+        fields: Json = {"prompt": texts, "num_images": 4}
+        for by_query in (False, True):
             seen.clear()
             rests.clear()
-            assert call().status_code == 200
+            post, get = server.client.post, server.client.get
+            answer = get("/sample", params=fields) if by_query else post("/sample", json=fields)
+            assert answer.status_code == 200
             assert {prompt for prompt, _ in seen} == {*texts, ""}
             assert loop not in {thread for _, thread in seen}
             assert rests == list(range(5))  # before each

@@ -323,6 +323,7 @@ def test_json_has_the_images_the_parameters_the_model_and_the_times() -> None:
         "eta": 0.0,
         "class_label": 1,
         "guidance_scale": 2.0,
+        "guidance_rescale": 0.0,
         "guidance_interval": [0.0, 1.0],
         "height": 4,
         "width": 4,

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -23,6 +23,8 @@ from tests.properties import examples
 from tests.test_responses import MODEL, SERVED, planned
 from tests.texts import FITS, TEXT, served_with, text_of, tokenize
 
+T = TypeVar("T")
+
 IMAGE = np.zeros((1, 4, 4), np.float32)
 HIDING = replace(TEXT, recipe_prompts=False)
 WITHOUT_CLASSES = replace(SERVED, model=replace(MODEL, num_classes=None, no_label=None, class_names=()))
@@ -34,12 +36,15 @@ PROMPTS = st.text("αβγδ", max_size=FITS + 3)
 @st.composite
 def requests(draw: st.DrawFn) -> SampleRequest:
     count = draw(st.integers(1, 3))
-    exactly = {"min_size": count, "max_size": count}
+
+    def each_of(texts: st.SearchStrategy[T]) -> st.SearchStrategy[list[T]]:
+        return st.lists(texts, min_size=count, max_size=count)
+
     return SampleRequest(
         seed=draw(st.integers(0, 2)),
         num_images=count,
-        prompt=draw(st.none() | PROMPTS | st.lists(PROMPTS, **exactly)),
-        negative_prompt=draw(st.none() | PROMPTS | st.lists(st.none() | PROMPTS, **exactly)),
+        prompt=draw(st.none() | PROMPTS | each_of(PROMPTS)),
+        negative_prompt=draw(st.none() | PROMPTS | each_of(st.none() | PROMPTS)),
         clip_skip=draw(st.integers(0, 3)),
         guidance_scale=draw(st.none() | st.sampled_from((0.0, 0.5, 1.0, 1.5, 30.0))),
         guidance_rescale=draw(st.sampled_from((0.0, 0.7))),
