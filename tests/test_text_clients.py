@@ -18,7 +18,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from service.http.png import encode_png
-from stepwise import AsyncClient, Client, ImageDone, Invalid, Queued, ServerFailed, read_recipe
+from stepwise import AsyncClient, Client, ImageDone, Invalid, Queued, read_recipe
 from stepwise.cli import exits
 from tests.local import LocalServer, serving_here
 from tests.pipelines import write_pipeline
@@ -52,6 +52,13 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(pipeline: Path) -> Iterator[LocalServer]:
+    with serving_here(weights=str(pipeline), max_batch=4) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def strict(pipeline: Path) -> Iterator[LocalServer]:
+    """A server with the check."""
     (pipeline.parent / f"{NAME}.py").write_text(CHECK)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(pipeline.parent)
@@ -66,7 +73,7 @@ def client(server: LocalServer) -> Iterator[Client]:
 
 
 @pytest.fixture
-def check_module(server: LocalServer) -> Iterator[ModuleType]:
+def check_module(strict: LocalServer) -> Iterator[ModuleType]:
     """The module of the check. A test may set its `answer` for images."""
     module = sys.modules[NAME]
     yield module
@@ -231,61 +238,79 @@ def test_info_tells_of_texts(server: LocalServer, tmp_path: Path) -> None:
 # The operator's check
 
 
-def test_a_refused_prompt_is_not_drawn(server: LocalServer, client: Client, tmp_path: Path) -> None:
-    accepted = server.metric("stepwise_accepted_total")
+def test_a_refused_prompt_is_not_drawn(strict: LocalServer, tmp_path: Path) -> None:
+    accepted = strict.metric("stepwise_accepted_total")
     for fields in (
         {"prompt": "refused"},
         {"prompt": [FOX, "refused"], "num_images": 2},
         {"negative_prompt": "refused too"},
     ):
         for accept in ("image/png", "application/json", "text/event-stream"):
-            answer = server.client.post("/sample", json=fields, headers={"Accept": accept})
+            answer = strict.client.post("/sample", json=fields, headers={"Accept": accept})
             assert problem(answer, 422)["detail"] == "the prompt is refused: not on this server"
-    assert problem(server.client.get("/sample?prompt=refused"), 422)["detail"].startswith("the prompt is refused")
-    with pytest.raises(Invalid, match="the prompt is refused: not on this server"):
-        client.sample(prompt="refused")
-    line = refused(stepwise(server, tmp_path, "sample", "refused", "-o", "a.png"), exits.UNUSABLE)
+    assert problem(strict.client.get("/sample?prompt=refused"), 422)["detail"].startswith("the prompt is refused")
+    with Client(strict.url) as client:
+        with pytest.raises(Invalid, match="the prompt is refused: not on this server"):
+            client.sample(prompt="refused")
+        with pytest.raises(Invalid, match="the prompt is refused"):
+            client.denoise(np.zeros((4, 8, 8), np.float32), 300, prompt="refused")
+    line = refused(stepwise(strict, tmp_path, "sample", "refused", "-o", "a.png"), exits.UNUSABLE)
     assert line.startswith("the prompt is refused: not on this server")
-    latents = np.zeros((4, 8, 8), np.float32)
-    with pytest.raises(Invalid, match="the prompt is refused"):
-        client.denoise(latents, 300, prompt="refused")
-    assert server.metric("stepwise_accepted_total") == accepted
+    assert strict.metric("stepwise_accepted_total") == accepted
 
 
 def test_a_check_that_fails_refuses_and_tells_no_log_the_prompt(
-    server: LocalServer, client: Client, caplog: pytest.LogCaptureFixture
+    strict: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    failed = server.metric("stepwise_checks_total", outcome="failed")
-    with caplog.at_level(logging.DEBUG), pytest.raises(ServerFailed, match="the check of a prompt failed"):
-        client.sample(prompt="secret that fails")
+    failed = strict.metric("stepwise_checks_total", outcome="failed")
+    with caplog.at_level(logging.DEBUG):
+        answer = strict.client.post("/sample", json={"prompt": "secret that fails"})
+    assert problem(answer, 500)["detail"] == "the check of a prompt failed"
     assert "ValueError" in caplog.text
     assert "secret" not in caplog.text
-    assert server.metric("stepwise_checks_total", outcome="failed") == failed + 1
+    assert strict.metric("stepwise_checks_total", outcome="failed") == failed + 1
 
 
-def test_a_refused_image_is_not_sent(server: LocalServer, check_module: ModuleType) -> None:
+def test_a_refused_image_is_not_sent(strict: LocalServer, check_module: ModuleType) -> None:
     check_module.answer = "it is no fox"  # type: ignore[attr-defined]
-    refusals = server.metric("stepwise_checks_total", outcome="refused")
+    refusals = strict.metric("stepwise_checks_total", outcome="refused")
     fields: Json = {"prompt": FOX, "num_inference_steps": 2}
     for accept in ("image/png", "image/webp", "application/json", "application/zip"):
-        answer = server.client.post("/sample", json=fields, headers={"Accept": accept})
+        answer = strict.client.post("/sample", json=fields, headers={"Accept": accept})
         assert problem(answer, 422)["detail"] == "the image is refused: it is no fox"
-    assert server.metric("stepwise_checks_total", outcome="refused") == refusals + 4
-    last = watched(server, fields)[-1]
+    assert strict.metric("stepwise_checks_total", outcome="refused") == refusals + 4
+    last = watched(strict, fields)[-1]
     assert (last.name, last.data["status"]) == ("error", 422)
     assert last.data["detail"] == "the image is refused: it is no fox"
     check_module.answer = None  # type: ignore[attr-defined]
-    assert asked(server, **fields)
+    assert asked(strict, **fields)
 
 
 def test_a_check_of_an_image_that_fails_refuses_this_request_alone(
-    server: LocalServer, check_module: ModuleType, caplog: pytest.LogCaptureFixture
+    strict: LocalServer, check_module: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     check_module.answer = ValueError("secret")  # type: ignore[attr-defined]
     for _ in range(3):
-        answer = server.client.post("/sample", json={"prompt": FOX, "num_inference_steps": 2})
+        answer = strict.client.post("/sample", json={"prompt": FOX, "num_inference_steps": 2})
         assert problem(answer, 500)["detail"] == "the check of an image failed"
     check_module.answer = None  # type: ignore[attr-defined]
-    assert asked(server, prompt=FOX)
-    assert server.client.get("/health").status_code == 200
+    assert asked(strict, prompt=FOX)
+    assert strict.client.get("/health").status_code == 200
     assert "secret" not in caplog.text
+
+
+def test_nothing_leaves_unchecked(strict: LocalServer) -> None:
+    fields: Json = {"prompt": FOX, "num_inference_steps": 3, "seed": 1}
+    answer = strict.client.post("/sample", json=fields, headers={"Accept": "application/x-npy"})
+    assert "application/x-npy" not in problem(answer, 406)["detail"].partition(", and the request")[0]
+    assert {event.name for event in watched(strict, {**fields, "preview_every": 1})} == {
+        "queued",
+        "progress",
+        "image",
+        "done",
+    }
+    noisy = {"image": asked(strict, **fields)}
+    for output in ("model_output", "previous"):
+        refusal = strict.client.post("/denoise", files=noisy, data={"timestep": 300, "output": output})
+        assert problem(refusal, 422)["errors"][0]["loc"] == ["output"]
+    assert strict.client.post("/denoise", files=noisy, data={"timestep": 300}).status_code == 200

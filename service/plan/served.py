@@ -16,7 +16,7 @@ from model.rows import Group, Image, Tokenize
 # Raise this number with every change of our own code that changes a bit of any image, or of the text in it: networks,
 # schedules, samplers, noise, colours, recipes. tests/test_arithmetic.py has the sums for each number.
 # 1: recipes named the model by its folder. 2: recipes use the name in the model's config. 3: the embedding of each
-# timestep is computed alone. 4: images say in XMP that a model made them.
+# timestep is computed alone. 4: images say in XMP that a model made them; samplers remember up to three predictions.
 ARITHMETIC = 4
 
 
