@@ -271,7 +271,7 @@ def test_a_check_that_is_set_and_empty_is_refused(name: str, monkeypatch: pytest
         config.refuse_open()
 
 
-@pytest.mark.parametrize("name", ["CHECKS", "SAFETY_CHECKER", "SAFETY", "MODERATION", "CHECK_IMAGES", "check_prompts"])
+@pytest.mark.parametrize("name", ["CHECKS", "SAFETY_CHECKER", "SAFETY", "MODERATION", "CHECK_IMAGES", "my_check"])
 def test_a_name_that_looks_like_a_misspelt_check_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"STEPWISE_{name}", "my_checks:check")
     with pytest.raises(SettingsError, match=rf"^STEPWISE_{name.upper()} is no .* misspelt STEPWISE_CHECK; "):

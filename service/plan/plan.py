@@ -125,6 +125,10 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     """
     model = served.model
     schedule = model.schedule
+    if served.checks_images and request.output != "x0":
+        raise Invalid.field(
+            "output", f"must be x0: this server checks images before it sends them; it is {request.output}"
+        )
     _check_additive(request, schedule)
     sampler, _, table = steps.of_denoise(request, model)
     seed = _seed(request.seed)
