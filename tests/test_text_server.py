@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -80,9 +81,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def serving_text(folder: Path, name: str, **settings: object) -> Any:
+def serving_text(folder: Path, name: str, precision: str = "float32") -> AbstractContextManager[ServerProcess]:
     sizes = ",".join(f"{width}x{height}" for height, width in sizes_of(name))
-    return serving(WEIGHTS=folder / name, SIZES=sizes, **{"MAX_BATCH": 4, **settings})
+    return serving(WEIGHTS=folder / name, SIZES=sizes, MAX_BATCH=4, PRECISION=precision)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +210,7 @@ WATCHED = [a_sample(i) for i in range(40)]
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 def test_the_same_seed_gives_the_same_bytes(folder: Path, precision: str) -> None:
     """40 of 40, alone and in a crowd of mixed prompts, samplers, guidance and two sizes, in another process, too."""
-    with side_by_side(*(serving_text(folder, "sd1", PRECISION=precision) for _ in range(2))) as servers:
+    with side_by_side(*(serving_text(folder, "sd1", precision) for _ in range(2))) as servers:
         assert {info(server)["precision"] for server in servers} == {precision}
         assert len({info(server)["fingerprint"] for server in servers}) == 1
         alone = [sha256(servers[0], one) for one in WATCHED]
