@@ -100,7 +100,7 @@ class StepTable:
         reads = ((values[:, C] != 0) * np.arange(1, len(C) + 1)).max(axis=1, initial=0)
         remembers = (values[:, R] != 0).any(axis=1)
         before = np.cumsum(remembers) - remembers
-        left_x0 = np.append(False, (values[:-1, R] == (0, 1, 0)).all(axis=1))  # by the line before
+        left_x0 = np.append(False, (values[:-1, R] == (0, 1, 0)).all(axis=1))[: len(self)]  # by the line before
         if ((reads == 0) | ((reads == 1) & left_x0)).all():
             kept = np.where(reads, Kept.AS_X0, Kept.NOWHERE)
         else:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from model.grids import GridError, Steps, ddim_steps
 from model.lines import Column
-from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
+from model.samplers import SAMPLERS, Kept, StepTable, denoise_table, sample_table
 from model.schedule import Float64, PredictionType, Schedule, TimestepSpacing
 from tests.reference import (
     DDIMScheduler,
@@ -439,6 +439,23 @@ def test_eta_means_something_to_ddim_alone() -> None:
     for name, sampler in SAMPLERS.items():
         none, some = (sample_table(Schedule(), name, 10, eta).lines for eta in (0.0, 0.5))
         assert (none != some).any() == sampler.takes_eta == (name == "ddim")
+
+
+def test_a_table_without_lines_has_no_steps() -> None:
+    assert StepTable(np.empty(0), np.empty((0, len(Column)))).steps == []
+
+
+def test_dpmpp_2m_needs_no_memory_but_x0() -> None:
+    """A runner keeps x0 of the line before anyway. PNDM's predictions need places of their own."""
+    for sampler, kept in (("ddim", Kept.NOWHERE), ("euler_a", Kept.NOWHERE), ("dpmpp_2m", Kept.AS_X0)):
+        steps = sample_table(Schedule(), sampler, 10).steps
+        assert {step.kept for step in steps} <= {kept, Kept.NOWHERE}
+        assert kept in {step.kept for step in steps}
+    steps = sample_table(Schedule(steps_offset=1), "pndm", 6).steps
+    assert [step.reads for step in steps] == [0, 1, 1, 2, 3, 3, 3]
+    assert [step.remembers for step in steps] == [True, False, True, True, True, True, False]
+    assert [step.remembered for step in steps] == [0, 1, 1, 2, 3, 4, 5]
+    assert {step.kept for step in steps} == {Kept.IN_RING}
 
 
 def test_tables_are_shared_and_cannot_be_written_to() -> None:
