@@ -198,7 +198,7 @@ def _special_tokens(
             given |= {field: value for field, value in overriding.items() if field.endswith("_token")}
             extra += [overriding.get(field) for field in ("additional_special_tokens", "extra_special_tokens")]
         contents = {
-            values.get("content") if isinstance(values, dict) else values
+            str(values.get("content") if isinstance(values, dict) else values)
             for values in (*_DEFAULTS.values(), *given.values())
         }
         if (folder / ADDED_TOKENS).is_file():
