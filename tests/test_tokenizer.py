@@ -348,13 +348,18 @@ RANGE = f"must be from 0 to {VOCABULARY - 1}: the text encoder's vocab_size is {
         (
             "special_tokens_map.json",
             {"additional_special_tokens": ["<a>"]},
-            "has the special tokens ['<a>']: not supported",
+            "has additional_special_tokens ['<a>'], and must have none",
         ),
         ("tokenizer_config.json", {"unk_token": "[UNK]", "added_tokens_decoder": {}}, "unk_token is [UNK], which the"),
         (
             "tokenizer_config.json",
             {"added_tokens_decoder": {"x": token(END)}},
             "tokenizer_config.json: added_tokens_decoder has x, and must have ids",
+        ),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"9" * 5000: token(END)}},
+            f"tokenizer_config.json: added_tokens_decoder has {'9' * 59}…, and must have ids",
         ),
         (
             "tokenizer_config.json",
