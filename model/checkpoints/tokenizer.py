@@ -10,15 +10,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 from model.rows import Tokens
 
-# `encode_batch_fast` releases the interpreter's lock, as `encode` does not. By default it would also start a pool of
-# threads for its batch of one. The library reads this at each call.
+# Of the library's ways to encode, the batches release the interpreter's lock. By default they would also start a pool
+# of threads, even for a batch of one. The library reads this variable at each call.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import tokenizers
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
@@ -74,11 +74,16 @@ class Tables:
 
 
 class Tokenizer:
-    """Maps prompts to tokens. Any number of threads may call it at once."""
+    """Maps prompts to tokens. Any number of threads may call it at once.
+
+    Attributes:
+        length: tokens of an encoded prompt.
+        digest: a hash of everything in the checkpoint that decides ids, hexadecimal.
+    """
 
     def __init__(self, tables: Tables) -> None:
         self.length = tables.length
-        self._tables = tables
+        self.digest = _digest(tables)
         model = BPE(
             vocab=dict(tables.vocabulary),
             merges=list(tables.merges),
@@ -113,18 +118,21 @@ class Tokenizer:
             raise KeyError(token)
         return number
 
-    @cached_property
-    def digest(self) -> str:
-        """A hash of everything that decides ids, hexadecimal."""
-        tables = self._tables
-        values = [
-            sorted(tables.vocabulary.items()),
-            tables.merges,
-            tables.added,
-            [tables.start, tables.end, tables.pad, tables.unknown],
-            tables.length,
-        ]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Everything beside the checkpoint that can change an id, by name: the library knows its own Unicode."""
+        return {"tokenizers": tokenizers.__version__}
+
+
+def _digest(tables: Tables) -> str:
+    values = [
+        sorted(tables.vocabulary.items()),
+        tables.merges,
+        tables.added,
+        [tables.start, tables.end, tables.pad, tables.unknown],
+        tables.length,
+    ]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _backend(model: BPE, added: Sequence[Added], *inside: str) -> Backend:
