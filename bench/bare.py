@@ -18,7 +18,7 @@ from model.backends.torch_cpu import TorchCPUBackend
 from model.checkpoints.load import load
 from model.description import ModelDescription
 from model.samplers import sample_table
-from model.update import guided, update
+from model.update import guided, remembered, update
 from service.config import available_cores
 
 STEPS = 10
@@ -56,16 +56,21 @@ class BareLoop:
         table = sample_table(self._model.schedule, sampler, steps)
         lines = torch.tensor(table.lines).float()
         x = torch.randn((width // branches, *self._model.sample_shape), generator=torch.Generator().manual_seed(0))
-        x0 = noise = torch.zeros_like(x)
+        noise = torch.zeros_like(x)
+        memories: list[Tensor] = []
         scale = torch.full((len(x),), guidance_scale)
         others = random_inputs(self._network, branches * len(x))
         began = perf_counter()
-        for i in range(len(table)):
+        for i, step in enumerate(table.steps):
             rows = x if branches == 1 else torch.cat([x, x])
             out = self._backend.start({**others, "x": rows})()
             if branches == 2:
                 out = guided(out.chunk(2), scale)
-            x, x0 = update(x, out, x0, noise, lines[i].expand(len(x), -1), ())
+            line = lines[i].expand(len(x), -1)
+            x_next, x0 = update(x, out, memories[: step.reads], noise, line)
+            if step.remembers:
+                memories = [remembered(x, x0, out, line), *memories[:2]]
+            x = x_next
         return perf_counter() - began
 
     def seconds_per_row(self, width: int, steps: int = STEPS) -> float:

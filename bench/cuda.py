@@ -31,11 +31,12 @@ from model.backends.cuda import CudaBackend
 from model.backends.network import Denoiser
 from model.checkpoints.load import load
 from model.conditions import Conditions
+from model.lines import Column
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
 from model.rows import Condition, Forward, Group, Reading, Row
 from model.runner import SlotRunner
-from model.samplers import Column, sample_table
+from model.samplers import sample_table
 from model.schedule import Schedule
 from service.build import BOX
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from model.backends.backend import Backend
 from model.conditions import Conditions
+from model.memories import Memories
 from model.noise import draw, generator
 from model.rows import Forward, Reading, Row
 from model.samplers import Step
-from model.update import guided, update
+from model.update import guided, remembered, rescaled, update
 
 
 class _Slot:
@@ -34,13 +35,15 @@ class _Inputs:
     Attributes:
         lines_of: the line of each row, by its slot.
         index: the slots, on the device.
-        x, x0, noise, lines, thresholded: see model.update.update.
+        x, memories, noise, lines, thresholded: see model.update.update.
+        kept: see model.memories.Memories.places.
     """
 
     lines_of: Mapping[int, int]
     index: Tensor
     x: Tensor
-    x0: Tensor
+    memories: list[Tensor]
+    kept: Tensor | None
     noise: Tensor
     lines: Tensor
     thresholded: list[int]
@@ -68,6 +71,7 @@ class SlotRunner:
         self._free = list(reversed(range(slots)))
         self._x = torch.zeros((slots, *sample_shape), device=backend.device)
         self._x0 = torch.zeros_like(self._x)
+        self._memories = Memories.of(slots, sample_shape, backend)
         self._no_noise = torch.zeros((1, *sample_shape), device=backend.device)
 
     @property
@@ -79,7 +83,7 @@ class SlotRunner:
         if not self._free:
             self._double()
         rng = generator(row.seed)
-        start = draw(rng, self._shape)
+        start = draw(rng, self._shape) * row.table.init
         if row.start is not None:
             start = torch.from_numpy(row.start)
         slot = self._free[-1]
@@ -93,7 +97,7 @@ class SlotRunner:
     def _double(self) -> None:
         slots = len(self._x)
         x, x0 = (torch.cat([state, torch.zeros_like(state)]) for state in (self._x, self._x0))
-        self._x, self._x0 = x, x0  # both, or none if memory runs out
+        self._x, self._x0, self._memories = x, x0, self._memories.doubled()  # all, or none if memory runs out
         self._free = list(reversed(range(slots, 2 * slots)))
 
     @torch.inference_mode()
@@ -141,7 +145,8 @@ class SlotRunner:
             complete,
             index,
             x,
-            self._x0.index_select(0, index),
+            self._memories.read([*complete], steps),
+            self._memories.places([*complete], steps),
             self._noise(slots, steps),
             self._backend.send(torch.from_numpy(np.array([step.line for step in steps]))),
             [i for i, step in enumerate(steps) if step.is_thresholded],
@@ -163,10 +168,13 @@ class SlotRunner:
         slots = [self._slots[i] for i in inputs.lines_of]
         out = self._guided(inputs.lines_of, forwards, predictions)
         wanted = {i: out.select(0, i).clone() for i, slot in enumerate(slots) if slot.row.model_output}
-        x, x0 = update(inputs.x, out, inputs.x0, inputs.noise, inputs.lines, inputs.thresholded)
+        x, x0 = update(inputs.x, out, inputs.memories, inputs.noise, inputs.lines, inputs.thresholded)
+        kept = None if inputs.kept is None else _kept(inputs.kept.select(0, 0), inputs.x, x0, out, inputs.lines)
         # A pass that raises before this line has changed no row, and can be run again.
         self._x.index_copy_(0, inputs.index, x)
         self._x0.index_copy_(0, inputs.index, x0)
+        if inputs.kept is not None and kept is not None:
+            self._memories.keep(inputs.kept.select(0, 1), kept)
         for i, prediction in wanted.items():
             slots[i].prediction = prediction
         for slot in slots:
@@ -195,9 +203,19 @@ class SlotRunner:
             # The learned variance follows the image's channels. It is that of the row's own condition.
             own, *variance = torch.split(predictions.index_select(0, places[0]), self._shape[0], dim=1)
             others = [predictions.index_select(0, index).narrow(1, 0, self._shape[0]) for index in places[1:]]
-            combined = guided([own, *others], scale)
+            combined = self._rescaled(guided([own, *others], scale), own, [slot for _, slot in rows])
             out = out.index_copy(0, own_places, torch.cat([combined, *variance], dim=1))
         return out
+
+    def _rescaled(self, combined: Tensor, own: Tensor, slots: Sequence[int]) -> Tensor:
+        """Guided predictions, [B, C, H, W], rescaled in rows with guidance_rescale."""
+        factors = [self._slots[slot].row.guidance_rescale for slot in slots]
+        which = [i for i, factor in enumerate(factors) if factor]
+        if not which:
+            return combined
+        index, factor = self._send(which), self._backend.send(torch.tensor([factors[i] for i in which]))
+        some = rescaled(combined.index_select(0, index), own.index_select(0, index), factor)
+        return combined.index_copy(0, index, some)
 
     def _send(self, *numbers: list[int]) -> Tensor:
         """Copy lists of one length to the device, int64: one list as [N], several as [lists, N]."""
@@ -212,3 +230,10 @@ class SlotRunner:
         row = self._slots.pop(slot).row
         self._free.append(slot)
         self._conditions.drop(row.branches)
+
+
+def _kept(rows: Tensor, *tensors: Tensor) -> Tensor:
+    """What these rows of a pass remember. The tensors are those of `remembered`."""
+    if len(rows) < len(tensors[0]):
+        tensors = tuple(tensor.index_select(0, rows) for tensor in tensors)
+    return remembered(*tensors)

@@ -18,9 +18,14 @@ Float64 = NDArray[np.float64]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
+InterpolationType = Literal["linear", "log_linear"]
+FinalSigmasType = Literal["zero", "sigma_min"]
 VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"]
 
 MAX_TRAIN_TIMESTEPS = 100_000
+
+# Replaces ᾱ = 0, and no other ᾱ, where a formula divides by ᾱ: diffusers' solvers.
+_ALPHA_BAR_FOR_0 = 2.0**-24
 
 
 class Schedule(BaseModel):
@@ -43,7 +48,13 @@ class Schedule(BaseModel):
     variance_type: VarianceType = "fixed_small"
     timestep_spacing: TimestepSpacing | None = Field(None, description="None: each sampler's own default")
     steps_offset: int = Field(0, ge=0)
-    set_alpha_to_one: bool = True
+    set_alpha_to_one: bool | None = Field(None, description="None: each sampler's own default")
+    interpolation_type: InterpolationType = "linear"
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    sigma_min: float | None = Field(None, gt=0)
+    sigma_max: float | None = Field(None, gt=0)
+    final_sigmas_type: FinalSigmasType = "zero"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -51,6 +62,11 @@ class Schedule(BaseModel):
             self._check_trained(self.trained_betas)
         if self.rescale_betas_zero_snr and self.num_train_timesteps < 2:
             raise ValueError("num_train_timesteps is 1, and must be at least 2 with rescale_betas_zero_snr")
+        if (self.use_karras_sigmas or self.use_exponential_sigmas) and self.num_train_timesteps < 2:
+            field = "use_karras_sigmas" if self.use_karras_sigmas else "use_exponential_sigmas"
+            raise ValueError(f"num_train_timesteps is 1, and must be at least 2 with {field}")
+        if self.use_karras_sigmas and self.use_exponential_sigmas:
+            raise ValueError("use_karras_sigmas and use_exponential_sigmas are true, and only one of them may be")
         return self
 
     def _check_trained(self, betas: tuple[float, ...]) -> None:
@@ -74,9 +90,9 @@ class Schedule(BaseModel):
 
     @property
     def clips_multistep(self) -> bool:
-        """Whether clip_sample also bounds x_0 in DPM-Solver++.
+        """Whether clip_sample also bounds x_0 in DPM-Solver++, Euler and Euler a.
 
-        Only if the config sets clip_sample: diffusers' solver does not have this field.
+        Only if the config sets clip_sample: diffusers' solvers do not have this field.
         """
         return self.clip_sample and "clip_sample" in self.model_fields_set
 
@@ -91,6 +107,22 @@ class Schedule(BaseModel):
     def alphas_cumprod(self) -> Float64:
         """ᾱ_t = Π (1 − β_s), [num_train_timesteps]. The last is exactly 0 if the last β is 1."""
         return np.cumprod(1.0 - self.betas, dtype=np.float64)
+
+    @cached_property
+    def sigmas(self) -> Float64:
+        """σ_t = √((1−ᾱ_t)/ᾱ_t), the noise beside a signal of 1, [num_train_timesteps].
+
+        α and ᾱ are rounded to float32, as in diffusers. The lowest levels, and timesteps between them, depend on that.
+        """
+        alphas = np.float32(1) - self.betas.astype(np.float32)
+        alpha_bar = above_zero(np.cumprod(alphas, dtype=np.float64).astype(np.float32).astype(np.float64))
+        sigmas: Float64 = np.sqrt((1 - alpha_bar) / alpha_bar)
+        return sigmas
+
+
+def above_zero(alpha_bar: Float64) -> Float64:
+    """ᾱ with 2⁻²⁴ in the place of 0."""
+    return np.where(alpha_bar == 0, _ALPHA_BAR_FOR_0, alpha_bar)
 
 
 def _betas(schedule: Schedule) -> Float64:

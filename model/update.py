@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.samplers import Column
+from model.lines import Column
 
 
 def guided(predictions: Sequence[Tensor], scale: Tensor) -> Tensor:
@@ -24,23 +24,40 @@ def guided(predictions: Sequence[Tensor], scale: Tensor) -> Tensor:
     return guided
 
 
-def update(
-    x: Tensor, out: Tensor, x0_previous: Tensor, noise: Tensor, lines: Tensor, thresholded: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Take one step of each row.
+def rescaled(out: Tensor, own: Tensor, factor: Tensor) -> Tensor:
+    """Guided predictions with the standard deviation of the rows' own ones, in part.
+
+    Lin et al. 2023, arXiv:2305.08891, section 3.4.
 
     Args:
-        x, x0_previous, noise: float32 [B, C, H, W]: the images, the estimates of x_0 at the previous step, and unit
-            noise. All must be finite, even where a coefficient is 0.
+        out, own: [B, C, H, W].
+        factor: φ of each row, [B].
+    """
+    # Row by row: a sum over one row has the same bits in any batch.
+    deviations = [torch.stack([row.std() for row in images.unbind()]) for images in (own, out)]
+    own_deviation, deviation = (each.view(-1, 1, 1, 1) for each in deviations)
+    factor = factor.view(-1, 1, 1, 1)
+    return factor * (out * (own_deviation / deviation)) + (1 - factor) * out
+
+
+def update(
+    x: Tensor, out: Tensor, memories: Sequence[Tensor], noise: Tensor, lines: Tensor, thresholded: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
+    """Take one line of each row.
+
+    Args:
+        x, noise: float32 [B, C, H, W]: the images, and unit noise. All tensors must be finite, even where a coefficient
+            is 0.
         out: the network's predictions, likewise; or float32 [B, 2·C, H, W] with v of a learned variance after them.
+        memories: m_1, m_2 and m_3 of each row, as many as the lines read, float32 [B, C, H, W] each.
         lines: each row's line of its step table, float32 [B, len(Column)].
         thresholded: the rows with dynamic thresholding, whose QUANTILE is not 0. Reading them from a device would
             wait for the device.
 
     Returns:
-        The images at the next timestep, and the estimates of x_0: float32 [B, C, H, W] each.
+        The images after the line, and the estimates of x_0: float32 [B, C, H, W] each.
     """
-    p, q, a, b, c, d, e, s, bound, *_ = lines.view(len(lines), len(Column), 1, 1, 1).unbind(1)
+    p, q, a, b, *c, d, e, s, bound = _columns(lines)[: Column.QUANTILE]
     out, *v = torch.split(out, x.shape[1], dim=1)
     if v:
         d = d * torch.exp(s * v[0])
@@ -51,7 +68,21 @@ def update(
             rows[row] = _thresholded(rows[row], lines.select(0, row))
         x0 = torch.stack(rows)
     x0 = x0.clamp(-bound, bound)
-    return a * x + b * x0 + c * x0_previous + d * noise + e * out, x0
+    x_next = a * x + b * x0
+    for factor, memory in zip(c, memories, strict=False):
+        x_next = x_next + factor * memory
+    return x_next + d * noise + e * out, x0
+
+
+def remembered(x: Tensor, x0: Tensor, out: Tensor, lines: Tensor) -> Tensor:
+    """What lines leave as memories, float32 [B, C, H, W]. The arguments are those and the results of `update`."""
+    of_x, of_x0, of_out = _columns(lines)[Column.R_X : Column.R_E + 1]
+    return of_x * x + of_x0 * x0 + of_out * out.narrow(1, 0, x.shape[1])
+
+
+def _columns(lines: Tensor) -> tuple[Tensor, ...]:
+    """The columns of lines, [B, 1, 1, 1] each."""
+    return lines.view(len(lines), len(Column), 1, 1, 1).unbind(1)
 
 
 def _thresholded(x0: Tensor, line: Tensor) -> Tensor:

@@ -158,6 +158,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         preview=rough(vaes, model),
         tokenize=tokenize,
         recipe_prompts=settings.recipe_prompts,
+        checks_images=check is not None,
     )
     metrics = Metrics()
     places = Places(settings.max_queue, clients=max(1, len(settings.api_keys)))

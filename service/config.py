@@ -61,7 +61,8 @@ class Settings(BaseSettings):
     )
     recommended: Recommendation = Field(
         None,
-        description="defaults of requests, in the place of those that the weights' files tell; any may be left out",
+        description="what requests get that name no sampler, steps or guidance; any of them may be left out; "
+        "default: what the weights' files tell",
     )
     recipe_prompts: bool = Field(
         True, description="0: PNGs have no prompts in their recipes, but their SHA-256; for models with text"

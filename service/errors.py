@@ -9,7 +9,6 @@
     ├── UnsupportedMedia
     │   └── UnsupportedCoding
     ├── Invalid
-    ├── Refused
     ├── HeadTooLarge
     ├── ComputationFailed
     ├── Unavailable           says after how many seconds to ask again

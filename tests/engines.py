@@ -16,8 +16,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import pytest
 
+from model.lines import Column
 from model.rows import Condition, Forward, Group, Image, Reading, Row, Text
-from model.samplers import Column, StepTable
+from model.samplers import StepTable
 from service.engine import trials, warm_up
 from service.engine.costs import Machine
 from service.engine.denoising import Phase

@@ -19,10 +19,21 @@ from service.build import build
 from service.config import Settings
 from service.engine.engine import Engine
 from service.engine.fairness import Places
+from service.http.checks import load, of_images
 from service.http.metrics import Metrics
 from service.plan.served import Served
 from tests import test_responses
-from tests.engines import PROBE_SEED, FakeRunner, a_row, undisturbed
+from tests.engines import (
+    PROBE_SEED,
+    PROBE_TOKEN,
+    FakeRunner,
+    FakeTextEncoder,
+    a_context,
+    a_row,
+    a_text,
+    a_text_row,
+    undisturbed,
+)
 from tests.servers import CACHE, PATIENCE, Reachable
 
 MODEL = replace(
@@ -36,6 +47,9 @@ MODEL = replace(
 )
 
 
+TEXT_S = 0.125  # seconds to encode a text, on the fake clock
+
+
 def first_draw(seed: int, shape: tuple[int, int, int]) -> Image:
     return np.full(shape, seed, np.float32)
 
@@ -43,7 +57,7 @@ def first_draw(seed: int, shape: tuple[int, int, int]) -> Image:
 SERVED = Served(
     MODEL,
     "cpu",
-    {"weights": MODEL.digest, "backend": "fake", "precision": "float32"},
+    {"model": MODEL.recipe_name, "weights": MODEL.digest, "backend": "fake", "precision": "float32"},
     reproducible=True,
     first_draw=first_draw,
     groups=(Group(1, 2),),
@@ -109,9 +123,19 @@ class FakeServer(LocalServer):
         metrics = Metrics()
         places = Places(read.max_queue, max(1, len(read.api_keys)))
         [group] = served.groups
-        probe = a_row(PROBE_SEED, group=group)
-        vaes = None if vae is None else {group: vae}
-        engine = Engine({group: self.runner}, {group: probe}, places, metrics, self.runner.clock, vaes=vaes)
+        has_text = served.model.text is not None
+        probe = a_text_row(PROBE_SEED, PROBE_TOKEN, group=group) if has_text else a_row(PROBE_SEED, group=group)
+        engine = Engine(
+            {group: self.runner},
+            {group: probe.with_contexts({a_text(PROBE_TOKEN): a_context(PROBE_TOKEN)})},
+            places,
+            metrics,
+            self.runner.clock,
+            vaes=None if vae is None else {group: vae},
+            text_encoder=FakeTextEncoder(TEXT_S, self.runner.clock) if has_text else None,
+            check=None if read.check is None else of_images(load(read.check), metrics.check_done),
+        )
+        served = replace(served, checks_images=read.check is not None)
         super().__init__(engine, served, read, metrics)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # for tests of slow readers
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tests.reference import AutoencoderKL, scheduler_class
+from tests.reference import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, scheduler_class
 
 Json = dict[str, Any]
 
@@ -170,9 +170,7 @@ def write_pipeline(
 
 def condition_network(seed: int = SEED, **fields: Any) -> Any:
     """diffusers' UNet2DConditionModel with random weights; by default that of sd1."""
-    import diffusers
-
-    return _filled(diffusers.UNet2DConditionModel(**{**_UNET, **fields}), seed)
+    return _filled(UNet2DConditionModel(**{**_UNET, **fields}), seed)
 
 
 def vae_network(seed: int = SEED, factor: int = 8, **fields: Any) -> Any:
@@ -229,12 +227,10 @@ def write_tokenizer(folder: Path, form: str = "files", pad: str = END, merges: t
 
 def load_pipeline(folder: Path, **arguments: Any) -> Any:
     """diffusers' pipeline of a folder, in float32, without a progress bar."""
-    import diffusers
-
     settings = {"safety_checker": None, "low_cpu_mem_usage": False, **arguments}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # its advice on old files
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **settings)
+        pipeline = DiffusionPipeline.from_pretrained(folder, **settings)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

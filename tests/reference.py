@@ -4,18 +4,24 @@ from typing import Any
 
 import diffusers
 from diffusers import training_utils
+from diffusers.guiders import guider_utils
 
 AutoencoderKL: Any = diffusers.AutoencoderKL
 DDIMPipeline: Any = diffusers.DDIMPipeline
 DDIMScheduler: Any = diffusers.DDIMScheduler
 DDPMPipeline: Any = diffusers.DDPMPipeline
 DDPMScheduler: Any = diffusers.DDPMScheduler
+DiffusionPipeline: Any = diffusers.DiffusionPipeline
 DPMSolverMultistepScheduler: Any = diffusers.DPMSolverMultistepScheduler
+EulerAncestralDiscreteScheduler: Any = diffusers.EulerAncestralDiscreteScheduler
+EulerDiscreteScheduler: Any = diffusers.EulerDiscreteScheduler
+PNDMScheduler: Any = diffusers.PNDMScheduler
 EMAModel: Any = training_utils.EMAModel
 LDMPipeline: Any = diffusers.LDMPipeline
 UNet2DConditionModel: Any = diffusers.UNet2DConditionModel
 UNet2DModel: Any = diffusers.UNet2DModel
 VQModel: Any = diffusers.VQModel
+rescale_noise_cfg: Any = guider_utils.rescale_noise_cfg
 
 
 def scheduler_class(name: str) -> Any:

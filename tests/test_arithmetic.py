@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.lines import Column
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
 from model.noise import first_draw
 from model.rows import Image
-from model.samplers import SAMPLERS, Column, StepTable, denoise_table, sample_table
+from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
 from model.schedule import Schedule
-from model.update import guided, update
+from model.update import guided, remembered, rescaled, update
 from service.http.formats import contact_sheet
 from service.http.png import encode_png, to_uint8
 from service.plan.served import ARITHMETIC
@@ -80,13 +81,17 @@ def schedules() -> float:
 
 def steps() -> float:
     """The update and guidance, using every column."""
-    x, out, x0_previous, noise = (waves(3, 2, 4, 4) * k for k in (1, 0.7, 0.4, 1.3))
+    x, out, m_1, noise, m_2, m_3 = (waves(3, 2, 4, 4) * k for k in (1, 0.7, 0.4, 1.3, 0.3, 0.9))
+    memories = [m_1, m_2, m_3]
     lines = waves(3, len(Column)) + 1.5
     lines[:, Column.BOUND] = 0.8
     lines[0, Column.QUANTILE], lines[0, Column.MAXIMUM] = 0.9, 1.5
-    plain = update(x, out, x0_previous, noise, lines, [0])
-    learned = update(x, torch.cat([out, waves(3, 2, 4, 4)], dim=1), x0_previous, noise, lines, [])
-    return weighed(torch.stack([*plain, *learned, guided([x, out], torch.tensor([1.0, 2.0, 7.5]))]))
+    plain = update(x, out, memories, noise, lines, [0])
+    learned = update(x, torch.cat([out, waves(3, 2, 4, 4)], dim=1), memories, noise, lines, [])
+    left = remembered(x, plain[1], out, lines)
+    combined = guided([x, out], torch.tensor([1.0, 2.0, 7.5]))
+    balanced = rescaled(combined, out, torch.tensor([0.0, 0.7, 1.0]))
+    return weighed(torch.stack([*plain, *learned, left, combined, balanced]))
 
 
 def noise() -> float:
@@ -132,9 +137,9 @@ SUMS: dict[int, dict[str, float]] = {
     },
     4: {
         "schedules": 14252.558824417616,
-        "tables": 115919.64789755261,
-        "grids": 4996292.0,
-        "steps": 9102.099634431303,
+        "tables": 283355.8493914396,
+        "grids": 9253514.0,
+        "steps": 2536.0460505317897,
         "noise": -169.6767815592466,
         "networks": -2297.7193843779387,
     },

@@ -140,9 +140,8 @@ def test_what_can_check(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_model_without_pictures_has_no_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that cannot check what it was told to check does not start."""
     name = f"{a_module(tmp_path, 'def check(**given): ...', monkeypatch)}:check"
-    folder = write_weights(
-        tmp_path / "spectra", in_channels=2, image_size=[8, 8], model_channels=8, channel_multipliers=[1], norm_groups=4
-    )
+    sizes = {"in_channels": 2, "model_channels": 8, "channel_multipliers": [1], "image_size": [8, 8], "norm_groups": 4}
+    folder = write_weights(tmp_path / "spectra", **sizes, schedule={})
     with pytest.raises(
         StartError, match=r"^STEPWISE_CHECK=.*: images of spectra are no pictures, and cannot be checked$"
     ):

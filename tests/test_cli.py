@@ -494,3 +494,10 @@ def test_the_archive_has_the_images(server: ServerProcess, tmp_path: Path) -> No
     with zipfile.ZipFile(io.BytesIO((tmp_path / "a.zip").read_bytes())) as archive:
         recipes = [read_parameters(archive.read(name)) for name in archive.namelist()]
     assert recipes[1]["seed"] == recipes[0]["seed"] + 1
+
+
+def test_a_model_without_text_refuses_prompts(server: ServerProcess, tmp_path: Path) -> None:
+    line = refused(stepwise(server, tmp_path, "sample", "a fox", "-o", "a.png"), exits.UNUSABLE)
+    assert line.startswith("prompt: must be null: this model has no text; a class_label says what it draws")
+    line = refused(stepwise(server, tmp_path, "sample", "--negative", "blurry", "-o", "a.png"), exits.UNUSABLE)
+    assert line.startswith("negative_prompt: must be null: this model has no text")

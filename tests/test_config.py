@@ -12,6 +12,7 @@ from model.backends import cgroups
 from model.rows import Group
 from service import config
 from service.config import PREFIX, Settings, SettingsError, available_cores
+from service.plan.recommended import Wanted
 
 # The settings of API.md and the later ones: name, default.
 TABLE: dict[str, object] = {
@@ -19,6 +20,8 @@ TABLE: dict[str, object] = {
     "HOST": "127.0.0.1",
     "PORT": 8000,
     "SIZES": (),  # the size that the weights were trained for
+    "RECOMMENDED": None,  # the weights' files tell
+    "RECIPE_PROMPTS": True,
     "DEVICE": "auto",
     "PRECISION": "auto",
     "THREADS": None,  # the cores that this process may use
@@ -75,6 +78,8 @@ def test_settings_and_their_defaults_are_those_of_the_contract() -> None:
         ("PORT", "0", 0),
         ("SIZES", "32x32", (Group(32, 32),)),
         ("SIZES", "64x48, 32x32 ,8x10000", (Group(48, 64), Group(32, 32), Group(10000, 8))),
+        ("RECOMMENDED", "sampler=euler,steps=4,guidance=0", Wanted("euler", 4, 0.0)),
+        ("RECIPE_PROMPTS", "0", False),
         ("DEVICE", "cpu", "cpu"),
         ("DEVICE", "cuda", "cuda"),
         ("DEVICE", "cuda:1", "cuda:1"),
@@ -132,6 +137,9 @@ def test_an_empty_setting_is_the_default(set_environment: SetEnvironment, name: 
         ("SIZES", "32x32,"),
         ("SIZES", "32x32;64x64"),
         ("SIZES", "32x32,64x64,32x32"),
+        ("RECOMMENDED", "euler"),
+        ("RECOMMENDED", "steps=4,steps=5"),
+        ("RECIPE_PROMPTS", "perhaps"),
         ("DEVICE", "gpu"),
         ("DEVICE", "cuda:"),
         ("DEVICE", "cpu:0"),
@@ -218,7 +226,7 @@ def test_names_that_are_no_settings_are_found(set_environment: SetEnvironment) -
 
 def test_settings_that_are_not_built_yet_have_no_effect_and_are_no_mistake(set_environment: SetEnvironment) -> None:
     assert config.without_effect() == []
-    names = ["EMBEDDINGS", "LOG_LEVEL", "LORA", "RECIPE_PROMPTS", "RECOMMENDED", "TINY_VAE"]
+    names = ["EMBEDDINGS", "LOG_LEVEL", "LORA", "TINY_VAE"]
     set_environment(**dict.fromkeys(names, "x"), PORT="1")
     assert config.without_effect() == [f"STEPWISE_{name}" for name in names]
     assert config.unknown() == []
@@ -263,7 +271,7 @@ def test_a_check_that_is_set_and_empty_is_refused(name: str, monkeypatch: pytest
         config.refuse_open()
 
 
-@pytest.mark.parametrize("name", ["CHECKS", "SAFETY_CHECKER", "SAFETY", "MODERATION", "CHECK_IMAGES", "check_prompts"])
+@pytest.mark.parametrize("name", ["CHECKS", "SAFETY_CHECKER", "SAFETY", "MODERATION", "CHECK_IMAGES", "my_check"])
 def test_a_name_that_looks_like_a_misspelt_check_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"STEPWISE_{name}", "my_checks:check")
     with pytest.raises(SettingsError, match=rf"^STEPWISE_{name.upper()} is no .* misspelt STEPWISE_CHECK; "):
@@ -286,6 +294,13 @@ def test_functions_that_check(value: str, set_environment: SetEnvironment) -> No
     assert config.read().check == value
 
 
+@pytest.mark.parametrize("name", ["RECIPE_PROMPT", "RECIPES_PROMPTS", "PROMPTS", "NO_PROMPTS", "recipe_prompts_"])
+def test_a_misspelt_name_puts_no_prompts_into_recipes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"STEPWISE_{name}", "0")
+    with pytest.raises(SettingsError, match=rf"^STEPWISE_{name.upper()} .* a misspelt STEPWISE_RECIPE_PROMPTS; "):
+        config.refuse_open()
+
+
 def test_keys_and_no_keys_are_no_mistake(set_environment: SetEnvironment) -> None:
     config.refuse_open()
     set_environment(API_KEYS="alpha,", WIEGHTS="digits", KEEP_ALIVE="3", API_SERVICE_HOST="10.0.0.1")
@@ -300,6 +315,8 @@ def test_keys_and_no_keys_are_no_mistake(set_environment: SetEnvironment) -> Non
         ("PORT", "8000"),
         ("DEVICE", "auto"),
         ("PRECISION", "auto"),
+        ("RECOMMENDED", "what the weights' files tell"),
+        ("RECIPE_PROMPTS", "1"),
         ("THREADS", "the cores that this process may use"),
         ("MAX_BATCH", "32 on CUDA; on the CPU 1 to 16, fewer for larger networks"),
         ("MAX_IMAGES", "64"),

@@ -26,15 +26,18 @@ from schemathesis.core.transport import Response
 from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.transport.serialization import Binary
 
-from service.plan.fields import MAX_SEED
+from model.schedule import Schedule
+from service.plan.fields import MAX_PROMPT, MAX_SEED
 from tests.checkpoints import save_latent_pipeline
+from tests.engines import FakeRunner
 from tests.reference import DDIMScheduler
-from tests.servers import ROOT, Json, ServerProcess, serving, side_by_side
+from tests.servers import ROOT, Json, Reachable, serving, side_by_side
+from tests.texts import serving_text
 
 LONG = 5  # seconds, enough for any request here
 FEWEST = 19  # steps that every sampler can take from 20 timesteps
 NUM_CASES = 1050  # per server, at least
-NAMES = ("digits-4step", "rgb", "latent")
+NAMES = ("digits-4step", "rgb", "latent", "text")
 
 MEDIA_TYPES = (
     *("image/png", "image/webp", "image/jpeg", "application/zip", "application/x-npy"),
@@ -129,6 +132,14 @@ def falls(timesteps: Any) -> bool:
     return all(before > after for before, after in itertools.pairwise(listed))
 
 
+def is_too_much_text(fields: Mapping[str, Any], name: str) -> bool:
+    """More bytes than are allowed, or a list that is not as long as the images."""
+    texts = fields[name] if isinstance(fields[name], list) else [fields[name]]
+    return any(len(str(text).encode()) > MAX_PROMPT for text in texts) or (
+        texts is fields[name] and len(texts) != given(fields, "num_images", 1)
+    )
+
+
 def is_falling(interval: Any) -> bool:
     begin, end = (float(share) for share in (interval.split(",") if isinstance(interval, str) else interval))
     return begin > end
@@ -137,6 +148,8 @@ def is_falling(interval: Any) -> bool:
 # Documented rules that no schema can express, by the field that the 422 names.
 BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "guidance_scale": lambda f: f["guidance_scale"] > 1 and no_label(f),
+    "prompt": lambda f: is_too_much_text(f, "prompt"),
+    "negative_prompt": lambda f: is_too_much_text(f, "negative_prompt"),
     "class_label": lambda f: isinstance(f["class_label"], list) and len(f["class_label"]) != given(f, "num_images", 1),
     "seed": lambda f: f["seed"] + given(f, "num_images", 1) > MAX_SEED + 1,
     "preview_every": lambda f: f["preview_every"] > given(f, "num_inference_steps", 1),
@@ -165,23 +178,26 @@ def is_of_distilled(error: Json) -> bool:
 
 
 @pytest.fixture(scope="module")
-def contracted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, ServerProcess]]:
-    """Three servers: with classes and at most four steps, without classes and at most twenty, and latent."""
+def contracted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Reachable]]:
+    """Four servers: with classes and at most four steps, without classes and at most twenty, latent, and with text."""
     schedule = DDIMScheduler(num_train_timesteps=20, beta_start=0.01, beta_end=0.3, clip_sample=False)
     paths = (
         "digits-4step",
         weights / "rgb",
         save_latent_pipeline(tmp_path_factory.mktemp("latent"), None, None, schedule),
     )
-    with side_by_side(*(serving(WEIGHTS=path, MAX_IMAGES=3, TIMEOUT=20, MAX_BATCH=4) for path in paths)) as running:
-        yield dict(zip(NAMES, running, strict=True))
+    fast = FakeRunner(dict.fromkeys((1, 2, 4), 1e-3))
+    few = Schedule(num_train_timesteps=20, beta_start=0.01, beta_end=0.3)
+    with (
+        side_by_side(*(serving(WEIGHTS=path, MAX_IMAGES=3, TIMEOUT=20, MAX_BATCH=4) for path in paths)) as running,
+        serving_text(runner=fast, schedule=few, max_images=3, timeout=20) as text,
+    ):
+        yield dict(zip(NAMES, [*running, text], strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_service_does_as_its_document_says(
-    contracted: Mapping[str, ServerProcess], tmp_path: Path, name: str
-) -> None:
+def test_the_service_does_as_its_document_says(contracted: Mapping[str, Reachable], tmp_path: Path, name: str) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     report = tmp_path / "report.ndjson"
     ended = subprocess.run(

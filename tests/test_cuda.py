@@ -25,14 +25,15 @@ from model.backends import cuda
 from model.backends.backend import Inputs, Precision, is_batch_invariant
 from model.backends.cuda import CudaBackend, CudaPrecision, candidate_widths, cheapest_width
 from model.backends.network import Shapes
+from model.lines import Column
 from model.nets.autoencoder import Autoencoder
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
 from model.rows import Forward, Reading, Row
 from model.runner import SlotRunner
-from model.samplers import Column, denoise_table, sample_table
+from model.samplers import denoise_table, sample_table
 from model.schedule import Schedule
-from model.update import update
+from model.update import remembered, update
 from model.vae import choose_vae
 from tests.autoencoders import Kind, latent_description, random_images, small_autoencoder
 from tests.trajectories import (
@@ -228,10 +229,11 @@ def test_a_runner_on_cuda_0(out_channels: int) -> None:
 @with_variance
 def test_an_update_on_cuda_0(out_channels: int) -> None:
     with FakeTensorMode():
-        x, x0_previous, noise = (torch.empty((2, *SHAPE), device="cuda:0") for _ in range(3))
+        x, noise, *memories = (torch.empty((2, *SHAPE), device="cuda:0") for _ in range(5))
         out = torch.empty((2, out_channels, *SHAPE[1:]), device="cuda:0")
         lines = torch.empty((2, len(Column)), device="cuda:0")
-        for image in update(x, out, x0_previous, noise, lines, thresholded=[1]):
+        x_next, x0 = update(x, out, memories, noise, lines, thresholded=[1])
+        for image in (x_next, x0, remembered(x, x0, out, lines)):
             assert image.device == torch.device("cuda:0")
             assert image.dtype == torch.float32
             assert image.is_contiguous()
@@ -318,13 +320,14 @@ def test_an_embedding_is_sent_once() -> None:
 @with_variance
 def test_an_update_stays_on_the_device(out_channels: int) -> None:
     """Also with a quantile, whose check in torch would wait on the CPU."""
-    x, x0_previous, noise = (torch.empty((2, *SHAPE), device=META) for _ in range(3))
+    x, noise, *memories = (torch.empty((2, *SHAPE), device=META) for _ in range(5))
     out = torch.empty((2, out_channels, *SHAPE[1:]), device=META)
     lines = torch.empty((2, len(Column)), device=META)
     with Moves() as moves:
-        x_next, x0 = update(x, out, x0_previous, noise, lines, thresholded=[0, 1])
+        x_next, x0 = update(x, out, memories, noise, lines, thresholded=[0, 1])
+        memory = remembered(x, x0, out, lines)
     assert moves.to_cpu == moves.to_device == []
-    for image in (x_next, x0):
+    for image in (x_next, x0, memory):
         assert image.device == META
         assert image.dtype == torch.float32
         assert image.shape == x.shape
@@ -688,7 +691,7 @@ def test_only_the_end_of_a_pass_waits_for_the_device(backend: CudaBackend, gpu: 
         sent = {name: backend.send(values) for name, values in inputs(WIDTH).items()}
         x = sent["x"]
         finish = backend.start(sent)
-        update(x, x, x, x, backend.send(lines), range(WIDTH))
+        update(x, x, [x, x, x], x, backend.send(lines), range(WIDTH))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert finish().device == gpu

@@ -241,7 +241,7 @@ def test_the_estimate_comes_as_png_json_or_npy(server: ServerProcess) -> None:
         assert "denoise;dur=" in response.headers["server-timing"]
         assert read_parameters(response.content)["timestep"] == 500
     document = post(server, write_npy(GREY), JSON, timestep=500, seed=1).json()
-    assert document.keys() == {"images", "parameters", "model", "timings"}
+    assert document.keys() == {"images", "parameters", "model", "warnings", "timings"}
     [image] = document["images"]
     assert image["seed"] == 1
     assert base64.b64decode(image["b64_json"]) == response.content
@@ -261,6 +261,7 @@ def test_defaults_are_filled_in(server: ServerProcess) -> None:
         "eta": 0.0,
         "class_label": None,
         "guidance_scale": 1.0,
+        "guidance_rescale": 0.0,
         "guidance_interval": [0.0, 1.0],
         "timeout_s": 300.0,
     }
@@ -530,7 +531,7 @@ def peak_memory(server: ServerProcess) -> int:
         ({"timestep": 5, "seed": 2**53}, "seed", f"0 to {2**53 - 1}, and is {2**53}"),
         ({"timestep": 5, "class_label": "cow"}, "class_label", "0 to 2, or one of cat, dog, 7, and is 'cow'"),
         ({"timestep": 5, "guidance_scale": 2}, "guidance_scale", "1 without a class_label, and is 2"),
-        ({"timestep": 5, "guidance_scale": 21, "class_label": 0}, "guidance_scale", "1 to 20, and is 21"),
+        ({"timestep": 5, "guidance_scale": 31, "class_label": 0}, "guidance_scale", "0 to 30, and is 31"),
         ({"timestep": 5, "timeout_s": 301}, "timeout_s", "at most 300, and is 301"),
         ({"timestep": 5, "num_images": 2}, "num_images", "there is no such field"),
         ({"timestep": 5, "preview_every": 1}, "preview_every", "there is no such field"),

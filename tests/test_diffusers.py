@@ -17,9 +17,10 @@ from model.checkpoints.config import ModelConfig
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, find, load
 from model.description import ModelDescription, Recommended
+from model.lines import Column
 from model.nets.unet2d import UNet2D
 from model.rows import Forward
-from model.samplers import Column, sample_table
+from model.samplers import sample_table
 from model.schedule import Schedule, rescale_zero_terminal_snr
 from tests.checkpoints import STEM, Json, edit, refusal, same_values, save_pipeline, small_unet
 from tests.networks import fill
@@ -783,6 +784,10 @@ def test_a_variance_that_a_scheduler_does_not_read_does_not_matter(pipeline: Pat
         config_of(pipeline, {"_class_name": name, "variance_type": "learned"})
 
 
+FOR_PROMPTS = (
+    "_class_name is UNet2DConditionModel, which draws for prompts: "
+    "it is served as a part of a StableDiffusionPipeline, with its model_index.json"
+)
 COMPILED = ["torch._dynamo.eval_frame", "OptimizedModule"]
 
 
@@ -804,8 +809,7 @@ def test_what_wraps_a_part_in_the_index_is_seen_through(
     edit(pipeline / "model_index.json", {"unet": component})
     assert load(pipeline).description.digest == whole.description.digest
     edit(pipeline / UNET_CONFIG, {"_class_name": "UNet2DConditionModel"})
-    message = "_class_name is UNet2DConditionModel, and must be UNet2DModel"
-    assert refusal(pipeline) == f"{UNET_CONFIG}: {message}"
+    assert refusal(pipeline) == f"{UNET_CONFIG}: {FOR_PROMPTS}"
 
 
 def test_where_a_part_does_not_say_its_class_the_index_does(pipeline: Path, whole: Checkpoint) -> None:
@@ -1060,7 +1064,7 @@ DOWN = ["DownBlock2D", "AttnDownBlock2D"]
     [
         (
             {"_class_name": "UNet2DConditionModel"},
-            "_class_name is UNet2DConditionModel, and must be UNet2DModel",
+            FOR_PROMPTS,
         ),
         ({"_class_name": None}, "_class_name is None, and must be UNet2DModel"),
         ({"down_block_types": ["SkipDownBlock2D"] * 2}, f"down_block_types has SkipDownBlock2D, which {FIR}"),

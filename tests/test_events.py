@@ -46,7 +46,7 @@ from tests.test_denoise import GREY
 EVENTS = {"Accept": "text/event-stream"}
 JSON = {"Accept": "application/json"}
 KEYS = {
-    "queued": {"position", "eta_s", "promise_s"},
+    "queued": {"position", "eta_s", "promise_s", "warnings"},
     "progress": {"step", "steps", "eta_s", "images_done", "images", "fraction"},
     "preview": {"index", "step", "b64_json"},
     "image": {"index", "seed", "b64_json"},
@@ -712,7 +712,7 @@ async def test_what_happens_while_the_reader_holds_back_the_server_is_told_in_fe
     assert len(data["progress"]) == 2  # the event that could not be sent, and the newest
     assert [preview["step"] for preview in data["preview"][1:]] == [99]
     assert [image["seed"] for image in data["image"]] == [7, 8, 9]
-    assert data["queued"] == [{"position": 2, "eta_s": 3.0, "promise_s": 4.0}]
+    assert data["queued"] == [{"position": 2, "eta_s": 3.0, "promise_s": 4.0, "warnings": []}]
     assert s.connection.is_complete
 
 

@@ -1,7 +1,7 @@
 """The documents' examples, unchanged: each block of sh, python and js, in order, on a real server.
 
 The blocks of a document share a folder, so a block can use files of earlier ones. `sh emoji` and `js emoji` use the
-emoji server.
+emoji server; `sh text`, `python text` and `js text` a server of a tiny random Stable Diffusion.
 """
 
 import os
@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.servers import ROOT, START, ServerProcess, needs, serving
+from tests.pipelines import write_pipeline
+from tests.servers import ROOT, START, ServerProcess, needs, serving, side_by_side
 
 pytestmark = [pytest.mark.slow, needs("curl"), needs("node")]
 
-DOCUMENTS = ["README.md", "docs/quick-start.md", "docs/api.md", "docs/cli.md", "docs/client.md"]
-_BLOCK = re.compile(r"^```(sh|python|js)( emoji)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+DOCUMENTS = ["README.md", "docs/quick-start.md", "docs/api.md", "docs/cli.md", "docs/client.md", "docs/text.md"]
+_BLOCK = re.compile(r"^```(sh|python|js)( emoji| text)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost):8000")
 
 
@@ -40,10 +41,12 @@ def blocks(document: str) -> list[Block]:
 
 
 @pytest.fixture(scope="module")
-def addresses() -> Iterator[dict[str, str]]:
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The addresses of a server for each of the weights that examples use."""
-    with serving(WEIGHTS="digits") as digits, serving(WEIGHTS="emoji") as emoji:
-        yield {"digits": address(digits), "emoji": address(emoji)}
+    pipeline = write_pipeline(tmp_path_factory.mktemp("weights") / "text")
+    weights = {"digits": "digits", "emoji": "emoji", "text": pipeline}
+    with side_by_side(*(serving(WEIGHTS=of_one) for of_one in weights.values())) as servers:
+        yield dict(zip(weights, map(address, servers), strict=True))
 
 
 def address(server: ServerProcess) -> str:

@@ -17,7 +17,7 @@ from model.rows import Image
 from service.http.formats import encode_lossy
 from service.http.png import encode_png
 from stepwise import read_recipe
-from tests.servers import Json, ServerProcess, needs
+from tests.servers import ROOT, Json, ServerProcess, needs
 from tests.test_denoise import png as upload
 from tests.test_events import watched
 
@@ -116,3 +116,26 @@ def test_exiftool_reads_the_mark(suffix: str, tmp_path: Path) -> None:
     command = ["exiftool", "-json", "-warning", "-XMP-iptcExt:DigitalSourceType#", str(file)]
     [told] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     assert told == {"SourceFile": str(file), "DigitalSourceType": BY_A_MODEL}
+
+
+SCRIPT = """
+import { readFileSync, writeFileSync } from "node:fs";
+import { withRecipe } from "./png.mjs";
+writeFileSync("marked.png", withRecipe(new Uint8Array(readFileSync("bare.png")), { seed: 7 }));
+"""
+
+
+@pytest.mark.slow
+@needs("node")
+def test_the_page_marks_the_pngs_that_it_makes_of_arrays(tmp_path: Path) -> None:
+    pixels = np.zeros((5, 4), np.uint8)
+    (tmp_path / "png.mjs").write_text((ROOT / "service/http/playground/png.js").read_text())
+    (tmp_path / "bare.png").write_bytes(upload(pixels))
+    subprocess.run(["node", "--input-type=module", "--eval", SCRIPT], cwd=tmp_path, check=True)
+    marked, expected = (tmp_path / "marked.png").read_bytes(), encode_png(an_image(1), {"seed": 7})
+    assert read_recipe(marked) == {"seed": 7}
+    assert [content for name, content in chunks(marked) if name == b"iTXt"] == [
+        content for name, content in chunks(expected) if name == b"iTXt"
+    ]
+    with PillowImage.open(io.BytesIO(marked)) as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)

@@ -159,7 +159,7 @@ RANGES: Mapping[str, str] = {
     "num_inference_steps": "an integer from 1 to 1000",
     "preview_every": "an integer from 0 to 1000",
     "eta": "a number from 0 to 1",
-    "guidance_scale": "a number from 1 to 20",
+    "guidance_scale": "a number from 0 to 30",
     "timeout_s": "a number of more than 0 and at most 300",
 }
 OF_UPLOADS: Mapping[str, str] = {

@@ -23,6 +23,7 @@ from service.plan.fields import SampleRequest
 from tests.browser import GONE, REFUSED, assert_accessible, chromium, visiting
 from tests.latents import LatentServer
 from tests.local import MODEL, SERVED, FakeServer, LocalServer, locally, no_complaints, serving_fake, serving_here
+from tests.pipelines import write_pipeline
 from tests.servers import (
     PATIENCE,
     Json,
@@ -199,7 +200,10 @@ def test_settings_are_those_of_the_request(browser: Browser, server: ServerProce
 def test_every_field_has_a_control(browser: Browser, server: ServerProcess) -> None:
     """Also for fields that the page does not know: the controls are made from /openapi.json."""
     with playing(browser, server, REFUSED) as page:
-        for name in table(SampleRequest).keys() - {"height", "width"}:  # this server has one size
+        absent = {"height", "width", "prompt", "negative_prompt", "clip_skip"}  # one size, and no text
+        for name in absent:
+            expect(view(page).locator(f"[data-field={name}]")).to_have_count(0)
+        for name in table(SampleRequest).keys() - absent:
             expect(view(page).locator(f"[data-field={name}]")).to_have_count(1)
         page.get_by_text("More", exact=True).click()
         draw(page, **{"Seed": 7, "Time limit": 1000})
@@ -304,7 +308,7 @@ def test_defaults_and_ranges_are_those_of_info(
 ) -> None:
     with playing(browser, server) as page:
         assert view(page).get_by_label("Sampler").input_value() == "dpmpp_2m"
-        ranges = {"Steps": ("4", "1", "1000"), "Guidance": ("2", "1", "20"), "Images": ("1", "1", "64")}
+        ranges = {"Steps": ("4", "1", "1000"), "Guidance": ("2", "1", "30"), "Images": ("1", "1", "64")}
         for label, (value, *ends) in ranges.items():
             number = view(page).get_by_label(f"{label}, as a number")
             assert number.input_value() == value
@@ -360,7 +364,9 @@ def test_many_classes_are_a_list_and_some_models_know_labels_only(browser: Brows
                 assert file == link(server, viewer)
                 page.keyboard.press("Escape")
             draw(page, Guidance=2)
-            expect(trouble(page)).to_have_text("Guidance must be 1: this model was trained with labels only; it is 2.")
+            expect(trouble(page)).to_have_text(
+                "Guidance must be at most 1: this model was trained with labels only; it is 2."
+            )
 
 
 def test_progress_previews_and_times_are_seen_while_it_is_drawn(browser: Browser, local: FakeServer) -> None:
@@ -657,6 +663,151 @@ def test_latent_diffusion(browser: Browser, latents: LatentServer) -> None:
         assert {call.name for call in latents.vae.calls} == {"encode", "decode"}
         assert latents.row.start is not None
         assert latents.row.start.shape == (1, 1, 2)  # the exact latents came back, not a decoded picture
+
+
+# Prompts.
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pipeline(tmp_path_factory.mktemp("weights") / "foxes")
+
+
+@pytest.fixture(scope="module")
+def text_server(pipeline: Path) -> Iterator[LocalServer]:
+    with serving_here(weights=str(pipeline), sizes="64x64,64x32", max_batch=4) as server:
+        yield server
+
+
+FOX, BLURRY, LONG = "a fox in the snow, naïve <b>", "blurry & dark", "fox " * 80
+
+
+def drawn_by(server: Reachable, **fields: object) -> bytes:
+    return server.client.post("/sample", json={"num_inference_steps": 3, **fields}).content
+
+
+def test_a_prompt_is_drawn_again_varied_and_linked(browser: Browser, text_server: LocalServer) -> None:
+    with playing(browser, text_server) as page:
+        draw(page, **{"Prompt": FOX, "Negative prompt": BLURRY, "Seed": 7, "Steps": 3, "Guidance": 5})
+        expect(finished(page)).to_have_text(re.compile("^1 image in"))
+        expect(cards(page).first).to_have_accessible_name(re.compile(f"^{re.escape(FOX)} seed 7"))
+        viewer = opened(page, cards(page).first)
+        file = saved(page, viewer)
+        wanted = {"prompt": FOX, "negative_prompt": BLURRY, "guidance_scale": 5}
+        assert file == drawn_by(text_server, seed=7, **wanted) == link(text_server, viewer)
+        expect(viewer.locator("dl")).to_contain_text(f"Prompt{FOX}Negative{BLURRY}Seed7")
+        viewer.get_by_role("button", name="Vary").click()
+        expect(cards(page)).to_have_count(2)
+        finished(page)
+        assert view(page).get_by_label("Prompt", exact=True).input_value() == FOX
+        assert view(page).get_by_label("Negative prompt").input_value() == BLURRY
+        seed = int(view(page).get_by_label("Seed", exact=True).input_value())
+        file = saved(page, opened(page, cards(page).first))
+        assert file == drawn_by(text_server, seed=seed, **wanted)
+
+
+def test_without_a_prompt_in_the_recipe_the_page_still_draws_again(browser: Browser, pipeline: Path) -> None:
+    """STEPWISE_RECIPE_PROMPTS=0."""
+    with serving_here(weights=str(pipeline), recipe_prompts=False) as server, playing(browser, server) as page:
+        draw(page, Prompt=FOX, Seed=7, Steps=3)
+        finished(page)
+        viewer = opened(page, cards(page).first)
+        file = saved(page, viewer)
+        assert "prompt" not in read_parameters(file)
+        assert file == link(server, viewer)
+        viewer.get_by_role("button", name="Again").click()
+        finished(page)
+        assert view(page).get_by_label("Prompt", exact=True).input_value() == FOX
+        expect(cards(page)).to_have_count(1)
+
+
+def test_what_was_cut_is_said(browser: Browser, text_server: LocalServer) -> None:
+    said = "The prompt has 80 tokens, and 75 fit: the last 5 were cut."
+    with playing(browser, text_server) as page:
+        warning = view(page).locator(".warning")
+        expect(warning).to_be_hidden()
+        draw(page, Prompt=LONG, Seed=7, Steps=2)
+        finished(page)
+        expect(warning).to_have_text(said)
+        assert low_contrast(page) == []
+        draw(page, Prompt=FOX)
+        finished(page)
+        expect(warning).to_be_hidden()
+        go(page, "Compare")
+        fill(page, "Prompt", LONG)
+        fill(page, "Steps", "1, 2")
+        press(page, "Compare")
+        finished(page)
+        expect(view(page).locator(".warning")).to_have_text(said)
+
+
+def test_a_prompt_under_several_samplers(browser: Browser, text_server: LocalServer) -> None:
+    with playing(browser, text_server) as page:
+        go(page, "Compare")
+        fill(page, "Prompt", FOX)
+        fill(page, "Negative prompt", BLURRY)
+        fill(page, "Steps", "2, 3")
+        fill(page, "Seed", 7)
+        press(page, "Compare")
+        finished(page)
+        samplers = text_server.client.get("/info").json()["samplers"]
+        expect(cards(page)).to_have_count(2 * len(samplers))
+        label = view(page).get_by_role("button", name=re.compile(f"^{re.escape(FOX)}, seed 7, DDIM, 3 steps: details"))
+        file = saved(page, opened(page, label))
+        wanted = {"prompt": FOX, "negative_prompt": BLURRY, "sampler": "ddim", "seed": 7}
+        assert file == drawn_by(text_server, **wanted)
+
+
+def test_enter_draws_and_shift_enter_begins_a_line(browser: Browser, text_server: LocalServer) -> None:
+    with playing(browser, text_server) as page:
+        fill(page, "Steps", 2)
+        prompt = view(page).get_by_label("Prompt", exact=True)
+        prompt.fill("a fox")
+        prompt.press("Shift+Enter")
+        prompt.type("in the snow")
+        prompt.press("Enter")
+        finished(page)
+        assert prompt.input_value() == "a fox\nin the snow"
+        assert read_parameters(saved(page, opened(page, cards(page).first)))["prompt"] == "a fox\nin the snow"
+
+
+def test_a_prompt_guides_what_is_denoised(browser: Browser, text_server: LocalServer) -> None:
+    with playing(browser, text_server) as page:
+        choose(page, "Size", "64×32")
+        draw(page, Prompt=FOX, Seed=7, Steps=2)
+        finished(page)
+        opened(page, cards(page).first).get_by_role("button", name="Denoise").click()
+        expect(page.locator("#view-denoise")).to_be_visible()
+        fill(page, "Steps", 2)
+        finished(page)
+        assert view(page).get_by_label("Prompt", exact=True).input_value() == FOX
+        assert pixels(view(page).locator(".mended img")).shape == (32, 64)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_prompts_on_a_phone(browser: Browser, text_server: LocalServer, scheme: Any) -> None:
+    """A long word does not widen the page, and every control has a name."""
+    with playing(browser, text_server, viewport=PHONE, color_scheme=scheme, has_touch=True) as page:
+
+        def check() -> None:
+            width, most = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+            assert width <= most
+            assert low_contrast(page) == []
+            assert_accessible(page)
+
+        check()
+        view(page).get_by_text("How it is drawn").tap()
+        draw(page, **{"Prompt": "w" * 300 + LONG, "Negative prompt": BLURRY, "Seed": 7, "Steps": 2})
+        finished(page)
+        check()
+        viewer = opened(page, cards(page).first)
+        check()
+        viewer.get_by_role("button", name="Denoise").click()
+        fill(page, "Steps", 2)
+        finished(page)
+        check()
+        page.get_by_role("link", name="Compare").click()
+        check()
 
 
 # Errors.

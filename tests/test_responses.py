@@ -311,7 +311,7 @@ def test_files_of_a_zip_can_be_read_by_who_unpacks_it() -> None:
 def test_json_has_the_images_the_parameters_the_model_and_the_times() -> None:
     plan, finished = planned(num_images=2, class_label="one"), drawn(2)
     document = json.loads(bytes(answered(plan, finished, JSON).body))
-    assert document.keys() == {"images", "parameters", "model", "timings"}
+    assert document.keys() == {"images", "parameters", "model", "warnings", "timings"}
     assert [image["seed"] for image in document["images"]] == [7, 8]
     pngs = [base64.b64decode(image["b64_json"]) for image in document["images"]]
     assert pngs == [encode_png(x, recipe) for x, recipe in zip(finished.images, plan.recipes, strict=True)]
@@ -323,6 +323,7 @@ def test_json_has_the_images_the_parameters_the_model_and_the_times() -> None:
         "eta": 0.0,
         "class_label": 1,
         "guidance_scale": 2.0,
+        "guidance_rescale": 0.0,
         "guidance_interval": [0.0, 1.0],
         "height": 4,
         "width": 4,

@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.lines import Column
 from model.rows import Condition, Group, Row
-from model.samplers import Column, StepTable
+from model.samplers import StepTable
 
 TENTHS = st.integers(0, 10)
 

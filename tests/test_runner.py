@@ -1,6 +1,7 @@
 """Rows in slots: each row has the same bytes alone and beside any other rows."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from random import Random
 from typing import Any
@@ -14,12 +15,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.backends.backend import Backend, Inputs, Precision
+from model.lines import Column
 from model.noise import first_draw
 from model.rows import Condition, Forward, Group, Image, Reading, Row
 from model.runner import SlotRunner
-from model.samplers import Column, StepTable, denoise_table, sample_table
+from model.samplers import StepTable, denoise_table, sample_table
 from model.schedule import Schedule
 from tests.properties import examples
+from tests.reference import rescale_noise_cfg
 from tests.trajectories import (
     Told,
     forwards,
@@ -60,6 +63,11 @@ ROWS = [
         guidance_scale=2.0,
         guidance_interval=(0.5, 1.0),
     ),
+    labelled(sample_table(V, "pndm", 5), seed=10, label=1),
+    labelled(sample_table(Schedule(), "pndm", 3), seed=11, label=2, guidance_scale=3.0, guidance_rescale=0.7),
+    labelled(sample_table(V, "euler", 4), seed=12, label=0),
+    labelled(sample_table(Schedule(), "euler_a", 3), seed=13, label=4, guidance_scale=5.0, guidance_rescale=1.0),
+    labelled(denoise_table(V, "pndm", 600, 4), seed=14, start=START),
 ]
 
 
@@ -79,7 +87,7 @@ class Alone:
         self.backend = crowds or backend
         self.states: list[list[Reading]] = []
         for row in ROWS:
-            start = first_draw(row.seed, SHAPE) if row.start is None else row.start
+            start = first_draw(row.seed, SHAPE) * np.float32(row.table.init) if row.start is None else row.start
             states = trajectory(runner_on(backend, SHAPE, 1, small_network()), row)
             self.states.append([Reading(start, np.zeros_like(start)), *states])
 
@@ -495,12 +503,54 @@ def test_steps_without_noise_draw_none() -> None:
     assert np.array_equal(states[2].x, second)
 
 
-def test_x0_of_the_step_before_comes_back() -> None:
-    """The first step gets 0, whatever the slot held before."""
+def test_the_first_noise_has_the_tables_scale() -> None:
+    runner = runner_of(Tells(told_label), SHAPE, WIDTH)
+    [noise] = draws(11, 1)
+    for start, expected in ((None, noise * np.float32(0.75)), (START, START)):
+        row = labelled(replace(table_of([1], A=1), init=0.75), seed=11, start=start)
+        assert np.array_equal(runner.read(runner.admit(row)).x, expected)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"Q": 1, "R_0": 1, "C_1": 1}, [0, 9, 4, 2, 7, 5, 8]),  # x0 is the timestep, as the prediction is
+        ({"R_E": 1, "C_1": 1}, [0, 9, 4, 2, 7, 5, 8]),
+        ({"R_E": 1, "C_2": 1}, [0, 0, 9, 4, 2, 7, 5]),
+        ({"R_E": 1, "C_3": 1}, [0, 0, 0, 9, 4, 2, 7]),
+        ({"R_E": 1, "C_1": 100, "C_2": 10, "C_3": 1}, [0, 900, 490, 249, 724, 572, 857]),
+    ],
+    ids=str,
+)
+def test_memories_come_back_in_their_order(columns: dict[str, float], expected: list[float]) -> None:
+    """What is not there is 0, whatever the slot held before."""
     runner = runner_of(Tells(told_timestep), SHAPE, WIDTH, slots=1)
-    row = labelled(table_of([9, 4, 2], Q=1, C=1), seed=0)  # x0 is the timestep; x is the previous x0
-    assert list(numbers(runner, row)) == [0, 9, 4]
-    assert list(numbers(runner, row)) == [0, 9, 4]
+    row = labelled(table_of([9, 4, 2, 7, 5, 8, 1], **columns), seed=0)
+    for _ in range(2):
+        assert list(numbers(runner, row)) == expected
+
+
+def test_a_line_may_remember_x_or_nothing() -> None:
+    table = table_of([9, 4, 2, 7], E=1)
+    table.lines[1, Column.R_X] = 1
+    table.lines[3, [Column.E, Column.C_1]] = 0, 1
+    assert list(numbers(runner_of(Tells(told_timestep), SHAPE, WIDTH), labelled(table, seed=0))) == [9, 4, 2, 9]
+
+
+def test_what_a_slot_remembers_does_not_touch_the_next_row() -> None:
+    """Even if it is not finite, and the next row shares a pass with one that reads memories."""
+    bad = 666
+    runner = runner_of(Tells(lambda x, t, labels: torch.where(t == bad, torch.nan, t)), SHAPE, WIDTH, slots=2)
+    slot = runner.admit(labelled(table_of([bad], R_E=1), seed=0))
+    runner.step([Forward(slot, 0, 0)])
+    runner.release(slot)
+    reader = runner.admit(labelled(table_of([9, 4], R_E=1, C_1=1), seed=1))
+    assert reader == slot
+    runner.step([Forward(reader, 0, 0)])
+    other = runner.admit(labelled(table_of([5], E=1, R_E=1), seed=2))
+    runner.step([Forward(reader, 0, 1), Forward(other, 0, 0)])
+    assert (runner.read(reader).x == 9).all()
+    assert (runner.read(other).x == 5).all()
 
 
 # Backends.
@@ -529,6 +579,21 @@ def test_a_learned_variance_is_that_of_the_rows_own_label() -> None:
     with torch.inference_mode():
         own, none = network(x, t, torch.tensor([2, 5]))
     torch.testing.assert_close(torch.from_numpy(reading.x[:3]), none[:3] + 3 * (own[:3] - none[:3]))
+    torch.testing.assert_close(torch.from_numpy(reading.x[3:]), own[3:])
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0])
+def test_rescaling_looks_at_the_prediction_alone(factor: float) -> None:
+    """Not at a learned variance."""
+    table = denoise_table(Schedule(variance_type="learned_range"), "ddpm", 500, 1)
+    row = labelled(table, seed=0, start=START, label=2, guidance_scale=3.0, guidance_rescale=factor, model_output=True)
+    [reading] = trajectory(runner_of(WithVariance(), SHAPE, WIDTH), row)
+    x, t = torch.from_numpy(START)[None].repeat(2, 1, 1, 1), torch.tensor([500, 500])
+    with torch.inference_mode():
+        own, none = WithVariance()(x, t, torch.tensor([2, 5]))
+    guided = none[:3] + 3 * (own[:3] - none[:3])
+    expected = rescale_noise_cfg(guided[None], own[None, :3], factor)[0]
+    torch.testing.assert_close(torch.from_numpy(reading.x[:3]), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.from_numpy(reading.x[3:]), own[3:])
 
 

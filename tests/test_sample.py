@@ -279,7 +279,8 @@ def test_the_json_answer_is_whole(server: ServerProcess) -> None:
     body = {"seed": 7, "num_images": 2, "class_label": "7", "preview_every": 4}
     answer = draw(server, body, JSON)
     document = answer.json()
-    assert document.keys() == {"images", "parameters", "model", "timings"}
+    assert document.keys() == {"images", "parameters", "model", "warnings", "timings"}
+    assert document["warnings"] == []
     assert [image.keys() for image in document["images"]] == [{"seed", "b64_json"}] * 2
     assert document["parameters"] == {
         "num_images": 2,
@@ -289,6 +290,7 @@ def test_the_json_answer_is_whole(server: ServerProcess) -> None:
         "eta": 0.0,
         "class_label": 2,
         "guidance_scale": 2.0,
+        "guidance_rescale": 0.0,
         "guidance_interval": [0.0, 1.0],
         "height": 16,
         "width": 16,
@@ -361,8 +363,8 @@ def test_of_latent_diffusion_images_are_decoded() -> None:
         ({"class_label": [0, 1]}, "class_label", "1 in a list, and is 2"),
         ({"class_label": [0, 1], "num_images": 3}, "class_label", "3 in a list, and is 2"),
         ({"class_label": []}, "class_label", "1 in a list, and is 0"),
-        ({"guidance_scale": 0.99, "class_label": 0}, "guidance_scale", "1 to 20, and is 0.99"),
-        ({"guidance_scale": 20.5, "class_label": 0}, "guidance_scale", "1 to 20, and is 20.5"),
+        ({"guidance_scale": -0.01, "class_label": 0}, "guidance_scale", "0 to 30, and is -0.01"),
+        ({"guidance_scale": 30.5, "class_label": 0}, "guidance_scale", "0 to 30, and is 30.5"),
         ({"guidance_scale": 1.5}, "guidance_scale", "1 without a class_label, and is 1.5"),
         ({"guidance_scale": 1.5, "class_label": [None]}, "guidance_scale", "1 without a class_label, and is 1.5"),
         ({"guidance_interval": [0.5]}, "guidance_interval", "a list of 2 numbers from 0 to 1, and is [0.5]"),
@@ -425,7 +427,7 @@ def test_a_whole_number_is_an_integer_however_it_is_written(server: ServerProces
     refuse(server, {"class_label": 3.0}, "class_label")
 
 
-@pytest.mark.parametrize("field", ["steps", "num_inference_step", "prompt", "model", "image", "timestep", ""])
+@pytest.mark.parametrize("field", ["steps", "num_inference_step", "promt", "model", "image", "timestep", ""])
 def test_an_unknown_field_is_named(server: ServerProcess, field: str) -> None:
     assert refuse(server, {field: 1}, field) == "there is no such field"
 

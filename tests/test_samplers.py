@@ -1,27 +1,49 @@
 """Step tables: rules of their lines, the papers' formulas computed without a table, and diffusers' grids."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 
 from model.grids import GridError, Steps, ddim_steps
-from model.samplers import SAMPLERS, Column, StepTable, denoise_table, sample_table
+from model.lines import Column
+from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
 from model.schedule import Float64, PredictionType, Schedule, TimestepSpacing
-from tests.reference import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from tests.reference import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 
 # diffusers' warning with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
-P, Q, A, B, C, D, E, S, BOUND, QUANTILE, MAXIMUM = Column
+P, Q, A, B, C_1, C_2, C_3, D, E, S, BOUND, QUANTILE, MAXIMUM, R_X, R_0, R_E = Column
+MEMORIES = [C_1, C_2, C_3]
 PREDICTION_TYPES: list[PredictionType] = ["epsilon", "v_prediction", "sample"]
 SPACINGS: list[TimestepSpacing] = ["leading", "trailing", "linspace"]
-SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "ddpm": DDPMScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+    "pndm": partial(PNDMScheduler, skip_prk_steps=True),
+    "euler": EulerDiscreteScheduler,
+    "euler_a": EulerAncestralDiscreteScheduler,
+}
+LISTING = sorted(name for name, sampler in SAMPLERS.items() if sampler.through is not None)
+EULER = {"euler", "euler_a"}
+THRESHOLDING = {"ddim", "ddpm", "dpmpp_2m"}
+DIVIDING = {"dpmpp_2m", "pndm", *EULER}  # by ᾱ; they replace an ᾱ of 0 by 2⁻²⁴
 
 schedules = st.builds(
     Schedule,
@@ -32,7 +54,10 @@ schedules = st.builds(
     variance_type=st.sampled_from(["fixed_small", "fixed_large"]),
     timestep_spacing=st.sampled_from([None, *SPACINGS]),
     steps_offset=st.sampled_from([0, 1]),
-    set_alpha_to_one=st.booleans(),
+    set_alpha_to_one=st.sampled_from([None, False, True]),
+    interpolation_type=st.sampled_from(["linear", "log_linear"]),
+    use_karras_sigmas=st.booleans(),
+    final_sigmas_type=st.sampled_from(["zero", "sigma_min"]),
 )
 etas = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
 
@@ -44,87 +69,131 @@ def timesteps_of(schedule: Schedule) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 class Case(NamedTuple):
-    """A table, and the steps that it was made from."""
+    """A table, and the levels that it was made from."""
 
     schedule: Schedule
     sampler: str
     steps: Steps
     lines: Float64
 
-    def alphas_cumprod(self) -> tuple[Float64, Float64]:
-        """ᾱ before and after each step. For the sampler that takes logarithms, 2⁻²⁴ replaces an initial ᾱ of 0."""
-        before, after = self.steps.alphas_cumprod(self.schedule)
-        return (np.where(before == 0, 2.0**-24, before), after) if self.sampler == "dpmpp_2m" else (before, after)
+    @property
+    def alpha_bar(self) -> Float64:
+        """ᾱ before each line."""
+        before = self.steps.alpha_bar
+        return np.where(before == 0, 2.0**-24, before) if self.sampler in DIVIDING else before
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    schedule, sampler, eta = draw(schedules), draw(st.sampled_from(sorted(SAMPLERS))), draw(etas)
-    if draw(st.booleans()):
-        listed = draw(timesteps_of(schedule))
-        steps = SAMPLERS[sampler].through(schedule, np.array(listed))
-        return Case(schedule, sampler, steps, sample_table(schedule, sampler, listed, eta).lines)
-    N = draw(st.one_of(st.integers(1, schedule.num_train_timesteps), st.integers(1, 7)))
+def cases(draw: st.DrawFn, samplers: Sequence[str] = sorted(SAMPLERS.keys() - {"pndm"})) -> Case:
+    schedule, name, eta = draw(schedules), draw(st.sampled_from(samplers)), draw(etas)
+    sampler = SAMPLERS[name]
     try:
-        table = sample_table(schedule, sampler, N, eta)
+        if draw(st.booleans()):
+            listed = draw(timesteps_of(schedule))
+            if sampler.through is None:
+                steps = sampler.walk(schedule, np.array(listed))
+                return Case(schedule, name, steps, sampler.lines(schedule, steps, eta))
+            lines = sample_table(schedule, name, listed, eta).lines
+            return Case(schedule, name, sampler.through(schedule, np.array(listed)), lines)
+        N = draw(st.one_of(st.integers(1, schedule.num_train_timesteps), st.integers(1, 7)))
+        return Case(schedule, name, sampler.steps(schedule, N), sample_table(schedule, name, N, eta).lines)
     except GridError:
-        assume(False)
-    return Case(schedule, sampler, SAMPLERS[sampler].steps(schedule, N), table.lines)
+        reject()
 
 
-def signal_and_noise(case: Case) -> tuple[Float64, Float64]:
-    """The shares of x_0 and ε in each line's result for x = √ᾱ·x_0 + √(1−ᾱ)·ε, without the line's own noise."""
-    alpha_bar, _ = case.alphas_cumprod()
-    a, b, c, e = (case.lines[:, column] for column in (A, B, C, E))
-    signal, noise = a * np.sqrt(alpha_bar) + b + c, a * np.sqrt(1 - alpha_bar)
-    match case.schedule.prediction_type:
+Shares = tuple[Float64, Float64]  # of x_0 and of ε
+
+
+def exact_prediction(schedule: Schedule, alpha_bar: Float64) -> Shares:
+    """What an exact network predicts for √ᾱ·x_0 + √(1−ᾱ)·ε."""
+    zero, one = np.zeros_like(alpha_bar), np.ones_like(alpha_bar)
+    match schedule.prediction_type:
         case "epsilon":
-            return signal, noise + e
+            return zero, one
         case "v_prediction":
-            return signal - e * np.sqrt(1 - alpha_bar), noise + e * np.sqrt(alpha_bar)
+            return -np.sqrt(1 - alpha_bar), np.sqrt(alpha_bar)
         case "sample":
-            return signal + e, noise
+            return one, zero
+
+
+def shares(case: Case) -> Shares:
+    """What is in each line's result for an image of its level and exact predictions, without the line's own noise."""
+    lines = case.lines
+    x = np.sqrt(case.alpha_bar), np.sqrt(1 - case.alpha_bar)
+    x0 = np.ones(len(lines)), np.zeros(len(lines))
+    out = exact_prediction(case.schedule, case.alpha_bar)
+    results = []
+    for of_x, of_x0, of_out in zip(x, x0, out, strict=True):
+        result = lines[:, A] * of_x + lines[:, B] * of_x0 + lines[:, E] * of_out
+        left = lines[:, R_X] * of_x + lines[:, R_0] * of_x0 + lines[:, R_E] * of_out
+        memories: list[float] = []
+        for i in range(len(lines)):
+            result[i] += sum(c * m for c, m in zip(lines[i, MEMORIES], memories, strict=False))
+            if lines[i, [R_X, R_0, R_E]].any():
+                memories = [left[i], *memories]
+        results.append(result)
+    return results[0], results[1]
+
+
+def scale_of_result(case: Case) -> Float64:
+    """1, but for Euler's end: there diffusers takes x/√ᾱ for the image."""
+    scale = np.ones(len(case.lines))
+    if case.sampler == "euler":
+        scale[-1] = case.steps.alpha_bar_next[-1] ** -0.5
+    return scale
 
 
 @given(cases())
 def test_each_line_keeps_the_signal(case: Case) -> None:
-    _, alpha_bar_next = case.alphas_cumprod()
-    signal, _ = signal_and_noise(case)
-    np.testing.assert_allclose(signal, np.sqrt(alpha_bar_next), rtol=0, atol=1e-11)
+    signal, _ = shares(case)
+    expected = np.sqrt(case.steps.alpha_bar_next) * scale_of_result(case)
+    np.testing.assert_allclose(signal, expected, rtol=0, atol=1e-11)
 
 
 @given(cases())
 def test_each_line_keeps_the_noise(case: Case) -> None:
     assume(case.sampler != "ddpm" or case.schedule.variance_type == "fixed_small")
-    _, alpha_bar_next = case.alphas_cumprod()
-    _, noise = signal_and_noise(case)
-    np.testing.assert_allclose(noise**2 + case.lines[:, D] ** 2, 1 - alpha_bar_next, rtol=0, atol=1e-11)
+    _, noise = shares(case)
+    expected = (1 - case.steps.alpha_bar_next) * scale_of_result(case) ** 2
+    np.testing.assert_allclose(noise**2 + case.lines[:, D] ** 2, expected, rtol=1e-11, atol=1e-11)
+
+
+@given(cases(["pndm"]))
+def test_a_line_of_pndm_is_ddims_where_all_predictions_are_equal(case: Case) -> None:
+    """The second line and the first, one after the other, are one step of DDIM."""
+    lines, ends = case.lines, case.steps.alpha_bar_next
+    ddim = SAMPLERS["ddim"].lines(case.schedule, replace(case.steps, alpha_bar=case.alpha_bar), 0.0)
+    of_x, of_out = ddim[:, A] + ddim[:, B] * ddim[:, P], ddim[:, E] + ddim[:, B] * ddim[:, Q]
+    alone, both = lines[:, A].copy(), lines[:, [E, *MEMORIES]].sum(axis=1)
+    if len(lines) > 1:
+        alone[1], both[1] = lines[1, A] * lines[0, A], both[1] + lines[1, A] * both[0]
+    np.testing.assert_allclose(alone, of_x, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(both, of_out, rtol=1e-9, atol=1e-9)
+    assert (lines[:, [B, D]] == 0).all()
+    assert len(ends) == len(lines)
 
 
 @given(cases())
 def test_each_line_finds_x0_in_an_exact_prediction(case: Case) -> None:
-    alpha_bar, _ = case.alphas_cumprod()
-    root, root_noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    alpha_bar = case.alpha_bar
     p, q = case.lines[:, P], case.lines[:, Q]
-    match case.schedule.prediction_type:
-        case "epsilon":
-            signal, noise = p * root, p * root_noise + q
-            known = alpha_bar > 0  # pure noise says nothing about x_0
-            signal, noise = signal[known], noise[known] * root[known]
-        case "v_prediction":
-            signal, noise = p * root - q * root_noise, p * root_noise + q * root
-        case "sample":
-            signal, noise = q, p
+    of_x0, of_noise = exact_prediction(case.schedule, alpha_bar)
+    signal, noise = p * np.sqrt(alpha_bar) + q * of_x0, p * np.sqrt(1 - alpha_bar) + q * of_noise
+    if case.schedule.prediction_type == "epsilon":
+        known = alpha_bar > 0  # pure noise says nothing about x_0
+        signal, noise = signal[known], noise[known] * np.sqrt(alpha_bar[known])
     np.testing.assert_allclose(signal, 1, rtol=0, atol=1e-11)
     np.testing.assert_allclose(noise, 0, rtol=0, atol=1e-11)
 
 
-@given(cases())
+@given(cases(sorted(SAMPLERS)))
 def test_tables_are_finite_and_end_clean(case: Case) -> None:
-    assert np.isfinite(case.lines[:, :BOUND]).all()
-    _, alpha_bar_next = case.alphas_cumprod()
-    if alpha_bar_next[-1] == 1 and (case.schedule.variance_type == "fixed_small" or case.sampler != "ddpm"):
-        np.testing.assert_allclose(case.lines[-1, [A, B, C, D, E]], [0, 1, 0, 0, 0], rtol=0, atol=1e-9)
+    finite = [column for column in Column if column != BOUND]
+    assert np.isfinite(case.lines[:, finite]).all()
+    exact = case.sampler != "pndm" and (case.schedule.variance_type == "fixed_small" or case.sampler != "ddpm")
+    if case.steps.alpha_bar_next[-1] == 1 and exact:
+        expected = np.where(np.arange(len(Column)) == B, 1, 0)[A : E + 1]
+        np.testing.assert_allclose(case.lines[-1, A : E + 1], expected, rtol=0, atol=1e-9)
 
 
 def test_dpmpp_2m_is_finite_where_zero_snr_ends_in_several_small_alphas() -> None:
@@ -133,10 +202,19 @@ def test_dpmpp_2m_is_finite_where_zero_snr_ends_in_several_small_alphas() -> Non
     assert np.isfinite(table.lines[:, :BOUND]).all()
 
 
+@pytest.mark.parametrize("sampler", sorted(EULER))
+def test_where_the_noise_would_rise_euler_refuses(sampler: str) -> None:
+    """Between that next ᾱ and 2⁻²⁴."""
+    schedule = Schedule(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+    message = f"1000 steps would not lower the noise at each step; {sampler} takes 1 to 285 here"
+    with pytest.raises(GridError, match=f"^{message}$"):
+        sample_table(schedule, sampler, 1000)
+
+
 # The papers' formulas, one step at a time.
 
 
-def prediction(x: Float64, t: int) -> Float64:
+def prediction(x: Float64, t: float) -> Float64:
     """A fake network: a function of the image and the timestep."""
     values: Float64 = np.sin(3 * x + t) + 0.3 * np.roll(x, 1)
     return values
@@ -225,20 +303,71 @@ def dpmpp_2m_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Fl
     raise AssertionError("no timesteps")
 
 
-def run(table: StepTable, x: Float64) -> Float64:
-    """Take the steps of a table, in double precision."""
-    x0_previous = np.zeros_like(x)
-    for i, (t, (p, q, a, b, c, d, e, _, bound, _, _)) in enumerate(zip(table.timesteps, table.lines, strict=True)):
-        out = prediction(x, int(t))
-        x0 = (p * x + q * out).clip(-bound, bound)
-        x, x0_previous = a * x + b * x0 + c * x0_previous + d * noise_of(i) + e * out, x0
+def pndm_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float64) -> Float64:
+    """Liu et al. 2022, eq. 9 and 12. The second timestep is there twice, and the first step is taken twice."""
+    alphas = schedule.alphas_cumprod
+    stride = schedule.num_train_timesteps // (len(timesteps) - 1 or 1)
+    known: list[Float64] = []
+    first = x
+    for i, t in enumerate(timesteps):
+        start, out = t, prediction(x, t)
+        if i == 1:
+            x, start, mean = first, t + stride, (out + known[0]) / 2
+        else:
+            known = [out, *known[:3]]
+            weights, divisor = {1: ([1], 1), 2: ([3, -1], 2), 3: ([23, -16, 5], 12), 4: ([55, -59, 37, -9], 24)}[
+                len(known)
+            ]
+            mean = np.tensordot(weights, known, axes=1) / divisor
+        end = alphas[start - stride] if start >= stride else 1.0 if schedule.set_alpha_to_one else alphas[0]
+        x0, epsilon = x0_and_noise(schedule, x, mean, float(alphas[start]))
+        x = end**0.5 * x0 + (1 - end) ** 0.5 * epsilon
     return x
 
 
-BY_HAND: dict[str, Callable[[Schedule, list[int], float, Float64], Float64]] = {
+def euler_by_hand(schedule: Schedule, timesteps: list[float], eta: float, x: Float64) -> Float64:
+    return euler_with(0.0, schedule, timesteps, x)
+
+
+def euler_a_by_hand(schedule: Schedule, timesteps: list[float], eta: float, x: Float64) -> Float64:
+    return euler_with(1.0, schedule, timesteps, x)
+
+
+def euler_with(ancestral: float, schedule: Schedule, timesteps: list[float], x: Float64) -> Float64:
+    """k-diffusion's sample_euler and sample_euler_ancestral, in x = x_0 + σ·ε."""
+    levels = [*np.interp(timesteps, np.arange(len(schedule.sigmas)), schedule.sigmas), 0.0]
+    x = x * (1 + levels[0] ** 2) ** 0.5
+    for i, (t, (sigma, after)) in enumerate(zip(timesteps, pairwise(levels), strict=True)):
+        scaled = x / (1 + sigma**2) ** 0.5
+        x0, epsilon = x0_and_noise(schedule, scaled, prediction(scaled, t), 1 / (1 + sigma**2))
+        up = ancestral * (after**2 * (sigma**2 - after**2) / sigma**2) ** 0.5
+        down = (after**2 - up**2) ** 0.5
+        x = bounded(schedule, x0, schedule.clip_sample) + down * epsilon + up * noise_of(i)
+    return x
+
+
+def run(table: StepTable, x: Float64) -> Float64:
+    """Take the lines of a table, in double precision."""
+    memories: list[Float64] = []
+    for i, (step, line) in enumerate(zip(table.steps, table.lines, strict=True)):
+        out = prediction(x, step.timestep)
+        x0 = (line[P] * x + line[Q] * out).clip(-line[BOUND], line[BOUND])
+        x_next = line[A] * x + line[B] * x0 + line[D] * noise_of(i) + line[E] * out
+        for factor, memory in zip(line[MEMORIES], memories, strict=False):
+            x_next = x_next + factor * memory
+        if step.remembers:
+            memories = [line[R_X] * x + line[R_0] * x0 + line[R_E] * out, *memories[:2]]
+        x = x_next
+    return x
+
+
+BY_HAND: dict[str, Callable[[Schedule, list[Any], float, Float64], Float64]] = {
     "ddim": ddim_by_hand,
     "ddpm": ddpm_by_hand,
     "dpmpp_2m": dpmpp_2m_by_hand,
+    "pndm": pndm_by_hand,
+    "euler": euler_by_hand,
+    "euler_a": euler_a_by_hand,
 }
 
 
@@ -269,12 +398,13 @@ def test_table_takes_the_steps_of_the_paper(fields: dict[str, Any], sampler: str
     except GridError:
         assume(False)
     x = np.random.default_rng(100).standard_normal(16)
-    expected = BY_HAND[sampler](schedule, table.timesteps.tolist(), eta, x)
+    timesteps = table.timesteps if sampler in EULER else table.timesteps.astype(int)
+    expected = BY_HAND[sampler](schedule, timesteps.tolist(), eta, x)
     scale = max(1.0, np.abs(expected).max())
     np.testing.assert_allclose(run(table, x), expected, rtol=0, atol=1e-6 * scale)
 
 
-@given(fields=schedule_fields, sampler=st.sampled_from(sorted(SAMPLERS)), eta=etas, data=st.data())
+@given(fields=schedule_fields, sampler=st.sampled_from(LISTING), eta=etas, data=st.data())
 def test_table_takes_the_steps_of_the_paper_through_listed_timesteps(
     fields: dict[str, Any], sampler: str, eta: float, data: st.DataObject
 ) -> None:
@@ -327,23 +457,36 @@ def test_schedules_alike_but_for_what_was_named_have_their_own_tables() -> None:
 
 
 def test_bounds() -> None:
+    """diffusers' solvers know no clip_sample, and only DPM-Solver++ knows thresholding. PNDM reads no x_0."""
+
+    def bounds(sampler: str, schedule: Schedule) -> list[float]:
+        lines = sample_table(schedule, sampler, 10).lines
+        assert (lines[:, BOUND : MAXIMUM + 1] == lines[0, BOUND : MAXIMUM + 1]).all()
+        found: list[float] = lines[0, BOUND : MAXIMUM + 1].tolist()
+        return found
+
+    named = Schedule(clip_sample=True, clip_sample_range=2.5)
+    thresholded = Schedule(clip_sample=True, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
     for name in SAMPLERS:
-        by_default = np.inf if name == "dpmpp_2m" else 1.0
-        assert (sample_table(Schedule(), name, 10).lines[:, [BOUND, QUANTILE]] == [by_default, 0]).all()
-        named = Schedule(clip_sample=True, clip_sample_range=2.5)
-        assert (sample_table(named, name, 10).lines[:, [BOUND, QUANTILE]] == [2.5, 0]).all()
-        unbounded = Schedule(clip_sample=False)
-        assert (sample_table(unbounded, name, 10).lines[:, [BOUND, QUANTILE]] == [np.inf, 0]).all()
-        thresholded = Schedule(
-            clip_sample=True, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5
-        )
-        assert (sample_table(thresholded, name, 10).lines[:, BOUND:] == [np.inf, 0.9, 1.5]).all()
+        clips_by_default, clips, thresholds = name in ("ddim", "ddpm"), name != "pndm", name in THRESHOLDING
+        assert bounds(name, Schedule()) == [1.0 if clips_by_default else np.inf, 0, 0]
+        assert bounds(name, named) == [2.5 if clips else np.inf, 0, 0]
+        assert bounds(name, Schedule(clip_sample=False)) == [np.inf, 0, 0]
+        if thresholds:
+            assert bounds(name, thresholded) == [np.inf, 0.9, 1.5]
+        else:
+            assert bounds(name, thresholded) == [1.0 if clips else np.inf, 0, 0]
 
 
 # Grids.
 
 
-def is_a_grid(timesteps: list[int], T: int, N: int) -> bool:
+def once(sampler: str, timesteps: list[float]) -> list[float]:
+    """The timesteps without PNDM's second one."""
+    return [*timesteps[:1], *timesteps[2:]] if sampler == "pndm" and len(timesteps) > 1 else timesteps
+
+
+def is_a_grid(timesteps: Sequence[float], T: int, N: int) -> bool:
     """Whether these are N strictly falling timesteps in 0 … T−1."""
     falling = all(t > s for t, s in pairwise(timesteps))
     return len(timesteps) == N and falling and timesteps[-1] >= 0 and timesteps[0] < T
@@ -358,8 +501,23 @@ def grids_agree(schedule: Schedule, sampler: str, numbers: list[int]) -> int:
     for N in numbers:
         scheduler.set_timesteps(N)
         theirs = scheduler.timesteps.tolist()
-        if is_a_grid(theirs, T, N):
-            assert SAMPLERS[sampler].steps(schedule, N).timesteps.tolist() == theirs
+        if sampler == "pndm" and N > 1:
+            assert theirs[1] == theirs[2]
+            fits = is_a_grid(once(sampler, theirs), T, N) and theirs[1] + T // N < T
+        else:
+            starts_clean = (
+                sampler in ("euler", "euler_a") and N == 1 and schedule.timestep_spacing in (None, "linspace")
+            )
+            fits = is_a_grid(theirs, T, N) and not starts_clean
+        if fits:
+            steps = SAMPLERS[sampler].steps(schedule, N)
+            assert steps.timesteps.tolist() == theirs
+            if sampler in ("euler", "euler_a"):
+                levels = 1 / (1 + scheduler.sigmas.double().numpy() ** 2)
+                np.testing.assert_allclose(steps.alpha_bar, levels[:-1], rtol=2e-6)
+                np.testing.assert_allclose(steps.alpha_bar_next, levels[1:], rtol=2e-6)
+                init = scheduler.init_noise_sigma / (scheduler.sigmas[0] ** 2 + 1) ** 0.5
+                assert steps.init == pytest.approx(float(init), abs=1e-6)
         else:
             refused += 1
             with pytest.raises(GridError):
@@ -384,6 +542,15 @@ def grids_agree(schedule: Schedule, sampler: str, numbers: list[int]) -> int:
         ("dpmpp_2m", "leading", 1, 2),
         ("dpmpp_2m", "trailing", 0, 62),
         ("dpmpp_2m", "linspace", 0, 1),
+        ("pndm", None, 0, 0),
+        ("pndm", "leading", 1, 1),
+        ("pndm", "trailing", 0, 62),
+        ("pndm", "linspace", 0, 0),
+        ("euler", None, 0, 1),
+        ("euler", "leading", 1, 1),
+        ("euler", "trailing", 0, 62),
+        ("euler_a", "linspace", 0, 1),
+        ("euler_a", "leading", 0, 0),
     ],
 )
 def test_grids_are_those_of_diffusers(
@@ -422,8 +589,11 @@ def test_each_number_is_refused_or_has_so_many_falling_timesteps(
         table = sample_table(schedule, sampler, N)
     except GridError:
         return
-    assert is_a_grid(table.timesteps.tolist(), T, N)
-    assert len(table) == N == len(table.lines)
+    assert is_a_grid(once(sampler, table.timesteps.tolist()), T, N)
+    assert len(table) == len(table.lines) == (N + 1 if sampler == "pndm" and N > 1 else N)
+
+
+OF_LINSPACE = "1 step of the spacing linspace would be at timestep 0, and leave all of the noise"
 
 
 @pytest.mark.parametrize(
@@ -453,6 +623,24 @@ def test_each_number_is_refused_or_has_so_many_falling_timesteps(
             21,
             "21 steps would repeat a timestep of 0 to 19; ddpm takes 1 to 20 here",
         ),
+        (
+            Schedule(),
+            "euler",
+            1,
+            f"{OF_LINSPACE}; euler takes 2 to 1000 here",
+        ),
+        (
+            Schedule(num_train_timesteps=20),
+            "euler_a",
+            21,
+            "21 steps are more than the timesteps 0 to 19; euler_a takes 2 to 20 here",
+        ),
+        (
+            Schedule(num_train_timesteps=1),
+            "euler",
+            1,
+            f"{OF_LINSPACE}; euler takes no number of steps here",
+        ),
     ],
 )
 def test_refusal_names_the_numbers_that_would_do(schedule: Schedule, sampler: str, N: int, message: str) -> None:
@@ -477,24 +665,31 @@ def test_refusal_tells_the_truth(T: int, N: int, spacing: TimestepSpacing, steps
             return False
         return True
 
+    fitting = [number for number in range(1, T + 1) if fits(number)]
     try:
         sample_table(schedule, sampler, N)
     except GridError as error:
-        told = [int(number) for number in re.findall(r"\d+", str(error).split("; ", 1)[1].replace(sampler, ""))]
-        largest = max([number for number in range(1, T + 1) if fits(number)], default=0)
-        assert told[:2] == [1, largest]
-        if largest > N:
-            below = [number for number in range(1, N) if fits(number)][-1:]
-            above = next(number for number in range(N + 1, T + 1) if fits(number))
-            assert told[2:] == [*below, above]
+        told = str(error).split("; ", 1)[1].removeprefix(f"{sampler} takes ")
+        if not fitting:
+            assert told == "no number of steps here"
+            return
+        least, most, *nearest = map(int, re.findall(r"\d+", told))
+        assert [least, most] == [fitting[0], fitting[-1]]
+        if least < N < most:
+            assert nearest == [max(n for n in fitting if n < N), min(n for n in fitting if n > N)]
+        else:
+            assert not nearest
 
 
 def test_ddim_goes_a_stride_down_wherever_the_next_timestep_is() -> None:
     """CHECKPOINTS.md, trap 11: with 30 steps these disagree at 29 places for linspace and at 10 for trailing."""
     for spacing, disagree in cast("list[tuple[TimestepSpacing, int]]", [("linspace", 29), ("trailing", 10)]):
-        steps = ddim_steps(Schedule(timestep_spacing=spacing), 30)
-        assert steps.next_timesteps.tolist() == (steps.timesteps - 33).tolist()
-        assert (steps.next_timesteps[:-1] != steps.timesteps[1:]).sum() == disagree
+        schedule = Schedule(timestep_spacing=spacing)
+        steps = ddim_steps(schedule, 30)
+        below = steps.timesteps.astype(int) - 33
+        expected = np.where(below < 0, 1.0, schedule.alphas_cumprod[below.clip(min=0)])
+        assert steps.alpha_bar_next.tolist() == expected.tolist()
+        assert (steps.alpha_bar_next[:-1] != steps.alpha_bar[1:]).sum() == disagree
 
 
 # Tables that do not start from pure noise.
@@ -507,13 +702,18 @@ def test_denoise_table(t: int, data: st.DataObject, sampler: str, schedule: Sche
     N = data.draw(st.integers(2, t))
     table = denoise_table(schedule, sampler, t, N, eta=0.5)
     by_hand = [int(t * (N - i) / N + 0.5) for i in range(N)]
-    assert table.timesteps.tolist() == by_hand
+    assert once(sampler, table.timesteps.tolist()) == by_hand
+    assert len(table) == (N + 1 if sampler == "pndm" else N)
     assert is_a_grid(by_hand, t + 1, N)
     assert by_hand[0] == t
     assert np.isfinite(table.lines[:, :BOUND]).all()
-    np.testing.assert_allclose(table.lines[-1, [A, B, C, D, E]], [0, 1, 0, 0, 0], rtol=0, atol=1e-9)
+    assert table.init == 1
+    if sampler != "pndm":
+        last = table.lines[-1, [A, B, *MEMORIES, D, E]]
+        np.testing.assert_allclose(last, [0, 1, 0, 0, 0, 0, 0], rtol=0, atol=1e-9)
     # In between, it steps as the sampler does.
-    steps = Steps(table.timesteps, np.append(table.timesteps[1:], -1), 1.0)
+    steps = SAMPLERS[sampler].walk(schedule, np.array(by_hand))
+    assert steps.alpha_bar_next[-1] == 1
     assert (table.lines[:-1] == SAMPLERS[sampler].lines(schedule, steps, 0.5)[:-1]).all()
 
 
@@ -521,7 +721,7 @@ def test_denoise_table(t: int, data: st.DataObject, sampler: str, schedule: Sche
 def test_denoise_adds_no_noise_at_the_end_even_with_a_large_variance(sampler: str) -> None:
     noise = denoise_table(Schedule(variance_type="fixed_large"), sampler, 600, 20, eta=1.0).lines[:, D]
     assert noise[-1] == 0
-    assert (noise[:-1] > 0).all() == (sampler != "dpmpp_2m")
+    assert (noise[:-1] > 0).all() == (sampler in ("ddim", "ddpm", "euler_a"))
 
 
 @given(t=st.integers(0, 6), sampler=st.sampled_from(sorted(SAMPLERS)), schedule=schedules)
@@ -529,7 +729,7 @@ def test_denoising_in_one_step_is_x0(t: int, sampler: str, schedule: Schedule) -
     table = denoise_table(schedule, sampler, t, 1)
     assert table.timesteps.tolist() == [t]
     [line] = table.lines
-    assert line[[A, B, C, D, E]].tolist() == [0, 1, 0, 0, 0]
+    assert line[[A, B, *MEMORIES, D, E]].tolist() == [0, 1, 0, 0, 0, 0, 0]
     assert line[BOUND] == schedule.clip_sample_range
     assume(schedule.alphas_cumprod[t] > 0)
     x = np.random.default_rng(0).standard_normal(16) / 2
@@ -544,7 +744,7 @@ def test_learned_variance_lies_between_the_fixed_ones(spacing: TimestepSpacing) 
         sample_table(Schedule(variance_type=kind, timestep_spacing=spacing), "ddpm", 20).lines
         for kind in ("learned_range", "fixed_small", "fixed_large")
     )
-    assert (learned[:, [P, Q, A, B, C, E]] == small[:, [P, Q, A, B, C, E]]).all()
+    assert (learned[:, [P, Q, A, B, E]] == small[:, [P, Q, A, B, E]]).all()
     np.testing.assert_allclose(learned[:, D] * np.exp(-learned[:, S]), small[:, D], atol=1e-12)
     np.testing.assert_allclose((learned[:, D] * np.exp(learned[:, S]))[:-1], large[:-1, D])
     np.testing.assert_allclose(learned[:-1, D] ** 2, (small * large)[:-1, D])

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from model.schedule import Float64, Schedule, cosine_betas
-from tests.reference import DDIMScheduler, DDPMScheduler, scheduler_class
+from tests.reference import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, scheduler_class
 
 SCHEDULES: list[dict[str, Any]] = [
     {"beta_schedule": "linear"},
@@ -108,16 +108,18 @@ def test_cosine_betas_are_capped() -> None:
     np.testing.assert_allclose(np.cumprod(1 - betas)[:-1], alpha_bar, rtol=1e-9)
 
 
-@pytest.mark.parametrize("scheduler", [DDPMScheduler, DDIMScheduler])
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler])
 def test_defaults_are_those_of_diffusers(scheduler: Any) -> None:
     theirs = dict(scheduler().config)
     ours = {name: value for name, value in Schedule().model_dump().items() if name in theirs}
     assert ours.pop("timestep_spacing") is None  # each sampler's own default: test_samplers.py
+    assert ours.pop("set_alpha_to_one", None) is None  # likewise: test_schedulers.py
     assert ours == {name: theirs[name] for name in ours}
 
 
 def test_every_field_is_one_of_diffusers() -> None:
-    assert Schedule.model_fields.keys() <= DDPMScheduler().config.keys() | DDIMScheduler().config.keys()
+    classes = DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler
+    assert Schedule.model_fields.keys() <= {name for scheduler in classes for name in scheduler().config}
 
 
 @pytest.mark.parametrize(

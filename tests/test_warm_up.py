@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from model.lines import Column
 from model.rows import Forward, Group, Reading, Row
-from model.samplers import Column, StepTable
+from model.samplers import StepTable
 from service.engine.costs import Costs
 from service.engine.stage_health import StageHealth
 from service.engine.warm_up import by_importance, measure_passes

@@ -27,7 +27,7 @@ from model.checkpoints.config import DiffusionUNetConfig
 from model.checkpoints.load import load
 from model.noise import draw, generator
 from model.samplers import StepTable, sample_table
-from model.update import guided, update
+from model.update import guided, remembered, update
 from weights import descent
 from weights.descent import Descent, Pace, random_numbers
 
@@ -70,14 +70,19 @@ def walk(
     device = x.device
     scale = torch.where(labels == no_label, 1.0, guidance_scale)
     lines = torch.from_numpy(table.lines.astype(np.float32)).to(device)
-    x0 = noise = torch.zeros_like(x)
-    images = [x]
-    for i, timestep in enumerate(table.timesteps.tolist()):
-        t = torch.full((2 * len(x),), timestep, device=device)
+    noise = torch.zeros_like(x)
+    x = x * table.init
+    images, memories = [x], list[Tensor]()
+    for i, step in enumerate(table.steps):
+        t = torch.full((2 * len(x),), step.timestep, device=device)
         with descent.autocast(device):
             both = network(torch.cat([x, x]), t, torch.cat([labels, torch.full_like(labels, no_label)])).float()
         own, without_label = both.chunk(2)
-        x, x0 = update(x, guided([own, without_label], scale), x0, noise, lines[i].expand(len(x), -1), ())
+        out, line = guided([own, without_label], scale), lines[i].expand(len(x), -1)
+        x_next, x0 = update(x, out, memories[: step.reads], noise, line)
+        if step.remembers:
+            memories = [remembered(x, x0, out, line), *memories[:2]]
+        x = x_next
         if (i + 1) % every == 0:
             images.append(x)
     return images
@@ -150,7 +155,8 @@ class Student:
     def __init__(self, network: nn.Module, table: StepTable, device: torch.device) -> None:
         self._network = network
         self._lines = torch.from_numpy(table.lines.astype(np.float32)).to(device)
-        self._timesteps = torch.tensor(table.timesteps).to(device)
+        self._timesteps = torch.tensor(table.timesteps, dtype=torch.float32).to(device)
+        self._init = table.init
         self._device = device
 
     def predict(self, x: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
@@ -161,7 +167,7 @@ class Student:
     def next(self, x: Tensor, out: Tensor, steps: Tensor) -> Tensor:
         """x [B, C, H, W] after one step each, given the predictions `out`."""
         zeros = torch.zeros_like(x)
-        return update(x, out, zeros, zeros, self._lines[steps], ())[0]
+        return update(x, out, (), zeros, self._lines[steps])[0]
 
     def wanted(self, x: Tensor, target: Tensor, steps: Tensor) -> Tensor:
         """The prediction with which a step leads from x to `target`. A step is linear in the prediction."""
@@ -172,7 +178,7 @@ class Student:
     @torch.no_grad()
     def own_states(self, noise: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
         """The student's own x before the steps with numbers `steps` [B], from pure noise."""
-        x = noise.clone()
+        x = noise * self._init
         for number in range(int(steps.max())):
             left = steps > number
             step = torch.full_like(steps[left], number)

@@ -134,7 +134,7 @@ class ModelConfig(BaseModel):
             raise ValueError(f"{field}.num_inference_steps: {error}") from None
         if table.timesteps[-1] < self.first_timestep:
             raise ValueError(
-                f"{field}.sampler: {sampler} ends at timestep {table.timesteps[-1]}, "
+                f"{field}.sampler: {sampler} ends at timestep {table.timesteps[-1]:g}, "
                 "and the network takes its logarithm"
             )
 
@@ -179,7 +179,7 @@ class ModelConfig(BaseModel):
             num_classes=self.num_classes,
             no_label=self.no_label,
             class_names=self.class_names,
-            num_parameters=_parameters(network),
+            num_parameters=parameters(network),
             schedule=self.schedule,
             recommended=self.recommended_settings,
             distilled=Distilled(**self.distilled.model_dump()) if self.distilled else None,
@@ -191,10 +191,11 @@ class ModelConfig(BaseModel):
         if self.autoencoder is None or autoencoder is None:
             return None
         known = self.autoencoder
-        return VAEDescription(known.kind, known.factor, known.scaling_factor, _parameters(autoencoder))
+        return VAEDescription(known.kind, known.factor, known.scaling_factor, parameters(autoencoder))
 
 
-def _parameters(network: nn.Module) -> int:
+def parameters(network: nn.Module) -> int:
+    """The number of a network's parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

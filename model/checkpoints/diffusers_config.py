@@ -184,15 +184,17 @@ def read_unet(
     Raises:
         CheckpointError: naming the file, the field and what was expected.
     """
-    if values.get("_class_name") != "UNet2DModel":
-        raise CheckpointError(path, f"_class_name is {shown(values.get('_class_name'))}, and must be UNet2DModel")
-    size = values.get("sample_size")
+    kind = values.get("_class_name")
+    if kind == "UNet2DConditionModel":
+        raise CheckpointError(
+            path,
+            f"_class_name is {kind}, which draws for prompts: it is served as a part of a StableDiffusionPipeline, "
+            "with its model_index.json",
+        )
+    if kind != "UNet2DModel":
+        raise CheckpointError(path, f"_class_name is {shown(kind)}, and must be UNet2DModel")
+    height, width = read_size(path, values.get("sample_size"), "images'" if autoencoder is None else "latents'")
     values = known_fields(path, values, UNet2DConfig, {"sample_size"}, lacks=_OURS)
-    if type(size) is int:
-        size = [size, size]
-    if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
-        whose = "images'" if autoencoder is None else "latents'"
-        raise CheckpointError(path, f"sample_size is {shown(size)}, and must be the {whose} size or [height, width]")
     for name in ("down_block_types", "up_block_types"):
         if isinstance(values.get(name), list):
             values[name] = [_block_type(path, name, kind) for kind in values[name]]
@@ -209,13 +211,30 @@ def read_unet(
             architecture="unet_2d",
             network=network,
             num_classes=_num_classes(network, schedule),
-            image_size=(size[0] * factor, size[1] * factor),
+            image_size=(height * factor, width * factor),
             schedule=schedule,
-            recommended=_recommended(scheduler, first_timestep=network.first_timestep),
+            recommended=recommended(scheduler, first_timestep=network.first_timestep),
             **latent,
         )
     except ValidationError as error:
         raise invalid(path, error) from error
+
+
+def read_size(path: Path, size: object, whose: str) -> tuple[int, int]:
+    """Height and width from a sample_size.
+
+    Args:
+        whose: size it is, for the message.
+
+    Raises:
+        CheckpointError: if it is not a size.
+    """
+    match size:
+        case int() if type(size) is int:
+            return size, size
+        case [int() as height, int() as width] if type(height) is type(width) is int:
+            return height, width
+    raise CheckpointError(path, f"sample_size is {shown(size)}, and must be the {whose} size or [height, width]")
 
 
 def _block_type(path: Path, name: str, kind: object) -> object:
@@ -250,7 +269,7 @@ def _with_variance_of(network: UNet2DConfig, schedule: Schedule) -> Schedule:
     return Schedule.model_validate({**schedule.model_dump(exclude_unset=True), "variance_type": "learned_range"})
 
 
-def _recommended(scheduler: Scheduler, first_timestep: int) -> RecommendedConfig:
+def recommended(scheduler: Scheduler, first_timestep: int) -> RecommendedConfig:
     """The scheduler's sampler with its number of steps, or the next smaller number that works, or another sampler."""
     most = min(scheduler.num_inference_steps, scheduler.schedule.num_train_timesteps)
     for sampler in dict.fromkeys([scheduler.sampler, "dpmpp_2m", *SAMPLERS]):

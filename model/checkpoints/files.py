@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from model.checkpoints.errors import CheckpointError, shown
 
-MAX_JSON_BYTES = 16 * 2**20  # trained_betas and an index of shards can be long
+MAX_BYTES = 16 * 2**20  # of a config: trained_betas, an index of shards and a vocabulary can be long
 _TOLD = 2  # wrong fields that one message names
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -54,18 +54,37 @@ def read_json(path: Path, root: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: if the file is not a JSON object, or larger than MAX_JSON_BYTES.
+        CheckpointError: if the file is not a JSON object, or larger than MAX_BYTES.
     """
-    check_file(path, root)
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(path, f"has {path.stat().st_size} bytes, and must have at most {MAX_JSON_BYTES}")
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        values = json.loads(_read(path, root))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(path, f"cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(path, f"holds a {type(values).__name__}, and must hold a JSON object")
     return values
+
+
+def read_text(path: Path, root: Path) -> str:
+    """Read a file of text, in UTF-8.
+
+    Raises:
+        CheckpointError: if the file is not text, or larger than MAX_BYTES.
+    """
+    try:
+        return _read(path, root).decode()
+    except ValueError as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error
+
+
+def _read(path: Path, root: Path) -> bytes:
+    check_file(path, root)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(path, f"has {path.stat().st_size} bytes, and must have at most {MAX_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error
 
 
 def invalid(path: Path, error: ValidationError) -> CheckpointError:

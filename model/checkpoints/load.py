@@ -6,7 +6,7 @@ A family of checkpoints is a module with `find(path)`, which reads only the conf
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +16,16 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from model.checkpoints import diffusers, native
-from model.checkpoints.config import ModelConfig
+from model.checkpoints.config import ModelConfig, parameters
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import load_strictly
-from model.description import ModelDescription
+from model.checkpoints.text_config import TextToImageConfig
+from model.checkpoints.tokenizer import Tokenizer
+from model.checkpoints.tokenizer_files import read_tokenizer
+from model.description import ModelDescription, TextDescription
 from model.nets.autoencoder import Autoencoder
+from model.nets.clip import CLIPText
 from model.nets.unets import UNet
 
 FAMILIES = (diffusers.find, native.find)
@@ -37,6 +41,8 @@ class Checkpoint:
     autoencoder: Autoencoder | None
     config: ModelConfig
     description: ModelDescription
+    text_encoder: CLIPText | None = None
+    tokenizer: Tokenizer | None = None
 
 
 def find(path: Path) -> Source:
@@ -66,9 +72,14 @@ def load(path: Path, allow_pickle: bool = False) -> Checkpoint:
     source = find(path)
     network = _built(source.config.build, source.network, source.root, allow_pickle)
     autoencoder = _autoencoder_of(source, allow_pickle)
-    networks: list[nn.Module] = [network] if autoencoder is None else [network, autoencoder]
-    description = source.config.describe(network, autoencoder, _digest(source.config, networks), source.name)
-    return Checkpoint(network, autoencoder, source.config, description)
+    text_encoder, tokenizer = _text_of(source, allow_pickle)
+    networks = [part for part in (network, autoencoder, text_encoder) if part is not None]
+    digest = _digest(source.config, networks, tokenizer)
+    description = source.config.describe(network, autoencoder, digest, source.name)
+    if text_encoder is not None and tokenizer is not None:
+        text = TextDescription(tokenizer.length, text_encoder.config.num_hidden_layers, parameters(text_encoder))
+        description = replace(description, text=text, safety_checker=source.safety_checker)
+    return Checkpoint(network, autoencoder, source.config, description, text_encoder, tokenizer)
 
 
 def load_autoencoder(path: Path, allow_pickle: bool = False) -> Autoencoder:
@@ -89,6 +100,15 @@ def _autoencoder_of(source: Source, allow_pickle: bool) -> Autoencoder | None:
     return _built(partial(Autoencoder, source.config.autoencoder), source.autoencoder, source.root, allow_pickle)
 
 
+def _text_of(source: Source, allow_pickle: bool) -> tuple[CLIPText, Tokenizer] | tuple[None, None]:
+    match source.config, source.text_encoder, source.tokenizer:
+        case TextToImageConfig(text=config), Part() as part, Path() as folder:
+            tokenizer = read_tokenizer(folder, source.root, config)
+            return _built(partial(CLIPText, config), part, source.root, allow_pickle), tokenizer
+        case _:
+            return None, None
+
+
 def _built(build: Callable[[], Network], part: Part, root: Path, allow_pickle: bool) -> Network:
     try:
         with torch.device("meta"), _NothingDrawn():
@@ -100,12 +120,14 @@ def _built(build: Callable[[], Network], part: Part, root: Path, allow_pickle: b
 
 
 def convert(source: Path, target: Path, allow_pickle: bool = False) -> Checkpoint:
-    """Write any checkpoint as native weights, which draw the same bytes. A declared name is kept.
+    """Write a checkpoint without text as native weights, which draw the same bytes. A declared name is kept.
 
     Raises:
-        CheckpointError: if the source cannot be loaded.
+        CheckpointError: if the source cannot be loaded, or draws for prompts.
         OSError: if the target cannot be written, or is not empty.
     """
+    if isinstance(find(source).config, TextToImageConfig):
+        raise CheckpointError(source, "draws for prompts, and is not converted: such a pipeline is served as it is")
     checkpoint = load(source, allow_pickle)
     native.save(checkpoint.network, checkpoint.autoencoder, checkpoint.config, target)
     return checkpoint
@@ -119,7 +141,7 @@ class _NothingDrawn(TorchFunctionMode):
         return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
 
 
-def _digest(config: ModelConfig, networks: Sequence[nn.Module]) -> str:
+def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Tokenizer | None) -> str:
     """A hash of everything that decides an image, whatever the file format."""
     digest = hashlib.sha256()
     absent = {"autoencoder"} if config.autoencoder is None else set()
@@ -130,4 +152,6 @@ def _digest(config: ModelConfig, networks: Sequence[nn.Module]) -> str:
         for key, tensor in network.state_dict().items():
             digest.update(key.encode())
             digest.update(tensor.numpy().data)
+    if tokenizer is not None:
+        digest.update(tokenizer.digest.encode())
     return digest.hexdigest()

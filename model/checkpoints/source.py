@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from model.checkpoints.config import ModelConfig
 from model.checkpoints.tensors import Naming
@@ -33,6 +34,9 @@ class Source:
         config: the networks, the schedule, the labels and the recommended settings.
         network: the U-Net's files.
         autoencoder: the VAE's files, if the config has one.
+        text_encoder: the text encoder's files, if the config has one.
+        tokenizer: the folder of the text encoder's tokenizer.
+        safety_checker: "not run" if the checkpoint has one.
     """
 
     name: str
@@ -40,3 +44,6 @@ class Source:
     config: ModelConfig
     network: Part
     autoencoder: Part | None = None
+    text_encoder: Part | None = None
+    tokenizer: Path | None = None
+    safety_checker: Literal["none", "not run"] = "none"

@@ -66,7 +66,7 @@ def load_strictly(
         for key, parameter in network.state_dict().items()
         for n, stored in enumerate(naming.stored(key, tuple(parameter.shape)))
     }
-    opened = {path: _open(path, root, allow_pickle) for path in files}
+    opened = {path: _open(path, root, naming.canonical, allow_pickle) for path in files}
     found = _matched(opened, expected, naming.canonical, config)
 
     network.to_empty(device="cpu")
@@ -118,28 +118,28 @@ def _matched(
     return found
 
 
-def _open(path: Path, root: Path, allow_pickle: bool) -> _TensorFile:
+def _open(path: Path, root: Path, canonical: Callable[[str], str | None], allow_pickle: bool) -> _TensorFile:
     check_file(path, root)
     if path.suffix == ".safetensors":
-        return _SafetensorsFile(path)
+        return _SafetensorsFile(path, canonical)
     if not allow_pickle:
         raise CheckpointError(
             path,
             "is a pickle, which can run code when it is opened: set STEPWISE_ALLOW_PICKLE=1 if you trust it, "
             "best for `stepwise convert` alone",
         )
-    return _PickleFile(path)
+    return _PickleFile(path, canonical)
 
 
 class _SafetensorsFile:
-    """A safetensors file. The library checks the header's sizes against the file."""
+    """A safetensors file, without the keys that are not needed. The library checks the header's sizes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, canonical: Callable[[str], str | None]) -> None:
         self._path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
         try:
             with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118  (not a dict)
+                for key in filter(canonical, file.keys()):
                     view = file.get_slice(key)
                     if view.get_dtype() not in _FLOATS:
                         raise CheckpointError(path, f"{shown(key)} is {view.get_dtype()}, and must be floating point")
@@ -165,13 +165,17 @@ class _SafetensorsFile:
 
 
 class _PickleFile:
-    """A file of torch.save. It is always opened with weights_only, so that no code of it runs."""
+    """A file of torch.save, without the keys that are not needed.
 
-    def __init__(self, path: Path) -> None:
+    It is always opened with weights_only, so that no code of it runs.
+    """
+
+    def __init__(self, path: Path, canonical: Callable[[str], str | None]) -> None:
         _check_archive(path)
         values = _unpickled(path)
         if not isinstance(values, dict):
             raise CheckpointError(path, f"holds a {type(values).__name__}, and must hold a dict of tensors")
+        values = {key: value for key, value in values.items() if not isinstance(key, str) or canonical(key)}
         for key, value in values.items():
             _check_tensor(path, key, value)
         claimed, held = sum(tensor.nbytes for tensor in values.values()), path.stat().st_size

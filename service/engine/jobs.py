@@ -218,14 +218,15 @@ def job_of(rows: Sequence[Row], machine: Machine, values: tuple[int, int] | None
     """The job of a client's request.
 
     Args:
-        rows: of one group. Either all of them become pictures or none.
+        rows: of one group. Either all of them become images or none.
         values: see service.engine.requests.Encoding; None if no answer is encoded.
         texts: how many texts are encoded first.
         upload: whether an upload is encoded first.
     """
-    is_picture = rows[0].is_decoded
-    work = StageWork(texts, upload, bool(machine.decode) and is_picture, bool(machine.check) and is_picture, values)
-    return Job(rows[0].group, [row.forwards for row in rows], machine, work)
+    row = rows[0]
+    is_image = row.is_decoded if machine.decode else not row.model_output
+    work = StageWork(texts, upload, bool(machine.decode) and is_image, bool(machine.check) and is_image, values)
+    return Job(row.group, [row.forwards for row in rows], machine, work)
 
 
 def probe_of(row: Row, machine: Machine) -> Job:

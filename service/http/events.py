@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -36,6 +37,8 @@ _PARTS = 10_000  # of all work, in which progress is told
 
 # sse-starlette would end streams at SIGTERM. Here service/__main__.py drains, and a stream lasts until its job is done.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+# At level debug it would log each event, with all prompts.
+logging.getLogger("sse_starlette").setLevel(logging.INFO)
 
 
 class News(NamedTuple):

@@ -61,6 +61,7 @@ from service.plan.plan import Plan, plan_denoise, plan_noise, plan_sample
 from service.plan.served import Served
 from service.plan.texts import length_of
 
+_ESCAPED = 3  # bytes of JSON for a byte of UTF-8: "é" may be \u00e9, and an emoji two escapes
 _SHORT_PROMPTS = 2**10  # characters of a request's prompts that become tokens in less than a millisecond
 _VARY = {"Vary": "Accept"}
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
@@ -235,9 +236,9 @@ class Generation:
 
     @cached_property
     def _max_json(self) -> int:
-        """Bytes of the JSON of /sample. Two lists of the longest prompts fit, each byte as an escape."""
-        has_text = self.served.model.text is not None
-        return MAX_PLAIN_JSON + has_text * 2 * self.settings.max_images * MAX_PROMPT * len(r"\u0000")
+        """Bytes of the JSON of /sample: two lists of the longest prompts fit."""
+        prompts = 0 if self.served.model.text is None else 2 * self.settings.max_images
+        return MAX_PLAIN_JSON + prompts * MAX_PROMPT * _ESCAPED
 
     @cached_property
     def _sample_model(self) -> RequestModel[SampleRequest]:

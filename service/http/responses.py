@@ -42,12 +42,15 @@ _PACKING = {JSON: 2, ZIP: 64}
 
 def image_media(served: Served) -> tuple[str, ...]:
     """The media types of one drawn image. The first is for clients without a preference."""
-    return (PNG, WEBP, JPEG, JSON, NPY, EVENTS) if served.draws_pictures else (NPY,)
+    return tuple(media for media in sample_media(served) if media != ZIP)
 
 
 def sample_media(served: Served) -> tuple[str, ...]:
-    """The media types of /sample."""
-    return (PNG, WEBP, JPEG, JSON, ZIP, NPY, EVENTS) if served.draws_pictures else (NPY,)
+    """The media types of /sample. No client gets latents where images are checked."""
+    if not served.draws_pictures:
+        return (NPY,)
+    is_checkable = served.model.vae is None or not served.checks_images
+    return (PNG, WEBP, JPEG, JSON, ZIP, *([NPY] if is_checkable else []), EVENTS)
 
 
 def noise_media(served: Served) -> tuple[str, ...]:

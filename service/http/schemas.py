@@ -29,6 +29,8 @@ def narrowed(schema: Schema, request: type, served: Served, limits: Limits) -> S
         fields["guidance_scale"]["anyOf"][0]["maximum"] = 1
         fields["guidance_interval"]["anyOf"] = [_NULL]
         fields["guidance_rescale"]["maximum"] = 0
+    if served.checks_images and "output" in fields:
+        fields["output"]["enum"] = ["x0"]
     _narrow_texts(fields, model, limits)
     if issubclass(request, Sample):
         for name in ("height", "width"):

@@ -7,30 +7,29 @@ image again. Two requests for the same bytes have the same `canonical` form.
 import hashlib
 import math
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from model.rows import Condition, Group, Image, Row
-from model.samplers import Column, StepTable
+from model.lines import Column
+from model.rows import Group, Image, Row
+from model.samplers import StepTable
 from model.schedule import Schedule
 from service.errors import Invalid
-from service.plan import sizes, steps, texts
+from service.plan import sizes, steps
+from service.plan.conditions import recipe_of, told_of
 from service.plan.entries import deciding
 from service.plan.fields import MAX_SEED, DenoiseRequest, NoiseRequest, SampleRequest
-from service.plan.guidance import OFF, Guidance, guidance_of
 from service.plan.labels import class_of, label_of, labels_of
 from service.plan.served import Served
-from service.plan.texts import Words
+from service.plan.texts import HASHES, fields_of
 
 Parameters = dict[str, object]
 
 # No noisy image of any timestep has larger values. The limit keeps the network's arithmetic finite.
 _MAX_NOISY_VALUE = 1e4
 
-_NO_STEPS = StepTable(np.empty(0, np.int64), np.empty((0, len(Column))))
+_NO_STEPS = StepTable(np.empty(0), np.empty((0, len(Column))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +77,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
     labels = labels_of(request.class_label, n, model)
     if model.needs_label:
         labels = [class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]
-    told, guidance, warnings = _told(request, labels, model.recommended.guidance_scale, served)
+    told, guidance, warnings = told_of(request, labels, model.recommended.guidance_scale, served)
     group = sizes.asked(request, served.groups)
     rows = [Row(table, seed + i, group, latent=latent, **one.of_row) for i, one in enumerate(told)]
 
@@ -87,7 +86,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
     filled: Parameters = {
         **vars(request),
         **guidance.fields,
-        **texts.fields_of(request, model),
+        **fields_of(request, model),
         "seed": seed,
         "sampler": sampler,
         "num_inference_steps": grid if isinstance(grid, int) else None,
@@ -98,8 +97,8 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
         "timeout_s": timeout_s,
     }
     kept = {**filled, **_size_of(group, served)}
-    own = [{**kept, "seed": row.seed, **_recipe_of([one], served)} for row, one in zip(rows, told, strict=True)]
-    of_all = {**kept, **_recipe_of(told, served), "class_label": labels}
+    own = [{**kept, "seed": row.seed, **recipe_of([one], served)} for row, one in zip(rows, told, strict=True)]
+    of_all = {**kept, **recipe_of(told, served), "class_label": labels}
     return Plan(
         rows=rows,
         seeds=[row.seed for row in rows],
@@ -126,13 +125,17 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     """
     model = served.model
     schedule = model.schedule
+    if served.checks_images and request.output != "x0":
+        raise Invalid.field(
+            "output", f"must be x0: this server checks images before it sends them; it is {request.output}"
+        )
     _check_additive(request, schedule)
     sampler, _, table = steps.of_denoise(request, model)
     seed = _seed(request.seed)
     label = label_of(request.class_label, model)
     if label is None and model.needs_label:
         raise Invalid.field("class_label", "is required: this model was trained with labels only")
-    [told], guidance, warnings = _told(request, [label], 1.0, served)
+    [told], guidance, warnings = told_of(request, [label], 1.0, served)
     group = sizes.of_upload(image, served)
 
     if request.scaling == "additive":
@@ -153,7 +156,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     filled: Parameters = {
         **vars(request),
         **guidance.fields,
-        **texts.fields_of(request, model),
+        **fields_of(request, model),
         "seed": seed,
         "sampler": sampler,
         "eta": abs(float(request.eta)),
@@ -161,7 +164,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
         "timeout_s": timeout_s,
     }
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-    own = {**filled, **_recipe_of([told], served)}
+    own = {**filled, **recipe_of([told], served)}
     recipe = {**_recipe(DenoiseRequest, own, served, "image"), "image_sha256": digest}
     return Plan(
         rows=[row],
@@ -209,65 +212,9 @@ def plan_noise(request: NoiseRequest, image: Image, served: Served, timeout: flo
     )
 
 
-class _OfRow(TypedDict):
-    """Arguments of a Row."""
-
-    branches: tuple[Condition, ...]
-    guidance_scale: float
-    guidance_rescale: float
-    guidance_interval: tuple[float, float]
-
-
-class _Told(NamedTuple):
-    """What a row is told beside its steps.
-
-    Attributes:
-        words: None for a model without text.
-    """
-
-    label: int | None
-    words: Words | None
-    guidance: Guidance
-
-    @property
-    def of_row(self) -> _OfRow:
-        branches = (Condition(self.label), Condition()) if self.words is None else self.words.branches
-        return {
-            "branches": branches if self.guidance.is_on else branches[:1],
-            "guidance_scale": self.guidance.scale,
-            "guidance_rescale": self.guidance.rescale,
-            "guidance_interval": self.guidance.interval,
-        }
-
-
-def _told(
-    request: SampleRequest | DenoiseRequest, labels: Sequence[int | None], default: float, served: Served
-) -> tuple[list[_Told], Guidance, tuple[str, ...]]:
-    """What each row is told, the guidance that was asked for, and warnings.
-
-    Args:
-        default: the guidance_scale of a request that names none.
-    """
-    guidance = guidance_of(request, default, labels, served.model)
-    words, warnings = texts.words_of(request, len(labels), guidance.is_on, served)
-    each: Sequence[Words | None] = words or [None] * len(labels)
-    told = [
-        _Told(label, one, OFF if not guidance.is_on or (one is None and label is None) else guidance)
-        for label, one in zip(labels, each, strict=True)
-    ]
-    return told, guidance, tuple(warnings)
-
-
-def _recipe_of(told: Sequence[_Told], served: Served) -> Parameters:
-    """What rows are told, as the recipe of their images has it."""
-    guidance = next((one.guidance for one in told if one.guidance.is_on), OFF)
-    words = [one.words for one in told if one.words is not None]
-    return {"class_label": told[0].label, **guidance.recipe, **texts.recipe_of(words, served.recipe_prompts)}
-
-
 def _recipe(request: type, values: Parameters, served: Served, *what: str) -> Parameters:
     """The fields and hashes that decide the bytes of `what`, and what draws them."""
-    hashes = {name: values[name] for name in texts.HASHES if values.get(name) is not None}
+    hashes = {name: values[name] for name in HASHES if values.get(name) is not None}
     return {**_kept(request, values, *what), **hashes, **_model_of(served)}
 
 

@@ -16,7 +16,7 @@ from model.rows import Group, Image, Tokenize
 # Raise this number with every change of our own code that changes a bit of any image, or of the text in it: networks,
 # schedules, samplers, noise, colours, recipes. tests/test_arithmetic.py has the sums for each number.
 # 1: recipes named the model by its folder. 2: recipes use the name in the model's config. 3: the embedding of each
-# timestep is computed alone. 4: images say in XMP that a model made them.
+# timestep is computed alone. 4: images say in XMP that a model made them; samplers remember up to three predictions.
 ARITHMETIC = 4
 
 
@@ -34,6 +34,7 @@ class Served:
         preview: makes a rough image, [C, H, W], from latents; None where rows are images.
         tokenize: the tokens of a prompt; None for a model without text. Any thread may call this.
         recipe_prompts: whether recipes have prompts. Otherwise they have the prompts' hashes.
+        checks_images: whether an operator's check sees each image. Then clients get no latents and no unfinished image.
     """
 
     model: ModelDescription
@@ -45,6 +46,7 @@ class Served:
     preview: Callable[[Image], Image] | None = None
     tokenize: Tokenize | None = None
     recipe_prompts: bool = True
+    checks_images: bool = False
 
     @property
     def draws_pictures(self) -> bool:

@@ -234,9 +234,9 @@ class Again:
                 raise Unusable("its images have several prompts, and its recipe has only their SHA-256")
             if name not in self.prompts:
                 raise Unusable(
-                    f"its recipe has only the SHA-256 of its {name.replace('_', ' ')}: give it with {option}"
+                    f"its recipe has only the SHA-256 of the {name.replace('_', ' ')}: give it with {option}"
                 )
-            if hashlib.sha256(self.prompts[name].encode()).hexdigest() != wanted:
+            if hashlib.sha256(self.prompts[name].encode(errors="replace")).hexdigest() != wanted:
                 raise Unusable(f"{option} is another prompt than that of its recipe")
             found[name] = self.prompts[name]
         return found

@@ -85,7 +85,7 @@ export function settingsForm(form, info, api) {
   const eta = info.samplers.some(takesEta) ? numberField({ name: "eta", label: "Eta", ...ETA, step: 0.05, value: 0 }) : null;
   const preview = selectField({ name: "preview_every", label: "Previews", options: PREVIEWS, value: "1" });
   const { properties } = api.paths["/sample"].post.requestBody.content["application/json"].schema;
-  const names = Object.keys(properties).filter((name) => !BY_HAND.includes(name) && !isOnlyNull(properties[name]));
+  const names = Object.keys(properties).filter((name) => !BY_HAND.includes(name) && !isFixed(properties[name]));
   const others = names.map((name) => schemaField(name, properties[name]));
   const fields = [...prompts, label, count, seed, size, sampler, steps, guidance, eta, preview, ...others].filter(Boolean);
   const submit = h("button", { className: "button", type: "submit" }, "Draw");
@@ -163,8 +163,10 @@ export function settingsForm(form, info, api) {
   };
 }
 
-/** Whether the model takes no other value than null. */
-const isOnlyNull = ({ anyOf = [] }) => anyOf.length > 0 && anyOf.every(({ type }) => type === "null");
+/** Whether the model takes one value alone: null, or the only number. */
+function isFixed({ anyOf = [], minimum, maximum }) {
+  return (anyOf.length > 0 && anyOf.every(({ type }) => type === "null")) || (minimum !== undefined && minimum === maximum);
+}
 
 /** Open all foldable parts around an element. */
 function unfold(element) {

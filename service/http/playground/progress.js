@@ -3,6 +3,9 @@
 import { isAbort } from "./api.js";
 import { explained, images, seconds } from "./model.js";
 
+/** A warning as a sentence. @param {string} text */
+const capital = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
+
 /** Tell screen readers a text. @param {string} text */
 export function announce(text) {
   document.getElementById("status").textContent = text;
@@ -28,7 +31,7 @@ export function progressOf(stage) {
   let taken = ""; // the images or steps so far, in words
   const rough = () => (isRough ? ", rough preview" : "");
   const warn = (sentences = []) => {
-    if (warning) warning.textContent = sentences.join(" ");
+    if (warning) warning.textContent = sentences.map(capital).join(" ");
   };
   const left = () => Math.max(0, promise - (performance.now() - began) / 1000);
 
@@ -57,7 +60,7 @@ export function progressOf(stage) {
         doing.textContent = ahead ? `Waiting: ${ahead} request${ahead === 1 ? " goes" : "s go"} first` : "Starting";
         when.textContent = `about ${seconds(data.eta_s)}, at most ${seconds(data.promise_s)}`;
         warn(data.warnings);
-        announce([`${doing.textContent}, ${when.textContent}.`, ...(data.warnings ?? [])].join(" "));
+        announce([`${doing.textContent}, ${when.textContent}.`, ...(data.warnings ?? []).map(capital)].join(" "));
       } else if (name === "progress") {
         bar.value = data.fraction;
         taken = data.images > 1 ? `${data.images_done} of ${images(data.images)}` : `Step ${data.step} of ${data.steps}`;

@@ -1,0 +1,222 @@
+"""The configs of a StableDiffusionPipeline: its scheduler, U-Net and text encoder, in our terms.
+
+Missing fields take the defaults of diffusers and transformers. Like these, this ignores unknown fields, with a warning.
+"""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from model.checkpoints.config import RecommendedConfig
+from model.checkpoints.diffusers_config import Scheduler, known_fields, read_scheduler, read_size, recommended
+from model.checkpoints.errors import CheckpointError, shown
+from model.checkpoints.files import invalid
+from model.checkpoints.text_config import TextToImageConfig
+from model.nets.autoencoder import AutoencoderConfig
+from model.nets.clip import CLIPTextConfig
+from model.nets.unet_condition import UNet2DConditionConfig
+from model.samplers import SAMPLERS
+
+log = logging.getLogger(__name__)
+
+# The pipeline's defaults.
+_STEPS = 50
+_GUIDANCE_SCALE = 7.5
+
+# The sampler of each scheduler class. Others have none here, and the most exact one is recommended in their place.
+_SAMPLERS = {
+    "DDIMScheduler": "ddim",
+    "DDIMParallelScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "DDPMParallelScheduler": "ddpm",
+    "PNDMScheduler": "pndm",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_a",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+}
+_IN_PLACE_OF_OTHERS = "dpmpp_2m"
+_NO_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+# Fields of a class that change what its sampler draws, and the values with which ours draws the same.
+_DRAWN: dict[str, dict[str, Any]] = {
+    "PNDMScheduler": {"skip_prk_steps": True},
+    "EulerDiscreteScheduler": {
+        **_NO_SIGMAS,
+        "interpolation_type": "linear",
+        "sigma_min": None,
+        "sigma_max": None,
+        "final_sigmas_type": "zero",
+    },
+    "DPMSolverMultistepScheduler": {
+        **_NO_SIGMAS,
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+        "use_lu_lambdas": False,
+        "final_sigmas_type": "zero",
+    },
+}
+# Defaults of the classes that differ from these values.
+_OWN_DEFAULTS = {"PNDMScheduler": {"skip_prk_steps": False}}
+
+_TEXT_TO_IMAGE = "this version serves text-to-image alone"
+_OTHER_INPUTS = {
+    5: "depth-to-image networks",
+    7: "the x4 upscaler",
+    8: "InstructPix2Pix and the x2 upscaler",
+    9: "inpainting networks",
+}
+# Fields of UNet2DConditionModel that must have one value.
+_FIXED: dict[str, tuple[object, str]] = {
+    "num_attention_heads": (None, "diffusers refuses any other, and attention_head_dim has the number of heads"),
+    "addition_embed_type": (None, "text_time is SDXL's, and the others are IF's and Kandinsky's"),
+    "time_cond_proj_dim": (None, "networks with the guidance in them (LCM) are not supported"),
+    "class_embed_type": (None, "StableDiffusionPipeline gives the network no class"),
+    "num_class_embeds": (None, "StableDiffusionPipeline gives the network no class"),
+    "attention_type": ("default", "GLIGEN is not supported"),
+    "dual_cross_attention": (False, "Versatile Diffusion is not supported"),
+    "cross_attention_norm": (None, "it belongs to IF, which is not supported"),
+    "resnet_skip_time_act": (False, "it belongs to IF, which is not supported"),
+    "resnet_out_scale_factor": (1.0, "it belongs to IF, which is not supported"),
+    "class_embeddings_concat": (False, "it belongs to the upscaler of latents, which is not supported"),
+}
+_OTHER_BLOCKS = {
+    "SimpleCrossAttn": "belongs to IF",
+    "K": "belongs to the upscaler of latents",
+    "KCrossAttn": "belongs to the upscaler of latents",
+    "Attn": "would read attention_head_dim as a width, and CrossAttn blocks as a number",
+    "Skip": "belongs to NCSN++",
+    "AttnSkip": "belongs to NCSN++",
+}
+# Fields that change nothing in what is served.
+_SILENT = {
+    "sample_size", "upcast_attention", "mid_block_only_cross_attention", "addition_embed_type_num_heads",
+    "addition_time_embed_dim", "projection_class_embeddings_input_dim", *_FIXED,
+}  # fmt: skip
+# Fields of a text encoder's config that change nothing here.
+_SILENT_OF_TEXT = {
+    "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "gradient_checkpointing",
+    "initializer_factor", "initializer_range", "model_type", "pad_token_id", "projection_dim", "torch_dtype",
+    "transformers_version", "use_attention_mask",
+}  # fmt: skip
+
+
+def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
+    """Read the scheduler_config.json of a StableDiffusionPipeline, and tell in the log what is drawn otherwise.
+
+    The pipeline sets steps_offset and clip_sample, whatever the file says.
+
+    Raises:
+        CheckpointError: naming the file, the field and what was expected.
+    """
+    schedule = read_scheduler(path, {**values, "steps_offset": 1, "clip_sample": False}).schedule
+    kind = str(values.get("_class_name"))
+    sampler = _SAMPLERS.get(kind)
+    if sampler not in SAMPLERS:
+        log.warning("%s: %s has no sampler here: %s is recommended in its place", path, kind, _IN_PLACE_OF_OTHERS)
+        return Scheduler(schedule, _IN_PLACE_OF_OTHERS, _STEPS)
+    for field, drawn in _DRAWN.get(kind, {}).items():
+        value = values.get(field, _OWN_DEFAULTS.get(kind, {}).get(field, drawn))
+        if value != drawn and not (value is None and drawn is False):
+            log.warning(
+                "%s: %s is %s, and %s draws as if %s: images differ from the pipeline's",
+                path, field, shown(value), sampler, shown(drawn),
+            )  # fmt: skip
+    if sampler in ("euler", "euler_a") and schedule.timestep_spacing == "trailing":
+        log.warning(
+            "%s: timestep_spacing is trailing, as of weights for few steps (turbo, Lightning): if these are such "
+            "weights, set STEPWISE_RECOMMENDED to their steps and guidance",
+            path,
+        )
+    return Scheduler(schedule, sampler, _STEPS)
+
+
+def read_condition_unet(
+    path: Path,
+    values: dict[str, Any],
+    scheduler: Scheduler,
+    autoencoder: AutoencoderConfig,
+    text: CLIPTextConfig,
+) -> TextToImageConfig:
+    """Read the config.json of a UNet2DConditionModel.
+
+    Raises:
+        CheckpointError: naming the file, the field and what was expected.
+    """
+    kind = values.get("_class_name")
+    if kind != "UNet2DConditionModel":
+        raise CheckpointError(path, f"_class_name is {shown(kind)}, and must be UNet2DConditionModel")
+    _check_supported(path, values)
+    height, width = read_size(path, _sample_size(values), "latents'")
+    fields = known_fields(path, values, UNet2DConditionConfig, _SILENT, lacks={*_FIXED})
+    if isinstance(fields.get("act_fn"), str):
+        fields["act_fn"] = fields["act_fn"].lower()
+    try:
+        suggested = recommended(scheduler, first_timestep=0)
+        return TextToImageConfig(
+            network=UNet2DConditionConfig.model_validate(fields),
+            text=text,
+            autoencoder=autoencoder,
+            image_size=(height * autoencoder.factor, width * autoencoder.factor),
+            schedule=scheduler.schedule,
+            recommended=RecommendedConfig(
+                sampler=suggested.sampler,
+                num_inference_steps=suggested.num_inference_steps,
+                guidance_scale=_GUIDANCE_SCALE,
+            ),
+        )
+    except ValidationError as error:
+        raise invalid(path, error) from error
+
+
+def _check_supported(path: Path, values: dict[str, Any]) -> None:
+    """Refuse networks of other tasks, fields that must have one value, and other blocks."""
+    channels = values.get("in_channels", 4)
+    if type(channels) is int and channels in _OTHER_INPUTS:
+        raise CheckpointError(path, f"in_channels is {channels}, as of {_OTHER_INPUTS[channels]}: {_TEXT_TO_IMAGE}")
+    for field, (wanted, why) in _FIXED.items():
+        value = values.get(field, wanted)
+        if value != wanted and not (value is None and wanted is False):
+            raise CheckpointError(
+                path, f"{field} is {shown(value)}, and must be {'null' if wanted is None else wanted}: {why}"
+            )
+    for field in ("down_block_types", "up_block_types"):
+        for block in values[field] if isinstance(values.get(field), list) else ():
+            if (family := re.sub(r"(Down|Up)Block2D$", "", str(block))) in _OTHER_BLOCKS:
+                raise CheckpointError(
+                    path, f"{field} has {block}, which {_OTHER_BLOCKS[family]}, and that is not supported"
+                )
+    if values.get("mid_block_type") == "UNetMidBlock2DSimpleCrossAttn":
+        raise CheckpointError(path, "mid_block_type is UNetMidBlock2DSimpleCrossAttn, which belongs to IF")
+
+
+def _sample_size(values: dict[str, Any]) -> object:
+    """The size of latents. Files from before diffusers 0.9 say 32 or so, and the pipelines take 64 instead."""
+    size = values.get("sample_size")
+    version = re.match(r"(\d+)\.(\d+)", str(values.get("_diffusers_version")))
+    is_old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
+    return 64 if is_old and type(size) is int and size < 64 else size
+
+
+def read_text_encoder(path: Path, values: dict[str, Any]) -> CLIPTextConfig:
+    """Read the config.json of a CLIPTextModel.
+
+    Raises:
+        CheckpointError: naming the file, the field and what was expected.
+    """
+    model_type = values.get("model_type", "clip_text_model")
+    if model_type != "clip_text_model":
+        raise CheckpointError(path, f"model_type is {shown(model_type)}, and must be clip_text_model")
+    if values.get("use_attention_mask"):
+        raise CheckpointError(path, "use_attention_mask is true, and must be false: padding is attended to")
+    if values.get("quantization_config") is not None:
+        raise CheckpointError(path, "has a quantization_config, and quantized weights are not supported")
+    fields = known_fields(path, values, CLIPTextConfig, _SILENT_OF_TEXT)
+    try:
+        return CLIPTextConfig.model_validate(fields)
+    except ValidationError as error:
+        raise invalid(path, error) from error

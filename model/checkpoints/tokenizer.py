@@ -1,0 +1,136 @@
+"""CLIP's tokenizer: a prompt → tokens. Byte-pair encoding, by the library `tokenizers`.
+
+The pipeline is CLIP's own, and only its tables come from a checkpoint: nothing that a file describes is run. The ids
+are those of transformers' CLIPTokenizer.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from model.rows import Tokens
+
+# `encode_batch_fast` releases the interpreter's lock, as `encode` does not. By default it would also start a pool of
+# threads for its batch of one. The library reads this at each call.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+
+# CLIP's words: contractions, letters, one digit, a special token, other characters without spaces.
+_WORDS = r"'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|<\|(?:start|end)oftext\|>|[^\s\p{L}\p{N}]+"
+# A special token that is still there as a word, <|ENDOFTEXT|>, falls into three. In transformers ByteLevel splits so,
+# with an expression that is tried on every word and would take half of the time.
+_INSIDE = r"\A<\|(?=(?:start|end)oftext\|>\z)|(?<=oftext)\|>\z"
+
+
+class Added(NamedTuple):
+    """A token that is cut out of a text before it is split into words.
+
+    Attributes:
+        content: the text that it stands for.
+        single_word: whether it is found only as a whole word.
+        lstrip, rstrip: whether it takes the spaces to its left and right.
+        normalized: whether it is found in the normalized text, instead of in the text as it came.
+    """
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What a checkpoint decides of a tokenizer.
+
+    Attributes:
+        vocabulary: the id of each token.
+        merges: pairs of tokens that become one; the first pairs first.
+        added: those that the vocabulary lacks get the next ids. The last of several with one content counts.
+        start, end, pad, unknown: tokens.
+        length: tokens of an encoded prompt, start and end included.
+    """
+
+    vocabulary: Mapping[str, int]
+    merges: Sequence[tuple[str, str]]
+    added: Sequence[Added]
+    start: str
+    end: str
+    pad: str
+    unknown: str
+    length: int
+
+
+class Tokenizer:
+    """Maps prompts to tokens. Any number of threads may call it at once."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.length = tables.length
+        self._tables = tables
+        self._backend = _backend(tables)
+        self._start, self._end, self._pad = (self.id_of(token) for token in (tables.start, tables.end, tables.pad))
+
+    def __call__(self, text: str) -> Tokens:
+        """Map a prompt to its tokens: start, at most length − 2 tokens of the text, end, padding.
+
+        Args:
+            text: without lone surrogates, which UTF-8 cannot encode.
+        """
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        ids = encoding.ids
+        kept = ids[: self.length - 2]
+        padding = [self._pad] * (self.length - 2 - len(kept))
+        return Tokens((self._start, *kept, self._end, *padding), cut=len(ids) - len(kept))
+
+    def id_of(self, token: str) -> int:
+        """The id of a token of the vocabulary, or of an added one."""
+        number: int | None = self._backend.token_to_id(token)
+        if number is None:
+            raise KeyError(token)
+        return number
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of everything that decides ids, hexadecimal."""
+        tables = self._tables
+        values = [
+            sorted(tables.vocabulary.items()),
+            tables.merges,
+            tables.added,
+            [tables.start, tables.end, tables.pad, tables.unknown],
+            tables.length,
+        ]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _backend(tables: Tables) -> Backend:
+    """The library's tokenizer. It is never changed afterwards: that would be an error while another thread encodes."""
+    model = BPE(
+        vocab=dict(tables.vocabulary),
+        merges=list(tables.merges),
+        continuing_subword_prefix="",
+        end_of_word_suffix="</w>",
+        fuse_unk=False,
+        unk_token=tables.unknown,
+        cache_capacity=0,  # prompts do not stay in memory, and take the same time again
+    )
+    backend = Backend(model)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(_INSIDE), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.add_tokens([AddedToken(**token._asdict(), special=True) for token in tables.added])
+    return backend

@@ -1,0 +1,88 @@
+"""STEPWISE_RECOMMENDED: read strictly, and checked against the model."""
+
+from dataclasses import replace
+
+import pytest
+
+from model.description import Distilled, ModelDescription, Recommended
+from service.build import StartError, recommend
+from service.plan.recommended import Wanted, parse
+from service.plan.served import fingerprint_parts
+from tests.test_responses import MODEL, planned
+from tests.texts import TEXT
+
+TEXT_MODEL = TEXT.model
+UNGUIDED = replace(MODEL, num_classes=None, no_label=None, class_names=(), recommended=Recommended())
+STUDENT = replace(MODEL, recommended=Recommended("ddim", 4), distilled=Distilled("ddim", (1, 2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("sampler=euler,steps=4,guidance=0", Wanted("euler", 4, 0.0)),
+        ("num_inference_steps=4,guidance_scale=7.5", Wanted(None, 4, 7.5)),
+        (" guidance = 30 , sampler=ddim ", Wanted("ddim", None, 30.0)),
+        ("steps=1", Wanted(None, 1, None)),
+    ],
+)
+def test_a_recommendation_is_read(text: str, wanted: Wanted) -> None:
+    assert parse(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("euler", "must be as sampler=euler,steps=4,guidance=0, and 'euler' is none of these"),
+        ("", "must be as sampler=euler,steps=4,guidance=0, and '' is none of these"),
+        ("steps=4,", "must be as sampler=euler,steps=4,guidance=0, and '' is none of these"),
+        ("eta=1", "must be as sampler=euler,steps=4,guidance=0, and 'eta=1' is none of these"),
+        ("sampler=", "must be as sampler=euler,steps=4,guidance=0, and 'sampler=' is none of these"),
+        ("steps=4,num_inference_steps=5", "must name num_inference_steps once"),
+        ("steps=0", "steps must be an integer from 1 on, and is '0'"),
+        ("steps=4.0", "steps must be an integer from 1 on, and is '4.0'"),
+        ("guidance=31", "guidance must be a number from 0 to 30, and is '31'"),
+        ("guidance_scale=-1", "guidance_scale must be a number from 0 to 30, and is '-1'"),
+        ("guidance=nan", "guidance must be a number from 0 to 30, and is 'nan'"),
+    ],
+)
+def test_what_is_no_recommendation_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match="must") as refused:
+        parse(text)
+    assert str(refused.value) == said
+
+
+def test_a_recommendation_is_the_default_of_requests() -> None:
+    model = recommend(parse("sampler=dpmpp_2m,steps=7"), TEXT_MODEL)
+    assert model.recommended == Recommended("dpmpp_2m", 7, guidance_scale=3.0)  # the weights' own guidance
+    plan = planned(replace(TEXT, model=model), prompt="a")
+    assert (plan.parameters["sampler"], len(plan.rows[0].table)) == ("dpmpp_2m", 7)
+    assert recommend(None, TEXT_MODEL) is TEXT_MODEL
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "said"),
+    [
+        (TEXT_MODEL, "sampler=no_such", "sampler: must be one of ddim, "),
+        (TEXT_MODEL, "steps=1001", "num_inference_steps: must be 1 to 1000, and is 1001"),
+        (STUDENT, "steps=3", "num_inference_steps: must be 1, 2 or 4, which these weights were distilled for, and is"),
+        (STUDENT, "sampler=ddpm", "sampler: must be ddim, which these weights were distilled for, and is ddpm"),
+        (UNGUIDED, "guidance=2", "guidance must be at most 1, because this model knows none; it is 2"),
+    ],
+)
+def test_what_the_model_cannot_draw_ends_the_start(model: ModelDescription, text: str, said: str) -> None:
+    with pytest.raises(StartError) as refused:
+        recommend(parse(text), model)
+    assert str(refused.value).startswith(f"STEPWISE_RECOMMENDED: for digits, {said}")
+    assert "\n" not in str(refused.value)
+
+
+def test_settings_that_change_answers_are_in_the_fingerprint() -> None:
+    """A request that names no sampler gets the recommended one; recipes have prompts, or their hashes."""
+
+    def parts(model: ModelDescription, recommended: Recommended | None, prompts: bool) -> dict[str, str | int]:
+        return fingerprint_parts(model, model.group, {}, {}, "", recommended, prompts)
+
+    plain = parts(TEXT_MODEL, None, prompts=True)
+    assert parts(TEXT_MODEL, Recommended("ddim", 2, 0.0), prompts=True) == {**plain, "recommended": "ddim 2 0.0"}
+    assert parts(TEXT_MODEL, None, prompts=False) == {**plain, "recipe_prompts": 0}
+    assert parts(MODEL, None, prompts=False) == parts(MODEL, None, prompts=True)

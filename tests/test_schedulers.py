@@ -1,0 +1,279 @@
+"""Tables against the diffusers schedulers that they stand for: whole trajectories over a non-linear toy network.
+
+Ours run in double precision, theirs in float32. So what differs is diffusers' rounding and our errors.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from model.grids import GridError
+from model.lines import Column
+from model.samplers import SAMPLERS, StepTable, departures, sample_table
+from model.schedule import Float64, Schedule
+from tests.properties import examples
+from tests.reference import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
+
+# diffusers' warnings with NumPy 2.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
+
+CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {}),
+    "ddpm": (DDPMScheduler, {}),
+    "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler_a": (EulerAncestralDiscreteScheduler, {}),
+}
+SHAPE = (1, 4, 6, 6)
+NOISE = np.random.default_rng(0).standard_normal(SHAPE)
+
+STABLE_DIFFUSION: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+schedules = st.fixed_dictionaries(
+    {"prediction_type": st.sampled_from(["epsilon", "v_prediction"])},
+    optional={
+        "timestep_spacing": st.sampled_from(["leading", "trailing", "linspace"]),
+        "steps_offset": st.just(1),
+    },
+).flatmap(lambda fields: st.sampled_from([STABLE_DIFFUSION, {}]).map(lambda betas: {**betas, **fields}))
+
+
+def network(x: Float64, t: float) -> Float64:
+    predicted: Float64 = 0.8 * np.sin(2 * x + t / 300) + 0.3 * np.roll(x, 1) + 0.1 * np.cos(t / 100)
+    return predicted
+
+
+def ours(table: StepTable) -> Float64:
+    """The end of a trajectory."""
+    rng = torch.Generator().manual_seed(0)
+    x, memories = NOISE * table.init, list[Float64]()
+    for step, values in zip(table.steps, table.lines, strict=True):
+        line = dict(zip(Column, values, strict=True))
+        out = network(x, step.timestep)
+        x0 = line[Column.P] * x + line[Column.Q] * out
+        x_next = line[Column.A] * x + line[Column.B] * x0 + line[Column.E] * out
+        if step.is_noisy:
+            x_next += line[Column.D] * torch.randn(SHAPE, generator=rng).double().numpy()
+        for column, memory in zip((Column.C_1, Column.C_2, Column.C_3), memories, strict=False):
+            x_next += line[column] * memory
+        if step.remembers:
+            left = line[Column.R_X] * x + line[Column.R_0] * x0 + line[Column.R_E] * out
+            memories = [left, *memories[:2]]
+        x = x_next
+    return x
+
+
+def theirs(scheduler: Any, grid: int | tuple[int, ...], sampler: str, eta: float = 0.0) -> Float64:
+    """The end of the loop of diffusers' pipelines."""
+    scheduler.set_timesteps(**{"num_inference_steps": grid} if isinstance(grid, int) else {"timesteps": [*grid]})
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else a first timestep that is there twice is skipped, and the last step fails
+    step: dict[str, Any] = {"eta": eta} if sampler == "ddim" else {}
+    if sampler in ("ddim", "ddpm", "euler_a"):
+        step["generator"] = torch.Generator().manual_seed(0)
+    x = torch.tensor(NOISE).float() * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t).double().numpy()
+        x = scheduler.step(torch.tensor(network(scaled, float(t))).float(), t, x, **step).prev_sample
+    end: Float64 = x.double().numpy()
+    return end
+
+
+def difference(a: Float64, b: Float64) -> float:
+    """In relation to the largest value, if that is more than 1."""
+    assert np.isfinite(b).all()
+    return float(np.abs(a - b).max() / max(1, np.abs(b).max()))
+
+
+def compare(sampler: str, fields: dict[str, Any], grid: int | tuple[int, ...], eta: float = 0.0) -> float:
+    kind, own = CLASSES[sampler]
+    unbounded = {"clip_sample": False} if sampler in ("ddim", "ddpm") else {}
+    table = sample_table(Schedule(**{"clip_sample": False, **fields}), sampler, grid, eta)
+    return difference(ours(table), theirs(kind(**own, **unbounded, **fields), grid, sampler, eta))
+
+
+@examples(200)
+@given(
+    sampler=st.sampled_from(sorted(CLASSES)), fields=schedules, N=st.integers(1, 50), eta=st.sampled_from([0.0, 0.6])
+)
+def test_a_table_ends_where_its_scheduler_does(sampler: str, fields: dict[str, Any], N: int, eta: float) -> None:
+    try:
+        assert compare(sampler, fields, N, eta if sampler == "ddim" else 0.0) <= 4e-6
+    except GridError:
+        assert sampler in ("euler", "euler_a")
+        assert N == 1
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("N", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("sampler", ["pndm", "euler", "euler_a"])
+def test_few_steps(sampler: str, N: int, spacing: str) -> None:
+    starts_clean = sampler != "pndm" and N == 1 and spacing == "linspace"
+    for prediction_type in ("epsilon", "v_prediction"):
+        fields = {**STABLE_DIFFUSION, "timestep_spacing": spacing, "prediction_type": prediction_type}
+        if starts_clean:
+            with pytest.raises(GridError, match="would be at timestep 0"):
+                compare(sampler, fields, N)
+        else:
+            assert compare(sampler, fields, N) <= 4e-6
+
+
+@examples(60)
+@given(fields=schedules, N=st.integers(1, 50), sampler=st.sampled_from(["ddim", "ddpm", "dpmpp_2m", "euler"]))
+def test_networks_that_predict_the_sample(fields: dict[str, Any], N: int, sampler: str) -> None:
+    """Here the first step divides by a small ᾱ, which diffusers rounds."""
+    try:
+        assert compare(sampler, {**fields, "prediction_type": "sample"}, N) <= 2e-5
+    except GridError:
+        assert (sampler, N) == ("euler", 1)
+
+
+LEVELS: list[dict[str, Any]] = [
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True},
+    {"interpolation_type": "log_linear"},
+    {"final_sigmas_type": "sigma_min"},
+    {"use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 10.0},
+    {"use_exponential_sigmas": True, "sigma_max": 12.0},
+    {"use_karras_sigmas": True, "interpolation_type": "log_linear", "final_sigmas_type": "sigma_min"},
+]
+
+
+@examples(100)
+@given(fields=schedules, levels=st.sampled_from(LEVELS), N=st.integers(2, 50))
+def test_eulers_levels(fields: dict[str, Any], levels: dict[str, Any], N: int) -> None:
+    assert compare("euler", {**fields, **levels}, N) <= 4e-6
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+def test_eulers_grids(levels: dict[str, Any]) -> None:
+    """Timesteps within two units of float32's last place, of which diffusers' own rounding is one."""
+    for N in (2, 7, 30, 50):
+        scheduler = EulerDiscreteScheduler(**STABLE_DIFFUSION, **levels)
+        scheduler.set_timesteps(N)
+        steps = SAMPLERS["euler"].steps(Schedule(**STABLE_DIFFUSION, **levels), N)
+        np.testing.assert_allclose(steps.timesteps, scheduler.timesteps.double().numpy(), rtol=0, atol=1.3e-4)
+        ends = 1 / (1 + scheduler.sigmas.double().numpy()[: N + 1] ** 2)
+        np.testing.assert_allclose(steps.alpha_bar, ends[:-1], rtol=3e-6)
+        np.testing.assert_allclose(steps.alpha_bar_next, ends[1:], rtol=3e-6)
+
+
+@examples(40)
+@given(fields=schedules, N=st.integers(1, 50))
+def test_karras_levels_of_dpmpp_2m(fields: dict[str, Any], N: int) -> None:
+    """From 45 steps on, timesteps repeat, and the levels do not."""
+    karras = {**fields, "use_karras_sigmas": True}
+    assert compare("dpmpp_2m", karras, N) <= 2e-5
+    table = sample_table(Schedule(**karras), "dpmpp_2m", N)
+    assert (np.diff(table.timesteps) <= 0).all()
+    assert len(table) == N
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler"])
+def test_repeated_timesteps_have_levels_of_their_own(sampler: str) -> None:
+    steps = SAMPLERS[sampler].steps(Schedule(**STABLE_DIFFUSION, use_karras_sigmas=True), 50)
+    assert (np.diff(steps.timesteps) == 0).any() == (sampler == "dpmpp_2m")
+    assert (np.diff(steps.alpha_bar) > 0).all()
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler"])
+@pytest.mark.parametrize("timesteps", [(999, 640, 300, 41, 3), (800,)])
+def test_listed_timesteps(sampler: str, timesteps: tuple[int, ...]) -> None:
+    for spacing in ("leading", "trailing"):  # whence Euler's first noise
+        assert compare(sampler, {**STABLE_DIFFUSION, "timestep_spacing": spacing}, timesteps) <= 4e-6
+
+
+@pytest.mark.parametrize(
+    ("sampler", "fields", "message"),
+    [
+        ("pndm", {}, "must be null with pndm; a list is for ddim, ddpm, dpmpp_2m, euler"),
+        ("euler_a", {}, "must be null with euler_a; a list is for ddim, ddpm, dpmpp_2m, euler"),
+        *(
+            (sampler, {field: True}, f"must be null: the weights' scheduler has {field}, and so timesteps of its own")
+            for sampler, field in [
+                ("euler", "use_karras_sigmas"),
+                ("euler", "use_exponential_sigmas"),
+                ("dpmpp_2m", "use_karras_sigmas"),
+            ]
+        ),
+    ],
+)
+def test_who_takes_no_list(sampler: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(GridError, match=f"^{message}$"):
+        sample_table(Schedule(**fields), sampler, (999, 500))
+
+
+# Zero terminal SNR.
+
+
+def euler_in_double(scheduler: Any, N: int, ancestral: bool, prediction_type: str) -> Float64:
+    """k-diffusion's loop on diffusers' own grid. At σ = 4096, diffusers' float32 leaves an error of 3e-4."""
+    scheduler.set_timesteps(N)
+    sigmas = scheduler.sigmas.double().numpy()
+    rng = torch.Generator().manual_seed(0)
+    x = NOISE * float(scheduler.init_noise_sigma)
+    for t, sigma, after in zip(scheduler.timesteps.tolist(), sigmas, sigmas[1:], strict=False):
+        root = (1 + sigma**2) ** 0.5
+        out = network(x / root, t)
+        x0 = x - sigma * out if prediction_type == "epsilon" else x / root**2 - sigma / root * out
+        up = after * (1 - after**2 / sigma**2) ** 0.5 if ancestral else 0.0
+        x = x0 + (x - x0) / sigma * (after**2 - up**2) ** 0.5
+        if ancestral:
+            x += up * torch.randn(SHAPE, generator=rng).double().numpy()
+    return x
+
+
+@examples(100)
+@given(
+    sampler=st.sampled_from(["ddim", "ddpm", "dpmpp_2m", "euler", "euler_a"]),
+    spacing=st.sampled_from(["leading", "trailing", "linspace"]),
+    N=st.integers(1, 50),
+    prediction_type=st.sampled_from(["v_prediction", "epsilon"]),
+)
+def test_zero_terminal_snr(sampler: str, spacing: str, N: int, prediction_type: str) -> None:
+    assume(prediction_type == "v_prediction" or sampler not in ("ddim", "ddpm"))  # these divide by 0
+    fields = {**STABLE_DIFFUSION, "prediction_type": prediction_type, "timestep_spacing": spacing}
+    fields["rescale_betas_zero_snr"] = True
+    try:
+        if sampler in ("euler", "euler_a"):
+            table = sample_table(Schedule(**fields), sampler, N)
+            expected = euler_in_double(CLASSES[sampler][0](**fields), N, sampler == "euler_a", prediction_type)
+            assert difference(ours(table), expected) <= 1.2e-5
+            assert compare(sampler, fields, N) <= 4096 * 2**-21
+        else:
+            assert compare(sampler, fields, N) <= 1.2e-5
+    except GridError:
+        assert (N, spacing) == (1, "linspace")
+
+
+# What the tables leave out.
+
+
+def test_departures() -> None:
+    """Checked against what each class would do with its own defaults."""
+    for sampler, (kind, own) in CLASSES.items():
+        config = dict(kind(**own).config)
+        assert departures(sampler, config) == []
+        assert departures(sampler, {**config, "use_beta_sigmas": True}) == (
+            ["use_beta_sigmas"] if sampler in ("dpmpp_2m", "euler") else []
+        )
+    assert departures("pndm", {}) == departures("pndm", dict(PNDMScheduler().config)) == ["skip_prk_steps"]
+    assert departures("dpmpp_2m", {"use_karras_sigmas": None}) == []
+    assert departures("dpmpp_2m", {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}) == [
+        "algorithm_type",
+        "solver_order",
+    ]
