@@ -696,7 +696,8 @@ def test_a_prompt_is_drawn_again_varied_and_linked(browser: Browser, text_server
         file = saved(page, viewer)
         wanted = {"prompt": FOX, "negative_prompt": BLURRY, "guidance_scale": 5}
         assert file == drawn_by(text_server, seed=7, **wanted) == link(text_server, viewer)
-        expect(viewer.locator("dl")).to_contain_text(f"Prompt{FOX}Negative{BLURRY}Seed7")
+        expect(viewer.get_by_role("heading")).to_have_text(FOX)
+        expect(viewer.locator("dl")).to_contain_text(f"Negative{BLURRY}Seed7")
         viewer.get_by_role("button", name="Vary").click()
         expect(cards(page)).to_have_count(2)
         finished(page)
@@ -801,6 +802,7 @@ def test_prompts_on_a_phone(browser: Browser, text_server: LocalServer, scheme: 
         finished(page)
         check()
         viewer = opened(page, cards(page).first)
+        expect(viewer.locator("dl")).to_contain_text(LONG.strip())  # the heading is shorter
         check()
         viewer.get_by_role("button", name="Denoise").click()
         fill(page, "Steps", 2)
