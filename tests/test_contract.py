@@ -1,7 +1,7 @@
 """Schemathesis checks running servers against their /openapi.json.
 
-The checks are Schemathesis's own. Valid data must be accepted, except for the documented 503 and 504, and for a 422
-that no schema can express. Such a 422 must be documented and must apply to the request.
+The checks are Schemathesis's own. Valid data must be accepted, except for the documented 431 of long addresses, 503 and
+504, and for a 422 that no schema can express. Such a 422 must be documented and must apply to the request.
 
 Schemathesis runs as a program, which imports this file for its hooks.
 """
@@ -58,8 +58,8 @@ generation.max-examples = 120
 
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "304", "4xx", "503", "504"]
-positive_data_acceptance.expected-statuses = ["2xx", "304", "503", "504"]
-negative_data_rejection.expected-statuses = ["406", "415", "422"]
+positive_data_acceptance.expected-statuses = ["2xx", "304", "431", "503", "504"]
+negative_data_rejection.expected-statuses = ["406", "415", "422", "431"]
 """
 
 
