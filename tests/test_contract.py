@@ -154,10 +154,17 @@ BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "seed": lambda f: f["seed"] + given(f, "num_images", 1) > MAX_SEED + 1,
     "preview_every": lambda f: f["preview_every"] > given(f, "num_inference_steps", 1),
     "eta": lambda f: f["eta"] != 0 and given(f, "sampler", "ddim") != "ddim",
-    "num_inference_steps": lambda f: given(f, "num_inference_steps", 20) > max(1, f.get("timestep", FEWEST)),
+    "num_inference_steps": lambda f: (
+        given(f, "num_inference_steps", 20) > max(1, f.get("timestep", FEWEST))
+        or (given(f, "num_inference_steps", 20) == 1 and given(f, "sampler", "ddim") in ("euler", "euler_a"))
+    ),
     "timeout_s": lambda f: f["timeout_s"] < LONG,
     "guidance_interval": lambda f: is_falling(f["guidance_interval"]),
-    "timesteps": lambda f: given(f, "num_inference_steps", 0) > 0 or not falls(f["timesteps"]),
+    "timesteps": lambda f: (
+        given(f, "num_inference_steps", 0) > 0
+        or not falls(f["timesteps"])
+        or given(f, "sampler", "ddim") in ("pndm", "euler_a")
+    ),
 }
 
 
