@@ -32,18 +32,18 @@ class Column(IntEnum):
     Q = 1
     A = 2
     B = 3
-    C_1 = 4
-    C_2 = 5
-    C_3 = 6
-    D = 7
-    E = 8
-    S = 9
-    BOUND = 10  # x0 is clipped to ±BOUND; inf for no clipping
-    QUANTILE = 11  # of |x0|, for dynamic thresholding; 0 for none
-    MAXIMUM = 12  # of the threshold
-    R_X = 13
-    R_0 = 14
-    R_E = 15
+    D = 4
+    E = 5
+    S = 6
+    BOUND = 7  # x0 is clipped to ±BOUND; inf for no clipping
+    C_1 = 8  # those that a pass reads must follow BOUND
+    C_2 = 9
+    C_3 = 10
+    R_X = 11
+    R_0 = 12
+    R_E = 13
+    QUANTILE = 14  # of |x0|, for dynamic thresholding; 0 for none
+    MAXIMUM = 15  # of the threshold
 
 
 C = (Column.C_1, Column.C_2, Column.C_3)

@@ -1,16 +1,43 @@
 """What rows remember of their earlier lines, on the device."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.backends.backend import Backend
 from model.lines import C
-from model.samplers import Step
+from model.samplers import Kept, Step
+from model.update import remembered
 
-_NOTHING = 0  # the place of zeros, for rows that read less than others
 _DEPTH = len(C)
+
+
+class Recall(NamedTuple):
+    """The memories of a pass.
+
+    Attributes:
+        read: m_1, m_2 and m_3 of each row, as many as the lines read at most, [B, C, H, W] each.
+        rows: the numbers of the rows that leave a memory in a ring, int64 [left]; None for all of them.
+        places: where these memories go, int64 [left]; None if no row leaves one.
+    """
+
+    read: Sequence[Tensor] = ()
+    rows: Tensor | None = None
+    places: Tensor | None = None
+
+    def left(self, x: Tensor, x0: Tensor, out: Tensor, lines: Tensor) -> Tensor | None:
+        """The memories, [left, C, H, W]; None if no row leaves one. The arguments are those of `remembered`."""
+        if self.places is None:
+            return None
+        if self.rows is not None:
+            x, x0, out, lines = (each.index_select(0, self.rows) for each in (x, x0, out, lines))
+        return remembered(x, x0, out, lines)
+
+
+_NOTHING = Recall()
 
 
 class Memories:
@@ -19,7 +46,7 @@ class Memories:
     So nothing is moved when a row remembers, and nothing is cleared for the next row of the slot.
 
     Args:
-        values: float32 [1 + 3·slots, C, H, W].
+        values: float32 [1 + 3·slots, C, H, W]. The first stays 0, for what is not there.
     """
 
     def __init__(self, values: Tensor, backend: Backend) -> None:
@@ -35,34 +62,51 @@ class Memories:
         rings = self._values.narrow(0, 1, len(self._values) - 1)
         return Memories(torch.cat([self._values, torch.zeros_like(rings)]), self._backend)
 
-    def read(self, slots: Sequence[int], steps: Sequence[Step]) -> list[Tensor]:
-        """m_1, m_2 and m_3 of rows, as many as their lines read at most, [B, C, H, W] each. What is not there is 0."""
+    def recall(self, slots: Sequence[int], steps: Sequence[Step], x0: Tensor, index: Tensor) -> Recall:
+        """What the lines of a pass read, and where they leave what they leave.
+
+        Args:
+            x0: the last estimates of all slots.
+            index: the slots, on the device.
+        """
+        match max([step.kept for step in steps]):
+            case Kept.NOWHERE:
+                return _NOTHING
+            case Kept.AS_X0:
+                return Recall([x0.index_select(0, index)])
+            case _:
+                return self._of_rings(slots, steps, x0)
+
+    def keep(self, places: Tensor, memories: Tensor) -> None:
+        """Keep memories, [left, C, H, W], at their places, int64 [left]."""
+        self._values.index_copy_(0, places, memories)
+
+    def _of_rings(self, slots: Sequence[int], steps: Sequence[Step], x0: Tensor) -> Recall:
         depth = max(step.reads for step in steps)
-        if not depth:
-            return []
-        places = [
-            _place(slot, step.remembered - back) if back <= min(step.reads, step.remembered) else _NOTHING
+        read = [
+            _place(slot, step.remembered - back)
+            if step.kept == Kept.IN_RING and back <= min(step.reads, step.remembered)
+            else 0
             for back in range(1, depth + 1)
             for slot, step in zip(slots, steps, strict=True)
         ]
-        gathered = self._values.index_select(0, self._send(places))
-        return list(gathered.view(depth, len(slots), *gathered.shape[1:]).unbind())
+        leave = [row for row, step in enumerate(steps) if step.kept == Kept.IN_RING and step.remembers]
+        recent = [row for row, step in enumerate(steps) if step.kept == Kept.AS_X0]
+        memories = list(self._gathered(read).view(depth, len(steps), *x0.shape[1:]).unbind()) if read else []
+        if recent:
+            of_slots = x0.index_select(0, self._send([slots[row] for row in recent]))
+            memories[0] = memories[0].index_copy(0, self._send(recent), of_slots)
+        return Recall(
+            memories,
+            self._send(leave) if len(leave) < len(steps) else None,
+            self._send([_place(slots[row], steps[row].remembered) for row in leave]) if leave else None,
+        )
 
-    def places(self, slots: Sequence[int], steps: Sequence[Step]) -> Tensor | None:
-        """Where to keep what the lines leave: the rows' numbers and their places, int64 [2, kept]; None for nothing."""
-        kept = [
-            (row, _place(slot, step.remembered))
-            for row, (slot, step) in enumerate(zip(slots, steps, strict=True))
-            if step.remembers
-        ]
-        return self._send(list(zip(*kept, strict=True))) if kept else None
+    def _gathered(self, places: list[int]) -> Tensor:
+        return self._values.index_select(0, self._send(places))
 
-    def keep(self, places: Tensor, memories: Tensor) -> None:
-        """Keep memories, [kept, C, H, W], at their places, int64 [kept]."""
-        self._values.index_copy_(0, places, memories)
-
-    def _send(self, numbers: object) -> Tensor:
-        return self._backend.send(torch.tensor(numbers))
+    def _send(self, numbers: list[int]) -> Tensor:
+        return self._backend.send(torch.from_numpy(np.array(numbers, np.int64)))
 
 
 def _place(slot: int, number: int) -> int:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from model.backends.backend import Backend
 from model.conditions import Conditions
-from model.memories import Memories
+from model.memories import Memories, Recall
 from model.noise import draw, generator
 from model.rows import Forward, Reading, Row
 from model.samplers import Step
-from model.update import guided, remembered, rescaled, update
+from model.update import guided, rescaled, update
 
 
 class _Slot:
@@ -35,15 +35,14 @@ class _Inputs:
     Attributes:
         lines_of: the line of each row, by its slot.
         index: the slots, on the device.
-        x, memories, noise, lines, thresholded: see model.update.update.
-        kept: see model.memories.Memories.places.
+        x, noise, lines, thresholded: see model.update.update.
+        recall: the rows' memories.
     """
 
     lines_of: Mapping[int, int]
     index: Tensor
     x: Tensor
-    memories: list[Tensor]
-    kept: Tensor | None
+    recall: Recall
     noise: Tensor
     lines: Tensor
     thresholded: list[int]
@@ -145,8 +144,7 @@ class SlotRunner:
             complete,
             index,
             x,
-            self._memories.read([*complete], steps),
-            self._memories.places([*complete], steps),
+            self._memories.recall([*complete], steps, self._x0, index),
             self._noise(slots, steps),
             self._backend.send(torch.from_numpy(np.array([step.line for step in steps]))),
             [i for i, step in enumerate(steps) if step.is_thresholded],
@@ -168,13 +166,14 @@ class SlotRunner:
         slots = [self._slots[i] for i in inputs.lines_of]
         out = self._guided(inputs.lines_of, forwards, predictions)
         wanted = {i: out.select(0, i).clone() for i, slot in enumerate(slots) if slot.row.model_output}
-        x, x0 = update(inputs.x, out, inputs.memories, inputs.noise, inputs.lines, inputs.thresholded)
-        kept = None if inputs.kept is None else _kept(inputs.kept.select(0, 0), inputs.x, x0, out, inputs.lines)
+        recall = inputs.recall
+        x, x0 = update(inputs.x, out, recall.read, inputs.noise, inputs.lines, inputs.thresholded)
+        left = recall.left(inputs.x, x0, out, inputs.lines)
         # A pass that raises before this line has changed no row, and can be run again.
         self._x.index_copy_(0, inputs.index, x)
         self._x0.index_copy_(0, inputs.index, x0)
-        if inputs.kept is not None and kept is not None:
-            self._memories.keep(inputs.kept.select(0, 1), kept)
+        if recall.places is not None and left is not None:
+            self._memories.keep(recall.places, left)
         for i, prediction in wanted.items():
             slots[i].prediction = prediction
         for slot in slots:
@@ -230,10 +229,3 @@ class SlotRunner:
         row = self._slots.pop(slot).row
         self._free.append(slot)
         self._conditions.drop(row.branches)
-
-
-def _kept(rows: Tensor, *tensors: Tensor) -> Tensor:
-    """What these rows of a pass remember. The tensors are those of `remembered`."""
-    if len(rows) < len(tensors[0]):
-        tensors = tuple(tensor.index_select(0, rows) for tensor in tensors)
-    return remembered(*tensors)

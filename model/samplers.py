@@ -5,6 +5,7 @@ model/lines.py has the lines. A new sampler is a new function there and an entry
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -42,6 +43,14 @@ from model.lines import (
 from model.schedule import Float64, Schedule
 
 
+class Kept(IntEnum):
+    """Where a row's memories are between two lines."""
+
+    NOWHERE = 0  # the line reads and leaves none
+    AS_X0 = 1  # the only memory is x0 of the line before, which is kept anyway
+    IN_RING = 2
+
+
 class Step(NamedTuple):
     """A line of a table, as a runner reads it.
 
@@ -53,6 +62,7 @@ class Step(NamedTuple):
         remembered: how many memories there are before this line.
         reads: how many of the last memories the line reads.
         remembers: whether the line leaves a memory.
+        kept: where a runner has what the line reads and leaves: one of Kept.
     """
 
     timestep: float
@@ -62,6 +72,7 @@ class Step(NamedTuple):
     remembered: int
     reads: int
     remembers: bool
+    kept: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +100,12 @@ class StepTable:
         reads = ((values[:, C] != 0) * np.arange(1, len(C) + 1)).max(axis=1, initial=0)
         remembers = (values[:, R] != 0).any(axis=1)
         before = np.cumsum(remembers) - remembers
-        columns = (noisy, thresholded, before, reads, remembers)
+        left_x0 = np.append(False, (values[:-1, R] == (0, 1, 0)).all(axis=1))[: len(self)]  # by the line before
+        if ((reads == 0) | ((reads == 1) & left_x0)).all():
+            kept = np.where(reads, Kept.AS_X0, Kept.NOWHERE)
+        else:
+            kept = np.where(reads + remembers, Kept.IN_RING, Kept.NOWHERE)
+        columns = (noisy, thresholded, before, reads, remembers, kept)
         return list(map(Step, self.timesteps.tolist(), values, *(column.tolist() for column in columns)))
 
     def first(self) -> "StepTable":

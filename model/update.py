@@ -57,7 +57,7 @@ def update(
     Returns:
         The images after the line, and the estimates of x_0: float32 [B, C, H, W] each.
     """
-    p, q, a, b, *c, d, e, s, bound = _columns(lines)[: Column.QUANTILE]
+    p, q, a, b, d, e, s, bound, *c = _columns(lines, Column.P, Column.BOUND + len(memories))
     out, *v = torch.split(out, x.shape[1], dim=1)
     if v:
         d = d * torch.exp(s * v[0])
@@ -69,20 +69,21 @@ def update(
         x0 = torch.stack(rows)
     x0 = x0.clamp(-bound, bound)
     x_next = a * x + b * x0
-    for factor, memory in zip(c, memories, strict=False):
+    for factor, memory in zip(c, memories, strict=True):
         x_next = x_next + factor * memory
     return x_next + d * noise + e * out, x0
 
 
 def remembered(x: Tensor, x0: Tensor, out: Tensor, lines: Tensor) -> Tensor:
     """What lines leave as memories, float32 [B, C, H, W]. The arguments are those and the results of `update`."""
-    of_x, of_x0, of_out = _columns(lines)[Column.R_X : Column.R_E + 1]
+    of_x, of_x0, of_out = _columns(lines, Column.R_X, Column.R_E)
     return of_x * x + of_x0 * x0 + of_out * out.narrow(1, 0, x.shape[1])
 
 
-def _columns(lines: Tensor) -> tuple[Tensor, ...]:
-    """The columns of lines, [B, 1, 1, 1] each."""
-    return lines.view(len(lines), len(Column), 1, 1, 1).unbind(1)
+def _columns(lines: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
+    """Columns of lines, [B, 1, 1, 1] each."""
+    number = last - first + 1
+    return lines.narrow(1, first, number).reshape(len(lines), number, 1, 1, 1).unbind(1)
 
 
 def _thresholded(x0: Tensor, line: Tensor) -> Tensor:

@@ -69,7 +69,9 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="float32, bfloat16, or auto: bfloat16 where the hardware has instructions for it"
+        "auto",
+        description="float32, bfloat16, or auto: bfloat16 where the hardware has instructions for it, "
+        "else float32, or float16 for a U-Net with text on a GPU",
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="compute threads; default: the cores that this process may use"

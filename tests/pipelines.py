@@ -6,6 +6,8 @@ in float16. transformers takes seconds to import, so functions import it.
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +149,7 @@ def write_pipeline(
     }
     for part, network in networks.items():
         network.save_pretrained(folder / part, **saving)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of old fields
+    with _quiet():
         scheduler_class(name)(**config).save_pretrained(folder / "scheduler")
     write_tokenizer(folder / "tokenizer", tokenizer, pad or parts.get("tokenizer", {}).get("pad", END))
     entries = {
@@ -228,8 +229,7 @@ def write_tokenizer(folder: Path, form: str = "files", pad: str = END, merges: t
 def load_pipeline(folder: Path, **arguments: Any) -> Any:
     """diffusers' pipeline of a folder, in float32, without a progress bar."""
     settings = {"safety_checker": None, "low_cpu_mem_usage": False, **arguments}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # its advice on old files
+    with _quiet():
         pipeline = DiffusionPipeline.from_pretrained(folder, **settings)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -239,10 +239,18 @@ def draw(pipeline: Any, prompt: str, seed: int = 0, **arguments: Any) -> NDArray
     """The pipeline's one image, [H, W, 3] in 0 … 1; its latents [C, h, w] with output_type="latent"."""
     rng = torch.Generator().manual_seed(seed)
     settings = {"output_type": "np", **arguments}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy, in Euler schedulers
+    with _quiet():
         image = pipeline(prompt, generator=rng, **settings).images[0]
     return np.asarray(image)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' advice on old files, and NumPy's on Euler schedulers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _filled(network: Any, seed: int) -> Any:

@@ -41,7 +41,7 @@ from tests.test_runner import MixesRows
 from tests.trajectories import runner_on, torch_backend
 
 PNG, ZIP, NPY = "image/png", "application/zip", "application/x-npy"
-SAMPLERS = ("ddim", "ddpm", "dpmpp_2m")
+SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a")
 CLIENTS = 24
 
 # The servers take seconds to start.
@@ -59,12 +59,12 @@ class Asked(NamedTuple):
 
 
 def a_sample(i: int) -> Asked:
-    """One image, of 1 to 20 steps. The first 60 all differ."""
-    sampler, label = SAMPLERS[i % 3], None if i % 4 == 0 else i % 10
+    """One image, of 2 to 20 steps. The first 60 all differ."""
+    sampler, label = SAMPLERS[i % len(SAMPLERS)], None if i % 4 == 0 else i % 10
     body: Json = {
         "seed": i * 2**47,
         "sampler": sampler,
-        "num_inference_steps": 1 + 7 * i % 20,
+        "num_inference_steps": 2 + 7 * i % 19,
         "eta": i % 5 / 4 if sampler == "ddim" else 0,
         "class_label": label,
         "guidance_scale": 1 if label is None else [None, 1, 4.5][i % 7 % 3],
@@ -85,7 +85,7 @@ def a_denoise(i: int) -> Asked:
         "image": a_noisy_image(i),
         "timestep": 150 + 97 * i % 800,
         "seed": i,
-        "sampler": SAMPLERS[i % 3],
+        "sampler": SAMPLERS[i % len(SAMPLERS)],
         "num_inference_steps": [1, 6, 5, 1][i % 4],
         "output": ["x0", "x0", "previous", "model_output"][i % 4],
         "class_label": label,

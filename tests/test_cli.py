@@ -151,7 +151,7 @@ def test_archives_and_sheets_are_the_servers(server: ServerProcess, tmp_path: Pa
 
 def test_every_option_is_heard(server: ServerProcess, tmp_path: Path) -> None:
     options = ["-n", "2", "-s", "3", "-c", "1", "-g", "3", "--sampler", "ddim", "--eta", "0.5", "--steps", "6"]
-    options += ["--guidance-interval", "0.25,1", "--height", "16", "--width", "16"]
+    options += ["--guidance-interval", "0.25,1", "--height", "16", "--width", "16", "--guidance-rescale", "0.5"]
     told = json.loads(done(stepwise(server, tmp_path, "sample", *options, "--timeout", "99", "--json", "-o", "a.zip")))
     assert told["images"] == [{"seed": 3, "file": "a.zip"}, {"seed": 4, "file": "a.zip"}]
     assert told["parameters"] == {
@@ -159,6 +159,7 @@ def test_every_option_is_heard(server: ServerProcess, tmp_path: Path) -> None:
         "seed": 3,
         "class_label": 1,
         "guidance_scale": 3.0,
+        "guidance_rescale": 0.5,
         "guidance_interval": [0.25, 1.0],
         "height": 16,
         "width": 16,

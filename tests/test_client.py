@@ -387,8 +387,10 @@ def test_all_invalid_fields_are_named(client: Client) -> None:
 
 
 def test_a_stream_that_is_refused_raises_as_soon_as_it_is_read(client: Client) -> None:
-    with pytest.raises(Invalid, match="sampler: must be one of ddim, ddpm, dpmpp_2m, and is 'euler'"):
-        next(iter(client.stream(sampler="euler")))
+    with pytest.raises(
+        Invalid, match="sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, and is 'magic'"
+    ):
+        next(iter(client.stream(sampler="magic")))
 
 
 def test_keys(make: Make, strict_server: ServerProcess) -> None:

@@ -1,6 +1,8 @@
 """CLIPText computes what transformers' CLIPTextModel computes, and so does the text encoder on its backends."""
 
+import gc
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -189,12 +191,12 @@ def test_on_torch_contexts_have_transformers_bits(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", get_args(Activation))
 def test_on_openvino_contexts_are_transformers(name: Activation) -> None:
-    fields = {"hidden_act": name, "num_hidden_layers": 6}
+    fields = {"hidden_act": name, "num_hidden_layers": 3}
     encoder, ids = encoder_of(fields), ids_of(fields)
     assert encoder.fingerprint["text_backend"] == "openvino"
     assert encoder.fingerprint["text_precision"] == "float32"
     found = contexts(fields, ids)
-    assert len(found) == 6
+    assert len(found) == 3
     for k, expected in enumerate(found):
         context = torch.from_numpy(encoder.encode(text_of(ids, k)))
         assert context.shape == (12, 16)
@@ -213,6 +215,17 @@ def test_a_text_has_its_context_after_others_too(tmp_path: Path) -> None:
     assert len(list((tmp_path / "openvino").iterdir())) == 1
     assert np.array_equal(encoder_of({}, tmp_path).encode(first), context)
     assert len(list((tmp_path / "openvino").iterdir())) == 1
+
+
+def test_the_layers_in_torch_are_freed_once_they_are_converted() -> None:
+    """Embeddings and the last norm stay: they are computed outside the converted layers."""
+    network = network_of(reference({}), {})
+    gone = weakref.ref(network.encoder.layers[0])
+    encoder = choose_text_encoder(network, description({}), CPU, 1, None)
+    del network
+    gc.collect()
+    assert gone() is None
+    assert encoder.encode(text_of(ids_of({}))).shape == (12, 16)
 
 
 def test_the_memory_of_an_encoder_is_known_before_it_runs() -> None:

@@ -1,7 +1,7 @@
 """Schemathesis checks running servers against their /openapi.json.
 
-The checks are Schemathesis's own. Valid data must be accepted, except for the documented 503 and 504, and for a 422
-that no schema can express. Such a 422 must be documented and must apply to the request.
+The checks are Schemathesis's own. Valid data must be accepted, except for the documented 431 of long addresses, 503 and
+504, and for a 422 that no schema can express. Such a 422 must be documented and must apply to the request.
 
 Schemathesis runs as a program, which imports this file for its hooks.
 """
@@ -58,8 +58,8 @@ generation.max-examples = 120
 
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "304", "4xx", "503", "504"]
-positive_data_acceptance.expected-statuses = ["2xx", "304", "503", "504"]
-negative_data_rejection.expected-statuses = ["406", "415", "422"]
+positive_data_acceptance.expected-statuses = ["2xx", "304", "431", "503", "504"]
+negative_data_rejection.expected-statuses = ["406", "415", "422", "431"]
 """
 
 
@@ -154,10 +154,17 @@ BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "seed": lambda f: f["seed"] + given(f, "num_images", 1) > MAX_SEED + 1,
     "preview_every": lambda f: f["preview_every"] > given(f, "num_inference_steps", 1),
     "eta": lambda f: f["eta"] != 0 and given(f, "sampler", "ddim") != "ddim",
-    "num_inference_steps": lambda f: given(f, "num_inference_steps", 20) > max(1, f.get("timestep", FEWEST)),
+    "num_inference_steps": lambda f: (
+        given(f, "num_inference_steps", 20) > max(1, f.get("timestep", FEWEST))
+        or (given(f, "num_inference_steps", 20) == 1 and given(f, "sampler", "ddim") in ("euler", "euler_a"))
+    ),
     "timeout_s": lambda f: f["timeout_s"] < LONG,
     "guidance_interval": lambda f: is_falling(f["guidance_interval"]),
-    "timesteps": lambda f: given(f, "num_inference_steps", 0) > 0 or not falls(f["timesteps"]),
+    "timesteps": lambda f: (
+        given(f, "num_inference_steps", 0) > 0
+        or not falls(f["timesteps"])
+        or given(f, "sampler", "ddim") in ("pndm", "euler_a")
+    ),
 }
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
+from model.samplers import SAMPLERS
 from tests.latents import LatentServer, decoded, encoded, serving_latents
 from tests.servers import (
     Float32,
@@ -81,7 +82,7 @@ def test_one_step_is_the_estimate_of_x0_by_epsilon(rgb_server: ServerProcess) ->
         expected = (RGB - np.sqrt(1 - RGB_ALPHA_BAR[t]) * epsilon) / np.sqrt(RGB_ALPHA_BAR[t])
         x0 = denoise(rgb_server, RGB, timestep=t)
         np.testing.assert_allclose(x0, expected.clip(-1, 1), atol=2e-5)
-        for sampler in ("ddim", "ddpm", "dpmpp_2m"):
+        for sampler in SAMPLERS:
             np.testing.assert_array_equal(denoise(rgb_server, RGB, timestep=t, sampler=sampler), x0)
 
 
@@ -157,6 +158,16 @@ def test_more_steps_walk_from_the_timestep_down(rgb_server: ServerProcess, t: in
     np.testing.assert_allclose(
         denoise(rgb_server, RGB, timestep=t, num_inference_steps=N, sampler="ddim"), x, atol=1e-3
     )
+
+
+def test_each_sampler_walks(rgb_server: ServerProcess) -> None:
+    """To an image of its own."""
+    ends = {
+        sampler: denoise(rgb_server, RGB / np.float32(4), timestep=10, num_inference_steps=5, sampler=sampler, seed=1)
+        for sampler in SAMPLERS
+    }
+    assert all(np.isfinite(end).all() for end in ends.values())
+    assert len({end.tobytes() for end in ends.values()}) == len(SAMPLERS)
 
 
 def test_previous_of_one_step_is_x0(rgb_server: ServerProcess) -> None:
@@ -526,7 +537,11 @@ def peak_memory(server: ServerProcess) -> int:
         ({"timestep": 5, "value_range": 16.5}, "value_range", "1 to 16, and is 16.5"),
         ({"timestep": 5, "scaling": "linear"}, "scaling", "'variance_preserving' or 'additive', and is \"linear\""),
         ({"timestep": 5, "output": "x1"}, "output", "'x0', 'model_output' or 'previous', and is \"x1\""),
-        ({"timestep": 5, "sampler": "euler"}, "sampler", "one of ddim, ddpm, dpmpp_2m, and is 'euler'"),
+        (
+            {"timestep": 5, "sampler": "magic"},
+            "sampler",
+            "one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, and is 'magic'",
+        ),
         ({"timestep": 5, "eta": 0.5}, "eta", "0 with dpmpp_2m"),
         ({"timestep": 5, "seed": 2**53}, "seed", f"0 to {2**53 - 1}, and is {2**53}"),
         ({"timestep": 5, "class_label": "cow"}, "class_label", "0 to 2, or one of cat, dog, 7, and is 'cow'"),

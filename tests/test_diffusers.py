@@ -505,7 +505,7 @@ def test_schedulers_as_diffusers_saves_them(pipeline: Path, name: str) -> None:
     schedule = load(pipeline).description.schedule
     np.testing.assert_allclose(schedule.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-6)
     assert schedule.timestep_spacing == scheduler.config.get("timestep_spacing")
-    assert schedule.set_alpha_to_one == scheduler.config.get("set_alpha_to_one", True)
+    assert schedule.set_alpha_to_one == scheduler.config.get("set_alpha_to_one")
     assert schedule.clip_sample == scheduler.config.get("clip_sample", True)
     assert not schedule.clips_multistep
 

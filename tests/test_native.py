@@ -204,8 +204,8 @@ def test_find(bare: Path, tmp_path: Path) -> None:
             "schedule: trained_betas has 3 values, and num_train_timesteps is 1000",
         ),
         (
-            {"recommended": {"sampler": "euler"}},
-            "recommended.sampler is euler, and must be one of ddim, ddpm, dpmpp_2m",
+            {"recommended": {"sampler": "magic"}},
+            "recommended.sampler is magic, and must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a",
         ),
         (
             {"recommended": {"num_inference_steps": 2000}},
@@ -216,8 +216,8 @@ def test_find(bare: Path, tmp_path: Path) -> None:
             f"recommended.num_inference_steps: {NO_GRID}",
         ),
         (
-            {"distilled": {"sampler": "euler", "num_inference_steps": [4]}},
-            "distilled.sampler is euler, and must be one of ddim, ddpm, dpmpp_2m",
+            {"distilled": {"sampler": "magic", "num_inference_steps": [4]}},
+            "distilled.sampler is magic, and must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a",
         ),
         (
             {"distilled": {"sampler": "ddim", "num_inference_steps": [4, 2000]}},

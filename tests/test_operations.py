@@ -480,7 +480,7 @@ def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
     assert size["seconds_per_step"].keys() == info["seconds_per_step"].keys()
     assert info["num_classes"] == 3
     assert info["class_names"] == ["cat", "dog", "7"]
-    assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m"]
+    assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a"]
     assert info["num_inference_steps"] is None
     assert info["recommended"] == config["recommended"]
     assert info["device"] == "cpu"
@@ -623,15 +623,17 @@ def test_every_field_is_described(description: Json) -> None:
     assert "required" not in sample
     assert sample["additionalProperties"] is False
     parameters = paths["/sample"]["get"]["parameters"]
-    assert {parameter["name"] for parameter in parameters} == {*fields, "model"}
+    no_text = {"prompt", "negative_prompt"}  # this model takes only null, which no text can express
+    assert {parameter["name"] for parameter in parameters} == {*fields, "model"} - no_text
     assert all(parameter["in"] == "query" for parameter in parameters)
     denoise = {"image", "value_range", "timestep", "scaling", "num_inference_steps", "output"}
     denoise |= {"sampler", "eta", "seed", "class_label", "guidance_scale", "guidance_interval", "timeout_s"}
+    denoise |= {"guidance_rescale", "clip_skip", *no_text}
     for path, names in (("/denoise", denoise), ("/noise", {"image", "value_range", "timestep", "seed", "scaling"})):
         content = paths[path]["post"]["requestBody"]["content"]
         assert content.keys() == {"multipart/form-data", "application/json"}
-        for body in content.values():
-            assert body["schema"]["properties"].keys() == names
+        for media_type, body in content.items():
+            assert body["schema"]["properties"].keys() == (names if media_type == JSON else names - no_text)
             assert set(body["schema"]["required"]) == {"image", "timestep"}
     for schema in (sample, *(body["schema"] for body in content.values())):
         assert all(field["description"] for field in schema["properties"].values())
@@ -647,21 +649,21 @@ PICTURES = ("image/png", "image/webp", "image/jpeg")
             "/sample",
             "post",
             {*PICTURES, "application/json", "application/zip", "application/x-npy", "text/event-stream"},
-            {401, 406, 408, 413, 415, 422, 429, 500, 503, 504},
+            {401, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504},
         ),
         (
             "/sample",
             "get",
             {*PICTURES, "application/json", "application/zip", "application/x-npy", "text/event-stream"},
-            {304, 401, 406, 408, 413, 415, 422, 429, 500, 503, 504},
+            {304, 401, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504},
         ),
         (
             "/denoise",
             "post",
             {*PICTURES, "application/json", "application/x-npy", "text/event-stream"},
-            {401, 406, 408, 413, 415, 422, 429, 500, 503, 504},
+            {401, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504},
         ),
-        ("/noise", "post", {"image/png", "application/x-npy"}, {401, 406, 408, 413, 415, 422, 429, 500, 503, 504}),
+        ("/noise", "post", {"image/png", "application/x-npy"}, {401, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504}),
         ("/health/live", "get", {"application/json"}, {503}),
         ("/health/ready", "get", {"application/json"}, {503}),
         ("/health", "get", {"application/json"}, {503}),
@@ -688,7 +690,7 @@ def fields_of(server: Reachable, path: str, media_type: str = JSON) -> Json:
 
 def test_the_limits_of_the_model_are_described(server: ServerProcess, rgb_server: ServerProcess) -> None:
     grey, rgb = fields_of(server, "/sample"), fields_of(rgb_server, "/sample")
-    names = ["ddim", "ddpm", "dpmpp_2m"]
+    names = ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a"]
     assert grey["sampler"]["anyOf"] == [{"type": "string", "enum": names}, {"type": "null"}]
     assert [one["num_inference_steps"]["anyOf"][0]["maximum"] for one in (grey, rgb)] == [1000, 20]
     index, text, *others = grey["class_label"]["anyOf"]
@@ -736,7 +738,7 @@ def test_latent_diffusion_is_described() -> None:
         fields = fields_of(latents, "/denoise")
         form = fields_of(latents, "/denoise", "multipart/form-data")
     assert "latents" in form["image"]["description"]
-    assert fields.keys() == form.keys()
+    assert fields.keys() == form.keys() | {"prompt", "negative_prompt"}  # only null for this model
 
 
 def test_text_fields_have_no_null(server: ServerProcess, rgb_server: ServerProcess) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 
+from model.samplers import SAMPLERS
 from service.http.png import to_uint8
 from tests.latents import decoded, serving_latents
 from tests.servers import (
@@ -142,10 +143,10 @@ def test_an_image_starts_from_its_seeds_first_noise_and_walks_the_samplers_grid(
     np.testing.assert_allclose(image, expected, atol=0.51)  # rounded to the nearest level
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_each_sampler_draws_something_else(server: ServerProcess, sampler: str) -> None:
     assert sampler in server.client.get("/info").json()["samplers"]
-    others = {"ddim", "ddpm", "dpmpp_2m"} - {sampler}
+    others = SAMPLERS.keys() - {sampler}
     image = draw(server, {"seed": 1, "sampler": sampler}).content
     assert read_parameters(image)["sampler"] == sampler
     for other in others:
@@ -345,8 +346,9 @@ def test_of_latent_diffusion_images_are_decoded() -> None:
         ({"seed": -1}, "seed", f"0 to {MAX_SEED}, and is -1"),
         ({"seed": MAX_SEED + 1}, "seed", f"0 to {MAX_SEED}, and is {MAX_SEED + 1}"),
         ({"seed": MAX_SEED, "num_images": 2}, "seed", f"0 to {MAX_SEED - 1} for 2 images, and is {MAX_SEED}"),
-        ({"sampler": "euler"}, "sampler", "one of ddim, ddpm, dpmpp_2m, and is 'euler'"),
-        ({"sampler": ""}, "sampler", "one of ddim, ddpm, dpmpp_2m, and is ''"),
+        ({"sampler": "euler", "num_inference_steps": 1}, "num_inference_steps", "euler takes 2 to 1000 here"),
+        ({"sampler": "magic"}, "sampler", "one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, and is 'magic'"),
+        ({"sampler": ""}, "sampler", "one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, and is ''"),
         ({"num_inference_steps": 0}, "num_inference_steps", "1 to 1000, and is 0"),
         ({"num_inference_steps": 1001}, "num_inference_steps", "1 to 1000, and is 1001"),
         ({"num_inference_steps": 1000}, "num_inference_steps", "dpmpp_2m takes 1 to 999"),  # 1001 timesteps of 1000
@@ -519,7 +521,7 @@ def test_queries_are_refused_alike(server: ServerProcess, query: str, field: str
 LISTED = [900, 640, 300, 41]
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", [name for name, one in SAMPLERS.items() if one.through is not None])
 def test_listed_timesteps_are_walked(server: ServerProcess, sampler: str) -> None:
     """In any spelling. The recipe alone makes the same bytes again."""
     image = draw(server, {"seed": 7, "sampler": sampler, "timesteps": [900, 640.0, 300, 41]})
@@ -536,6 +538,23 @@ def test_listed_timesteps_are_walked(server: ServerProcess, sampler: str) -> Non
         )
     others = [draw(server, {"seed": 7, "sampler": sampler, **other}) for other in ({}, {"timesteps": LISTED[:3]})]
     assert len({read_png(one.content).tobytes() for one in (image, *others)}) == 3
+
+
+@pytest.mark.parametrize("sampler", ["pndm", "euler_a"])
+def test_samplers_without_lists_refuse_them(server: ServerProcess, sampler: str) -> None:
+    answer = server.client.post("/sample", json={"sampler": sampler, "timesteps": LISTED})
+    told = invalid(answer, "timesteps")
+    assert f"must be null with {sampler}; a list is for ddim, ddpm, dpmpp_2m, euler" in told
+
+
+def test_progress_counts_lines(server: ServerProcess) -> None:
+    """PNDM takes its first step twice."""
+    for sampler, lines in (("pndm", 5), ("euler", 4)):
+        fields = {"sampler": sampler, "num_inference_steps": 4, "preview_every": 5}
+        answer = server.client.post("/sample", json=fields, headers={"Accept": "text/event-stream"})
+        assert (answer.status_code == 200) == (lines == 5)
+        if lines == 5:
+            assert '"step": 5, "steps": 5' in answer.text
 
 
 def test_the_timesteps_of_a_number_of_steps_draw_its_pixels(server: ServerProcess) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from model.grids import GridError, Steps, ddim_steps
 from model.lines import Column
-from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
+from model.samplers import SAMPLERS, Kept, StepTable, denoise_table, sample_table
 from model.schedule import Float64, PredictionType, Schedule, TimestepSpacing
 from tests.reference import (
     DDIMScheduler,
@@ -28,8 +28,12 @@ from tests.reference import (
 # diffusers' warning with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
-P, Q, A, B, C_1, C_2, C_3, D, E, S, BOUND, QUANTILE, MAXIMUM, R_X, R_0, R_E = Column
+P, Q, A, B, D, E, S, BOUND, C_1, C_2, C_3, R_X, R_0, R_E, QUANTILE, MAXIMUM = Column
 MEMORIES = [C_1, C_2, C_3]
+OF_RESULT = [A, B, *MEMORIES, D, E]
+ESTIMATE = [0, 1, 0, 0, 0, 0, 0]  # of a line whose result is x0
+OF_BOUND = [BOUND, QUANTILE, MAXIMUM]
+FINITE = [column for column in Column if column != BOUND]
 PREDICTION_TYPES: list[PredictionType] = ["epsilon", "v_prediction", "sample"]
 SPACINGS: list[TimestepSpacing] = ["leading", "trailing", "linspace"]
 SCHEDULERS = {
@@ -188,18 +192,16 @@ def test_each_line_finds_x0_in_an_exact_prediction(case: Case) -> None:
 
 @given(cases(sorted(SAMPLERS)))
 def test_tables_are_finite_and_end_clean(case: Case) -> None:
-    finite = [column for column in Column if column != BOUND]
-    assert np.isfinite(case.lines[:, finite]).all()
+    assert np.isfinite(case.lines[:, FINITE]).all()
     exact = case.sampler != "pndm" and (case.schedule.variance_type == "fixed_small" or case.sampler != "ddpm")
     if case.steps.alpha_bar_next[-1] == 1 and exact:
-        expected = np.where(np.arange(len(Column)) == B, 1, 0)[A : E + 1]
-        np.testing.assert_allclose(case.lines[-1, A : E + 1], expected, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(case.lines[-1, OF_RESULT], ESTIMATE, rtol=0, atol=1e-9)
 
 
 def test_dpmpp_2m_is_finite_where_zero_snr_ends_in_several_small_alphas() -> None:
     """Between 2⁻²⁴, which replaces ᾱ = 0, and the next ᾱ, which is even smaller."""
     table = sample_table(Schedule(rescale_betas_zero_snr=True, prediction_type="v_prediction"), "dpmpp_2m", 999)
-    assert np.isfinite(table.lines[:, :BOUND]).all()
+    assert np.isfinite(table.lines[:, FINITE]).all()
 
 
 @pytest.mark.parametrize("sampler", sorted(EULER))
@@ -439,6 +441,23 @@ def test_eta_means_something_to_ddim_alone() -> None:
         assert (none != some).any() == sampler.takes_eta == (name == "ddim")
 
 
+def test_a_table_without_lines_has_no_steps() -> None:
+    assert StepTable(np.empty(0), np.empty((0, len(Column)))).steps == []
+
+
+def test_dpmpp_2m_needs_no_memory_but_x0() -> None:
+    """A runner keeps x0 of the line before anyway. PNDM's predictions need places of their own."""
+    for sampler, kept in (("ddim", Kept.NOWHERE), ("euler_a", Kept.NOWHERE), ("dpmpp_2m", Kept.AS_X0)):
+        steps = sample_table(Schedule(), sampler, 10).steps
+        assert {step.kept for step in steps} <= {kept, Kept.NOWHERE}
+        assert kept in {step.kept for step in steps}
+    steps = sample_table(Schedule(steps_offset=1), "pndm", 6).steps
+    assert [step.reads for step in steps] == [0, 1, 1, 2, 3, 3, 3]
+    assert [step.remembers for step in steps] == [True, False, True, True, True, True, False]
+    assert [step.remembered for step in steps] == [0, 1, 1, 2, 3, 4, 5]
+    assert {step.kept for step in steps} == {Kept.IN_RING}
+
+
 def test_tables_are_shared_and_cannot_be_written_to() -> None:
     table = sample_table(Schedule(), "ddim", 10)
     assert sample_table(Schedule(), "ddim", 10) is table
@@ -461,8 +480,8 @@ def test_bounds() -> None:
 
     def bounds(sampler: str, schedule: Schedule) -> list[float]:
         lines = sample_table(schedule, sampler, 10).lines
-        assert (lines[:, BOUND : MAXIMUM + 1] == lines[0, BOUND : MAXIMUM + 1]).all()
-        found: list[float] = lines[0, BOUND : MAXIMUM + 1].tolist()
+        assert (lines[:, OF_BOUND] == lines[0, OF_BOUND]).all()
+        found: list[float] = lines[0, OF_BOUND].tolist()
         return found
 
     named = Schedule(clip_sample=True, clip_sample_range=2.5)
@@ -706,11 +725,10 @@ def test_denoise_table(t: int, data: st.DataObject, sampler: str, schedule: Sche
     assert len(table) == (N + 1 if sampler == "pndm" else N)
     assert is_a_grid(by_hand, t + 1, N)
     assert by_hand[0] == t
-    assert np.isfinite(table.lines[:, :BOUND]).all()
+    assert np.isfinite(table.lines[:, FINITE]).all()
     assert table.init == 1
     if sampler != "pndm":
-        last = table.lines[-1, [A, B, *MEMORIES, D, E]]
-        np.testing.assert_allclose(last, [0, 1, 0, 0, 0, 0, 0], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(table.lines[-1, OF_RESULT], ESTIMATE, rtol=0, atol=1e-9)
     # In between, it steps as the sampler does.
     steps = SAMPLERS[sampler].walk(schedule, np.array(by_hand))
     assert steps.alpha_bar_next[-1] == 1
@@ -729,7 +747,7 @@ def test_denoising_in_one_step_is_x0(t: int, sampler: str, schedule: Schedule) -
     table = denoise_table(schedule, sampler, t, 1)
     assert table.timesteps.tolist() == [t]
     [line] = table.lines
-    assert line[[A, B, *MEMORIES, D, E]].tolist() == [0, 1, 0, 0, 0, 0, 0]
+    assert line[OF_RESULT].tolist() == ESTIMATE
     assert line[BOUND] == schedule.clip_sample_range
     assume(schedule.alphas_cumprod[t] > 0)
     x = np.random.default_rng(0).standard_normal(16) / 2

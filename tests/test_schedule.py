@@ -77,6 +77,19 @@ def test_zero_terminal_snr_moves_the_last_to_0_and_keeps_the_first(fields: dict[
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize(
+    "fields", [fields for fields in SCHEDULES if fields["beta_schedule"] not in DDPM_ONLY], ids=str
+)
+def test_sigmas_are_those_of_diffusers(fields: dict[str, Any], zero_snr: bool) -> None:
+    """Also the lowest, which hang on the rounding of ᾱ to float32. diffusers rounds more where it rescales betas."""
+    theirs = EulerDiscreteScheduler(rescale_betas_zero_snr=zero_snr, **fields).sigmas.double().numpy()[-2::-1]
+    ours = Schedule(rescale_betas_zero_snr=zero_snr, **fields).sigmas
+    np.testing.assert_allclose(ours, theirs, rtol=3e-3 if zero_snr else 4e-6)
+    if zero_snr:
+        assert ours[-1] == pytest.approx(4096, rel=1e-6)
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
 def test_trained_betas(zero_snr: bool) -> None:
     betas = np.random.default_rng(0).uniform(1e-4, 0.03, 300).tolist()
     fields = {"trained_betas": betas, "num_train_timesteps": 300, "rescale_betas_zero_snr": zero_snr}
@@ -146,6 +159,11 @@ def test_multistep_clips_only_where_the_config_says_so(fields: dict[str, Any], c
         ({"trained_betas": ["0.1", 0.5], "num_train_timesteps": 2}, ("trained_betas", 0), "valid number"),
         ({"trained_betas": 0.1}, ("trained_betas",), "valid tuple"),
         ({"rescale_betas_zero_snr": True, "num_train_timesteps": 1}, (), "num_train_timesteps is 1, and"),
+        ({"use_karras_sigmas": True, "num_train_timesteps": 1}, (), "must be at least 2 with use_karras_sigmas"),
+        ({"use_exponential_sigmas": True, "num_train_timesteps": 1}, (), "at least 2 with use_exponential_sigmas"),
+        ({"use_karras_sigmas": True, "use_exponential_sigmas": True}, (), "and only one of them may be"),
+        ({"sigma_min": 0.0}, ("sigma_min",), "greater than 0"),
+        ({"interpolation_type": "cubic"}, ("interpolation_type",), "'linear' or 'log_linear'"),
         ({"beta_shedule": "linear"}, ("beta_shedule",), "not permitted"),
         ({"beta_schedule": "cosine"}, ("beta_schedule",), "'laplace' or 'exp'"),
         ({"prediction_type": "eps"}, ("prediction_type",), "'epsilon', 'v_prediction' or 'sample'"),

@@ -83,7 +83,7 @@ def test_a_line_by_hand(name: str) -> None:
         inputs = images(1, step)
         x, out, noise = (image[0].double().numpy() for image in (inputs.x, inputs.out, inputs.noise))
         m_1, m_2, m_3 = inputs.memories[:, 0].double().numpy()
-        p, q, a, b, c_1, c_2, c_3, d, e, _, bound, quantile, maximum, r_x, r_0, r_e = line
+        p, q, a, b, d, e, _, bound, c_1, c_2, c_3, r_x, r_0, r_e, quantile, maximum = line
         x0 = p * x + q * out
         if quantile:
             s = min(max(float(np.quantile(np.abs(x0), quantile)), 1.0), maximum)

@@ -91,8 +91,13 @@ def _precision_on(capability: tuple[int, int], network: Network) -> CudaPrecisio
 def _on_torch(network: Network, precision: Precision, max_batch: int | None) -> Make:
     def make(shape: tuple[int, ...]) -> Backend:
         width = max_batch or default_width(network, shape, "torch_cpu")
-        _check_memory(network.name, width * footprint.activations(network.module, network.at(shape)), precision)
-        return TorchCPUBackend(network.module, network.at(shape), precision, width)
+        shapes = network.at(shape)
+        _check_memory(network.name, width * footprint.activations(network.module, shapes), precision)
+        backend = TorchCPUBackend(network.module, shapes, precision, width)
+        if backend.reproducible:
+            return backend
+        log.warning("passes of %d rows have other bits than those of one, so each row runs alone", width)
+        return TorchCPUBackend(network.module, shapes, precision, 1)
 
     return make
 

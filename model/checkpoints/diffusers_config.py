@@ -146,7 +146,7 @@ def known_fields(
         lacks: fields of our class that diffusers does not have.
     """
     known = {
-        key: False if value is None and model.model_fields[key].annotation is bool else value
+        key: False if value is None and model.model_fields[key].annotation in (bool, bool | None) else value
         for key, value in values.items()
         if key in model.model_fields and key not in lacks
     }

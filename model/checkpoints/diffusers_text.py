@@ -18,7 +18,7 @@ from model.checkpoints.text_config import TextToImageConfig
 from model.nets.autoencoder import AutoencoderConfig
 from model.nets.clip import CLIPTextConfig
 from model.nets.unet_condition import UNet2DConditionConfig
-from model.samplers import SAMPLERS
+from model.samplers import departures
 
 log = logging.getLogger(__name__)
 
@@ -38,31 +38,6 @@ _SAMPLERS = {
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
 _IN_PLACE_OF_OTHERS = "dpmpp_2m"
-_NO_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-# Fields of a class that change what its sampler draws, and the values with which ours draws the same.
-_DRAWN: dict[str, dict[str, Any]] = {
-    "PNDMScheduler": {"skip_prk_steps": True},
-    "EulerDiscreteScheduler": {
-        **_NO_SIGMAS,
-        "interpolation_type": "linear",
-        "sigma_min": None,
-        "sigma_max": None,
-        "final_sigmas_type": "zero",
-    },
-    "DPMSolverMultistepScheduler": {
-        **_NO_SIGMAS,
-        "algorithm_type": "dpmsolver++",
-        "solver_order": 2,
-        "solver_type": "midpoint",
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "use_lu_lambdas": False,
-        "final_sigmas_type": "zero",
-    },
-}
-# Defaults of the classes that differ from these values.
-_OWN_DEFAULTS = {"PNDMScheduler": {"skip_prk_steps": False}}
-
 _TEXT_TO_IMAGE = "this version serves text-to-image alone"
 _OTHER_INPUTS = {
     5: "depth-to-image networks",
@@ -116,16 +91,14 @@ def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
     schedule = read_scheduler(path, {**values, "steps_offset": 1, "clip_sample": False}).schedule
     kind = str(values.get("_class_name"))
     sampler = _SAMPLERS.get(kind)
-    if sampler not in SAMPLERS:
+    if sampler is None:
         log.warning("%s: %s has no sampler here: %s is recommended in its place", path, kind, _IN_PLACE_OF_OTHERS)
         return Scheduler(schedule, _IN_PLACE_OF_OTHERS, _STEPS)
-    for field, drawn in _DRAWN.get(kind, {}).items():
-        value = values.get(field, _OWN_DEFAULTS.get(kind, {}).get(field, drawn))
-        if value != drawn and not (value is None and drawn is False):
-            log.warning(
-                "%s: %s is %s, and %s draws as if %s: images differ from the pipeline's",
-                path, field, shown(value), sampler, shown(drawn),
-            )  # fmt: skip
+    for field in departures(sampler, values):
+        log.warning(
+            "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
+            path, field, shown(values.get(field, "absent")), sampler,
+        )  # fmt: skip
     if sampler in ("euler", "euler_a") and schedule.timestep_spacing == "trailing":
         log.warning(
             "%s: timestep_spacing is trailing, as of weights for few steps (turbo, Lightning): if these are such "

@@ -7,17 +7,18 @@ are those of transformers' CLIPTokenizer.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 from model.rows import Tokens
 
-# `encode_batch_fast` releases the interpreter's lock, as `encode` does not. By default it would also start a pool of
-# threads for its batch of one. The library reads this at each call.
+# Of the library's ways to encode, the batches release the interpreter's lock. By default they would also start a pool
+# of threads, even for a batch of one. The library reads this variable at each call.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import tokenizers
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
@@ -25,8 +26,12 @@ from tokenizers.models import BPE
 # CLIP's words: contractions, letters, one digit, a special token, other characters without spaces.
 _WORDS = r"'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|<\|(?:start|end)oftext\|>|[^\s\p{L}\p{N}]+"
 # A special token that is still there as a word, <|ENDOFTEXT|>, falls into three. In transformers ByteLevel splits so,
-# with an expression that is tried on every word and would take half of the time.
+# with an expression that is tried on every word and would take half of the time. This one is for texts that may have
+# such a word.
 _INSIDE = r"\A<\|(?=(?:start|end)oftext\|>\z)|(?<=oftext)\|>\z"
+_MAY_NEED_INSIDE = re.compile(r"<\|(?:start|end)oftext\|>", re.IGNORECASE)
+# The words that are encoded most often where a text takes the most time: all of one letter. U+0307 is a part of İ.
+_CACHED = [*(letter for letter in map(chr, range(33, 127)) if letter == letter.lower()), "\u0307"]
 
 
 class Added(NamedTuple):
@@ -69,12 +74,28 @@ class Tables:
 
 
 class Tokenizer:
-    """Maps prompts to tokens. Any number of threads may call it at once."""
+    """Maps prompts to tokens. Any number of threads may call it at once.
+
+    Attributes:
+        length: tokens of an encoded prompt.
+        digest: a hash of everything in the checkpoint that decides ids, hexadecimal.
+    """
 
     def __init__(self, tables: Tables) -> None:
         self.length = tables.length
-        self._tables = tables
-        self._backend = _backend(tables)
+        self.digest = _digest(tables)
+        model = BPE(
+            vocab=dict(tables.vocabulary),
+            merges=list(tables.merges),
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+            unk_token=tables.unknown,
+            cache_capacity=len(_CACHED),  # they fill the cache, so that no prompt stays in it
+        )
+        self._backend = _backend(model, tables.added)
+        self._thorough_backend = _backend(model, tables.added, _INSIDE)
+        self._backend.encode_batch_fast([" ".join(_CACHED)])
         self._start, self._end, self._pad = (self.id_of(token) for token in (tables.start, tables.end, tables.pad))
 
     def __call__(self, text: str) -> Tokens:
@@ -83,7 +104,8 @@ class Tokenizer:
         Args:
             text: without lone surrogates, which UTF-8 cannot encode.
         """
-        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        backend = self._thorough_backend if _MAY_NEED_INSIDE.search(text) else self._backend
+        [encoding] = backend.encode_batch_fast([text], add_special_tokens=False)
         ids = encoding.ids
         kept = ids[: self.length - 2]
         padding = [self._pad] * (self.length - 2 - len(kept))
@@ -96,31 +118,29 @@ class Tokenizer:
             raise KeyError(token)
         return number
 
-    @cached_property
-    def digest(self) -> str:
-        """A hash of everything that decides ids, hexadecimal."""
-        tables = self._tables
-        values = [
-            sorted(tables.vocabulary.items()),
-            tables.merges,
-            tables.added,
-            [tables.start, tables.end, tables.pad, tables.unknown],
-            tables.length,
-        ]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Everything beside the checkpoint that can change an id, by name: the library knows its own Unicode."""
+        return {"tokenizers": tokenizers.__version__}
 
 
-def _backend(tables: Tables) -> Backend:
-    """The library's tokenizer. It is never changed afterwards: that would be an error while another thread encodes."""
-    model = BPE(
-        vocab=dict(tables.vocabulary),
-        merges=list(tables.merges),
-        continuing_subword_prefix="",
-        end_of_word_suffix="</w>",
-        fuse_unk=False,
-        unk_token=tables.unknown,
-        cache_capacity=0,  # prompts do not stay in memory, and take the same time again
-    )
+def _digest(tables: Tables) -> str:
+    values = [
+        sorted(tables.vocabulary.items()),
+        tables.merges,
+        tables.added,
+        [tables.start, tables.end, tables.pad, tables.unknown],
+        tables.length,
+    ]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _backend(model: BPE, added: Sequence[Added], *inside: str) -> Backend:
+    """The library's tokenizer. It is never changed afterwards: that would be an error while another thread encodes.
+
+    Args:
+        inside: expressions that split words once more.
+    """
     backend = Backend(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -128,9 +148,9 @@ def _backend(tables: Tables) -> Backend:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.Split(Regex(_INSIDE), behavior="isolated"),
+            *(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in inside),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    backend.add_tokens([AddedToken(**token._asdict(), special=True) for token in tables.added])
+    backend.add_tokens([AddedToken(**token._asdict(), special=True) for token in added])
     return backend

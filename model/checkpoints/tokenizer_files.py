@@ -4,7 +4,7 @@
 and added_tokens.json have the special tokens and the length.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ _MODEL: dict[str, tuple[object, ...]] = {
 _PIPELINE = {"normalizer": ["NFC", "Replace", "Lowercase"], "pre_tokenizer": ["Split", "ByteLevel"]}
 # Fields of tokenizer_config.json whose other values would change ids.
 _SETTINGS: dict[str, object] = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
+_LONGEST_ID = 9  # digits
 _SHORTEST = 3  # start, one token and end
 
 
@@ -183,44 +184,64 @@ def _special_tokens(
     If tokenizer_config.json has added_tokens_decoder, this alone counts. Otherwise special_tokens_map.json goes before
     tokenizer_config.json.
     """
-    path = folder / CONFIG
-    given = {field: value for field, value in config.items() if field.endswith("_token") and type(value) is not bool}
-    extra = [config.get(field) for field in ("additional_special_tokens", "extra_special_tokens")]
-    added: dict[Added, Any] = {}
-    if "added_tokens_decoder" in config:
-        for number, values in _object(path, "added_tokens_decoder", config["added_tokens_decoder"]).items():
-            if not number.isdecimal():
-                raise CheckpointError(path, f"added_tokens_decoder has {shown(number)}, and must have ids")
-            added[_added(path, "added_tokens_decoder", values)] = int(number)
-    else:
-        if (folder / SPECIAL_TOKENS).is_file():
-            overriding = read_json(folder / SPECIAL_TOKENS, root)
-            given |= {field: value for field, value in overriding.items() if field.endswith("_token")}
-            extra += [overriding.get(field) for field in ("additional_special_tokens", "extra_special_tokens")]
-        contents = {
-            values.get("content") if isinstance(values, dict) else values
-            for values in (*_DEFAULTS.values(), *given.values())
-        }
-        if (folder / ADDED_TOKENS).is_file():
-            for content, number in read_json(folder / ADDED_TOKENS, root).items():
-                added[Added(content, normalized=content not in contents)] = number
-        for values in _array(folder / TOKENIZER, "added_tokens", (whole or {}).get("added_tokens", [])):
-            added[_added(folder / TOKENIZER, "added_tokens", values)] = values.get("id")
-    if any(extra):
-        raise CheckpointError(folder, f"has the special tokens {shown(next(filter(None, extra)))}: not supported")
+    has_decoder = "added_tokens_decoder" in config
+    overriding = (
+        read_json(folder / SPECIAL_TOKENS, root) if not has_decoder and (folder / SPECIAL_TOKENS).is_file() else {}
+    )
+    for values in (config, overriding):
+        for field in ("additional_special_tokens", "extra_special_tokens"):
+            if values.get(field):
+                raise CheckpointError(folder, f"has {field} {shown(values[field])}, and must have none")
+    given = {
+        field: value
+        for field, value in {**config, **overriding}.items()
+        if field.endswith("_token") and type(value) is not bool
+    }
     for field in _DEFAULTS:
         if field in given and given[field] is None:
             raise CheckpointError(folder, f"{field} is null, and must be a token")
     named = {**dict.fromkeys(_ORDER), **_DEFAULTS, **given}
     specials = {
-        field: _added(folder, field, values, special=True) for field, values in named.items() if values is not None
+        field: _added(folder, field, value, special=True) for field, value in named.items() if value is not None
     }
+    if has_decoder:
+        added = _decoder(folder / CONFIG, config["added_tokens_decoder"])
+    else:
+        added = _added_tokens(folder, root, {token.content for token in specials.values()}, whole)
     for token, number in added.items():
         if type(number) is not int:
             raise CheckpointError(
                 folder, f"the added token {shown(token.content)} is {shown(number)}, and must be an id"
             )
     return dict(sorted(added.items(), key=lambda item: item[1])), specials
+
+
+def _decoder(path: Path, values: object) -> dict[Added, Any]:
+    """The tokens of added_tokens_decoder and their ids."""
+    field = "added_tokens_decoder"
+    added = {}
+    for number, token in _object(path, field, values).items():
+        if not number.isdecimal() or len(number) > _LONGEST_ID:
+            raise CheckpointError(path, f"{field} has {shown(number)}, and must have ids")
+        added[_added(path, field, token)] = int(number)
+    return added
+
+
+def _added_tokens(
+    folder: Path, root: Path, specials: Collection[str], whole: Mapping[str, Any] | None
+) -> dict[Added, Any]:
+    """The tokens of added_tokens.json and tokenizer.json, with what these files call their ids."""
+    added = {}
+    if (folder / ADDED_TOKENS).is_file():
+        for content, number in read_json(folder / ADDED_TOKENS, root).items():
+            added[Added(content, normalized=content not in specials)] = number
+    tokens = (whole or {}).get("added_tokens", [])
+    if not isinstance(tokens, list):
+        raise CheckpointError(folder / TOKENIZER, f"added_tokens is {shown(tokens)}, and must be a list")
+    for values in tokens:
+        token = _added(folder / TOKENIZER, "added_tokens", values)
+        added[token] = values.get("id")
+    return added
 
 
 def _added(path: Path, field: str, values: object, special: bool = False) -> Added:
@@ -245,12 +266,6 @@ def _added(path: Path, field: str, values: object, special: bool = False) -> Add
 def _object(path: Path, field: str, values: object) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(path, f"{field} is {shown(values)}, and must be an object")
-    return values
-
-
-def _array(path: Path, field: str, values: object) -> Sequence[Any]:
-    if not isinstance(values, list):
-        raise CheckpointError(path, f"{field} is {shown(values)}, and must be a list")
     return values
 
 

@@ -62,7 +62,7 @@ from service.plan.served import Served
 from service.plan.texts import length_of
 
 _ESCAPED = 3  # bytes of JSON for a byte of UTF-8: "é" may be \u00e9, and an emoji two escapes
-_SHORT_PROMPTS = 2**10  # characters of a request's prompts that become tokens in less than a millisecond
+_SHORT_PROMPTS = 2**10  # characters of a request's prompts that become tokens in the event loop
 _VARY = {"Vary": "Accept"}
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 

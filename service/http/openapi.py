@@ -38,6 +38,7 @@ _PROBLEMS = {
     413: "The body is too large",
     415: "The body's media type or Content-Encoding is not read",
     422: _INVALID,
+    431: "The address and the headers are too large",
     429: "The client holds its share of a full queue, or of the room for bodies; Retry-After says when to ask again",
     500: "This request's own computation failed",
     503: "Not now; Retry-After says when",

@@ -152,7 +152,7 @@ class Sample(Drawing):
             help="How many steps. Default: what the weights recommend.",
             ge=1,
             le="most_steps",
-            refused="a number that would repeat a timestep of the `sampler`; in /denoise more than `timestep`",
+            refused="a number that does not fit the `sampler`; in /denoise more than `timestep`",
             flags=("--num-inference-steps", "--steps"),
         ),
     ] = None
@@ -162,7 +162,8 @@ class Sample(Drawing):
             help="The timesteps themselves, each below the one before, in the place of num_inference_steps.",
             ge="first_timestep",
             le="last_timestep",
-            refused="a list that does not fall, or beside `num_inference_steps`, or for distilled weights",
+            refused="a list that does not fall, or beside `num_inference_steps`, or for distilled weights, "
+            "or with a `sampler` that takes none",
             is_optional=True,
         ),
     ] = None
