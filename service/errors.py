@@ -10,6 +10,7 @@
     │   └── UnsupportedCoding
     ├── Invalid
     ├── HeadTooLarge
+    ├── Refused
     ├── ComputationFailed
     ├── Unavailable           says after how many seconds to ask again
     │   ├── Loading

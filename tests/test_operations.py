@@ -242,12 +242,14 @@ def test_a_process_that_stood_still_gives_its_passes_until_the_next_look(monkeyp
 # Metrics.
 
 LABELS: dict[str, dict[str, set[str]]] = {
-    "stepwise_cancelled_total": {"reason": {"disconnect", "timeout", "failed", "draining"}},
+    "stepwise_cancelled_total": {"reason": {"disconnect", "timeout", "failed", "refused", "draining"}},
     "stepwise_refused_total": {"reason": {"impossible", "late", "share", "full", "loading", "draining", "failed"}},
     "stepwise_promises_total": {"outcome": {"kept", "missed"}},
     "stepwise_engine_seconds_total": {"phase": {"idle", "schedule", "admit", "pass", "advance"}},
-    "stepwise_stage_seconds_total": {"stage": {"encode", "decode", "answer"}},
-    "stepwise_stage_failures_total": {"stage": {"encode", "decode", "answer"}},
+    "stepwise_stage_seconds_total": {"stage": {"encode", "decode", "check", "answer"}},
+    "stepwise_stage_failures_total": {"stage": {"encode", "decode", "check", "answer"}},
+    "stepwise_texts_total": {"source": {"encoder", "cache"}},
+    "stepwise_checks_total": {"outcome": {"passed", "refused", "failed"}},
 }
 NAMES = {
     **{name: set(labels) for name, labels in LABELS.items()},

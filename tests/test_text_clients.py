@@ -141,6 +141,14 @@ def test_a_prompt_on_the_command_line(server: FakeServer, tmp_path: Path) -> Non
     assert done(stepwise(server, tmp_path, "verify", "fox.png")) == "fox.png: the same bytes\n"
 
 
+def test_several_prompts_are_an_image_each(server: FakeServer, tmp_path: Path) -> None:
+    options = ["-p", FOX, "-p", OX, "--steps", "3", "-s", "7", "-o", "two/"]
+    assert done(stepwise(server, tmp_path, "sample", *options)) == "two/7.png\ntwo/8.png\n"
+    assert (tmp_path / "two" / "8.png").read_bytes() == asked(server, prompt=OX, seed=8)
+    line = refused(stepwise(server, tmp_path, "sample", FOX, *options), exits.UNUSABLE)
+    assert line == "PROMPT and --prompt are the same: give one of them"
+
+
 @pytest.mark.parametrize("name", ["fox.png", "fox.jpg", "fox.npy"])
 def test_what_was_cut_is_said_on_standard_error(server: FakeServer, tmp_path: Path, name: str) -> None:
     ended = stepwise(server, tmp_path, "sample", LONG, "-o", name)

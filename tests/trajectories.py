@@ -120,8 +120,9 @@ def runner_of(
 def runner_on(
     backend: Backend, image_shape: tuple[int, int, int], slots: int, model: Model, no_label: int | None = 5
 ) -> SlotRunner:
-    """A runner on a backend of a model."""
-    return SlotRunner(backend, image_shape, Conditions(model.embedder, backend, no_label), slots)
+    """A runner on a backend of a model. Contexts have TOKENS tokens, if the model takes them."""
+    text_length = None if model.embedder.context_dim is None else TOKENS
+    return SlotRunner(backend, image_shape, Conditions(model.embedder, backend, no_label, text_length), slots)
 
 
 def labelled(table: StepTable, seed: int, label: int | None = None, guidance_scale: float = 1.0, **fields: Any) -> Row:

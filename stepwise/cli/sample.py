@@ -15,12 +15,13 @@ from stepwise.cli.extras import server_for
 from stepwise.cli.output import Output, npy, refuse_json_beside
 
 _PICTURES: Mapping[str, Literal["webp", "jpeg"]] = {".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+_A_LIST_MAKES_IMAGES = ("prompt", "negative_prompt", "class_label")
 
 
 @options.of(fields.Sample)
 def sample(
     given: options.Given,
-    prompt: Annotated[
+    text: Annotated[
         str | None,
         typer.Argument(
             metavar="PROMPT", help="What is drawn, in words, for models with text: in quotes.", show_default=False
@@ -54,9 +55,11 @@ def sample(
 
     Prints the path of each file. The same seed draws the same bytes again.
     """
-    if prompt is not None:
-        given["prompt"] = prompt
-    several = (len(given[name]) for name in ("class_label", "negative_prompt") if isinstance(given.get(name), list))
+    if text is not None:
+        if "prompt" in given:
+            raise Unusable("PROMPT and --prompt are the same: give one of them")
+        given["prompt"] = text
+    several = (len(given[name]) for name in _A_LIST_MAKES_IMAGES if isinstance(given.get(name), list))
     count = given.setdefault("num_images", next(several, 1))
     target = Output.of(out, force)
     target.check_kind(".png", ".zip", *_PICTURES, ".npy")

@@ -4,7 +4,7 @@ import { isAbort } from "./api.js";
 import { follow as events } from "./arrays.js";
 import { complain, h, numberOf, seedField, severalField, textField } from "./controls.js";
 import { classField, guidanceField, labelOf, promptFields, promptsOf } from "./form.js";
-import { explained, images, isLatent, randomSeed, ratioOf, samplerName, seconds, steps } from "./model.js";
+import { explained, images, isLatent, randomSeed, ratioOf, samplerName, seconds, steps, takesText } from "./model.js";
 import { inline, picture } from "./picture.js";
 import { progressOf } from "./progress.js";
 
@@ -26,7 +26,8 @@ export function compareView(view, info, gallery) {
   const seed = seedField({});
   const guidance = guidanceField(info);
   const samplers = severalField({
-    name: "sampler", label: "Samplers", value: info.samplers.join(","), options: info.samplers.map((name) => [name, samplerName(name)]),
+    name: "sampler", label: "Samplers", options: info.samplers.map((name) => [name, samplerName(name)]),
+    value: takesText(info) ? info.recommended.sampler : info.samplers.join(","), // large models take long
   });
   const counts = stepCounts(info);
   const fields = [...prompts, label, seed, samplers, counts, guidance].filter(Boolean);
@@ -111,7 +112,8 @@ function stepCounts(info) {
   const only = info.num_inference_steps;
   if (only) return severalField({ ...common, options: only.map((count) => [String(count), String(count)]), value: only.join(",") });
   const best = info.recommended.num_inference_steps;
-  const value = [...new Set([best / 4, best / 2, best, 2 * best].map((count) => Math.max(1, Math.round(count))))];
+  const least = Math.min(best, 2); // one step is too few for some samplers
+  const value = [...new Set([best / 4, best / 2, best, 2 * best].map((count) => Math.max(least, Math.round(count))))];
   return textField({ ...common, value: value.filter((count) => count <= info.num_train_timesteps).join(", "), hint: "Several, with commas" });
 }
 

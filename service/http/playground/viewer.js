@@ -28,7 +28,7 @@ export function makeViewer(dialog, info, actions) {
     find(".picture").replaceChildren(image);
     find(".picture").style.setProperty("--ratio", String(ratioOf(item.size)));
     find("h2").textContent = item.name;
-    find("dl").replaceChildren(...facts(info, item.recipe).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    find("dl").replaceChildren(...facts(info, item).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
     Object.assign(find(".download"), { href: item.url, download: item.file });
     opener.href = linkTo(info, item.recipe, item.size);
     address.value = opener.href;
@@ -101,13 +101,14 @@ export async function openWithKey(address, note) {
   }
 }
 
-function facts(info, recipe) {
+/** The facts of an image, by their names. @param {import("./model.js").Info} info @param {Item} item */
+function facts(info, { recipe, name: heading }) {
   const {
     prompt, negative_prompt, prompt_sha256, negative_prompt_sha256,
     seed, sampler, num_inference_steps, class_label = null, guidance_scale, eta, model, fingerprint, ...others
   } = recipe;
   const rows = [];
-  if (prompt) rows.push(["Prompt", prompt]);
+  if (prompt && prompt !== heading) rows.push(["Prompt", prompt]);
   if (negative_prompt) rows.push(["Negative", negative_prompt]);
   rows.push(["Seed", seed], ["Sampler", samplerName(sampler)]);
   if (num_inference_steps !== null) rows.push(["Steps", num_inference_steps]);
