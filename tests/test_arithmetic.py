@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from model.lines import Column
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
+from model.nets.clip import CLIPText, CLIPTextConfig
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
+from model.nets.unet_condition import UNet2DCondition, UNet2DConditionConfig
 from model.noise import first_draw
 from model.rows import Image
 from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
@@ -118,6 +120,25 @@ def networks() -> float:
     return weighed(torch.cat([out.flatten() for out in outputs]))
 
 
+@torch.inference_mode()
+def text_networks() -> float:
+    clip = CLIPTextConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2
+    )
+    condition = UNet2DConditionConfig(
+        block_out_channels=(8, 16),
+        layers_per_block=(1,),
+        norm_num_groups=4,
+        attention_head_dim=(2,),
+        cross_attention_dim=(8,),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    encoder = filled(CLIPText(clip))
+    context = torch.cat([encoder(torch.tensor([[3, 14, 15, 9]]), clip_skip) for clip_skip in (0, 1)])
+    return weighed(filled(UNet2DCondition(condition))(waves(2, 4, 8, 8), torch.tensor([3, 900]), context))
+
+
 SUMS: dict[int, dict[str, float]] = {
     2: {
         "schedules": 14252.558824417616,
@@ -137,11 +158,12 @@ SUMS: dict[int, dict[str, float]] = {
     },
     4: {
         "schedules": 14252.558824417616,
-        "tables": 283355.8493914396,
+        "tables": 285001.27482384804,
         "grids": 9253514.0,
-        "steps": 2536.0460505317897,
+        "steps": 3093.4636219274253,
         "noise": -169.6767815592466,
         "networks": -2297.7193843779387,
+        "text networks": -1616.3620989061892,
     },
 }
 PARTS: dict[str, tuple[Callable[[], float], float]] = {  # with the relative tolerance of the sum
@@ -151,6 +173,7 @@ PARTS: dict[str, tuple[Callable[[], float], float]] = {  # with the relative tol
     "steps": (steps, 1e-5),
     "noise": (noise, 1e-4),
     "networks": (networks, 1e-5),
+    "text networks": (text_networks, 1e-5),
 }
 
 
