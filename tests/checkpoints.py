@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, load
@@ -13,6 +14,13 @@ from tests.networks import fill
 from tests.reference import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel, VQModel
 
 Json = dict[str, Any]
+
+# Values for any field of a config.
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5) | st.just("x" * 5000),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
 
 STEM = "diffusion_pytorch_model"
 SIZES: Json = {
@@ -91,6 +99,12 @@ def refusal(path: Path, folder: Path | None = None, allow_pickle: bool = False) 
     assert len(sentences) == len(set(sentences))
     assert line.startswith((f"{folder}/", f"{folder}: "))
     return line[len(f"{folder}/") :].removeprefix(" ")
+
+
+def check_line(error: CheckpointError) -> None:
+    """A message is one line of less than 300 characters."""
+    assert len(str(error)) < 300
+    assert "\n" not in str(error)
 
 
 def same_values(one: Checkpoint, other: Checkpoint) -> bool:

@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, convert, find, load, load_autoencoder
 from model.checkpoints.text_config import TextToImageConfig
 from model.checkpoints.tokenizer import Tokenizer
 from model.description import Recommended, TextDescription, VAEDescription
 from model.nets.clip import CLIPText
 from model.nets.unet_condition import UNet2DCondition
-from tests.checkpoints import STEM, Json, edit, refusal
+from tests.checkpoints import STEM, VALUES, Json, check_line, edit, refusal
 from tests.pipelines import KINDS, condition_network, load_pipeline, text_network, vae_network, write_pipeline
+from tests.properties import examples
 from tests.reference import scheduler_class
 from tests.test_diffusers import cached, old_key
 from tests.test_tensors import PICKLE, POINTER, moved
@@ -686,6 +690,34 @@ def test_a_unet_without_its_pipeline_is_refused(pipeline: Path, tmp_path: Path, 
 
 
 def test_text_pipelines_are_not_converted(pipeline: Path, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="draws for prompts, and is not converted: such a pipeline is served as it is"):
+    with pytest.raises(CheckpointError, match="draws for prompts, and is not converted"):
         convert(pipeline, tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+OTHER_FIELDS = [
+    "_class_name", "_diffusers_version", "use_karras_sigmas", "sigma_min", "num_class_embeds", "addition_embed_type",
+    "encoder_hid_dim", "encoder_hid_dim_type", "transformer_layers_per_block", "reverse_transformer_layers_per_block",
+    "timestep_spacing", "use_attention_mask", "quantization_config", "model_type", "in_channels", "time_cond_proj_dim",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def changing(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the pipeline. Who changes a file puts it back."""
+    return shutil.copytree(saved, tmp_path_factory.mktemp("changing") / "pipeline")
+
+
+@given(data=st.data())
+@examples(400)
+def test_whatever_a_config_says_is_read_or_refused_in_a_line(saved: Path, changing: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from([INDEX, UNET_CONFIG, TEXT_CONFIG, SCHEDULER_CONFIG, "vae/config.json"]))
+    values = json.loads((saved / name).read_text())
+    field = data.draw(st.sampled_from(sorted({*values, *OTHER_FIELDS})))
+    (changing / name).write_text(json.dumps({**values, field: data.draw(VALUES)}))
+    try:
+        find(changing)
+    except CheckpointError as error:
+        check_line(error)
+    finally:
+        shutil.copy(saved / name, changing / name)

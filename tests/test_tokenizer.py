@@ -1,6 +1,7 @@
 """The tokenizer of prompts, held to transformers' CLIPTokenizer."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from model.checkpoints.errors import CheckpointError
 from model.checkpoints.tokenizer import Tokenizer
 from model.checkpoints.tokenizer_files import read_tokenizer
 from model.nets.clip import CLIPTextConfig
-from tests.checkpoints import Json, edit
+from tests.checkpoints import VALUES, Json, check_line, edit
 from tests.pipelines import END, MERGES, START, write_tokenizer
 from tests.properties import examples
 
@@ -291,6 +292,41 @@ def test_digests_tell_tokenizers_apart(folders: dict[tuple[str, str], Path], fol
 
 
 # Errors.
+
+FIELDS = {
+    "tokenizer_config.json": [
+        "pad_token",
+        "model_max_length",
+        "added_tokens_decoder",
+        "extra_special_tokens",
+        "x_token",
+    ],
+    "special_tokens_map.json": ["pad_token", "bos_token", "unk_token", "x_token", "additional_special_tokens"],
+    "added_tokens.json": ["<a>", "fox", ""],
+    "vocab.json": ["fox", "!", ""],
+    "tokenizer.json": ["model", "normalizer", "pre_tokenizer", "added_tokens", "padding", "truncation"],
+}
+
+
+@given(data=st.data())
+@examples(300)
+def test_whatever_a_file_says_is_read_or_refused_in_a_line(
+    folders: dict[tuple[str, str], Path], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(sorted(FIELDS)))
+    source = folders["json" if name == "tokenizer.json" else "files", END]
+    folder = shutil.copytree(source, tmp_path_factory.mktemp("hostile") / "tokenizer")
+    values = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    field, value = data.draw(st.sampled_from(FIELDS[name])), data.draw(VALUES)
+    if field == "added_tokens_decoder":
+        value = {"521": value}
+    (folder / name).write_text(json.dumps({**values, field: value}))
+    try:
+        tokens = read(folder)(f"a fox {START} <a>!")
+    except CheckpointError as error:
+        check_line(error)
+    else:
+        assert max(tokens.ids) < VOCABULARY
 
 
 def refused(folder: Path) -> str:

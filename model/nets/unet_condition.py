@@ -34,7 +34,7 @@ def _several(value: Any) -> Any:
 
 
 # One value for each level or layer, or one value for all of them.
-Each = Annotated[tuple[Value, ...], BeforeValidator(_several)]
+Each = Annotated[tuple[Value, ...], BeforeValidator(_several), Field(min_length=1)]
 
 _MOST_BLOCKS = 1024  # transformer blocks of a network. SDXL has 70
 
