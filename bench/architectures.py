@@ -5,6 +5,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 
 Architecture = dict[str, Any]  # arguments of diffusers' UNet2DModel
 
@@ -58,3 +59,47 @@ def write(folder: Path, architecture: Architecture) -> None:
     torch.manual_seed(0)
     Pipeline: Any = diffusers.DDIMPipeline
     Pipeline(diffusers.UNet2DModel(**architecture), diffusers.DDIMScheduler()).save_pretrained(folder)  # type: ignore[no-untyped-call]
+
+
+def write_text(folder: Path) -> None:
+    """Save a small Stable Diffusion of images of 128x128. U-Net and text encoder have 3.3 M parameters each."""
+    torch.manual_seed(0)
+    levels = 4
+    unet = {
+        "sample_size": 16,
+        "block_out_channels": (64, 128),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 4,
+        "cross_attention_dim": 256,
+    }
+    vae = {
+        "block_out_channels": (32, 32, 64, 64),
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+    }
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # each byte has a letter, as in GPT-2
+    letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    vocabulary = {token: n for n, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[special] = len(vocabulary)
+    text = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    }
+    parts: dict[str, Any] = {
+        "unet": diffusers.UNet2DConditionModel(**unet),  # type: ignore[no-untyped-call]
+        "vae": diffusers.AutoencoderKL(**vae),  # type: ignore[no-untyped-call]
+        "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**text)),
+        "tokenizer": transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77),
+        "scheduler": diffusers.DDIMScheduler(clip_sample=False),  # type: ignore[no-untyped-call]
+    }
+    Pipeline: Any = diffusers.StableDiffusionPipeline
+    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    Pipeline(**parts, **absent).save_pretrained(folder)

@@ -2,10 +2,10 @@
 
     python -m bench.promises
 
-Measures, with `small`, with the digits and with a server of two sizes: promises and estimates at shares of the
-capacity, read from event streams; and a short request beside three very long ones. With the first two also a lone
-request beside the bare loop. Then the time to choose a pass. Writes bench/figures/promises.json, which
-bench/PROMISES.md shows. Takes about nine minutes on two cores.
+Measures, with `small`, with the digits, with a server of two sizes and with a small Stable Diffusion: promises and
+estimates at shares of the capacity, read from event streams. With the first three also a short request beside three
+very long ones. With the first two also a lone request beside the bare loop. Then the time to choose a pass. Writes
+bench/figures/promises.json, which bench/PROMISES.md shows. Takes about eleven minutes on two cores.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from time import perf_counter
 import httpx
 
 from bench import record
-from bench.architectures import CONVOLUTIONS, SMALL, write
+from bench.architectures import CONVOLUTIONS, SMALL, write, write_text
 from bench.bare import BareLoop, openvino_loop
 from bench.load import PATIENCE, Arrival, Fields, alone, arrivals, at_their_times
 from bench.machine import machine
@@ -50,6 +50,10 @@ MIXES: dict[str, list[Fields]] = {
         {"num_inference_steps": n, "num_images": k, **size}
         for n, k, size in ((20, 1, {}), (50, 8, {}), (1, 1, LARGE), (1, 8, LARGE))
     ],
+    "prompts": [
+        {"num_inference_steps": n, "num_images": k, "guidance_scale": scale, "prompt": "a fox in the snow, number"}
+        for n, k, scale in ((10, 1, 7.5), (20, 1, 1.0), (20, 1, 7.5), (10, 4, 7.5))
+    ],
 }
 
 
@@ -63,9 +67,14 @@ class Told:
 
 
 async def told(client: httpx.AsyncClient, request: Arrival, _: float) -> Told | None:
-    """Request an event stream and read it to its end. None if the request is refused."""
-    headers = {"Accept": "text/event-stream"}
-    async with client.stream("POST", "/sample", json=request.fields, headers=headers) as response:
+    """Request an event stream and read it to its end. None if the request is refused.
+
+    A prompt ends with the seed, so that each one is new to the server.
+    """
+    fields, headers = dict(request.fields), {"Accept": "text/event-stream"}
+    if "prompt" in fields:
+        fields["prompt"] = f"{fields['prompt']} {fields['seed']}"
+    async with client.stream("POST", "/sample", json=fields, headers=headers) as response:
         if response.status_code != 200:
             return None
         name, queued, began = "", {}, 0.0
@@ -201,6 +210,10 @@ def main() -> None:
         with running(("Stepwise", "service", sizes)) as [server]:
             kept |= promises(server, "two sizes", (0.95,))
             short["two sizes"] = beside_long_ones(server, {}, {"num_inference_steps": 30, **LARGE})
+        prompts = Path(work) / "prompts"
+        write_text(prompts)
+        with running(("Stepwise", "service", {"STEPWISE_WEIGHTS": str(prompts)})) as [server]:
+            kept |= promises(server, "prompts", (0.95,))
     lines = [(jobs, groups) for groups in (1, 3) for jobs in (250, 500, 1000, 2000, 4000)]
     choices = {f"{jobs:,} of {groups}": [choosing(jobs, groups), admitting(jobs, groups)] for jobs, groups in lines}
     tables = {

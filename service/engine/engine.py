@@ -55,7 +55,7 @@ class Engine:
         vaes: decode latents into images, by group; None where rows are images.
         text_encoder: makes contexts of texts; None for a model without texts.
         check: is called with each image that a client is to get as a picture, float32 [C, H, W], one at a time, in a
-            thread of its own. A reason that it returns refuses the request. Where there is a check, no request has
+            thread of its own. A reason that it returns refuses the request. Requests whose images are checked have no
             previews. None checks nothing.
     """
 
