@@ -23,13 +23,17 @@ from service.plan.served import Served
 _REFUSED = {row.name: row.entry.refused for row in table(DenoiseRequest).values()} | {
     row.name: row.entry.refused for row in table(SampleRequest).values()
 }
-_INVALID = "Invalid input; the document names each field. Beyond the schema, these values are refused:\n" + "".join(
-    f"- `{name}`: {refused}\n"
-    for name, refused in {
-        **_REFUSED,
-        "image": "a file that is no image, or has a size that is not among the `sizes`",
-    }.items()
-    if refused
+_INVALID = (
+    "Invalid input; the document names each field. Beyond the schema, these values are refused:\n"
+    + "".join(
+        f"- `{name}`: {refused}\n"
+        for name, refused in {
+            **_REFUSED,
+            "image": "a file that is no image, or has a size that is not among the `sizes`",
+        }.items()
+        if refused
+    )
+    + "Also what a check of the operator refuses; the document has the reason.\n"
 )
 _PROBLEMS = {
     401: "An API key is needed",
