@@ -174,7 +174,8 @@ def denoised(checkpoint: Checkpoint) -> torch.Tensor:
 
 
 def to_levels(image: NDArray[Any]) -> NDArray[Any]:
-    return np.round(np.clip(image, 0, 1) * 255)
+    levels: NDArray[Any] = np.round(np.clip(image, 0, 1) * 255)
+    return levels
 
 
 # Layouts.
