@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from model.checkpoints.errors import CheckpointError
@@ -19,10 +20,13 @@ from model.checkpoints.load import Checkpoint, convert, find, load, load_autoenc
 from model.checkpoints.text_config import TextToImageConfig
 from model.checkpoints.tokenizer import Tokenizer
 from model.description import Recommended, TextDescription, VAEDescription
+from model.lines import Column, R
 from model.nets.clip import CLIPText
 from model.nets.unet_condition import UNet2DCondition
+from model.samplers import sample_table
+from model.update import guided, update
 from tests.checkpoints import STEM, VALUES, Json, check_line, edit, refusal
-from tests.pipelines import KINDS, condition_network, load_pipeline, text_network, vae_network, write_pipeline
+from tests.pipelines import KINDS, condition_network, draw, load_pipeline, text_network, vae_network, write_pipeline
 from tests.properties import examples
 from tests.reference import scheduler_class
 from tests.test_diffusers import cached, old_key
@@ -108,6 +112,70 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 def test_images_are_larger_by_the_vaes_factor(tmp_path: Path, factor: int) -> None:
     model = load(write_pipeline(tmp_path, factor=factor)).description
     assert (model.image_shape, model.factor) == ((3, 8 * factor, 8 * factor), factor)
+
+
+# Images.
+
+PROMPT, SEED, N, GUIDANCE = "a fox in the snow!", 3, 10, 7.5
+DRAWN: dict[str, tuple[str, Json]] = {
+    **{kind: (kind, {}) for kind in KINDS},
+    "DDIM, old fields": (
+        "sd1",
+        {"scheduler": "DDIMScheduler", "scheduler_config": {"steps_offset": 0, "clip_sample": True}},
+    ),
+    "DDPM": ("sd1", {"scheduler": "DDPMScheduler", "scheduler_config": {"clip_sample": True}}),
+    "Euler": ("sd1", {"scheduler": "EulerDiscreteScheduler"}),
+    "Euler, Karras": ("sd2", {"scheduler": "EulerDiscreteScheduler", "scheduler_config": {"use_karras_sigmas": True}}),
+    "Euler a": ("tiny_sd", {"scheduler": "EulerAncestralDiscreteScheduler"}),
+    "DPM-Solver++": ("small_sd", {"scheduler": "DPMSolverMultistepScheduler"}),
+    "factor 2": ("sd1", {"factor": 2, "sample_size": [12, 8]}),
+    "factor 4": ("sd2", {"factor": 4, "vae": {"scaling_factor": 0.5}}),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_images_are_the_pipelines(name: str, tmp_path: Path) -> None:
+    """With the sampler of its own scheduler."""
+    kind, settings = DRAWN[name]
+    theirs = load_pipeline(write_pipeline(tmp_path, kind, **settings))
+    checkpoint = load(tmp_path)
+    height, width = checkpoint.description.image_shape[1:]
+    size = {"height": height, "width": width, "num_inference_steps": N, "guidance_scale": GUIDANCE}
+    expected = draw(theirs, PROMPT, SEED, output_type="latent", **size)
+    latents = denoised(checkpoint)
+    assert np.abs(latents.numpy() - expected).max() <= 1e-4 * np.abs(expected).max()
+
+    assert checkpoint.autoencoder is not None
+    image = to_levels(checkpoint.autoencoder.decode(latents[None])[0].permute(1, 2, 0).numpy() / 2 + 0.5)
+    differences = np.abs(image - to_levels(draw(theirs, PROMPT, SEED, **size)))
+    assert differences.max() <= 1
+    assert (differences > 0).mean() < 1e-3
+
+
+@torch.inference_mode()
+def denoised(checkpoint: Checkpoint) -> torch.Tensor:
+    """The latents of PROMPT, [C, h, w], line by line."""
+    model, (text_encoder, tokenizer) = checkpoint.description, parts(checkpoint)
+    contexts = [text_encoder(torch.tensor([tokenizer(prompt).ids])) for prompt in (PROMPT, "")]
+    table = sample_table(model.schedule, model.recommended.sampler, N)
+    rng = torch.Generator().manual_seed(SEED)
+    x = table.init * torch.randn((1, *model.sample_shape), generator=rng)
+    memories = [torch.zeros_like(x)] * 3
+    for t, values in zip(table.timesteps, table.lines, strict=True):
+        line = torch.tensor(values).float()
+        own, negative = (checkpoint.network(x, torch.tensor([t]).float(), context) for context in contexts)
+        out = guided([own, negative], torch.tensor([GUIDANCE]))
+        noise = torch.randn(x.shape, generator=rng) if line[Column.D] else torch.zeros_like(x)
+        after, x0 = update(x, out, memories, noise, line[None])
+        if line[list(R)].any():
+            memories = [line[Column.R_X] * x + line[Column.R_0] * x0 + line[Column.R_E] * out, *memories[:2]]
+        x = after
+    return x[0]
+
+
+def to_levels(image: NDArray[Any]) -> NDArray[Any]:
+    levels: NDArray[Any] = np.round(np.clip(image, 0, 1) * 255)
+    return levels
 
 
 # Layouts.
