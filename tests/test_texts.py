@@ -261,7 +261,7 @@ def test_warnings_are_few_and_have_nothing_of_a_prompt(request: SampleRequest, c
         (TEXT, {"prompt": ["β"], "num_images": 2}, "prompt: must be one text, or 2 in a list, and is 1"),
         (TEXT, {"negative_prompt": ["β", None]}, "negative_prompt: must be one text, or 1 in a list, and is 2"),
     ],
-    ids=str,
+    ids=lambda value: value.model.name if isinstance(value, Served) else str(value),
 )
 def test_what_a_model_cannot_use_is_refused(served: Served, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(Invalid) as refused:
