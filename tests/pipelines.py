@@ -228,7 +228,7 @@ def write_tokenizer(folder: Path, form: str = "files", pad: str = END, merges: t
 
 def load_pipeline(folder: Path, **arguments: Any) -> Any:
     """diffusers' pipeline of a folder, in float32, without a progress bar."""
-    settings = {"safety_checker": None, "low_cpu_mem_usage": False, **arguments}
+    settings = {"torch_dtype": torch.float32, "safety_checker": None, "low_cpu_mem_usage": False, **arguments}
     with _quiet():
         pipeline = DiffusionPipeline.from_pretrained(folder, **settings)
     pipeline.set_progress_bar_config(disable=True)

@@ -58,7 +58,7 @@ def test_outputs_are_those_that_diffusers_holds(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(FOLDER is None, reason="STEPWISE_REFERENCE_WEIGHTS names no folder")
 @pytest.mark.parametrize("name", STABLE_DIFFUSION)
-def test_stable_diffusion_draws_the_image_of_its_pipeline(name: str) -> None:
+def test_stable_diffusion_draws_the_image_of_its_pipeline(name: str, tmp_path: Path) -> None:
     """At its own scheduler, size and guidance, with few steps."""
     folder = found(name)
     if folder is None:
@@ -66,7 +66,8 @@ def test_stable_diffusion_draws_the_image_of_its_pipeline(name: str) -> None:
     prompt, steps = "a photograph of an astronaut riding a horse", 8
     expected = to_uint8(draw(load_pipeline(folder), prompt, seed=7, num_inference_steps=steps, guidance_scale=7.5))
     body = {"prompt": prompt, "seed": 7, "num_inference_steps": steps, "guidance_scale": 7.5}
-    with serving(WEIGHTS=folder, TIMEOUT=PATIENCE, ALLOW_PICKLE=1) as server:
+    with serving(WEIGHTS=folder, TIMEOUT=PATIENCE, ALLOW_PICKLE=1, CACHE_DIR=tmp_path) as server:
+        server.wait_for_line(lambda line: line["message"].startswith("ready at "), PATIENCE)
         ours = read_png(server.client.post("/sample", json=body, timeout=PATIENCE).raise_for_status().content)
     beyond = np.abs(ours.astype(int) - expected.astype(int)) > 1
     assert beyond.mean() <= 0.001
