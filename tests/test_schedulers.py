@@ -3,6 +3,7 @@
 Ours run in double precision, theirs in float32. So what differs is diffusers' rounding and our errors.
 """
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,39 @@ def test_zero_terminal_snr(sampler: str, spacing: str, N: int, prediction_type: 
         assert compare(sampler, fields, N) <= 1.2e-5
     except GridError:
         assert (N, spacing) == (1, "linspace")
+
+
+# Fields that a class does not have.
+
+FOREIGN: list[dict[str, Any]] = [
+    {"rescale_betas_zero_snr": True},
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True},
+    {"interpolation_type": "log_linear"},
+    {"final_sigmas_type": "sigma_min"},
+    {"sigma_min": 0.05, "sigma_max": 10.0},
+    {"use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 10.0},
+    {"thresholding": True, "sample_max_value": 1.5},
+    {"set_alpha_to_one": False},
+    {"variance_type": "fixed_large"},
+]
+
+
+def has(sampler: str, *fields: str) -> bool:
+    return {*fields} <= inspect.signature(CLASSES[sampler][0]).parameters.keys()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "fields"), [(name, fields) for name in CLASSES for fields in FOREIGN if not has(name, *fields)], ids=str
+)
+def test_fields_that_only_other_classes_have_change_nothing(sampler: str, fields: dict[str, Any]) -> None:
+    """diffusers keeps them for other classes, and so a config may have any of them."""
+    kind, own = CLASSES[sampler]
+    clips = {"clip_sample": False} if has(sampler, "clip_sample") else {}
+    known = {**STABLE_DIFFUSION, "prediction_type": "v_prediction"}
+    scheduler = kind.from_config({**own, **clips, **known, **fields})
+    table = sample_table(Schedule(**{"clip_sample": False, **known, **fields}), sampler, 12)
+    assert difference(ours(table), theirs(scheduler, 12, sampler)) <= 4e-6
 
 
 # What the tables leave out.
