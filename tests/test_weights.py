@@ -538,6 +538,16 @@ def test_the_weights_in_the_box_load_and_are_small(folder: Path) -> None:
     assert (folder / native.WEIGHTS).stat().st_size <= 12_000_000
 
 
+@pytest.mark.parametrize(
+    ("folder", "digest"),
+    [(DIGITS, "be5009cec31be148"), (STUDENT, "7e238faa84a9799d")],
+    ids=lambda value: str(value)[-9:],
+)
+def test_digests_of_the_weights_in_the_box_stay(folder: Path, digest: str) -> None:
+    """A new field of our configs changes no weights. Digests are in recipes, and with them in images."""
+    assert load(folder).description.digest.startswith(digest)
+
+
 def test_the_student_in_the_box_takes_four_steps_of_the_teacher_in_the_box() -> None:
     recipe = distill.Distillation.read(STUDENT / distill.RECIPE)
     assert (STUDENT / recipe.teacher).resolve() == DIGITS

@@ -27,6 +27,7 @@ from model.description import ModelDescription, TextDescription
 from model.nets.autoencoder import Autoencoder
 from model.nets.clip import CLIPText
 from model.nets.unets import UNet
+from model.schedule import Schedule
 
 FAMILIES = (diffusers.find, native.find)
 
@@ -144,10 +145,7 @@ class _NothingDrawn(TorchFunctionMode):
 def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Tokenizer | None) -> str:
     """A hash of everything that decides an image, whatever the file format."""
     digest = hashlib.sha256()
-    absent = {"autoencoder"} if config.autoencoder is None else set()
-    settings = config.model_dump(mode="json", exclude={"name", "distilled"} | absent)
-    settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields the config sets
-    digest.update(json.dumps(settings, sort_keys=True).encode())
+    digest.update(json.dumps(_settings(config), sort_keys=True).encode())
     for network in networks:
         for key, tensor in network.state_dict().items():
             digest.update(key.encode())
@@ -155,3 +153,23 @@ def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Token
     if tokenizer is not None:
         digest.update(tokenizer.digest.encode())
     return digest.hexdigest()
+
+
+# Fields of Schedule that are younger than the first digests, which are in recipes.
+_YOUNGER = (
+    "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "sigma_min", "sigma_max", "final_sigmas_type",
+)  # fmt: skip
+
+
+def _settings(config: ModelConfig) -> dict[str, Any]:
+    """What the digest has of a config. A new field of ours leaves the digests of older weights as they were."""
+    absent = {"autoencoder"} if config.autoencoder is None else set()
+    settings = config.model_dump(mode="json", exclude={"name", "distilled"} | absent)
+    schedule = settings["schedule"]
+    for field in _YOUNGER:
+        if schedule[field] == Schedule.model_fields[field].default:
+            del schedule[field]
+    if not isinstance(config, TextToImageConfig) and schedule["set_alpha_to_one"] is None:
+        schedule["set_alpha_to_one"] = True  # the default of those days, and still that of all samplers but pndm
+    settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields the config sets
+    return settings
