@@ -568,7 +568,10 @@ def test_fields_of_networks_are_read(pipeline: Path) -> None:
 
 # Errors.
 
-OTHER = "is {}, which this version does not serve: of pipelines with a part {}, it serves StableDiffusionPipeline"
+OTHER = (
+    "_class_name is {}, which this version does not serve: it serves StableDiffusionPipeline, and pipelines of a U-Net "
+    "and a scheduler, with or without a VAE"
+)
 IF = "it belongs to IF, which is not supported"
 ALONE = "this version serves text-to-image alone"
 CLASSES = "StableDiffusionPipeline gives the network no class"
@@ -579,15 +582,15 @@ CLASSES = "StableDiffusionPipeline gives the network no class"
     [
         (
             {"_class_name": "StableDiffusionXLPipeline"},
-            "_class_name " + OTHER.format("StableDiffusionXLPipeline", "text_encoder"),
+            OTHER.format("StableDiffusionXLPipeline"),
         ),
         (
             {"_class_name": "LatentConsistencyModelPipeline"},
-            "_class_name " + OTHER.format("LatentConsistencyModelPipeline", "text_encoder"),
+            OTHER.format("LatentConsistencyModelPipeline"),
         ),
         (
             {"_class_name": "StableDiffusionInpaintPipeline"},
-            "_class_name " + OTHER.format("StableDiffusionInpaintPipeline", "text_encoder"),
+            OTHER.format("StableDiffusionInpaintPipeline"),
         ),
         (
             {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
@@ -650,6 +653,10 @@ def test_pipelines_refused(pipeline: Path, changes: Json, message: str) -> None:
         ({"resnet_skip_time_act": True}, f"resnet_skip_time_act is True, and must be False: {IF}"),
         ({"resnet_out_scale_factor": 1.4}, f"resnet_out_scale_factor is 1.4, and must be 1.0: {IF}"),
         ({"class_embeddings_concat": True}, "class_embeddings_concat is True, and must be False: it belongs to the"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "quantization_config is {'bits': 4}, and must be null: quantized weights",
+        ),
         (
             {"down_block_types": ["SimpleCrossAttnDownBlock2D", "DownBlock2D"]},
             "down_block_types has SimpleCrossAttnDownBlock2D, which belongs to IF, and that is not supported",
@@ -718,6 +725,27 @@ def test_missing_parts_are_refused(pipeline: Path, name: str, message: str) -> N
     else:
         (pipeline / name).unlink()
     assert refusal(pipeline) == message
+
+
+@pytest.mark.parametrize(
+    ("part", "old", "new"),
+    [("unet", SAFE, "diffusion_flax_model.msgpack"), ("text_encoder", "model.safetensors", "model.onnx")],
+)
+def test_weights_of_other_libraries_are_named(pipeline: Path, part: str, old: str, new: str) -> None:
+    (pipeline / part / old).rename(pipeline / part / new)
+    assert refusal(pipeline) == f"{part}: holds no {old}, and {new} cannot be read"
+
+
+def test_weights_in_a_single_file_are_refused(pipeline: Path, tmp_path: Path) -> None:
+    """Published folders have such a file beside those of the parts."""
+    refused = "and weights in a single file are not served: name"
+    taken = "config.json and model.safetensors, or a folder of the diffusers library"
+    for folder, message in (
+        (pipeline, f"is not in the folder of a network, {refused} the folder"),
+        (tmp_path, f"has no config beside it, {refused} {taken}"),
+    ):
+        save_file({"model.diffusion_model.out.0.bias": torch.ones(1)}, folder / "v1-5-pruned.safetensors")
+        assert refusal(folder / "v1-5-pruned.safetensors", folder) == f"v1-5-pruned.safetensors: {message}"
 
 
 def test_weights_that_do_not_fit_are_refused(pipeline: Path) -> None:

@@ -58,6 +58,7 @@ _FIXED: dict[str, tuple[object, str]] = {
     "resnet_skip_time_act": (False, "it belongs to IF, which is not supported"),
     "resnet_out_scale_factor": (1.0, "it belongs to IF, which is not supported"),
     "class_embeddings_concat": (False, "it belongs to the upscaler of latents, which is not supported"),
+    "quantization_config": (None, "quantized weights are not supported"),
 }
 _OTHER_BLOCKS = {
     "SimpleCrossAttn": "belongs to IF",

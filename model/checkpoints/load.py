@@ -30,6 +30,7 @@ from model.nets.unets import UNet
 from model.schedule import Schedule
 
 FAMILIES = (diffusers.find, native.find)
+_SINGLE = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".gguf")  # files that hold weights alone
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -58,10 +59,12 @@ def find(path: Path) -> Source:
         source = find_family(path)
         if source is not None:
             return source
-    raise CheckpointError(
-        path,
-        f"is not a checkpoint, and must be {native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library",
-    )
+    what = f"{native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library"
+    if path.is_file() and path.suffix in _SINGLE:
+        raise CheckpointError(
+            path, f"has no config beside it, and weights in a single file are not served: name {what}"
+        )
+    raise CheckpointError(path, f"is not a checkpoint, and must be {what}")
 
 
 def load(path: Path, allow_pickle: bool = False) -> Checkpoint:
