@@ -307,15 +307,27 @@ def test_fields_that_only_other_classes_have_change_nothing(sampler: str, fields
 
 def test_departures() -> None:
     """Checked against what each class would do with its own defaults."""
+    schedule = Schedule()
     for sampler, (kind, own) in CLASSES.items():
         config = dict(kind(**own).config)
-        assert departures(sampler, config) == []
-        assert departures(sampler, {**config, "use_beta_sigmas": True}) == (
+        assert departures(sampler, schedule, config) == []
+        assert departures(sampler, schedule, {**config, "use_beta_sigmas": True}) == (
             ["use_beta_sigmas"] if sampler in ("dpmpp_2m", "euler") else []
         )
-    assert departures("pndm", {}) == departures("pndm", dict(PNDMScheduler().config)) == ["skip_prk_steps"]
-    assert departures("dpmpp_2m", {"use_karras_sigmas": None}) == []
-    assert departures("dpmpp_2m", {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}) == [
+    defaults = dict(PNDMScheduler().config)
+    assert departures("pndm", schedule, {}) == departures("pndm", schedule, defaults) == ["skip_prk_steps"]
+    assert departures("dpmpp_2m", schedule, {"use_karras_sigmas": None}) == []
+    assert departures("dpmpp_2m", schedule, {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}) == [
         "algorithm_type",
         "solver_order",
     ]
+
+
+@pytest.mark.parametrize(("clip", "zero_snr", "clips"), [(-5.1, False, False), (-5.1, True, True), (-1, False, True)])
+def test_a_clip_of_levels_is_told_where_it_clips(clip: float, zero_snr: bool, clips: bool) -> None:
+    fields = {**STABLE_DIFFUSION, "prediction_type": "v_prediction", "rescale_betas_zero_snr": zero_snr}
+    schedule = Schedule(**fields)
+    scheduler = DPMSolverMultistepScheduler(**fields, lambda_min_clipped=clip)
+    assert departures("dpmpp_2m", schedule, dict(scheduler.config)) == (["lambda_min_clipped"] if clips else [])
+    off = difference(ours(sample_table(schedule, "dpmpp_2m", 12)), theirs(scheduler, 12, "dpmpp_2m"))
+    assert off > 1e-3 if clips else off <= 4e-6

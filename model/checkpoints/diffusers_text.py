@@ -95,7 +95,7 @@ def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
     if sampler is None:
         log.warning("%s: %s has no sampler here: %s is recommended in its place", path, kind, _IN_PLACE_OF_OTHERS)
         return Scheduler(schedule, _IN_PLACE_OF_OTHERS, _STEPS)
-    for field in departures(sampler, values):
+    for field in departures(sampler, schedule, values):
         log.warning(
             "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
             path, field, shown(values.get(field, "absent")), sampler,
