@@ -736,10 +736,6 @@ def test_pipelines_refused(pipeline: Path, changes: Json, message: str) -> None:
         ({"resnet_out_scale_factor": 1.4}, f"resnet_out_scale_factor is 1.4, and must be 1.0: {IF}"),
         ({"class_embeddings_concat": True}, "class_embeddings_concat is True, and must be False: it belongs to the"),
         (
-            {"quantization_config": {"bits": 4}},
-            "quantization_config is {'bits': 4}, and must be null: quantized weights",
-        ),
-        (
             {"down_block_types": ["SimpleCrossAttnDownBlock2D", "DownBlock2D"]},
             "down_block_types has SimpleCrossAttnDownBlock2D, which belongs to IF, and that is not supported",
         ),
@@ -771,7 +767,6 @@ def test_networks_refused(pipeline: Path, changes: Json, message: str) -> None:
     [
         ({"model_type": "clip"}, "model_type is clip, and must be clip_text_model"),
         ({"use_attention_mask": True}, "use_attention_mask is true, and must be false: padding is attended to"),
-        ({"quantization_config": {"bits": 4}}, "has a quantization_config, and quantized weights are not supported"),
         ({"hidden_act": "tanh"}, "hidden_act is tanh, and must be 'quick_gelu', 'gelu'"),
         ({"num_attention_heads": 5}, "num_attention_heads is 5, which does not divide hidden_size 32"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and must be less than or equal to 256"),
@@ -781,6 +776,12 @@ def test_networks_refused(pipeline: Path, changes: Json, message: str) -> None:
 def test_text_encoders_refused(pipeline: Path, changes: Json, message: str) -> None:
     edit(pipeline / TEXT_CONFIG, changes)
     assert refusal(pipeline).startswith(f"{TEXT_CONFIG}: {message}")
+
+
+@pytest.mark.parametrize("file", [UNET_CONFIG, TEXT_CONFIG, "vae/config.json"])
+def test_quantized_networks_are_refused(pipeline: Path, file: str) -> None:
+    edit(pipeline / file, {"quantization_config": {"bits": 4}})
+    assert refusal(pipeline) == f"{file}: has a quantization_config, and quantized weights are not supported"
 
 
 def test_a_vocabulary_beyond_the_text_encoder_is_refused(pipeline: Path) -> None:

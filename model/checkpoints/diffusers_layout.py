@@ -78,10 +78,12 @@ class Layout(NamedTuple):
             index_first: whether model_index.json's class goes before that of the config, as in diffusers.
 
         Raises:
-            CheckpointError: if the file is not a JSON object.
+            CheckpointError: if the file is not a JSON object, or says that the weights are quantized.
         """
         classes = {} if self.model_index is None else self.model_index.classes.get(part, {})
         values = {**classes, **read_json(path, self.root), **(classes if index_first else {})}
+        if values.get("quantization_config") is not None:
+            raise CheckpointError(path, "has a quantization_config, and quantized weights are not supported")
         if "_class_name" in values:
             values["_class_name"] = without_flax(values["_class_name"])
         return values

@@ -58,7 +58,6 @@ _FIXED: dict[str, tuple[object, str]] = {
     "resnet_skip_time_act": (False, "it belongs to IF, which is not supported"),
     "resnet_out_scale_factor": (1.0, "it belongs to IF, which is not supported"),
     "class_embeddings_concat": (False, "it belongs to the upscaler of latents, which is not supported"),
-    "quantization_config": (None, "quantized weights are not supported"),
 }
 _OTHER_BLOCKS = {
     "SimpleCrossAttn": "belongs to IF",
@@ -187,8 +186,6 @@ def read_text_encoder(path: Path, values: dict[str, Any]) -> CLIPTextConfig:
         raise CheckpointError(path, f"model_type is {shown(model_type)}, and must be clip_text_model")
     if values.get("use_attention_mask"):
         raise CheckpointError(path, "use_attention_mask is true, and must be false: padding is attended to")
-    if values.get("quantization_config") is not None:
-        raise CheckpointError(path, "has a quantization_config, and quantized weights are not supported")
     fields = known_fields(path, values, CLIPTextConfig, _SILENT_OF_TEXT)
     try:
         return CLIPTextConfig.model_validate(fields)
