@@ -78,10 +78,12 @@ class Layout(NamedTuple):
             index_first: whether model_index.json's class goes before that of the config, as in diffusers.
 
         Raises:
-            CheckpointError: if the file is not a JSON object.
+            CheckpointError: if the file is not a JSON object, or says that the weights are quantized.
         """
         classes = {} if self.model_index is None else self.model_index.classes.get(part, {})
         values = {**classes, **read_json(path, self.root), **(classes if index_first else {})}
+        if values.get("quantization_config") is not None:
+            raise CheckpointError(path, "has a quantization_config, and quantized weights are not supported")
         if "_class_name" in values:
             values["_class_name"] = without_flax(values["_class_name"])
         return values
@@ -123,7 +125,7 @@ def find_layout(path: Path) -> Layout | None:
     is_text = index is not None and index.is_text
     if index is not None and is_text and scheduler is None:
         raise CheckpointError(index.path, f"names scheduler, and there is no {names[0]}")
-    return Layout(
+    layout = Layout(
         root=root,
         pipeline=pipeline,
         unet=unet,
@@ -134,6 +136,12 @@ def find_layout(path: Path) -> Layout | None:
         model_index=index,
         named=path.absolute() if path.is_file() and (path.suffix in FORMATS or ".index." in path.name) else None,
     )
+    if is_text and layout.named is not None and layout.named.parent == pipeline != unet:
+        raise CheckpointError(
+            layout.named,
+            "is not in the folder of a network, and weights in a single file are not served: name the folder",
+        )
+    return layout
 
 
 def _holds_unet(folder: Path) -> bool:

@@ -94,7 +94,7 @@ def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
     if sampler is None:
         log.warning("%s: %s has no sampler here: %s is recommended in its place", path, kind, _IN_PLACE_OF_OTHERS)
         return Scheduler(schedule, _IN_PLACE_OF_OTHERS, _STEPS)
-    for field in departures(sampler, values):
+    for field in departures(sampler, schedule, values):
         log.warning(
             "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
             path, field, shown(values.get(field, "absent")), sampler,
@@ -186,8 +186,6 @@ def read_text_encoder(path: Path, values: dict[str, Any]) -> CLIPTextConfig:
         raise CheckpointError(path, f"model_type is {shown(model_type)}, and must be clip_text_model")
     if values.get("use_attention_mask"):
         raise CheckpointError(path, "use_attention_mask is true, and must be false: padding is attended to")
-    if values.get("quantization_config") is not None:
-        raise CheckpointError(path, "has a quantization_config, and quantized weights are not supported")
     fields = known_fields(path, values, CLIPTextConfig, _SILENT_OF_TEXT)
     try:
         return CLIPTextConfig.model_validate(fields)
