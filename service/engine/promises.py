@@ -3,7 +3,7 @@
 A promise is one that a plan keeps, by the bounds of bounds.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from math import inf
 
@@ -95,6 +95,20 @@ def enter(job: Job, line: Sequence[Job], place: int, machine: Machine) -> None:
         if own.exceed(blocks):
             other.blocks = other.blocked(own, i < place)
             other.free_by += bounds.unit * (other.blocks.a_pass - blocks.a_pass)
+
+
+def follow(jobs: Iterable[Job], before: Blocks, now: Blocks, machine: Machine) -> None:
+    """Weigh jobs anew after costs have changed. Pieces that may block them may cost more, too.
+
+    Args:
+        before, now: the machine's largest pieces.
+    """
+    unit = Bounds(machine).unit
+    for job in jobs:
+        job.weigh()
+        blocks = job.blocks.followed(before, now).at_least(job.a_check_s, job.piece_s)
+        job.free_by += unit * (blocks.a_pass - job.blocks.a_pass)
+        job.blocks = blocks
 
 
 class _New:

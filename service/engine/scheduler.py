@@ -12,12 +12,12 @@ from math import inf
 from typing import Literal
 
 from model.rows import Group
-from service.engine.bounds import Bounds, spare
+from service.engine.bounds import spare
 from service.engine.choosing import at_most, filled, first_alone, full_pass, shortest_first, trial
 from service.engine.costs import Machine
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
-from service.engine.promises import enter
+from service.engine.promises import enter, follow
 from service.engine.stage_work import largest_pieces
 from service.engine.waves import RowState
 
@@ -269,13 +269,8 @@ class Scheduler:
     def _follow_costs(self) -> None:
         if self._version != self.machine.version:
             self._version = self.machine.version
-            before, self._largest = self._largest, largest_pieces(self.machine)  # pieces may cost more now
-            unit = Bounds(self.machine).unit
-            for job in self._present:
-                job.weigh()
-                a_pass = job.blocks.a_pass
-                job.blocks = job.blocks.followed(before, self._largest).at_least(job.a_check_s, job.piece_s)
-                job.free_by += unit * (job.blocks.a_pass - a_pass)
+            before, self._largest = self._largest, largest_pieces(self.machine)
+            follow(self._present, before, self._largest, self.machine)
             self._by_work.sort(key=_work)
 
 
