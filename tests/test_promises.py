@@ -16,8 +16,8 @@ from service.engine.choosing import fill, filled, first_alone
 from service.engine.costs import Costs, Machine, PerValue
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
-from service.engine.promises import PATIENCE, SHORTEST, earliest, enter, patient
-from service.engine.stage_work import StageWork
+from service.engine.promises import PATIENCE, SHORTEST, earliest, enter, follow, patient
+from service.engine.stage_work import Blocks, StageWork, largest_pieces
 from tests.lines import GROUPS, Images, alike, any_images, cost_tables, job_of, machine_of, machines, varied_images
 from tests.properties import examples
 
@@ -201,7 +201,8 @@ def test_a_promise_breaks_none(crowd: Crowd, data: st.DataObject, wanted: float)
     had = max(to_spare(crowd))
     job = data.draw(any_jobs(crowd.machine, varied_images, stages=True))
     before = [(one.promise, one.left, one.seconds, one.blocks, one.free_by) for one in crowd.line]
-    promise = earliest(job, crowd.line, crowd.machine, START, wanted)
+    room = data.draw(st.sampled_from((Blocks(), largest_pieces(crowd.machine))))
+    promise = earliest(job, crowd.line, crowd.machine, START, wanted, room=room)
     assert [(one.promise, one.left, one.seconds, one.blocks, one.free_by) for one in crowd.line] == before
     assert promise >= wanted
     if promise < inf:
@@ -299,6 +300,26 @@ def test_a_plan_keeps_what_it_has_to_spare_while_it_is_followed(crowd: Crowd, pl
         assert len({row.job.group for row, _ in batch}) == 1
         crowd.run(batch)
         assert left() >= had - ROUNDING
+
+
+def test_room_for_the_pieces_of_others_follows_their_costs() -> None:
+    """A job that had no time for such room gets none later."""
+    machine = machine_of({1: 1.0}, {1: 2.0}, decode={1: 1.0}, text=1.0, answer=PerValue(0.1, 0.0, largest=10))
+    before = largest_pieces(machine)
+    roomy, tight = (job_of(alike(1, 1), machine, StageWork(texts=1, decoded=True)) for _ in range(2))
+    earliest(roomy, [], machine, START, START, room=before)
+    earliest(tight, [], machine, START, START)
+    had, large = roomy.free_by, GROUPS[1]
+    for _ in range(50):
+        for costs, seconds in ((machine.passes[large], 3.0), (machine.decode[large], 1.5)):
+            costs.follow(1, seconds * costs.speed)
+    now = largest_pieces(machine)
+    assert now.a_pass > before.a_pass
+    assert now.decode > before.decode
+    follow([roomy, tight], before, now, machine)
+    assert (roomy.blocks.a_pass, roomy.blocks.decode) == (now.a_pass, now.decode)
+    assert roomy.free_by == pytest.approx(had + Bounds(machine).unit * (now.a_pass - before.a_pass))
+    assert tight.blocks.a_pass == 1.0
 
 
 # How early promises are

@@ -89,7 +89,7 @@ class Generation:
 
     Attributes:
         prompts: the operator's check; None without one.
-        reading: held while an upload is read. So passes share the interpreter with only one upload.
+        reading: held while an upload, long JSON or long prompts are read. So passes share the interpreter with one.
     """
 
     engine: Engine
