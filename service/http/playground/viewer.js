@@ -83,7 +83,7 @@ export function makeViewer(dialog, info, actions) {
       items = all;
       show(item);
       dialog.showModal();
-      find(".download").focus();
+      find(".download").focus({ preventScroll: true }); // the image comes first
     },
   };
 }
