@@ -139,7 +139,7 @@ def test_prometheus_asks_where_the_balancer_does_not(services: dict[str, Any], s
 
 def test_no_setting_that_is_empty_opens_a_replica(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is unset stays unset. What is set to an empty value is passed on, and refused."""
-    for name in ("STEPWISE_API_KEYS", "STEPWISE_CHECK"):
+    for name in ("STEPWISE_API_KEYS", "STEPWISE_CHECK", "STEPWISE_RECIPE_PROMPTS"):
         assert services["stepwise"]["environment"][name] is None
     for name, value in services["stepwise"]["environment"].items():
         if value is not None:
