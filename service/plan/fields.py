@@ -271,8 +271,7 @@ class Denoise(Drawing):
     guidance_scale: Annotated[
         float | None,
         Entry(
-            help="Classifier-free guidance: 1 and less is off. A model of classes needs a label for more. "
-            "Default: 1.",
+            help="Classifier-free guidance: 1 and less is off. A model of classes needs a label for more. Default: 1.",
             ge=0,
             le=MAX_GUIDANCE,
             flags=("--guidance-scale", "-g"),
