@@ -145,7 +145,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         fingerprint_parts=fingerprint_parts(
             model,
             groups[0],
-            computing(backends, vaes, texts),
+            {**computing(backends, vaes, texts), **({} if tokenize is None else tokenize.fingerprint)},
             host(),
             image_encoder(),
             recommended=model.recommended if is_recommended else None,

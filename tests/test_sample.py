@@ -14,6 +14,7 @@ import torch
 from PIL import Image as PillowImage
 
 from model.samplers import SAMPLERS
+from service.http.marks import XMP
 from service.http.png import to_uint8
 from tests.latents import decoded, serving_latents
 from tests.servers import (
@@ -649,7 +650,7 @@ def test_webp_and_jpeg_are_the_pixels_of_the_png_as_pillow_writes_them(
     for one in (server, rgb_server):
         body = {"seed": 7, "num_images": num_images}
         pixels = PillowImage.fromarray(read_png(draw(one, body).content))
-        pixels.save(expected := io.BytesIO(), LOSSY[accept], quality=95)
+        pixels.save(expected := io.BytesIO(), LOSSY[accept], quality=95, xmp=XMP)
         assert draw(one, body, accept).content == expected.getvalue()
 
 

@@ -664,6 +664,9 @@ def test_help_lists_every_setting_with_its_default(run: Callable[..., Ended]) ->
         "CORS_ORIGINS": "none",
         "ROOT_PATH": "none",
         "FORWARDED_ALLOW_IPS": "none",
+        "RECOMMENDED": "what the weights' files tell",
+        "RECIPE_PROMPTS": "1",
+        "CHECK": "none",
     }
     assert described.keys() == {f"STEPWISE_{name}" for name in defaults}
     for name, default in defaults.items():

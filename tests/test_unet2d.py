@@ -594,7 +594,7 @@ A_DOWN_TYPE = "must be 'DownBlock2D', 'AttnDownBlock2D' or 'ResnetDownsampleBloc
             "class_embed_type is projection, and must be 'timestep' or 'identity'",
         ),
         ({"downsample_type": "fir"}, "downsample_type is fir, and must be 'conv' or 'resnet'"),
-        ({"_class_name": "UNet2DConditionModel"}, "_class_name is UNet2DConditionModel, and must be UNet2DModel"),
+        ({"_class_name": "UNet3DConditionModel"}, "_class_name is UNet3DConditionModel, and must be UNet2DModel"),
         # Names, types and limits
         ({"in_channels": "3"}, "in_channels is 3, and must be a valid integer"),
         ({"layers_per_block": 1.5}, "layers_per_block is 1.5, and must be a valid integer"),
