@@ -81,7 +81,7 @@ _SILENT_OF_TEXT = {
 
 
 def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
-    """Read the scheduler_config.json of a StableDiffusionPipeline, and tell in the log what is drawn otherwise.
+    """Read the scheduler_config.json of a StableDiffusionPipeline, and warn where images differ from the pipeline's.
 
     The pipeline sets steps_offset and clip_sample, whatever the file says.
 
