@@ -568,7 +568,7 @@ def test_fields_of_networks_are_read(pipeline: Path) -> None:
 
 # Errors.
 
-OTHER = "is {}, which this version does not serve: of pipelines with a part {}, it serves StableDiffusionPipeline"
+OTHER = "is {}, which this version does not serve: a pipeline with the part {} must be a StableDiffusionPipeline"
 IF = "it belongs to IF, which is not supported"
 ALONE = "this version serves text-to-image alone"
 CLASSES = "StableDiffusionPipeline gives the network no class"

@@ -83,7 +83,7 @@ def _foreign_part(name: str, pipeline: object, is_text: bool) -> str:
         return f"has the part {shown(name)}, and the parts must be unet, scheduler and vqvae or vae"
     return (
         f"_class_name is {shown(pipeline)}, which this version does not serve: "
-        f"of pipelines with a part {shown(name)}, it serves StableDiffusionPipeline"
+        f"a pipeline with the part {shown(name)} must be a StableDiffusionPipeline"
     )
 
 
