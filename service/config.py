@@ -183,8 +183,8 @@ def refuse_open(environ: Mapping[str, str] = os.environ) -> None:
     """Refuse an environment that asks for a closed server, and would start an open one.
 
     Raises:
-        SettingsError: API_KEYS is set without a key, or CHECK without a function, or a name looks like a misspelt
-            API_KEYS, RECIPE_PROMPTS or CHECK. The message never shows a value, which may be a key.
+        SettingsError: API_KEYS, CHECK or RECIPE_PROMPTS is set and empty, or a name looks like a misspelt one of these.
+            The message never shows a value, which may be a key.
     """
     named = {name.upper(): value for name, value in environ.items()}
     if not any(key.strip() for key in named.get(f"{PREFIX}API_KEYS", "unset").split(",")):
@@ -196,6 +196,10 @@ def refuse_open(environ: Mapping[str, str] = os.environ) -> None:
         raise SettingsError(
             f"{PREFIX}CHECK is set, but names no function, so nothing would be checked; "
             "for a server without a check, do not set it"
+        )
+    if not named.get(f"{PREFIX}RECIPE_PROMPTS", "unset"):
+        raise SettingsError(
+            f"{PREFIX}RECIPE_PROMPTS is set, but is empty, so PNGs would have prompts; set it to 0, or do not set it"
         )
     if f"{PREFIX}API_KEY" in named:
         raise SettingsError(f"{PREFIX}API_KEY is a setting of the client; the keys of a server are {PREFIX}API_KEYS")

@@ -22,6 +22,7 @@ from service.engine.stage_work import StageWork
 from service.engine.waves import RowState
 
 SOON = 1e-6  # seconds, for rounding
+LARGEST = 100  # values of a piece of an answer
 
 Image = tuple[int, ...]  # steps, and forward rows of a step; perhaps also the first and the last line with so many
 Images = tuple[Image, ...]
@@ -624,7 +625,7 @@ def any_arrivals(
         leaves = draw(st.one_of(st.just(inf), st.just(inf), st.floats(0.0, 20.0)))
         arrival = Arrival(at, draw(images), hurry=hurry, leaves=leaves, decoded=not (latents and draw(st.booleans())))
         if stages:
-            values = draw(st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 100))))
+            values = draw(st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, LARGEST))))
             no_steps = ((0, 1),) * draw(st.integers(1, 3))
             arrival = replace(
                 arrival,

@@ -193,6 +193,7 @@ def raises(error: BaseException) -> Function:
     [
         (raises(ValueError(f"do not like {SECRET}")), "ValueError"),
         (raises(SystemExit(3)), "SystemExit"),
+        (raises(asyncio.CancelledError()), "CancelledError"),
         (Asked(False), "it returned bool, and must return a text or None"),
         (Asked(True), "it returned bool"),
         (Asked({"flagged": True}), "it returned dict"),
@@ -267,13 +268,30 @@ def test_the_event_loop_goes_on_during_a_check_and_the_deadline_holds() -> None:
 
 def test_only_so_many_requests_wait() -> None:
     async def test(check: PromptCheck, held: Held) -> None:
-        waiting = [asyncio.ensure_future(check.check([(f"{i}", None)], PATIENCE)) for i in range(2)]
+        first = asyncio.ensure_future(check.check([("a fox", None)], PATIENCE))
         assert await asyncio.to_thread(held.began.wait, PATIENCE)
+        waiting = [asyncio.ensure_future(check.check([(f"{i}", None)], PATIENCE)) for i in range(2)]
+        await asyncio.sleep(0)  # both begin to wait
         with pytest.raises(QueueFull, match=r"^2 requests wait for the check of their prompts$"):
             await check.check([("a fox", None)], PATIENCE)
         held.let_go()
-        await asyncio.gather(*waiting)
+        await asyncio.gather(first, *waiting)
         await check.check([("a fox", None)], PATIENCE)
+
+    with_held(test, most_waiting=2)
+
+
+def test_while_a_check_does_not_return_the_prompts_of_those_who_leave_do_not_pile_up() -> None:
+    async def test(check: PromptCheck, held: Held) -> None:
+        first = asyncio.ensure_future(check.check([("a fox", None)], PATIENCE))
+        assert await asyncio.to_thread(held.began.wait, PATIENCE)
+        for _ in range(2):
+            with pytest.raises(DeadlinePassed):
+                await check.check([("a dog", None)], 0.01)
+        with pytest.raises(QueueFull, match=r"^2 requests wait "):
+            await check.check([("a dog", None)], 0.01)
+        held.let_go()
+        await first
 
     with_held(test, most_waiting=2)
 

@@ -294,6 +294,13 @@ def test_functions_that_check(value: str, set_environment: SetEnvironment) -> No
     assert config.read().check == value
 
 
+def test_a_setting_of_recipes_that_is_set_and_empty_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From `${STEPWISE_RECIPE_PROMPTS:-}`."""
+    monkeypatch.setenv("STEPWISE_RECIPE_PROMPTS", "")
+    with pytest.raises(SettingsError, match=r"^STEPWISE_RECIPE_PROMPTS is set, but is empty, .*, or do not set it$"):
+        config.refuse_open()
+
+
 @pytest.mark.parametrize("name", ["RECIPE_PROMPT", "RECIPES_PROMPTS", "PROMPTS", "NO_PROMPTS", "recipe_prompts_"])
 def test_a_misspelt_name_puts_no_prompts_into_recipes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"STEPWISE_{name}", "0")

@@ -268,6 +268,13 @@ def test_an_image_that_compresses_badly_counts_at_once_and_one_that_compresses_w
     assert answer.seconds(10**6, pieces=3) == pytest.approx(answer.seconds(10**6), rel=0.1)
 
 
+def test_the_largest_piece_of_an_answer_is_known_from_the_start_and_from_each_call() -> None:
+    answer = PerValue(largest=100)
+    answer.follow(300, 0.01)
+    answer.follow(10, 0.01)
+    assert answer.largest == 300
+
+
 def test_answers_that_vary_seldom_change_the_costs() -> None:
     """Each change weighs all jobs again, before the next pass."""
     answer, draw = PerValue(), random.Random(0)

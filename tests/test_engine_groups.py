@@ -63,6 +63,7 @@ def test_the_warm_up_measures_each_group() -> None:
     machine = s.machine
     assert [machine.passes[group].by_width for group in (GROUP, OTHER)] == [{1: 1.0, 2: 1.0}, {1: 3.0, 2: 3.0}]
     assert [machine.decode[group].by_width for group in (GROUP, OTHER)] == [{1: 0.5}, {1: 0.5}]
+    assert machine.answer.largest == 2  # values of an image
     assert [len(forwards) for forwards in s.runner.passes] == [1, *[1] * WARM_UP_PASSES, *[2] * WARM_UP_PASSES] * 2
     assert s.engine.widths == [1, 2]  # of the first group
     s.engine.close()

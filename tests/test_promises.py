@@ -17,7 +17,7 @@ from service.engine.costs import Costs, Machine, PerValue
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
 from service.engine.promises import PATIENCE, SHORTEST, earliest, enter, patient
-from service.engine.stage_work import StageWork
+from service.engine.stage_work import Blocks, StageWork, largest_pieces
 from tests.lines import GROUPS, Images, alike, any_images, cost_tables, job_of, machine_of, machines, varied_images
 from tests.properties import examples
 
@@ -201,7 +201,8 @@ def test_a_promise_breaks_none(crowd: Crowd, data: st.DataObject, wanted: float)
     had = max(to_spare(crowd))
     job = data.draw(any_jobs(crowd.machine, varied_images, stages=True))
     before = [(one.promise, one.left, one.seconds, one.blocks, one.free_by) for one in crowd.line]
-    promise = earliest(job, crowd.line, crowd.machine, START, wanted)
+    room = data.draw(st.sampled_from((Blocks(), largest_pieces(crowd.machine))))
+    promise = earliest(job, crowd.line, crowd.machine, START, wanted, room=room)
     assert [(one.promise, one.left, one.seconds, one.blocks, one.free_by) for one in crowd.line] == before
     assert promise >= wanted
     if promise < inf:

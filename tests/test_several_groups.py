@@ -14,6 +14,7 @@ from service.engine.scheduler import Scheduler
 from service.engine.trials import SHARE
 from tests.lines import (
     GROUPS,
+    LARGEST,
     ONE,
     SOON,
     Arrival,
@@ -277,12 +278,37 @@ def test_a_pass_that_may_be_under_way_when_an_upload_is_encoded_breaks_no_promis
 ) -> None:
     """The large job comes while the upload is encoded, and its first pass begins at once."""
     line = Line(machine_of({1: 1.0}, {1: seconds}, encode=1.0), times=[1 + MARGIN], decode_times=[2 * (1 + MARGIN)])
-    upload, large = Arrival(0.0, alike(1, 1), upload=True), Arrival(1.0, alike(1, 1), group=1)
+    upload, large = Arrival(0.0, alike(1, 1), within=6.0, upload=True), Arrival(1.0, alike(1, 1), group=1)
     first, second = line.play([upload, large])
     assert first.promise == pytest.approx(6.0)
     assert second.refused == refused
     assert first.done is not None
     assert first.done <= first.promise + SOON
+
+
+@examples(200)
+@given(
+    machines(),
+    any_arrivals(deadlines=False, images=varied_images, latents=True, stages=True),
+    any_times,
+    any_decode_times,
+    st.booleans(),
+)
+def test_without_deadlines_no_job_is_refused(
+    machine: Machine, arrivals: list[Arrival], times: list[float], decode_times: list[float], follows: bool
+) -> None:
+    """Each promise has room for the largest pieces of all groups, whatever comes later, also while costs change."""
+    machine.answer.largest = LARGEST
+    line = Line(machine, times=times, follows=follows, decode_times=decode_times)
+    assert not any(ticket.refused for ticket in line.play(arrivals))
+
+
+@pytest.mark.parametrize(("seconds", "promise"), [(10.0, 2.5 + 12.5 + 1.25), (1.5, 6.0)])
+def test_a_promise_has_room_for_a_larger_pass_that_comes_later_if_there_is_time(seconds: float, promise: float) -> None:
+    line = Line(machine_of({1: 1.0}, {1: seconds}, encode=1.0))
+    first, second = line.play([Arrival(0.0, alike(1, 1), upload=True), Arrival(1.0, alike(1, 1), group=1)])
+    assert first.promise == pytest.approx(promise)
+    assert not second.refused
 
 
 def test_an_upload_beside_a_large_job_is_promised_to_wait_for_one_of_its_passes() -> None:

@@ -944,7 +944,7 @@ def test_the_estimate_counts_the_encoding_and_follows_its_costs() -> None:
         for seed in range(2, 12):
             s.submit(a_row(seed), encoding=encoding).result(PATIENCE)
         assert s.accept(a_row(12), encoding=encoding).eta_s == pytest.approx(3.0, rel=0.1)
-        assert s.accept(a_row(13), encoding=FakeEncoding(1)).promise_s < 12
+        assert s.accept(a_row(13), encoding=FakeEncoding(1)).promise_s < 13  # with room for another large image
 
 
 def test_an_answer_that_cannot_be_encoded_fails_alone_and_is_tried_twice() -> None:

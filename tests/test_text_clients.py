@@ -9,17 +9,22 @@ import hashlib
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from service.http.png import encode_png
 from stepwise import AsyncClient, Client, ImageDone, Invalid, Queued, read_recipe
 from stepwise.cli import exits
+from tests.latents import serving_latents
 from tests.local import FakeServer, LocalServer, serving_here
 from tests.pipelines import write_pipeline
 from tests.programs import done, refused, stepwise
@@ -285,6 +290,51 @@ def test_nothing_leaves_unchecked(strict: FakeServer) -> None:
         refusal = strict.client.post("/denoise", files=sent, data={"timestep": "300", "output": output})
         assert problem(refusal, 422)["errors"][0]["loc"] == ["output"]
     assert strict.client.post("/denoise", files=sent, data={"timestep": "300"}).status_code == 200
+
+
+EVENTS = "text/event-stream"
+ACCEPTED = ("image/png", "image/webp", "image/jpeg", "application/json", "application/zip", "application/x-npy", EVENTS)
+
+
+def all_answers(server: LocalServer, uploads: Mapping[str, bytes]) -> Iterator[tuple[str, httpx.Response]]:
+    """The answers to requests of each kind, each with its name."""
+    fields = {"num_inference_steps": 2, "seed": 1}
+    for accept, images in product(ACCEPTED, (1, 2)):
+        given, headers = {**fields, "num_images": images}, {"Accept": accept}
+        yield (
+            f"POST {given} {accept}",
+            server.client.post("/sample", json={**given, "preview_every": 1}, headers=headers),
+        )
+        yield f"GET {given} {accept}", server.client.get("/sample", params=given, headers=headers)
+    outputs = [("/denoise", output) for output in ("x0", "model_output", "previous")]
+    for accept, (kind, upload), (path, output) in product(ACCEPTED, uploads.items(), [*outputs, ("/noise", None)]):
+        form = {"timestep": "0"} | ({} if output is None else {"output": output})
+        answer = server.client.post(path, data=form, files={"image": upload}, headers={"Accept": accept})
+        yield f"{path} {output} of {kind} as {accept}", answer
+
+
+@pytest.mark.parametrize("kind", ["pixels", "latents"])
+def test_what_a_check_refuses_leaves_by_no_way(strict: FakeServer, told: ModuleType, kind: str) -> None:
+    """Only an upload of the client's own may come back as latents, from /noise."""
+    told.answer = "no"  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        server: LocalServer = strict
+        uploads = {"a picture": encode_png(np.zeros((1, 1, 2), np.float32), {}), "an array": write_npy(NOISY)}
+        if kind == "latents":
+            server = stack.enter_context(serving_latents(check=f"{NAME}:check"))
+            uploads = {"a picture": encode_png(np.zeros((3, 2, 4), np.float32), {}), "latents": write_npy(NOISY)}
+        ways = list(all_answers(server, uploads))
+    refused = 0
+    for way, answer in ways:
+        if way.startswith("/noise") and way.endswith("npy") and kind == "latents":
+            continue
+        assert "b64_json" not in answer.text, way
+        if answer.headers["content-type"].startswith(EVENTS):
+            assert "the image is refused: no" in answer.text, way
+        else:
+            assert answer.status_code in (406, 422), way
+        refused += "the image is refused: no" in answer.text
+    assert refused > 30
 
 
 # A tiny Stable Diffusion

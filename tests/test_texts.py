@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from model.description import Recommended
 from model.rows import Row, Tokens
 from service.errors import Invalid
-from service.http.responses import PNG, etag
+from service.http.responses import EVENTS, JSON, NPY, PNG, ZIP, encoding, etag
 from service.plan.entries import table
 from service.plan.fields import DenoiseRequest, Sample, SampleRequest
 from service.plan.plan import Plan, plan_denoise
 from service.plan.served import Served
+from service.plan.texts import words_of
 from tests.properties import examples
 from tests.test_responses import MODEL, SERVED, planned
 from tests.texts import FITS, TEXT, served_with, text_of, tokenize
@@ -163,6 +164,19 @@ def test_recipes_may_have_hashes_in_the_place_of_prompts() -> None:
     assert plan.canonical["negative_prompt_sha256"] == [None, sha256("")]
     assert plan.parameters["prompt"] == ["å fox", "b"]  # the client sent them
     assert etag(plan, PNG) != etag(planned(HIDING, prompt=["å fox", "c"], num_images=2, clip_skip=1), PNG)
+
+
+def test_a_repr_has_nothing_of_a_prompt() -> None:
+    """Errors and logs may show the repr of any of these."""
+    prompts: dict[str, Any] = {"prompt": "αβγδ", "negative_prompt": "βγδα"}
+    sample = SampleRequest(seed=0, guidance_scale=2.0, **prompts)
+    denoise = DenoiseRequest(timestep=2, seed=0, guidance_scale=2.0, **prompts)
+    plans = [plan_of(sample), plan_denoise(denoise, IMAGE, TEXT, timeout=10.0)]
+    words, _ = words_of(sample, 1, True, TEXT)
+    encodings = [encoding(plan, kind, TEXT) for plan in plans for kind in (PNG, JSON, ZIP, NPY, EVENTS)]
+    shown = repr([sample, denoise, plans, words, encodings])
+    assert not set("αβγδ") & set(shown)
+    assert not any(str(token) in repr(words) for token in tokenize("αβγδ").ids[1:5])
 
 
 def test_a_prompt_becomes_tokens_once() -> None:

@@ -10,6 +10,7 @@ from service.engine.fairness import Places
 from service.engine.jobs import Job
 from service.engine.promises import earliest, patient, seconds_alone
 from service.engine.scheduler import Scheduler
+from service.engine.stage_work import largest_pieces
 from service.errors import Draining, Failed, Invalid, Loading, QueueFull, ServiceError, ShareTaken, TooLate
 
 REFUSALS: dict[type[ServiceError], str] = {
@@ -117,8 +118,9 @@ def check_possible(job: Job, machine: Machine, timeout_s: float) -> None:
 def earliest_promise(job: Job, scheduler: Scheduler, now: float, latest: float) -> float:
     """The job's promise: the patient time, but not after `latest`; a later time if the other promises require it.
 
-    A job never gets an earlier promise than a job of the same size that came before. The promise is infinite if a piece
-    of the job would break another promise.
+    A job never gets an earlier promise than a job of the same size that came before. If there is time until `latest`,
+    the promise has room for the largest pieces of jobs that come later, so that they need not be refused. The promise
+    is infinite if a piece of the job would break another promise.
     """
     others = scheduler.by_promise
     size = job.size
@@ -126,4 +128,6 @@ def earliest_promise(job: Job, scheduler: Scheduler, now: float, latest: float) 
     promised = (promise for promise in equals if promise < inf)  # the engine's probe has no promise
     wanted = min(latest, max([now + patient(job, scheduler.work, scheduler.machine), *promised]))
     start = max(now, scheduler.busy_until)
-    return earliest(job, others, scheduler.machine, start, wanted, scheduler.busy, now)
+    line = job, others, scheduler.machine, start, wanted, scheduler.busy, now
+    promise = earliest(*line, largest_pieces(scheduler.machine))
+    return promise if promise <= latest else earliest(*line)

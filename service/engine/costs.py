@@ -179,14 +179,16 @@ class PerValue:
     Args:
         seconds_a_value: at the start.
         constant_s: at the start.
+        largest: values of the largest image.
 
     Attributes:
         version: rises when `seconds` changes.
+        largest: values of the largest image, or of the largest call so far.
     """
 
-    def __init__(self, seconds_a_value: float = 30e-9, constant_s: float = 1e-3) -> None:
+    def __init__(self, seconds_a_value: float = 30e-9, constant_s: float = 1e-3, largest: int = 0) -> None:
         self._now = self._used = self._best = (constant_s, seconds_a_value)
-        self.version = 0
+        self.version, self.largest = 0, largest
 
     @property
     def best(self) -> "PerValue":
@@ -205,6 +207,7 @@ class PerValue:
 
     def follow(self, values: int, seconds: float) -> None:
         """Learn from the seconds of a call that encoded `values` values."""
+        self.largest = max(self.largest, values)
         constant, a_value = self._now
         expected = constant + a_value * values
         change = min(seconds / expected, _OUTLIER) - 1

@@ -3,7 +3,7 @@
 A promise is one that a plan keeps, by the bounds of bounds.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from math import inf
 
@@ -15,6 +15,7 @@ from service.engine.stage_work import Blocks
 
 PATIENCE = 2.0  # times the seconds of the job and the work ahead in full passes
 _LAST_DIGIT = 1e-12  # seconds; the order in which a sum is added up may make this difference
+_NO_ROOM = Blocks()
 SHORTEST = 0.25  # seconds; the operating system's delays could break a shorter promise
 
 
@@ -56,6 +57,7 @@ def earliest(
     wanted: float,
     busy: Busy | None = None,
     now: float | None = None,
+    room: Blocks = _NO_ROOM,
 ) -> float:
     """The earliest promise, at or after `wanted`, with which some plan keeps this and every other promise.
 
@@ -70,10 +72,12 @@ def earliest(
         wanted: a time.
         busy: what the stages have under way.
         now: the time; `start` if not given.
+        room: for pieces of later jobs. A later job whose pieces are no larger cannot break this promise by them.
     """
     bounds = Bounds(machine)
     seen = look(line, bounds, start, job.costs)
-    new = _New(job, line, bounds, seen, start, start if now is None else now, Busy() if busy is None else busy)
+    now, busy = start if now is None else now, Busy() if busy is None else busy
+    new = _New(job, line, bounds, seen, start, now, busy, room)
     enough = min(-ROUNDING, max(seen.spare))  # if neither plan keeps all promises, follow the closer one
     plans = [plan for plan, left in enumerate(seen.spare) if left >= enough]
     promise, place = min(new.place(plan, wanted) for plan in plans)
@@ -93,6 +97,20 @@ def enter(job: Job, line: Sequence[Job], place: int, machine: Machine) -> None:
             other.free_by += bounds.unit * (other.blocks.a_pass - blocks.a_pass)
 
 
+def follow(jobs: Iterable[Job], before: Blocks, now: Blocks, machine: Machine) -> None:
+    """Weigh jobs anew after costs have changed. Pieces that may block them may cost more, too.
+
+    Args:
+        before, now: the machine's largest pieces.
+    """
+    unit = Bounds(machine).unit
+    for job in jobs:
+        job.weigh()
+        blocks = job.blocks.followed(before, now).at_least(job.a_check_s, job.piece_s)
+        job.free_by += unit * (blocks.a_pass - job.blocks.a_pass)
+        job.blocks = blocks
+
+
 class _New:
     """A new job beside a line of others: what it is promised at each place, and what it takes from the others.
 
@@ -100,10 +118,18 @@ class _New:
     """
 
     def __init__(
-        self, job: Job, line: Sequence[Job], bounds: Bounds, seen: Look, start: float, now: float, busy: Busy
+        self,
+        job: Job,
+        line: Sequence[Job],
+        bounds: Bounds,
+        seen: Look,
+        start: float,
+        now: float,
+        busy: Busy,
+        room: Blocks,
     ) -> None:
         self._job, self._line, self._bounds, self._seen = job, line, bounds, seen
-        self._start, self._now, self._busy = start, now, busy
+        self._start, self._now, self._busy, self._room = start, now, busy, room
         self._rows, self._steps = bounds.filling(job)
         self._blocks = job.own_blocks
         self._alone = bounds.unit * job.seconds
@@ -169,20 +195,22 @@ class _New:
         """What may be under way of others when the job gets to its stages."""
         a_pass, decode = self._largest
         # A piece like the job's own counts in any case. So later jobs with pieces no larger take nothing from this job.
-        check = max(self._blocks.check, self._check_pieces[place]) if self._job.unchecked else 0.0
-        answer = max(self._blocks.answer, self._answer_pieces[place]) if self._job.unanswered else 0.0
+        job, own, room = self._job, self._blocks, self._room
+        check = max(own.check, room.check, self._check_pieces[place]) if job.unchecked else 0.0
+        answer = max(own.answer, room.answer, self._answer_pieces[place]) if job.unanswered else 0.0
         return Blocks(a_pass, decode, check, answer)
 
     def _largest_batches(self) -> tuple[float, float]:
         """The seconds of the largest full pass of a group in line, and of the largest batch of decoding."""
-        job, line = self._job, self._line
+        job, line, room = self._job, self._line, self._room
         a_pass, decode = self._blocks.a_pass, self._blocks.decode
         if job.encoding and job.left:
             present = {other.costs for other in line if other.left}
-            a_pass = max([a_pass, *(costs.ceilings[costs.width] for costs in present)])
+            a_pass = max([a_pass, room.a_pass, *(costs.ceilings[costs.width] for costs in present)])
         if job.undecoded:
             others = {other.costs: other for other in line if other.undecoded}
-            decode = max([decode, self._busy.orphan_s("decode"), *(one.own_blocks.decode for one in others.values())])
+            pieces = (one.own_blocks.decode for one in others.values())
+            decode = max([decode, room.decode, self._busy.orphan_s("decode"), *pieces])
         return a_pass, decode
 
     def _bound(self, place: int, plan: int) -> float:

@@ -17,7 +17,8 @@ from service.engine.choosing import at_most, filled, first_alone, full_pass, sho
 from service.engine.costs import Machine
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
-from service.engine.promises import enter
+from service.engine.promises import enter, follow
+from service.engine.stage_work import largest_pieces
 from service.engine.waves import RowState
 
 _FEW = 8  # jobs
@@ -49,6 +50,7 @@ class Scheduler:
         self._running: Counter[Group] = Counter()  # rows that have started and have steps left, by group
         self._max_started = max_started
         self._version = machine.version
+        self._largest = largest_pieces(machine)
         self._arrived = 0
         self._present: set[Job] = set()
         self._by_work: list[Job] = []  # jobs with forward rows left
@@ -267,9 +269,8 @@ class Scheduler:
     def _follow_costs(self) -> None:
         if self._version != self.machine.version:
             self._version = self.machine.version
-            for job in self._present:
-                job.weigh()
-                job.blocks = job.blocks.at_least(job.a_check_s, job.piece_s)  # pieces may cost more now
+            before, self._largest = self._largest, largest_pieces(self.machine)
+            follow(self._present, before, self._largest, self.machine)
             self._by_work.sort(key=_work)
 
 

@@ -48,6 +48,11 @@ class Blocks(NamedTuple):
             return self
         return self._replace(check=max(check, self.check), answer=max(answer, self.answer))
 
+    def followed(self, before: "Blocks", now: "Blocks") -> "Blocks":
+        """The same blocks. Those that had room for the largest pieces `before` have room for the largest ones `now`."""
+        pairs = zip(self, before, now, strict=True)
+        return Blocks(*(max(own, after) if 0 < then <= own else own for own, then, after in pairs))
+
     def exceed(self, other: "Blocks") -> bool:
         """Whether any of these is longer than in the other blocks."""
         return (
@@ -56,6 +61,16 @@ class Blocks(NamedTuple):
             or self.decode > other.decode
             or self.a_pass > other.a_pass
         )
+
+
+def largest_pieces(machine: Machine) -> Blocks:
+    """The largest pieces of work that a job of any group may have under way, as far as they are known."""
+    return Blocks(
+        max(costs.ceilings[costs.width] for costs in machine.passes.values()),
+        max((costs.ceilings[costs.width] for costs in machine.decode.values()), default=0.0),
+        max((costs.ceilings[1] for costs in machine.check.values()), default=0.0),
+        machine.answer.seconds(machine.answer.largest),
+    )
 
 
 class Staged:

@@ -7,7 +7,7 @@ import numpy as np
 
 from model.rows import VAE, Forward, Group, Image, Row, Runner, Text, TextEncoder
 from service.engine.check import CheckImage
-from service.engine.costs import Costs, Machine, Speed
+from service.engine.costs import Costs, Machine, PerValue, Speed
 from service.engine.health import CHECKING, DECODING, ENCODING, PASSES
 from service.engine.requests import Clock
 from service.engine.stage_health import FIRST_TIME, StageHealth
@@ -43,6 +43,7 @@ def measure(model: Model, stages: Mapping[str, StageHealth], clock: Clock) -> Ma
     encode: dict[Group, Costs] = {}
     check: dict[Group, Costs] = {}
     text: Costs | None = None
+    largest = 0
     if model.text_encoder is not None:
         [probed, *_] = (one.text for probe in model.probes.values() for one in probe.branches if one.text is not None)
         text = Costs(measure_texts(model.text_encoder, probed, stages[ENCODING], clock), encode_speed)
@@ -56,9 +57,10 @@ def measure(model: Model, stages: Mapping[str, StageHealth], clock: Clock) -> Ma
             decode[group] = Costs(decoding, decode_speed, vae.widths)
         if model.check is not None:
             check[group] = Costs(measure_checks(model.check, image, stages[CHECKING], clock), check_speed)
+        largest = max(largest, image.size)
         measured = measure_passes(runner, model.probes[group], stages[PASSES], clock)
         passes[group] = Costs(measured, speed, runner.widths)
-    return Machine(passes, decode, encode, text=text, check=check)
+    return Machine(passes, decode, encode, PerValue(largest=largest), text, check)
 
 
 def measure_texts(encoder: TextEncoder, text: Text, health: StageHealth, clock: Clock) -> dict[int, float]:

@@ -106,7 +106,6 @@ class PromptCheck:
         self._function = function
         self._count = count
         self._most_waiting = most_waiting
-        self._waiting = 0
         self._line = SimpleQueue[tuple[Future[str | None], Sequence[Prompts]] | None]()
         self._thread = Thread(target=self._run, name="checking prompts", daemon=True)
 
@@ -126,17 +125,14 @@ class PromptCheck:
             DeadlinePassed: the check took longer than timeout_s.
             QueueFull: too many requests wait for their check.
         """
-        if self._waiting >= self._most_waiting:
-            raise QueueFull(f"{self._waiting} requests wait for the check of their prompts")
+        if self._line.qsize() >= self._most_waiting:  # counts those that have left, too: the line holds their prompts
+            raise QueueFull(f"{self._most_waiting} requests wait for the check of their prompts")
         began, reason = time.monotonic(), Future[str | None]()
         self._line.put((reason, tuple(dict.fromkeys(prompts))))
-        self._waiting += 1
         try:
             found = await asyncio.wait_for(asyncio.wrap_future(reason), timeout_s)
         except TimeoutError:
             raise DeadlinePassed(f"the check of the prompt was not done within {timeout_s:g} s") from None
-        finally:
-            self._waiting -= 1
         if found is not None:
             raise Refused(f"the prompt is refused: {found}")
         return max(0.0, timeout_s - (time.monotonic() - began))
@@ -168,7 +164,7 @@ def _asked(function: Function, count: Count, what: str, keywords: dict[str, Any]
     """
     try:
         reason = function(**keywords)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # asyncio.CancelledError, too, would end the thread, and all later checks with it
         why = trace_without_messages(error)
     else:
         if reason is None:

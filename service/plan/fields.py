@@ -82,7 +82,10 @@ GuidanceInterval = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """The fields that /sample and /denoise share."""
+    """The fields that /sample and /denoise share.
+
+    The repr of a request has no prompt, because an error or a log may show it.
+    """
 
     seed: Seed = None
     sampler: Annotated[
@@ -124,7 +127,7 @@ class Sample(Drawing):
             is_optional=True,
             flags=("--prompt", "-p"),
         ),
-    ] = None
+    ] = field(default=None, repr=False)
     negative_prompt: Annotated[
         str | Sequence[str | None] | None,
         Entry(
@@ -134,7 +137,7 @@ class Sample(Drawing):
             is_optional=True,
             flags=("--negative", "--negative-prompt"),
         ),
-    ] = None
+    ] = field(default=None, repr=False)
     clip_skip: ClipSkip = 0
     num_images: Annotated[
         int,
@@ -256,7 +259,7 @@ class Denoise(Drawing):
             is_optional=True,
             flags=("--prompt", "-p"),
         ),
-    ] = None
+    ] = field(default=None, repr=False)
     negative_prompt: Annotated[
         str | None,
         Entry(
@@ -265,7 +268,7 @@ class Denoise(Drawing):
             is_optional=True,
             flags=("--negative", "--negative-prompt"),
         ),
-    ] = None
+    ] = field(default=None, repr=False)
     clip_skip: ClipSkip = 0
     class_label: Annotated[Label, Entry(help="Class by name or index, or none.", flags=("--class-label", "-c"))] = None
     guidance_scale: Annotated[

@@ -7,7 +7,7 @@ image again. Two requests for the same bytes have the same `canonical` form.
 import hashlib
 import math
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -51,9 +51,9 @@ class Plan:
     rows: list[Row]
     seeds: list[int]
     group: Group
-    parameters: Parameters
-    recipes: list[Parameters]
-    canonical: Parameters
+    parameters: Parameters = field(repr=False)  # a repr has no prompt, because an error or a log may show it
+    recipes: list[Parameters] = field(repr=False)
+    canonical: Parameters = field(repr=False)
     timeout_s: float
     preview_every: int = 0
     warnings: tuple[str, ...] = ()

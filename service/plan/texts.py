@@ -5,7 +5,7 @@ Prompts belong to those who write them. No message here has a word of a prompt.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from model.description import ModelDescription, TextDescription
 from model.rows import Condition, Text, Tokens
@@ -32,8 +32,8 @@ class Words:
         branches: of the row.
     """
 
-    prompt: str
-    negative_prompt: str | None
+    prompt: str = field(repr=False)
+    negative_prompt: str | None = field(repr=False)
     clip_skip: int
     branches: tuple[Condition, ...]
 
