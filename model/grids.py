@@ -85,7 +85,9 @@ def pndm_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
     """PNDMScheduler's grid with skip_prk_steps: DDIM's, with the second timestep twice.
 
     The second line starts again a stride above its timestep. With linspace and trailing that is not always the first.
+    PNDMScheduler does not have the field rescale_betas_zero_snr, so the levels are those without it.
     """
+    schedule = schedule.with_fields(rescale_betas_zero_snr=False)
     steps = _strides(schedule, num_inference_steps, _end(schedule, set_alpha_to_one=False))
     if num_inference_steps == 1:
         return steps

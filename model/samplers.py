@@ -3,6 +3,7 @@
 model/lines.py has the lines. A new sampler is a new function there and an entry here; the update stays the same.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -149,6 +150,7 @@ SAMPLERS: dict[str, Sampler] = {
             "use_exponential_sigmas": (False, None),
             "use_lu_lambdas": (False, None),
             "use_beta_sigmas": (False, None),
+            "lambda_min_clipped": (-math.inf, None),
         },
     ),
     "pndm": Sampler(pndm_lines, pndm_steps, walk=pndm_through, through=None, fixed={"skip_prk_steps": (True,)}),
@@ -157,12 +159,16 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-def departures(sampler: str, config: Mapping[str, object]) -> list[str]:
+def departures(sampler: str, schedule: Schedule, config: Mapping[str, object]) -> list[str]:
     """The fields of a scheduler_config.json by which diffusers draws otherwise than we do.
 
     Args:
+        schedule: that of the config.
         config: of the diffusers scheduler that `sampler` stands for.
     """
+    clip, highest = config.get("lambda_min_clipped"), float(schedule.sigmas[-1])
+    if isinstance(clip, int | float) and highest > 0 and clip <= -math.log(highest):
+        config = {**config, "lambda_min_clipped": None}  # below all levels, so nothing is clipped
     return [name for name, values in SAMPLERS[sampler].fixed.items() if config.get(name) not in values]
 
 

@@ -88,6 +88,10 @@ class Schedule(BaseModel):
             and self.model_dump() == other.model_dump()
         )
 
+    def with_fields(self, **fields: object) -> "Schedule":
+        """The schedule with other values of some fields. All others stay as the config sets them, or not."""
+        return Schedule.model_validate({**self.model_dump(exclude_unset=True), **fields})
+
     @property
     def clips_multistep(self) -> bool:
         """Whether clip_sample also bounds x_0 in DPM-Solver++, Euler and Euler a.

@@ -145,6 +145,24 @@ def test_network_outlives_its_file(bare: Path) -> None:
     assert torch.equal(output(network), before)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"interpolation_type": "log_linear"},
+        {"sigma_min": 0.1},
+        {"sigma_max": 9.0},
+        {"final_sigmas_type": "sigma_min"},
+        {"set_alpha_to_one": False},
+    ],
+    ids=str,
+)
+def test_the_levels_of_a_schedule_are_in_the_digest(bare: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    other = write(tmp_path / "other", {**BARE, "schedule": changes})
+    assert load(other)[1].digest != load(bare)[1].digest
+
+
 def test_digest_is_of_config_and_weights(bare: Path, tmp_path: Path) -> None:
     digest = load(bare)[1].digest
     assert re.fullmatch("[0-9a-f]{64}", digest)

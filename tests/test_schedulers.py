@@ -3,6 +3,7 @@
 Ours run in double precision, theirs in float32. So what differs is diffusers' rounding and our errors.
 """
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -268,20 +269,65 @@ def test_zero_terminal_snr(sampler: str, spacing: str, N: int, prediction_type: 
         assert (N, spacing) == (1, "linspace")
 
 
+# Fields that a class does not have.
+
+FOREIGN: list[dict[str, Any]] = [
+    {"rescale_betas_zero_snr": True},
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True},
+    {"interpolation_type": "log_linear"},
+    {"final_sigmas_type": "sigma_min"},
+    {"sigma_min": 0.05, "sigma_max": 10.0},
+    {"use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 10.0},
+    {"thresholding": True, "sample_max_value": 1.5},
+    {"set_alpha_to_one": False},
+    {"variance_type": "fixed_large"},
+]
+
+
+def has(sampler: str, *fields: str) -> bool:
+    return {*fields} <= inspect.signature(CLASSES[sampler][0]).parameters.keys()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "fields"), [(name, fields) for name in CLASSES for fields in FOREIGN if not has(name, *fields)], ids=str
+)
+def test_fields_that_only_other_classes_have_change_nothing(sampler: str, fields: dict[str, Any]) -> None:
+    """diffusers keeps them for other classes, and so a config may have any of them."""
+    kind, own = CLASSES[sampler]
+    clips = {"clip_sample": False} if has(sampler, "clip_sample") else {}
+    known = {**STABLE_DIFFUSION, "prediction_type": "v_prediction"}
+    scheduler = kind.from_config({**own, **clips, **known, **fields})
+    table = sample_table(Schedule(**{"clip_sample": False, **known, **fields}), sampler, 12)
+    assert difference(ours(table), theirs(scheduler, 12, sampler)) <= 4e-6
+
+
 # What the tables leave out.
 
 
 def test_departures() -> None:
     """Checked against what each class would do with its own defaults."""
+    schedule = Schedule()
     for sampler, (kind, own) in CLASSES.items():
         config = dict(kind(**own).config)
-        assert departures(sampler, config) == []
-        assert departures(sampler, {**config, "use_beta_sigmas": True}) == (
+        assert departures(sampler, schedule, config) == []
+        assert departures(sampler, schedule, {**config, "use_beta_sigmas": True}) == (
             ["use_beta_sigmas"] if sampler in ("dpmpp_2m", "euler") else []
         )
-    assert departures("pndm", {}) == departures("pndm", dict(PNDMScheduler().config)) == ["skip_prk_steps"]
-    assert departures("dpmpp_2m", {"use_karras_sigmas": None}) == []
-    assert departures("dpmpp_2m", {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}) == [
+    defaults = dict(PNDMScheduler().config)
+    assert departures("pndm", schedule, {}) == departures("pndm", schedule, defaults) == ["skip_prk_steps"]
+    assert departures("dpmpp_2m", schedule, {"use_karras_sigmas": None}) == []
+    assert departures("dpmpp_2m", schedule, {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}) == [
         "algorithm_type",
         "solver_order",
     ]
+
+
+@pytest.mark.parametrize(("clip", "zero_snr", "clips"), [(-5.1, False, False), (-5.1, True, True), (-1, False, True)])
+def test_a_clip_of_levels_is_told_where_it_clips(clip: float, zero_snr: bool, clips: bool) -> None:
+    fields = {**STABLE_DIFFUSION, "prediction_type": "v_prediction", "rescale_betas_zero_snr": zero_snr}
+    schedule = Schedule(**fields)
+    scheduler = DPMSolverMultistepScheduler(**fields, lambda_min_clipped=clip)
+    assert departures("dpmpp_2m", schedule, dict(scheduler.config)) == (["lambda_min_clipped"] if clips else [])
+    off = difference(ours(sample_table(schedule, "dpmpp_2m", 12)), theirs(scheduler, 12, "dpmpp_2m"))
+    assert off > 1e-3 if clips else off <= 4e-6

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from model.checkpoints.config import parameters
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, convert, find, load, load_autoencoder
 from model.checkpoints.text_config import TextToImageConfig
@@ -28,7 +29,7 @@ from model.update import guided, update
 from tests.checkpoints import STEM, VALUES, Json, check_line, edit, refusal
 from tests.pipelines import KINDS, condition_network, draw, load_pipeline, text_network, vae_network, write_pipeline
 from tests.properties import examples
-from tests.reference import scheduler_class
+from tests.reference import UNet2DConditionModel, scheduler_class
 from tests.test_diffusers import cached, old_key
 from tests.test_tensors import PICKLE, POINTER, moved
 
@@ -359,6 +360,87 @@ def test_the_vae_alone(pipeline: Path, whole: Checkpoint) -> None:
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
 
+# Published configs, in their own size. Numbers of parameters in millions.
+
+CROSS = ["CrossAttnDownBlock2D"] * 3, ["CrossAttnUpBlock2D"] * 3
+OF_SD1: Json = {
+    "_diffusers_version": "0.6.0",
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+    "down_block_types": [*CROSS[0], "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", *CROSS[1]],
+    "norm_num_groups": 32,
+    "sample_size": 64,
+}
+OF_SD2: Json = {
+    **OF_SD1,
+    "_diffusers_version": "0.10.0.dev0",
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+    "upcast_attention": True,
+    "sample_size": 96,
+}
+SMALLER: Json = {**OF_SD1, "_diffusers_version": "0.19.0.dev0", "layers_per_block": 1}
+TINY: Json = {
+    **SMALLER,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": CROSS[0],
+    "up_block_types": CROSS[1],
+    "mid_block_type": None,
+}
+CLIP_L: Json = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "vocab_size": 49408,
+}
+OPEN_CLIP_H: Json = {
+    **CLIP_L,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+}
+
+
+@pytest.mark.parametrize(
+    ("unet", "text", "side", "tensors", "millions"),
+    [
+        (OF_SD1, CLIP_L, 512, 686, (859.5, 123.1)),
+        (OF_SD2, OPEN_CLIP_H, 768, 686, (865.9, 340.4)),
+        (SMALLER, CLIP_L, 512, 442, (579.4, 123.1)),
+        (TINY, CLIP_L, 512, 358, (323.4, 123.1)),
+    ],
+    ids=["SD 1.5", "SD 2.1", "small-sd", "tiny-sd"],
+)
+def test_published_networks(
+    pipeline: Path, unet: Json, text: Json, side: int, tensors: int, millions: tuple[float, float]
+) -> None:
+    edit(pipeline / UNET_CONFIG, unet)
+    edit(pipeline / TEXT_CONFIG, text)
+    source = find(pipeline)
+    config = source.config
+    assert isinstance(config, TextToImageConfig)
+    assert config.image_size == (side, side)
+    with torch.device("meta"):
+        network, clip = config.build(), CLIPText(config.text)
+        theirs = UNet2DConditionModel.from_config(json.loads((pipeline / UNET_CONFIG).read_text()))
+    stored = {
+        there.key: there.shape
+        for key, values in network.state_dict().items()
+        for there in source.network.naming.stored(key, tuple(values.shape))
+    }
+    assert stored == {key: tuple(values.shape) for key, values in theirs.state_dict().items()}
+    assert len(stored) == tensors
+    assert tuple(round(parameters(one) / 1e6, 1) for one in (network, clip)) == millions
+
+
 # The digest.
 
 
@@ -568,7 +650,10 @@ def test_fields_of_networks_are_read(pipeline: Path) -> None:
 
 # Errors.
 
-OTHER = "is {}, which this version does not serve: a pipeline with the part {} must be a StableDiffusionPipeline"
+OTHER = (
+    "_class_name is {}, which this version does not serve: it serves StableDiffusionPipeline, and pipelines of a U-Net "
+    "and a scheduler, with or without a VAE"
+)
 IF = "it belongs to IF, which is not supported"
 ALONE = "this version serves text-to-image alone"
 CLASSES = "StableDiffusionPipeline gives the network no class"
@@ -579,15 +664,15 @@ CLASSES = "StableDiffusionPipeline gives the network no class"
     [
         (
             {"_class_name": "StableDiffusionXLPipeline"},
-            "_class_name " + OTHER.format("StableDiffusionXLPipeline", "text_encoder"),
+            OTHER.format("StableDiffusionXLPipeline"),
         ),
         (
             {"_class_name": "LatentConsistencyModelPipeline"},
-            "_class_name " + OTHER.format("LatentConsistencyModelPipeline", "text_encoder"),
+            OTHER.format("LatentConsistencyModelPipeline"),
         ),
         (
             {"_class_name": "StableDiffusionInpaintPipeline"},
-            "_class_name " + OTHER.format("StableDiffusionInpaintPipeline", "text_encoder"),
+            OTHER.format("StableDiffusionInpaintPipeline"),
         ),
         (
             {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
@@ -650,6 +735,10 @@ def test_pipelines_refused(pipeline: Path, changes: Json, message: str) -> None:
         ({"resnet_skip_time_act": True}, f"resnet_skip_time_act is True, and must be False: {IF}"),
         ({"resnet_out_scale_factor": 1.4}, f"resnet_out_scale_factor is 1.4, and must be 1.0: {IF}"),
         ({"class_embeddings_concat": True}, "class_embeddings_concat is True, and must be False: it belongs to the"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "quantization_config is {'bits': 4}, and must be null: quantized weights",
+        ),
         (
             {"down_block_types": ["SimpleCrossAttnDownBlock2D", "DownBlock2D"]},
             "down_block_types has SimpleCrossAttnDownBlock2D, which belongs to IF, and that is not supported",
@@ -718,6 +807,27 @@ def test_missing_parts_are_refused(pipeline: Path, name: str, message: str) -> N
     else:
         (pipeline / name).unlink()
     assert refusal(pipeline) == message
+
+
+@pytest.mark.parametrize(
+    ("part", "old", "new"),
+    [("unet", SAFE, "diffusion_flax_model.msgpack"), ("text_encoder", "model.safetensors", "model.onnx")],
+)
+def test_weights_of_other_libraries_are_named(pipeline: Path, part: str, old: str, new: str) -> None:
+    (pipeline / part / old).rename(pipeline / part / new)
+    assert refusal(pipeline) == f"{part}: holds no {old}, and {new} cannot be read"
+
+
+def test_weights_in_a_single_file_are_refused(pipeline: Path, tmp_path: Path) -> None:
+    """Published folders have such a file beside those of the parts."""
+    refused = "and weights in a single file are not served: name"
+    taken = "config.json and model.safetensors, or a folder of the diffusers library"
+    for folder, message in (
+        (pipeline, f"is not in the folder of a network, {refused} the folder"),
+        (tmp_path, f"has no config beside it, {refused} {taken}"),
+    ):
+        save_file({"model.diffusion_model.out.0.bias": torch.ones(1)}, folder / "v1-5-pruned.safetensors")
+        assert refusal(folder / "v1-5-pruned.safetensors", folder) == f"v1-5-pruned.safetensors: {message}"
 
 
 def test_weights_that_do_not_fit_are_refused(pipeline: Path) -> None:

@@ -12,7 +12,8 @@ each; and for a latent model held-out images and their reconstructions.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from model.grids import GridError
 from model.samplers import SAMPLERS
 from service.http.png import UInt8
 from weights import data
@@ -75,16 +77,20 @@ def pairs(left: UInt8, right: UInt8, classes: int) -> UInt8:
 
 
 def curves(teacher: Pen, student: Pen, held: Held) -> Curves:
-    """The figures for each sampler and number of steps."""
+    """The figures for each sampler and each number of steps that it takes."""
 
-    def judged(by: Pen, sampler: str, steps: int) -> Figures:
-        settings = replace(by.model.recommended, sampler=sampler, num_inference_steps=steps)
-        return held.compare_drawn(draw(by, settings, 0, IMAGES))
+    def judged(by: Pen, sampler: str, counts: Sequence[int]) -> dict[int, Figures]:
+        found = {}
+        for steps in counts:
+            settings = replace(by.model.recommended, sampler=sampler, num_inference_steps=steps)
+            with suppress(GridError):
+                found[steps] = held.compare_drawn(draw(by, settings, 0, IMAGES))
+        return found
 
-    found = {sampler: {steps: judged(teacher, sampler, steps) for steps in STEPS} for sampler in SAMPLERS}
+    found = {sampler: judged(teacher, sampler, STEPS) for sampler in SAMPLERS}
     assert student.model.distilled is not None
     sampler, counts = student.model.distilled.sampler, student.model.distilled.num_inference_steps
-    return {**found, f"{sampler}, {student.model.name}": {steps: judged(student, sampler, steps) for steps in counts}}
+    return {**found, f"{sampler}, {student.model.name}": judged(student, sampler, counts)}
 
 
 def plot(found: Curves, path: Path) -> None:

@@ -264,7 +264,7 @@ def _with_variance_of(network: UNet2DConfig, schedule: Schedule) -> Schedule:
     """If the scheduler's config does not set variance_type, out_channels twice in_channels mean learned_range."""
     if network.out_channels != 2 * network.in_channels or "variance_type" in schedule.model_fields_set:
         return schedule
-    return Schedule.model_validate({**schedule.model_dump(exclude_unset=True), "variance_type": "learned_range"})
+    return schedule.with_fields(variance_type="learned_range")
 
 
 def recommended(scheduler: Scheduler, first_timestep: int) -> RecommendedConfig:

@@ -9,6 +9,7 @@ from model.checkpoints.files import read_json
 from model.checkpoints.tensors import Naming, Stored
 
 FORMATS = (".safetensors", ".bin")  # in order of preference
+_OTHER_FORMATS = (".msgpack", ".onnx", ".h5", ".ckpt", ".gguf")
 
 # Names of weights without variant and format, by format.
 STEMS = dict.fromkeys(FORMATS, "diffusion_pytorch_model")
@@ -76,7 +77,12 @@ def _best(folder: Path, stems: Mapping[str, str], variant: str) -> Path:
         if variants:
             names = listed([child.name for child in variants], most=2)
             raise CheckpointError(folder, f"holds the variants {names}: name one of these files")
-    raise CheckpointError(folder, f"holds no {stems['.safetensors']}.safetensors")
+    others = [child.name for child in sorted(folder.iterdir()) if child.suffix in _OTHER_FORMATS]
+    raise CheckpointError(
+        folder,
+        f"holds no {stems['.safetensors']}.safetensors"
+        + (f", and {listed(others, most=1)} cannot be read" if others else ""),
+    )
 
 
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # added by parallel training and torch.compile

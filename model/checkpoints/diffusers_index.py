@@ -82,8 +82,8 @@ def _foreign_part(name: str, pipeline: object, is_text: bool) -> str:
     if pipeline in _OTHER_PIPELINES:
         return f"has the part {shown(name)}, and the parts must be unet, scheduler and vqvae or vae"
     return (
-        f"_class_name is {shown(pipeline)}, which this version does not serve: "
-        f"a pipeline with the part {shown(name)} must be a StableDiffusionPipeline"
+        f"_class_name is {shown(pipeline)}, which this version does not serve: it serves StableDiffusionPipeline, "
+        "and pipelines of a U-Net and a scheduler, with or without a VAE"
     )
 
 

@@ -123,7 +123,7 @@ def find_layout(path: Path) -> Layout | None:
     is_text = index is not None and index.is_text
     if index is not None and is_text and scheduler is None:
         raise CheckpointError(index.path, f"names scheduler, and there is no {names[0]}")
-    return Layout(
+    layout = Layout(
         root=root,
         pipeline=pipeline,
         unet=unet,
@@ -134,6 +134,12 @@ def find_layout(path: Path) -> Layout | None:
         model_index=index,
         named=path.absolute() if path.is_file() and (path.suffix in FORMATS or ".index." in path.name) else None,
     )
+    if is_text and layout.named is not None and layout.named.parent == pipeline != unet:
+        raise CheckpointError(
+            layout.named,
+            "is not in the folder of a network, and weights in a single file are not served: name the folder",
+        )
+    return layout
 
 
 def _holds_unet(folder: Path) -> bool:

@@ -58,6 +58,7 @@ _FIXED: dict[str, tuple[object, str]] = {
     "resnet_skip_time_act": (False, "it belongs to IF, which is not supported"),
     "resnet_out_scale_factor": (1.0, "it belongs to IF, which is not supported"),
     "class_embeddings_concat": (False, "it belongs to the upscaler of latents, which is not supported"),
+    "quantization_config": (None, "quantized weights are not supported"),
 }
 _OTHER_BLOCKS = {
     "SimpleCrossAttn": "belongs to IF",
@@ -94,7 +95,7 @@ def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
     if sampler is None:
         log.warning("%s: %s has no sampler here: %s is recommended in its place", path, kind, _IN_PLACE_OF_OTHERS)
         return Scheduler(schedule, _IN_PLACE_OF_OTHERS, _STEPS)
-    for field in departures(sampler, values):
+    for field in departures(sampler, schedule, values):
         log.warning(
             "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
             path, field, shown(values.get(field, "absent")), sampler,

@@ -27,8 +27,10 @@ from model.description import ModelDescription, TextDescription
 from model.nets.autoencoder import Autoencoder
 from model.nets.clip import CLIPText
 from model.nets.unets import UNet
+from model.schedule import Schedule
 
 FAMILIES = (diffusers.find, native.find)
+_SINGLE = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".gguf")  # files that hold weights alone
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -57,10 +59,12 @@ def find(path: Path) -> Source:
         source = find_family(path)
         if source is not None:
             return source
-    raise CheckpointError(
-        path,
-        f"is not a checkpoint, and must be {native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library",
-    )
+    what = f"{native.CONFIG} and {native.WEIGHTS}, or a folder of the diffusers library"
+    if path.is_file() and path.suffix in _SINGLE:
+        raise CheckpointError(
+            path, f"has no config beside it, and weights in a single file are not served: name {what}"
+        )
+    raise CheckpointError(path, f"is not a checkpoint, and must be {what}")
 
 
 def load(path: Path, allow_pickle: bool = False) -> Checkpoint:
@@ -144,10 +148,7 @@ class _NothingDrawn(TorchFunctionMode):
 def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Tokenizer | None) -> str:
     """A hash of everything that decides an image, whatever the file format."""
     digest = hashlib.sha256()
-    absent = {"autoencoder"} if config.autoencoder is None else set()
-    settings = config.model_dump(mode="json", exclude={"name", "distilled"} | absent)
-    settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields the config sets
-    digest.update(json.dumps(settings, sort_keys=True).encode())
+    digest.update(json.dumps(_settings(config), sort_keys=True).encode())
     for network in networks:
         for key, tensor in network.state_dict().items():
             digest.update(key.encode())
@@ -155,3 +156,23 @@ def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Token
     if tokenizer is not None:
         digest.update(tokenizer.digest.encode())
     return digest.hexdigest()
+
+
+# Fields of Schedule that are younger than the first digests, which are in recipes.
+_YOUNGER = (
+    "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "sigma_min", "sigma_max", "final_sigmas_type",
+)  # fmt: skip
+
+
+def _settings(config: ModelConfig) -> dict[str, Any]:
+    """What the digest has of a config. A new field of ours leaves the digests of older weights as they were."""
+    absent = {"autoencoder"} if config.autoencoder is None else set()
+    settings = config.model_dump(mode="json", exclude={"name", "distilled"} | absent)
+    schedule = settings["schedule"]
+    for field in _YOUNGER:
+        if schedule[field] == Schedule.model_fields[field].default:
+            del schedule[field]
+    if not isinstance(config, TextToImageConfig) and schedule["set_alpha_to_one"] is None:
+        schedule["set_alpha_to_one"] = True  # the default of those days, and still that of all samplers but pndm
+    settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields the config sets
+    return settings
