@@ -61,11 +61,11 @@ class Settings(BaseSettings):
     )
     recommended: Recommendation = Field(
         None,
-        description="what requests get that name no sampler, steps or guidance; any of them may be left out; "
+        description="sampler, steps and guidance of requests that name none; each may be left out; "
         "default: what the weights' files tell",
     )
     recipe_prompts: bool = Field(
-        True, description="0: PNGs have no prompts in their recipes, but their SHA-256; for models with text"
+        True, description="0: recipes have the SHA-256 of prompts in place of the prompts; for models with text"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -50,7 +50,7 @@ class Drawn:
         parameters: the request, with its defaults filled in.
         timings: seconds: queue_s, denoise_s, encode_s, and decode_s with latent diffusion.
         model: name, digest and fingerprint.
-        warnings: sentences on what the server did otherwise than it was asked to: words that did not fit, for example.
+        warnings: the server's, as sentences: that words of the prompt did not fit, for example.
     """
 
     images: tuple[Image, ...]

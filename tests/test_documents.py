@@ -43,7 +43,8 @@ def test_the_modules_with_slow_tests_are_listed() -> None:
 
 def test_every_fault_has_the_tests_that_are_named() -> None:
     """`test_server: a_name, the_beginning_of_…; test_fuzz`"""
-    rows = re.findall(r"^\| .* \| .* \| (test_.*) \|$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
+    tables = "".join((ROOT / "docs" / name).read_text() for name in ("reliability.md", "text.md"))
+    rows = re.findall(r"^\| .* \| .* \| (test_.*) \|$", tables, re.MULTILINE)
     assert len(rows) > 30
     for module, _, names in (part.partition(": ") for row in rows for part in re.split(r"[;,] (?=test_)", row)):
         tests = re.findall(r"^def (test_\w+)", (TESTS / f"{module}.py").read_text(), re.MULTILINE)

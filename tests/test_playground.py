@@ -802,6 +802,7 @@ def test_prompts_on_a_phone(browser: Browser, text_server: LocalServer, scheme: 
         finished(page)
         check()
         viewer = opened(page, cards(page).first)
+        expect(viewer.locator(".picture img")).to_be_in_viewport(ratio=0.9)  # above a long text
         expect(viewer.locator("dl")).to_contain_text(LONG.strip())  # the heading is shorter
         check()
         viewer.get_by_role("button", name="Denoise").click()

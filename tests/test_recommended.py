@@ -32,11 +32,11 @@ def test_a_recommendation_is_read(text: str, wanted: Wanted) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("euler", "must be as sampler=euler,steps=4,guidance=0, and 'euler' is none of these"),
-        ("", "must be as sampler=euler,steps=4,guidance=0, and '' is none of these"),
-        ("steps=4,", "must be as sampler=euler,steps=4,guidance=0, and '' is none of these"),
-        ("eta=1", "must be as sampler=euler,steps=4,guidance=0, and 'eta=1' is none of these"),
-        ("sampler=", "must be as sampler=euler,steps=4,guidance=0, and 'sampler=' is none of these"),
+        ("euler", "must be like sampler=euler,steps=4,guidance=0, and has 'euler'"),
+        ("", "must be like sampler=euler,steps=4,guidance=0, and has ''"),
+        ("steps=4,", "must be like sampler=euler,steps=4,guidance=0, and has ''"),
+        ("eta=1", "must be like sampler=euler,steps=4,guidance=0, and has 'eta=1'"),
+        ("sampler=", "must be like sampler=euler,steps=4,guidance=0, and has 'sampler='"),
         ("steps=4,num_inference_steps=5", "must name num_inference_steps once"),
         ("steps=0", "steps must be an integer from 1 on, and is '0'"),
         ("steps=4.0", "steps must be an integer from 1 on, and is '4.0'"),

@@ -513,7 +513,7 @@ def test_the_pipelines_own_settings_are_recommended(
             {"timestep_spacing": "trailing"},
             "euler",
             (
-                "timestep_spacing is trailing, as of weights for few steps (turbo, Lightning): "
+                "timestep_spacing is trailing, which weights for few steps (turbo, Lightning) have: "
                 "if these are such weights, set STEPWISE_RECOMMENDED to their steps and guidance"
             ),
         ),
@@ -716,10 +716,10 @@ def test_pipelines_refused(pipeline: Path, changes: Json, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"in_channels": 9}, f"in_channels is 9, as of inpainting networks: {ALONE}"),
-        ({"in_channels": 8}, f"in_channels is 8, as of InstructPix2Pix and the x2 upscaler: {ALONE}"),
-        ({"in_channels": 7}, f"in_channels is 7, as of the x4 upscaler: {ALONE}"),
-        ({"in_channels": 5}, f"in_channels is 5, as of depth-to-image networks: {ALONE}"),
+        ({"in_channels": 9}, f"in_channels is 9, which inpainting networks have: {ALONE}"),
+        ({"in_channels": 8}, f"in_channels is 8, which InstructPix2Pix and x2 upscalers have: {ALONE}"),
+        ({"in_channels": 7}, f"in_channels is 7, which x4 upscalers have: {ALONE}"),
+        ({"in_channels": 5}, f"in_channels is 5, which depth-to-image networks have: {ALONE}"),
         ({"in_channels": 3}, "autoencoder has latents of 4 channels, and the network denoises 3"),
         ({"num_attention_heads": 4}, "num_attention_heads is 4, and must be null: diffusers refuses any other, and"),
         ({"addition_embed_type": "text_time"}, "addition_embed_type is text_time, and must be null: text_time is SDXL"),
@@ -766,7 +766,7 @@ def test_networks_refused(pipeline: Path, changes: Json, message: str) -> None:
     ("changes", "message"),
     [
         ({"model_type": "clip"}, "model_type is clip, and must be clip_text_model"),
-        ({"use_attention_mask": True}, "use_attention_mask is true, and must be false: padding is attended to"),
+        ({"use_attention_mask": True}, "use_attention_mask is true, and must be false: the U-Net attends to padding"),
         ({"hidden_act": "tanh"}, "hidden_act is tanh, and must be 'quick_gelu', 'gelu'"),
         ({"num_attention_heads": 5}, "num_attention_heads is 5, which does not divide hidden_size 32"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and must be less than or equal to 256"),

@@ -154,6 +154,11 @@ def test_several_prompts_are_an_image_each(server: FakeServer, tmp_path: Path) -
     assert line == "PROMPT and --prompt are the same: give one of them"
 
 
+def test_a_prompt_without_quotes_is_refused_in_a_sentence(server: FakeServer, tmp_path: Path) -> None:
+    line = refused(stepwise(server, tmp_path, "sample", "a", "fox", "--negative", OX), exits.UNUSABLE)
+    assert line == 'a prompt of several words must be in quotes: stepwise sample "a fox in the snow"'
+
+
 @pytest.mark.parametrize("name", ["fox.png", "fox.jpg", "fox.npy"])
 def test_what_was_cut_is_said_on_standard_error(server: FakeServer, tmp_path: Path, name: str) -> None:
     ended = stepwise(server, tmp_path, "sample", LONG, "-o", name)

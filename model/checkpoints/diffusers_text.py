@@ -41,8 +41,8 @@ _IN_PLACE_OF_OTHERS = "dpmpp_2m"
 _TEXT_TO_IMAGE = "this version serves text-to-image alone"
 _OTHER_INPUTS = {
     5: "depth-to-image networks",
-    7: "the x4 upscaler",
-    8: "InstructPix2Pix and the x2 upscaler",
+    7: "x4 upscalers",
+    8: "InstructPix2Pix and x2 upscalers",
     9: "inpainting networks",
 }
 # Fields of UNet2DConditionModel that must have one value.
@@ -81,7 +81,7 @@ _SILENT_OF_TEXT = {
 
 
 def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
-    """Read the scheduler_config.json of a StableDiffusionPipeline, and tell in the log what is drawn otherwise.
+    """Read the scheduler_config.json of a StableDiffusionPipeline, and warn where images differ from the pipeline's.
 
     The pipeline sets steps_offset and clip_sample, whatever the file says.
 
@@ -101,7 +101,7 @@ def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
         )  # fmt: skip
     if sampler in ("euler", "euler_a") and schedule.timestep_spacing == "trailing":
         log.warning(
-            "%s: timestep_spacing is trailing, as of weights for few steps (turbo, Lightning): if these are such "
+            "%s: timestep_spacing is trailing, which weights for few steps (turbo, Lightning) have: if these are such "
             "weights, set STEPWISE_RECOMMENDED to their steps and guidance",
             path,
         )
@@ -150,7 +150,8 @@ def _check_supported(path: Path, values: dict[str, Any]) -> None:
     """Refuse networks of other tasks, fields that must have one value, and other blocks."""
     channels = values.get("in_channels", 4)
     if type(channels) is int and channels in _OTHER_INPUTS:
-        raise CheckpointError(path, f"in_channels is {channels}, as of {_OTHER_INPUTS[channels]}: {_TEXT_TO_IMAGE}")
+        theirs = _OTHER_INPUTS[channels]
+        raise CheckpointError(path, f"in_channels is {channels}, which {theirs} have: {_TEXT_TO_IMAGE}")
     for field, (wanted, why) in _FIXED.items():
         value = values.get(field, wanted)
         if value != wanted and not (value is None and wanted is False):
@@ -185,7 +186,7 @@ def read_text_encoder(path: Path, values: dict[str, Any]) -> CLIPTextConfig:
     if model_type != "clip_text_model":
         raise CheckpointError(path, f"model_type is {shown(model_type)}, and must be clip_text_model")
     if values.get("use_attention_mask"):
-        raise CheckpointError(path, "use_attention_mask is true, and must be false: padding is attended to")
+        raise CheckpointError(path, "use_attention_mask is true, and must be false: the U-Net attends to padding")
     fields = known_fields(path, values, CLIPTextConfig, _SILENT_OF_TEXT)
     try:
         return CLIPTextConfig.model_validate(fields)

@@ -26,7 +26,7 @@ class Forecast(NamedTuple):
 
 
 def forecast(rows: Sequence[Row], values: tuple[int, int], machine: Machine) -> Forecast:
-    """What a request takes whose texts are all encoded first.
+    """Forecast a request that needs all of its texts encoded.
 
     Args:
         values: of its answer, see service.engine.requests.Encoding.

@@ -58,8 +58,8 @@ ClipSkip = Annotated[
 GuidanceRescale = Annotated[
     float,
     Entry(
-        help="How far the contrast of a guided prediction goes back to that of the prompt's own, against images that "
-        "are too bright or too dark.",
+        help="Takes back the contrast that guidance adds: 0 nothing of it, 1 all of it. It helps where images get too "
+        "bright or too dark.",
         ge=0,
         le=1,
         refused="more than 0 for a model without guidance",
@@ -135,7 +135,7 @@ class Sample(Drawing):
             max_bytes=MAX_PROMPT,
             refused="as `prompt`",
             is_optional=True,
-            flags=("--negative-prompt", "--negative"),
+            flags=("--negative", "--negative-prompt"),
         ),
     ] = field(default=None, repr=False)
     clip_skip: ClipSkip = 0
@@ -156,7 +156,7 @@ class Sample(Drawing):
             ge=1,
             le="most_steps",
             refused="a number that does not fit the `sampler`; in /denoise more than `timestep`",
-            flags=("--num-inference-steps", "--steps"),
+            flags=("--steps", "--num-inference-steps"),
         ),
     ] = None
     timesteps: Annotated[
@@ -181,7 +181,7 @@ class Sample(Drawing):
     guidance_scale: Annotated[
         float | None,
         Entry(
-            help="Classifier-free guidance: 1 and less is off. More needs a prompt or a class label. "
+            help="Classifier-free guidance: 1 and less is off. A model of classes needs a label for more. "
             "Default: what the weights recommend.",
             ge=0,
             le=MAX_GUIDANCE,
@@ -248,7 +248,7 @@ class Denoise(Drawing):
             help="How many steps, at most max(1, timestep). One step is the model's estimate from one evaluation.",
             ge=1,
             le="longest_walk",
-            flags=("--num-inference-steps", "--steps"),
+            flags=("--steps", "--num-inference-steps"),
         ),
     ] = 1
     prompt: Annotated[
@@ -266,7 +266,7 @@ class Denoise(Drawing):
             help="What guidance leads away from, in words. Default: the empty text.",
             max_bytes=MAX_PROMPT,
             is_optional=True,
-            flags=("--negative-prompt", "--negative"),
+            flags=("--negative", "--negative-prompt"),
         ),
     ] = field(default=None, repr=False)
     clip_skip: ClipSkip = 0
@@ -274,7 +274,7 @@ class Denoise(Drawing):
     guidance_scale: Annotated[
         float | None,
         Entry(
-            help="Classifier-free guidance: 1 and less is off. More needs a prompt or a class label. Default: 1.",
+            help="Classifier-free guidance: 1 and less is off. A model of classes needs a label for more. Default: 1.",
             ge=0,
             le=MAX_GUIDANCE,
             flags=("--guidance-scale", "-g"),

@@ -46,7 +46,7 @@ def parse(text: str) -> Wanted:
     for part in map(str.strip, text.split(",")):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (equals and name in _FIELDS and value):
-            raise ValueError(f"must be as {EXAMPLE}, and {part[:40]!r} is none of these")
+            raise ValueError(f"must be like {EXAMPLE}, and has {part[:40]!r}")
         field = _FIELDS[name]
         if field in found:
             raise ValueError(f"must name {name} once")

@@ -51,7 +51,7 @@ async def drawn(events: AsyncGenerator[Event, None], count: int) -> tuple[list[I
 
 
 def warn(warnings: Iterable[str]) -> None:
-    """Say what the server did otherwise than it was asked to."""
+    """Print the server's warnings."""
     for warning in warnings:
         say(f"warning: {warning}")
 

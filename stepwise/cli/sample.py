@@ -21,10 +21,10 @@ _A_LIST_MAKES_IMAGES = ("prompt", "negative_prompt", "class_label")
 @options.of(fields.Sample)
 def sample(
     given: options.Given,
-    text: Annotated[
-        str | None,
+    words: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="PROMPT", help="What is drawn, in words, for models with text: in quotes.", show_default=False
+            metavar="PROMPT", help="What is drawn, for models with text: a sentence in quotes.", show_default=False
         ),
     ] = None,
     out: Annotated[
@@ -55,10 +55,12 @@ def sample(
 
     Prints the path of each file. The same seed draws the same bytes again.
     """
-    if text is not None:
+    if words:
+        if len(words) > 1:
+            raise Unusable('a prompt of several words must be in quotes: stepwise sample "a fox in the snow"')
         if "prompt" in given:
             raise Unusable("PROMPT and --prompt are the same: give one of them")
-        given["prompt"] = text
+        [given["prompt"]] = words
     several = (len(given[name]) for name in _A_LIST_MAKES_IMAGES if isinstance(given.get(name), list))
     count = given.setdefault("num_images", next(several, 1))
     target = Output.of(out, force)

@@ -41,7 +41,8 @@ def verify(
         typer.Option(help="The prompt of FILE, where its recipe has only the prompt's SHA-256.", show_default=False),
     ] = None,
     negative: Annotated[
-        str | None, typer.Option(help="The negative prompt of FILE, in the same case.", show_default=False)
+        str | None,
+        typer.Option(help="The negative prompt of FILE, where its recipe has only the SHA-256.", show_default=False),
     ] = None,
     as_json: options.Json = False,
     url: options.Url = DEFAULT_URL,

@@ -78,7 +78,7 @@ export function progressOf(stage) {
       }
     },
 
-    /** What the server did otherwise than it was asked to. @param {string[]} [sentences] */
+    /** Show the warnings of the server. @param {string[]} [sentences] */
     warn,
 
     /** Show how many parts of a whole are done. */

@@ -4,6 +4,8 @@ import { hasKey, send } from "./api.js";
 import { h } from "./controls.js";
 import { explained, fieldName, isPixelArt, linkTo, randomSeed, ratioOf, samplerName, takesText } from "./model.js";
 
+const LONG = 100; // characters of a value that may scroll
+
 /** @typedef {import("./gallery.js").Item} Item */
 
 /**
@@ -28,7 +30,7 @@ export function makeViewer(dialog, info, actions) {
     find(".picture").replaceChildren(image);
     find(".picture").style.setProperty("--ratio", String(ratioOf(item.size)));
     find("h2").textContent = item.name;
-    find("dl").replaceChildren(...facts(info, item).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    find("dl").replaceChildren(...facts(info, item).flatMap(([name, value]) => [h("dt", {}, name), valueOf(value)]));
     Object.assign(find(".download"), { href: item.url, download: item.file });
     opener.href = linkTo(info, item.recipe, item.size);
     address.value = opener.href;
@@ -83,7 +85,7 @@ export function makeViewer(dialog, info, actions) {
       items = all;
       show(item);
       dialog.showModal();
-      find(".download").focus();
+      find(".download").focus({ preventScroll: true }); // the image comes first
     },
   };
 }
@@ -99,6 +101,11 @@ export async function openWithKey(address, note) {
     tab?.close();
     note.textContent = explained(error);
   }
+}
+
+/** A value. A long one scrolls, by keyboard too. */
+function valueOf(value) {
+  return h("dd", String(value).length > LONG ? { className: "long", tabIndex: 0 } : {}, value);
 }
 
 /** The facts of an image, by their names. @param {import("./model.js").Info} info @param {Item} item */
