@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.bounds import MARGIN
-from service.engine.costs import Machine
+from service.engine.bounds import MARGIN, SHARED
+from service.engine.costs import Costs, Machine, Speed
 from service.engine.promises import PATIENCE, SHORTEST
 from service.engine.scheduler import Scheduler
 from service.engine.trials import SHARE
@@ -284,6 +284,19 @@ def test_a_pass_that_may_be_under_way_when_an_upload_is_encoded_breaks_no_promis
     assert second.refused == refused
     assert first.done is not None
     assert first.done <= first.promise + SOON
+
+
+def test_a_larger_piece_breaks_no_promise_of_a_job_that_waits_for_no_pass() -> None:
+    """The first job's pass lasts long. The second one has no steps, and no time for a check that takes longer."""
+    speed = Speed()
+    check = {group: Costs({1: seconds}, speed) for group, seconds in zip(GROUPS[:2], (0.5, 1.0), strict=True)}
+    passes = {group: Costs({1: 8.0}) for group in GROUPS[:2]}
+    line = Line(Machine(passes, text=Costs({1: 0.2}), check=check), decode_times=[SHARED * (1 + MARGIN)])
+    no_steps = ((0, 1),)
+    tight, larger = Arrival(1.0, no_steps, hurry=1.0, texts=1), Arrival(1.1, no_steps, group=1)
+    tickets = line.play([Arrival(0.0, alike(1, 2), checked=False), tight, larger])
+    assert tickets[1].promise == pytest.approx(1.0 + 0.5 + 2.5)
+    assert all(ticket.refused or (ticket.done or 0.0) <= ticket.promise + SOON for ticket in tickets)
 
 
 @examples(200)

@@ -249,13 +249,13 @@ class _New:
             self._encodes = list(accumulate((other.encode_s for other in line), initial=0.0))
 
     def _holds_up(self, place: int, plan: int) -> bool:
-        """Whether a piece of the job may break the promise of a job ahead, if the plan keeps that promise now."""
+        """Whether a piece of the job may break the promise of a job ahead.
+
+        A job that seems to be late may still be in time: what it has to spare counts from the end of the present pass,
+        and counts a piece that is almost done as a whole one.
+        """
         left = self._seen.left[plan]
-        return any(
-            self._longer(self._line[i], True) > max(0.0, left[i])
-            for i in self._larger
-            if i < place and left[i] >= -ROUNDING
-        )
+        return any(self._longer(self._line[i], True) > max(0.0, left[i]) for i in self._larger if i < place)
 
     def _longer(self, other: Job, is_ahead: bool) -> float:
         """The seconds that another job's bound becomes longer by the work that this job may have under way."""
