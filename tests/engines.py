@@ -102,6 +102,33 @@ class Gate(Generic[T]):
             return self._changed.wait_for(lambda: not self._closed or number <= self._let_through, PATIENCE)
 
 
+class Held(Generic[T]):
+    """Calls that a test can hold inside.
+
+    Args:
+        gate: of another fake, which then shares its record of calls.
+
+    Attributes:
+        calls: the started calls.
+    """
+
+    def __init__(self, gate: Gate[T] | None = None) -> None:
+        self._gate: Gate[T] = Gate() if gate is None else gate
+        self.calls = self._gate.entered
+
+    def hold(self) -> None:
+        """From now on each call stops inside until next_call or let_go."""
+        self._gate.close()
+
+    def next_call(self) -> T:
+        """Let the held call end, wait for the next one, and return it."""
+        return self._gate.next()
+
+    def let_go(self) -> None:
+        """Stop holding calls."""
+        self._gate.open()
+
+
 @dataclass
 class FakeRow:
     row: Row
@@ -229,7 +256,7 @@ class Call(NamedTuple):
     seeds: list[int]
 
 
-class FakeVAE:
+class FakeVAE(Held[Call]):
     """A fake VAE: decoding adds a half to the steps, encoding subtracts it. Records calls that break the protocol.
 
     Args:
@@ -247,11 +274,10 @@ class FakeVAE:
     """
 
     def __init__(self, seconds: Mapping[int, float], clock: FakeClock, like: "FakeVAE | None" = None) -> None:
+        super().__init__(None if like is None else like._gate)
         self.widths: Sequence[int] = list(seconds)
         self.clock = clock
         self.seconds = dict(seconds)
-        self._gate: Gate[Call] = Gate() if like is None else like._gate
-        self.calls = self._gate.entered
         self.breaking: set[int] = set()
         self.poisoned: set[int] = set()
         self.faults = 0
@@ -262,23 +288,11 @@ class FakeVAE:
 
     # For tests.
 
-    def hold(self) -> None:
-        """From now on each call stops inside until next_call or let_go."""
-        self._gate.close()
-
-    def next_call(self) -> Call:
-        """Let the held call end, wait for the next one, and return it."""
-        return self._gate.next()
-
     def next_batch(self) -> list[int]:
         """The same for a call that must be decode. Returns the seeds."""
         name, seeds = self.next_call()
         assert name == "decode"
         return seeds
-
-    def let_go(self) -> None:
-        """Stop holding calls."""
-        self._gate.open()
 
     # For the engine.
 
@@ -321,7 +335,7 @@ class FakeVAE:
             self._at_work[name].release()
 
 
-class FakeTextEncoder:
+class FakeTextEncoder(Held[int]):
     """A fake text encoder: a context is filled with the first token. Records calls that break the protocol.
 
     Attributes:
@@ -334,28 +348,15 @@ class FakeTextEncoder:
     """
 
     def __init__(self, seconds: float, clock: FakeClock) -> None:
+        super().__init__()
         self.seconds = seconds
         self.clock = clock
-        self._gate: Gate[int] = Gate()
-        self.calls = self._gate.entered
         self.breaking: set[int] = set()
         self.poisoned: set[int] = set()
         self.faults = 0
         self.complaints: list[str] = []
         self.during: Callable[[str], None] = lambda call: None
         self._at_work = threading.Lock()
-
-    def hold(self) -> None:
-        """From now on each call stops inside until next_call or let_go."""
-        self._gate.close()
-
-    def next_call(self) -> int:
-        """Let the held call end, wait for the next one, and return it."""
-        return self._gate.next()
-
-    def let_go(self) -> None:
-        """Stop holding calls."""
-        self._gate.open()
 
     def encode(self, text: Text) -> Image:
         token = text.ids[0]
@@ -379,7 +380,7 @@ class FakeTextEncoder:
             self._at_work.release()
 
 
-class FakeCheck:
+class FakeCheck(Held[int]):
     """A fake check of images.
 
     Attributes:
@@ -391,26 +392,13 @@ class FakeCheck:
     """
 
     def __init__(self, seconds: float, clock: FakeClock) -> None:
+        super().__init__()
         self.seconds = seconds
         self.clock = clock
-        self._gate: Gate[int] = Gate()
-        self.calls = self._gate.entered
         self.refusing: set[int] = set()
         self.failing: set[int] = set()
         self.breaking: set[int] = set()
         self.during: Callable[[str], None] = lambda call: None
-
-    def hold(self) -> None:
-        """From now on each call stops inside until next_call or let_go."""
-        self._gate.close()
-
-    def next_call(self) -> int:
-        """Let the held call end, wait for the next one, and return it."""
-        return self._gate.next()
-
-    def let_go(self) -> None:
-        """Stop holding calls."""
-        self._gate.open()
 
     def __call__(self, image: Image) -> str | None:
         seed = int(image.flat[0])
@@ -424,7 +412,7 @@ class FakeCheck:
         return f"image {seed} is not nice" if seed in self.refusing else None
 
 
-class FakeEncoding:
+class FakeEncoding(Held[int]):
     """Encodes images as JSON, and the whole as a list of them. Implements service.engine.requests.Encoding.
 
     Attributes:
@@ -436,24 +424,11 @@ class FakeEncoding:
     """
 
     def __init__(self, of_image: int = 1, of_whole: int = 0) -> None:
+        super().__init__()
         self.values = of_image, of_whole
-        self._gate = Gate[int]()
-        self.calls = self._gate.entered
         self.breaking: set[int] = set()
         self.faults = 0
         self.during: Callable[[int], None] = lambda index: None
-
-    def hold(self) -> None:
-        """From now on each call stops inside until next_call or let_go."""
-        self._gate.close()
-
-    def next_call(self) -> int:
-        """Let the held call end, wait for the next one, and return it."""
-        return self._gate.next()
-
-    def let_go(self) -> None:
-        """Stop holding calls."""
-        self._gate.open()
 
     def image(self, index: int, image: Image) -> bytes:
         self._call(index)

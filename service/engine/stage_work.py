@@ -125,7 +125,6 @@ class Staged:
         self._machine = machine
         self._images = images
         self.texts, self.upload = stages.texts, stages.upload
-        self.encoding = stages.upload or stages.texts > 0
         self.undecoded = images if stages.decoded else 0
         self.unchecked = images if stages.checked else 0
         self.unanswered = 0 if stages.values is None else images + 1
