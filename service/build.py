@@ -30,7 +30,7 @@ from service.engine.fairness import Places
 from service.http import checks
 from service.http.formats import image_encoder
 from service.http.metrics import Metrics
-from service.http.problems import printable
+from service.http.problems import one_line
 from service.plan.recommended import Wanted, applied
 from service.plan.served import Served, fingerprint_parts
 
@@ -82,8 +82,7 @@ def told(error: BaseException) -> str:
 
 def shown(text: str) -> str:
     """Text on one line, cut to _SHOWN characters."""
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
+    return one_line(text, _SHOWN)
 
 
 def build(settings: Settings) -> tuple[Engine, Served, Metrics]:

@@ -24,7 +24,7 @@ from service.config import PREFIX, SettingsError
 from service.errors import ComputationFailed, DeadlinePassed, QueueFull, Refused
 from service.http.logs import trace_without_messages
 from service.http.png import to_uint8
-from service.http.problems import printable
+from service.http.problems import one_line, printable
 from service.plan.fields import Denoise, Drawing, Noise, Sample
 
 log = logging.getLogger(__name__)
@@ -172,16 +172,11 @@ def _asked(function: Function, count: Count, what: str, keywords: dict[str, Any]
             return None
         if isinstance(reason, str):
             count("refused")
-            return _shown(reason)
+            return one_line(reason, _MOST_REASON) or _NO_REASON
         why = f"it returned {type(reason).__name__}, and must return a text or None"
     count("failed")
     log.error("the check of %s failed: %s", what, why)
     raise ComputationFailed(f"the check of {what} failed")
-
-
-def _shown(reason: str) -> str:
-    line = printable(" ".join(reason.split()))
-    return (line if len(line) <= _MOST_REASON else f"{line[:_MOST_REASON]}…") or _NO_REASON
 
 
 def _unusable(name: str, why: str) -> SettingsError:

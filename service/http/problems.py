@@ -117,3 +117,9 @@ def _title(status: int) -> str:
 def printable(text: str) -> str:
     """The text with escapes for unprintable characters, which clients can send."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def one_line(text: str, most: int) -> str:
+    """The text on one printable line, cut to `most` characters."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= most else f"{line[:most]}…"
