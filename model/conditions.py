@@ -114,7 +114,7 @@ class Conditions:
         if "context" in self._conditions.values:
             if condition.context is None:
                 raise ValueError("a condition has no context")
-            context = self._backend.send(torch.from_numpy(condition.context))
+            context = self._backend.send(torch.from_numpy(condition.context.tokens))
             of_text = self._embedder.of_text
             given["context"] = context if of_text is None else of_text(context.unsqueeze(0)).squeeze(0)
         return given

@@ -45,17 +45,19 @@ class VAEDescription:
 
 @dataclass(frozen=True, slots=True)
 class TextDescription:
-    """The text encoder of a text-to-image model.
+    """The text encoders of a text-to-image model: one, or two.
 
     Attributes:
         length: tokens of a context.
-        layers: of the encoder. `clip_skip` is less than this.
-        num_parameters: of the encoder.
+        layers: of the encoder with fewer. `clip_skip` is less than this.
+        num_parameters: of all encoders together.
+        force_zeros_for_empty_prompt: whether a negative prompt of null means zeros in the place of the empty text.
     """
 
     length: int
     layers: int
     num_parameters: int
+    force_zeros_for_empty_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,9 @@ class ModelDescription:
         vae: the VAE; None if the U-Net denoises images.
         text: the text encoder; None for a model without prompts.
         safety_checker: "not run" if the checkpoint has one, else "none".
+        embeds_sizes: whether the U-Net is told sizes and the crop (model.rows.Condition.time_ids), as SDXL's is.
+        embeds_guidance: whether the U-Net is told guidance_scale (model.rows.Condition.w), as LCM's is. Such a network
+            never takes a second forward row.
         declared_name: the model's name in the weights' config; None if it has none.
     """
 
@@ -100,6 +105,8 @@ class ModelDescription:
     vae: VAEDescription | None = None
     text: TextDescription | None = None
     safety_checker: Literal["none", "not run"] = "none"
+    embeds_sizes: bool = False
+    embeds_guidance: bool = False
     declared_name: str | None = None
 
     @property

@@ -35,11 +35,13 @@ class Text(NamedTuple):
 
     Attributes:
         ids: tokens, as many as the encoder takes.
-        clip_skip: how many of the encoder's last layers are left out.
+        clip_skip: how many of each encoder's last layers are left out.
+        ids_2: tokens for the second encoder; empty if there is none.
     """
 
     ids: tuple[int, ...]
     clip_skip: int = 0
+    ids_2: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         """Tells nothing of the prompt, because an error with a text in it may reach the log."""
@@ -51,11 +53,13 @@ class Tokens(NamedTuple):
 
     Attributes:
         ids: as many as the encoder takes, with its special tokens.
-        cut: how many tokens of the prompt did not fit.
+        cut: how many tokens of the prompt did not fit. With two encoders, the larger of both numbers.
+        ids_2: for the second encoder; empty if there is none.
     """
 
     ids: tuple[int, ...]
     cut: int
+    ids_2: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         """Tells nothing of the prompt, as for `Text`."""
@@ -65,19 +69,46 @@ class Tokens(NamedTuple):
 Tokenize = Callable[[str], Tokens]
 
 
+class Context(NamedTuple):
+    """What the text encoders make of a text.
+
+    Attributes:
+        tokens: float32 [tokens, channels].
+        pooled: the text as one vector, float32 [channels]; None for networks that take none.
+    """
+
+    tokens: Image
+    pooled: Image | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values are finite."""
+        return all(bool(np.isfinite(values).all()) for values in self if values is not None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values."""
+        return sum(values.nbytes for values in self if values is not None)
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """What the network is given beside x and the timestep, the same at each step of a row.
 
     Attributes:
         label: the class; None for no label.
-        text: the prompt; None for a network without text.
-        context: what the text encoder makes of `text`, [tokens, channels]; None until then.
+        text: the prompt; None for no prompt: a network with text is then given zeros.
+        context: what the text encoders make of `text`; None until then.
+        time_ids: for networks that are told sizes (SDXL), in pixels: original height and width, top and left of the
+            crop, target height and width. None for others.
+        w: for networks that have guidance embedded (LCM), guidance_scale − 1. None for others.
     """
 
     label: int | None = None
     text: Text | None = None
-    context: Image | None = field(default=None, compare=False, repr=False)
+    context: Context | None = field(default=None, compare=False, repr=False)
+    time_ids: tuple[int, ...] | None = None
+    w: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +153,7 @@ class Row:
         waiting = (one.text for one in self.branches if one.text is not None and one.context is None)
         return list(dict.fromkeys(waiting))
 
-    def with_contexts(self, contexts: Mapping[Text, Image]) -> "Row":
+    def with_contexts(self, contexts: Mapping[Text, Context]) -> "Row":
         """The row with the contexts of its texts."""
         return replace(
             self,
@@ -193,8 +224,8 @@ class VAE(Protocol):
 class TextEncoder(Protocol):
     """Maps texts to contexts. Calls must not overlap each other."""
 
-    def encode(self, text: Text) -> Image:
-        """Map a text to its context, float32 [tokens, channels]. The same text gives the same bits."""
+    def encode(self, text: Text) -> Context:
+        """Map a text to its context. The same text gives the same bits."""
 
 
 class Runner(Protocol):

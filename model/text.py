@@ -11,7 +11,7 @@ from model.backends.choose import choose
 from model.backends.network import text_encoder
 from model.description import ModelDescription
 from model.nets.clip import CLIPText
-from model.rows import Image, Text
+from model.rows import Context, Text
 
 
 class ClipEncoder:
@@ -41,14 +41,13 @@ class ClipEncoder:
         self._backend.prepare()
 
     @torch.inference_mode()
-    def encode(self, text: Text) -> Image:
-        """Map a text to its context, float32 [tokens, channels]. Each text is a pass of its own."""
+    def encode(self, text: Text) -> Context:
+        """Map a text to its context. Each text is a pass of its own."""
         x = self._embeddings(torch.tensor([text.ids]))
         with self._on_its_stream():
             states = self._backend.start({"x": self._backend.send(x)})().cpu()
         [context] = self._final_norm(states[:, -1 - text.clip_skip])
-        found: Image = context.numpy()
-        return found
+        return Context(context.numpy())
 
 
 def choose_text_encoder(

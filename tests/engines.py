@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from model.lines import Column
-from model.rows import Condition, Forward, Group, Image, Reading, Row, Text
+from model.rows import Condition, Context, Forward, Group, Image, Reading, Row, Text
 from model.samplers import StepTable
 from service.engine import trials, warm_up
 from service.engine.costs import Machine
@@ -358,7 +358,7 @@ class FakeTextEncoder(Held[int]):
         self.during: Callable[[str], None] = lambda call: None
         self._at_work = threading.Lock()
 
-    def encode(self, text: Text) -> Image:
+    def encode(self, text: Text) -> Context:
         token = text.ids[0]
         if not self._at_work.acquire(blocking=False):
             self.complaints.append("two calls at once")
@@ -375,7 +375,7 @@ class FakeTextEncoder(Held[int]):
                 raise RuntimeError("a fault of the device")
             if token in self.breaking:
                 raise RuntimeError("this text breaks")
-            return np.full((3, 2), math.nan if token in self.poisoned else token, np.float32)
+            return Context(np.full((3, 2), math.nan if token in self.poisoned else token, np.float32))
         finally:
             self._at_work.release()
 
@@ -579,8 +579,8 @@ def a_text(token: int) -> Text:
     return Text((token, token + 1, token + 2))
 
 
-def a_context(token: int) -> Image:
-    return np.full((3, 2), token, np.float32)
+def a_context(token: int) -> Context:
+    return Context(np.full((3, 2), token, np.float32))
 
 
 def a_start(seed: int, second: float, latent: bool = False) -> Row:

@@ -184,7 +184,7 @@ def test_on_torch_contexts_have_transformers_bits(monkeypatch: pytest.MonkeyPatc
     encoder, ids = encoder_of({}), ids_of({})
     assert encoder.fingerprint["text_backend"] == "torch"
     for k, expected in enumerate(contexts({}, ids)):
-        context = encoder.encode(text_of(ids, k))
+        context = encoder.encode(text_of(ids, k)).tokens
         assert context.dtype == np.float32
         assert np.array_equal(context, expected.numpy())
 
@@ -198,7 +198,7 @@ def test_on_openvino_contexts_are_transformers(name: Activation) -> None:
     found = contexts(fields, ids)
     assert len(found) == 3
     for k, expected in enumerate(found):
-        context = torch.from_numpy(encoder.encode(text_of(ids, k)))
+        context = torch.from_numpy(encoder.encode(text_of(ids, k)).tokens)
         assert context.shape == (12, 16)
         assert (context - expected).abs().max() <= 1e-5 * expected.abs().max()
 
@@ -207,13 +207,13 @@ def test_a_text_has_its_context_after_others_too(tmp_path: Path) -> None:
     """And once the converted encoder comes from the cache. A context that was given stays as it is."""
     encoder = encoder_of({}, tmp_path)
     first, second = (text_of(ids_of({}, seed)) for seed in (1, 2))
-    context = encoder.encode(first)
+    context = encoder.encode(first).tokens
     kept = context.copy()
-    assert not np.array_equal(encoder.encode(second), context)
+    assert not np.array_equal(encoder.encode(second).tokens, context)
     assert np.array_equal(context, kept)
-    assert np.array_equal(encoder.encode(first), context)
+    assert np.array_equal(encoder.encode(first).tokens, context)
     assert len(list((tmp_path / "openvino").iterdir())) == 1
-    assert np.array_equal(encoder_of({}, tmp_path).encode(first), context)
+    assert np.array_equal(encoder_of({}, tmp_path).encode(first).tokens, context)
     assert len(list((tmp_path / "openvino").iterdir())) == 1
 
 
@@ -225,7 +225,7 @@ def test_the_layers_in_torch_are_freed_once_they_are_converted() -> None:
     del network
     gc.collect()
     assert gone() is None
-    assert encoder.encode(text_of(ids_of({}))).shape == (12, 16)
+    assert encoder.encode(text_of(ids_of({}))).tokens.shape == (12, 16)
 
 
 def test_the_memory_of_an_encoder_is_known_before_it_runs() -> None:

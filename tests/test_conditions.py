@@ -14,7 +14,7 @@ from torch import Tensor
 from model.conditions import Conditions, Shelf
 from model.nets.embedder import Embedder
 from model.nets.unet2d import UNet2D, UNet2DConfig
-from model.rows import Condition, Forward, Group, Row, Text
+from model.rows import Condition, Context, Forward, Group, Row, Text
 from model.samplers import sample_table
 from model.schedule import Schedule
 from tests.networks import fill
@@ -181,7 +181,7 @@ def text_embedder(of_text: Callable[[Tensor], Tensor] | None = None, labels: boo
 
 
 def a_prompt(number: int, label: int | None = None) -> Condition:
-    return Condition(label, Text((number,)), np.full((TOKENS, 2), number, np.float32))
+    return Condition(label, Text((number,)), Context(np.full((TOKENS, 2), number, np.float32)))
 
 
 def contexts(conditions: Conditions, told: list[Condition]) -> list[float]:
@@ -208,7 +208,7 @@ def test_a_context_of_a_row_in_flight_stays_whatever_others_bring() -> None:
     conditions = conditions_of(embedder, None, 1)
 
     def a_wide_prompt(number: int) -> Condition:
-        return Condition(None, Text((number,)), np.full((1, wide), number, np.float32))
+        return Condition(None, Text((number,)), Context(np.full((1, wide), number, np.float32)))
 
     [first] = conditions.hold([a_wide_prompt(7)])
     for number in range(100, 200):
@@ -249,7 +249,8 @@ def test_a_row_without_its_context_is_not_held() -> None:
 def test_the_hosts_contexts_are_let_go() -> None:
     conditions, prompt = conditions_of(text_embedder(), None, TOKENS), a_prompt(1)
     conditions.hold([prompt])
-    context = weakref.ref(prompt.context)
+    assert prompt.context is not None
+    context = weakref.ref(prompt.context.tokens)
     del prompt
     assert context() is None
 

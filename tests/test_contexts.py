@@ -20,7 +20,7 @@ def test_the_contexts_asked_for_last_are_kept_up_to_the_limit(places: int, asked
         found = contexts.find(a_text(token))
         assert (found is not None) == (token in newest)
         if found is not None:
-            assert found.tolist() == a_context(token).tolist()
+            assert found.tokens.tolist() == a_context(token).tokens.tolist()
             newest.remove(token)
             newest.append(token)
         elif keep and places:
@@ -46,7 +46,7 @@ def test_the_texts_of_a_request_are_encoded_once_and_known_ones_are_not() -> Non
     for text in prompts.unknown:
         prompts.contexts[text] = a_context(text.ids[0])
     given_to = prompts.given_to(rows)
-    assert [[one.context[0, 0] for one in row.branches if one.context is not None] for row in given_to] == [
+    assert [[one.context.tokens[0, 0] for one in row.branches if one.context is not None] for row in given_to] == [
         [1, 2], [1, 3], [2]
     ]  # fmt: skip
     assert Prompts.of(given_to, contexts) == ({}, [])

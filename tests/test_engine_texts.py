@@ -94,14 +94,14 @@ def test_rows_run_with_the_contexts_of_their_texts() -> None:
 
         def look(call: str) -> None:
             for row in (state.row for state in s.runner.rows.values() if state.row.seed != PROBE_SEED):
-                seen[row.seed] = [one.context.tolist() for one in row.branches if one.context is not None]
+                seen[row.seed] = [one.context.tokens.tolist() for one in row.branches if one.context is not None]
 
         s.runner.during = look
         jobs = [s.submit(a_text_row(7, 1, 2, steps=3)), s.submit(a_text_row(8, 3, steps=2), a_text_row(9, 1, steps=2))]
         assert images_of(jobs[0]) == [an_image(7, 3)]
         assert images_of(jobs[1]) == [an_image(8, 2), an_image(9, 2)]
         assert sorted(s.texts.calls) == [1, 2, 3]
-    contexts = {token: a_context(token).tolist() for token in (1, 2, 3)}
+    contexts = {token: a_context(token).tokens.tolist() for token in (1, 2, 3)}
     assert seen == {7: [contexts[1], contexts[2]], 8: [contexts[3]], 9: [contexts[1]]}
     assert s.is_empty()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from model.backends.backend import Precision
 from model.nets.unet_condition import UNet2DCondition
-from model.rows import Condition, Forward, Group, Image, Row, Text
+from model.rows import Condition, Context, Forward, Group, Image, Row, Text
 from model.samplers import sample_table
 from model.schedule import Schedule
 from tests.properties import examples
@@ -22,8 +22,8 @@ MAPPED = small_text_network(encoder_hid_dim=9)  # maps contexts once more
 TIMESTEPS = (900, 500, 100)
 
 
-def a_context(number: int, channels: int = 12) -> Image:
-    return np.random.default_rng(number).standard_normal((TOKENS, channels), np.float32)
+def a_context(number: int, channels: int = 12) -> Context:
+    return Context(np.random.default_rng(number).standard_normal((TOKENS, channels), np.float32))
 
 
 def a_condition(number: int, channels: int = 12) -> Condition:
@@ -68,7 +68,7 @@ def test_a_row_is_what_the_network_makes_of_its_prompt(network: UNet2DCondition,
     [reading] = trajectory(runner_of(network, SHAPE, 1), row)
     start = torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
-        whole = network(start, torch.tensor([500.0]), torch.from_numpy(a_context(2, channels))[None])
+        whole = network(start, torch.tensor([500.0]), torch.from_numpy(a_context(2, channels).tokens)[None])
     assert reading.x == pytest.approx(whole[0].numpy(), abs=1e-5)
 
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from model.rows import Image, Row, Text
+from model.rows import Context, Row, Text
 
 _BYTES = 64 * 2**20
 
@@ -20,9 +20,9 @@ class Contexts:
         self._most = most
         self._lock = threading.Lock()  # guards the state below
         self._bytes = 0
-        self._by_text: dict[Text, Image] = {}  # least recently asked for first
+        self._by_text: dict[Text, Context] = {}  # least recently asked for first
 
-    def find(self, text: Text) -> Image | None:
+    def find(self, text: Text) -> Context | None:
         """The context of a text; None if it is not kept."""
         with self._lock:
             context = self._by_text.pop(text, None)
@@ -30,12 +30,12 @@ class Contexts:
                 self._by_text[text] = context
             return context
 
-    def find_all(self, texts: Iterable[Text]) -> dict[Text, Image]:
+    def find_all(self, texts: Iterable[Text]) -> dict[Text, Context]:
         """The contexts that are kept of these texts."""
         found = ((text, self.find(text)) for text in texts)
         return {text: context for text, context in found if context is not None}
 
-    def keep(self, text: Text, context: Image) -> None:
+    def keep(self, text: Text, context: Context) -> None:
         """Keep the context of a text that is not kept yet. A context larger than all the room is not kept."""
         if context.nbytes > self._most:
             return
@@ -56,7 +56,7 @@ class Prompts(NamedTuple):
         unknown: the texts that must be encoded first.
     """
 
-    contexts: dict[Text, Image]
+    contexts: dict[Text, Context]
     unknown: Sequence[Text]
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from model.rows import VAE, Group, Image, TextEncoder
+from model.rows import VAE, Context, Group, Image, TextEncoder
 from service.engine.contexts import Contexts
 from service.engine.costs import Machine
 from service.engine.decode import Stepped
@@ -80,7 +80,7 @@ class Encode:
     def amount(self, batch: Sequence[Piece]) -> int:
         return len(batch)
 
-    def known(self, piece: Piece) -> Image | None:
+    def known(self, piece: Piece) -> Context | None:
         """The context of a text that another request has needed meanwhile. The engine's probe must find out itself."""
         if piece.text is None or piece.request.client is None:
             return None
@@ -89,7 +89,7 @@ class Encode:
             self._observer.text_known()
         return context
 
-    def run(self, batch: Sequence[Piece]) -> Sequence[Image]:
+    def run(self, batch: Sequence[Piece]) -> Sequence[Context | Image]:
         [piece] = batch
         group = piece.request.job.group
         if piece.text is None:
@@ -99,9 +99,8 @@ class Encode:
         began = self._clock()
         context = self._text_encoder.encode(piece.text)
         self._observer.text_encoded(self._clock() - began)
-        is_finite = bool(np.isfinite(context).all())
-        self._health.stages[ENCODING].made(group, is_finite)
-        if is_finite:
+        self._health.stages[ENCODING].made(group, context.is_finite)
+        if context.is_finite:
             self._contexts.keep(piece.text, context)
         return [context]
 
@@ -112,11 +111,11 @@ class Encode:
         what = "image" if piece.text is None else "prompt"
         return f"the {what} of this request could not be encoded"
 
-    def done(self, piece: Piece, result: Image) -> Iterable[Piece]:
+    def done(self, piece: Piece, result: Context | Image) -> Iterable[Piece]:
         request, queue = piece.request, self._queue
         if queue.of(request.job) is None:
             return ()
-        if not np.isfinite(result).all():
+        if not (result.is_finite if isinstance(result, Context) else np.isfinite(result).all()):
             what = "image" if piece.text is None else "prompt"
             queue.fail(request, ComputationFailed(f"the encoded {what} has values that are not finite"))
             return ()
@@ -134,10 +133,11 @@ class Encode:
             self._stepped.skip(request)
         return ()
 
-    def _give(self, piece: Piece, result: Image) -> None:
+    def _give(self, piece: Piece, result: Context | Image) -> None:
         """Give a request its latents or a context; with the last of these, give its rows their contexts."""
         request = piece.request
-        if piece.text is not None:
+        if isinstance(result, Context):
+            assert piece.text is not None
             request.prompts.contexts[piece.text] = result
         elif request.upload is not None:
             request.rows, request.encoding = request.upload.then(result)

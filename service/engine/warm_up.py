@@ -74,7 +74,7 @@ def measure_texts(encoder: TextEncoder, text: Text, health: StageHealth, clock: 
         began = clock()
         context = encoder.encode(text)
         taken = clock() - began
-        if not np.isfinite(context).all():
+        if not context.is_finite:
             raise ComputationFailed("the probe's encoded text is not finite")
         return taken
 
