@@ -127,15 +127,17 @@ class Bench:
         name: of MODELS.
         model: its title and sizes.
         work: a folder for weights, caches and logs.
+        picture: where the picture of `precision` goes.
     """
 
-    def __init__(self, name: str, model: Model, work: Path, cases: Cases) -> None:
+    def __init__(self, name: str, model: Model, work: Path, cases: Cases, picture: Path) -> None:
         self.name = name
         self.model = model
         self.weights = work / name
         self.cache = work / f"{name}-cache"
         self.log = work / f"{name}.log"
         self.cases = cases
+        self.picture = picture
 
     def key(self, part: str, system: str = "", size: Group | str = "") -> Key:
         return Key(self.name, part, system, str(size))
@@ -247,7 +249,7 @@ class Bench:
             with stepwise(str(self.weights), self.cache, str(size), self.log, PRECISION=precision) as server:
                 drawn.append([decoded(server.png(size, seed=seed, **ASKED)) for seed in range(SEEDS)])
         pairs = list(zip(*drawn, strict=True))
-        text_precision.draw(pairs[:SHOWN], PICTURE)
+        text_precision.draw(pairs[:SHOWN], self.picture)
         found = [text_precision.compared(exact, rough) for exact, rough in pairs]
         return {name: [one[name] for one in found] for name in found[0]}
 
@@ -275,7 +277,7 @@ def measure(
     """Run the parts of the models in a folder, and make the tables of all that the folder has results of."""
     cases = Cases(work / "text.json", _AT_MOST)
     for name, model in models.items():
-        bench = Bench(name, model, work, cases)
+        bench = Bench(name, model, work, cases, PICTURE)
         bench.write(architectures[name])
         for part in parts:
             getattr(bench, part)()
