@@ -10,7 +10,7 @@ from PIL import Image
 
 Levels = NDArray[np.uint8]  # [H, W, 3]
 
-_LOUDER = 8  # times; how differences are shown
+_LOUDER = 32  # times; how differences are shown
 _GAP = 8  # pixels
 
 
