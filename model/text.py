@@ -10,7 +10,7 @@ from model.backends.backend import Backend, own_stream
 from model.backends.choose import choose
 from model.backends.network import text_encoder
 from model.description import ModelDescription
-from model.nets.clip import CLIPText, CLIPTextWithProjection, Pooler
+from model.nets.clip import CLIPText, Pooler
 from model.rows import Context, Text
 
 
@@ -56,7 +56,7 @@ class ClipEncoder:
     Args:
         clips: one, or two.
         last: what follows the layers, on the CPU: CLIPText.final_layer_norm of the only encoder, or
-            CLIPTextWithProjection.pooler of the second.
+            CLIPText.pooler of the second.
     """
 
     def __init__(self, clips: Sequence[Clip], last: nn.Module | Pooler) -> None:
@@ -96,18 +96,14 @@ def choose_text_encoder(
     """Choose the best backend for each text encoder, in float32. The arguments and errors are those of `choose`.
 
     Args:
-        clips: the one of Stable Diffusion; or SDXL's two, of which the second is a CLIPTextWithProjection. The backends
-            take over the modules' layers.
+        clips: the one of Stable Diffusion; or SDXL's two, of which the second has a pooler. The backends take over the
+            modules' layers.
     """
 
     def at_work(clip: CLIPText, number: int) -> Clip:
         network = text_encoder(clip, model, number)
         return Clip(clip.embeddings, choose(network, device, "float32", threads, 1, cache_dir)(network.inputs["x"]))
 
-    match clips:
-        case [clip]:
-            return ClipEncoder([at_work(clip, 1)], clip.final_layer_norm)
-        case [first, CLIPTextWithProjection() as second]:
-            return ClipEncoder([at_work(first, 1), at_work(second, 2)], second.pooler)
-        case _:
-            raise ValueError("text encoders must be a CLIPText, or a CLIPText and a CLIPTextWithProjection")
+    last = clips[0].final_layer_norm if len(clips) == 1 else clips[-1].pooler
+    assert last is not None
+    return ClipEncoder([at_work(clip, i + 1) for i, clip in enumerate(clips)], last)

@@ -55,7 +55,7 @@ class CLIPTextWithProjectionConfig(CLIPTextConfig):
 
 
 class CLIPText(nn.Module):
-    """Maps tokens to hidden states."""
+    """Maps tokens to hidden states, and to one vector if the config has a projection."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -63,6 +63,8 @@ class CLIPText(nn.Module):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        if isinstance(config, CLIPTextWithProjectionConfig):
+            self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
     def forward(self, ids: Tensor, clip_skip: int = 0) -> Tensor:
         """Map tokens, integers [B, N], to contexts [B, N, hidden_size].
@@ -74,19 +76,12 @@ class CLIPText(nn.Module):
         out: Tensor = self.final_layer_norm(states[:, -1 - clip_skip])
         return out
 
-
-class CLIPTextWithProjection(CLIPText):
-    """A CLIPText that also makes one vector of a text."""
-
-    def __init__(self, config: CLIPTextWithProjectionConfig) -> None:
-        super().__init__(config)
-        self.eos_token_id = config.eos_token_id
-        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
-
     @property
-    def pooler(self) -> "Pooler":
-        """Makes one vector of a text."""
-        return Pooler(self.final_layer_norm, self.text_projection, self.eos_token_id)
+    def pooler(self) -> "Pooler | None":
+        """Makes one vector of a text; None without a projection."""
+        if not isinstance(self.config, CLIPTextWithProjectionConfig):
+            return None
+        return Pooler(self.final_layer_norm, self.text_projection, self.config.eos_token_id)
 
 
 @dataclass(frozen=True, slots=True)
