@@ -162,7 +162,7 @@ def description(fields: Fields) -> ModelDescription:
 
 def encoder_of(fields: Fields, cache_dir: Path | None = None) -> ClipEncoder:
     network = network_of(reference(fields), fields)
-    encoder = choose_text_encoder(network, description(fields), CPU, 1, cache_dir)
+    encoder = choose_text_encoder([network], description(fields), CPU, 1, cache_dir)
     encoder.prepare()
     return encoder
 
@@ -221,7 +221,7 @@ def test_the_layers_in_torch_are_freed_once_they_are_converted() -> None:
     """Embeddings and the last norm stay: they are computed outside the converted layers."""
     network = network_of(reference({}), {})
     gone = weakref.ref(network.encoder.layers[0])
-    encoder = choose_text_encoder(network, description({}), CPU, 1, None)
+    encoder = choose_text_encoder([network], description({}), CPU, 1, None)
     del network
     gc.collect()
     assert gone() is None

@@ -49,7 +49,7 @@ def conditions_of(embedder: Embedder, no_label: int | None = 5, text_length: int
 def emb(conditions: Conditions, timesteps: list[float], told: list[Condition]) -> Tensor:
     """The embeddings of a pass's rows."""
     held = conditions.hold(told)
-    inputs, _ = conditions.inputs(torch.tensor(conditions.times(timesteps)), torch.tensor(held))
+    inputs, _ = conditions.inputs(torch.tensor(conditions.times([(t, None) for t in timesteps])), torch.tensor(held))
     conditions.drop(told)
     return inputs["emb"]
 
@@ -70,20 +70,20 @@ def test_no_bit_of_an_embedding_depends_on_company(rows: list[tuple[float, int |
         assert torch.equal(together[i], alone)
         numbers = torch.tensor([t], dtype=torch.float32), torch.tensor([5 if label is None else label])
         assert embedder.of_label is not None
-        assert torch.equal(alone, (embedder.of_time(numbers[0]) + embedder.of_label(numbers[1]))[0])
+        assert torch.equal(alone, (embedder.of_time(numbers[0], None) + embedder.of_label(numbers[1]))[0])
 
 
 def test_a_network_without_no_label_is_told_nothing_of_a_row_without_a_label() -> None:
     embedder = small_network().embedder
     [without] = emb(conditions_of(embedder, no_label=None), [7], [Condition()])
-    assert torch.equal(without, embedder.of_time(torch.tensor([7.0]))[0])
+    assert torch.equal(without, embedder.of_time(torch.tensor([7.0]), None)[0])
 
 
 def test_each_timestep_and_each_condition_is_embedded_once() -> None:
     told: Counter[tuple[str, float]] = Counter()
 
-    def counted(what: str) -> Callable[[Tensor], Tensor]:
-        def embedded(numbers: Tensor) -> Tensor:
+    def counted(what: str) -> Callable[..., Tensor]:
+        def embedded(numbers: Tensor, w: Tensor | None = None) -> Tensor:
             told.update((what, number) for number in numbers.tolist())
             return numbers.float()[:, None].expand(-1, 4)
 
@@ -101,7 +101,7 @@ def test_a_condition_that_cannot_be_embedded_is_not_held() -> None:
             raise RuntimeError("no memory")
         return labels.float()[:, None]
 
-    conditions = conditions_of(Embedder(1, lambda t: t[:, None], embedded))
+    conditions = conditions_of(Embedder(1, lambda t, _: t[:, None], embedded))
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no memory"):
             conditions.hold([Condition(1), Condition(3)])
@@ -153,7 +153,7 @@ def test_a_conditions_place_is_free_once_no_row_holds_it() -> None:
     """Many more labels than the shelf has places: memory grows only while rows hold them."""
     wide = 2**17  # so that a shelf has 64 places
 
-    def embedded(numbers: Tensor) -> Tensor:
+    def embedded(numbers: Tensor, w: Tensor | None = None) -> Tensor:
         return numbers.float()[:, None].expand(-1, wide)
 
     conditions = conditions_of(Embedder(wide, embedded, embedded))
@@ -177,7 +177,7 @@ TOKENS = 3
 
 def text_embedder(of_text: Callable[[Tensor], Tensor] | None = None, labels: bool = False) -> Embedder:
     of_label = (lambda labels: labels.float()[:, None].expand(-1, 4)) if labels else None
-    return Embedder(4, lambda t: t[:, None].expand(-1, 4), of_label, context_dim=2, of_text=of_text)
+    return Embedder(4, lambda t, _: t[:, None].expand(-1, 4), of_label, context_dim=2, of_text=of_text)
 
 
 def a_prompt(number: int, label: int | None = None) -> Condition:
@@ -187,7 +187,7 @@ def a_prompt(number: int, label: int | None = None) -> Condition:
 def contexts(conditions: Conditions, told: list[Condition]) -> list[float]:
     """The contexts of a pass's rows, each by its first number."""
     held = conditions.hold(told)
-    inputs, _ = conditions.inputs(torch.tensor(conditions.times([1.0] * len(told))), torch.tensor(held))
+    inputs, _ = conditions.inputs(torch.tensor(conditions.times([(1.0, None)] * len(told))), torch.tensor(held))
     conditions.drop(told)
     assert inputs["context"].shape == (len(told), TOKENS, 2)
     return inputs["context"][:, 0, 0].tolist()
@@ -204,7 +204,7 @@ def test_each_row_is_given_its_own_context(passes: list[list[int]]) -> None:
 def test_a_context_of_a_row_in_flight_stays_whatever_others_bring() -> None:
     """Many more prompts than the device keeps of this size."""
     wide = 2**17
-    embedder = Embedder(4, lambda t: t[:, None].expand(-1, 4), context_dim=wide)
+    embedder = Embedder(4, lambda t, _: t[:, None].expand(-1, 4), context_dim=wide)
     conditions = conditions_of(embedder, None, 1)
 
     def a_wide_prompt(number: int) -> Condition:
@@ -213,7 +213,7 @@ def test_a_context_of_a_row_in_flight_stays_whatever_others_bring() -> None:
     [first] = conditions.hold([a_wide_prompt(7)])
     for number in range(100, 200):
         conditions.drop([a_wide_prompt(number)] if conditions.hold([a_wide_prompt(number)]) else [])
-    inputs, _ = conditions.inputs(torch.tensor(conditions.times([1.0])), torch.tensor([first]))
+    inputs, _ = conditions.inputs(torch.tensor(conditions.times([(1.0, None)])), torch.tensor([first]))
     assert inputs["context"][0, 0, :2].tolist() == [7.0, 7.0]
 
 
@@ -256,8 +256,10 @@ def test_the_hosts_contexts_are_let_go() -> None:
 
 
 def test_a_network_without_text_is_given_no_context() -> None:
-    conditions = conditions_of(Embedder(4, lambda t: t[:, None].expand(-1, 4)), None)
-    inputs, _ = conditions.inputs(torch.tensor(conditions.times([1.0])), torch.tensor(conditions.hold([Condition()])))
+    conditions = conditions_of(Embedder(4, lambda t, _: t[:, None].expand(-1, 4)), None)
+    inputs, _ = conditions.inputs(
+        torch.tensor(conditions.times([(1.0, None)])), torch.tensor(conditions.hold([Condition()]))
+    )
     assert inputs.keys() == {"emb"}
 
 

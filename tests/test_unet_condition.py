@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from model.nets.unet_condition import UNet2DCondition, UNet2DConditionConfig
+from model.nets.unet_condition import UNet2DCondition
+from model.nets.unet_condition_config import UNet2DConditionConfig
 from tests.networks import fill
 from tests.properties import examples
 from tests.reference import UNet2DConditionModel
@@ -278,7 +279,7 @@ def test_the_embedder_tells_the_network_all_that_it_knows() -> None:
     assert (embedder.dim, embedder.context_dim) == (32, 12)
     assert embedder.of_label is not None
     assert embedder.of_text is not None
-    emb = embedder.of_time(t) + embedder.of_label(labels)
+    emb = embedder.of_time(t, None) + embedder.of_label(labels)
     out = network.denoise(x, emb, embedder.of_text(context))
     assert torch.equal(out, network(x, t, context, labels))
     assert not torch.equal(out, network(x, t, context))

@@ -465,8 +465,8 @@ REFINER = "this is SDXL's refiner, which only redraws the images of a base model
         (
             {"text_encoder_2": ["my_code", "CLIPTextModelWithProjection"]},
             (
-                "text_encoder_2 is my_code.CLIPTextModelWithProjection, and must be a class of transformers: other code is "
-                "never run"
+                "text_encoder_2 is my_code.CLIPTextModelWithProjection, and must be a class of transformers: other "
+                "code is never run"
             ),
         ),
         (
@@ -476,8 +476,8 @@ REFINER = "this is SDXL's refiner, which only redraws the images of a base model
         (
             {"_class_name": "StableDiffusionXLInpaintPipeline"},
             (
-                "_class_name is StableDiffusionXLInpaintPipeline, which this version does not serve: it serves pipelines "
-                "of Stable Diffusion, SDXL and LCM, and those of a U-Net and a scheduler, with or without a VAE"
+                "_class_name is StableDiffusionXLInpaintPipeline, which this version does not serve: it serves "
+                "pipelines of Stable Diffusion, SDXL and LCM, and those of a U-Net and a scheduler, with or without a VAE"
             ),
         ),
         (
@@ -506,15 +506,15 @@ def test_pipelines_refused(pipeline: Path, changes: Json, message: str) -> None:
         (
             {"projection_class_embeddings_input_dim": 64},
             (
-                "projection_class_embeddings_input_dim is 64, and must be 72: 6 times addition_time_embed_dim, which is 8, "
-                "and text_encoder_2's projection_dim, 24"
+                "projection_class_embeddings_input_dim is 64, and must be 72: 6 times addition_time_embed_dim, "
+                "which is 8, and text_encoder_2's projection_dim, 24"
             ),
         ),
         (
             {"addition_time_embed_dim": 4},
             (
-                "projection_class_embeddings_input_dim is 72, and must be 48: 6 times addition_time_embed_dim, which is 4, "
-                "and text_encoder_2's projection_dim, 24"
+                "projection_class_embeddings_input_dim is 72, and must be 48: 6 times addition_time_embed_dim, "
+                "which is 4, and text_encoder_2's projection_dim, 24"
             ),
         ),
         (
