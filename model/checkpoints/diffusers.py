@@ -48,8 +48,8 @@ def find(path: Path) -> Source | None:
     if layout is None:
         return None
     match layout.model_index, layout.vae, layout.scheduler:
-        case Index(text=TextPipeline()) as index, Path() as vae, Path() as scheduler:
-            source = _text_to_image(layout, index, index.text, vae, scheduler)
+        case Index(text=TextPipeline() as pipeline) as index, Path() as vae, Path() as scheduler:
+            source = _text_to_image(layout, index, pipeline, vae, scheduler)
         case _:
             source = _unconditional(layout)
     if layout.unused:

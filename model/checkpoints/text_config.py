@@ -51,7 +51,7 @@ class TextToImageConfig(ModelConfig):
         if network.addition_embed_type is None:
             raise ValueError("addition_embed_type is null, and must be text_time in a pipeline of SDXL")
         each, pooled = network.addition_time_embed_dim or 0, self.text_2.projection_dim
-        if network.projection_class_embeddings_input_dim != SIZES * each + pooled:
+        if network.pooled_dim != pooled:
             raise ValueError(
                 f"projection_class_embeddings_input_dim is {network.projection_class_embeddings_input_dim}, and must "
                 f"be {SIZES * each + pooled}: {SIZES} times addition_time_embed_dim, which is {each}, and "
