@@ -111,7 +111,7 @@ class UNet2DConditionConfig(BaseModel):
         if whole <= SIZES * each:
             raise ValueError(
                 f"projection_class_embeddings_input_dim is {whole}, and must be more than {SIZES} times "
-                f"addition_time_embed_dim, {SIZES * each}: the rest is the pooled text"
+                f"addition_time_embed_dim: {SIZES * each}"
             )
         if each // 2 == self.freq_shift:
             raise ValueError(f"freq_shift is {self.freq_shift:g}, which leaves no frequency of {each}")
