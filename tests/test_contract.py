@@ -27,7 +27,7 @@ from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.transport.serialization import Binary
 
 from model.schedule import Schedule
-from service.plan.fields import MAX_PROMPT, MAX_SEED
+from service.plan.shared_fields import MAX_PROMPT, MAX_SEED
 from tests.checkpoints import save_latent_pipeline
 from tests.engines import FakeRunner
 from tests.reference import DDIMScheduler

@@ -16,7 +16,7 @@ from model.rows import Tokens
 from service.http import images
 from service.http.logs import JsonLines
 from service.http.parsing import MAX_PLAIN_JSON
-from service.plan.fields import MAX_PROMPT
+from service.plan.shared_fields import MAX_PROMPT
 from tests.local import MODEL, FakeServer, serving_fake
 from tests.servers import Json, invalid, problem, read_parameters, write_npy
 from tests.texts import FITS, LENGTH, serving_text, tokenize
