@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 WATCHED = 40
 PROMPTS = ("", "a fox in the snow", "a fox in the rain", "ein Fuchs, 2 Füchse 🦊", "snow " * 100)
-SAMPLERS = ("ddim", "pndm", "euler", "euler_a", "dpmpp_2m")
+SAMPLERS = ("ddim", "pndm", "euler", "euler_a", "dpmpp_2m", "lcm")
 
 Asked = dict[str, object]
 

@@ -475,6 +475,7 @@ def test_everything_that_decides_an_image_is_in_the_digest(part: str, pipeline: 
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading"}, "euler"),
         ("EulerAncestralDiscreteScheduler", {}, "euler_a"),
         ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "dpmpp_2m"),
+        ("LCMScheduler", {}, "lcm"),
     ],
     ids=str,
 )

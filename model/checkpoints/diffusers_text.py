@@ -33,6 +33,7 @@ _SAMPLERS = {
     "PNDMScheduler": "pndm",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_a",
+    "LCMScheduler": "lcm",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
 _IN_PLACE_OF_OTHERS = "dpmpp_2m"
