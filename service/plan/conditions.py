@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypedDict
 
+from model.description import ModelDescription
 from model.rows import Condition, Group
 from service.plan import micro_conditions, texts
 from service.plan.fields import Denoise, Sample
@@ -90,6 +91,12 @@ def asked_of(
     ]
     of_sizes = micro_conditions.NOTHING if sizes is None else sizes.fields
     return Asked(told, {**guidance.fields, **texts.fields_of(request, model), **of_sizes}, tuple(warnings))
+
+
+def embedded_fields(model: ModelDescription) -> list[str]:
+    """The fields of a request that the network is told as numbers, beside the timestep."""
+    guidance = ["guidance_scale"] if model.embeds_guidance else []
+    return [*guidance, *(micro_conditions.OWN if model.embeds_sizes else ())]
 
 
 def recipe_of(told: Sequence[Told], served: Served) -> dict[str, object]:
