@@ -16,6 +16,7 @@ from bench import text_tables, text_weights
 from bench.text import Bench, Cases, reason, repeated
 from bench.text_precision import compared, draw
 from bench.text_tables import Found, Key, Model
+from bench.text_weights import Architecture
 from model.checkpoints.load import find
 from model.rows import Group
 
@@ -44,6 +45,23 @@ TINY = replace(  # images of 64x64
             "num_attention_heads": 2,
         },
     ),
+)
+TINY_XL = replace(  # images of 64x64 to 128x128
+    text_weights.SDXL,
+    unet={
+        **text_weights.SDXL.unet,
+        "sample_size": 8,
+        "block_out_channels": (16, 32, 32),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "attention_head_dim": (2, 2, 2),
+        "transformer_layers_per_block": (1, 1, 2),
+        "cross_attention_dim": 64,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 80,  # six sizes of 8, and 32 of the pooled text
+    },
+    vae=TINY.vae,
+    texts=(TINY.texts[0], {**TINY.texts[0], "projection_dim": 32, "hidden_act": "gelu"}),
 )
 
 
@@ -202,26 +220,38 @@ def test_random_weights_are_a_file_of_safetensors(tmp_path: Path) -> None:
     assert tensors["norm.weight"].float().mean().item() == pytest.approx(1, abs=0.02)
 
 
-def test_a_written_pipeline_is_served(tmp_path: Path) -> None:
-    text_weights.write(tmp_path, TINY)
+@pytest.mark.parametrize("architecture", [TINY, TINY_XL], ids=lambda one: one.title)
+def test_a_written_pipeline_is_found(tmp_path: Path, architecture: Architecture) -> None:
+    text_weights.write(tmp_path, architecture)
     found = find(tmp_path)
-    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == architecture.pipeline
     assert found.config.image_size == (64, 64)
     sizes = [path.stat().st_size for path in tmp_path.glob("*/*.safetensors")]
+    assert len(sizes) == 2 + len(architecture.texts)
     assert sum(sizes) < text_weights.published_bytes(tmp_path) < 2 * sum(sizes)
 
 
 @pytest.mark.slow
-def test_both_systems_are_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", [TINY, TINY_XL], ids=lambda one: one.title)
+def test_both_systems_are_measured(tmp_path: Path, architecture: Architecture) -> None:
     small = Group(64, 64)
-    bench = Bench(
-        "sd15", Model("tiny", (small, small)), tmp_path, Cases(tmp_path / "text.json", inf), tmp_path / "picture.png"
-    )
-    bench.write(TINY)
+    cases = Cases(tmp_path / "text.json", inf)
+    bench = Bench("sd15", Model("tiny", (small, small)), tmp_path, cases, tmp_path / "picture.png")
+    bench.write(architecture)
     bench.steps()
-    bench.precision()
     table = text_tables.steps(bench.cases.results, {"sd15": bench.model})
     assert [None not in row[:4] for row in table.rows.values()] == [True] * 3
     assert table.rows["tiny, 64x64, Stepwise"][4] == "keep their bits"
     for found in bench.cases.results.values():
         assert "failed" not in found
+
+
+@pytest.mark.slow
+def test_precisions_are_compared(tmp_path: Path) -> None:
+    small, picture = Group(64, 64), tmp_path / "picture.png"
+    bench = Bench("sd15", Model("tiny", (small, small)), tmp_path, Cases(tmp_path / "text.json", inf), picture)
+    bench.write(TINY)
+    bench.precision()
+    [found] = (found for key, found in bench.cases.results.items() if key.part == "precision")
+    assert found.keys() == {"mean", "largest", "psnr", "beyond one"}
+    assert picture.is_file()
