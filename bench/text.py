@@ -14,7 +14,8 @@ steps: seconds of a row's step, of a prompt, of decoding. Stepwise may make pass
     one; the table says what its start found. The server's own clock gives the seconds of requests of one step, whose
     two rows are those of guidance. diffusers' step is its U-Net alone.
 ratio: a step of two rows of Stable Diffusion 1.5, in pairs. Both systems stay loaded and take turns, and the server is
-    stopped while diffusers computes. Stepwise has its default settings.
+    stopped while diffusers computes. Stepwise has its default settings; diffusers has its own, and then channels_last,
+    in which torch may be faster.
 precision: images of Stable Diffusion 1.5 at 256x256 in bfloat16 and in float32, with guidance 7.5. Random weights draw
     textures. Writes docs/text-precision.png.
 
@@ -44,7 +45,7 @@ from bench.pairs import Pairs
 from bench.peak import Held
 from bench.servers import ROOT
 from bench.text_systems import Diffusers, stepwise
-from bench.text_tables import DTYPES, Found, Key, Model
+from bench.text_tables import DTYPES, FORMATS, Found, Key, Model
 from bench.text_weights import Architecture
 from model.rows import Group
 from service.build import BOX
@@ -215,12 +216,13 @@ class Bench:
     def ratio(self) -> None:
         if self.name == "sd15":
             for size in reversed(self.model.sizes):
-                self.cases.run(self.key("ratio", "", size), self._ratio, size)
+                for memory_format in FORMATS:
+                    self.cases.run(self.key("ratio", memory_format, size), self._ratio, size, memory_format)
 
-    def _ratio(self, size: Group) -> Found:
+    def _ratio(self, size: Group, memory_format: str) -> Found:
         with (
             stepwise(str(self.weights), self.cache, str(size), self.log) as server,
-            Diffusers(self.weights, "bfloat16", self.log.with_suffix(".diffusers")) as pipeline,
+            Diffusers(self.weights, "bfloat16", self.log.with_suffix(".diffusers"), memory_format) as pipeline,
         ):
 
             def ours() -> float:

@@ -145,18 +145,19 @@ class Diffusers:
         folder: of the pipeline.
         dtype: float32 or bfloat16.
         log: the file for its standard error.
+        memory_format: of its U-Net and VAE; contiguous_format is diffusers' default.
 
     Attributes:
         seconds: from the start of its process until the pipeline is loaded.
         held: its memory then.
     """
 
-    def __init__(self, folder: Path, dtype: str, log: Path) -> None:
+    def __init__(self, folder: Path, dtype: str, log: Path, memory_format: str = "contiguous_format") -> None:
         self._log = log
         began = perf_counter()
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.peers.diffusers_text", str(folder), dtype],
+                [sys.executable, "-m", "bench.peers.diffusers_text", str(folder), dtype, memory_format],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.PIPE,

@@ -11,6 +11,7 @@ from model.rows import Group
 Found = Mapping[str, Sequence[float] | str]  # values by what was measured; "failed" has a reason instead
 
 DTYPES = ("float32", "bfloat16")
+FORMATS = ("contiguous_format", "channels_last")  # of torch; the first is diffusers' default
 _SPREAD = "{0:.3g} ({1:.3g} to {2:.3g})"
 
 
@@ -138,9 +139,10 @@ def steps(results: Results, models: Mapping[str, Model]) -> record.Table:
 def ratio(results: Results, models: Mapping[str, Model]) -> record.Table:
     """Stepwise relative to diffusers' bfloat16, pair by pair, with two rows."""
     keys = [
-        (f"{title}, {size}", Key(name, "ratio", "", str(size)))
+        (f"{title}, {size}, {memory_format}", Key(name, "ratio", memory_format, str(size)))
         for name, (title, sizes) in models.items()
         for size in reversed(sizes)
+        for memory_format in FORMATS
         if name == "sd15"
     ]
     columns = {

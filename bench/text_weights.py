@@ -111,18 +111,23 @@ SDXL = Architecture(
 )
 
 
-def write(folder: Path, architecture: Architecture, seed: int = 0) -> None:
-    """Write a pipeline with random weights, exact in float16."""
+def networks(architecture: Architecture) -> dict[str, Any]:
+    """The networks of a pipeline by their folders, on the meta device."""
     unet = {name: list(value) if isinstance(value, tuple) else value for name, value in architecture.unet.items()}
     UNet: Any = diffusers.UNet2DConditionModel
     VAE: Any = diffusers.AutoencoderKL
     with torch.device("meta"):
-        networks = {
+        return {
             "unet": UNet(**unet),
             "vae": VAE(**architecture.vae),
             **{_numbered("text_encoder", n): _clip(n, text) for n, text in enumerate(architecture.texts)},
         }
-    for n, (part, network) in enumerate(networks.items()):
+
+
+def write(folder: Path, architecture: Architecture, seed: int = 0) -> None:
+    """Write a pipeline with random weights, exact in float16."""
+    its_networks = networks(architecture)
+    for n, (part, network) in enumerate(its_networks.items()):
         of_transformers = part.startswith("text_encoder")
         if of_transformers:
             network.config.dtype = "float16"
@@ -135,7 +140,7 @@ def write(folder: Path, architecture: Architecture, seed: int = 0) -> None:
     scheduler: Any = getattr(diffusers, architecture.scheduler)
     scheduler(**architecture.scheduler_config).save_pretrained(folder / "scheduler")
     parts = {
-        **{part: [_library(network), type(network).__name__] for part, network in networks.items()},
+        **{part: [_library(network), type(network).__name__] for part, network in its_networks.items()},
         "scheduler": ["diffusers", architecture.scheduler],
     }
     for n in range(len(architecture.texts)):

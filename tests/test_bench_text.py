@@ -125,7 +125,11 @@ def test_the_other_tables() -> None:
                 "decode": [0.7],
                 "bits": "keep their bits",
             },
-            Key("sd15", "ratio", "", "256x256"): {"ours": [1.0, 2.0], "theirs": [2.0, 2.0], "ratio": [0.5, 1.0]},
+            Key("sd15", "ratio", "contiguous_format", "256x256"): {
+                "ours": [1.0, 2.0],
+                "theirs": [2.0, 2.0],
+                "ratio": [0.5, 1.0],
+            },
             Key("sd15", "precision", "", "256x256"): {
                 "mean": [1.0, 2.0],
                 "largest": [9.0, 8.0],
@@ -140,8 +144,10 @@ def test_the_other_tables() -> None:
         "| tiny, 256x256, Stepwise | 0.25 | 0.2 (0.2 to 0.25) | 0.03 | 0.7 | keep their bits |"
     )
     assert found["ratio"].markdown().splitlines()[2:] == [
-        "| tiny, 256x256 | 1.5 (1.25 to 1.75) | 2 (2 to 2) | 0.75 (0.625 to 0.875) | 2 |",
-        "| tiny, 512x512 | not run |  |  |  |",
+        "| tiny, 256x256, contiguous_format | 1.5 (1.25 to 1.75) | 2 (2 to 2) | 0.75 (0.625 to 0.875) | 2 |",
+        "| tiny, 256x256, channels_last | not run |  |  |  |",
+        "| tiny, 512x512, contiguous_format | not run |  |  |  |",
+        "| tiny, 512x512, channels_last | not run |  |  |  |",
     ]
     assert found["precision"].markdown().splitlines()[2:] == [
         "| 0 | 1.00 | 9 | 40.0 | 25.00 % |",
@@ -218,6 +224,17 @@ def test_random_weights_are_a_file_of_safetensors(tmp_path: Path) -> None:
     assert spread["wide.weight"] == pytest.approx(512**-0.5, rel=0.1)
     assert spread["words.weight"] == pytest.approx(0.02, rel=0.1)
     assert tensors["norm.weight"].float().mean().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "millions"),
+    [(text_weights.SD15, [859.5, 83.7, 123.1]), (text_weights.SDXL, [2567.5, 83.7, 123.1, 694.7])],
+    ids=lambda one: getattr(one, "title", ""),
+)
+def test_networks_have_the_published_sizes(architecture: Architecture, millions: list[float]) -> None:
+    networks = text_weights.networks(architecture).values()
+    sizes = [sum(parameter.numel() for parameter in network.parameters()) / 1e6 for network in networks]
+    assert [round(size, 1) for size in sizes] == millions
 
 
 @pytest.mark.parametrize("architecture", [TINY, TINY_XL], ids=lambda one: one.title)

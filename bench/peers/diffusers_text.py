@@ -1,8 +1,9 @@
 """A peer: a text-to-image pipeline of diffusers on the CPU, a call at a time.
 
-    python -m bench.peers.diffusers_text FOLDER DTYPE
+    python -m bench.peers.diffusers_text FOLDER DTYPE FORMAT
 
-Loads the pipeline and writes a line. Then each line of standard input asks for one call, as JSON, and a line with its
+Loads the pipeline and writes a line. FORMAT is torch's memory format of the networks: contiguous_format, which is
+diffusers' default, or channels_last. Then each line of standard input asks for one call, as JSON, and a line with its
 seconds follows. A step is the U-Net's pass alone, without the scheduler and without guidance.
 """
 
@@ -57,10 +58,12 @@ def _latents(pipeline: Any, height: int, width: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    folder, dtype = sys.argv[1:]
+    folder, dtype, memory_format = sys.argv[1:]
     torch.set_num_threads(available_cores())
     Pipeline: Any = DiffusionPipeline
     pipeline = Pipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype))
+    for network in (pipeline.unet, pipeline.vae):
+        network.to(memory_format=getattr(torch, memory_format))
     print("{}", flush=True)  # loaded
     for line in sys.stdin:
         fields = json.loads(line)
