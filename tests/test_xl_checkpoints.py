@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -19,6 +20,7 @@ from model.checkpoints.load import Checkpoint, find, load
 from model.checkpoints.text_config import TextToImageConfig
 from model.description import Recommended, TextDescription, VAEDescription
 from model.nets.clip import CLIPText
+from model.samplers import sample_table
 from tests.checkpoints import STEM, VALUES, Json, check_line, edit, refusal
 from tests.pipelines import (
     KINDS,
@@ -396,7 +398,10 @@ def test_pipelines_of_stable_diffusion_alone_set_fields_of_the_scheduler(
     assert schedule.steps_offset == theirs.get("steps_offset", 0) == int(sets)
     if scheduler in ("DDIMScheduler", "DDPMScheduler"):
         assert schedule.clip_sample == theirs["clip_sample"] == (not sets)
-    assert schedule.clips_multistep is False
+    unclipped = schedule.with_fields(clip_sample=False)
+    for sampler in ("lcm", "euler", "dpmpp_2m"):  # as the default of their schedulers
+        assert np.array_equal(sample_table(schedule, sampler, 4).lines, sample_table(unclipped, sampler, 4).lines)
+    assert np.array_equal(sample_table(schedule, "ddim", 4).lines, sample_table(unclipped, "ddim", 4).lines) == sets
 
 
 def test_a_network_with_guidance_in_a_pipeline_of_many_steps_is_told(

@@ -84,7 +84,10 @@ def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeli
     Raises:
         CheckpointError: naming the file, the field and what was expected.
     """
-    schedule = read_scheduler(path, {**values, **pipeline.sets}).schedule
+    values = {**values, **pipeline.sets}
+    schedule = read_scheduler(path, values).schedule
+    if "clip_sample" not in values:
+        schedule = schedule.with_fields(clips_lcm=False)  # the default of LCMScheduler; those of DDIM and DDPM clip
     kind, steps = str(values.get("_class_name")), pipeline.num_inference_steps
     sampler = _SAMPLERS.get(kind)
     if sampler is None:
