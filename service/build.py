@@ -111,10 +111,10 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     embedder = checkpoint.network.embedder
     with starting(f"{model.name} cannot be made ready on {device}"):
         denoises = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
-        autoencoder, clip, tokenize = checkpoint.autoencoder, checkpoint.text_encoder, checkpoint.tokenizer
+        autoencoder, clips, tokenize = checkpoint.autoencoder, checkpoint.text_encoders, checkpoint.tokenizer
         vae_of = None if autoencoder is None else choose_vae(autoencoder, model, *how, settings.cache_dir)
-        texts = None if clip is None else choose_text_encoder(clip, model, device, threads, settings.cache_dir)
-    del checkpoint, autoencoder, clip  # the backends have the weights
+        texts = choose_text_encoder(clips, model, device, threads, settings.cache_dir) if clips else None
+    del checkpoint, autoencoder, clips  # the backends have the weights
 
     conditions: Conditions | None = None
     runners: dict[Group, SlotRunner] = {}

@@ -1,5 +1,6 @@
 """diffusers, the reference for parity tests. Most of it is untyped, so everything here is Any."""
 
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -15,12 +16,14 @@ DiffusionPipeline: Any = diffusers.DiffusionPipeline
 DPMSolverMultistepScheduler: Any = diffusers.DPMSolverMultistepScheduler
 EulerAncestralDiscreteScheduler: Any = diffusers.EulerAncestralDiscreteScheduler
 EulerDiscreteScheduler: Any = diffusers.EulerDiscreteScheduler
+LCMScheduler: Any = diffusers.LCMScheduler
 PNDMScheduler: Any = diffusers.PNDMScheduler
 EMAModel: Any = training_utils.EMAModel
 LDMPipeline: Any = diffusers.LDMPipeline
 UNet2DConditionModel: Any = diffusers.UNet2DConditionModel
 UNet2DModel: Any = diffusers.UNet2DModel
 VQModel: Any = diffusers.VQModel
+get_guidance_scale_embedding: Any = partial(diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding, None)
 rescale_noise_cfg: Any = guider_utils.rescale_noise_cfg
 
 

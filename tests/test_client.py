@@ -388,7 +388,7 @@ def test_all_invalid_fields_are_named(client: Client) -> None:
 
 def test_a_stream_that_is_refused_raises_as_soon_as_it_is_read(client: Client) -> None:
     with pytest.raises(
-        Invalid, match="sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, and is 'magic'"
+        Invalid, match="sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm, and is 'magic'"
     ):
         next(iter(client.stream(sampler="magic")))
 

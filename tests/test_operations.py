@@ -481,7 +481,7 @@ def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
     assert size["seconds_per_step"].keys() == info["seconds_per_step"].keys()
     assert info["num_classes"] == 3
     assert info["class_names"] == ["cat", "dog", "7"]
-    assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a"]
+    assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm"]
     assert info["num_inference_steps"] is None
     assert info["recommended"] == config["recommended"]
     assert info["device"] == "cpu"
@@ -691,7 +691,7 @@ def fields_of(server: Reachable, path: str, media_type: str = JSON) -> Json:
 
 def test_the_limits_of_the_model_are_described(server: ServerProcess, rgb_server: ServerProcess) -> None:
     grey, rgb = fields_of(server, "/sample"), fields_of(rgb_server, "/sample")
-    names = ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a"]
+    names = ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm"]
     assert grey["sampler"]["anyOf"] == [{"type": "string", "enum": names}, {"type": "null"}]
     assert [one["num_inference_steps"]["anyOf"][0]["maximum"] for one in (grey, rgb)] == [1000, 20]
     index, text, *others = grey["class_label"]["anyOf"]

@@ -66,9 +66,9 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 # Fields that only samplers of other schedulers read.
 _OF_OTHER_SAMPLERS = {
     "algorithm_type", "corrector_order", "disable_corrector", "eta", "euler_at_final", "flow_shift",
-    "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0",
+    "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "predict_x0",
     "predictor_order", "shift_terminal", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "tau_func",
-    "time_shift_type", "timestep_scaling", "use_beta_sigmas", "use_dynamic_shifting", "use_lu_lambdas",
+    "time_shift_type", "use_beta_sigmas", "use_dynamic_shifting", "use_lu_lambdas",
 }  # fmt: skip
 # Schedulers whose own sampler we recommend. For others we recommend DDIM with 50 steps; DDPM's own needs all steps.
 _RECOMMENDED = {"DPMSolverMultistepScheduler": ("dpmpp_2m", 25)}
@@ -186,8 +186,8 @@ def read_unet(
     if kind == "UNet2DConditionModel":
         raise CheckpointError(
             path,
-            f"_class_name is {kind}, which draws for prompts: it is served as a part of a StableDiffusionPipeline, "
-            "with its model_index.json",
+            f"_class_name is {kind}, which draws for prompts: it is served as a part of its pipeline, "
+            "with model_index.json",
         )
     if kind != "UNet2DModel":
         raise CheckpointError(path, f"_class_name is {shown(kind)}, and must be UNet2DModel")

@@ -31,7 +31,7 @@ export const ETA = { min: 0, max: 1 };
 export const MAX_SEED = 2 ** 53 - 1;
 
 const SAMPLERS = {
-  ddim: "DDIM", ddpm: "DDPM", dpmpp_2m: "DPM-Solver++ 2M", euler: "Euler", euler_a: "Euler ancestral", pndm: "PNDM",
+  ddim: "DDIM", ddpm: "DDPM", dpmpp_2m: "DPM-Solver++ 2M", euler: "Euler", euler_a: "Euler ancestral", lcm: "LCM", pndm: "PNDM",
 };
 const PIXELATED_BELOW = 128; // pixels of the longer side
 const LONGEST_NAME = 120; // characters of an image's name
