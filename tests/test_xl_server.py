@@ -143,9 +143,9 @@ def assert_drawn(server: ServerProcess, pipeline: Any, body: Json, sampler: Json
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_pipelines_images(running: Running, pipelines: Any, name: str) -> None:
     """Each at the pipeline's own scheduler. Requests run together, and the pipeline draws them one by one."""
-    bodies = [request_of(name, i) for i in range(24)]
+    server, bodies = running(name), [request_of(name, i) for i in range(24)]
     with ThreadPoolExecutor(4) as pool:
-        drawn = list(pool.map(lambda body: asked(running(name), body), bodies))
+        drawn = list(pool.map(lambda body: asked(server, body), bodies))
     for body, ours in zip(bodies, drawn, strict=True):
         assert_alike(ours, to_uint8(expected(pipelines(name), body)), body)
     assert len({image.tobytes() for image in drawn}) == len(drawn)
