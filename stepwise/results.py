@@ -237,6 +237,7 @@ class RecommendedInfo(TypedDict):
     sampler: str
     num_inference_steps: int
     guidance_scale: float
+    timesteps: NotRequired[list[int] | None]
 
 
 class SizeInfo(TypedDict):

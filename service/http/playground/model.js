@@ -15,7 +15,7 @@
  * @property {object|null} text facts of the text encoder; null for models without prompts
  * @property {string[]} samplers
  * @property {number[]|null} num_inference_steps the choices of distilled weights; null for other weights
- * @property {{sampler: string, num_inference_steps: number, guidance_scale: number}} recommended
+ * @property {{sampler: string, num_inference_steps: number, guidance_scale: number, timesteps: number[]|null}} recommended
  * @property {{max_images: number, timeout_s: number}} limits
  * @property {string} device
  * @property {string} precision
