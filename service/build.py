@@ -31,7 +31,7 @@ from service.http import checks
 from service.http.formats import image_encoder
 from service.http.metrics import Metrics
 from service.http.problems import one_line
-from service.plan.recommended import Wanted, applied
+from service.plan.recommended import Wanted, applied, doubt
 from service.plan.served import Served, fingerprint_parts
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,8 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     with starting(f"STEPWISE_WEIGHTS={shown(settings.weights)} cannot be loaded"):
         checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
     model = recommend(settings.recommended, checkpoint.description)
+    if (sentence := doubt(model, settings.recommended)) is not None:
+        log.warning("%s", sentence)
     is_recommended = model.recommended != checkpoint.description.recommended
     if check is not None and model.image_shape[0] not in checks.CHANNELS:
         raise StartError(

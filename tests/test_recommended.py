@@ -7,7 +7,7 @@ import pytest
 
 from model.description import Distilled, ModelDescription, Recommended
 from service.build import StartError, recommend
-from service.plan.recommended import Wanted, parse
+from service.plan.recommended import Wanted, doubt, parse
 from service.plan.served import fingerprint_parts
 from tests.test_responses import MODEL, planned
 from tests.texts import TEXT
@@ -121,6 +121,43 @@ def test_what_the_model_cannot_draw_ends_the_start(model: ModelDescription, text
         recommend(parse(text), model)
     assert str(refused.value).startswith(f"STEPWISE_RECOMMENDED: for digits, {said}")
     assert "\n" not in str(refused.value)
+
+
+TRAILING = replace(TEXT_MODEL, schedule=TEXT_MODEL.schedule.with_fields(timestep_spacing="trailing"))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_a", "ddim", "dpmpp_2m"])
+def test_trailing_spacing_with_guidance_is_doubted(sampler: str) -> None:
+    model = replace(TRAILING, recommended=Recommended(sampler, 50, guidance_scale=7.5))
+    sentence = doubt(model, None)
+    assert sentence is not None
+    assert sentence.startswith("digits: its scheduler has timestep_spacing trailing, as weights for few steps have")
+    for setting in ("steps=4,guidance=0", "guidance=7.5"):
+        assert f"STEPWISE_RECOMMENDED={setting}" in sentence
+        wanted = parse(setting)
+        assert doubt(recommend(wanted, model), wanted) is None
+    wanted = parse("steps=20")  # says nothing about guidance
+    assert doubt(recommend(wanted, model), wanted) == sentence
+
+
+def test_lcms_sampler_with_guidance_is_doubted() -> None:
+    model = replace(TEXT_MODEL, recommended=Recommended("lcm", 50, guidance_scale=7.5))
+    assert "its scheduler is LCM's, as weights for few steps have" in (doubt(model, None) or "")
+    assert doubt(replace(model, embeds_guidance=True), None) is None  # w is not classifier-free guidance
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        TEXT_MODEL,
+        replace(TRAILING, recommended=Recommended("euler", 4, guidance_scale=1.0)),
+        replace(TRAILING, text=None),
+        replace(TRAILING, schedule=TRAILING.schedule.with_fields(rescale_betas_zero_snr=True)),  # such have it, too
+    ],
+    ids=["leading", "no guidance", "no text", "zero SNR"],
+)
+def test_others_are_not_doubted(model: ModelDescription) -> None:
+    assert doubt(model, None) is None
 
 
 def test_settings_that_change_answers_are_in_the_fingerprint() -> None:

@@ -100,12 +100,6 @@ def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
             "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
             path, field, shown(values.get(field, "absent")), sampler,
         )  # fmt: skip
-    if sampler in ("euler", "euler_a") and schedule.timestep_spacing == "trailing":
-        log.warning(
-            "%s: timestep_spacing is trailing, which weights for few steps (turbo, Lightning) have: if these are such "
-            "weights, set STEPWISE_RECOMMENDED to their steps and guidance",
-            path,
-        )
     return Scheduler(schedule, sampler, _STEPS)
 
 

@@ -86,6 +86,32 @@ def applied(model: ModelDescription, wanted: Wanted) -> ModelDescription:
     return replace(model, recommended=recommended)
 
 
+def doubt(model: ModelDescription, wanted: Wanted | None) -> str | None:
+    """A sentence if the weights may be for few steps, and the recommended guidance is not for such; else None.
+
+    Args:
+        model: with the recommendations in force.
+        wanted: the setting. A guidance in it leaves no doubt.
+    """
+    schedule, recommended = model.schedule, model.recommended
+    if model.text is None or model.embeds_guidance or recommended.guidance_scale <= 1:
+        return None
+    if wanted is not None and wanted.guidance_scale is not None:
+        return None
+    if recommended.sampler == "lcm":
+        sign = "its scheduler is LCM's"
+    elif schedule.timestep_spacing == "trailing" and not schedule.rescale_betas_zero_snr:
+        sign = "its scheduler has timestep_spacing trailing"
+    else:
+        return None
+    guidance = f"{recommended.guidance_scale:g}"
+    return (
+        f"{model.name}: {sign}, as weights for few steps have (turbo, Lightning, LCM), and requests get guidance "
+        f"{guidance}: set STEPWISE_RECOMMENDED=steps=4,guidance=0, or what the weights' page says; "
+        f"STEPWISE_RECOMMENDED=guidance={guidance} keeps the guidance"
+    )
+
+
 def _check_known(timesteps: Sequence[int], model: ModelDescription) -> None:
     first, last = model.first_timestep, model.schedule.num_train_timesteps - 1
     for timestep in timesteps:
