@@ -57,12 +57,14 @@ class TextDescription:
         length: tokens of a context.
         layers: of the encoder with fewer. `clip_skip` is less than this.
         num_parameters: of all encoders together.
+        encoders: how many.
         force_zeros_for_empty_prompt: whether a negative prompt of null means zeros in the place of the empty text.
     """
 
     length: int
     layers: int
     num_parameters: int
+    encoders: int = 1
     force_zeros_for_empty_prompt: bool = False
 
 

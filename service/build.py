@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from model.checkpoints.load import load
 from model.conditions import Conditions
 from model.description import ModelDescription
 from model.noise import first_draw
-from model.rows import Condition, Group, Image, Row, Text, Tokenize
+from model.rows import Condition, Group, Image, Row, Tokenize
 from model.runner import SlotRunner
 from model.samplers import denoise_table
 from model.text import ClipEncoder, choose_text_encoder
@@ -31,6 +32,7 @@ from service.http import checks
 from service.http.formats import image_encoder
 from service.http.metrics import Metrics
 from service.http.problems import one_line
+from service.plan import micro_conditions
 from service.plan.recommended import Wanted, applied, doubt
 from service.plan.served import Served, fingerprint_parts
 
@@ -111,10 +113,10 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     embedder = checkpoint.network.embedder
     with starting(f"{model.name} cannot be made ready on {device}"):
         denoises = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
-        autoencoder, clip, tokenize = checkpoint.autoencoder, checkpoint.text_encoder, checkpoint.tokenizer
+        autoencoder, clips, tokenize = checkpoint.autoencoder, checkpoint.text_encoders, checkpoint.tokenizer
         vae_of = None if autoencoder is None else choose_vae(autoencoder, model, *how, settings.cache_dir)
-        texts = None if clip is None else choose_text_encoder(clip, model, device, threads, settings.cache_dir)
-    del checkpoint, autoencoder, clip  # the backends have the weights
+        texts = choose_text_encoder(clips, model, device, threads, settings.cache_dir) if clips else None
+    del checkpoint, autoencoder, clips  # the backends have the weights
 
     conditions: Conditions | None = None
     runners: dict[Group, SlotRunner] = {}
@@ -188,7 +190,7 @@ def nothing(texts: ClipEncoder | None, tokenize: Tokenize | None) -> Condition:
     """The condition of a row that asks for nothing: the empty prompt with its context, if the model has text."""
     if texts is None or tokenize is None:
         return Condition()
-    text = Text(tokenize("").ids)
+    text = tokenize("").text()
     return Condition(text=text, context=texts.encode(text))
 
 
@@ -230,7 +232,12 @@ def probe_row(model: ModelDescription, group: Group, condition: Condition) -> Ro
     """A row of at most two steps that shows that the model works."""
     t = model.schedule.num_train_timesteps // 2
     table = denoise_table(model.schedule, "ddim", t, min(2, max(1, t)))
-    return Row(table, seed=0, group=group, branches=(condition,))
+    told = replace(
+        condition,
+        time_ids=micro_conditions.of_image(group).time_ids if model.embeds_sizes else None,
+        w=0.0 if model.embeds_guidance else None,
+    )
+    return Row(table, seed=0, group=group, branches=(told,))
 
 
 def choose_device(name: str) -> torch.device:

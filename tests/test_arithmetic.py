@@ -19,7 +19,8 @@ from model.nets.autoencoder import Autoencoder, AutoencoderConfig
 from model.nets.clip import CLIPText, CLIPTextConfig
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
-from model.nets.unet_condition import UNet2DCondition, UNet2DConditionConfig
+from model.nets.unet_condition import UNet2DCondition
+from model.nets.unet_condition_config import UNet2DConditionConfig
 from model.noise import first_draw
 from model.rows import Image
 from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table

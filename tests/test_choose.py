@@ -207,7 +207,7 @@ def test_a_text_encoder_is_float32_on_every_gpu(built: list[CudaPrecision]) -> N
     config = CLIPTextConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
     model = replace(DESCRIPTION, text=TextDescription(7, 1, 0))
     for device in GPUS:
-        choose_text_encoder(CLIPText(config), model, device, 1, None)
+        choose_text_encoder([CLIPText(config)], model, device, 1, None)
     assert built == ["float32"] * 5
 
 
@@ -364,7 +364,9 @@ def test_the_weights_in_torch_are_freed_once_they_are_converted(tmp_path: Path) 
     assert gone() is None
     backend = make(SHAPE)
     conditions = Conditions(embedder, backend, no_label=5)
-    given, _ = conditions.inputs(torch.tensor(conditions.times([7])), torch.tensor(conditions.hold([Condition()])))
+    given, _ = conditions.inputs(
+        torch.tensor(conditions.times([(7, None)])), torch.tensor(conditions.hold([Condition()]))
+    )
     assert backend.start({"x": torch.zeros((1, *SHAPE)), **given})().isfinite().all()
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from model.description import Distilled, Recommended
 from model.rows import Condition, Group, Image
 from service.errors import Invalid
-from service.plan.fields import DenoiseRequest, NoiseRequest, Scaling
+from service.plan.fields import DenoiseRequest, NoiseRequest
 from service.plan.plan import Plan, plan_denoise, plan_noise
 from service.plan.served import Served
+from service.plan.shared_fields import Scaling
 from tests.test_responses import LATENT, MODEL, SERVED, planned
 
 

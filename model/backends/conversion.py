@@ -20,7 +20,17 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from model.backends import network as networks
 from model.backends.network import Network, Shapes
 from model.backends.openvino import core
-from model.nets import autoencoder, blocks, clip, layers, transformer, unet, unet2d, unet_condition
+from model.nets import (
+    autoencoder,
+    blocks,
+    clip,
+    layers,
+    transformer,
+    unet,
+    unet2d,
+    unet_condition,
+    unet_condition_config,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +44,7 @@ _SOURCES = (
     unet2d.__file__,
     transformer.__file__,
     unet_condition.__file__,
+    unet_condition_config.__file__,
     autoencoder.__file__,
     clip.__file__,
     __file__,

@@ -15,6 +15,7 @@ from service.engine.costs import Costs
 from service.engine.engine import Engine
 from service.http import openapi
 from service.http.metrics import CONTENT_TYPE, Metrics, exposition
+from service.plan.conditions import embedded_fields
 from service.plan.served import Served
 from service.plan.texts import prompt_limits
 
@@ -83,6 +84,7 @@ class Operations:
                 "first_stage": None if vae is None else asdict(vae),
                 "preview": None if served.preview is None else "linear",
                 "text": None if model.text is None else {**asdict(model.text), **prompt_limits(model.text)},
+                "embedded_fields": embedded_fields(model),
                 "safety_checker": model.safety_checker,
                 "out_channels": model.out_channels,
                 "num_classes": model.num_classes,

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from model.description import ModelDescription
 from service.errors import Invalid
 from service.plan import steps
-from service.plan.fields import MAX_GUIDANCE, Sample
+from service.plan.fields import Sample
 from service.plan.guidance import is_guidable
+from service.plan.shared_fields import MAX_GUIDANCE
 
 EXAMPLE = "sampler=euler,steps=4,guidance=0"
 

@@ -60,6 +60,7 @@ def facts(info: Info) -> list[tuple[str, str]]:
         ("trained with", f"{info['num_train_timesteps']} timesteps; predicts {info['prediction_type']}"),
         ("first stage", _first_stage(info)),
         ("text encoder", _text_encoder(info)),
+        ("is told", ", ".join(info.get("embedded_fields", ()))),
         ("safety checker", "not run" if info.get("safety_checker") == "not run" else ""),
         ("computed by", f"{info['backend']} on {info['device']}, in {info['precision']}"),
         ("a step takes", _speeds(info["seconds_per_step"], "image", "images")),
@@ -95,7 +96,11 @@ def _prompts(info: Info) -> str:
 
 def _text_encoder(info: Info) -> str:
     text = info.get("text")
-    return "" if text is None else f"{text['layers']} layers, {text['num_parameters']:,} parameters"
+    if text is None:
+        return ""
+    count = text.get("encoders", 1)
+    encoders = f"{count} encoders, at least " if count > 1 else ""
+    return f"{encoders}{text['layers']} layers, {text['num_parameters']:,} parameters"
 
 
 def _first_stage(info: Info) -> str:

@@ -13,6 +13,7 @@
  * @property {number|null} num_classes
  * @property {string[]|null} class_names
  * @property {object|null} text facts of the text encoder; null for models without prompts
+ * @property {string[]} embedded_fields the fields of a request that the network is told as numbers
  * @property {string[]} samplers
  * @property {number[]|null} num_inference_steps the choices of distilled weights; null for other weights
  * @property {{sampler: string, num_inference_steps: number, guidance_scale: number, timesteps: number[]|null}} recommended
@@ -43,6 +44,9 @@ export const takesEta = (sampler) => sampler === "ddim";
 
 /** Whether the model draws what a text says. @param {Info} info */
 export const takesText = (info) => Boolean(info.text);
+
+/** Whether the model compares with a negative prompt. A network that is told guidance_scale does not. @param {Info} info */
+export const takesNegative = (info) => takesText(info) && !info.embedded_fields.includes("guidance_scale");
 
 /** What an image is called: its class, or the beginning of its prompt. @param {Info} info @param {Recipe} recipe */
 export function nameOf(info, { class_label: label = null, prompt = "" }) {
