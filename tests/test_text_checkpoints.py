@@ -851,7 +851,7 @@ def test_a_unet_without_its_pipeline_is_refused(pipeline: Path, tmp_path: Path, 
     alone = shutil.copytree(pipeline / "unet", tmp_path / "alone")
     message = (
         "config.json: _class_name is UNet2DConditionModel, which draws for prompts: "
-        "it is served as a part of a StableDiffusionPipeline, with its model_index.json"
+        "it is served as a part of its pipeline, with model_index.json"
     )
     assert refusal(alone / named, alone) == message
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +19,9 @@ from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, find, load
 from model.checkpoints.text_config import TextToImageConfig
 from model.description import Recommended, TextDescription, VAEDescription
+from model.lines import Column
 from model.nets.clip import CLIPText
+from model.samplers import sample_table
 from tests.checkpoints import STEM, VALUES, Json, check_line, edit, refusal
 from tests.pipelines import (
     KINDS,
@@ -31,7 +34,7 @@ from tests.pipelines import (
     write_tokenizer,
 )
 from tests.properties import examples
-from tests.reference import UNet2DConditionModel
+from tests.reference import UNet2DConditionModel, scheduler_class
 from tests.test_tensors import PICKLE
 from tests.test_text_checkpoints import CLIP_L, OF_SD1, close
 
@@ -397,6 +400,11 @@ def test_pipelines_of_stable_diffusion_alone_set_fields_of_the_scheduler(
     if scheduler in ("DDIMScheduler", "DDPMScheduler"):
         assert schedule.clip_sample == theirs["clip_sample"] == (not sets)
     assert schedule.clips_multistep is False
+    # LCM's own default clips nothing, whatever class the file is of.
+    theirs = scheduler_class("LCMScheduler").from_config(json.loads((folder / SCHEDULER_CONFIG).read_text()))
+    lines = sample_table(schedule, "lcm", 4).lines
+    assert theirs.config.clip_sample is False
+    assert np.isinf(lines[:, Column.BOUND]).all()
 
 
 def test_a_network_with_guidance_in_a_pipeline_of_many_steps_is_told(

@@ -186,8 +186,8 @@ def read_unet(
     if kind == "UNet2DConditionModel":
         raise CheckpointError(
             path,
-            f"_class_name is {kind}, which draws for prompts: it is served as a part of a StableDiffusionPipeline, "
-            "with its model_index.json",
+            f"_class_name is {kind}, which draws for prompts: it is served as a part of its pipeline, "
+            "with model_index.json",
         )
     if kind != "UNet2DModel":
         raise CheckpointError(path, f"_class_name is {shown(kind)}, and must be UNet2DModel")
