@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     recommended: Recommendation = Field(
         None,
         description="sampler, steps and guidance of requests that name none; each may be left out; "
+        "timesteps=999/749/499/249 takes the place of steps; "
         "default: what the weights' files tell",
     )
     recipe_prompts: bool = Field(

@@ -483,7 +483,7 @@ def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
     assert info["class_names"] == ["cat", "dog", "7"]
     assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm"]
     assert info["num_inference_steps"] is None
-    assert info["recommended"] == config["recommended"]
+    assert info["recommended"] == {**config["recommended"], "timesteps": None}
     assert info["device"] == "cpu"
     assert info["backend"]
     assert info["precision"] == "float32"
@@ -500,7 +500,12 @@ def test_info_of_a_model_without_classes(rgb_server: ServerProcess) -> None:
     assert info["num_classes"] is None
     assert info["class_names"] is None
     assert info["image_shape"] == [3, 8, 16]
-    assert info["recommended"] == {"sampler": "ddim", "num_inference_steps": 5, "guidance_scale": 1.0}
+    assert info["recommended"] == {
+        "sampler": "ddim",
+        "num_inference_steps": 5,
+        "guidance_scale": 1.0,
+        "timesteps": None,
+    }
 
 
 def test_the_limits_of_info_are_the_settings(server: ServerProcess, strict_server: ServerProcess) -> None:

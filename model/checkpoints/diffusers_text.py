@@ -84,10 +84,10 @@ def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeli
     Raises:
         CheckpointError: naming the file, the field and what was expected.
     """
-    values = {**values, **pipeline.sets}
-    schedule = read_scheduler(path, values).schedule
-    if "clip_sample" not in values:
-        schedule = schedule.with_fields(clips_lcm=False)  # the default of LCMScheduler; those of DDIM and DDPM clip
+    fields = {**values, **pipeline.sets}
+    schedule = read_scheduler(path, fields).schedule
+    if "clip_sample" not in fields:
+        schedule = schedule.with_fields(clips_lcm=False)  # the default is true for DDIM and DDPM, and false for LCM
     kind, steps = str(values.get("_class_name")), pipeline.num_inference_steps
     sampler = _SAMPLERS.get(kind)
     if sampler is None:
@@ -98,12 +98,6 @@ def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeli
             "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
             path, field, shown(values.get(field, "absent")), sampler,
         )  # fmt: skip
-    if sampler in ("euler", "euler_a") and schedule.timestep_spacing == "trailing":
-        log.warning(
-            "%s: timestep_spacing is trailing, which weights for few steps (turbo, Lightning) have: if these are such "
-            "weights, set STEPWISE_RECOMMENDED to their steps and guidance",
-            path,
-        )
     return Scheduler(schedule, sampler, steps)
 
 
