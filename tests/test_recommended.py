@@ -140,10 +140,23 @@ def test_trailing_spacing_with_guidance_is_doubted(sampler: str) -> None:
     assert doubt(recommend(wanted, model), wanted) == sentence
 
 
+def test_many_steps_of_a_network_with_guidance_embedded_are_doubted() -> None:
+    model = replace(TEXT_MODEL, embeds_guidance=True, recommended=Recommended("euler", 50, guidance_scale=5))
+    sentence = doubt(model, None)
+    assert sentence is not None
+    assert "and requests get 50 steps of euler: set STEPWISE_RECOMMENDED=sampler=lcm,steps=4" in sentence
+    for setting in ("sampler=ddim,steps=4", "steps=50", "timesteps=999/499"):
+        wanted = parse(setting)
+        assert doubt(recommend(wanted, replace(model, recommended=Recommended("ddim", 50))), wanted) is None
+    assert doubt(model, parse("guidance=3")) == sentence  # says nothing about steps
+    assert doubt(replace(model, recommended=Recommended("lcm", 4, guidance_scale=8.5)), None) is None
+
+
 def test_lcms_sampler_with_guidance_is_doubted() -> None:
     model = replace(TEXT_MODEL, recommended=Recommended("lcm", 50, guidance_scale=7.5))
     assert "its scheduler is LCM's, as weights for few steps have" in (doubt(model, None) or "")
-    assert doubt(replace(model, embeds_guidance=True), None) is None  # w is not classifier-free guidance
+    few = replace(model.recommended, num_inference_steps=4)
+    assert doubt(replace(model, embeds_guidance=True, recommended=few), None) is None  # w is no second prediction
 
 
 @pytest.mark.parametrize(

@@ -406,20 +406,6 @@ def test_pipelines_of_stable_diffusion_alone_set_fields_of_the_scheduler(
     assert np.array_equal(sample_table(schedule, "ddim", 4).lines, sample_table(unclipped, "ddim", 4).lines) == sets
 
 
-def test_a_network_with_guidance_in_a_pipeline_of_many_steps_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = write_pipeline(tmp_path, "lcm", index={"_class_name": "StableDiffusionPipeline"})
-    caplog.clear()
-    load(folder)
-    assert caplog.messages == [
-        (
-            f"{folder / UNET_CONFIG}: time_cond_proj_dim is 16, which weights for few steps (LCM) have: set "
-            "STEPWISE_RECOMMENDED to sampler=lcm and their steps and guidance"
-        )
-    ]
-
-
 @pytest.mark.parametrize("force", [True, False, None])
 def test_zeros_in_the_place_of_no_negative_prompt(pipeline: Path, force: bool | None) -> None:
     """null counts as false, as in diffusers."""

@@ -128,13 +128,6 @@ def read_condition_unet(
         fields["act_fn"] = fields["act_fn"].lower()
     if fields.get("addition_embed_type") is None:
         fields = {name: value for name, value in fields.items() if name not in _OF_ADDITION}
-    guidance_dim = fields.get("time_cond_proj_dim")
-    if guidance_dim is not None and not pipeline.embeds_guidance:
-        log.warning(
-            "%s: time_cond_proj_dim is %s, which weights for few steps (LCM) have: set STEPWISE_RECOMMENDED to "
-            "sampler=lcm and their steps and guidance",
-            path, shown(guidance_dim),
-        )  # fmt: skip
     try:
         suggested = recommended(scheduler, first_timestep=0)
         return TextToImageConfig(

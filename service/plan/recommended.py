@@ -17,6 +17,8 @@ from service.plan.shared_fields import MAX_GUIDANCE
 
 EXAMPLE = "sampler=euler,steps=4,guidance=0"
 
+_FEW = 8  # steps
+
 # The names of the setting, and diffusers' names.
 _FIELDS: Mapping[str, str] = {
     "sampler": "sampler",
@@ -88,16 +90,31 @@ def applied(model: ModelDescription, wanted: Wanted) -> ModelDescription:
 
 
 def doubt(model: ModelDescription, wanted: Wanted | None) -> str | None:
-    """A sentence if the weights may be for few steps, and the recommended guidance is not for such; else None.
+    """A sentence if the weights may be for few steps, and what is recommended is not for such; else None.
 
     Args:
         model: with the recommendations in force.
-        wanted: the setting. A guidance in it leaves no doubt.
+        wanted: the setting. What it names leaves no doubt.
     """
-    schedule, recommended = model.schedule, model.recommended
-    if model.text is None or model.embeds_guidance or recommended.guidance_scale <= 1:
+    wanted = wanted or Wanted()
+    return _doubt_of_steps(model, wanted) if model.embeds_guidance else _doubt_of_guidance(model, wanted)
+
+
+def _doubt_of_steps(model: ModelDescription, wanted: Wanted) -> str | None:
+    sampler, steps = model.recommended.sampler, model.recommended.num_inference_steps
+    named = wanted.num_inference_steps is not None or wanted.timesteps is not None
+    if named or steps <= _FEW:
         return None
-    if wanted is not None and wanted.guidance_scale is not None:
+    return (
+        f"{model.name}: its network has guidance embedded, as weights for few steps have (LCM), and requests get "
+        f"{steps} steps of {sampler}: set STEPWISE_RECOMMENDED=sampler=lcm,steps=4, or what the weights' page says; "
+        f"STEPWISE_RECOMMENDED=steps={steps} keeps the steps"
+    )
+
+
+def _doubt_of_guidance(model: ModelDescription, wanted: Wanted) -> str | None:
+    schedule, recommended = model.schedule, model.recommended
+    if model.text is None or recommended.guidance_scale <= 1 or wanted.guidance_scale is not None:
         return None
     if recommended.sampler == "lcm":
         sign = "its scheduler is LCM's"
