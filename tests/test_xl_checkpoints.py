@@ -541,6 +541,15 @@ def test_networks_refused(pipeline: Path, changes: Json, message: str) -> None:
     assert refusal(pipeline).startswith(f"{UNET_CONFIG}: {message}")
 
 
+def test_a_vae_with_another_scale_of_latents_is_refused(pipeline: Path) -> None:
+    """As Playground 2.5's."""
+    edit(pipeline / "vae/config.json", {"latents_mean": [-1.6, 1.1, -0.1, 0.2]})
+    assert refusal(pipeline) == (
+        "vae/config.json: latents_mean is [-1.6, 1.1, -0.1, 0.2], and must be null: other scales of latents are not "
+        "supported"
+    )
+
+
 def test_sizes_in_a_pipeline_with_one_text_encoder_are_refused(lcm: Path) -> None:
     edit(
         lcm / UNET_CONFIG,
