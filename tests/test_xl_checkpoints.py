@@ -102,7 +102,9 @@ def test_a_pipeline_is_its_networks(kind: str, tmp_path: Path) -> None:
     scale = 0.13025 if is_xl else 0.18215
     assert model.vae == VAEDescription("kl", 8, scale, theirs.vae.num_parameters())
     count = sum(parameters(encoder) for encoder in encoders)
-    assert model.text == TextDescription(77, 3 if is_xl else 4, count, force_zeros_for_empty_prompt=is_xl)
+    assert model.text == TextDescription(
+        77, 3 if is_xl else 4, count, encoders=2 if is_xl else 1, force_zeros_for_empty_prompt=is_xl
+    )
     networks = (checkpoint.network, checkpoint.autoencoder, *checkpoint.text_encoders)
     assert not any(parameter.requires_grad for network in networks if network for parameter in network.parameters())
 
