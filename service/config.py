@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     sizes: Sizes = Field(
         (),
         description="sizes of images, WIDTHxHEIGHT, with commas; the first is the default size; "
-        "default: the size that the weights were trained for",
+        "default: the size that the weights were trained for, and on a GPU, for models with text, its usual aspects",
     )
     recommended: Recommendation = Field(
         None,
