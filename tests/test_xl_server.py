@@ -31,6 +31,7 @@ VARIANTS: dict[str, Json] = {
     "ssd1b": {"kind": "ssd1b"},
     "lcm": {"kind": "lcm"},
     "lcm_xl": {"kind": "lcm_xl"},
+    "lcm_in_sd": {"kind": "lcm", "index": {"_class_name": "StableDiffusionPipeline"}, "seed": 3},
     "ddim": {  # clips latents, because this pipeline leaves clip_sample as it is
         "kind": "xl",
         "scheduler": "DDIMScheduler",
@@ -63,7 +64,8 @@ VARIANTS: dict[str, Json] = {
         "seed": 7,
     },
 }
-LCM = ("lcm", "lcm_xl")
+LCM = ("lcm", "lcm_xl", "lcm_in_sd")
+ONE_ENCODER = ("lcm", "lcm_in_sd")
 
 Running = Callable[[str], ServerProcess]
 
@@ -118,7 +120,7 @@ def request_of(name: str, i: int) -> Json:
         "height": height,
         "width": width,
     }
-    if name != "lcm":
+    if name not in ONE_ENCODER:
         body |= {"clip_skip": (0, 0, 1)[i % 3], **MICRO[i % 4]}
     if name not in LCM:
         return {**body, "negative_prompt": (None, "", "blurry, ugly")[i // 2 % 3], "guidance_rescale": (0, 0.7)[i > 8]}
@@ -190,7 +192,9 @@ def test_what_a_request_to_lcm_leaves_out(running: Running, pipelines: Any) -> N
     assert_alike(asked(running("lcm"), {"prompt": "a fox", "seed": 3}), to_uint8(image), "defaults")
 
 
-@pytest.mark.parametrize(("name", "sampler"), [("lcm", "lcm"), ("lcm_xl", "lcm"), ("xl", "lcm"), ("xl", "euler")])
+@pytest.mark.parametrize(
+    ("name", "sampler"), [("lcm", "lcm"), ("lcm_xl", "lcm"), ("xl", "lcm"), ("xl", "euler"), ("ssd1b", "euler")]
+)
 def test_timesteps_of_ones_own(running: Running, pipelines: Any, name: str, sampler: str) -> None:
     """Those of DMD2."""
     pipeline = pipelines(name)
