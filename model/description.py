@@ -11,11 +11,17 @@ MAX_SIDE = 8192  # pixels
 
 @dataclass(frozen=True, slots=True)
 class Recommended:
-    """The settings that the weights' authors recommend: the defaults of a request."""
+    """The settings that the weights' authors recommend: the defaults of a request.
+
+    Attributes:
+        timesteps: those of a request that names no number of steps, if its sampler takes a list. Others take
+            num_inference_steps, which is then the length of the list.
+    """
 
     sampler: str = "ddim"
     num_inference_steps: int = 50
     guidance_scale: float = 1.0
+    timesteps: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,6 +242,7 @@ class RecommendedInfo(TypedDict):
     sampler: str
     num_inference_steps: int
     guidance_scale: float
+    timesteps: NotRequired[list[int] | None]
 
 
 class SizeInfo(TypedDict):

@@ -157,7 +157,6 @@ _KINDS: dict[str, dict[str, Json]] = {
     },
 }
 KINDS = ("sd1", "sd2", "tiny_sd", "small_sd")  # of StableDiffusionPipeline
-XL_KINDS = ("xl", "xl_turbo", "lcm_xl", "ssd1b", "vega")  # of StableDiffusionXLPipeline
 
 
 def write_pipeline(

@@ -52,7 +52,8 @@ def test_a_row_has_its_prompt_alone() -> None:
 
 def test_denoising_is_told_it_too() -> None:
     """One and less is no guidance, as in every model, and `guidance_scale` defaults to 1."""
-    for fields, w in (({}, 0.0), ({"guidance_scale": 3}, 2.0)):
+    asked: list[tuple[dict[str, Any], float]] = [({}, 0.0), ({"guidance_scale": 3}, 2.0)]
+    for fields, w in asked:
         for output in ("x0", "model_output"):
             [row] = denoised(**fields, output=output).rows
             assert [one.w for one in row.branches] == [w]

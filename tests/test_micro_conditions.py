@@ -236,5 +236,8 @@ def test_the_command_line_says_them_and_verifies(server: FakeServer, tmp_path: P
     assert (tmp_path / "two.png").read_bytes() == two.content
     printed = done(stepwise(server, tmp_path, "verify", "fox.png", "two.png"))
     assert printed == "fox.png: the same bytes\ntwo.png: the same bytes\n"
+    info = " ".join(done(stepwise(server, tmp_path, "info")).split())
+    assert "text encoder 2 encoders, at least 4 layers, 9 parameters" in info
+    assert "is told original_size, crops_coords_top_left, target_size" in info
     line = refused(stepwise(server, tmp_path, "sample", "a fox", "--original-size", "a"), exits.UNUSABLE)
     assert line == "--original-size a: must be numbers with commas between them"

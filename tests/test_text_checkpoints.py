@@ -473,7 +473,7 @@ def test_everything_that_decides_an_image_is_in_the_digest(part: str, pipeline: 
         ("DDPMScheduler", {}, "ddpm"),
         ("EulerDiscreteScheduler", {}, "euler"),
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading"}, "euler"),
-        ("EulerAncestralDiscreteScheduler", {}, "euler_a"),
+        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, "euler_a"),
         ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "dpmpp_2m"),
         ("LCMScheduler", {}, "lcm"),
     ],
@@ -508,15 +508,6 @@ def test_the_pipelines_own_settings_are_recommended(
             {},
             "dpmpp_2m",
             "UniPCMultistepScheduler has no sampler here: dpmpp_2m is recommended in its place",
-        ),
-        (
-            "EulerDiscreteScheduler",
-            {"timestep_spacing": "trailing"},
-            "euler",
-            (
-                "timestep_spacing is trailing, which weights for few steps (turbo, Lightning) have: "
-                "if these are such weights, set STEPWISE_RECOMMENDED to their steps and guidance"
-            ),
         ),
     ],
     ids=str,

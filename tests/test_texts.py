@@ -235,14 +235,15 @@ def test_recipes_may_have_hashes_in_the_place_of_prompts() -> None:
     assert etag(plan, PNG) != etag(planned(HIDING, prompt=["å fox", "c"], num_images=2, clip_skip=1), PNG)
 
 
-def test_a_repr_has_nothing_of_a_prompt() -> None:
+@pytest.mark.parametrize("served", [TEXT, XL], ids=["one encoder", "two encoders"])
+def test_a_repr_has_nothing_of_a_prompt(served: Served) -> None:
     """Errors and logs may show the repr of any of these."""
     prompts: dict[str, Any] = {"prompt": "αβγδ", "negative_prompt": "βγδα"}
     sample = SampleRequest(seed=0, guidance_scale=2.0, **prompts)
     denoise = DenoiseRequest(timestep=2, seed=0, guidance_scale=2.0, **prompts)
-    plans = [plan_of(sample), plan_denoise(denoise, IMAGE, TEXT, timeout=10.0)]
-    words, _ = words_of(sample, 1, True, TEXT)
-    encodings = [encoding(plan, kind, TEXT) for plan in plans for kind in (PNG, JSON, ZIP, NPY, EVENTS)]
+    plans = [plan_of(sample, served), plan_denoise(denoise, IMAGE, served, timeout=10.0)]
+    words, _ = words_of(sample, 1, True, served)
+    encodings = [encoding(plan, kind, served) for plan in plans for kind in (PNG, JSON, ZIP, NPY, EVENTS)]
     shown = repr([sample, denoise, plans, words, encodings])
     assert not set("αβγδ") & set(shown)
     assert not any(str(token) in repr(words) for token in tokenize("αβγδ").ids[1:5])

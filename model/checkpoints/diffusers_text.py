@@ -84,7 +84,10 @@ def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeli
     Raises:
         CheckpointError: naming the file, the field and what was expected.
     """
-    schedule = read_scheduler(path, {**values, **pipeline.sets}).schedule
+    fields = {**values, **pipeline.sets}
+    schedule = read_scheduler(path, fields).schedule
+    if "clip_sample" not in fields:
+        schedule = schedule.with_fields(clips_lcm=False)  # the default is true for DDIM and DDPM, and false for LCM
     kind, steps = str(values.get("_class_name")), pipeline.num_inference_steps
     sampler = _SAMPLERS.get(kind)
     if sampler is None:
@@ -95,12 +98,6 @@ def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeli
             "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
             path, field, shown(values.get(field, "absent")), sampler,
         )  # fmt: skip
-    if sampler in ("euler", "euler_a") and schedule.timestep_spacing == "trailing":
-        log.warning(
-            "%s: timestep_spacing is trailing, which weights for few steps (turbo, Lightning) have: if these are such "
-            "weights, set STEPWISE_RECOMMENDED to their steps and guidance",
-            path,
-        )
     return Scheduler(schedule, sampler, steps)
 
 
@@ -131,13 +128,6 @@ def read_condition_unet(
         fields["act_fn"] = fields["act_fn"].lower()
     if fields.get("addition_embed_type") is None:
         fields = {name: value for name, value in fields.items() if name not in _OF_ADDITION}
-    guidance_dim = fields.get("time_cond_proj_dim")
-    if guidance_dim is not None and not pipeline.embeds_guidance:
-        log.warning(
-            "%s: time_cond_proj_dim is %s, which weights for few steps (LCM) have: set STEPWISE_RECOMMENDED to "
-            "sampler=lcm and their steps and guidance",
-            path, shown(guidance_dim),
-        )  # fmt: skip
     try:
         suggested = recommended(scheduler, first_timestep=0)
         return TextToImageConfig(

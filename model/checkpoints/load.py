@@ -91,6 +91,7 @@ def load(path: Path, allow_pickle: bool = False) -> Checkpoint:
             length=tokenizer.length,
             layers=min(one.num_hidden_layers for one in source.config.texts),
             num_parameters=sum(map(parameters, text_encoders)),
+            encoders=len(text_encoders),
             force_zeros_for_empty_prompt=source.config.force_zeros_for_empty_prompt,
         )
         description = replace(description, text=text, safety_checker=source.safety_checker)

@@ -119,7 +119,9 @@ _INFO = _object(
     class_names=_or_null(_array(_STRING)),
     samplers=_array(_STRING),
     num_inference_steps=_or_null(_array(_COUNT)),
-    recommended=_object(sampler=_STRING, num_inference_steps=_COUNT, guidance_scale=_NUMBER),
+    recommended=_object(
+        sampler=_STRING, num_inference_steps=_COUNT, guidance_scale=_NUMBER, timesteps=_or_null(_array(_COUNT))
+    ),
     limits=_object(max_images=_COUNT, max_batch=_COUNT, max_queue=_COUNT, max_body=_COUNT, timeout_s=_NUMBER),
     device=_STRING,
     backend=_STRING,

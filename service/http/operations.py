@@ -95,6 +95,7 @@ class Operations:
                     "sampler": model.recommended.sampler,
                     "num_inference_steps": model.recommended.num_inference_steps,
                     "guidance_scale": model.recommended.guidance_scale,
+                    "timesteps": model.recommended.timesteps,
                 },
                 "limits": {
                     "max_images": settings.max_images,

@@ -90,6 +90,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
         "seed": seed,
         "sampler": sampler,
         "num_inference_steps": grid if isinstance(grid, int) else None,
+        "timesteps": None if isinstance(grid, int) else [*grid],
         "eta": abs(float(request.eta)),
         "class_label": labels[0] if one_label else labels,
         "height": group.height,

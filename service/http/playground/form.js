@@ -24,7 +24,10 @@ function stepsField(info) {
   const only = info.num_inference_steps;
   if (only) return choiceField({ ...common, options: only.map((count) => [String(count), String(count)]) });
   const max = info.num_train_timesteps;
-  return numberField({ ...common, min: 1, max, slider: Math.min(max, SLIDER_STEPS) });
+  const field = numberField({ ...common, min: 1, max, slider: Math.min(max, SLIDER_STEPS) });
+  const { num_inference_steps, timesteps } = info.recommended;
+  if (timesteps) field.root.append(h("p", { className: "hint" }, `${num_inference_steps} steps are at ${timesteps.join(", ")}`));
+  return field;
 }
 
 /** The sizes of a model, if it has several. @param {import("./model.js").Info} info */

@@ -16,7 +16,7 @@
  * @property {string[]} embedded_fields the fields of a request that the network is told as numbers
  * @property {string[]} samplers
  * @property {number[]|null} num_inference_steps the choices of distilled weights; null for other weights
- * @property {{sampler: string, num_inference_steps: number, guidance_scale: number}} recommended
+ * @property {{sampler: string, num_inference_steps: number, guidance_scale: number, timesteps: number[]|null}} recommended
  * @property {{max_images: number, timeout_s: number}} limits
  * @property {string} device
  * @property {string} precision
