@@ -91,12 +91,7 @@ class Operations:
                 "class_names": list(model.class_names) or None,
                 "samplers": [distilled.sampler] if distilled else list(SAMPLERS),
                 "num_inference_steps": list(distilled.num_inference_steps) if distilled else None,
-                "recommended": {
-                    "sampler": model.recommended.sampler,
-                    "num_inference_steps": model.recommended.num_inference_steps,
-                    "guidance_scale": model.recommended.guidance_scale,
-                    "timesteps": model.recommended.timesteps,
-                },
+                "recommended": asdict(model.recommended),
                 "limits": {
                     "max_images": settings.max_images,
                     "max_batch": max(self.engine.widths),

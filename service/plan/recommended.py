@@ -18,16 +18,6 @@ from service.plan.shared_fields import MAX_GUIDANCE
 EXAMPLE = "sampler=euler,steps=4,guidance=0"
 
 _FEW = 8  # steps
-
-# The names of the setting, and diffusers' names.
-_FIELDS: Mapping[str, str] = {
-    "sampler": "sampler",
-    "steps": "num_inference_steps",
-    "timesteps": "timesteps",
-    "guidance": "guidance_scale",
-    "num_inference_steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-}
 _TIMESTEPS = re.compile(r"\d{1,6}(/\d{1,6})*", re.ASCII)
 _COUNT = re.compile(r"[1-9]\d{0,5}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
@@ -40,6 +30,14 @@ class Wanted(NamedTuple):
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     timesteps: tuple[int, ...] | None = None
+
+
+# The names of the setting: those of the fields, and two short ones.
+_FIELDS: Mapping[str, str] = {
+    **dict(zip(Wanted._fields, Wanted._fields, strict=True)),
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+}
 
 
 def parse(text: str) -> Wanted:
