@@ -1,7 +1,7 @@
 """The noise schedule: betas → ᾱ, in float64.
 
 The forward process is x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε (Ho et al. 2020, arXiv:2006.11239, eq. 4). Names and defaults of the
-fields are those of diffusers' scheduler_config.json.
+fields are those of diffusers' scheduler_config.json. Only clips_lcm is our own.
 """
 
 import math
@@ -57,7 +57,7 @@ class Schedule(BaseModel):
     sigma_max: float | None = Field(None, gt=0)
     final_sigmas_type: FinalSigmasType = "zero"
     original_inference_steps: int = Field(50, ge=1)
-    timestep_scaling: float = Field(10.0, gt=0)
+    timestep_scaling: float = Field(10.0, gt=0, le=1e6)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

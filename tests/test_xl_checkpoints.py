@@ -365,6 +365,13 @@ def test_digests_of_pipelines_with_one_text_encoder_are_what_they_were(kind: str
     assert load(write_pipeline(tmp_path, kind)).description.digest == OLD_DIGESTS[kind]
 
 
+def test_a_new_sampler_moves_no_digest(tmp_path: Path) -> None:
+    """As of LCM-LoRA merged into Stable Diffusion: served before there was `lcm`, which is recommended since."""
+    model = load(write_pipeline(tmp_path, scheduler="LCMScheduler")).description
+    assert model.recommended.sampler == "lcm"
+    assert model.digest == "f1b722b30a693233e4d2e288ae500e287eb98b92308f2cc3d3eae01c15044f8c"
+
+
 # What a pipeline's class decides.
 
 

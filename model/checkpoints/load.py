@@ -179,6 +179,9 @@ _YOUNGER = (
     "original_inference_steps", "timestep_scaling", "clips_lcm",
 )  # fmt: skip
 
+# Samplers that are younger than the first digests, each with what was recommended in its place before.
+_YOUNGER_SAMPLERS = {"lcm": "dpmpp_2m"}
+
 _YOUNGER_OF_TEXT = ("text_2", "force_zeros_for_empty_prompt")  # of TextToImageConfig
 _YOUNGER_OF_NETWORK = (  # of UNet2DConditionConfig
     "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim", "time_cond_proj_dim",
@@ -194,6 +197,8 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
     if isinstance(config, TextToImageConfig):
         _drop_defaults(settings, TextToImageConfig, _YOUNGER_OF_TEXT)
         _drop_defaults(settings["network"], UNet2DConditionConfig, _YOUNGER_OF_NETWORK)
+        sampler = settings["recommended"]["sampler"]
+        settings["recommended"]["sampler"] = _YOUNGER_SAMPLERS.get(sampler, sampler)
     elif schedule["set_alpha_to_one"] is None:
         schedule["set_alpha_to_one"] = True  # the default of those days, and still that of all samplers but pndm
     settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields the config sets

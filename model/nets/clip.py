@@ -51,7 +51,7 @@ class CLIPTextWithProjectionConfig(CLIPTextConfig):
     """The same of CLIPTextModelWithProjection."""
 
     projection_dim: Count = 512  # channels of the pooled text
-    eos_token_id: int = 49407  # see Pooler
+    eos_token_id: int = Field(49407, ge=-(2**31), lt=2**31)  # see Pooler
 
 
 class CLIPText(nn.Module):
