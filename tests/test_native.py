@@ -156,7 +156,6 @@ def test_network_outlives_its_file(bare: Path) -> None:
         {"final_sigmas_type": "sigma_min"},
         {"original_inference_steps": 100},
         {"timestep_scaling": 1.0},
-        {"clips_lcm": False},
         {"set_alpha_to_one": False},
     ],
     ids=str,

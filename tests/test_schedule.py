@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from model.schedule import Float64, Schedule, cosine_betas
-from tests.reference import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, scheduler_class
+from tests.reference import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, LCMScheduler, scheduler_class
 
 SCHEDULES: list[dict[str, Any]] = [
     {"beta_schedule": "linear"},
@@ -131,7 +131,7 @@ def test_defaults_are_those_of_diffusers(scheduler: Any) -> None:
 
 
 def test_every_field_is_one_of_diffusers() -> None:
-    classes = DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler
+    classes = DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
     assert Schedule.model_fields.keys() <= {name for scheduler in classes for name in scheduler().config}
 
 

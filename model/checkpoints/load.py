@@ -176,7 +176,7 @@ def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Token
 # Fields of Schedule that are younger than the first digests, which are in recipes.
 _YOUNGER = (
     "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "sigma_min", "sigma_max", "final_sigmas_type",
-    "original_inference_steps", "timestep_scaling", "clips_lcm",
+    "original_inference_steps", "timestep_scaling",
 )  # fmt: skip
 
 _YOUNGER_OF_TEXT = ("text_2", "force_zeros_for_empty_prompt")  # of TextToImageConfig
