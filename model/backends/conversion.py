@@ -3,19 +3,28 @@
 import hashlib
 import json
 import logging
+import mmap
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
 import torch
+from numpy.typing import NDArray
 from openvino import opset13 as ops
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from torch import Tensor
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from model.backends import network as networks
 from model.backends.network import Network, Shapes
@@ -25,6 +34,7 @@ from model.nets import autoencoder, blocks, clip, layers, transformer, unet, une
 log = logging.getLogger(__name__)
 
 MODEL, WEIGHTS, SUMS = "model.xml", "model.bin", "sums.json"
+HALVES = (torch.float16, torch.bfloat16)
 _FEW_PIXELS = 16
 _SOURCES = (
     networks.__file__,
@@ -41,18 +51,60 @@ _SOURCES = (
 
 
 def convert(network: Network) -> ov.Model:
-    """Convert a network to a float32 model for any number of rows, and any height and width of x.
+    """Convert a network to a model for any number of rows, and any height and width of x, which computes in float32.
 
-    Its inputs are those of the network that the output depends on, [B, …] each, by name.
+    Its inputs are those of the network that the output depends on, [B, …] each, by name. Its constants are the network's
+    parameters, in their precision. Constants in half precision are widened where they are used.
     """
     example = tuple(torch.zeros(1, *shape) for shape in network.inputs.values())
     # This is ov.convert_model without its usage statistics. Tracing is deprecated in torch and warns about torch's own
     # code. check_trace would run the network three more times; tests compare the outputs instead.
-    with torch.inference_mode(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+    with (
+        torch.inference_mode(),
+        _WidenedAtUse(),
+        _WithoutValues(),
+        warnings.catch_warnings(action="ignore", category=DeprecationWarning),
+    ):
         warnings.filterwarnings("ignore", category=TracerWarning, module="torch")
         decoder = TorchScriptPythonDecoder(network.module, example_input=example, trace_kwargs={"check_trace": False})
         frontend = FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(decoder))
+
+
+class _WidenedAtUse(TorchFunctionMode):
+    """Gives every function float32 in the place of half precision.
+
+    So a trace has a conversion after each parameter in half precision, and no more. OpenVINO takes such conversions for
+    the decompression of weights: it widens one constant at a time, and only while it compiles.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*map(_widened, args), **{name: _widened(value) for name, value in (kwargs or {}).items()})
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
+
+
+class _WithoutValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Computes only the shapes of results. A trace needs no values, and the values would take seconds and gigabytes."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = args, kwargs or {}
+        if not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
+            return func(*args, **kwargs)
+        state = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)
+        try:
+            args, kwargs = tree_map_only(Tensor, lambda values: values.to("meta"), (args, kwargs))
+            return tree_map_only(Tensor, _hollow, func(*args, **kwargs))
+        finally:
+            torch._C._set_tracing_state(state)
+
+
+def _hollow(values: Tensor) -> Tensor:
+    """A tensor of the same shape on the CPU, in a few bytes."""
+    return torch.zeros((), dtype=values.dtype).expand(values.shape)
 
 
 def at_size(model: ov.Model, shapes: Shapes) -> ov.Model:
