@@ -58,7 +58,7 @@ class Model:
         """Random images, each at its own timestep and without a label."""
         x = torch.randn((len(timesteps), *self.image_shape), generator=torch.Generator().manual_seed(0))
         embedder = self.unet.embedder
-        emb = embedder.of_time(torch.tensor(timesteps, dtype=torch.float32))
+        emb = embedder.of_time(torch.tensor(timesteps, dtype=torch.float32), None)
         if embedder.of_label is not None and self.no_label is not None:
             emb = emb + embedder.of_label(torch.tensor([self.no_label]))
         return {"x": x, "emb": emb}

@@ -3,16 +3,19 @@
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.backends.backend import Backend
 from model.nets.embedder import Embedder
-from model.rows import Condition
+from model.rows import Condition, Context
 
 Key = TypeVar("Key", bound=Hashable)
+Time = tuple[float, float | None]  # a timestep, and the w of its row (model.rows.Condition.w)
 
 _FIRST = 64  # places of a new shelf, unless they take more bytes than these
 _FIRST_BYTES = 2**20
@@ -39,31 +42,32 @@ class Conditions:
         self._embedder = embedder
         self._backend = backend
         self._no_label = no_label
+        self._text_length = text_length
         of_condition: dict[str, tuple[int, ...]] = {}
-        if embedder.of_label is not None:
+        if embedder.of_label is not None or embedder.of_added is not None:
             of_condition["emb"] = (embedder.dim,)
         if text_length is not None:
             assert embedder.context_dim is not None
             of_condition["context"] = text_length, embedder.context_dim
-        self._times = Shelf[float]({"emb": (embedder.dim,), "t": (1,)}, backend.device)
+        self._times = Shelf[Time]({"emb": (embedder.dim,), "t": (1,)}, backend.device)
         self._conditions = Shelf[Condition](of_condition, backend.device)
         self._held: dict[Condition, int] = {}  # how often each condition is held
 
     @torch.inference_mode()
     def hold(self, conditions: Sequence[Condition]) -> list[int]:
         """Keep the conditions of a row until they are dropped. Returns their indexes. If this raises, none is held."""
-        bare = [one if one.context is None else replace(one, context=None) for one in conditions]
-        for condition in bare:
+        kept = [_kept(condition) for condition in conditions]
+        for condition in kept:
             self._held[condition] = self._held.get(condition, 0) + 1
         try:
-            return [self._index(key, condition) for key, condition in zip(bare, conditions, strict=True)]
+            return [self._index(key, condition) for key, condition in zip(kept, conditions, strict=True)]
         except BaseException:
             self.drop(conditions)
             raise
 
     def drop(self, conditions: Sequence[Condition]) -> None:
         """Undo one `hold`."""
-        for condition in conditions:
+        for condition in map(_kept, conditions):
             self._held[condition] -= 1
             if not self._held[condition]:
                 del self._held[condition]
@@ -74,9 +78,9 @@ class Conditions:
         return self._conditions.put(key, self._given(condition), self._held) if index is None else index
 
     @torch.inference_mode()
-    def times(self, timesteps: Sequence[float]) -> list[int]:
-        """The indexes of timesteps. They are valid until the next call."""
-        return [self._time(timestep, timesteps) for timestep in timesteps]
+    def times(self, times: Sequence[Time]) -> list[int]:
+        """The indexes of timesteps, each with its row's w. They are valid until the next call."""
+        return [self._time(time, times) for time in times]
 
     def inputs(self, times: Tensor, conditions: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """What a pass is given beside x.
@@ -98,31 +102,61 @@ class Conditions:
             return inputs, None
         return inputs, of_times["t"].index_select(0, times).view(-1, 1, 1, 1)
 
-    def _time(self, timestep: float, in_use: Collection[float]) -> int:
-        index = self._times.find(timestep)
-        return self._times.put(timestep, self._given_by(timestep), in_use) if index is None else index
+    def _time(self, time: Time, in_use: Collection[Time]) -> int:
+        index = self._times.find(time)
+        return self._times.put(time, self._given_by(*time), in_use) if index is None else index
 
-    def _given_by(self, timestep: float) -> dict[str, Tensor]:
-        t = self._backend.send(torch.tensor([timestep], dtype=torch.float32))
-        return {"emb": self._embedder.of_time(t).squeeze(0), "t": t}
+    def _given_by(self, timestep: float, w: float | None) -> dict[str, Tensor]:
+        t = self._sent(timestep)
+        return {"emb": self._embedder.of_time(t, None if w is None else self._sent(w)).squeeze(0), "t": t}
+
+    def _sent(self, number: float) -> Tensor:
+        return self._backend.send(torch.tensor([number], dtype=torch.float32))
 
     def _given(self, condition: Condition) -> dict[str, Tensor]:
         """What a condition gives, by the names of its shelf."""
         given = {}
-        if self._embedder.of_label is not None:
-            given["emb"] = self._of_label(self._no_label if condition.label is None else condition.label)
+        if "emb" in self._conditions.values:
+            given["emb"] = self._emb(condition).squeeze(0)
         if "context" in self._conditions.values:
-            if condition.context is None:
-                raise ValueError("a condition has no context")
-            context = self._backend.send(torch.from_numpy(condition.context.tokens))
+            tokens = self._backend.send(torch.from_numpy(self._context(condition).tokens))
             of_text = self._embedder.of_text
-            given["context"] = context if of_text is None else of_text(context.unsqueeze(0)).squeeze(0)
+            given["context"] = tokens if of_text is None else of_text(tokens.unsqueeze(0)).squeeze(0)
         return given
 
-    def _of_label(self, label: int | None) -> Tensor:
-        if label is None or self._embedder.of_label is None:
-            return torch.zeros(self._embedder.dim, device=self._backend.device)
-        return self._embedder.of_label(self._backend.send(torch.tensor([label]))).squeeze(0)
+    def _emb(self, condition: Condition) -> Tensor:
+        """The sum of the embeddings of a condition's label, pooled text and sizes, [1, D]."""
+        of_label, of_added = self._embedder.of_label, self._embedder.of_added
+        label = self._no_label if condition.label is None else condition.label
+        parts = []
+        if of_label is not None and label is not None:
+            parts.append(of_label(self._backend.send(torch.tensor([label]))))
+        if of_added is not None:
+            pooled = self._context(condition).pooled
+            if pooled is None or condition.time_ids is None:
+                raise ValueError(f"a condition has no {'pooled text' if pooled is None else 'time_ids'}")
+            pooled_text = self._backend.send(torch.from_numpy(pooled[None]))
+            parts.append(of_added(pooled_text, self._backend.send(torch.tensor([condition.time_ids]))))
+        return reduce(torch.add, parts) if parts else torch.zeros((1, self._embedder.dim), device=self._backend.device)
+
+    def _context(self, condition: Condition) -> Context:
+        """What the text encoders make of a condition's text: zeros for no prompt."""
+        if condition.text is None:
+            embedder = self._embedder
+            assert self._text_length is not None
+            assert embedder.text_dim is not None
+            pooled = None if embedder.pooled_dim is None else np.zeros(embedder.pooled_dim, np.float32)
+            return Context(np.zeros((self._text_length, embedder.text_dim), np.float32), pooled)
+        if condition.context is None:
+            raise ValueError("a condition has no context")
+        return condition.context
+
+
+def _kept(condition: Condition) -> Condition:
+    """The key of a condition's embedding and context. They depend neither on w nor on where the context is."""
+    if condition.context is None and condition.w is None:
+        return condition
+    return replace(condition, context=None, w=None)
 
 
 class Shelf(Generic[Key]):

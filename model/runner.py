@@ -105,7 +105,10 @@ class SlotRunner:
         index, times, conditions = self._send(
             [f.slot for f in forwards],
             self._conditions.times(
-                [slot.row.table.steps[f.line].timestep for f, slot in zip(forwards, slots, strict=True)]
+                [
+                    (slot.row.table.steps[f.line].timestep, slot.row.branches[f.branch].w)
+                    for f, slot in zip(forwards, slots, strict=True)
+                ]
             ),
             [slot.conditions[f.branch] for f, slot in zip(forwards, slots, strict=True)],
         ).unbind()

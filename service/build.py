@@ -111,7 +111,7 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
         denoises = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
         autoencoder, clip, tokenize = checkpoint.autoencoder, checkpoint.text_encoder, checkpoint.tokenizer
         vae_of = None if autoencoder is None else choose_vae(autoencoder, model, *how, settings.cache_dir)
-        texts = None if clip is None else choose_text_encoder(clip, model, device, threads, settings.cache_dir)
+        texts = None if clip is None else choose_text_encoder([clip], model, device, threads, settings.cache_dir)
     del checkpoint, autoencoder, clip  # the backends have the weights
 
     conditions: Conditions | None = None

@@ -1,5 +1,6 @@
 """diffusers, the reference for parity tests. Most of it is untyped, so everything here is Any."""
 
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -21,6 +22,7 @@ LDMPipeline: Any = diffusers.LDMPipeline
 UNet2DConditionModel: Any = diffusers.UNet2DConditionModel
 UNet2DModel: Any = diffusers.UNet2DModel
 VQModel: Any = diffusers.VQModel
+get_guidance_scale_embedding: Any = partial(diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding, None)
 rescale_noise_cfg: Any = guider_utils.rescale_noise_cfg
 
 

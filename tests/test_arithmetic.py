@@ -8,6 +8,7 @@ Machines differ in the last bits, so sums have a tolerance. This test cannot fin
 import hashlib
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 from model.lines import Column
 from model.nets.autoencoder import Autoencoder, AutoencoderConfig
-from model.nets.clip import CLIPText, CLIPTextConfig
+from model.nets.clip import CLIPText, CLIPTextConfig, CLIPTextWithProjectionConfig
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
-from model.nets.unet_condition import UNet2DCondition, UNet2DConditionConfig
+from model.nets.unet_condition import UNet2DCondition
+from model.nets.unet_condition_config import UNet2DConditionConfig
 from model.noise import first_draw
 from model.rows import Image
 from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
@@ -139,6 +141,48 @@ def text_networks() -> float:
     return weighed(filled(UNet2DCondition(condition))(waves(2, 4, 8, 8), torch.tensor([3, 900]), context))
 
 
+@torch.inference_mode()
+def told_networks() -> float:
+    """Networks that are told sizes (SDXL), guidance (LCM), or both, and the pooled text of a second encoder."""
+    clip = CLIPTextWithProjectionConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
+        hidden_act="gelu", projection_dim=6, eos_token_id=2,
+    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 54,
+    }
+    guidance: dict[str, Any] = {"time_cond_proj_dim": 8}
+    ids = torch.tensor([[3, 14, 15, 9], [3, 15, 9, 9]])
+    encoder = CLIPText(clip)
+    filled(encoder)
+    states = encoder.encoder(encoder.embeddings(ids))
+    assert encoder.pooler is not None
+    pooled = encoder.pooler(states[:, -1], ids)
+    time_ids = torch.tensor([[64, 64, 0, 0, 64, 64], [96, 64, 8, 3, 104, 128]])
+    outputs = []
+    for fields in (sizes, guidance, {**sizes, **guidance}):
+        config = UNet2DConditionConfig(
+            block_out_channels=(8, 16),
+            layers_per_block=(1,),
+            norm_num_groups=4,
+            attention_head_dim=(2,),
+            cross_attention_dim=(8,),
+            use_linear_projection=True,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2D",
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=((1,), (2,)),
+            **fields,
+        )
+        given: dict[str, Any] = {"w": torch.tensor([0.02, 0.3])} if "time_cond_proj_dim" in fields else {}
+        given |= {"added": (pooled, time_ids)} if "addition_embed_type" in fields else {}
+        network = filled(UNet2DCondition(config))
+        outputs.append(network(waves(2, 4, 8, 8), torch.tensor([3.25, 900.0]), states[:, -2], **given))
+    return weighed(torch.cat(outputs))
+
+
 SUMS: dict[int, dict[str, float]] = {
     2: {
         "schedules": 14252.558824417616,
@@ -164,6 +208,7 @@ SUMS: dict[int, dict[str, float]] = {
         "noise": -169.6767815592466,
         "networks": -2297.7193843779387,
         "text networks": -1616.3620989061892,
+        "told networks": -6121.760492254049,
     },
 }
 PARTS: dict[str, tuple[Callable[[], float], float]] = {  # with the relative tolerance of the sum
@@ -174,6 +219,7 @@ PARTS: dict[str, tuple[Callable[[], float], float]] = {  # with the relative tol
     "noise": (noise, 1e-4),
     "networks": (networks, 1e-5),
     "text networks": (text_networks, 1e-5),
+    "told networks": (told_networks, 1e-5),
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from model.backends.openvino import OpenVINOBackend
 from model.backends.torch_cpu import TorchCPUBackend
 from model.conditions import Conditions
 from model.description import TextDescription
-from model.nets.clip import CLIPText, CLIPTextConfig
+from model.nets.clip import CLIPText, CLIPTextConfig, CLIPTextWithProjectionConfig
 from model.rows import Condition
 from model.text import choose_text_encoder
 from model.vae import choose_vae
@@ -204,11 +204,25 @@ def test_an_autoencoder_is_never_float16(built: list[CudaPrecision], monkeypatch
 
 
 def test_a_text_encoder_is_float32_on_every_gpu(built: list[CudaPrecision]) -> None:
-    config = CLIPTextConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    small: dict[str, Any] = {"vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    one, two = CLIPText(CLIPTextConfig(**small)), CLIPText(CLIPTextWithProjectionConfig(**small))
     model = replace(DESCRIPTION, text=TextDescription(7, 1, 0))
-    for device in GPUS:
-        choose_text_encoder(CLIPText(config), model, device, 1, None)
-    assert built == ["float32"] * 5
+    for clips in ([one], [one, two]):
+        built.clear()
+        for device in GPUS:
+            choose_text_encoder(clips, model, device, 1, None)
+        assert built == ["float32"] * 5 * len(clips)
+
+
+def test_the_memory_of_each_text_encoder_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the first is there, the second may not fit."""
+    small: dict[str, Any] = {"vocab_size": 9, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
+    clips = CLIPText(CLIPTextConfig(**small)), CLIPText(CLIPTextWithProjectionConfig(**small))
+    free = iter((2.0**30, 2.0**10))
+    monkeypatch.setattr("model.backends.choose.available", lambda: next(free))
+    model = replace(DESCRIPTION, text=TextDescription(7, 1, 0))
+    with pytest.raises(MemoryError, match=r"its text encoder 2 needs .* GiB, and 0.0 GiB are left"):
+        choose_text_encoder(clips, model, CPU, 1, None)
 
 
 def test_converted_models_are_kept_in_the_cache(tmp_path: Path) -> None:
@@ -364,7 +378,9 @@ def test_the_weights_in_torch_are_freed_once_they_are_converted(tmp_path: Path) 
     assert gone() is None
     backend = make(SHAPE)
     conditions = Conditions(embedder, backend, no_label=5)
-    given, _ = conditions.inputs(torch.tensor(conditions.times([7])), torch.tensor(conditions.hold([Condition()])))
+    given, _ = conditions.inputs(
+        torch.tensor(conditions.times([(7, None)])), torch.tensor(conditions.hold([Condition()]))
+    )
     assert backend.start({"x": torch.zeros((1, *SHAPE)), **given})().isfinite().all()
 
 

@@ -1,9 +1,9 @@
-"""CLIPText computes what transformers' CLIPTextModel computes, and so does the text encoder on its backends."""
+"""CLIPText computes what transformers' CLIPTextModel computes, and so do the text encoders on their backends."""
 
 import gc
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,14 +15,16 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection
 
 from model.backends import conversion, footprint
+from model.backends.backend import Inputs
 from model.backends.network import text_encoder
 from model.description import ModelDescription, TextDescription
-from model.nets.clip import Activation, CLIPText, CLIPTextConfig
+from model.nets.clip import Activation, CLIPText, CLIPTextConfig, CLIPTextWithProjectionConfig, Pooler
 from model.rows import Text
-from model.text import ClipEncoder, choose_text_encoder
+from model.text import Clip, ClipEncoder, choose_text_encoder
 from tests.networks import fill
 from tests.properties import examples
 from tests.trajectories import CPU, description_of, small_text_network
@@ -37,6 +39,14 @@ BASE: Fields = {
     "num_attention_heads": 4,
     "max_position_embeddings": 12,
 }
+EOS = 59
+SECOND: Fields = {  # SDXL's second encoder, beside BASE
+    "hidden_size": 24,
+    "num_hidden_layers": 6,
+    "hidden_act": "gelu",
+    "projection_dim": 10,
+    "eos_token_id": 2,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +58,9 @@ def threads() -> Iterator[None]:
 
 
 def reference(fields: Fields) -> Any:
-    """CLIPTextModel with random weights. Those of norms are near 1."""
-    config: Any = transformers.CLIPTextConfig(**{**BASE, **fields}, bos_token_id=58, eos_token_id=59)
-    model: Any = transformers.CLIPTextModel(config)
+    """CLIPTextModel, or the one with a projection, with random weights. Those of norms are near 1."""
+    config: Any = transformers.CLIPTextConfig(**{**BASE, "bos_token_id": 58, "eos_token_id": EOS, **fields})
+    model: Any = (CLIPTextModelWithProjection if "projection_dim" in fields else transformers.CLIPTextModel)(config)
     fill(model)
     for name, parameter in model.named_parameters():
         if "norm" in name and name.endswith("weight"):
@@ -59,8 +69,9 @@ def reference(fields: Fields) -> Any:
 
 
 def network_of(model: Any, fields: Fields) -> CLIPText:
-    network = CLIPText(CLIPTextConfig.model_validate({**BASE, **fields})).requires_grad_(False).eval()
-    network.load_state_dict(model.state_dict())
+    config = CLIPTextWithProjectionConfig if "projection_dim" in fields else CLIPTextConfig
+    network = CLIPText(config.model_validate({**BASE, **fields})).requires_grad_(False).eval()
+    network.load_state_dict({key.removeprefix("text_model."): values for key, values in model.state_dict().items()})
     return network
 
 
@@ -118,6 +129,74 @@ def test_any_network(fields: Fields) -> None:
     check(fields)
 
 
+# Pooled texts.
+
+
+def ended(*places: int) -> Tensor:
+    """Tokens with the end of the text at these places, below a larger token at place 1."""
+    ids = ids_of({}) % EOS
+    ids[0, 1] = EOS + 1
+    for place in places:
+        ids[0, place] = EOS
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("eos_token_id", "ids", "place"),
+    [
+        (EOS, ended(5, 8, 11), 5),  # the first one: the token may pad texts, too
+        (EOS, ended(0), 0),
+        (EOS, ended(), 0),
+        (2, ended(5, 8), 1),  # of older files: the first of the largest
+        (2, torch.tensor([[58, 2, 3, EOS, EOS, 2, 0, 0, 0, 0, 0, 0]]), 3),
+        (2, torch.full((1, 12), 7), 0),
+    ],
+)
+@torch.inference_mode()
+def test_the_place_where_a_text_is_pooled(eos_token_id: int, ids: Tensor, place: int) -> None:
+    fields = {**SECOND, "vocab_size": 62, "eos_token_id": eos_token_id}
+    model = reference(fields)
+    network = network_of(model, fields)
+    state = network.encoder(network.embeddings(ids))[:, -1]
+    assert network.pooler is not None
+    pooled = network.pooler(state, ids)
+    assert pooled.shape == (1, 10)
+    assert torch.equal(pooled, model(ids).text_embeds)
+    assert torch.equal(pooled, model.text_projection(model.text_model.final_layer_norm(state)[:, place]))
+    others = [model.text_projection(model.text_model.final_layer_norm(state)[:, other]) for other in range(12)]
+    assert all(torch.equal(pooled, other) == (i == place) for i, other in enumerate(others))
+
+
+@examples(20)
+@given(
+    st.fixed_dictionaries(
+        {
+            "hidden_size": st.sampled_from((4, 12)),
+            "num_hidden_layers": st.integers(1, 3),
+            "projection_dim": st.integers(1, 20),
+            "eos_token_id": st.sampled_from((2, 7, EOS)),
+        }
+    ),
+    st.lists(st.integers(0, EOS), min_size=12, max_size=12),
+)
+@torch.inference_mode()
+def test_any_pooled_text(fields: Fields, ids: list[int]) -> None:
+    """Several texts at once have theirs, too."""
+    model = reference(fields)
+    network, texts = network_of(model, fields), torch.tensor([ids, ids[::-1]])
+    expected = model(texts, output_hidden_states=True)
+    states = network.encoder(network.embeddings(texts))
+    assert torch.equal(states, torch.stack(expected.hidden_states[1:], dim=1))
+    assert network.pooler is not None
+    assert torch.equal(network.pooler(states[:, -1], texts), expected.text_embeds)
+
+
+def test_an_encoder_without_a_projection_pools_nothing() -> None:
+    network = network_of(reference({}), {})
+    assert network.pooler is None
+    assert not any("projection" in key for key in network.state_dict())
+
+
 def test_later_tokens_change_no_earlier_state() -> None:
     network = network_of(reference({}), {})
     ids = ids_of({})
@@ -137,6 +216,8 @@ def test_later_tokens_change_no_earlier_state() -> None:
         ({"hidden_size": "16"}, ("hidden_size",)),
         ({"use_attention_mask": True}, ("use_attention_mask",)),
         ({"layer_norm_eps": 0}, ("layer_norm_eps",)),
+        ({"projection_dim": 8}, ("projection_dim",)),
+        ({"eos_token_id": 2}, ("eos_token_id",)),
     ],
     ids=str,
 )
@@ -144,6 +225,17 @@ def test_a_refusal_names_the_field(changes: Fields, place: tuple[str, ...]) -> N
     with pytest.raises(ValidationError) as refused:
         CLIPTextConfig.model_validate({**BASE, **changes})
     assert [error["loc"] for error in refused.value.errors()] == [place]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"projection_dim": None}, {"projection_dim": 0}, {"eos_token_id": None}, {"eos_token_id": [2, 3]}],
+    ids=str,
+)
+def test_a_refusal_of_a_projection_names_the_field(changes: Fields) -> None:
+    with pytest.raises(ValidationError) as refused:
+        CLIPTextWithProjectionConfig.model_validate({**BASE, **SECOND, **changes})
+    assert [error["loc"] for error in refused.value.errors()] == [(name,) for name in changes]
 
 
 def test_heads_divide_the_width() -> None:
@@ -162,13 +254,21 @@ def description(fields: Fields) -> ModelDescription:
 
 def encoder_of(fields: Fields, cache_dir: Path | None = None) -> ClipEncoder:
     network = network_of(reference(fields), fields)
-    encoder = choose_text_encoder(network, description(fields), CPU, 1, cache_dir)
+    encoder = choose_text_encoder([network], description(fields), CPU, 1, cache_dir)
     encoder.prepare()
     return encoder
 
 
-def text_of(ids: Tensor, clip_skip: int = 0) -> Text:
-    return Text(tuple(ids[0].tolist()), clip_skip)
+def encoders_of(cache_dir: Path | None = None) -> ClipEncoder:
+    """SDXL's two."""
+    clips = [network_of(reference(fields), fields) for fields in ({}, SECOND)]
+    encoder = choose_text_encoder(clips, description({}), CPU, 1, cache_dir)
+    encoder.prepare()
+    return encoder
+
+
+def text_of(ids: Tensor, clip_skip: int = 0, ids_2: Tensor | None = None) -> Text:
+    return Text(tuple(ids[0].tolist()), clip_skip, () if ids_2 is None else tuple(ids_2[0].tolist()))
 
 
 @torch.inference_mode()
@@ -203,6 +303,109 @@ def test_on_openvino_contexts_are_transformers(name: Activation) -> None:
         assert (context - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@torch.inference_mode()
+def contexts_of_two(ids: Tensor, ids_2: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What SDXL's pipeline makes of a text, by clip_skip; and the pooled text."""
+    one, two = (
+        reference(fields)(its_ids, output_hidden_states=True) for fields, its_ids in (({}, ids), (SECOND, ids_2))
+    )
+    skips = range(BASE["num_hidden_layers"])
+    tokens = [torch.cat([each.hidden_states[-(2 + k)] for each in (one, two)], dim=-1)[0] for k in skips]
+    return tokens, two.text_embeds[0]
+
+
+def check_two(tolerance: float) -> ClipEncoder:
+    encoder, ids, ids_2 = encoders_of(), ids_of({}), ids_of({}, 4)
+    found, pooled = contexts_of_two(ids, ids_2)
+    assert len(found) == 4
+    for k, expected in enumerate(found):
+        context = encoder.encode(text_of(ids, k, ids_2))
+        assert context.pooled is not None
+        for its, their in ((context.tokens, expected), (context.pooled, pooled)):
+            assert its.dtype == np.float32
+            assert its.shape == their.shape
+            assert np.abs(its - their.numpy()).max() <= tolerance * their.abs().max()
+    return encoder
+
+
+def test_on_torch_two_encoders_have_transformers_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the clip_skip that leaves only the embeddings of the first. The pooled text does not depend on it."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    encoder = check_two(tolerance=0)
+    assert encoder.fingerprint["text_backend"] == "torch"
+
+
+def test_on_openvino_two_encoders_are_transformers() -> None:
+    encoder = check_two(tolerance=1e-5)
+    assert encoder.fingerprint["text_backend"] == "openvino"
+    assert not any(name.startswith("text_2") for name in encoder.fingerprint)  # they differ in nothing
+
+
+class Scripted:
+    """A backend whose layers add 1 to what they get. Implements model.backends.backend.Backend."""
+
+    device = CPU
+    widths = (1,)
+    reproducible = True
+
+    def __init__(self, layers: int, **fingerprint: str | int) -> None:
+        self.layers = layers
+        self.fingerprint: dict[str, str | int] = fingerprint
+        self.prepared = False
+
+    def prepare(self) -> None:
+        self.prepared = True
+
+    def send(self, values: Tensor) -> Tensor:
+        return values
+
+    def start(self, inputs: Inputs) -> Callable[[], Tensor]:
+        return lambda: torch.stack([inputs["x"] + 1 + i for i in range(self.layers)], dim=1)
+
+
+def test_each_encoder_reads_its_own_tokens_and_is_in_the_fingerprint() -> None:
+    """A text's second tokens go to the second encoder. What both encoders have in common is named once."""
+    backends = Scripted(2, precision="float32", width=1), Scripted(4, precision="float32", width=3)
+    clips = [Clip(Numbers(channels), backend) for channels, backend in zip((1, 2), backends, strict=True)]
+    encoder = ClipEncoder(clips, Pooler(nn.Identity(), nn.Identity(), eos_token_id=7))
+    assert encoder.fingerprint == {"text_precision": "float32", "text_width": 1, "text_2_width": 3}
+    encoder.prepare()
+    assert all(backend.prepared for backend in backends)
+    context = encoder.encode(Text((10, 20), ids_2=(30, 7)))
+    assert context.tokens.tolist() == [[11, 33, 33], [21, 10, 10]]
+    assert context.pooled is not None
+    assert context.pooled.tolist() == [11, 11]
+    assert encoder.encode(Text((10, 20), 1, (30, 7))).tokens.tolist() == [[10, 32, 32], [20, 9, 9]]
+
+
+class Numbers(nn.Module):
+    """Embeds a token as its number."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return ids[..., None].float().expand(*ids.shape, self.channels)
+
+
+def test_two_encoders_are_kept_apart_in_the_cache(tmp_path: Path) -> None:
+    """Even if they are as large as each other: a second start finds both."""
+    fields = {**SECOND, "hidden_size": 16}
+    clips = [network_of(reference(each), each) for each in ({}, fields)]
+    text = text_of(ids_of({}), 0, ids_of({}, 4))
+    context = choose_text_encoder(clips, description({}), CPU, 1, tmp_path).encode(text)
+    kept = sorted((tmp_path / "openvino").iterdir())
+    assert len(kept) == 2
+    again = choose_text_encoder(clips, description({}), CPU, 1, tmp_path).encode(text)
+    assert sorted((tmp_path / "openvino").iterdir()) == kept
+    assert np.array_equal(again.tokens, context.tokens)
+    assert context.pooled is not None
+    assert again.pooled is not None
+    assert np.array_equal(again.pooled, context.pooled)
+    assert not np.array_equal(context.tokens[:, :16], context.tokens[:, 16:])
+
+
 def test_a_text_has_its_context_after_others_too(tmp_path: Path) -> None:
     """And once the converted encoder comes from the cache. A context that was given stays as it is."""
     encoder = encoder_of({}, tmp_path)
@@ -221,7 +424,7 @@ def test_the_layers_in_torch_are_freed_once_they_are_converted() -> None:
     """Embeddings and the last norm stay: they are computed outside the converted layers."""
     network = network_of(reference({}), {})
     gone = weakref.ref(network.encoder.layers[0])
-    encoder = choose_text_encoder(network, description({}), CPU, 1, None)
+    encoder = choose_text_encoder([network], description({}), CPU, 1, None)
     del network
     gc.collect()
     assert gone() is None

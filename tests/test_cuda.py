@@ -389,12 +389,18 @@ def test_an_autoencoders_passes_stay_on_the_device(kind: Kind) -> None:
 
 def test_a_pass_with_text_stays_on_the_device() -> None:
     """In a graph, nothing may wait for values. The size is odd, so the way up looks at the sizes of the way down."""
-    network = small_text_network(encoder_hid_dim=7, num_class_embeds=4).to(device=META)
+    sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 27}  # 3 of the pooled text
+    network = small_text_network(
+        encoder_hid_dim=7, num_class_embeds=4, time_cond_proj_dim=6, addition_embed_type="text_time", **sizes
+    ).to(device=META)
     embedder = network.embedder
     assert embedder.of_text is not None
+    assert embedder.of_added is not None
     with torch.inference_mode(), Moves() as moves:
         context = embedder.of_text(torch.empty((2, 5, 7), device=META))
-        emb = embedder.of(torch.empty(2, device=META), torch.empty(2, device=META, dtype=torch.int64))
+        t, w = torch.empty((2, 2), device=META)
+        added = embedder.of_added(torch.empty((2, 3), device=META), torch.empty((2, 6), device=META))
+        emb = embedder.of(t, torch.empty(2, device=META, dtype=torch.int64), w) + added
         out = network.denoise(torch.empty((2, 4, 9, 13), device=META), emb, context)
     assert moves.to_cpu == moves.to_device == []
     assert out.shape == (2, 4, 9, 13)

@@ -273,6 +273,20 @@ NETWORKS: dict[str, tuple[Callable[[], Model], tuple[int, int, int], int, int, i
         999,
         1,
     ),
+    "text: as SSD-1B": (
+        with_text(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2D",
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, (2, 2)),
+            reverse_transformer_layers_per_block=((1, 3), 1),
+        ),
+        (4, 8, 8),
+        0,
+        999,
+        1,
+    ),
 }
 
 

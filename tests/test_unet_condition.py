@@ -1,6 +1,7 @@
 """UNet2DCondition computes what diffusers' UNet2DConditionModel computes, with the weights that diffusers writes."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from model.nets.unet_condition import UNet2DCondition, UNet2DConditionConfig
+from model.nets.layers import guidance_embedding
+from model.nets.unet_condition import UNet2DCondition
+from model.nets.unet_condition_config import UNet2DConditionConfig
 from tests.networks import fill
 from tests.properties import examples
-from tests.reference import UNet2DConditionModel
+from tests.reference import UNet2DConditionModel, get_guidance_scale_embedding
 
 Fields = dict[str, Any]
 
@@ -53,8 +56,42 @@ def network_of(unet: Any, fields: Fields) -> UNet2DCondition:
     return network
 
 
+class Told(NamedTuple):
+    """What three rows are told: timesteps, which may be fractions, w and sizes."""
+
+    timesteps: Sequence[float] = (0.0, 12.25, 999.0)
+    w: Sequence[float] = (0.0, 7.5, 0.8)
+    sizes: Sequence[Sequence[int]] = ((1024, 1024, 0, 0, 1024, 1024), (512, 768, 3, 17, 4096, 64), (0, 1, 2, 3, 4, 5))
+
+
+TOLD = Told()
+
+
+def added(fields: Fields, told: Told) -> dict[str, Tensor]:
+    """The arguments of our network for guidance, pooled texts and sizes, where it takes them."""
+    config = UNet2DConditionConfig.model_validate({**BASE, **fields})
+    given: dict[str, Any] = {}
+    if config.time_cond_proj_dim is not None:
+        given["w"] = torch.tensor(told.w)
+    if config.pooled_dim is not None:
+        pooled = torch.randn((3, config.pooled_dim), generator=torch.Generator().manual_seed(6))
+        given["added"] = pooled, torch.tensor(told.sizes)
+    return given
+
+
+def theirs(fields: Fields, given: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments for diffusers' network."""
+    renamed: dict[str, Any] = {}
+    if "w" in given:
+        renamed["timestep_cond"] = get_guidance_scale_embedding(given["w"], fields["time_cond_proj_dim"])
+    if "added" in given:
+        pooled, sizes = given["added"]
+        renamed["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes}
+    return renamed
+
+
 def inputs(fields: Fields, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Three latents, each with its own timestep, context and label. Timesteps may be fractions."""
+    """Three latents, each with its own timestep, context and label."""
     config = UNet2DConditionConfig.model_validate({**BASE, **fields})
     rng = torch.Generator().manual_seed(5)
     x = torch.randn((3, config.in_channels, *size), generator=rng)
@@ -66,16 +103,17 @@ def inputs(fields: Fields, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tenso
         labels = torch.tensor([5, 1, 30])
     elif config.num_class_embeds is not None:
         labels = torch.tensor([config.num_class_embeds - 1, 0, 1])
-    return x, torch.tensor([0.0, 12.25, 999.0]), context, labels
+    return x, torch.tensor(TOLD.timesteps), context, labels
 
 
 @torch.inference_mode()
-def check(fields: Fields, size: tuple[int, int] = (8, 8)) -> None:
+def check(fields: Fields, size: tuple[int, int] = (8, 8), told: Told = TOLD) -> None:
     """|difference| ≤ 1e-5 × max |out|."""
     unet = reference(fields)
-    x, t, context, labels = inputs(fields, size)
-    out = network_of(unet, fields)(x, t, context, labels)
-    expected = unet(x, t, context, class_labels=labels).sample
+    x, _, context, labels = inputs(fields, size)
+    t, given = torch.tensor(told.timesteps), added(fields, told)
+    out = network_of(unet, fields)(x, t, context, labels, **given)
+    expected = unet(x, t, context, class_labels=labels, **theirs(fields, given)).sample
     assert out.shape == expected.shape
     assert expected.isfinite().all()
     assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -85,6 +123,21 @@ THREE_LEVELS: Fields = {
     "block_out_channels": [8, 12, 16],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}
+XL: Fields = {
+    **THREE_LEVELS,
+    "layers_per_block": 2,
+    "use_linear_projection": True,
+    "attention_head_dim": [2, 3, 4],
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 57,  # 9 of the pooled text
+}
+SSD: Fields = {
+    **XL,
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
 }
 CASES: dict[str, Fields] = {
     "base": {},
@@ -110,15 +163,16 @@ CASES: dict[str, Fields] = {
         "down_block_types": ["CrossAttnDownBlock2D"] * 3,
         "up_block_types": ["CrossAttnUpBlock2D"] * 3,
     },
-    "SSD-1B": {
-        **THREE_LEVELS,
-        "layers_per_block": 2,
-        "use_linear_projection": True,
-        "attention_head_dim": [2, 3, 4],
-        "mid_block_type": "UNetMidBlock2D",
-        "transformer_layers_per_block": [1, [2, 2], [4, 4]],
-        "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+    "SDXL": {**XL, "transformer_layers_per_block": [1, 2, 10]},
+    "SSD-1B": SSD,
+    "Segmind-Vega": {
+        **SSD,
+        "transformer_layers_per_block": [1, [1, 1], [2, 2]],
+        "reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 1],
     },
+    "LCM": {"time_cond_proj_dim": 8},
+    "LCM of SDXL": {**XL, "time_cond_proj_dim": 256},
+    "LCM of SSD-1B": {**SSD, "time_cond_proj_dim": 5},
     # Levels
     "one level": {
         "block_out_channels": [8],
@@ -157,6 +211,24 @@ CASES: dict[str, Fields] = {
     "fourier": {"time_embedding_type": "fourier"},
     "fourier, sines first": {"time_embedding_type": "fourier", "time_embedding_dim": 10, "flip_sin_to_cos": False},
     "scale_shift": {"resnet_time_scale_shift": "scale_shift"},
+    "guidance with fourier": {"time_embedding_type": "fourier", "time_cond_proj_dim": 8},
+    "guidance ahead of the time MLP and its activation": {
+        "time_cond_proj_dim": 8,
+        "act_fn": "gelu",
+        "timestep_post_act": "mish",
+    },
+    "sizes in another encoding": {**XL, "flip_sin_to_cos": False, "freq_shift": 1},
+    "sizes, whatever act_fn is": {**XL, "act_fn": "relu"},
+    "sizes, labels, guidance and an activation of the sum": {
+        **XL,
+        "num_class_embeds": 5,
+        "time_cond_proj_dim": 4,
+        "time_embedding_act_fn": "mish",
+    },
+    "the fields of sizes, without sizes": {
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 20,
+    },
     "labels": {"num_class_embeds": 5},
     "labels as timesteps": {"class_embed_type": "timestep", "act_fn": "relu"},
     "labels as vectors": {"class_embed_type": "identity"},
@@ -187,8 +259,8 @@ def test_one_pixel() -> None:
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> tuple[Fields, tuple[int, int]]:
-    """Fields of any small valid network, drawn independently where possible, and a size."""
+def networks(draw: st.DrawFn) -> tuple[Fields, tuple[int, int], Told]:
+    """Fields of any small valid network, drawn independently where possible, a size, and what rows are told."""
     levels = draw(st.integers(1, 3))
     groups = draw(st.sampled_from((2, 4)))
     widths = [groups * draw(st.integers(2, 4)) for _ in range(levels)]
@@ -212,6 +284,12 @@ def networks(draw: st.DrawFn) -> tuple[Fields, tuple[int, int]]:
     hid_dim = draw(st.none() | st.just(TEXT_DIM))
     embedding = draw(st.sampled_from(("positional", "fourier")))
     activation = st.sampled_from(("silu", "swish", "mish", "gelu", "relu"))
+    size_dim = draw(st.integers(4, 9))
+    told = Told(
+        draw(st.lists(st.integers(0, 999) | st.floats(0, 999), min_size=3, max_size=3)),
+        draw(st.lists(st.floats(0, 29), min_size=3, max_size=3)),
+        draw(st.lists(st.lists(st.integers(0, 4096), min_size=6, max_size=6), min_size=3, max_size=3)),
+    )
     in_channels = draw(st.integers(1, 4))
     side = st.integers(2**levels, 11)  # a norm over very few values amplifies float32's rounding
     fields = {
@@ -246,13 +324,17 @@ def networks(draw: st.DrawFn) -> tuple[Fields, tuple[int, int]]:
         "encoder_hid_dim": hid_dim,
         "class_embed_type": draw(st.sampled_from((None, "timestep", "identity"))),
         "num_class_embeds": draw(st.none() | st.integers(2, 5)),
+        "addition_embed_type": draw(st.sampled_from((None, "text_time"))),
+        "addition_time_embed_dim": size_dim,
+        "projection_class_embeddings_input_dim": 6 * size_dim + draw(st.integers(1, 9)),
+        "time_cond_proj_dim": draw(st.none() | st.integers(4, 9)),
     }
-    return fields, (draw(side), draw(side))
+    return fields, (draw(side), draw(side)), told
 
 
 @examples(60, derandomize=True)  # one network in thousands exceeds the tolerance for rounding
 @given(networks())
-def test_any_network(drawn: tuple[Fields, tuple[int, int]]) -> None:
+def test_any_network(drawn: tuple[Fields, tuple[int, int], Told]) -> None:
     check(*drawn)
 
 
@@ -270,19 +352,41 @@ def test_activations_differ_by_more_than_parity_allows() -> None:
 @torch.inference_mode()
 def test_the_embedder_tells_the_network_all_that_it_knows() -> None:
     """What a backend runs takes the embeddings of time and text. They are the network's own."""
-    fields = {"encoder_hid_dim": TEXT_DIM, "num_class_embeds": 5}
+    fields = {**XL, "encoder_hid_dim": TEXT_DIM, "num_class_embeds": 5, "time_cond_proj_dim": 4}
     network = network_of(reference(fields), fields)
     x, t, context, labels = inputs(fields, (8, 8))
+    given: Any = added(fields, TOLD)
     assert labels is not None
     embedder = network.embedder
-    assert (embedder.dim, embedder.context_dim) == (32, 12)
+    assert (embedder.dim, embedder.context_dim, embedder.text_dim, embedder.pooled_dim) == (32, 12, TEXT_DIM, 9)
     assert embedder.of_label is not None
     assert embedder.of_text is not None
-    emb = embedder.of_time(t) + embedder.of_label(labels)
+    assert embedder.of_added is not None
+    emb = embedder.of_time(t, given["w"]) + embedder.of_label(labels) + embedder.of_added(*given["added"])
     out = network.denoise(x, emb, embedder.of_text(context))
-    assert torch.equal(out, network(x, t, context, labels))
-    assert not torch.equal(out, network(x, t, context))
-    assert UNet2DCondition(UNet2DConditionConfig.model_validate(BASE)).embedder.of_text is None
+    assert torch.equal(out, network(x, t, context, labels, **given))
+    for other in ({"added": given["added"]}, {"w": given["w"], "added": (given["added"][0], torch.zeros(3, 6))}):
+        assert not torch.equal(out, network(x, t, context, labels, **other))
+    assert not torch.equal(out, network(x, t, context, **given))
+    plain = UNet2DCondition(UNet2DConditionConfig.model_validate(BASE)).embedder
+    assert (plain.of_text, plain.of_added, plain.text_dim, plain.pooled_dim) == (None, None, 12, None)
+
+
+def test_a_network_is_given_what_it_takes() -> None:
+    x, t, context, _ = inputs({}, (8, 8))
+    with pytest.raises(ValueError, match="the network has no guidance embedded, and is given w"):
+        network_of(reference({}), {})(x, t, context, w=torch.ones(3))
+    x, t, context, _ = inputs(XL, (8, 8))
+    with pytest.raises(ValueError, match="the network is told pooled texts and sizes, and is given none"):
+        network_of(reference(XL), XL)(x, t, context)
+
+
+@examples(200)
+@given(st.lists(st.floats(0, 29, width=32), min_size=1, max_size=5), st.integers(4, 300))
+def test_guidance_is_encoded_as_diffusers_encodes_it(w: list[float], dim: int) -> None:
+    """Bit for bit: 1000·w is so large that the last bits of the frequencies count."""
+    numbers = torch.tensor(w)
+    assert torch.equal(guidance_embedding(numbers, dim), get_guidance_scale_embedding(numbers, dim))
 
 
 @pytest.mark.parametrize(
@@ -334,6 +438,19 @@ def test_the_embedder_tells_the_network_all_that_it_knows() -> None:
             "down_block_types, mid_block_type and up_block_types have no CrossAttn block for the text",
         ),
         (
+            {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 50},
+            "addition_time_embed_dim is required where addition_embed_type is text_time",
+        ),
+        (
+            {"addition_embed_type": "text_time", "addition_time_embed_dim": 8},
+            "projection_class_embeddings_input_dim is required where addition_embed_type is text_time",
+        ),
+        (
+            {**XL, "projection_class_embeddings_input_dim": 48},
+            "projection_class_embeddings_input_dim is 48, and must be more than 6 times addition_time_embed_dim: 48",
+        ),
+        ({**XL, "addition_time_embed_dim": 1}, "freq_shift is 0, which leaves no frequency of 1"),
+        (
             {"layers_per_block": 64, "transformer_layers_per_block": 64},
             "transformer_layers_per_block makes more than 1024 transformer blocks",
         ),
@@ -361,6 +478,9 @@ def test_networks_that_cannot_be_built_are_refused(changes: Fields, message: str
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, ("mid_block_type",)),
         ({"block_out_channels": [8, 2**15]}, ("block_out_channels", 1)),
         ({"dual_cross_attention": True}, ("dual_cross_attention",)),
+        ({"addition_embed_type": "text"}, ("addition_embed_type",)),
+        ({"addition_time_embed_dim": 0}, ("addition_time_embed_dim",)),
+        ({"time_cond_proj_dim": 3}, ("time_cond_proj_dim",)),  # which leaves no frequency
     ],
     ids=str,
 )

@@ -14,7 +14,8 @@ from model.description import ModelDescription, Recommended, TextDescription
 from model.nets.embedder import Embedder
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D
-from model.nets.unet_condition import UNet2DCondition, UNet2DConditionConfig
+from model.nets.unet_condition import UNet2DCondition
+from model.nets.unet_condition_config import UNet2DConditionConfig
 from model.nets.unets import UNet
 from model.rows import Condition, Forward, Group, Reading, Row
 from model.runner import SlotRunner
@@ -62,7 +63,7 @@ class Told(nn.Module):
 
     embedder = Embedder(
         dim=2,
-        of_time=lambda t: torch.stack([t.float(), torch.zeros_like(t, dtype=torch.float32)], dim=1),
+        of_time=lambda t, _: torch.stack([t.float(), torch.zeros_like(t, dtype=torch.float32)], dim=1),
         of_label=lambda labels: torch.stack([torch.zeros_like(labels), labels], dim=1).float(),
     )
 
@@ -93,7 +94,7 @@ def inputs_of(model: Model, x: Tensor, timesteps: Tensor, labels: Tensor) -> dic
     """A pass's inputs for images at these timesteps with these labels, each embedded alone, and random contexts."""
     embedder, emb = model.embedder, []
     for i in range(len(x)):
-        emb.append(embedder.of_time(timesteps[i, None]))
+        emb.append(embedder.of_time(timesteps[i, None], None))
         if embedder.of_label is not None:
             emb[-1] = emb[-1] + embedder.of_label(labels[i, None])
     given = {"x": x, "emb": torch.cat(emb)}

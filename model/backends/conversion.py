@@ -29,7 +29,17 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from model.backends import network as networks
 from model.backends.network import Network, Shapes
 from model.backends.openvino import core
-from model.nets import autoencoder, blocks, clip, layers, transformer, unet, unet2d, unet_condition
+from model.nets import (
+    autoencoder,
+    blocks,
+    clip,
+    layers,
+    transformer,
+    unet,
+    unet2d,
+    unet_condition,
+    unet_condition_config,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +54,7 @@ _SOURCES = (
     unet2d.__file__,
     transformer.__file__,
     unet_condition.__file__,
+    unet_condition_config.__file__,
     autoencoder.__file__,
     clip.__file__,
     __file__,

@@ -22,7 +22,7 @@ class Network:
     """A network of a model.
 
     Attributes:
-        name: denoiser, decoder, encoder or text encoder.
+        name: denoiser, decoder, encoder, text encoder or text encoder 2.
         module: float32, on the CPU. Its arguments have the names and order of `inputs`, and are float32 [B, …] each.
         digest: ModelDescription.digest.
         inputs: what the network takes: the shape of a row of each input, at the size that the weights were trained for.
@@ -95,12 +95,17 @@ def encoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
     return Network("encoder", EncoderOnly(autoencoder), model.digest, {"x": model.image_shape}, work)
 
 
-def text_encoder(clip: CLIPText, model: ModelDescription) -> Network:
-    """The text encoder between the embeddings of tokens and the last norm: maps them to the outputs of all layers."""
+def text_encoder(clip: CLIPText, model: ModelDescription, number: int = 1) -> Network:
+    """A text encoder between the embeddings of tokens and the last norm: maps them to the outputs of all layers.
+
+    Args:
+        number: 1 or 2: which of the model's text encoders this is.
+    """
     assert model.text is not None
     inputs = {"x": (model.text.length, clip.config.hidden_size)}
     work = _size(clip.encoder) / clip.config.hidden_size
-    return Network("text encoder", clip.encoder, model.digest, inputs, work)
+    name = "text encoder" if number == 1 else f"text encoder {number}"
+    return Network(name, clip.encoder, model.digest, inputs, work)
 
 
 def _size(part: nn.Module) -> int:

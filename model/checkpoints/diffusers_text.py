@@ -17,7 +17,7 @@ from model.checkpoints.files import invalid
 from model.checkpoints.text_config import TextToImageConfig
 from model.nets.autoencoder import AutoencoderConfig
 from model.nets.clip import CLIPTextConfig
-from model.nets.unet_condition import UNet2DConditionConfig
+from model.nets.unet_condition_config import UNet2DConditionConfig
 from model.samplers import departures
 
 log = logging.getLogger(__name__)

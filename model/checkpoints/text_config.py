@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from model.checkpoints.config import ModelConfig
 from model.nets.clip import CLIPTextConfig
-from model.nets.unet_condition import UNet2DCondition, UNet2DConditionConfig
+from model.nets.unet_condition import UNet2DCondition
+from model.nets.unet_condition_config import UNet2DConditionConfig
 
 
 class TextToImageConfig(ModelConfig):

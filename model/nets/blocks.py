@@ -82,7 +82,11 @@ class UpBlock(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Linear, activation, Linear, and a second activation if there is one."""
+    """Linear, activation, Linear, and a second activation if there is one.
+
+    Args:
+        cond_proj_dim: channels of a condition, which is mapped and added to the input; None for no condition.
+    """
 
     def __init__(
         self,
@@ -90,14 +94,20 @@ class TimeEmbedding(nn.Module):
         out_dim: int,
         activation: Callable[[Tensor], Tensor] = F.silu,
         second_activation: Callable[[Tensor], Tensor] | None = None,
+        cond_proj_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.activation = activation
         self.second_activation = second_activation
         self.linear_1 = nn.Linear(in_dim, out_dim)
+        self.cond_proj = None if cond_proj_dim is None else nn.Linear(cond_proj_dim, in_dim, bias=False)
         self.linear_2 = nn.Linear(out_dim, out_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map x [B, in_dim] and conditions [B, cond_proj_dim], if there are any, to [B, out_dim]."""
+        if condition is not None:
+            assert self.cond_proj is not None
+            x = x + self.cond_proj(condition)
         out: Tensor = self.linear_2(self.activation(self.linear_1(x)))
         return out if self.second_activation is None else self.second_activation(out)
 

@@ -1,4 +1,4 @@
-"""CLIPText: the text encoder of Stable Diffusion, transformers' CLIPTextModel.
+"""CLIPText: the text encoder of Stable Diffusion, transformers' CLIPTextModel; and SDXL's second, with a projection.
 
 A transformer over the tokens of a prompt, each of which sees those before it. Radford et al. 2021, arXiv:2103.00020.
 On torch the bits are those of transformers. State-dict keys are those of transformers since version 5.6.
@@ -6,6 +6,7 @@ On torch the bits are those of transformers. State-dict keys are those of transf
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal, Self
 
@@ -46,8 +47,15 @@ class CLIPTextConfig(BaseModel):
         return self
 
 
+class CLIPTextWithProjectionConfig(CLIPTextConfig):
+    """The same of CLIPTextModelWithProjection."""
+
+    projection_dim: Count = 512  # channels of the pooled text
+    eos_token_id: int = 49407  # see Pooler
+
+
 class CLIPText(nn.Module):
-    """Maps tokens to hidden states."""
+    """Maps tokens to hidden states, and to one vector if the config has a projection."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -55,6 +63,8 @@ class CLIPText(nn.Module):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        if isinstance(config, CLIPTextWithProjectionConfig):
+            self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
     def forward(self, ids: Tensor, clip_skip: int = 0) -> Tensor:
         """Map tokens, integers [B, N], to contexts [B, N, hidden_size].
@@ -64,6 +74,37 @@ class CLIPText(nn.Module):
         """
         states = self.encoder(self.embeddings(ids))
         out: Tensor = self.final_layer_norm(states[:, -1 - clip_skip])
+        return out
+
+    @property
+    def pooler(self) -> "Pooler | None":
+        """Makes one vector of a text; None without a projection."""
+        if not isinstance(self.config, CLIPTextWithProjectionConfig):
+            return None
+        return Pooler(self.final_layer_norm, self.text_projection, self.config.eos_token_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Pooler:
+    """The last layer's output at the end of a text → one vector. Holds no other part of a network.
+
+    Attributes:
+        final_norm: of CLIPText.
+        projection: of the vector.
+        eos_token_id: the token of the end. Where it is 2, the end is the first place of the largest token: older
+            configs say 2, whatever the token is. A text without the token is pooled at its first place.
+    """
+
+    final_norm: nn.Module
+    projection: nn.Module
+    eos_token_id: int
+
+    def __call__(self, state: Tensor, ids: Tensor) -> Tensor:
+        """Map the last layer's output [B, N, hidden_size] and tokens [B, N] to pooled texts [B, projection_dim]."""
+        ids = ids.to(torch.int)
+        at = ids.argmax(dim=-1) if self.eos_token_id == 2 else (ids == self.eos_token_id).int().argmax(dim=-1)
+        normal = self.final_norm(state)
+        out: Tensor = self.projection(normal[torch.arange(len(ids)), at])
         return out
 
 

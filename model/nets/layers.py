@@ -34,6 +34,20 @@ def sinusoidal_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool = False, 
     return F.pad(torch.cat(parts, dim=1), (0, dim % 2))
 
 
+def guidance_embedding(w: Tensor, dim: int) -> Tensor:
+    """Encode w = guidance_scale − 1, [B], as [sin(1000·w·f), cos(1000·w·f)], float32 [B, dim].
+
+    f is that of `sinusoidal_embedding` with freq_shift 1. Operations and their order are those of diffusers'
+    LatentConsistencyModelPipeline: 1000·w·f is so large that the last bits of f count. Meng et al. 2023,
+    arXiv:2210.03142.
+    """
+    half = dim // 2
+    k = torch.arange(half, dtype=torch.float32, device=w.device)
+    f = torch.exp(k * -(torch.log(torch.full((), 10000.0, device=w.device)) / (half - 1)))
+    angles = (w.to(torch.float32) * 1000.0)[:, None] * f[None, :]
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
+
+
 def norm(groups: int | None, channels: int, eps: float = 1e-5) -> nn.Module:
     """GroupNorm with `groups` groups; no norm for None."""
     return nn.Identity() if groups is None else nn.GroupNorm(groups, channels, eps)

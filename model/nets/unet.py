@@ -99,7 +99,7 @@ class DiffusionUNet(nn.Module):
             labels: `num_classes` means "no label", and so does None.
         """
         self.check_size(x.shape[-2], x.shape[-1])
-        emb = self.embedder.of_time(t)
+        emb = self.embedder.of_time(t, None)
         if self.num_classes is not None:
             if labels is None:
                 labels = torch.full_like(t, self.num_classes, dtype=torch.int64)

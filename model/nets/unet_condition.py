@@ -6,192 +6,14 @@ attend to the context. Rombach et al. 2022, arXiv:2112.10752.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from model.nets.blocks import DownBlock, FourierEncoding, MiddleBlock, SinusoidalEncoding, TimeEmbedding, UpBlock
-from model.nets.embedder import Embedder, Encoded
+from model.nets.embedder import Added, Embedder, Encoded
 from model.nets.layers import ACTIVATIONS, Downsample, ResnetBlock, Upsample
 from model.nets.transformer import Transformer2D
-
-Count = Annotated[int, Field(ge=1, le=16384)]
-Layers = Annotated[int, Field(ge=1, le=64)]
-Depth = Annotated[int, Field(ge=0, le=64)]  # transformer blocks of one transformer
-Kernel = Annotated[int, Field(ge=1, le=31)]
-DownBlockType = Literal["DownBlock2D", "CrossAttnDownBlock2D"]
-UpBlockType = Literal["UpBlock2D", "CrossAttnUpBlock2D"]
-MidBlockType = Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"]
-Activation = Literal["silu", "swish", "mish", "gelu", "relu"]
-
-Value = TypeVar("Value")
-
-
-def _several(value: Any) -> Any:
-    """A tuple of a list, or of one value."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-# One value for each level or layer, or one value for all of them.
-Each = Annotated[tuple[Value, ...], BeforeValidator(_several), Field(min_length=1)]
-
-_MOST_BLOCKS = 1024  # transformer blocks of a network. SDXL has 70
-
-
-class UNet2DConditionConfig(BaseModel):
-    """The arguments and defaults of diffusers' UNet2DConditionModel, as far as they are supported.
-
-    "By level" means one value for each entry of block_out_channels, or one value for all of them.
-
-    Raises:
-        ValidationError: if the network cannot be built. The limits keep the network small enough to build on `meta`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    in_channels: int = Field(4, ge=1, le=1024)
-    out_channels: int = Field(4, ge=1, le=2048)
-    center_input_sample: bool = False  # maps 0 … 1 to −1 … 1
-    flip_sin_to_cos: bool = True
-    freq_shift: float = 0.0
-    time_embedding_type: Literal["positional", "fourier"] = "positional"
-    time_embedding_dim: Count | None = None  # None: 4 × block_out_channels[0], or twice that width with fourier
-    time_embedding_act_fn: Activation | None = None  # on the sum of the embeddings of timestep and label
-    timestep_post_act: Activation | None = None  # on the embedding of the timestep
-    down_block_types: tuple[DownBlockType, ...] = Field(("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), strict=False)
-    mid_block_type: MidBlockType | None = "UNetMidBlock2DCrossAttn"
-    up_block_types: tuple[UpBlockType, ...] = Field(("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, strict=False)
-    block_out_channels: tuple[Count, ...] = Field((320, 640, 1280, 1280), min_length=1, max_length=12, strict=False)
-    layers_per_block: Each[Layers] = (2,)  # by level; up blocks have one more
-    mid_block_scale_factor: float = Field(1.0, gt=0)
-    downsample_padding: int = Field(1, ge=0, le=1)
-    conv_in_kernel: Kernel = 3
-    conv_out_kernel: Kernel = 3
-    act_fn: Activation = "silu"
-    norm_num_groups: Count = 32
-    norm_eps: float = Field(1e-5, gt=0)  # of ResnetBlocks and conv_norm_out alone
-    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
-    attention_head_dim: Each[Count] = (8,)  # the number of heads, by level
-    cross_attention_dim: Each[Count] = (1280,)  # channels of the context, by level
-    only_cross_attention: Each[bool] = (False,)  # by level; the middle always has self-attention
-    use_linear_projection: bool = False
-    transformer_layers_per_block: Each[Each[Depth]] = ((1,),)  # by level, and there by layer
-    reverse_transformer_layers_per_block: Each[Each[Depth]] | None = None  # of up_block_types; None: the same, reversed
-    encoder_hid_dim: Count | None = None  # channels of the text encoder's output, if a layer maps it to the context
-    encoder_hid_dim_type: Literal["text_proj"] | None = None  # encoder_hid_dim alone means text_proj
-    class_embed_type: Literal["timestep", "identity"] | None = None
-    num_class_embeds: int | None = Field(None, ge=1, le=1_000_000)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._check_levels()
-        self._check_layers()
-        for name in ("conv_in_kernel", "conv_out_kernel"):
-            if getattr(self, name) % 2 == 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, and must be odd: the size would change")
-        for width in self.block_out_channels:
-            if width % self.norm_num_groups:
-                raise ValueError(f"norm_num_groups is {self.norm_num_groups}, which does not divide a width of {width}")
-        self._check_attention()
-        if self.encoder_hid_dim is None and self.encoder_hid_dim_type is not None:
-            raise ValueError(f"encoder_hid_dim is required where encoder_hid_dim_type is {self.encoder_hid_dim_type}")
-        if self.encoder_hid_dim is not None and len(self.cross_attention_dim) > 1:
-            raise ValueError("cross_attention_dim must be one number where encoder_hid_dim is set")
-        first = self.block_out_channels[0]
-        if self.time_embedding_type == "positional" and first // 2 == self.freq_shift:
-            raise ValueError(f"freq_shift is {self.freq_shift:g}, which leaves no frequency of {first}")
-        if self.time_embedding_type == "fourier" and self.time_emb_dim % 2:
-            raise ValueError(f"time_embedding_dim is {self.time_emb_dim}, and must be even with fourier")
-        return self
-
-    def _check_levels(self) -> None:
-        """Raise ValueError unless each field by level has one value for each level, or one for all."""
-        levels = len(self.block_out_channels)
-        for name, value in self:
-            if isinstance(value, tuple) and len(value) != levels and (len(value) > 1 or name.endswith("_types")):
-                raise ValueError(f"{name} has {len(value)} values, and block_out_channels {levels} widths")
-
-    def _check_layers(self) -> None:
-        """Raise ValueError unless each transformer has its number of blocks, and all together are not too many."""
-        down, up = self.transformer_layers_per_block, self.reverse_transformer_layers_per_block
-        if up is None and any(len(depths) > 1 for depths in down):
-            raise ValueError(
-                "reverse_transformer_layers_per_block is required where transformer_layers_per_block has lists"
-            )
-        for name, found, layers in (
-            ("transformer_layers_per_block", down, self.layers),
-            ("reverse_transformer_layers_per_block", up or (), [1 + n for n in reversed(self.layers)]),
-        ):
-            for depths, n in zip(self.by_level(found), layers, strict=False):
-                if 1 < len(depths) < n:
-                    raise ValueError(f"{name} has a list of {len(depths)} numbers for {n} layers")
-        if sum(map(sum, (*self.down_transformers, *self.up_transformers))) > _MOST_BLOCKS:
-            raise ValueError(f"transformer_layers_per_block makes more than {_MOST_BLOCKS} transformer blocks")
-
-    def _check_attention(self) -> None:
-        """Raise ValueError unless heads fit the widths and all transformers take the same context."""
-        attending = self._attending_levels
-        if not attending:
-            raise ValueError("down_block_types, mid_block_type and up_block_types have no CrossAttn block for the text")
-        for level in attending:
-            heads, width = self.by_level(self.attention_head_dim)[level], self.block_out_channels[level]
-            if heads > width:
-                raise ValueError(f"attention_head_dim is {heads}, the number of heads, and a width only {width}")
-        contexts = {self.by_level(self.cross_attention_dim)[level] for level in attending}
-        if len(contexts) > 1:
-            raise ValueError(f"cross_attention_dim has {sorted(contexts)}, and must be one number where it is used")
-
-    def by_level(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
-        """One value for each level, from the highest resolution down."""
-        return values * len(self.block_out_channels) if len(values) == 1 else values
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """ResnetBlocks of each level on the way down. On the way up there is one more."""
-        return self.by_level(self.layers_per_block)
-
-    @property
-    def down_transformers(self) -> tuple[tuple[int, ...], ...]:
-        """The number of blocks of each transformer, for each of down_block_types. Empty without transformers."""
-        levels = self.by_level(self.transformer_layers_per_block)
-        return tuple(
-            _by_layer(depths, layers) if kind == "CrossAttnDownBlock2D" else ()
-            for kind, depths, layers in zip(self.down_block_types, levels, self.layers, strict=True)
-        )
-
-    @property
-    def up_transformers(self) -> tuple[tuple[int, ...], ...]:
-        """The number of blocks of each transformer, for each of up_block_types. Empty without transformers."""
-        levels = self.by_level(self.reverse_transformer_layers_per_block or self.transformer_layers_per_block[::-1])
-        return tuple(
-            _by_layer(depths, 1 + layers) if kind == "CrossAttnUpBlock2D" else ()
-            for kind, depths, layers in zip(self.up_block_types, levels, reversed(self.layers), strict=True)
-        )
-
-    @property
-    def middle_transformer(self) -> int:
-        """The number of blocks of the middle's transformer, if it has one."""
-        return self.transformer_layers_per_block[-1][0]
-
-    @property
-    def time_emb_dim(self) -> int:
-        """Channels of the time embedding."""
-        factor = 2 if self.time_embedding_type == "fourier" else 4
-        return self.time_embedding_dim or factor * self.block_out_channels[0]
-
-    @property
-    def context_dim(self) -> int:
-        """Channels of the context, as transformers take it."""
-        return self.by_level(self.cross_attention_dim)[min(self._attending_levels)]
-
-    @property
-    def _attending_levels(self) -> set[int]:
-        """The levels with transformers, numbered from the highest resolution down."""
-        last = len(self.block_out_channels) - 1
-        downs = {i for i, kind in enumerate(self.down_block_types) if kind == "CrossAttnDownBlock2D"}
-        ups = {last - i for i, kind in enumerate(self.up_block_types) if kind == "CrossAttnUpBlock2D"}
-        return downs | ups | ({last} if self.mid_block_type == "UNetMidBlock2DCrossAttn" else set())
+from model.nets.unet_condition_config import UNet2DConditionConfig
 
 
 class UNet2DCondition(nn.Module):
@@ -235,12 +57,18 @@ class UNet2DCondition(nn.Module):
             encoding_dim = config.time_emb_dim
             self.time_proj = FourierEncoding(encoding_dim // 2, logarithm=False, flip_sin_to_cos=flip)
         post = None if config.timestep_post_act is None else ACTIVATIONS[config.timestep_post_act]
-        self.time_embedding = TimeEmbedding(encoding_dim, config.time_emb_dim, activation, post)
+        self.time_embedding = TimeEmbedding(
+            encoding_dim, config.time_emb_dim, activation, post, config.time_cond_proj_dim
+        )
         self.class_embedding: nn.Module | None = None
         if config.class_embed_type == "timestep":
             self.class_embedding = TimeEmbedding(encoding_dim, config.time_emb_dim, activation)
         elif config.class_embed_type is None and config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, config.time_emb_dim)
+        self.add_embedding: nn.Module | None = None
+        if config.addition_embed_type == "text_time":
+            assert config.projection_class_embeddings_input_dim is not None
+            self.add_embedding = TimeEmbedding(config.projection_class_embeddings_input_dim, config.time_emb_dim)
         self.encoder_hid_proj: nn.Module | None = None
         if config.encoder_hid_dim is not None:
             self.encoder_hid_proj = nn.Linear(config.encoder_hid_dim, config.context_dim)
@@ -284,32 +112,58 @@ class UNet2DCondition(nn.Module):
         of_label: Callable[[Tensor], Tensor] | None = self.class_embedding
         if self.config.class_embed_type == "timestep" and self.class_embedding is not None:
             of_label = Encoded(self.time_proj, self.class_embedding)
+        of_added: Added | None = None
+        if self.add_embedding is not None:
+            assert self.config.addition_time_embed_dim is not None
+            encoding = SinusoidalEncoding(
+                self.config.addition_time_embed_dim, self.config.flip_sin_to_cos, self.config.freq_shift
+            )
+            of_added = Added(encoding, self.add_embedding)
         return Embedder(
             dim=self.config.time_emb_dim,
-            of_time=Encoded(self.time_proj, self.time_embedding),
+            of_time=Encoded(self.time_proj, self.time_embedding, self.config.time_cond_proj_dim),
             of_label=of_label,
             context_dim=self.config.context_dim,
+            text_dim=self.config.encoder_hid_dim or self.config.context_dim,
             of_text=self.encoder_hid_proj,
+            pooled_dim=self.config.pooled_dim,
+            of_added=of_added,
         )
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor,
+        labels: Tensor | None = None,
+        *,
+        w: Tensor | None = None,
+        added: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Map x [B, C, H, W], t [B], prompts and labels to the prediction, [B, out_channels, H, W].
 
         Args:
-            context: what the text encoder made of the prompts, [B, tokens, channels].
+            context: what the text encoders made of the prompts, [B, tokens, channels].
             labels: integers [B]. With class_embed_type identity: vectors [B, time_emb_dim], which are added to the
                 time embedding. None adds nothing. A network without classes ignores them.
+            w: guidance_scale − 1, [B], for a network with time_cond_proj_dim. None adds nothing.
+            added: pooled texts [B, P] and sizes [B, 6], which a network with addition_embed_type needs.
         """
         self.check_size(x.shape[-2], x.shape[-1])
         embedder = self.embedder
         context = context if embedder.of_text is None else embedder.of_text(context)
-        return self.denoise(x, embedder.of(t, labels), context)
+        emb = embedder.of(t, labels, w)
+        if embedder.of_added is not None:
+            if added is None:
+                raise ValueError("the network is told pooled texts and sizes, and is given none")
+            emb = emb + embedder.of_added(*added)
+        return self.denoise(x, emb, context)
 
     def denoise(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """Map x [B, C, H, W], its embeddings and its contexts to the prediction, [B, out_channels, H, W].
 
         Args:
-            emb: the sum of the embeddings of timestep and label, [B, time_emb_dim].
+            emb: the sum of the embeddings of timestep and condition, [B, time_emb_dim].
             context: [B, tokens, context_dim].
         """
         config = self.config
@@ -340,7 +194,3 @@ class UNet2DCondition(nn.Module):
         least = 1 if self.config.downsample_padding else int(2 ** (levels - 1))
         if min(height, width) < least:
             raise ValueError(f"image size {height}x{width}: height and width must be at least {least}")
-
-
-def _by_layer(depths: tuple[int, ...], layers: int) -> tuple[int, ...]:
-    return depths * layers if len(depths) == 1 else depths[:layers]
