@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backends import conversion
-from model.backends.conversion import MODEL, SUMS, WEIGHTS, at_size, convert, converted
+from model.backends.conversion import MODEL, SUMS, WEIGHTS, Converted, at_size, converted
 from model.backends.network import decoder, denoiser, encoder
 from model.backends.openvino import OpenVINOBackend
 from model.description import ModelDescription
@@ -50,18 +50,19 @@ def described(digest: str = "0" * 64) -> ModelDescription:
     return description_of(Small(), SHAPE, T, digest)
 
 
-def output(model: Any) -> Tensor:
+def output(made: Converted) -> Tensor:
+    model = made.model
     rng = torch.Generator().manual_seed(0)
     shapes = {"x": SHAPE, "emb": (16,)}
     shapes = {port.any_name: shapes[port.any_name] for port in model.inputs}
-    backend = OpenVINOBackend(at_size(model, shapes), shapes, "float32", 1, 1, lambda: 0)
+    backend = OpenVINOBackend(at_size(model, shapes), shapes, "float32", 1, 1, lambda: 0, made.release)
     return backend.start({name: torch.randn((1, *shape), generator=rng) for name, shape in shapes.items()})().clone()
 
 
 @pytest.fixture(scope="module")
 def expected() -> Tensor:
     """The output without a cache."""
-    return output(convert(denoiser(Small(), described())))
+    return output(converted(denoiser(Small(), described()), None))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_without_a_cache_each_model_is_converted() -> None:
 
 def test_weights_keep_their_precision(tmp_path: Path) -> None:
     """OpenVINO's default would write float16."""
-    model = converted(denoiser(Small(), described()), tmp_path)
+    model = converted(denoiser(Small(), described()), tmp_path).model
     types = {node.get_output_element_type(0).get_type_name() for node in model.get_ops() if node.get_output_size()}
     assert "f32" in types
     assert types <= {"f32", "i32", "i64"}
