@@ -130,6 +130,12 @@ def test_other_weights_are_another_entry(filled: Path, expected: Tensor) -> None
 
 
 class NotConvertible(nn.Module):
+    """Has the parameters of a network, and cannot be converted."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
     def forward(self, *inputs: Tensor) -> Tensor:
         raise AssertionError("it is converted")
 
@@ -143,9 +149,9 @@ def test_each_network_of_a_model_has_its_entry(filled: Path) -> None:
     assert not torch.equal(*expected)
     assert len(entries(filled)) == 3
     for half, one in zip(halves, expected, strict=True):
-        assert torch.equal(output(converted(replace(half, module=NotConvertible()), filled)), one)
+        assert torch.equal(output(converted(replace(half, module=NotConvertible(half.module)), filled)), one)
         with pytest.raises(RuntimeError, match="it is converted"):
-            converted(replace(half, module=NotConvertible(), digest="2" * 64), filled)
+            converted(replace(half, module=NotConvertible(half.module), digest="2" * 64), filled)
 
 
 def test_another_program_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +164,10 @@ def test_another_program_is_another_entry(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_code_of_every_layer_counts() -> None:
-    """A new version of a layer must not find the model of the old one. The other two hold no layer."""
+    """A new version of a layer must not find the model of the old one. The others hold no layer."""
     names = {Path(source).name for source in conversion._SOURCES if Path(source).parent.name == "nets"}
     written = {path.name for path in (ROOT / "model" / "nets").glob("*.py")}
-    assert written - names == {"__init__.py", "embedder.py", "unets.py"}
+    assert written - names == {"__init__.py", "embedder.py", "precision.py", "unets.py"}
 
 
 @pytest.mark.parametrize("version", ["ov", "torch"])

@@ -108,7 +108,7 @@ def activations(model: ov.Model) -> int:
     """
     model = model.clone()
     model.reshape({port: [1, *list(port.get_partial_shape())[1:]] for port in model.inputs})
-    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() != "Constant"]
+    nodes = _computed(model)
     last = {port.get_node().get_name(): i for i, node in enumerate(nodes) for port in node.input_values()}
     ending: dict[int, list[int]] = {}  # bytes that are free after a node
     now = most = 0
@@ -119,6 +119,18 @@ def activations(model: ov.Model) -> int:
         ending.setdefault(last.get(node.get_name(), i), []).append(size)
         now -= sum(ending.pop(i, []))
     return most
+
+
+def _computed(model: ov.Model) -> list[ov.Node]:
+    """The nodes that a pass computes, in order. Those that depend on no input are computed when a model is compiled."""
+    nodes: list[ov.Node] = []
+    names: set[str] = set()
+    for node in model.get_ordered_ops():
+        sources = {port.get_node().get_name() for port in node.input_values()}
+        if node.get_type_name() == "Parameter" or sources & names:
+            nodes.append(node)
+            names.add(node.get_name())
+    return nodes
 
 
 def _rewrite_group_norms(model: ov.Model) -> None:

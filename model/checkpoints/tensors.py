@@ -77,14 +77,7 @@ def load_strictly(
     opened = {path: _open(path, root, naming.canonical, allow_pickle) for path in files}
     found = _matched(opened, expected, naming.canonical, config)
 
-    dtypes: dict[str, torch.dtype] = {}
-    for path, file in opened.items():
-        for raw_key, place in found[path].items():
-            known = dtypes.get(place.parameter, file.dtypes[raw_key])
-            dtypes[place.parameter] = torch.promote_types(known, file.dtypes[raw_key])
-    for key, values in network.named_parameters():
-        values.data = values.data.to(dtypes[key])
-    network.to_empty(device="cpu")
+    _allocate(network, _dtypes(opened, found))
     parameters = network.state_dict()
     with torch.no_grad():
         for path in files:
@@ -92,6 +85,24 @@ def load_strictly(
                 parameter, n, shape = found[path][key]
                 target = parameters[parameter].narrow(0, n * shape[0], shape[0])
                 target.copy_(tensor.reshape(target.shape))
+
+
+def _dtypes(opened: Mapping[Path, _TensorFile], found: Mapping[Path, Mapping[str, "_Place"]]) -> dict[str, torch.dtype]:
+    """The dtype of each parameter: the narrowest that holds all of its parts exactly."""
+    dtypes: dict[str, torch.dtype] = {}
+    for path, file in opened.items():
+        for raw_key, place in found[path].items():
+            dtype = file.dtypes[raw_key]
+            dtypes[place.parameter] = torch.promote_types(dtypes.get(place.parameter, dtype), dtype)
+    return dtypes
+
+
+def _allocate(network: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Bring the parameters of a network from the meta device to the CPU, without values."""
+    for key, parameter in [*network.named_parameters()]:
+        owner, _, name = key.rpartition(".")
+        empty = torch.empty(parameter.shape, dtype=dtypes[key])
+        setattr(network.get_submodule(owner), name, nn.Parameter(empty, requires_grad=False))
 
 
 class _Place(NamedTuple):
