@@ -51,7 +51,7 @@ class OpenVINOBackend:
         free_memory: Callable[[], float],
         release: Callable[[], None] = lambda: None,
     ) -> None:
-        self._model = model
+        self._model: ov.Model | None = model
         self._release = release
         self._shapes = shapes
         self._precision = precision
@@ -88,6 +88,7 @@ class OpenVINOBackend:
     def prepare(self) -> None:
         for i in range(self._max_batch.bit_length()):
             self._prepare(1 << i)
+        self._model = None  # nothing is compiled any more
 
     def send(self, values: Tensor) -> Tensor:
         return values
@@ -122,6 +123,7 @@ class OpenVINOBackend:
 
     def _compile(self, rows: int, streams: int) -> ov.CompiledModel:
         """Compile for `rows` rows in each of `streams` parallel requests, which share the threads."""
+        assert self._model is not None
         model = self._model.clone()
         model.reshape({port: [rows, *list(port.get_partial_shape())[1:]] for port in model.inputs})
         compiled = core().compile_model(

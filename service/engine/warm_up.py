@@ -16,7 +16,7 @@ from service.errors import ComputationFailed
 
 _MEASURED = 3  # calls of each width
 _FEWEST = 2
-_LONG = 1.0  # seconds of a call that is not measured more often than _FEWEST
+_ENOUGH = 2.0  # seconds of all calls of a width
 _AT_MOST = 10.0  # seconds for the passes of one group, beyond two passes
 
 
@@ -188,7 +188,7 @@ def by_width(
 ) -> dict[int, float]:
     """The seconds of a batch, by its width.
 
-    On a slow machine some widths are left out, so that measuring takes about 10 s, or two batches if these take longer.
+    On a slow machine some widths are left out, so that measuring takes about 10 s, or one batch if that takes longer.
     One row is measured first, then the widest batch that there is time for, then the widths that halve the gaps.
 
     Args:
@@ -231,17 +231,18 @@ def _fewest(
     calls: int,
     is_time: Callable[[float], bool],
 ) -> float:
-    """The fewest seconds of a few calls, at least two; of no more where a call takes long.
+    """The fewest seconds of a few calls; of fewer where they take long.
 
-    The first call may compile, and does not count.
+    The first may be slower and does not count, unless it is the only one. Backends compile before (Backend.prepare), so
+    a first call that takes long is not much slower.
 
     Args:
         taken: the seconds of calls that were made already.
     """
-    while len(taken) < _FEWEST or (len(taken) < calls and taken[-1] < _LONG and is_time(taken[-1])):
+    while sum(taken) < _ENOUGH and (len(taken) < _FEWEST or (len(taken) < calls and is_time(taken[-1]))):
         health.beat(FIRST_TIME)
         taken.append(seconds())
-    return min(taken[1:])
+    return min(taken[1:] or taken)
 
 
 def _finite(image: Image) -> Image:
