@@ -81,13 +81,9 @@ def write_text(folder: Path) -> None:
         "layers_per_block": 1,
         "latent_channels": 4,
     }
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # each byte has a letter, as in GPT-2
-    letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-    vocabulary = {token: n for n, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocabulary[special] = len(vocabulary)
+    letters = tokenizer()
     text = {
-        "vocab_size": len(vocabulary),
+        "vocab_size": len(letters),
         "hidden_size": 256,
         "intermediate_size": 512,
         "num_hidden_layers": 6,
@@ -97,9 +93,19 @@ def write_text(folder: Path) -> None:
         "unet": diffusers.UNet2DConditionModel(**unet),  # type: ignore[no-untyped-call]
         "vae": diffusers.AutoencoderKL(**vae),  # type: ignore[no-untyped-call]
         "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**text)),
-        "tokenizer": transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77),
+        "tokenizer": letters,
         "scheduler": diffusers.DDIMScheduler(clip_sample=False),  # type: ignore[no-untyped-call]
     }
     Pipeline: Any = diffusers.StableDiffusionPipeline
     absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     Pipeline(**parts, **absent).save_pretrained(folder)
+
+
+def tokenizer(pad: str = "<|endoftext|>") -> Any:
+    """CLIP's tokenizer with a vocabulary of letters: a token is a byte, and prompts are cut after 75 of them."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # each byte has a letter, as in GPT-2
+    letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    vocabulary = {token: n for n, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[special] = len(vocabulary)
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77, pad_token=pad)

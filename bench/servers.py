@@ -28,34 +28,41 @@ class Server:
         arguments: Python's arguments.
         environment: settings on top of this process's.
         checkout: the tree with the code.
+        log: the file for its log; without one, the log is lost.
     """
 
     def __init__(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], checkout: Path = ROOT
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        checkout: Path = ROOT,
+        log: Path | None = None,
     ) -> None:
         self.name = name
         port = str(free_port())
         self.url = f"http://127.0.0.1:{port}"
         own = {"PORT": port, "STEPWISE_PORT": port, "PYTHONPATH": str(checkout)}
-        self._process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=checkout,
-            env={**os.environ, **own, **environment},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        with Path(os.devnull if log is None else log).open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=checkout,
+                env={**os.environ, **own, **environment},
+                stdout=output,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def wait(self, path: str = "/health", look_every: float = 0.2) -> None:
-        """Wait until the server answers 200, for at most two minutes."""
-        for _ in range(round(120 / look_every)):
-            if self._process.poll() is not None:
+    def wait(self, path: str = "/health", look_every: float = 0.2, patience: float = 120.0) -> None:
+        """Wait until the server answers 200, for at most `patience` seconds."""
+        for _ in range(round(patience / look_every)):
+            if (code := self._process.poll()) is not None:
                 assert self._process.stderr
-                raise RuntimeError(f"{self.name} ended: {self._process.stderr.read().decode()[-2000:]}")
+                raise RuntimeError(f"{self.name} ended: {ended(code, self._process.stderr.read().decode())}")
             try:
                 if httpx.get(self.url + path, trust_env=False).status_code == 200:
                     return
@@ -76,6 +83,13 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()  # waits for the end, and closes the pipe
+
+
+def ended(code: int, errors: str) -> str:
+    """Why a process ended, by its exit code and the end of its standard error."""
+    if code == -signal.SIGKILL:
+        return "the system ended it, which it does where memory is short"
+    return errors.strip()[-2000:] or f"code {code}"
 
 
 def free_port() -> int:

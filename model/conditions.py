@@ -25,9 +25,9 @@ _BYTES = 32 * 2**20  # of a shelf, unless more is in use
 class Conditions:
     """The embeddings and contexts of one network, for the runners of all groups on one device.
 
-    One thread makes all calls. A timestep's embedding is computed when a pass first needs it, alone, so its bits do not
-    depend on other rows. What a condition gives is kept as long as a row holds the condition, and longer while there is
-    room.
+    One thread makes all calls. The embedding of a timestep, and of w where the network has guidance embedded, is
+    computed when a pass first needs it, alone, so its bits do not depend on other rows. What a condition gives is kept
+    as long as a row holds the condition, and longer while there is room.
 
     Args:
         embedder: on the backends' device.

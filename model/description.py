@@ -11,11 +11,17 @@ MAX_SIDE = 8192  # pixels
 
 @dataclass(frozen=True, slots=True)
 class Recommended:
-    """The settings that the weights' authors recommend: the defaults of a request."""
+    """The settings that the weights' authors recommend: the defaults of a request.
+
+    Attributes:
+        timesteps: those of a request that names no number of steps, if its sampler takes a list. Others take
+            num_inference_steps, which is then the length of the list.
+    """
 
     sampler: str = "ddim"
     num_inference_steps: int = 50
     guidance_scale: float = 1.0
+    timesteps: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +57,14 @@ class TextDescription:
         length: tokens of a context.
         layers: of the encoder with fewer. `clip_skip` is less than this.
         num_parameters: of all encoders together.
+        encoders: how many.
         force_zeros_for_empty_prompt: whether a negative prompt of null means zeros in the place of the empty text.
     """
 
     length: int
     layers: int
     num_parameters: int
+    encoders: int = 1
     force_zeros_for_empty_prompt: bool = False
 
 

@@ -143,6 +143,17 @@ def euler_a_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
     return _scaled(schedule, _levels(timesteps, _falling(np.append(sigmas, 0.0), len(timesteps))))
 
 
+def lcm_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
+    """LCMScheduler's grid: N of the timesteps that the teacher took, about evenly spaced, from the noisiest one on."""
+    T, N, original = schedule.num_train_timesteps, num_inference_steps, schedule.original_inference_steps
+    if original > T:
+        raise GridError(f"original_inference_steps is {original}, more than the timesteps 0 to {T - 1}")
+    if original < N:
+        raise GridError(f"{N} steps are more than original_inference_steps, which is {original}")
+    taught = np.arange(original, 0, -1) * (T // original) - 1
+    return through(schedule, taught[np.floor(np.linspace(0, original, N, endpoint=False)).astype(np.int64)])
+
+
 def _euler_timesteps(schedule: Schedule, N: int) -> Float64:
     T = schedule.num_train_timesteps
     timesteps: Float64

@@ -24,6 +24,9 @@ from model.schedule import Float64, Schedule, above_zero
 # The smallest posterior variance before its logarithm: diffusers' DDPMScheduler.
 _LEAST_VARIANCE = 1e-20
 
+# The deviation of images that consistency models count with, Song et al. 2023, arXiv:2303.01469, appendix C.
+_SIGMA_DATA = 0.5
+
 
 class Column(IntEnum):
     """The columns of a line."""
@@ -161,6 +164,20 @@ def euler_a_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     """Euler's method with ancestral noise, as in k-diffusion: DDIM with η = 1. Ignores eta."""
     lines = _ddim(schedule, above_zero(steps.alpha_bar), above_zero(steps.alpha_bar_next), eta=1)
     return _clipped(lines, schedule, schedule.clips_multistep)
+
+
+def lcm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
+    """Multistep consistency sampling of LCM, Luo et al. 2023, arXiv:2310.04378, algorithm 3. Ignores eta.
+
+    The estimate of x_0 gets fresh noise of the next level. The last line, at the clean end, gives the estimate.
+    """
+    lines = _x0_lines(schedule, steps.alpha_bar)
+    s = schedule.timestep_scaling * steps.timesteps
+    signal, deviation = np.sqrt(steps.alpha_bar_next), np.sqrt(1 - steps.alpha_bar_next)
+    lines[:, Column.A] = signal * _SIGMA_DATA**2 / (s**2 + _SIGMA_DATA**2)  # c_skip
+    lines[:, Column.B] = signal * s / np.sqrt(s**2 + _SIGMA_DATA**2)  # c_out
+    lines[:, Column.D] = deviation
+    return _bounded(lines, schedule, schedule.clip_sample if schedule.clips_lcm is None else schedule.clips_lcm)
 
 
 def single_line(schedule: Schedule, timestep: int) -> Float64:

@@ -61,6 +61,10 @@ class Tokens(NamedTuple):
     cut: int
     ids_2: tuple[int, ...] = ()
 
+    def text(self, clip_skip: int = 0) -> Text:
+        """The prompt, ready for the text encoders."""
+        return Text(self.ids, clip_skip, self.ids_2)
+
     def __repr__(self) -> str:
         """Tells nothing of the prompt, as for `Text`."""
         return f"Tokens({len(self.ids)} tokens)"

@@ -25,6 +25,7 @@ from model.grids import (
     euler_a_steps,
     euler_steps,
     euler_through,
+    lcm_steps,
     pndm_steps,
     pndm_through,
     through,
@@ -38,6 +39,7 @@ from model.lines import (
     dpmpp_2m_lines,
     euler_a_lines,
     euler_lines,
+    lcm_lines,
     pndm_lines,
     single_line,
 )
@@ -156,6 +158,7 @@ SAMPLERS: dict[str, Sampler] = {
     "pndm": Sampler(pndm_lines, pndm_steps, walk=pndm_through, through=None, fixed={"skip_prk_steps": (True,)}),
     "euler": Sampler(euler_lines, euler_steps, through=euler_through, fixed={"use_beta_sigmas": (False, None)}),
     "euler_a": Sampler(euler_a_lines, euler_a_steps, through=None),
+    "lcm": Sampler(lcm_lines, lcm_steps),
 }
 
 

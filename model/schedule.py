@@ -42,6 +42,7 @@ class Schedule(BaseModel):
     prediction_type: PredictionType = "epsilon"
     clip_sample: bool = True
     clip_sample_range: float = Field(1.0, gt=0)
+    clips_lcm: bool | None = Field(None, description="whether the sampler lcm clips, too; None: as clip_sample says")
     thresholding: bool = False
     dynamic_thresholding_ratio: float = Field(0.995, gt=0, le=1)
     sample_max_value: float = Field(1.0, gt=0)
@@ -55,6 +56,8 @@ class Schedule(BaseModel):
     sigma_min: float | None = Field(None, gt=0)
     sigma_max: float | None = Field(None, gt=0)
     final_sigmas_type: FinalSigmasType = "zero"
+    original_inference_steps: int = Field(50, ge=1)
+    timestep_scaling: float = Field(10.0, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

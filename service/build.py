@@ -5,7 +5,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +20,7 @@ from model.checkpoints.load import load
 from model.conditions import Conditions
 from model.description import ModelDescription
 from model.noise import first_draw
-from model.rows import Condition, Group, Image, Row, Text, Tokenize
+from model.rows import Condition, Group, Image, Row, Tokenize
 from model.runner import SlotRunner
 from model.samplers import denoise_table
 from model.text import ClipEncoder, choose_text_encoder
@@ -27,11 +29,14 @@ from service import config
 from service.config import Settings, SettingsError
 from service.engine.engine import Engine
 from service.engine.fairness import Places
+from service.fitting import fitting
 from service.http import checks
 from service.http.formats import image_encoder
 from service.http.metrics import Metrics
 from service.http.problems import one_line
-from service.plan.recommended import Wanted, applied
+from service.plan import micro_conditions
+from service.plan import sizes as sizes_of
+from service.plan.recommended import Wanted, applied, doubt
 from service.plan.served import Served, fingerprint_parts
 
 log = logging.getLogger(__name__)
@@ -49,6 +54,7 @@ class StartError(Exception):
 START_ERRORS = (SettingsError, StartError, CheckpointError)  # each message is one line for the operator
 
 _THREADS_A_CORE = 8  # more threads only wait for each other
+_LEFT = 0.05  # of a GPU's memory, after the sizes that are served by default
 _SHOWN = 200  # characters of a setting's value, or of a library's message
 
 
@@ -71,13 +77,17 @@ def starting(what_fails: str) -> Iterator[None]:
 def told(error: BaseException) -> str:
     """A library's error in a few words, on one line."""
     text = getattr(error, "strerror", None) or str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(text):
+    if _is_of_memory(error):
         what = "not enough memory"
     elif isinstance(error, OSError):
         return shown(text)
     else:
         what = type(error).__name__
     return f"{what} ({shown(text)})" if text else what
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def shown(text: str) -> str:
@@ -99,35 +109,46 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     with starting(f"STEPWISE_WEIGHTS={shown(settings.weights)} cannot be loaded"):
         checkpoint = load(find_weights(settings.weights), settings.allow_pickle)
     model = recommend(settings.recommended, checkpoint.description)
+    if (sentence := doubt(model, settings.recommended)) is not None:
+        log.warning("%s", sentence)
     is_recommended = model.recommended != checkpoint.description.recommended
     if check is not None and model.image_shape[0] not in checks.CHANNELS:
         raise StartError(
             f"STEPWISE_CHECK={settings.check}: images of {model.name} are no pictures, and cannot be checked"
         )
-    groups = choose_groups(settings.sizes, model)
+    wanted = choose_groups(settings.sizes, model, device)
     how = device, settings.precision, threads
     embedder = checkpoint.network.embedder
     with starting(f"{model.name} cannot be made ready on {device}"):
         denoises = choose(denoiser(checkpoint.network, model), *how, settings.max_batch, settings.cache_dir)
-        autoencoder, clip, tokenize = checkpoint.autoencoder, checkpoint.text_encoder, checkpoint.tokenizer
+        autoencoder, clips, tokenize = checkpoint.autoencoder, checkpoint.text_encoders, checkpoint.tokenizer
         vae_of = None if autoencoder is None else choose_vae(autoencoder, model, *how, settings.cache_dir)
-        texts = None if clip is None else choose_text_encoder([clip], model, device, threads, settings.cache_dir)
-    del checkpoint, autoencoder, clip  # the backends have the weights
+        texts = choose_text_encoder(clips, model, device, threads, settings.cache_dir) if clips else None
+    del checkpoint, autoencoder, clips  # the backends have the weights
 
-    conditions: Conditions | None = None
-    runners: dict[Group, SlotRunner] = {}
-    backends: dict[Group, Backend] = {}
-    vaes: dict[Group, VAE] = {}
-    vae: VAE | None = None
-    for group in groups:
-        with starting(f"{model.name} cannot be made ready for images of {group} on {device}"):
-            shape = model.sample_shape_of(group)
-            backend = backends[group] = denoises(shape)
-            text_length = None if model.text is None else model.text.length
-            conditions = conditions or Conditions(embedder, backend, model.no_label, text_length)
-            runners[group] = SlotRunner(backend, shape, conditions, slots=backend.widths[-1])
-            if vae_of is not None:
-                vae = vaes[group] = vae_of(group, vae)
+    must = settings.sizes or wanted[:1]
+
+    def make(group: Group, like: OfGroup | None) -> OfGroup | None:
+        try:
+            with starting(f"{model.name} cannot be made ready for images of {group} on {device}"):
+                shape = model.sample_shape_of(group)
+                backend = denoises(shape)
+                text_length = None if model.text is None else model.text.length
+                conditions = like.conditions if like else Conditions(embedder, backend, model.no_label, text_length)
+                runner = SlotRunner(backend, shape, conditions, slots=backend.widths[-1])
+                vae = None if vae_of is None else vae_of(group, like.vae if like else None)
+        except StartError as error:
+            if group in must or not _is_of_memory(error.__cause__):
+                raise
+            return None
+        return OfGroup(backend, conditions, runner, vae) if group in must or has_room(device) else None
+
+    made = fitting(wanted, make)
+    torch.cuda.empty_cache()  # a group that did not fit has left memory there
+    groups = tuple(made)
+    runners = {group: one.runner for group, one in made.items()}
+    backends = {group: one.backend for group, one in made.items()}
+    vaes = {group: one.vae for group, one in made.items() if one.vae is not None}
     # Now that each group has what it cannot do without, more may be compiled. No pass compiles later: promises hold.
     with starting(f"{model.name} cannot be made ready on {device}"):
         for backend in backends.values():
@@ -167,6 +188,24 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     return engine, served, metrics
 
 
+class OfGroup(NamedTuple):
+    """What works on the rows of one group. All groups have the same conditions."""
+
+    backend: Backend
+    conditions: Conditions
+    runner: SlotRunner
+    vae: VAE | None
+
+
+def has_room(device: torch.device) -> bool:
+    """Whether a GPU has memory left for what work takes beside the graphs."""
+    if device.type != "cuda":
+        return True
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return free >= _LEFT * total
+
+
 def computing(
     backends: Mapping[Group, Backend], vaes: Mapping[Group, VAE], texts: ClipEncoder | None
 ) -> dict[str, str | int]:
@@ -186,7 +225,7 @@ def nothing(texts: ClipEncoder | None, tokenize: Tokenize | None) -> Condition:
     """The condition of a row that asks for nothing: the empty prompt with its context, if the model has text."""
     if texts is None or tokenize is None:
         return Condition()
-    text = Text(tokenize("").ids)
+    text = tokenize("").text()
     return Condition(text=text, context=texts.encode(text))
 
 
@@ -204,8 +243,10 @@ def recommend(wanted: Wanted | None, model: ModelDescription) -> ModelDescriptio
         raise StartError(f"STEPWISE_RECOMMENDED: for {model.name}, {error}") from None
 
 
-def choose_groups(sizes: Sequence[Group], model: ModelDescription) -> tuple[Group, ...]:
+def choose_groups(sizes: Sequence[Group], model: ModelDescription, device: torch.device) -> tuple[Group, ...]:
     """The groups of a SIZES setting, the default first. Without sizes, the size that the weights were trained for.
+
+    On CUDA, where all sizes share the weights, its usual aspects come after it.
 
     Raises:
         StartError: names a size that the networks cannot draw.
@@ -215,7 +256,7 @@ def choose_groups(sizes: Sequence[Group], model: ModelDescription) -> tuple[Grou
             model.check_size(group)
         except ValueError as error:
             raise StartError(f"STEPWISE_SIZES={group}: for {model.name}, {error}") from None
-    return tuple(sizes) or (model.group,)
+    return tuple(sizes) or (sizes_of.usual(model) if device.type == "cuda" else (model.group,))
 
 
 def rough(vaes: Mapping[Group, VAE], model: ModelDescription) -> Callable[[Image], Image] | None:
@@ -228,7 +269,12 @@ def probe_row(model: ModelDescription, group: Group, condition: Condition) -> Ro
     """A row of at most two steps that shows that the model works."""
     t = model.schedule.num_train_timesteps // 2
     table = denoise_table(model.schedule, "ddim", t, min(2, max(1, t)))
-    return Row(table, seed=0, group=group, branches=(condition,))
+    told = replace(
+        condition,
+        time_ids=micro_conditions.of_image(group).time_ids if model.embeds_sizes else None,
+        w=0.0 if model.embeds_guidance else None,
+    )
+    return Row(table, seed=0, group=group, branches=(told,))
 
 
 def choose_device(name: str) -> torch.device:

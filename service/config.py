@@ -57,11 +57,12 @@ class Settings(BaseSettings):
     sizes: Sizes = Field(
         (),
         description="sizes of images, WIDTHxHEIGHT, with commas; the first is the default size; "
-        "default: the size that the weights were trained for",
+        "default: the size that the weights were trained for, and on a GPU, for models with text, its usual aspects",
     )
     recommended: Recommendation = Field(
         None,
         description="sampler, steps and guidance of requests that name none; each may be left out; "
+        "timesteps=999/749/499/249 takes the place of steps; "
         "default: what the weights' files tell",
     )
     recipe_prompts: bool = Field(

@@ -222,11 +222,16 @@ class FirstStageInfo(TypedDict):
 
 
 class TextInfo(TypedDict):
-    """The text encoder of a text-to-image model, and the limits of prompts."""
+    """The text encoders of a text-to-image model, and the limits of prompts.
+
+    `force_zeros_for_empty_prompt`: whether a negative prompt of None and one of "" draw different images.
+    """
 
     length: int
     layers: int
     num_parameters: int
+    encoders: NotRequired[int]
+    force_zeros_for_empty_prompt: NotRequired[bool]
     max_prompt_bytes: int
     max_prompt_tokens: int
 
@@ -237,6 +242,7 @@ class RecommendedInfo(TypedDict):
     sampler: str
     num_inference_steps: int
     guidance_scale: float
+    timesteps: NotRequired[list[int] | None]
 
 
 class SizeInfo(TypedDict):
@@ -261,7 +267,8 @@ class LimitsInfo(TypedDict):
 class Info(TypedDict):
     """The model, its runtime, and the limits of requests.
 
-    `sizes` has the default size first. `text` is None for a model without prompts.
+    `sizes` has the default size first. `text` is None for a model without prompts. `embedded_fields` are the fields of
+    a request that the network is told as numbers.
     """
 
     version: str
@@ -274,6 +281,7 @@ class Info(TypedDict):
     first_stage: FirstStageInfo | None
     preview: Literal["linear"] | None
     text: NotRequired[TextInfo | None]
+    embedded_fields: NotRequired[list[str]]
     safety_checker: NotRequired[Literal["none", "not run"]]
     out_channels: int
     num_classes: int | None

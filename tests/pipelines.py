@@ -1,4 +1,4 @@
-"""Tiny random folders of StableDiffusionPipeline, as diffusers and transformers write them, and how they are drawn.
+"""Tiny random folders of pipelines of text-to-image, as diffusers and transformers write them, and how they are drawn.
 
 An image is 64x64 at the default VAE factor 8: latents are 8x8. All weights are random, deterministic by seed, and exact
 in float16. transformers takes seconds to import, so functions import it.
@@ -58,6 +58,42 @@ _TEXT: Json = {
     "pad_token_id": 1,
 }
 
+_EULER: Json = {"class": "EulerDiscreteScheduler", **_SCHEDULE, "timestep_spacing": "leading"}
+_LCM: Json = {"class": "LCMScheduler", **_DDIM, "original_inference_steps": 50}
+
+# SDXL: two text encoders, whose widths and layers differ.
+_XL: dict[str, Json] = {
+    "unet": {
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+        "cross_attention_dim": 80,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 72,  # 6 · 8 + 24
+    },
+    "vae": {"scaling_factor": 0.13025, "force_upcast": True},
+    "text_2": {"hidden_size": 48, "num_hidden_layers": 3, "hidden_act": "gelu", "projection_dim": 24},
+    "scheduler": _EULER,
+    "tokenizer_2": {"pad": "!"},
+    "index": {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+        "add_watermarker": False,
+    },
+}
+_XL_OF_THREE_LEVELS: Json = {
+    **_XL["unet"],
+    "block_out_channels": (16, 16, 32),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (2, 2, 4),
+}
+
 # What the kinds have otherwise, by component.
 _KINDS: dict[str, dict[str, Json]] = {
     "sd1": {"scheduler": {"class": "PNDMScheduler", **_PNDM}},
@@ -92,8 +128,35 @@ _KINDS: dict[str, dict[str, Json]] = {
         },
         "scheduler": {"class": "PNDMScheduler", **_PNDM},
     },
+    "xl": _XL,
+    "xl_turbo": {
+        **_XL,
+        "scheduler": {"class": "EulerAncestralDiscreteScheduler", **_SCHEDULE, "timestep_spacing": "trailing"},
+    },
+    "lcm_xl": {**_XL, "unet": {**_XL["unet"], "time_cond_proj_dim": 16}, "scheduler": _LCM},
+    "ssd1b": {
+        **_XL,
+        "unet": {
+            **_XL_OF_THREE_LEVELS,
+            "transformer_layers_per_block": (1, (2, 2), (4, 4)),
+            "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
+        },
+    },
+    "vega": {
+        **_XL,
+        "unet": {
+            **_XL_OF_THREE_LEVELS,
+            "transformer_layers_per_block": (1, (1, 1), (2, 2)),
+            "reverse_transformer_layers_per_block": ((2, 2, 2), (1, 1, 1), 1),
+        },
+    },
+    "lcm": {
+        "unet": {"time_cond_proj_dim": 16},
+        "scheduler": _LCM,
+        "index": {"_class_name": "LatentConsistencyModelPipeline"},
+    },
 }
-KINDS = tuple(_KINDS)
+KINDS = ("sd1", "sd2", "tiny_sd", "small_sd")  # of StableDiffusionPipeline
 
 
 def write_pipeline(
@@ -104,6 +167,7 @@ def write_pipeline(
     unet: Json | None = None,
     vae: Json | None = None,
     text: Json | None = None,
+    text_2: Json | None = None,
     scheduler: str | None = None,
     scheduler_config: Json | None = None,
     factor: int = 8,
@@ -113,11 +177,12 @@ def write_pipeline(
     index: Json | None = None,
     **saving: Any,
 ) -> Path:
-    """Write a pipeline of one of KINDS, and return its folder.
+    """Write a pipeline of one of the kinds, and return its folder.
 
     Args:
         seed: of the weights.
-        unet, vae, text: fields of the networks' configs. If `text` has a hidden_size, `cross_attention_dim` follows it.
+        unet, vae, text, text_2: fields of the networks' configs. If `text` has a hidden_size, `cross_attention_dim`
+            follows it.
         scheduler: another class. Its config is then the published one without what belongs to the kind's class.
         scheduler_config: fields of its config.
         factor: of the VAE: 2, 4 or 8.
@@ -128,7 +193,9 @@ def write_pipeline(
         saving: arguments of save_pretrained of the networks, as `variant` and `max_shard_size`.
     """
     parts = _KINDS[kind]
-    fields = {**_TEXT, **parts.get("text", {}), **(text or {})}
+    texts = [{**_TEXT, **parts.get("text", {}), **(text or {})}]
+    if "text_2" in parts:
+        texts.append({**_TEXT, **parts["text_2"], **(text_2 or {})})
     condition = {
         **_UNET,
         "sample_size": sample_size,
@@ -144,9 +211,11 @@ def write_pipeline(
     folder.mkdir(parents=True, exist_ok=True)
     networks = {
         "unet": condition_network(seed, **condition),
-        "vae": vae_network(seed + 1, factor, **(vae or {})),
-        "text_encoder": text_network(seed + 2, **fields),
+        "vae": vae_network(seed + 1, factor, **{**parts.get("vae", {}), **(vae or {})}),
+        "text_encoder": text_network(seed + 2, **texts[0]),
     }
+    if len(texts) > 1:
+        networks["text_encoder_2"] = text_network(seed + 3, "CLIPTextModelWithProjection", **texts[1])
     for part, network in networks.items():
         network.save_pretrained(folder / part, **saving)
     with _quiet():
@@ -165,7 +234,14 @@ def write_pipeline(
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    _write_json(folder / "model_index.json", {**entries, **(index or {})})
+    if len(texts) > 1:
+        write_tokenizer(folder / "tokenizer_2", tokenizer, parts["tokenizer_2"]["pad"])
+        entries |= {
+            "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        }
+        del entries["safety_checker"], entries["requires_safety_checker"]
+    _write_json(folder / "model_index.json", {**entries, **parts.get("index", {}), **(index or {})})
     return folder
 
 
@@ -188,12 +264,12 @@ def vae_network(seed: int = SEED, factor: int = 8, **fields: Any) -> Any:
     return _filled(AutoencoderKL(**{**config, **fields}), seed)
 
 
-def text_network(seed: int = SEED, **fields: Any) -> Any:
-    """transformers' CLIPTextModel with random weights; by default that of sd1."""
+def text_network(seed: int = SEED, kind: str = "CLIPTextModel", **fields: Any) -> Any:
+    """transformers' CLIPTextModel, or the class of another name, with random weights; by default that of sd1."""
     import transformers
 
     config = transformers.CLIPTextConfig(**{**_TEXT, **fields})
-    return _filled(transformers.CLIPTextModel(config), seed)
+    return _filled(getattr(transformers, kind)(config), seed)
 
 
 def write_tokenizer(folder: Path, form: str = "files", pad: str = END, merges: tuple[str, ...] = MERGES) -> Path:
@@ -228,7 +304,8 @@ def write_tokenizer(folder: Path, form: str = "files", pad: str = END, merges: t
 
 def load_pipeline(folder: Path, **arguments: Any) -> Any:
     """diffusers' pipeline of a folder, in float32, without a progress bar."""
-    settings = {"torch_dtype": torch.float32, "safety_checker": None, "low_cpu_mem_usage": False, **arguments}
+    checker = {} if (folder / "text_encoder_2").exists() else {"safety_checker": None}
+    settings = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, **checker, **arguments}
     with _quiet():
         pipeline = DiffusionPipeline.from_pretrained(folder, **settings)
     pipeline.set_progress_bar_config(disable=True)

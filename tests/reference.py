@@ -16,6 +16,7 @@ DiffusionPipeline: Any = diffusers.DiffusionPipeline
 DPMSolverMultistepScheduler: Any = diffusers.DPMSolverMultistepScheduler
 EulerAncestralDiscreteScheduler: Any = diffusers.EulerAncestralDiscreteScheduler
 EulerDiscreteScheduler: Any = diffusers.EulerDiscreteScheduler
+LCMScheduler: Any = diffusers.LCMScheduler
 PNDMScheduler: Any = diffusers.PNDMScheduler
 EMAModel: Any = training_utils.EMAModel
 LDMPipeline: Any = diffusers.LDMPipeline

@@ -41,7 +41,7 @@ from tests.test_runner import MixesRows
 from tests.trajectories import runner_on, torch_backend
 
 PNG, ZIP, NPY = "image/png", "application/zip", "application/x-npy"
-SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a")
+SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm")
 CLIENTS = 24
 
 # The servers take seconds to start.

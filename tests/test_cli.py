@@ -485,7 +485,7 @@ def test_help_and_asking_a_server_import_little(server: ServerProcess, tmp_path:
     env = surroundings(server)
     ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=PATIENCE, check=False)
     told = (ended.stdout.decode(), ended.stderr.decode(), ended.returncode)
-    assert told == ("service service.plan service.plan.entries service.plan.fields\n", "", 0)
+    assert told == ("service service.plan service.plan.entries service.plan.fields service.plan.shared_fields\n", "", 0)
     assert files(tmp_path).keys() == {"clean.png", "1.png", "clean-noisy.png"}
 
 

@@ -151,7 +151,7 @@ def test_what_cannot_be_compared_is_told_and_the_others_are(server: ServerProces
     errors = dict(line.removeprefix("stepwise: ").split(": ", 1) for line in ended.stderr.decode().splitlines())
     assert errors == {
         "text.png": "this is no PNG",
-        "bad.png": "sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, and is 'magic'",
+        "bad.png": "sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm, and is 'magic'",
         "cut.png": "its pixels cannot be read",
         "saved again.png": "this PNG has no recipe: it has no text chunk `parameters`",
         "missing.png": "cannot be read: No such file or directory",

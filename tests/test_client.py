@@ -158,7 +158,7 @@ def test_importing_it_brings_httpx_and_numpy_and_nothing_else() -> None:
     code += "print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    table = {"service", "service.plan", "service.plan.entries", "service.plan.fields"}
+    table = {"service", *(f"service.plan{name}" for name in ("", ".entries", ".fields", ".shared_fields"))}
     assert {name for name in loaded if name.startswith("service")} == table
     ours = {"stepwise", "service", "numpy"}
     assert {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names <= ours
@@ -388,7 +388,7 @@ def test_all_invalid_fields_are_named(client: Client) -> None:
 
 def test_a_stream_that_is_refused_raises_as_soon_as_it_is_read(client: Client) -> None:
     with pytest.raises(
-        Invalid, match="sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, and is 'magic'"
+        Invalid, match="sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm, and is 'magic'"
     ):
         next(iter(client.stream(sampler="magic")))
 

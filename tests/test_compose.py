@@ -15,7 +15,15 @@ from service.config import PREFIX, Settings
 from tests.balancers import TEMPLATE
 from tests.servers import ROOT, needs, settings_of
 
-FILES = {"cpu": ("docker-compose.yml",), "cuda": ("docker-compose.yml", "docker-compose.gpu.yml")}
+_BASE, _GPU = "docker-compose.yml", "docker-compose.gpu.yml"
+FILES = {
+    "cpu": (_BASE,),
+    "cuda": (_BASE, _GPU),
+    "sd": (_BASE, "docker-compose.sd.yml"),
+    "sd on cuda": (_BASE, _GPU, "docker-compose.sd.yml"),
+    "sdxl": (_BASE, "docker-compose.sdxl.yml"),
+    "sdxl on cuda": (_BASE, _GPU, "docker-compose.sdxl.yml"),
+}
 PROMETHEUS = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
 BESIDE_A_BODY = 65_536  # bytes of a request's other parts
 
@@ -24,12 +32,16 @@ def composed(target: str) -> dict[str, Any]:
     """The services of merged files. Implements the merging that our files need."""
     services: dict[str, Any] = {}
     for name in FILES[target]:
-        for service, fields in yaml.safe_load((ROOT / name).read_text())["services"].items():
-            known = services.setdefault(service, {})
-            merged = {**known.get("environment", {}), **fields.get("environment", {})}
-            known.update(fields)
-            known["environment"] = merged
+        services = merged(services, yaml.safe_load((ROOT / name).read_text())["services"])
     return services
+
+
+def merged(below: Any, above: Any) -> Any:
+    """Two values as compose merges them, where no list stands over another."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        assert not (isinstance(below, list) and below)
+        return above
+    return {**below, **{name: merged(below.get(name), value) for name, value in above.items()}}
 
 
 @pytest.fixture(params=FILES)
@@ -57,15 +69,9 @@ def seconds(text: str) -> float:
     return float(number) / (1000 if unit == "ms" else 1)
 
 
-def said(directive: str) -> str:
-    """The value of a directive that HAProxy's configuration has once."""
-    [value] = re.findall(rf'^ +{directive} +"?([^\s"]+)', TEMPLATE.read_text(), re.MULTILINE)
-    return str(value)
-
-
 def default(variable: str) -> str:
     """HAProxy's value for a variable that the environment lacks: `${NAME-default}`."""
-    [value] = re.findall(rf"\$\{{{PREFIX}{variable}-([^}}]*)\}}", TEMPLATE.read_text())
+    [value] = set(re.findall(rf"\$\{{{PREFIX}{variable}-([^}}]*)\}}", TEMPLATE.read_text()))
     return str(value)
 
 
@@ -82,7 +88,13 @@ def test_docker_compose_understands_the_files(target: str) -> None:
     assert done.stderr == ""  # it warns of unset variables
     known = yaml.safe_load(done.stdout)["services"]
     assert known.keys() == {"haproxy", "stepwise", "prometheus", "grafana"}
-    assert known["stepwise"]["deploy"]["replicas"] == (2 if target == "cpu" else 1)
+    merged_by_us = composed(target)
+    replicas = without_variables(str(merged_by_us["stepwise"]["deploy"]["replicas"]))
+    assert known["stepwise"]["deploy"]["replicas"] == int(replicas) == (2 if target == "cpu" else 1)
+    for name, fields in known.items():
+        for variable, value in fields.get("environment", {}).items():
+            ours = merged_by_us[name]["environment"][variable]
+            assert value == (None if ours is None else without_variables(ours))
     assert {name for name, fields in known.items() if "profiles" in fields} == {"prometheus", "grafana"}
 
 
@@ -96,14 +108,36 @@ def test_haproxy_understands_its_configuration_without_any_variable() -> None:
     assert "warning" not in (done.stdout + done.stderr).lower()
 
 
+def longest(services: dict[str, Any]) -> float:
+    """How many seconds HAProxy lets an answer take, both while it runs and when it stops."""
+    directives = re.findall(r'^ +(.*\S) "\$\{STEPWISE_LONGEST-', TEMPLATE.read_text(), re.MULTILINE)
+    assert directives == ["hard-stop-after", "timeout server"]
+    return seconds(services["haproxy"]["environment"].get("STEPWISE_LONGEST", default("LONGEST")))
+
+
 def test_a_replica_is_not_killed_before_it_has_finished(services: dict[str, Any], settings: Settings) -> None:
     assert seconds(services["stepwise"]["stop_grace_period"]) >= settings.drain_timeout + 10
-    assert seconds(services["haproxy"]["stop_grace_period"]) > seconds(said("hard-stop-after"))
+    assert seconds(services["haproxy"]["stop_grace_period"]) > longest(services)
 
 
-def test_the_balancer_waits_longer_than_a_request_may_take(settings: Settings) -> None:
-    assert seconds(said("timeout server")) > settings.timeout
-    assert seconds(said("hard-stop-after")) > settings.timeout
+def test_the_balancer_waits_longer_than_a_request_may_take(services: dict[str, Any], settings: Settings) -> None:
+    assert longest(services) > settings.timeout
+
+
+@pytest.mark.parametrize("model", ["sd", "sdxl"])
+def test_a_large_model_has_memory_and_time(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as its pod on Kubernetes."""
+    kustomization = yaml.safe_load((ROOT / "deploy" / "kubernetes" / model / "kustomization.yaml").read_text())
+    patches = [one for patch in kustomization["patches"] for one in yaml.safe_load(patch["patch"])]
+    values = {one["path"].removeprefix("/spec/template/spec/"): one["value"] for one in patches}
+    replica = composed(model)["stepwise"]
+    container = "containers/0"
+    assert (
+        values[f"{container}/resources"]["limits"]["memory"] == f"{replica['deploy']['resources']['limits']['memory']}i"
+    )
+    assert values[f"{container}/env/-"]["value"] == replica["environment"]["STEPWISE_TIMEOUT"]
+    assert values[f"{container}/env/1/value"] == replica["environment"]["STEPWISE_DRAIN_TIMEOUT"]
+    assert replica["environment"]["STEPWISE_WEIGHTS"].endswith(f"/weights/{model}}}")
 
 
 def test_every_upload_that_is_taken_may_be_asked_for_again(settings: Settings) -> None:

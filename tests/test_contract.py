@@ -27,12 +27,12 @@ from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.transport.serialization import Binary
 
 from model.schedule import Schedule
-from service.plan.fields import MAX_PROMPT, MAX_SEED
+from service.plan.shared_fields import MAX_PROMPT, MAX_SEED
 from tests.checkpoints import save_latent_pipeline
 from tests.engines import FakeRunner
 from tests.reference import DDIMScheduler
 from tests.servers import ROOT, Json, Reachable, serving, side_by_side
-from tests.texts import serving_text
+from tests.texts import like_xl, serving_text, tokenize_twice
 
 LONG = 5  # seconds, enough for any request here
 FEWEST = 19  # steps that every sampler can take from 20 timesteps
@@ -186,7 +186,7 @@ def is_of_distilled(error: Json) -> bool:
 
 @pytest.fixture(scope="module")
 def contracted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Reachable]]:
-    """Four servers: with classes and at most four steps, without classes and at most twenty, latent, and with text."""
+    """Four servers: with classes and at most four steps, without classes and at most twenty, latent, and like SDXL."""
     schedule = DDIMScheduler(num_train_timesteps=20, beta_start=0.01, beta_end=0.3, clip_sample=False)
     paths = (
         "digits-4step",
@@ -197,7 +197,7 @@ def contracted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     few = Schedule(num_train_timesteps=20, beta_start=0.01, beta_end=0.3)
     with (
         side_by_side(*(serving(WEIGHTS=path, MAX_IMAGES=3, TIMEOUT=20, MAX_BATCH=4) for path in paths)) as running,
-        serving_text(runner=fast, schedule=few, max_images=3, timeout=20) as text,
+        serving_text(tokenize_twice, few, runner=fast, like=like_xl, max_images=3, timeout=20) as text,
     ):
         yield dict(zip(NAMES, [*running, text], strict=True))
 

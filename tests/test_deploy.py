@@ -37,7 +37,18 @@ def read(path: Path) -> Any:
 # Kubernetes: the manifests that kustomize builds.
 
 Builds = tuple[str, ...]
-BUILDS: list[Builds] = [("base",), ("gpu",), ("base", "own-weights"), ("gpu", "own-weights", "public")]
+LARGE = ("sd", "sdxl")
+ON_GPUS = ("gpu", "sd-gpu", "sdxl-gpu")
+BUILDS: list[Builds] = [
+    ("base",),
+    ("gpu",),
+    ("base", "own-weights"),
+    ("gpu", "own-weights", "public"),
+    ("sd",),
+    ("sd-gpu", "public"),
+    ("sdxl", "public"),
+    ("sdxl-gpu",),
+]
 
 
 def build(folder: str, *components: str) -> dict[str, Json]:
@@ -52,8 +63,10 @@ def build(folder: str, *components: str) -> dict[str, Json]:
             manifest = read(path)
             assert manifest["kind"] not in manifests
             manifests[manifest["kind"]] = manifest
-    for layer in (kustomization, *(read(KUBERNETES / name / "kustomization.yaml") for name in components)):
-        assert layer.keys() <= {"apiVersion", "kind", "resources", "images", "patches"}
+    own = (os.path.relpath(KUBERNETES / folder / name, KUBERNETES) for name in kustomization.get("components", []))
+    layers = [read(KUBERNETES / name / "kustomization.yaml") for name in (*own, folder, *components)]
+    for layer in layers:
+        assert layer.keys() <= {"apiVersion", "kind", "resources", "components", "images", "patches"}
         for patch in layer.get("patches", []):
             manifest = manifests[patch["target"]["kind"]]
             assert manifest["metadata"]["name"] == patch["target"]["name"]
@@ -143,7 +156,7 @@ def test_manifests_mean_the_same_pods(manifests: dict[str, Json]) -> None:
 
 
 def test_the_image_is_this_version(manifests: dict[str, Json], request: pytest.FixtureRequest) -> None:
-    kind = "cuda" if "gpu" in request.node.callspec.params["manifests"] else "cpu"
+    kind = "cuda" if request.node.callspec.params["manifests"][0] in ON_GPUS else "cpu"
     assert container_of(manifests)["image"] == f"stepwise:{service.__version__}-{kind}"
 
 
@@ -237,12 +250,14 @@ def test_the_pod_can_write_where_the_program_does(manifests: dict[str, Json], se
     assert {mount["name"] for mount in mounts.values()} == volumes.keys()
     for path in (str(settings.cache_dir), "/tmp"):
         assert not mounts[path].get("readOnly")
-        assert "sizeLimit" in volumes[mounts[path]["name"]]["emptyDir"]  # without a limit it may fill the node's disk
+        volume = volumes[mounts[path]["name"]]
+        if "persistentVolumeClaim" not in volume:
+            assert "sizeLimit" in volume["emptyDir"]  # without a limit it may fill the node's disk
 
 
 def test_own_weights_are_read_from_their_volume() -> None:
-    for base in ("base", "gpu"):
-        manifests = build(base, "own-weights")
+    for names in (("base", "own-weights"), ("gpu", "own-weights"), ("sd",), ("sd-gpu",), ("sdxl",), ("sdxl-gpu",)):
+        manifests = build(*names)
         [setting] = [e["value"] for e in container_of(manifests)["env"] if e["name"] == "STEPWISE_WEIGHTS"]
         [mount] = [m for m in container_of(manifests)["volumeMounts"] if setting.startswith(f"{m['mountPath']}/")]
         assert mount["readOnly"] is True
@@ -250,16 +265,37 @@ def test_own_weights_are_read_from_their_volume() -> None:
         assert volume["persistentVolumeClaim"]["readOnly"] is True
 
 
-def test_a_pod_on_the_cpu_has_its_cores_for_itself() -> None:
-    manifests = build("base")
+@pytest.mark.parametrize("name", LARGE)
+def test_large_weights_on_the_cpu_keep_their_cache(name: str) -> None:
+    [volume] = [volume for volume in pod_of(build(name))["volumes"] if volume["name"] == "cache"]
+    assert volume == {"name": "cache", "persistentVolumeClaim": {"claimName": "stepwise-cache"}}
+    [unlike] = [volume for volume in pod_of(build(f"{name}-gpu"))["volumes"] if volume["name"] == "cache"]
+    assert "emptyDir" in unlike  # nothing is converted for GPUs
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_image_on_the_cpu_has_its_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the default is needed: a single image may take that long."""
+    env = {e["name"]: e.get("value", "a-secret") for e in container_of(build(name))["env"]}
+    settings = settings_of(env, monkeypatch)
+    assert settings.timeout > config.Settings.model_fields["timeout"].default
+    assert settings.timeout > settings.drain_timeout > config.Settings.model_fields["drain_timeout"].default
+    [metric] = build(name)["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert 2 < float(metric["pods"]["target"]["averageValue"]) < settings.timeout
+
+
+@pytest.mark.parametrize("name", ["base", *LARGE])
+def test_a_pod_on_the_cpu_has_its_cores_for_itself(name: str) -> None:
+    manifests = build(name)
     resources = container_of(manifests)["resources"]
     assert resources["requests"] == resources["limits"]
     assert re.fullmatch(r"\d+", resources["limits"]["cpu"])  # whole cores: half a core would throttle a thread
     assert manifests["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
-def test_a_pod_on_a_gpu_has_one_and_an_update_needs_none_that_is_free() -> None:
-    manifests = build("gpu")
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_a_pod_on_a_gpu_has_one_and_an_update_needs_none_that_is_free(name: str) -> None:
+    manifests = build(name)
     assert container_of(manifests)["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert {"name": "STEPWISE_DEVICE", "value": "cuda"} in container_of(manifests)["env"]
     assert manifests["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}

@@ -786,7 +786,7 @@ def test_a_variance_that_a_scheduler_does_not_read_does_not_matter(pipeline: Pat
 
 FOR_PROMPTS = (
     "_class_name is UNet2DConditionModel, which draws for prompts: "
-    "it is served as a part of a StableDiffusionPipeline, with its model_index.json"
+    "it is served as a part of its pipeline, with model_index.json"
 )
 COMPILED = ["torch._dynamo.eval_frame", "OptimizedModule"]
 

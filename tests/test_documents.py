@@ -19,7 +19,7 @@ TESTS = ROOT / "tests"
 PACKAGES = ("stepwise", "service", "model")
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "work"} & set(path.relative_to(ROOT).parts))
 # Variables of the client, docker-compose.yml, haproxy.cfg.template and one test.
-OTHER_VARIABLES = {"URL", "API_KEY", "REPLICAS", "RETRIED_BODY", "REFERENCE_WEIGHTS"}
+OTHER_VARIABLES = {"URL", "API_KEY", "REPLICAS", "RETRIED_BODY", "LONGEST", "REFERENCE_WEIGHTS"}
 
 
 def section(document: str, heading: str) -> str:

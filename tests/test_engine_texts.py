@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.rows import Image, Row
+from model.rows import Condition, Image, Row
 from service.engine.bounds import MARGIN, SHARED
 from service.engine.requests import Encoding, Upload
 from service.errors import ComputationFailed, Draining, Failed, Invalid
@@ -115,6 +115,24 @@ def test_a_text_is_encoded_once_for_all_rows_and_requests() -> None:
         assert s.texts.calls == [5, 6, 7]
     assert s.observer.encoded_texts == [0.5] * 3
     assert s.observer.known_texts == 2 + 2 + 1
+    assert s.is_empty()
+
+
+def test_a_branch_without_a_text_needs_no_encoding() -> None:
+    """As the negative branch of SDXL, where no negative prompt means zeros."""
+
+    def with_nothing(row: Row) -> Row:
+        return replace(row, branches=(*row.branches, Condition(time_ids=(4, 4, 0, 0, 4, 4))))
+
+    with warm_text(2) as s:
+        seen: list[Condition] = []
+        s.runner.during = lambda call: seen.extend(state.row.branches[-1] for state in s.runner.rows.values())
+        assert images_of(s.submit(with_nothing(a_text_row(7, 1, steps=2)))) == [an_image(7, 2)]
+        assert images_of(s.submit(with_nothing(a_row(8, steps=2)))) == [an_image(8, 2)]
+        assert s.texts.calls == [1]
+    own = [one for one in seen if one.time_ids is not None]
+    assert own
+    assert all(one.text is None and one.context is None for one in own)
     assert s.is_empty()
 
 

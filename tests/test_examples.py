@@ -1,7 +1,8 @@
 """The documents' examples, unchanged: each block of sh, python and js, in order, on a real server.
 
 The blocks of a document share a folder, so a block can use files of earlier ones. `sh emoji` and `js emoji` use the
-emoji server; `sh text`, `python text` and `js text` a server of a tiny random Stable Diffusion.
+emoji server; `sh text`, `python text` and `js text` a server of a tiny random Stable Diffusion, `sh xl` one
+of a tiny random SDXL.
 """
 
 import os
@@ -23,7 +24,7 @@ from tests.servers import ROOT, START, ServerProcess, needs, serving, side_by_si
 pytestmark = [pytest.mark.slow, needs("curl"), needs("node")]
 
 DOCUMENTS = ["README.md", "docs/quick-start.md", "docs/api.md", "docs/cli.md", "docs/client.md", "docs/text.md"]
-_BLOCK = re.compile(r"^```(sh|python|js)( emoji| text)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(sh|python|js)( emoji| text| xl)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost):8000")
 
 
@@ -43,8 +44,9 @@ def blocks(document: str) -> list[Block]:
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The addresses of a server for each of the weights that examples use."""
-    pipeline = write_pipeline(tmp_path_factory.mktemp("weights") / "text")
-    weights = {"digits": "digits", "emoji": "emoji", "text": pipeline}
+    folder = tmp_path_factory.mktemp("weights")
+    text, xl = write_pipeline(folder / "text"), write_pipeline(folder / "xl", kind="xl")
+    weights = {"digits": "digits", "emoji": "emoji", "text": text, "xl": xl}
     with side_by_side(*(serving(WEIGHTS=of_one) for of_one in weights.values())) as servers:
         yield dict(zip(weights, map(address, servers), strict=True))
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from service.errors import Invalid
 from service.http.models import RequestModel
+from service.plan import micro_conditions
 from service.plan.entries import Entry, Field, deciding, table
 from service.plan.fields import DenoiseRequest, NoiseRequest, Sample, SampleRequest
 from stepwise import Client, Unreachable, requests
@@ -23,7 +24,7 @@ from tests.local import MODEL as FAKE
 from tests.local import FakeServer, serving_fake
 from tests.servers import ROOT, Json, problem, write_npy
 from tests.test_responses import SERVED, planned
-from tests.texts import serving_text
+from tests.texts import like_xl, serving_text, tokenize_twice
 
 REQUESTS = {"/sample": SampleRequest, "/denoise": DenoiseRequest, "/noise": NoiseRequest}
 FIELDS = [(path, row) for path, request in REQUESTS.items() for row in table(request).values()]
@@ -62,14 +63,14 @@ def test_a_field_is_read_from_json_queries_and_forms(server: FakeServer, path: s
 
 @pytest.fixture(scope="module")
 def text_server() -> Iterator[FakeServer]:
-    with serving_text() as serving:
+    with serving_text(tokenize_twice, like=like_xl) as serving:
         yield serving
 
 
 @EVERY_FIELD
 def test_a_field_is_described(server: FakeServer, text_server: FakeServer, path: str, row: Field) -> None:
-    """Where the model can use it."""
-    server = server if row.entry.max_bytes is None else text_server
+    """Where the model can use it: a model of classes, or one like SDXL."""
+    server = server if row.name == "class_label" else text_server
     document: Json = server.client.get("/openapi.json").json()["paths"][path]
     schemas = [body["schema"]["properties"][row.name] for body in document["post"]["requestBody"]["content"].values()]
     if path == "/sample":
@@ -124,12 +125,8 @@ def test_recipes_and_etags_have_the_fields_that_the_table_says() -> None:
     names = {row.name for row in deciding(Sample, "image") if not row.entry.is_optional}
     assert {*plan.recipes[1]} == names | {"model", "fingerprint"}
     assert {*plan.canonical} == names | {"num_images", "model", "fingerprint"}
-    assert plan.parameters.keys() == table(SampleRequest).keys() - {
-        "timesteps",
-        "prompt",
-        "negative_prompt",
-        "clip_skip",
-    }
+    of_others = {"timesteps", "prompt", "negative_prompt", "clip_skip"} | {*micro_conditions.NOTHING}
+    assert plan.parameters.keys() == table(SampleRequest).keys() - of_others
 
 
 # A made-up field.
@@ -196,8 +193,8 @@ def test_a_new_field_is_an_argument_and_an_option() -> None:
 
 # No other place lists the fields.
 
-# Exceptions: an example request, and the fields that a model narrows.
-MAY_NAME_SOME = {"service/http/schemas.py", "service/plan/fields.py", "service/plan/plan.py"}
+# Exceptions: an example request, the fields that a model narrows, and what /info says is recommended.
+MAY_NAME_SOME = {"service/http/openapi.py", "service/http/schemas.py", "service/plan/fields.py", "service/plan/plan.py"}
 MANY = 4
 
 

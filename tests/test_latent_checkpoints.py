@@ -479,7 +479,7 @@ def test_vaes_refused(pipeline: Path, changes: Json, message: str) -> None:
 def test_other_scales_of_kl_are_refused(kl_pipeline: Path, changes: Json) -> None:
     edit(kl_pipeline / VQVAE_CONFIG, changes)
     [(field, value)] = changes.items()
-    message = f"{field} is {value}, and must be null: the pipeline ignores it"
+    message = f"{field} is {value}, and must be null: other scales of latents are not supported"
     assert refusal(kl_pipeline) == f"{VQVAE_CONFIG}: {message}"
 
 

@@ -153,6 +153,9 @@ def test_network_outlives_its_file(bare: Path) -> None:
         {"sigma_min": 0.1},
         {"sigma_max": 9.0},
         {"final_sigmas_type": "sigma_min"},
+        {"original_inference_steps": 100},
+        {"timestep_scaling": 1.0},
+        {"clips_lcm": False},
         {"set_alpha_to_one": False},
     ],
     ids=str,
@@ -222,7 +225,7 @@ def test_find(bare: Path, tmp_path: Path) -> None:
         ),
         (
             {"recommended": {"sampler": "magic"}},
-            "recommended.sampler is magic, and must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a",
+            "recommended.sampler is magic, and must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm",
         ),
         (
             {"recommended": {"num_inference_steps": 2000}},
@@ -234,7 +237,7 @@ def test_find(bare: Path, tmp_path: Path) -> None:
         ),
         (
             {"distilled": {"sampler": "magic", "num_inference_steps": [4]}},
-            "distilled.sampler is magic, and must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a",
+            "distilled.sampler is magic, and must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm",
         ),
         (
             {"distilled": {"sampler": "ddim", "num_inference_steps": [4, 2000]}},

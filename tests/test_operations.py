@@ -18,6 +18,7 @@ import service
 from service.http import app
 from service.plan.entries import table
 from service.plan.fields import SampleRequest
+from service.plan.micro_conditions import NOTHING
 from tests.engines import PROBE, PROBE_SEED, FakeRunner, a_setting
 from tests.latents import LatentServer, serving_latents
 from tests.local import FakeServer, locally, no_complaints, serving_fake
@@ -480,9 +481,9 @@ def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
     assert size["seconds_per_step"].keys() == info["seconds_per_step"].keys()
     assert info["num_classes"] == 3
     assert info["class_names"] == ["cat", "dog", "7"]
-    assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a"]
+    assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm"]
     assert info["num_inference_steps"] is None
-    assert info["recommended"] == config["recommended"]
+    assert info["recommended"] == {**config["recommended"], "timesteps": None}
     assert info["device"] == "cpu"
     assert info["backend"]
     assert info["precision"] == "float32"
@@ -499,7 +500,12 @@ def test_info_of_a_model_without_classes(rgb_server: ServerProcess) -> None:
     assert info["num_classes"] is None
     assert info["class_names"] is None
     assert info["image_shape"] == [3, 8, 16]
-    assert info["recommended"] == {"sampler": "ddim", "num_inference_steps": 5, "guidance_scale": 1.0}
+    assert info["recommended"] == {
+        "sampler": "ddim",
+        "num_inference_steps": 5,
+        "guidance_scale": 1.0,
+        "timesteps": None,
+    }
 
 
 def test_the_limits_of_info_are_the_settings(server: ServerProcess, strict_server: ServerProcess) -> None:
@@ -623,17 +629,17 @@ def test_every_field_is_described(description: Json) -> None:
     assert "required" not in sample
     assert sample["additionalProperties"] is False
     parameters = paths["/sample"]["get"]["parameters"]
-    no_text = {"prompt", "negative_prompt"}  # this model takes only null, which no text can express
-    assert {parameter["name"] for parameter in parameters} == {*fields, "model"} - no_text
+    of_others = {"prompt", "negative_prompt", *NOTHING}  # this model takes only null, which no text can express
+    assert {parameter["name"] for parameter in parameters} == {*fields, "model"} - of_others
     assert all(parameter["in"] == "query" for parameter in parameters)
     denoise = {"image", "value_range", "timestep", "scaling", "num_inference_steps", "output"}
     denoise |= {"sampler", "eta", "seed", "class_label", "guidance_scale", "guidance_interval", "timeout_s"}
-    denoise |= {"guidance_rescale", "clip_skip", *no_text}
+    denoise |= {"guidance_rescale", "clip_skip", *of_others}
     for path, names in (("/denoise", denoise), ("/noise", {"image", "value_range", "timestep", "seed", "scaling"})):
         content = paths[path]["post"]["requestBody"]["content"]
         assert content.keys() == {"multipart/form-data", "application/json"}
         for media_type, body in content.items():
-            assert body["schema"]["properties"].keys() == (names if media_type == JSON else names - no_text)
+            assert body["schema"]["properties"].keys() == (names if media_type == JSON else names - of_others)
             assert set(body["schema"]["required"]) == {"image", "timestep"}
     for schema in (sample, *(body["schema"] for body in content.values())):
         assert all(field["description"] for field in schema["properties"].values())
@@ -690,7 +696,7 @@ def fields_of(server: Reachable, path: str, media_type: str = JSON) -> Json:
 
 def test_the_limits_of_the_model_are_described(server: ServerProcess, rgb_server: ServerProcess) -> None:
     grey, rgb = fields_of(server, "/sample"), fields_of(rgb_server, "/sample")
-    names = ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a"]
+    names = ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm"]
     assert grey["sampler"]["anyOf"] == [{"type": "string", "enum": names}, {"type": "null"}]
     assert [one["num_inference_steps"]["anyOf"][0]["maximum"] for one in (grey, rgb)] == [1000, 20]
     index, text, *others = grey["class_label"]["anyOf"]
@@ -738,7 +744,7 @@ def test_latent_diffusion_is_described() -> None:
         fields = fields_of(latents, "/denoise")
         form = fields_of(latents, "/denoise", "multipart/form-data")
     assert "latents" in form["image"]["description"]
-    assert fields.keys() == form.keys() | {"prompt", "negative_prompt"}  # only null for this model
+    assert fields.keys() == form.keys() | {"prompt", "negative_prompt", *NOTHING}  # only null for this model
 
 
 def test_text_fields_have_no_null(server: ServerProcess, rgb_server: ServerProcess) -> None:

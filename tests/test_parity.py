@@ -23,6 +23,7 @@ from tests.reference import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UNet2DModel,
 )
@@ -42,8 +43,9 @@ SCHEDULERS = {
     "pndm": partial(PNDMScheduler, skip_prk_steps=True),
     "euler": EulerDiscreteScheduler,
     "euler_a": EulerAncestralDiscreteScheduler,
+    "lcm": partial(LCMScheduler, beta_schedule="linear", beta_start=0.0001, beta_end=0.02, clip_sample=True),
 }
-BOUNDING = ("ddim", "ddpm", "dpmpp_2m")  # those that know thresholding
+BOUNDING = ("ddim", "ddpm", "dpmpp_2m", "lcm")  # those that know thresholding
 TRAINED_BETAS = np.random.default_rng(0).uniform(1e-4, 0.03, 400).tolist()
 
 
@@ -94,7 +96,7 @@ def assert_parity(trajectory: Trajectory, expected: Trajectory) -> None:
     """|difference| ≤ 1e-4 × max(1, max |x|) at every step, for x and x_0."""
     for images, images_expected in zip(trajectory, expected, strict=True):
         if not images_expected.any():
-            continue  # PNDM tells no x_0
+            continue  # PNDM and LCM tell no x_0
         assert images.shape == images_expected.shape
         for x, x_expected in zip(images, images_expected, strict=True):
             assert x_expected.isfinite().all()
@@ -135,6 +137,8 @@ def compare(sampler: str, fields: dict[str, Any], grid: int | tuple[int, ...], e
         ("pndm", {}, 0.0),
         ("euler", {}, 0.0),
         ("euler_a", {}, 0.0),
+        ("lcm", {"clip_sample": False}, 0.0),
+        ("lcm", {"clip_sample": True, "timestep_scaling": 0.1}, 0.0),
     ],
 )
 def test_trajectories(
@@ -179,7 +183,12 @@ def test_trajectories_of_other_schedules(sampler: str, fields: dict[str, Any], N
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize(
     ("sampler", "fields"),
-    [("ddpm", {"variance_type": "fixed_small"}), ("ddpm", {"variance_type": "fixed_large"}), ("dpmpp_2m", {})],
+    [
+        ("ddpm", {"variance_type": "fixed_small"}),
+        ("ddpm", {"variance_type": "fixed_large"}),
+        ("dpmpp_2m", {}),
+        ("lcm", {"clip_sample": False}),
+    ],
 )
 def test_trajectories_through_listed_timesteps(
     sampler: str, fields: dict[str, Any], prediction_type: str, timesteps: tuple[int, ...]

@@ -17,7 +17,8 @@ from service.http import pieces
 from service.http.forms import read_form
 from service.http.models import RequestModel
 from service.http.parsing import read_upload
-from service.plan.fields import MAX_SEED, NoiseRequest
+from service.plan.fields import NoiseRequest
+from service.plan.shared_fields import MAX_SEED
 from tests.servers import Json, ServerProcess, invalid, problem, write_npy
 from tests.test_responses import SERVED
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from model.description import Distilled, Recommended
 from model.rows import Condition, Group, Image
 from service.errors import Invalid
-from service.plan.fields import DenoiseRequest, NoiseRequest, Scaling
+from service.plan.fields import DenoiseRequest, NoiseRequest
 from service.plan.plan import Plan, plan_denoise, plan_noise
 from service.plan.served import Served
+from service.plan.shared_fields import Scaling
 from tests.test_responses import LATENT, MODEL, SERVED, planned
 
 
@@ -62,7 +63,10 @@ def test_distilled_weights_take_the_steps_that_they_were_distilled_for(steps: in
             {"timesteps": [999]},
             "timesteps: must be null: num_inference_steps names the timesteps which these weights were distilled for",
         ),
-        ({"sampler": "magic"}, "sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, and is 'magic'"),
+        (
+            {"sampler": "magic"},
+            "sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm, and is 'magic'",
+        ),
     ],
 )
 def test_distilled_weights_refuse_all_else(fields: dict[str, object], said: str) -> None:

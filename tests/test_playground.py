@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from model.description import Distilled
 from service.plan.entries import table
 from service.plan.fields import SampleRequest
+from service.plan.micro_conditions import NOTHING
 from tests.browser import GONE, REFUSED, assert_accessible, chromium, visiting
 from tests.latents import LatentServer
 from tests.local import MODEL, SERVED, FakeServer, LocalServer, locally, no_complaints, serving_fake, serving_here
@@ -38,6 +39,7 @@ from tests.servers import (
     write_weights,
 )
 from tests.test_denoise import post
+from tests.texts import like_lcm, like_xl, serving_text, tokenize_twice
 
 pytestmark = [needs("chromium"), pytest.mark.slow]
 
@@ -200,7 +202,7 @@ def test_settings_are_those_of_the_request(browser: Browser, server: ServerProce
 def test_every_field_has_a_control(browser: Browser, server: ServerProcess) -> None:
     """Also for fields that the page does not know: the controls are made from /openapi.json."""
     with playing(browser, server, REFUSED) as page:
-        absent = {"height", "width", "prompt", "negative_prompt", "clip_skip"}  # one size, and no text
+        absent = {"height", "width", "prompt", "negative_prompt", "clip_skip", *NOTHING}  # one size, no text
         for name in absent:
             expect(view(page).locator(f"[data-field={name}]")).to_have_count(0)
         for name in table(SampleRequest).keys() - absent:
@@ -770,6 +772,34 @@ def test_enter_draws_and_shift_enter_begins_a_line(browser: Browser, text_server
         finished(page)
         assert prompt.input_value() == "a fox\nin the snow"
         assert read_parameters(saved(page, opened(page, cards(page).first)))["prompt"] == "a fox\nin the snow"
+
+
+def test_a_model_is_told_sizes(browser: Browser) -> None:
+    with serving_text(tokenize_twice, like=like_xl) as xl, playing(browser, xl) as page:
+        view(page).get_by_text("More", exact=True).click()
+        draw(page, **{"Prompt": FOX[:5], "Seed": 7, "Original size": "10, 11", "Negative target size": "20 21"})
+        finished(page)
+        viewer = opened(page, cards(page).first)
+        file = saved(page, viewer)
+        told: Json = {"original_size": [10, 11], "negative_target_size": [20, 21]}
+        assert file == xl.client.post("/sample", json={"seed": 7, "prompt": FOX[:5], **told}).content
+        assert file == link(xl, viewer)
+        viewer.get_by_role("button", name="Vary").click()
+        expect(cards(page)).to_have_count(2)
+        finished(page)
+        recipe = read_parameters(saved(page, opened(page, cards(page).first)))
+        assert {name: recipe[name] for name in told} == told
+
+
+def test_a_model_with_guidance_embedded_has_no_negative_prompt(browser: Browser) -> None:
+    with serving_text(like=like_lcm) as lcm, playing(browser, lcm) as page:
+        draw(page, Prompt=FOX[:5], Seed=7, Guidance=3)
+        finished(page)
+        file = saved(page, opened(page, cards(page).first))
+        assert file == lcm.client.post("/sample", json={"seed": 7, "prompt": FOX[:5], "guidance_scale": 3}).content
+        for name in ("draw", "compare", "denoise"):
+            expect(page.locator(f"#view-{name} [data-field=prompt]")).to_have_count(1)
+        expect(page.locator("[data-field=negative_prompt]")).to_have_count(0)
 
 
 def test_a_prompt_guides_what_is_denoised(browser: Browser, text_server: LocalServer) -> None:

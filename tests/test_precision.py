@@ -60,15 +60,15 @@ def test_parameters_stay_as_the_files_have_them(half: torch.dtype, tmp_path: Pat
             rewrite(file, half)
     checkpoint = load(folder)
     assert checkpoint.autoencoder is not None
-    assert checkpoint.text_encoder is not None
+    assert checkpoint.text_encoders
     outside = {"time_proj", "time_embedding", "class_embedding"}
     for key, values in checkpoint.network.named_parameters():
         assert values.dtype == (torch.float32 if key.split(".")[0] in outside else half)
         assert torch.equal(values.float(), whole.network.get_parameter(key).to(half).float())
     assert {values.dtype for values in checkpoint.autoencoder.parameters()} == {torch.float32}
-    assert {values.dtype for values in checkpoint.text_encoder.encoder.parameters()} == {half}
-    assert {values.dtype for values in checkpoint.text_encoder.final_layer_norm.parameters()} == {torch.float32}
-    assert checkpoint.text_encoder.embeddings(torch.tensor([[1, 2]])).dtype == torch.float32
+    assert {values.dtype for values in checkpoint.text_encoders[0].encoder.parameters()} == {half}
+    assert {values.dtype for values in checkpoint.text_encoders[0].final_layer_norm.parameters()} == {torch.float32}
+    assert checkpoint.text_encoders[0].embeddings(torch.tensor([[1, 2]])).dtype == torch.float32
 
 
 def test_a_parameter_of_several_tensors_has_the_precision_that_holds_them_all(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from model.rows import Tokens
 from service.http import images
 from service.http.logs import JsonLines
 from service.http.parsing import MAX_PLAIN_JSON
-from service.plan.fields import MAX_PROMPT
+from service.plan.shared_fields import MAX_PROMPT
 from tests.local import MODEL, FakeServer, serving_fake
 from tests.servers import Json, invalid, problem, read_parameters, write_npy
-from tests.texts import FITS, LENGTH, serving_text, tokenize
+from tests.texts import FITS, LENGTH, like_xl, serving_text, tokenize, tokenize_twice
 
 JSON, ZIP, EVENTS = "application/json", "application/zip", "text/event-stream"
 IMAGE = write_npy(np.zeros(MODEL.image_shape, np.float32))
@@ -195,13 +195,20 @@ def test_info_tells_of_the_encoder(server: FakeServer) -> None:
         "length": LENGTH,
         "layers": 4,
         "num_parameters": 9,
+        "encoders": 1,
+        "force_zeros_for_empty_prompt": False,
         "max_prompt_bytes": MAX_PROMPT,
         "max_prompt_tokens": FITS,
     }
     assert info["safety_checker"] == "none"
+    assert info["embedded_fields"] == []
     assert info["recommended"]["guidance_scale"] == 3.0
     with serving_fake() as plain:
         assert plain.client.get("/info").json()["text"] is None
+    with serving_text(tokenize_twice, like=like_xl) as xl:
+        info = xl.client.get("/info").json()
+        assert (info["text"]["encoders"], info["text"]["force_zeros_for_empty_prompt"]) == (2, True)
+        assert info["embedded_fields"] == ["original_size", "crops_coords_top_left", "target_size"]
 
 
 def test_the_document_has_what_the_model_can_use(server: FakeServer) -> None:

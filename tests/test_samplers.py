@@ -22,6 +22,7 @@ from tests.reference import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
 )
 
@@ -43,10 +44,11 @@ SCHEDULERS = {
     "pndm": partial(PNDMScheduler, skip_prk_steps=True),
     "euler": EulerDiscreteScheduler,
     "euler_a": EulerAncestralDiscreteScheduler,
+    "lcm": LCMScheduler,
 }
 LISTING = sorted(name for name, sampler in SAMPLERS.items() if sampler.through is not None)
 EULER = {"euler", "euler_a"}
-THRESHOLDING = {"ddim", "ddpm", "dpmpp_2m"}
+THRESHOLDING = {"ddim", "ddpm", "dpmpp_2m", "lcm"}
 DIVIDING = {"dpmpp_2m", "pndm", *EULER}  # by ᾱ; they replace an ᾱ of 0 by 2⁻²⁴
 
 schedules = st.builds(
@@ -62,6 +64,8 @@ schedules = st.builds(
     interpolation_type=st.sampled_from(["linear", "log_linear"]),
     use_karras_sigmas=st.booleans(),
     final_sigmas_type=st.sampled_from(["zero", "sigma_min"]),
+    original_inference_steps=st.sampled_from([7, 50]),
+    timestep_scaling=st.sampled_from([0.1, 10.0]),
 )
 etas = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
 
@@ -147,14 +151,31 @@ def scale_of_result(case: Case) -> Float64:
     return scale
 
 
-@given(cases())
+EXACT = sorted(SAMPLERS.keys() - {"pndm", "lcm"})  # each of their lines ends at its level, if the prediction is exact
+
+
+@given(cases(["lcm"]))
+def test_a_line_of_lcm_mixes_the_image_into_its_estimate_and_is_the_image_at_timestep_0(case: Case) -> None:
+    """The share of x falls with the timestep. Then comes the noise of the next level."""
+    signal, noise = shares(case)
+    s = case.schedule.timestep_scaling * case.steps.timesteps
+    skip, out = 0.25 / (s**2 + 0.25), s / np.sqrt(s**2 + 0.25)
+    ends = np.sqrt(case.steps.alpha_bar_next)
+    np.testing.assert_allclose(signal, ends * (out + skip * np.sqrt(case.alpha_bar)), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(noise, ends * skip * np.sqrt(1 - case.alpha_bar), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(case.lines[:, D] ** 2, 1 - case.steps.alpha_bar_next, rtol=0, atol=1e-11)
+    if case.steps.timesteps[-1] == 0:
+        assert case.lines[-1, OF_RESULT].tolist() == [1, 0, 0, 0, 0, 0, 0]
+
+
+@given(cases(EXACT))
 def test_each_line_keeps_the_signal(case: Case) -> None:
     signal, _ = shares(case)
     expected = np.sqrt(case.steps.alpha_bar_next) * scale_of_result(case)
     np.testing.assert_allclose(signal, expected, rtol=0, atol=1e-11)
 
 
-@given(cases())
+@given(cases(EXACT))
 def test_each_line_keeps_the_noise(case: Case) -> None:
     assume(case.sampler != "ddpm" or case.schedule.variance_type == "fixed_small")
     _, noise = shares(case)
@@ -193,7 +214,7 @@ def test_each_line_finds_x0_in_an_exact_prediction(case: Case) -> None:
 @given(cases(sorted(SAMPLERS)))
 def test_tables_are_finite_and_end_clean(case: Case) -> None:
     assert np.isfinite(case.lines[:, FINITE]).all()
-    exact = case.sampler != "pndm" and (case.schedule.variance_type == "fixed_small" or case.sampler != "ddpm")
+    exact = case.sampler in EXACT and (case.schedule.variance_type == "fixed_small" or case.sampler != "ddpm")
     if case.steps.alpha_bar_next[-1] == 1 and exact:
         np.testing.assert_allclose(case.lines[-1, OF_RESULT], ESTIMATE, rtol=0, atol=1e-9)
 
@@ -348,6 +369,19 @@ def euler_with(ancestral: float, schedule: Schedule, timesteps: list[float], x: 
     return x
 
 
+def lcm_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float64) -> Float64:
+    """Luo et al. 2023, algorithm 3, with the boundary conditions of Song et al. 2023."""
+    for i, t in enumerate(timesteps):
+        x0, _ = x0_and_noise(schedule, x, prediction(x, t), float(schedule.alphas_cumprod[t]))
+        s = schedule.timestep_scaling * t
+        share = s / (s**2 + 0.25) ** 0.5
+        x = share * bounded(schedule, x0, schedule.clip_sample) + (1 - share**2) * x
+        if i + 1 < len(timesteps):
+            alpha_bar = float(schedule.alphas_cumprod[timesteps[i + 1]])
+            x = alpha_bar**0.5 * x + (1 - alpha_bar) ** 0.5 * noise_of(i)
+    return x
+
+
 def run(table: StepTable, x: Float64) -> Float64:
     """Take the lines of a table, in double precision."""
     memories: list[Float64] = []
@@ -370,12 +404,15 @@ BY_HAND: dict[str, Callable[[Schedule, list[Any], float, Float64], Float64]] = {
     "pndm": pndm_by_hand,
     "euler": euler_by_hand,
     "euler_a": euler_a_by_hand,
+    "lcm": lcm_by_hand,
 }
 
 
 schedule_fields = st.fixed_dictionaries(
     {
         "num_train_timesteps": st.sampled_from([40, 1000]),
+        "original_inference_steps": st.sampled_from([33, 50]),
+        "timestep_scaling": st.sampled_from([0.05, 10.0]),
         "beta_schedule": st.sampled_from(["linear", "squaredcos_cap_v2"]),
         "prediction_type": st.sampled_from(PREDICTION_TYPES),
         "variance_type": st.sampled_from(["fixed_small", "fixed_large"]),
@@ -487,7 +524,7 @@ def test_bounds() -> None:
     named = Schedule(clip_sample=True, clip_sample_range=2.5)
     thresholded = Schedule(clip_sample=True, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
     for name in SAMPLERS:
-        clips_by_default, clips, thresholds = name in ("ddim", "ddpm"), name != "pndm", name in THRESHOLDING
+        clips_by_default, clips, thresholds = name in ("ddim", "ddpm", "lcm"), name != "pndm", name in THRESHOLDING
         assert bounds(name, Schedule()) == [1.0 if clips_by_default else np.inf, 0, 0]
         assert bounds(name, named) == [2.5 if clips else np.inf, 0, 0]
         assert bounds(name, Schedule(clip_sample=False)) == [np.inf, 0, 0]
@@ -495,6 +532,14 @@ def test_bounds() -> None:
             assert bounds(name, thresholded) == [np.inf, 0.9, 1.5]
         else:
             assert bounds(name, thresholded) == [1.0 if clips else np.inf, 0, 0]
+
+
+def test_lcm_may_clip_otherwise_than_ddim() -> None:
+    """A config without clip_sample means true for DDIMScheduler, and false for LCMScheduler."""
+    for clip, lcm in [(True, False), (False, True), (True, True), (False, False)]:
+        schedule = Schedule(clip_sample=clip, clips_lcm=lcm)
+        for sampler, clips in (("ddim", clip), ("lcm", lcm)):
+            assert (sample_table(schedule, sampler, 10).lines[:, BOUND] == (1.0 if clips else np.inf)).all()
 
 
 # Grids.
@@ -518,8 +563,12 @@ def grids_agree(schedule: Schedule, sampler: str, numbers: list[int]) -> int:
     scheduler = SCHEDULERS[sampler](num_train_timesteps=T, steps_offset=schedule.steps_offset, **spacing)
     refused = 0
     for N in numbers:
-        scheduler.set_timesteps(N)
-        theirs = scheduler.timesteps.tolist()
+        try:
+            scheduler.set_timesteps(N)
+        except ValueError:  # LCMScheduler's alone
+            theirs = []
+        else:
+            theirs = scheduler.timesteps.tolist()
         if sampler == "pndm" and N > 1:
             assert theirs[1] == theirs[2]
             fits = is_a_grid(once(sampler, theirs), T, N) and theirs[1] + T // N < T
@@ -570,6 +619,8 @@ def grids_agree(schedule: Schedule, sampler: str, numbers: list[int]) -> int:
         ("euler", "trailing", 0, 62),
         ("euler_a", "linspace", 0, 1),
         ("euler_a", "leading", 0, 0),
+        ("lcm", None, 0, 950),
+        ("lcm", "trailing", 1, 950),
     ],
 )
 def test_grids_are_those_of_diffusers(
@@ -660,6 +711,18 @@ OF_LINSPACE = "1 step of the spacing linspace would be at timestep 0, and leave 
             1,
             f"{OF_LINSPACE}; euler takes no number of steps here",
         ),
+        (
+            Schedule(),
+            "lcm",
+            51,
+            "51 steps are more than original_inference_steps, which is 50; lcm takes 1 to 50 here",
+        ),
+        (
+            Schedule(num_train_timesteps=20),
+            "lcm",
+            1,
+            "original_inference_steps is 50, more than the timesteps 0 to 19; lcm takes no number of steps here",
+        ),
     ],
 )
 def test_refusal_names_the_numbers_that_would_do(schedule: Schedule, sampler: str, N: int, message: str) -> None:
@@ -727,7 +790,7 @@ def test_denoise_table(t: int, data: st.DataObject, sampler: str, schedule: Sche
     assert by_hand[0] == t
     assert np.isfinite(table.lines[:, FINITE]).all()
     assert table.init == 1
-    if sampler != "pndm":
+    if sampler in EXACT:
         np.testing.assert_allclose(table.lines[-1, OF_RESULT], ESTIMATE, rtol=0, atol=1e-9)
     # In between, it steps as the sampler does.
     steps = SAMPLERS[sampler].walk(schedule, np.array(by_hand))
@@ -739,7 +802,7 @@ def test_denoise_table(t: int, data: st.DataObject, sampler: str, schedule: Sche
 def test_denoise_adds_no_noise_at_the_end_even_with_a_large_variance(sampler: str) -> None:
     noise = denoise_table(Schedule(variance_type="fixed_large"), sampler, 600, 20, eta=1.0).lines[:, D]
     assert noise[-1] == 0
-    assert (noise[:-1] > 0).all() == (sampler in ("ddim", "ddpm", "euler_a"))
+    assert (noise[:-1] > 0).all() == (sampler in ("ddim", "ddpm", "euler_a", "lcm"))
 
 
 @given(t=st.integers(0, 6), sampler=st.sampled_from(sorted(SAMPLERS)), schedule=schedules)

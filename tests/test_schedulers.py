@@ -23,6 +23,7 @@ from tests.reference import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
 )
 
@@ -39,6 +40,7 @@ CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
     "euler": (EulerDiscreteScheduler, {}),
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
+    "lcm": (LCMScheduler, {}),
 }
 SHAPE = (1, 4, 6, 6)
 NOISE = np.random.default_rng(0).standard_normal(SHAPE)
@@ -59,7 +61,7 @@ def network(x: Float64, t: float) -> Float64:
     return predicted
 
 
-def ours(table: StepTable) -> Float64:
+def ours(table: StepTable, noise: torch.dtype = torch.float32) -> Float64:
     """The end of a trajectory."""
     rng = torch.Generator().manual_seed(0)
     x, memories = NOISE * table.init, list[Float64]()
@@ -69,7 +71,7 @@ def ours(table: StepTable) -> Float64:
         x0 = line[Column.P] * x + line[Column.Q] * out
         x_next = line[Column.A] * x + line[Column.B] * x0 + line[Column.E] * out
         if step.is_noisy:
-            x_next += line[Column.D] * torch.randn(SHAPE, generator=rng).double().numpy()
+            x_next += line[Column.D] * torch.randn(SHAPE, generator=rng, dtype=noise).double().numpy()
         for column, memory in zip((Column.C_1, Column.C_2, Column.C_3), memories, strict=False):
             x_next += line[column] * memory
         if step.remembers:
@@ -79,18 +81,20 @@ def ours(table: StepTable) -> Float64:
     return x
 
 
-def theirs(scheduler: Any, grid: int | tuple[int, ...], sampler: str, eta: float = 0.0) -> Float64:
+def theirs(
+    scheduler: Any, grid: int | tuple[int, ...], sampler: str, eta: float = 0.0, dtype: torch.dtype = torch.float32
+) -> Float64:
     """The end of the loop of diffusers' pipelines."""
     scheduler.set_timesteps(**{"num_inference_steps": grid} if isinstance(grid, int) else {"timesteps": [*grid]})
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else a first timestep that is there twice is skipped, and the last step fails
     step: dict[str, Any] = {"eta": eta} if sampler == "ddim" else {}
-    if sampler in ("ddim", "ddpm", "euler_a"):
+    if sampler in ("ddim", "ddpm", "euler_a", "lcm"):
         step["generator"] = torch.Generator().manual_seed(0)
-    x = torch.tensor(NOISE).float() * scheduler.init_noise_sigma
+    x = torch.tensor(NOISE).to(dtype) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t).double().numpy()
-        x = scheduler.step(torch.tensor(network(scaled, float(t))).float(), t, x, **step).prev_sample
+        x = scheduler.step(torch.tensor(network(scaled, float(t))).to(dtype), t, x, **step).prev_sample
     end: Float64 = x.double().numpy()
     return end
 
@@ -127,10 +131,16 @@ def difference(a: Float64, b: Float64) -> float:
 
 def compare(sampler: str, fields: dict[str, Any], grid: int | tuple[int, ...], eta: float = 0.0) -> float:
     kind, own = CLASSES[sampler]
-    unbounded = {"clip_sample": False} if sampler in ("ddim", "ddpm") else {}
+    unbounded = {"clip_sample": False} if sampler in ("ddim", "ddpm", "lcm") else {}
     scheduler = kind(**own, **unbounded, **fields)
-    end = ours(sample_table(Schedule(**{"clip_sample": False, **fields}), sampler, grid, eta))
-    expected = theirs(scheduler, grid, sampler, eta)
+    schedule, dtype = Schedule(**{"clip_sample": False, **fields}), torch.float32
+    if sampler == "lcm":
+        # Each step starts from x_0 alone, and this network makes roundings larger from one x_0 to the next.
+        exact, dtype = torch.tensor(schedule.alphas_cumprod), torch.float64
+        torch.testing.assert_close(scheduler.alphas_cumprod.double(), exact, rtol=1e-5, atol=1e-6)
+        scheduler.alphas_cumprod = exact
+    end = ours(sample_table(schedule, sampler, grid, eta), dtype)
+    expected = theirs(scheduler, grid, sampler, eta, dtype)
     if sampler in ("euler", "euler_a") and scheduler.sigmas[0] > 20 and isinstance(grid, int):
         # Euler's x is as large as σ, and diffusers rounds it to float32.
         assert difference(end, expected) <= scheduler.sigmas[0] * 2**-21
@@ -165,13 +175,29 @@ def test_few_steps(sampler: str, N: int, spacing: str) -> None:
 
 
 @examples(60)
-@given(fields=schedules, N=st.integers(1, 50), sampler=st.sampled_from(["ddim", "ddpm", "dpmpp_2m", "euler"]))
+@given(fields=schedules, N=st.integers(1, 50), sampler=st.sampled_from(["ddim", "ddpm", "dpmpp_2m", "euler", "lcm"]))
 def test_networks_that_predict_the_sample(fields: dict[str, Any], N: int, sampler: str) -> None:
     """Here the first step divides by a small ᾱ, which diffusers rounds."""
     try:
         assert compare(sampler, {**fields, "prediction_type": "sample"}, N) <= 2e-5
     except GridError:
         assert (sampler, N) == ("euler", 1)
+
+
+@examples(60)
+@given(
+    prediction_type=st.sampled_from(["epsilon", "v_prediction", "sample"]),
+    original=st.sampled_from([25, 50, 60, 333]),
+    scaling=st.sampled_from([0.01, 10.0, 100]),
+    share=st.floats(0, 1),
+    fields=st.sampled_from([{}, {"steps_offset": 1, "timestep_spacing": "trailing", "set_alpha_to_one": False}]),
+)
+def test_lcm_with_other_fields(
+    prediction_type: str, original: int, scaling: float, share: float, fields: dict[str, Any]
+) -> None:
+    """It passes over those that place the timesteps of other samplers. diffusers rounds its weights to float32."""
+    own = {"prediction_type": prediction_type, "original_inference_steps": original, "timestep_scaling": scaling}
+    assert compare("lcm", {**STABLE_DIFFUSION, **own, **fields}, 1 + int(share * (original - 1))) <= 1e-3
 
 
 LEVELS: list[dict[str, Any]] = [
@@ -222,8 +248,8 @@ def test_repeated_timesteps_have_levels_of_their_own(sampler: str) -> None:
     assert (np.diff(steps.alpha_bar) > 0).all()
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler"])
-@pytest.mark.parametrize("timesteps", [(999, 640, 300, 41, 3), (800,)])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m", "euler", "lcm"])
+@pytest.mark.parametrize("timesteps", [(999, 640, 300, 41, 3), (999, 749, 499, 249), (800,), (0,)])
 def test_listed_timesteps(sampler: str, timesteps: tuple[int, ...]) -> None:
     for spacing in ("leading", "trailing"):  # whence Euler's first noise
         assert compare(sampler, {**STABLE_DIFFUSION, "timestep_spacing": spacing}, timesteps) <= 4e-6
@@ -232,8 +258,8 @@ def test_listed_timesteps(sampler: str, timesteps: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("sampler", "fields", "message"),
     [
-        ("pndm", {}, "must be null with pndm; a list is for ddim, ddpm, dpmpp_2m, euler"),
-        ("euler_a", {}, "must be null with euler_a; a list is for ddim, ddpm, dpmpp_2m, euler"),
+        ("pndm", {}, "must be null with pndm; a list is for ddim, ddpm, dpmpp_2m, euler, lcm"),
+        ("euler_a", {}, "must be null with euler_a; a list is for ddim, ddpm, dpmpp_2m, euler, lcm"),
         *(
             (sampler, {field: True}, f"must be null: the weights' scheduler has {field}, and so timesteps of its own")
             for sampler, field in [
@@ -254,17 +280,17 @@ def test_who_takes_no_list(sampler: str, fields: dict[str, Any], message: str) -
 
 @examples(100)
 @given(
-    sampler=st.sampled_from(["ddim", "ddpm", "dpmpp_2m", "euler", "euler_a"]),
+    sampler=st.sampled_from(["ddim", "ddpm", "dpmpp_2m", "euler", "euler_a", "lcm"]),
     spacing=st.sampled_from(["leading", "trailing", "linspace"]),
     N=st.integers(1, 50),
     prediction_type=st.sampled_from(["v_prediction", "epsilon"]),
 )
 def test_zero_terminal_snr(sampler: str, spacing: str, N: int, prediction_type: str) -> None:
-    assume(prediction_type == "v_prediction" or sampler not in ("ddim", "ddpm"))  # these divide by 0
+    assume(prediction_type == "v_prediction" or sampler not in ("ddim", "ddpm", "lcm"))  # these divide by 0
     fields = {**STABLE_DIFFUSION, "prediction_type": prediction_type, "timestep_spacing": spacing}
     fields["rescale_betas_zero_snr"] = True
     try:
-        assert compare(sampler, fields, N) <= 1.2e-5
+        assert compare(sampler, fields, N) <= 4e-5
     except GridError:
         assert (N, spacing) == (1, "linspace")
 
@@ -282,6 +308,7 @@ FOREIGN: list[dict[str, Any]] = [
     {"thresholding": True, "sample_max_value": 1.5},
     {"set_alpha_to_one": False},
     {"variance_type": "fixed_large"},
+    {"original_inference_steps": 20, "timestep_scaling": 1.0},
 ]
 
 

@@ -20,10 +20,14 @@ import torch
 from safetensors import SafetensorError
 
 import service
+import service.build
+from model.backends.backend import Backend
+from model.backends.choose import choose
 from model.rows import Group
 from service.__main__ import listen, listen_all, main, refuse_workers
 from service.build import StartError, build, choose_groups, choose_threads, computing, find_weights, starting
 from service.config import Settings, available_cores
+from service.fitting import fitting
 from tests.checkpoints import save_pipeline, small_unet
 from tests.local import FakeServer, serving_fake
 from tests.servers import (
@@ -43,6 +47,8 @@ from tests.servers import (
 from tests.test_denoise import GREY, RGB
 from tests.test_events import EVENTS, failed, told, watching
 from tests.test_responses import MODEL
+from tests.texts import TEXT
+from tests.trajectories import CPU
 
 # Requests that take long because of their many steps.
 LONG: Json = {"sampler": "ddpm", "num_inference_steps": 1000}
@@ -492,13 +498,81 @@ def test_threads_are_as_many_as_cores_can_use() -> None:
 def test_a_size_that_the_network_cannot_take_is_refused_in_plain_words(size: Group, said: str) -> None:
     model = replace(MODEL, factor=8)
     with pytest.raises(StartError) as refused:
-        choose_groups([Group(32, 32), size], model)
+        choose_groups([Group(32, 32), size], model, CPU)
     assert str(refused.value) == f"STEPWISE_SIZES={size}: for {model.name}, {said}"
 
 
 def test_without_sizes_the_size_of_the_weights_is_served() -> None:
-    assert choose_groups([], MODEL) == (Group(*MODEL.image_shape[1:]),)
-    assert choose_groups([Group(8, 8), Group(4, 4)], MODEL) == (Group(8, 8), Group(4, 4))
+    assert choose_groups([], MODEL, CPU) == (Group(*MODEL.image_shape[1:]),)
+    assert choose_groups([Group(8, 8), Group(4, 4)], MODEL, CPU) == (Group(8, 8), Group(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("side", "others"),
+    [
+        (512, "576x448 448x576 640x384 384x640 768x512 512x768"),
+        (768, "896x640 640x896 1024x576 576x1024"),
+        (1024, "1152x896 896x1152 1216x832 832x1216 1344x768 768x1344"),
+        (64, ""),
+        (96, ""),  # no multiple of 64
+    ],
+)
+def test_on_a_gpu_models_with_text_have_the_usual_aspects_too(side: int, others: str) -> None:
+    """The native size is the first, and so the default."""
+    native, gpu = Group(side, side), torch.device("cuda")
+    model = replace(TEXT.model, image_shape=(3, side, side), factor=8)
+    assert [str(group) for group in choose_groups([], model, gpu)] == [str(native), *others.split()]
+    assert choose_groups([], model, CPU) == (native,)
+    assert choose_groups([], replace(model, text=None), gpu) == (native,)
+    assert choose_groups([Group(64, 64)], model, gpu) == (Group(64, 64),)
+
+
+def test_sizes_that_do_not_fit_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """From the first one on: those after it are about as large."""
+    sizes = [Group(side, side) for side in (8, 16, 24, 32)]
+    tried: list[tuple[Group, str | None]] = []
+
+    def make(group: Group, like: str | None) -> str | None:
+        tried.append((group, like))
+        return None if group == sizes[2] else f"for {group}"
+
+    assert fitting(sizes, make) == {sizes[0]: "for 8x8", sizes[1]: "for 16x16"}
+    assert tried == [(sizes[0], None), (sizes[1], "for 8x8"), (sizes[2], "for 16x16")]
+    [message] = caplog.messages
+    assert message.startswith("left out for want of memory: 24x24, 32x32; STEPWISE_SIZES")
+
+
+@pytest.mark.parametrize(
+    ("largest", "settings", "served"),
+    [(32, {}, [32]), (32, {"sizes": "32x32,64x64"}, None), (16, {}, None)],
+)
+def test_only_sizes_that_were_not_asked_for_may_be_left_out(
+    largest: int, settings: dict[str, str], served: list[int] | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A machine whose memory ends at a size, and weights that are served at two sizes by default, as on a GPU."""
+    save_pipeline(tmp_path, small_unet(sample_size=32))
+    both = Group(32, 32), Group(64, 64)
+
+    def choose_until(*how: Any) -> Callable[[tuple[int, ...]], Backend]:
+        make = choose(*how)
+
+        def made(shape: tuple[int, ...]) -> Backend:
+            if shape[1] > largest:
+                raise torch.OutOfMemoryError(f"no memory for {shape}")
+            return make(shape)
+
+        return made
+
+    monkeypatch.setattr(service.build, "choose", choose_until)
+    monkeypatch.setattr(service.build, "choose_groups", lambda sizes, model, device: tuple(sizes) or both)
+    read = Settings.model_validate({"weights": str(tmp_path), "device": "cpu", **settings})
+    if served is None:
+        with pytest.raises(StartError, match=r"images of (\d+)x\1 on cpu: not enough memory"):
+            build(read)
+        return
+    engine, facts, _ = build(read)
+    engine.close()
+    assert facts.groups == tuple(Group(side, side) for side in served)
 
 
 def test_images_of_any_number_of_channels_can_be_served(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion on the server: the same bytes in any company of prompts, guidance, samplers and sizes."""
+"""Tiny pipelines on the server: the same bytes in any company of prompts, guidance, samplers and sizes."""
 
 import random
 from collections.abc import Iterator
@@ -15,32 +15,50 @@ pytestmark = pytest.mark.slow
 
 WATCHED = 40
 PROMPTS = ("", "a fox in the snow", "a fox in the rain", "ein Fuchs, 2 Füchse 🦊", "snow " * 100)
-SAMPLERS = ("ddim", "pndm", "euler", "euler_a", "dpmpp_2m")
+SAMPLERS = ("ddim", "pndm", "euler", "euler_a", "dpmpp_2m", "lcm")
+
+SIZES = ([64, 64], [512, 1001], [1024, 1024])
+CROPS = ([0, 0], [3, 128])
 
 Asked = dict[str, object]
 
 
-def a_request(seed: int) -> Asked:
+def a_request(kind: str, seed: int) -> Asked:
+    """A request to a pipeline of a kind. LCM is told the guidance, and takes nothing negative."""
     draw = random.Random(seed)
     guidance = draw.choice((0.0, 1.0, 1.5, 7.5, 30.0))
-    return {
+    asked = {
         "seed": seed,
         "prompt": draw.choice(PROMPTS),
-        "negative_prompt": draw.choice((None, *PROMPTS)) if guidance > 1 else None,
         "guidance_scale": guidance,
-        "guidance_rescale": draw.choice((0.0, 0.7)) if guidance > 1 else 0.0,
         "clip_skip": draw.choice((0, 0, 1)),
         "sampler": draw.choice(SAMPLERS),
         "num_inference_steps": draw.randint(2, 9),
         "height": 64,
         "width": draw.choice((64, 96)),
     }
+    if guidance > 1 and kind != "lcm":
+        asked["negative_prompt"] = draw.choice((None, *PROMPTS))
+        asked["guidance_rescale"] = draw.choice((0.0, 0.7))
+    if kind == "xl":
+        for side in ("", "negative_") if guidance > 1 else ("",):
+            asked[f"{side}original_size"] = draw.choice((None, *SIZES))
+            asked[f"{side}target_size"] = draw.choice((None, *SIZES))
+            asked[f"{side}crops_coords_top_left"] = draw.choice((None, *CROPS))
+    return asked
+
+
+@pytest.fixture(scope="module", params=["sd1", "xl", "lcm"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(
+    request: pytest.FixtureRequest, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     folder: Path = tmp_path_factory.mktemp("pipeline") / "tiny"
-    write_pipeline(folder)
+    write_pipeline(folder, kind)
     with serving(WEIGHTS=str(folder), SIZES="64x64,96x64", PRECISION=request.param) as running:
         yield running
 
@@ -51,9 +69,9 @@ def drawn(server: ServerProcess, asked: Asked) -> bytes:
     return answer.content
 
 
-def test_forty_of_forty_have_the_same_bytes_alone_and_in_a_crowd(server: ServerProcess) -> None:
-    watched = [a_request(seed) for seed in range(WATCHED)]
-    crowd = [*watched, *(a_request(seed) for seed in range(1000, 1080))]
+def test_forty_of_forty_have_the_same_bytes_alone_and_in_a_crowd(server: ServerProcess, kind: str) -> None:
+    watched = [a_request(kind, seed) for seed in range(WATCHED)]
+    crowd = [*watched, *(a_request(kind, seed) for seed in range(1000, 1080))]
     random.Random(0).shuffle(crowd)
     alone = {str(asked): drawn(server, asked) for asked in watched}
     assert len(set(alone.values())) == WATCHED

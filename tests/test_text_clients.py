@@ -183,6 +183,10 @@ def test_sheets_of_texts_are_verified(server: FakeServer, tmp_path: Path) -> Non
     done(stepwise(server, tmp_path, *command, "-o", "drawn.png"))
     expected = asked(server, prompt=FOX, negative_prompt=[OX, ""], num_images=2, seed=5)
     assert (tmp_path / "drawn.png").read_bytes() == expected
+    command = ["sample", FOX, "-n", "2", "-g", "0", "-s", "5", "--steps", "3", "--sheet"]
+    done(stepwise(server, tmp_path, *command, "-o", "none.png"))
+    expected = asked(server, prompt=FOX, num_images=2, guidance_scale=0, seed=5)
+    assert (tmp_path / "none.png").read_bytes() == expected
 
 
 def test_a_secret_prompt_is_needed_to_verify(server: FakeServer, tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def test_the_pipelines_images(running: dict[str, ServerProcess], pipelines: Any,
         ("pndm", "PNDMScheduler"),
         ("euler", "EulerDiscreteScheduler"),
         ("euler_a", "EulerAncestralDiscreteScheduler"),
+        ("lcm", "LCMScheduler"),
     ],
 )
 @pytest.mark.parametrize("name", ["small_sd", "sd2"])

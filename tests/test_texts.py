@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.description import Recommended
-from model.rows import Row, Tokens
+from model.rows import Condition, Row, Tokens
 from service.errors import Invalid
 from service.http.responses import EVENTS, JSON, NPY, PNG, ZIP, encoding, etag
 from service.plan.entries import table
@@ -22,7 +22,17 @@ from service.plan.served import Served
 from service.plan.texts import words_of
 from tests.properties import examples
 from tests.test_responses import MODEL, SERVED, planned
-from tests.texts import FITS, TEXT, served_with, text_of, tokenize
+from tests.texts import (
+    FITS,
+    LCM_XL,
+    TEXT,
+    XL,
+    XL_WITHOUT_ZEROS,
+    served_with,
+    text_of,
+    tokenize,
+    tokenize_twice,
+)
 
 T = TypeVar("T")
 
@@ -146,6 +156,65 @@ def test_no_negative_prompt_and_an_empty_one_are_apart_in_recipes() -> None:
     assert none.canonical != empty.canonical
 
 
+NOTHING = Condition(text=None)  # zeros
+
+
+def said(prompt: str, clip_skip: int = 0) -> Condition:
+    """What a row of a model with two encoders is told by a prompt."""
+    return Condition(text=tokenize_twice(prompt).text(clip_skip))
+
+
+def branches(served: Served, **fields: Any) -> list[tuple[Condition, ...]]:
+    """Of each row, without the sizes."""
+    rows = planned(served, **fields).rows
+    return [tuple(replace(branch, time_ids=None) for branch in row.branches) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"prompt": "a"}, [(said("a"), NOTHING)]),
+        ({"prompt": "a", "negative_prompt": ""}, [(said("a"), said(""))]),
+        ({"prompt": "a", "negative_prompt": "b", "clip_skip": 1}, [(said("a", 1), said("b"))]),
+        (
+            {"negative_prompt": [None, "", "b"], "num_images": 3},
+            [(said(""), one) for one in (NOTHING, said(""), said("b"))],
+        ),
+        ({"prompt": None}, [(said(""), NOTHING)]),  # zeros are for the negative prompt alone
+        ({"prompt": "a", "guidance_scale": 1}, [(said("a"),)]),
+    ],
+    ids=str,
+)
+def test_no_negative_prompt_is_zeros_where_the_pipeline_says_so(
+    fields: dict[str, Any], expected: list[tuple[Condition, ...]]
+) -> None:
+    assert branches(XL, **fields) == expected
+    as_text = [tuple(said("") if one == NOTHING else one for one in row) for row in expected]
+    assert branches(XL_WITHOUT_ZEROS, **fields) == as_text
+
+
+def test_zeros_have_no_tokens_and_are_not_encoded() -> None:
+    asked: list[str] = []
+
+    def counted(prompt: str) -> Tokens:
+        asked.append(prompt)
+        return tokenize_twice(prompt)
+
+    [row] = planned(replace(XL, tokenize=counted), prompt="a").rows
+    assert asked == ["a"]
+    assert row.texts == [row.branches[0].text]
+
+
+def test_secret_recipes_keep_zeros_and_the_empty_text_apart() -> None:
+    secret = replace(XL, recipe_prompts=False)
+    none, empty = (planned(secret, prompt="a", negative_prompt=one) for one in (None, ""))
+    assert "negative_prompt_sha256" not in none.recipes[0]
+    assert empty.recipes[0]["negative_prompt_sha256"] == sha256("")
+    assert none.canonical != empty.canonical
+    unguided = [planned(secret, prompt="a", negative_prompt=one, guidance_scale=1).canonical for one in (None, "")]
+    assert unguided[0] == unguided[1]
+
+
 def test_the_recipe_of_a_contact_sheet_has_all_prompts() -> None:
     plan = planned(TEXT, prompt=["a", "b"], negative_prompt=[None, "c"], num_images=2)
     assert (plan.canonical["prompt"], plan.canonical["negative_prompt"]) == (["a", "b"], [None, "c"])
@@ -166,14 +235,15 @@ def test_recipes_may_have_hashes_in_the_place_of_prompts() -> None:
     assert etag(plan, PNG) != etag(planned(HIDING, prompt=["å fox", "c"], num_images=2, clip_skip=1), PNG)
 
 
-def test_a_repr_has_nothing_of_a_prompt() -> None:
+@pytest.mark.parametrize("served", [TEXT, XL], ids=["one encoder", "two encoders"])
+def test_a_repr_has_nothing_of_a_prompt(served: Served) -> None:
     """Errors and logs may show the repr of any of these."""
     prompts: dict[str, Any] = {"prompt": "αβγδ", "negative_prompt": "βγδα"}
     sample = SampleRequest(seed=0, guidance_scale=2.0, **prompts)
     denoise = DenoiseRequest(timestep=2, seed=0, guidance_scale=2.0, **prompts)
-    plans = [plan_of(sample), plan_denoise(denoise, IMAGE, TEXT, timeout=10.0)]
-    words, _ = words_of(sample, 1, True, TEXT)
-    encodings = [encoding(plan, kind, TEXT) for plan in plans for kind in (PNG, JSON, ZIP, NPY, EVENTS)]
+    plans = [plan_of(sample, served), plan_denoise(denoise, IMAGE, served, timeout=10.0)]
+    words, _ = words_of(sample, 1, True, served)
+    encodings = [encoding(plan, kind, served) for plan in plans for kind in (PNG, JSON, ZIP, NPY, EVENTS)]
     shown = repr([sample, denoise, plans, words, encodings])
     assert not set("αβγδ") & set(shown)
     assert not any(str(token) in repr(words) for token in tokenize("αβγδ").ids[1:5])
@@ -222,6 +292,10 @@ def test_a_negative_prompt_without_guidance_has_no_tokens_and_a_warning() -> Non
             ],
         ),
         (
+            {"negative_prompt": [None, "α" * 7], "num_images": 2},
+            ["the negative prompt of image 2 of 2 has 7 tokens, and 6 fit: the last token was cut"],
+        ),
+        (
             {"prompt": [chr(945 + i) * 9 for i in range(9)], "num_images": 9},
             [
                 *(f"the prompt of image {i} of 9 has 9 tokens, and 6 fit: the last 3 were cut" for i in range(1, 9)),
@@ -233,6 +307,14 @@ def test_a_negative_prompt_without_guidance_has_no_tokens_and_a_warning() -> Non
 )
 def test_what_was_cut_is_said(fields: dict[str, Any], said: list[str]) -> None:
     assert list(planned(TEXT, **fields).warnings) == said
+
+
+def test_of_two_encoders_the_larger_cut_is_said() -> None:
+    """The second one fits one letter fewer, and reads no dots."""
+    for prompt, cut in (("α" * 5, 0), ("α" * 6, 1), ("α" * 4 + "." * 5, 3)):
+        said = f"the prompt has {6 + cut} tokens, and 6 fit: the last {'token was' if cut == 1 else f'{cut} were'} cut"
+        for served in (XL, LCM_XL):
+            assert planned(served, prompt=prompt).warnings == ((said,) if cut else ())
 
 
 @examples(200)

@@ -29,6 +29,7 @@ TABLES = {
     "pndm, v": sample_table(Schedule(prediction_type="v_prediction"), "pndm", 5),
     "euler": sample_table(Schedule(), "euler", 7),
     "euler_a": sample_table(Schedule(), "euler_a", 7),
+    "lcm": sample_table(Schedule(), "lcm", 4),
     "threshold of 1": sample_table(Schedule(thresholding=True), "ddim", 20),
     "threshold of 1.5": sample_table(Schedule(thresholding=True, sample_max_value=1.5), "ddpm", 20),
     "median as threshold": sample_table(

@@ -1,6 +1,6 @@
-"""A text model without a network: its description, its server, and a tokenizer that can be followed by hand."""
+"""Text models without a network: their descriptions, their servers, and tokenizers that can be followed by hand."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,15 @@ def tokenize(prompt: str) -> Tokens:
     return Tokens((START, *kept, *[END] * (LENGTH - 1 - len(kept))), len(tokens) - len(kept))
 
 
+def tokenize_twice(prompt: str) -> Tokens:
+    """The same, and for the second encoder, which fits fewer, a token for each letter that is no dot."""
+    ids, cut, _ = tokenize(prompt)
+    letters = prompt.replace(".", "")
+    kept = letters[: FITS - 1]
+    ids_2 = (START, *(ord(letter) + OFFSET for letter in kept), *[END] * (LENGTH - 1 - len(kept)))
+    return Tokens(ids, max(cut, len(letters) - len(kept)), ids_2)
+
+
 def text_of(prompt: str, clip_skip: int = 0) -> Condition:
     """What a row is told by a prompt."""
     return Condition(text=Text(tokenize(prompt).ids, clip_skip))
@@ -43,12 +52,39 @@ def with_text(model: ModelDescription) -> ModelDescription:
     )
 
 
+def like_xl(model: ModelDescription, has_zeros: bool = True) -> ModelDescription:
+    """The description of a text model like SDXL.
+
+    Args:
+        has_zeros: a negative prompt of null means zeros.
+    """
+    model = with_text(model)
+    assert model.text is not None
+    text = replace(model.text, encoders=2, force_zeros_for_empty_prompt=has_zeros)
+    return replace(model, text=text, embeds_sizes=True)
+
+
+def like_lcm(model: ModelDescription) -> ModelDescription:
+    """The description of a text model like LCM_Dreamshaper."""
+    recommended = Recommended("ddim", 4, guidance_scale=8.5)
+    return replace(with_text(model), embeds_guidance=True, recommended=recommended)
+
+
+def like_lcm_xl(model: ModelDescription) -> ModelDescription:
+    """The description of a text model like an SDXL whose U-Net is LCM's."""
+    return replace(like_xl(model), embeds_guidance=True)
+
+
 def served_with(tokenize: Tokenize = tokenize, served: Served = test_responses.SERVED) -> Served:
     """A text model, served like this one."""
     return replace(served, model=with_text(served.model), tokenize=tokenize)
 
 
 TEXT = served_with()
+XL = replace(TEXT, model=like_xl(TEXT.model), tokenize=tokenize_twice)
+XL_WITHOUT_ZEROS = replace(XL, model=like_xl(TEXT.model, has_zeros=False))
+LCM = replace(TEXT, model=like_lcm(TEXT.model))
+LCM_XL = replace(XL, model=like_lcm_xl(TEXT.model))
 
 
 @contextmanager
@@ -57,10 +93,15 @@ def serving_text(
     schedule: Schedule = local.MODEL.schedule,
     recipe_prompts: bool = True,
     runner: FakeRunner | None = None,
+    like: Callable[[ModelDescription], ModelDescription] = with_text,
     **settings: Any,
 ) -> Iterator[FakeServer]:
-    """Serve a text model with the fake runner of tests.engines."""
-    like = replace(local.SERVED, model=replace(local.MODEL, schedule=schedule))
-    served = replace(served_with(tokenize, like), recipe_prompts=recipe_prompts)
+    """Serve a text model with the fake runner of tests.engines.
+
+    Args:
+        like: makes the description of the text model from another.
+    """
+    model = like(replace(local.MODEL, schedule=schedule))
+    served = replace(local.SERVED, model=model, tokenize=tokenize, recipe_prompts=recipe_prompts)
     with serving_fake(runner, served=served, **settings) as server:
         yield server

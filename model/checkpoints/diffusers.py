@@ -14,20 +14,28 @@ from model.checkpoints.diffusers_config import DEFAULT_SCHEDULER, read_scheduler
 from model.checkpoints.diffusers_files import (
     CONDITION_NAMING,
     NAMING,
+    PROJECTION_NAMING,
     STEMS,
     TEXT_NAMING,
     TEXT_STEMS,
     variant_of,
     weights,
 )
+from model.checkpoints.diffusers_index import Index
 from model.checkpoints.diffusers_layout import CONFIG, SCHEDULER_CONFIG, Layout, find_layout
+from model.checkpoints.diffusers_pipelines import TextPipeline
 from model.checkpoints.diffusers_text import read_condition_unet, read_text_encoder, read_text_scheduler
 from model.checkpoints.errors import listed
 from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import Naming
 from model.nets.autoencoder import AutoencoderConfig
+from model.nets.clip import CLIPTextConfig, CLIPTextWithProjectionConfig
 
 log = logging.getLogger(__name__)
+
+# Of the first text encoder, and of the second.
+_TEXT_CONFIGS: tuple[type[CLIPTextConfig], ...] = (CLIPTextConfig, CLIPTextWithProjectionConfig)
+_TEXT_NAMINGS = (TEXT_NAMING, PROJECTION_NAMING)
 
 
 def find(path: Path) -> Source | None:
@@ -39,9 +47,9 @@ def find(path: Path) -> Source | None:
     layout = find_layout(path)
     if layout is None:
         return None
-    match layout.vae, layout.scheduler, layout.text_encoder, layout.tokenizer:
-        case Path() as vae, Path() as scheduler, Path() as text_encoder, Path() as tokenizer:
-            source = _text_to_image(layout, vae, scheduler, text_encoder, tokenizer)
+    match layout.model_index, layout.vae, layout.scheduler:
+        case Index(text=TextPipeline() as pipeline) as index, Path() as vae, Path() as scheduler:
+            source = _text_to_image(layout, index, pipeline, vae, scheduler)
         case _:
             source = _unconditional(layout)
     if layout.unused:
@@ -67,18 +75,22 @@ def _unconditional(layout: Layout) -> Source:
     )
 
 
-def _text_to_image(layout: Layout, vae: Path, scheduler: Path, text_encoder: Path, tokenizer: Path) -> Source:
+def _text_to_image(layout: Layout, index: Index, pipeline: TextPipeline, vae: Path, scheduler: Path) -> Source:
     """A pipeline that draws for prompts."""
-    config_path, text_path = layout.unet / CONFIG, text_encoder / CONFIG
+    config_path = layout.unet / CONFIG
     config = read_condition_unet(
         config_path,
         layout.config(config_path, "unet"),
-        read_text_scheduler(scheduler, layout.config(scheduler, "scheduler", index_first=True)),
+        pipeline,
+        read_text_scheduler(scheduler, layout.config(scheduler, "scheduler", index_first=True), pipeline),
         _autoencoder(layout, vae),
-        read_text_encoder(text_path, layout.config(text_path, "text_encoder")),
+        [
+            read_text_encoder(folder / CONFIG, layout.config(folder / CONFIG, folder.name), kind)
+            for folder, kind in zip(layout.text_encoders, _TEXT_CONFIGS, strict=False)
+        ],
+        force_zeros_for_empty_prompt=index.force_zeros_for_empty_prompt,
     )
-    checker = layout.model_index is not None and layout.model_index.has_safety_checker
-    if checker:
+    if index.has_safety_checker:
         log.warning("%s: the safety checker of this pipeline is not run: see docs/security.md", layout.name)
     return Source(
         name=layout.name,
@@ -86,9 +98,12 @@ def _text_to_image(layout: Layout, vae: Path, scheduler: Path, text_encoder: Pat
         config=config,
         network=_part(layout, layout.unet, CONDITION_NAMING),
         autoencoder=_part(layout, vae),
-        text_encoder=_part(layout, text_encoder, TEXT_NAMING, TEXT_STEMS),
-        tokenizer=tokenizer,
-        safety_checker="not run" if checker else "none",
+        text_encoders=tuple(
+            _part(layout, folder, naming, TEXT_STEMS)
+            for folder, naming in zip(layout.text_encoders, _TEXT_NAMINGS, strict=False)
+        ),
+        tokenizers=layout.tokenizers,
+        safety_checker="not run" if index.has_safety_checker else "none",
     )
 
 

@@ -54,7 +54,9 @@ def read_autoencoder(path: Path, values: dict[str, Any]) -> AutoencoderConfig:
     read = {field: values[field] for field in _READ[kind] & values.keys()}
     for field in _OTHER_SCALES:
         if read.get(field) is not None:
-            raise CheckpointError(path, f"{field} is {shown(read[field])}, and must be null: the pipeline ignores it")
+            raise CheckpointError(
+                path, f"{field} is {shown(read[field])}, and must be null: other scales of latents are not supported"
+            )
     norm_type = read.get("norm_type", "group")
     if norm_type != "group":
         raise CheckpointError(path, f"norm_type is {shown(norm_type)}, and must be group")

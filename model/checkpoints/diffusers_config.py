@@ -37,6 +37,8 @@ _OTHER_BLOCKS = {
     "KCrossAttn": "belongs to the latent upscaler, and that is not supported",
 }
 
+_OUR_SCHEDULE = {"clips_lcm"}  # fields of Schedule that no scheduler of diffusers has
+
 # Schedulers with a schedule of betas, and their defaults where these differ from Schedule's.
 _STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
 _SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -66,9 +68,9 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 # Fields that only samplers of other schedulers read.
 _OF_OTHER_SAMPLERS = {
     "algorithm_type", "corrector_order", "disable_corrector", "eta", "euler_at_final", "flow_shift",
-    "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0",
+    "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "predict_x0",
     "predictor_order", "shift_terminal", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "tau_func",
-    "time_shift_type", "timestep_scaling", "use_beta_sigmas", "use_dynamic_shifting", "use_lu_lambdas",
+    "time_shift_type", "use_beta_sigmas", "use_dynamic_shifting", "use_lu_lambdas",
 }  # fmt: skip
 # Schedulers whose own sampler we recommend. For others we recommend DDIM with 50 steps; DDPM's own needs all steps.
 _RECOMMENDED = {"DPMSolverMultistepScheduler": ("dpmpp_2m", 25)}
@@ -104,7 +106,7 @@ def read_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
     if timestep_type != "discrete":
         raise CheckpointError(path, f"timestep_type is {shown(timestep_type)}, and must be discrete")
     silently = _OF_OTHER_SAMPLERS | {"use_flow_sigmas", "timestep_type", "predict_epsilon"}
-    fields = {**_SCHEDULERS[kind], **known_fields(path, values, Schedule, silently)}
+    fields = {**_SCHEDULERS[kind], **known_fields(path, values, Schedule, silently, lacks=_OUR_SCHEDULE)}
 
     if values.get("predict_epsilon") is False and fields.get("prediction_type") in (None, "epsilon"):
         fields["prediction_type"] = "sample"  # diffusers 0.8 to 0.12 wrote predict_epsilon; later ones ignore it
@@ -186,8 +188,8 @@ def read_unet(
     if kind == "UNet2DConditionModel":
         raise CheckpointError(
             path,
-            f"_class_name is {kind}, which draws for prompts: it is served as a part of a StableDiffusionPipeline, "
-            "with its model_index.json",
+            f"_class_name is {kind}, which draws for prompts: it is served as a part of its pipeline, "
+            "with model_index.json",
         )
     if kind != "UNet2DModel":
         raise CheckpointError(path, f"_class_name is {shown(kind)}, and must be UNet2DModel")

@@ -119,16 +119,25 @@ def _stored_condition(key: str, shape: tuple[int, ...]) -> Sequence[Stored]:
     return [Stored(key, shape)]
 
 
-# Position numbers, which old files hold, and a layer of CLIPTextModelWithProjection.
-_UNUSED_OF_TEXT = ("embeddings.position_ids", "text_projection.weight")
+_PROJECTION = "text_projection.weight"  # of CLIPTextModelWithProjection
+
+
+def _canonical_with_projection(key: str) -> str | None:
+    """CLIPText's name of a key of transformers; None for the position numbers that old files hold.
+
+    Keys of CLIPTextModelWithProjection have a prefix. Before transformers 5.6 those of CLIPTextModel had it, too.
+    """
+    key = _PREFIXES.sub("", key).removeprefix("text_model.")
+    return None if key == "embeddings.position_ids" else key
 
 
 def _canonical_of_text(key: str) -> str | None:
-    """CLIPText's name of a key of transformers. Before transformers 5.6 the keys had a prefix."""
-    key = _PREFIXES.sub("", key).removeprefix("text_model.")
-    return None if key in _UNUSED_OF_TEXT else key
+    """The same for an encoder that needs no projection."""
+    key = _canonical_with_projection(key) or _PROJECTION
+    return None if key == _PROJECTION else key
 
 
 NAMING = Naming(_stored, _canonical)  # of UNet2D and Autoencoder
 CONDITION_NAMING = Naming(_stored_condition, _canonical)  # of UNet2DCondition
 TEXT_NAMING = Naming(canonical=_canonical_of_text)  # of CLIPText
+PROJECTION_NAMING = Naming(canonical=_canonical_with_projection)  # of CLIPText with a projection

@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.checkpoints.diffusers_files import FORMATS
-from model.checkpoints.diffusers_index import MODEL_INDEX, VAES, Index, read_index, without_flax
+from model.checkpoints.diffusers_index import (
+    MODEL_INDEX,
+    TEXT_ENCODERS,
+    TOKENIZERS,
+    VAES,
+    Index,
+    read_index,
+    without_flax,
+)
 from model.checkpoints.errors import CheckpointError, listed
 from model.checkpoints.files import read_json
 
@@ -13,8 +21,7 @@ CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 
 _UNETS = ("unet", "unet_ema")
-_TEXT_ENCODER, _TOKENIZER = "text_encoder", "tokenizer"
-_BESIDE_UNET = (*VAES, _TEXT_ENCODER, _TOKENIZER)  # folders that are no checkpoint alone
+_BESIDE_UNET = (*VAES, *TEXT_ENCODERS, *TOKENIZERS)  # folders that are no checkpoint alone
 _TRAINING_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
@@ -26,7 +33,7 @@ class Layout(NamedTuple):
         pipeline: the folder of all parts: the root, or a checkpoint-N in it.
         unet: the U-Net's folder.
         vae: the VAE's folder, if any.
-        text_encoder, tokenizer: folders, if the pipeline is one of text-to-image.
+        text_encoders, tokenizers: folders, one or two of each if the pipeline is one of text-to-image.
         scheduler: the scheduler's config, if any.
         model_index: model_index.json, if any.
         named: the file of weights that the user named, if any.
@@ -36,8 +43,8 @@ class Layout(NamedTuple):
     pipeline: Path
     unet: Path
     vae: Path | None
-    text_encoder: Path | None
-    tokenizer: Path | None
+    text_encoders: tuple[Path, ...]
+    tokenizers: tuple[Path, ...]
     scheduler: Path | None
     model_index: Index | None
     named: Path | None
@@ -56,7 +63,7 @@ class Layout(NamedTuple):
         """Other parts' configs and LoRA weights in the pipeline's folder, relative to it."""
         used = {self.unet / CONFIG, self.scheduler, *([self.vae / CONFIG] if self.vae else [])}
         silent = () if self.model_index is None else (*self.model_index.classes, *self.model_index.passed_over)
-        for name in silent if self.tokenizer is not None else ():
+        for name in silent if self.tokenizers else ():
             used |= set((self.pipeline / name).glob("*config.json"))
         patterns = ("*config.json", "*lora*.safetensors")
         found = {file for name in patterns for place in (name, f"*/{name}") for file in self.pipeline.glob(place)}
@@ -65,9 +72,9 @@ class Layout(NamedTuple):
     def named_for(self, folder: Path) -> Path | None:
         """The file that the user named, if it is for the part in this folder.
 
-        A named file in the folder of the VAE or the text encoder is theirs; any other is the U-Net's.
+        A named file in the folder of the VAE or of a text encoder is theirs; any other is the U-Net's.
         """
-        beside = self.named is not None and self.named.parent in (self.vae, self.text_encoder)
+        beside = self.named is not None and self.named.parent in (self.vae, *self.text_encoders)
         owner = self.named.parent if self.named is not None and beside else self.unet
         return self.named if folder == owner else None
 
@@ -122,21 +129,21 @@ def find_layout(path: Path) -> Layout | None:
     names = (f"scheduler/{SCHEDULER_CONFIG}", SCHEDULER_CONFIG)
     schedulers = [place / name for place in (unet, pipeline, root) for name in names]
     scheduler = next((file for file in schedulers if file.is_file()), None)
-    is_text = index is not None and index.is_text
-    if index is not None and is_text and scheduler is None:
+    parts = () if index is None or index.text is None else index.text.parts
+    if index is not None and parts and scheduler is None:
         raise CheckpointError(index.path, f"names scheduler, and there is no {names[0]}")
     layout = Layout(
         root=root,
         pipeline=pipeline,
         unet=unet,
         vae=_vae(pipeline, root, index),
-        text_encoder=_part(index, _TEXT_ENCODER, CONFIG) if index is not None and is_text else None,
-        tokenizer=_part(index, _TOKENIZER, "") if index is not None and is_text else None,
+        text_encoders=tuple(_part(index, name, CONFIG) for name in TEXT_ENCODERS if index and name in parts),
+        tokenizers=tuple(_part(index, name, "") for name in TOKENIZERS if index and name in parts),
         scheduler=scheduler,
         model_index=index,
         named=path.absolute() if path.is_file() and (path.suffix in FORMATS or ".index." in path.name) else None,
     )
-    if is_text and layout.named is not None and layout.named.parent == pipeline != unet:
+    if parts and layout.named is not None and layout.named.parent == pipeline != unet:
         raise CheckpointError(
             layout.named,
             "is not in the folder of a network, and weights in a single file are not served: name the folder",

@@ -1,10 +1,11 @@
-"""The configs of a StableDiffusionPipeline: its scheduler, U-Net and text encoder, in our terms.
+"""The configs of a pipeline of text-to-image: its scheduler, U-Net and text encoders, in our terms.
 
 Missing fields take the defaults of diffusers and transformers. Like these, this ignores unknown fields, with a warning.
 """
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,16 @@ from pydantic import ValidationError
 
 from model.checkpoints.config import RecommendedConfig
 from model.checkpoints.diffusers_config import Scheduler, known_fields, read_scheduler, read_size, recommended
+from model.checkpoints.diffusers_pipelines import TextPipeline
 from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.files import invalid
 from model.checkpoints.text_config import TextToImageConfig
 from model.nets.autoencoder import AutoencoderConfig
-from model.nets.clip import CLIPTextConfig
+from model.nets.clip import CLIPTextConfig, CLIPTextWithProjectionConfig
 from model.nets.unet_condition_config import UNet2DConditionConfig
 from model.samplers import departures
 
 log = logging.getLogger(__name__)
-
-# The pipeline's defaults.
-_STEPS = 50
-_GUIDANCE_SCALE = 7.5
 
 # The sampler of each scheduler class. Others have none here, and the most exact one is recommended in their place.
 _SAMPLERS = {
@@ -35,6 +33,7 @@ _SAMPLERS = {
     "PNDMScheduler": "pndm",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_a",
+    "LCMScheduler": "lcm",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
 _IN_PLACE_OF_OTHERS = "dpmpp_2m"
@@ -48,10 +47,8 @@ _OTHER_INPUTS = {
 # Fields of UNet2DConditionModel that must have one value.
 _FIXED: dict[str, tuple[object, str]] = {
     "num_attention_heads": (None, "diffusers refuses any other, and attention_head_dim has the number of heads"),
-    "addition_embed_type": (None, "text_time is SDXL's, and the others are IF's and Kandinsky's"),
-    "time_cond_proj_dim": (None, "networks with the guidance in them (LCM) are not supported"),
-    "class_embed_type": (None, "StableDiffusionPipeline gives the network no class"),
-    "num_class_embeds": (None, "StableDiffusionPipeline gives the network no class"),
+    "class_embed_type": (None, "the pipeline gives the network no class"),
+    "num_class_embeds": (None, "the pipeline gives the network no class"),
     "attention_type": ("default", "GLIGEN is not supported"),
     "dual_cross_attention": (False, "Versatile Diffusion is not supported"),
     "cross_attention_norm": (None, "it belongs to IF, which is not supported"),
@@ -69,10 +66,11 @@ _OTHER_BLOCKS = {
 }
 # Fields that change nothing in what is served.
 _SILENT = {
-    "sample_size", "upcast_attention", "mid_block_only_cross_attention", "addition_embed_type_num_heads",
-    "addition_time_embed_dim", "projection_class_embeddings_input_dim", *_FIXED,
+    "sample_size", "upcast_attention", "mid_block_only_cross_attention", "addition_embed_type_num_heads", *_FIXED,
 }  # fmt: skip
-# Fields of a text encoder's config that change nothing here.
+# Fields that mean something only beside addition_embed_type.
+_OF_ADDITION = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+# Fields of a text encoder's config that change nothing here, unless its class has them.
 _SILENT_OF_TEXT = {
     "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "gradient_checkpointing",
     "initializer_factor", "initializer_range", "model_type", "pad_token_id", "projection_dim", "torch_dtype",
@@ -80,42 +78,42 @@ _SILENT_OF_TEXT = {
 }  # fmt: skip
 
 
-def read_text_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
-    """Read the scheduler_config.json of a StableDiffusionPipeline, and warn where images differ from the pipeline's.
-
-    The pipeline sets steps_offset and clip_sample, whatever the file says.
+def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeline) -> Scheduler:
+    """Read a scheduler_config.json, and warn where images differ from the pipeline's.
 
     Raises:
         CheckpointError: naming the file, the field and what was expected.
     """
-    schedule = read_scheduler(path, {**values, "steps_offset": 1, "clip_sample": False}).schedule
-    kind = str(values.get("_class_name"))
+    fields = {**values, **pipeline.sets}
+    schedule = read_scheduler(path, fields).schedule
+    if "clip_sample" not in fields:
+        schedule = schedule.with_fields(clips_lcm=False)  # the default is true for DDIM and DDPM, and false for LCM
+    kind, steps = str(values.get("_class_name")), pipeline.num_inference_steps
     sampler = _SAMPLERS.get(kind)
     if sampler is None:
         log.warning("%s: %s has no sampler here: %s is recommended in its place", path, kind, _IN_PLACE_OF_OTHERS)
-        return Scheduler(schedule, _IN_PLACE_OF_OTHERS, _STEPS)
+        return Scheduler(schedule, _IN_PLACE_OF_OTHERS, steps)
     for field in departures(sampler, schedule, values):
         log.warning(
             "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
             path, field, shown(values.get(field, "absent")), sampler,
         )  # fmt: skip
-    if sampler in ("euler", "euler_a") and schedule.timestep_spacing == "trailing":
-        log.warning(
-            "%s: timestep_spacing is trailing, which weights for few steps (turbo, Lightning) have: if these are such "
-            "weights, set STEPWISE_RECOMMENDED to their steps and guidance",
-            path,
-        )
-    return Scheduler(schedule, sampler, _STEPS)
+    return Scheduler(schedule, sampler, steps)
 
 
 def read_condition_unet(
     path: Path,
     values: dict[str, Any],
+    pipeline: TextPipeline,
     scheduler: Scheduler,
     autoencoder: AutoencoderConfig,
-    text: CLIPTextConfig,
+    texts: Sequence[CLIPTextConfig],
+    force_zeros_for_empty_prompt: bool = False,
 ) -> TextToImageConfig:
     """Read the config.json of a UNet2DConditionModel.
+
+    Args:
+        texts: the pipeline's text encoders, one or two.
 
     Raises:
         CheckpointError: naming the file, the field and what was expected.
@@ -123,31 +121,35 @@ def read_condition_unet(
     kind = values.get("_class_name")
     if kind != "UNet2DConditionModel":
         raise CheckpointError(path, f"_class_name is {shown(kind)}, and must be UNet2DConditionModel")
-    _check_supported(path, values)
+    _check_supported(path, values, pipeline)
     height, width = read_size(path, _sample_size(values), "latents'")
     fields = known_fields(path, values, UNet2DConditionConfig, _SILENT, lacks={*_FIXED})
     if isinstance(fields.get("act_fn"), str):
         fields["act_fn"] = fields["act_fn"].lower()
+    if fields.get("addition_embed_type") is None:
+        fields = {name: value for name, value in fields.items() if name not in _OF_ADDITION}
     try:
         suggested = recommended(scheduler, first_timestep=0)
         return TextToImageConfig(
             network=UNet2DConditionConfig.model_validate(fields),
-            text=text,
+            text=texts[0],
+            text_2=next((text for text in texts[1:] if isinstance(text, CLIPTextWithProjectionConfig)), None),
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
             autoencoder=autoencoder,
             image_size=(height * autoencoder.factor, width * autoencoder.factor),
             schedule=scheduler.schedule,
             recommended=RecommendedConfig(
                 sampler=suggested.sampler,
                 num_inference_steps=suggested.num_inference_steps,
-                guidance_scale=_GUIDANCE_SCALE,
+                guidance_scale=pipeline.guidance_scale,
             ),
         )
     except ValidationError as error:
         raise invalid(path, error) from error
 
 
-def _check_supported(path: Path, values: dict[str, Any]) -> None:
-    """Refuse networks of other tasks, fields that must have one value, and other blocks."""
+def _check_supported(path: Path, values: dict[str, Any], pipeline: TextPipeline) -> None:
+    """Refuse networks of other tasks and pipelines, fields that must have one value, and other blocks."""
     channels = values.get("in_channels", 4)
     if type(channels) is int and channels in _OTHER_INPUTS:
         theirs = _OTHER_INPUTS[channels]
@@ -158,6 +160,16 @@ def _check_supported(path: Path, values: dict[str, Any]) -> None:
             raise CheckpointError(
                 path, f"{field} is {shown(value)}, and must be {'null' if wanted is None else wanted}: {why}"
             )
+    added = values.get("addition_embed_type")
+    if added not in (None, "text_time"):
+        raise CheckpointError(
+            path,
+            f"addition_embed_type is {shown(added)}, and must be null or text_time: others are IF's and Kandinsky's",
+        )
+    if pipeline.embeds_guidance and values.get("time_cond_proj_dim") is None:
+        raise CheckpointError(
+            path, f"time_cond_proj_dim is null, and must be a number: a {pipeline.name} tells the network the guidance"
+        )
     for field in ("down_block_types", "up_block_types"):
         for block in values[field] if isinstance(values.get(field), list) else ():
             if (family := re.sub(r"(Down|Up)Block2D$", "", str(block))) in _OTHER_BLOCKS:
@@ -176,8 +188,8 @@ def _sample_size(values: dict[str, Any]) -> object:
     return 64 if is_old and type(size) is int and size < 64 else size
 
 
-def read_text_encoder(path: Path, values: dict[str, Any]) -> CLIPTextConfig:
-    """Read the config.json of a CLIPTextModel.
+def read_text_encoder(path: Path, values: dict[str, Any], kind: type[CLIPTextConfig]) -> CLIPTextConfig:
+    """Read the config.json of a CLIPTextModel, or of a CLIPTextModelWithProjection.
 
     Raises:
         CheckpointError: naming the file, the field and what was expected.
@@ -187,8 +199,8 @@ def read_text_encoder(path: Path, values: dict[str, Any]) -> CLIPTextConfig:
         raise CheckpointError(path, f"model_type is {shown(model_type)}, and must be clip_text_model")
     if values.get("use_attention_mask"):
         raise CheckpointError(path, "use_attention_mask is true, and must be false: the U-Net attends to padding")
-    fields = known_fields(path, values, CLIPTextConfig, _SILENT_OF_TEXT)
+    fields = known_fields(path, values, kind, _SILENT_OF_TEXT)
     try:
-        return CLIPTextConfig.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise invalid(path, error) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -21,12 +22,13 @@ from model.checkpoints.errors import CheckpointError
 from model.checkpoints.source import Part, Source
 from model.checkpoints.tensors import load_strictly
 from model.checkpoints.text_config import TextToImageConfig
-from model.checkpoints.tokenizer import Tokenizer
-from model.checkpoints.tokenizer_files import read_tokenizer
+from model.checkpoints.tokenizer import Tokenizer, TwoTokenizers
+from model.checkpoints.tokenizer_files import read_tokenizers
 from model.description import ModelDescription, TextDescription
 from model.nets.autoencoder import Autoencoder
 from model.nets.clip import CLIPText
 from model.nets.precision import widen_outside
+from model.nets.unet_condition_config import UNet2DConditionConfig
 from model.nets.unets import UNet
 from model.schedule import Schedule
 
@@ -43,14 +45,17 @@ class Checkpoint:
     """Loaded weights: the networks on the CPU, their config, and their description.
 
     Parameters have the precision of the files: see model.nets.precision.
+
+    Attributes:
+        text_encoders: one or two if the network draws for prompts. The tokenizer is for all of them.
     """
 
     network: UNet
     autoencoder: Autoencoder | None
     config: ModelConfig
     description: ModelDescription
-    text_encoder: CLIPText | None = None
-    tokenizer: Tokenizer | None = None
+    text_encoders: tuple[CLIPText, ...] = ()
+    tokenizer: Tokenizer | TwoTokenizers | None = None
 
 
 def find(path: Path) -> Source:
@@ -82,14 +87,20 @@ def load(path: Path, allow_pickle: bool = False) -> Checkpoint:
     source = find(path)
     network = _built(source.config.build, source.network, source.root, allow_pickle)
     autoencoder = _autoencoder_of(source, allow_pickle)
-    text_encoder, tokenizer = _text_of(source, allow_pickle)
-    networks = [part for part in (network, autoencoder, text_encoder) if part is not None]
+    text_encoders, tokenizer = _text_of(source, allow_pickle)
+    networks = [part for part in (network, autoencoder, *text_encoders) if part is not None]
     digest = _digest(source.config, networks, tokenizer)
     description = source.config.describe(network, autoencoder, digest, source.name)
-    if text_encoder is not None and tokenizer is not None:
-        text = TextDescription(tokenizer.length, text_encoder.config.num_hidden_layers, parameters(text_encoder))
+    if isinstance(source.config, TextToImageConfig) and tokenizer is not None:
+        text = TextDescription(
+            length=tokenizer.length,
+            layers=min(one.num_hidden_layers for one in source.config.texts),
+            num_parameters=sum(map(parameters, text_encoders)),
+            encoders=len(text_encoders),
+            force_zeros_for_empty_prompt=source.config.force_zeros_for_empty_prompt,
+        )
         description = replace(description, text=text, safety_checker=source.safety_checker)
-    return Checkpoint(network, autoencoder, source.config, description, text_encoder, tokenizer)
+    return Checkpoint(network, autoencoder, source.config, description, text_encoders, tokenizer)
 
 
 def load_autoencoder(path: Path, allow_pickle: bool = False) -> Autoencoder:
@@ -110,13 +121,16 @@ def _autoencoder_of(source: Source, allow_pickle: bool) -> Autoencoder | None:
     return _built(partial(Autoencoder, source.config.autoencoder), source.autoencoder, source.root, allow_pickle)
 
 
-def _text_of(source: Source, allow_pickle: bool) -> tuple[CLIPText, Tokenizer] | tuple[None, None]:
-    match source.config, source.text_encoder, source.tokenizer:
-        case TextToImageConfig(text=config), Part() as part, Path() as folder:
-            tokenizer = read_tokenizer(folder, source.root, config)
-            return _built(partial(CLIPText, config), part, source.root, allow_pickle), tokenizer
-        case _:
-            return None, None
+def _text_of(source: Source, allow_pickle: bool) -> tuple[tuple[CLIPText, ...], Tokenizer | TwoTokenizers | None]:
+    """The text encoders, and the tokenizer for all of them."""
+    if not isinstance(source.config, TextToImageConfig):
+        return (), None
+    texts = source.config.texts
+    tokenizer = read_tokenizers(source.tokenizers, source.root, texts)
+    return tuple(
+        _built(partial(CLIPText, text), part, source.root, allow_pickle)
+        for text, part in zip(texts, source.text_encoders, strict=True)
+    ), tokenizer
 
 
 def _built(build: Callable[[], Network], part: Part, root: Path, allow_pickle: bool) -> Network:
@@ -152,7 +166,7 @@ class _NothingDrawn(TorchFunctionMode):
         return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
 
 
-def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Tokenizer | None) -> str:
+def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Tokenizer | TwoTokenizers | None) -> str:
     """A hash of everything that decides an image, whatever the file format, and whatever the precision of its values.
 
     It is of values in float32. Those in half precision are widened in pieces that fit the processor's caches.
@@ -172,6 +186,12 @@ def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Token
 # Fields of Schedule that are younger than the first digests, which are in recipes.
 _YOUNGER = (
     "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "sigma_min", "sigma_max", "final_sigmas_type",
+    "original_inference_steps", "timestep_scaling", "clips_lcm",
+)  # fmt: skip
+
+_YOUNGER_OF_TEXT = ("text_2", "force_zeros_for_empty_prompt")  # of TextToImageConfig
+_YOUNGER_OF_NETWORK = (  # of UNet2DConditionConfig
+    "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim", "time_cond_proj_dim",
 )  # fmt: skip
 
 
@@ -180,10 +200,17 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
     absent = {"autoencoder"} if config.autoencoder is None else set()
     settings = config.model_dump(mode="json", exclude={"name", "distilled"} | absent)
     schedule = settings["schedule"]
-    for field in _YOUNGER:
-        if schedule[field] == Schedule.model_fields[field].default:
-            del schedule[field]
-    if not isinstance(config, TextToImageConfig) and schedule["set_alpha_to_one"] is None:
+    _drop_defaults(schedule, Schedule, _YOUNGER)
+    if isinstance(config, TextToImageConfig):
+        _drop_defaults(settings, TextToImageConfig, _YOUNGER_OF_TEXT)
+        _drop_defaults(settings["network"], UNet2DConditionConfig, _YOUNGER_OF_NETWORK)
+    elif schedule["set_alpha_to_one"] is None:
         schedule["set_alpha_to_one"] = True  # the default of those days, and still that of all samplers but pndm
     settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields the config sets
     return settings
+
+
+def _drop_defaults(settings: dict[str, Any], kind: type[BaseModel], fields: Sequence[str]) -> None:
+    for field in fields:
+        if settings[field] == kind.model_fields[field].default:
+            del settings[field]

@@ -34,8 +34,8 @@ class Source:
         config: the networks, the schedule, the labels and the recommended settings.
         network: the U-Net's files.
         autoencoder: the VAE's files, if the config has one.
-        text_encoder: the text encoder's files, if the config has one.
-        tokenizer: the folder of the text encoder's tokenizer.
+        text_encoders: the files of each text encoder of the config.
+        tokenizers: the folder of each text encoder's tokenizer.
         safety_checker: "not run" if the checkpoint has one.
     """
 
@@ -44,6 +44,6 @@ class Source:
     config: ModelConfig
     network: Part
     autoencoder: Part | None = None
-    text_encoder: Part | None = None
-    tokenizer: Path | None = None
+    text_encoders: tuple[Part, ...] = ()
+    tokenizers: tuple[Path, ...] = ()
     safety_checker: Literal["none", "not run"] = "none"

@@ -124,6 +124,25 @@ class Tokenizer:
         return {"tokenizers": tokenizers.__version__}
 
 
+class TwoTokenizers:
+    """Maps prompts to the tokens of two text encoders, each with its own tokenizer. As a Tokenizer otherwise.
+
+    Args:
+        first, second: of one length.
+    """
+
+    def __init__(self, first: Tokenizer, second: Tokenizer) -> None:
+        self.length = first.length
+        self.digest = hashlib.sha256((first.digest + second.digest).encode()).hexdigest()
+        self.fingerprint = first.fingerprint
+        self._tokenizers = first, second
+
+    def __call__(self, text: str) -> Tokens:
+        """Map a prompt to its tokens for both encoders."""
+        first, second = (tokenize(text) for tokenize in self._tokenizers)
+        return Tokens(first.ids, max(first.cut, second.cut), second.ids)
+
+
 def _digest(tables: Tables) -> str:
     values = [
         sorted(tables.vocabulary.items()),

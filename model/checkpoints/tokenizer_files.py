@@ -4,13 +4,13 @@
 and added_tokens.json have the special tokens and the length.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.files import read_json, read_text
-from model.checkpoints.tokenizer import Added, Tables, Tokenizer
+from model.checkpoints.tokenizer import Added, Tables, Tokenizer, TwoTokenizers
 from model.nets.clip import CLIPTextConfig
 
 TOKENIZER = "tokenizer.json"
@@ -43,6 +43,23 @@ _PIPELINE = {"normalizer": ["NFC", "Replace", "Lowercase"], "pre_tokenizer": ["S
 _SETTINGS: dict[str, object] = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
 _LONGEST_ID = 9  # digits
 _SHORTEST = 3  # start, one token and end
+
+
+def read_tokenizers(folders: Sequence[Path], root: Path, texts: Sequence[CLIPTextConfig]) -> Tokenizer | TwoTokenizers:
+    """Read and check the tokenizers of one or two text encoders.
+
+    Raises:
+        CheckpointError: naming the file, the field and what was expected.
+    """
+    first, *others = (read_tokenizer(folder, root, text) for folder, text in zip(folders, texts, strict=True))
+    for folder, other in zip(folders[1:], others, strict=True):
+        if other.length != first.length:
+            raise CheckpointError(
+                folder,
+                f"makes {other.length} tokens of a prompt, and {folders[0].name} {first.length}: "
+                "they must be as many, for the network takes both encoders' contexts side by side",
+            )
+    return TwoTokenizers(first, *others) if others else first
 
 
 def read_tokenizer(folder: Path, root: Path, text: CLIPTextConfig) -> Tokenizer:

@@ -80,7 +80,7 @@ class Engine:
         self._health = health = Health(queue, probes, self._begin, clock)
         self._contexts = contexts = Contexts()
         for branch in (branch for probe in probes.values() for branch in probe.branches):
-            if branch.text is not None and branch.context is not None:  # most requests need the empty prompt, too
+            if branch.text is not None and branch.context is not None:  # many requests need the empty prompt
                 contexts.keep(branch.text, branch.context)
         at = Workplace(queue, health, told, clock)
         # From the last stage to the first, because each hands its results to the next.

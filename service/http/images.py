@@ -56,9 +56,10 @@ from service.http.responses import (
     sample_media,
 )
 from service.http.uploads import decode, most_bytes
-from service.plan.fields import MAX_PROMPT, DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
+from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
 from service.plan.plan import Plan, plan_denoise, plan_noise, plan_sample
 from service.plan.served import Served
+from service.plan.shared_fields import MAX_PROMPT
 from service.plan.texts import length_of
 
 _ESCAPED = 3  # bytes of JSON for a byte of UTF-8: "é" may be \u00e9, and an emoji two escapes

@@ -18,9 +18,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from service.errors import FieldError, Invalid
 from service.http.schemas import Schema, narrowed, without_null
 from service.plan.entries import Field, table
-from service.plan.fields import MAX_SEED, Drawing, Noise
+from service.plan.fields import Drawing, Noise
 from service.plan.limits import Limits, limits_of, resolved
 from service.plan.served import Served
+from service.plan.shared_fields import MAX_SEED
 
 Request = TypeVar("Request", bound=Drawing | Noise)
 MAX_FIELDS = 32  # of a form, and of JSON

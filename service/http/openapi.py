@@ -102,15 +102,26 @@ _INFO = _object(
     first_stage=_or_null(_object(kind=_STRING, factor=_COUNT, scaling_factor=_NUMBER, num_parameters=_COUNT)),
     preview=_or_null({"type": "string", "enum": ["linear"]}),
     text=_or_null(
-        _object(length=_COUNT, layers=_COUNT, num_parameters=_COUNT, max_prompt_bytes=_COUNT, max_prompt_tokens=_COUNT)
+        _object(
+            length=_COUNT,
+            layers=_COUNT,
+            num_parameters=_COUNT,
+            encoders=_COUNT,
+            force_zeros_for_empty_prompt={"type": "boolean"},
+            max_prompt_bytes=_COUNT,
+            max_prompt_tokens=_COUNT,
+        )
     ),
+    embedded_fields=_array(_STRING),
     safety_checker={"type": "string", "enum": ["none", "not run"]},
     out_channels=_COUNT,
     num_classes=_or_null(_COUNT),
     class_names=_or_null(_array(_STRING)),
     samplers=_array(_STRING),
     num_inference_steps=_or_null(_array(_COUNT)),
-    recommended=_object(sampler=_STRING, num_inference_steps=_COUNT, guidance_scale=_NUMBER),
+    recommended=_object(
+        sampler=_STRING, num_inference_steps=_COUNT, guidance_scale=_NUMBER, timesteps=_or_null(_array(_COUNT))
+    ),
     limits=_object(max_images=_COUNT, max_batch=_COUNT, max_queue=_COUNT, max_body=_COUNT, timeout_s=_NUMBER),
     device=_STRING,
     backend=_STRING,

@@ -15,6 +15,7 @@ from service.engine.costs import Costs
 from service.engine.engine import Engine
 from service.http import openapi
 from service.http.metrics import CONTENT_TYPE, Metrics, exposition
+from service.plan.conditions import embedded_fields
 from service.plan.served import Served
 from service.plan.texts import prompt_limits
 
@@ -83,17 +84,14 @@ class Operations:
                 "first_stage": None if vae is None else asdict(vae),
                 "preview": None if served.preview is None else "linear",
                 "text": None if model.text is None else {**asdict(model.text), **prompt_limits(model.text)},
+                "embedded_fields": embedded_fields(model),
                 "safety_checker": model.safety_checker,
                 "out_channels": model.out_channels,
                 "num_classes": model.num_classes,
                 "class_names": list(model.class_names) or None,
                 "samplers": [distilled.sampler] if distilled else list(SAMPLERS),
                 "num_inference_steps": list(distilled.num_inference_steps) if distilled else None,
-                "recommended": {
-                    "sampler": model.recommended.sampler,
-                    "num_inference_steps": model.recommended.num_inference_steps,
-                    "guidance_scale": model.recommended.guidance_scale,
-                },
+                "recommended": asdict(model.recommended),
                 "limits": {
                     "max_images": settings.max_images,
                     "max_batch": max(self.engine.widths),

@@ -4,10 +4,12 @@ from typing import Any
 
 from model.description import ModelDescription
 from model.samplers import SAMPLERS
-from service.plan.fields import MAX_PROMPT, Denoise, Noise, Sample
-from service.plan.guidance import is_guidable
+from service.plan.fields import Denoise, Noise, Sample
+from service.plan.guidance import is_guidable, why_one_prediction
 from service.plan.limits import Limits
+from service.plan.micro_conditions import NEGATIVE, OWN
 from service.plan.served import Served
+from service.plan.shared_fields import MAX_PROMPT
 
 Schema = dict[str, Any]
 
@@ -27,11 +29,15 @@ def narrowed(schema: Schema, request: type, served: Served, limits: Limits) -> S
         fields["eta"]["maximum"] = 0
     if not is_guidable(model):
         fields["guidance_scale"]["anyOf"][0]["maximum"] = 1
+    if why_one_prediction(model):
         fields["guidance_interval"]["anyOf"] = [_NULL]
         fields["guidance_rescale"]["maximum"] = 0
     if served.checks_images and "output" in fields:
         fields["output"]["enum"] = ["x0"]
     _narrow_texts(fields, model, limits)
+    for name in (*OWN, *NEGATIVE):
+        if not model.embeds_sizes or (name in NEGATIVE and model.embeds_guidance):
+            fields[name]["anyOf"] = [_NULL]
     if issubclass(request, Sample):
         for name in ("height", "width"):
             sides = sorted({getattr(group, name) for group in served.groups})
@@ -66,6 +72,8 @@ def _narrow_texts(fields: dict[str, Schema], model: ModelDescription, limits: Li
             for one in text.get("anyOf", [text]):
                 if one["type"] == "string":
                     one["maxLength"] = MAX_PROMPT
+    if model.embeds_guidance:
+        fields["negative_prompt"]["anyOf"] = [_NULL]
 
 
 def _label(model: ModelDescription) -> list[Schema]:

@@ -16,68 +16,26 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from service.plan.entries import Entry
+from service.plan.shared_fields import (
+    MAX_GUIDANCE,
+    MAX_PROMPT,
+    ClipSkip,
+    CropsCoordsTopLeft,
+    GuidanceInterval,
+    GuidanceRescale,
+    Label,
+    NegativeCropsCoordsTopLeft,
+    NegativeOriginalSize,
+    NegativeTargetSize,
+    OriginalSize,
+    ScalingOfNoise,
+    Seed,
+    TargetSize,
+)
 
 MAX_IMAGES = 4096  # the most images that a setting can allow in one request
-MAX_SEED = 2**53 - 1  # the largest integer that every JSON parser keeps exactly
-MAX_PROMPT = 2**13  # bytes in UTF-8
-MAX_GUIDANCE = 30
 
-Label = int | str | None
-Scaling = Literal["variance_preserving", "additive"]
 Output = Literal["x0", "model_output", "previous"]
-
-Seed = Annotated[
-    int | None,
-    Entry(
-        help="Seed of the noise. The server draws one if none is given.",
-        ge=0,
-        le=MAX_SEED,
-        refused="more than 2^53 − `num_images`",
-        flags=("--seed", "-s"),
-    ),
-]
-ScalingOfNoise = Annotated[
-    Scaling,
-    Entry(
-        help="variance_preserving: the noisy image is √ᾱ·x_0 + √(1−ᾱ)·noise. "
-        "additive: it is x_0 + σ·noise, as camera noise is.",
-        refused="`additive` at a `timestep` of pure noise",
-    ),
-]
-ClipSkip = Annotated[
-    int,
-    Entry(
-        help="How many of the text encoder's last layers are left out for the prompt. Where others say clip skip 2, "
-        "this is 1.",
-        ge=0,
-        le="most_clip_skip",
-        refused="more than 0 for a model without text",
-        is_optional=True,
-    ),
-]
-GuidanceRescale = Annotated[
-    float,
-    Entry(
-        help="Takes back the contrast that guidance adds: 0 nothing of it, 1 all of it. It helps where images get too "
-        "bright or too dark.",
-        ge=0,
-        le=1,
-        refused="more than 0 for a model without guidance",
-        is_optional=True,
-    ),
-]
-GuidanceInterval = Annotated[
-    Sequence[float] | None,
-    Entry(
-        help="From and to, as shares of the steps: step i of N has guidance if from ≤ i/N < to, counted from 0. "
-        "The other steps take half of the work. Default: all steps.",
-        ge=0,
-        le=1,
-        length=2,
-        refused="a list that falls; any but [0, 1] for a model without guidance",
-        is_optional=True,
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +165,12 @@ class Sample(Drawing):
             is_optional=True,
         ),
     ] = None
+    original_size: OriginalSize = None
+    target_size: TargetSize = None
+    crops_coords_top_left: CropsCoordsTopLeft = None
+    negative_original_size: NegativeOriginalSize = None
+    negative_target_size: NegativeTargetSize = None
+    negative_crops_coords_top_left: NegativeCropsCoordsTopLeft = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +246,12 @@ class Denoise(Drawing):
     ] = None
     guidance_rescale: GuidanceRescale = 0.0
     guidance_interval: GuidanceInterval = None
+    original_size: OriginalSize = None
+    target_size: TargetSize = None
+    crops_coords_top_left: CropsCoordsTopLeft = None
+    negative_original_size: NegativeOriginalSize = None
+    negative_target_size: NegativeTargetSize = None
+    negative_crops_coords_top_left: NegativeCropsCoordsTopLeft = None
 
 
 @dataclass(frozen=True, kw_only=True)

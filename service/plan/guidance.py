@@ -11,6 +11,8 @@ Interval = tuple[float, float]
 
 ALL_STEPS: Interval = (0.0, 1.0)
 
+EMBEDDED = "this network has guidance embedded, and makes no second prediction to compare with"
+
 
 class Guidance(NamedTuple):
     """The guidance of a row.
@@ -19,15 +21,27 @@ class Guidance(NamedTuple):
         scale: more than 1 guides.
         interval: from and to, as shares of the steps.
         rescale: 0 to 1.
+        is_embedded: the network is told the scale, in the place of a second prediction.
     """
 
     scale: float = 1.0
     interval: Interval = ALL_STEPS
     rescale: float = 0.0
+    is_embedded: bool = False
 
     @property
     def is_on(self) -> bool:
         return self.scale > 1
+
+    @property
+    def combines(self) -> bool:
+        """Whether two predictions are combined."""
+        return self.is_on and not self.is_embedded
+
+    @property
+    def w(self) -> float | None:
+        """As model.rows.Condition has it."""
+        return max(0.0, self.scale - 1) if self.is_embedded else None
 
     @property
     def fields(self) -> dict[str, object]:
@@ -39,9 +53,14 @@ class Guidance(NamedTuple):
         }
 
     @property
+    def in_effect(self) -> "Guidance":
+        """The same without what has no effect."""
+        return self if self.is_on else OFF._replace(is_embedded=self.is_embedded)
+
+    @property
     def recipe(self) -> dict[str, object]:
         """The fields, as a recipe has them: null for what has no effect."""
-        on = self if self.is_on else OFF
+        on = self.in_effect
         return {
             "guidance_scale": on.scale,
             "guidance_interval": None if on.interval == ALL_STEPS else list(on.interval),
@@ -55,6 +74,13 @@ OFF = Guidance()
 def is_guidable(model: ModelDescription) -> bool:
     """Whether the network knows what guidance needs: texts, or both labels and "no label"."""
     return model.text is not None or (model.num_classes is not None and not model.needs_label)
+
+
+def why_one_prediction(model: ModelDescription) -> str | None:
+    """Why the network never makes a second prediction for guidance. None if it does."""
+    if model.embeds_guidance:
+        return EMBEDDED
+    return None if is_guidable(model) else "this model knows no guidance"
 
 
 def guidance_of(
@@ -78,7 +104,7 @@ def guidance_of(
         raise Invalid.field("guidance_scale", f"must be at most 1: {why}; it is {scale:g}")
     elif scale > 1 and not tells:
         raise Invalid.field("guidance_scale", f"must be at most 1 without a class_label, and is {scale:g}")
-    return Guidance(float(scale), _interval(request, model), _rescale(request, model))
+    return Guidance(float(scale), _interval(request, model), _rescale(request, model), model.embeds_guidance)
 
 
 def _interval(request: Sample | Denoise, model: ModelDescription) -> Interval:
@@ -87,13 +113,14 @@ def _interval(request: Sample | Denoise, model: ModelDescription) -> Interval:
     begin, end = (abs(float(share)) for share in request.guidance_interval)  # -0.0 is 0.0
     if begin > end:
         raise Invalid.field("guidance_interval", f"must not fall, and is {begin:g} to {end:g}")
-    if (begin, end) != ALL_STEPS and not is_guidable(model):
-        raise Invalid.field("guidance_interval", f"must be [0, 1]: this model knows no guidance; it is {[begin, end]}")
+    why = why_one_prediction(model)
+    if (begin, end) != ALL_STEPS and why:
+        raise Invalid.field("guidance_interval", f"must be [0, 1]: {why}; it is {[begin, end]}")
     return begin, end
 
 
 def _rescale(request: Sample | Denoise, model: ModelDescription) -> float:
-    if request.guidance_rescale and not is_guidable(model):
-        why = "this model knows no guidance"
+    why = why_one_prediction(model)
+    if request.guidance_rescale and why:
         raise Invalid.field("guidance_rescale", f"must be 0: {why}; it is {request.guidance_rescale:g}")
     return abs(float(request.guidance_rescale))

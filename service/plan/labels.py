@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from model.description import ModelDescription
 from service.errors import Invalid
-from service.plan.fields import Label
+from service.plan.shared_fields import Label
 
 
 def labels_of(label: Label | Sequence[Label], num_images: int, model: ModelDescription) -> list[int | None]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from model.description import ModelDescription
 from service.plan.entries import Limit
-from service.plan.fields import MAX_SEED
+from service.plan.shared_fields import MAX_SEED
 
 Limits = Mapping[str, float]
 

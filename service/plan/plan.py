@@ -17,12 +17,13 @@ from model.samplers import StepTable
 from model.schedule import Schedule
 from service.errors import Invalid
 from service.plan import sizes, steps
-from service.plan.conditions import recipe_of, told_of
+from service.plan.conditions import asked_of, recipe_of
 from service.plan.entries import deciding
-from service.plan.fields import MAX_SEED, DenoiseRequest, NoiseRequest, SampleRequest
+from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest
 from service.plan.labels import class_of, label_of, labels_of
 from service.plan.served import Served
-from service.plan.texts import HASHES, fields_of
+from service.plan.shared_fields import MAX_SEED
+from service.plan.texts import HASHES
 
 Parameters = dict[str, object]
 
@@ -77,19 +78,19 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
     labels = labels_of(request.class_label, n, model)
     if model.needs_label:
         labels = [class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]
-    told, guidance, warnings = told_of(request, labels, model.recommended.guidance_scale, served)
     group = sizes.asked(request, served.groups)
+    told, fields, warnings = asked_of(request, labels, model.recommended.guidance_scale, group, served)
     rows = [Row(table, seed + i, group, latent=latent, **one.of_row) for i, one in enumerate(told)]
 
     timeout_s = timeout if request.timeout_s is None else request.timeout_s
     one_label = isinstance(request.class_label, int | str | None) and len(set(labels)) == 1
     filled: Parameters = {
         **vars(request),
-        **guidance.fields,
-        **fields_of(request, model),
+        **fields,
         "seed": seed,
         "sampler": sampler,
         "num_inference_steps": grid if isinstance(grid, int) else None,
+        "timesteps": None if isinstance(grid, int) else [*grid],
         "eta": abs(float(request.eta)),
         "class_label": labels[0] if one_label else labels,
         "height": group.height,
@@ -135,8 +136,8 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     label = label_of(request.class_label, model)
     if label is None and model.needs_label:
         raise Invalid.field("class_label", "is required: this model was trained with labels only")
-    [told], guidance, warnings = told_of(request, [label], 1.0, served)
     group = sizes.of_upload(image, served)
+    [told], fields, warnings = asked_of(request, [label], 1.0, group, served)
 
     if request.scaling == "additive":
         image = image * np.float32(math.sqrt(schedule.alphas_cumprod[request.timestep]))
@@ -155,8 +156,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     timeout_s = timeout if request.timeout_s is None else request.timeout_s
     filled: Parameters = {
         **vars(request),
-        **guidance.fields,
-        **fields_of(request, model),
+        **fields,
         "seed": seed,
         "sampler": sampler,
         "eta": abs(float(request.eta)),

@@ -85,7 +85,7 @@ def fingerprint_parts(
         "model": model.recipe_name,
         "weights": model.digest,
         **({} if default == model.group else {"size": str(default)}),
-        **({} if recommended is None else {"recommended": " ".join(map(str, astuple(recommended)))}),
+        **({} if recommended is None else {"recommended": _in_words(recommended)}),
         **({} if recipe_prompts or model.text is None else {"recipe_prompts": 0}),
         **backend,
         **host,
@@ -93,6 +93,10 @@ def fingerprint_parts(
         "python": ".".join(platform.python_version_tuple()[:2]),
         "image_encoder": image_encoder,
     }
+
+
+def _in_words(recommended: Recommended) -> str:
+    return " ".join(str(value) for value in astuple(recommended) if value is not None)
 
 
 def _numpy_instructions() -> list[str]:

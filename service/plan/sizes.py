@@ -1,11 +1,33 @@
-"""Which of the served sizes a request is for. Messages write a size as WIDTHxHEIGHT."""
+"""Which sizes are usual, and which of the served ones a request is for. Messages write a size as WIDTHxHEIGHT."""
 
 from collections.abc import Sequence
 
+from model.description import ModelDescription
 from model.rows import Group, Image
 from service.errors import Invalid
 from service.plan.fields import SampleRequest
 from service.plan.served import Served
+
+_UNIT = 64  # pixels; sides are multiples of it
+_ASPECTS = (5 / 4, 16 / 9)  # from and to, of images that are no squares
+
+
+def usual(model: ModelDescription) -> tuple[Group, ...]:
+    """The size that the weights were trained for, and for models with text its usual aspects.
+
+    These are buckets of SDXL's training (Podell et al. 2023, arXiv:2307.01952, appendix I): for each shorter side the
+    longest other one with no more pixels. Networks for 512x512 are often given 2:3, too.
+    """
+    native = model.group
+    side = native.height // _UNIT
+    if model.text is None or _UNIT % model.factor or native != (side * _UNIT, side * _UNIT):
+        return (native,)
+    wide = [(short, side * side // short) for short in range(side - 1, 0, -1)]
+    sides = [(short, long) for short, long in wide if _ASPECTS[0] <= long / short <= _ASPECTS[1]]
+    if side == 512 // _UNIT:
+        sides.append((side, side * 3 // 2))
+    both = [aspect for short, long in sides for aspect in ((short, long), (long, short))]
+    return native, *(Group(_UNIT * height, _UNIT * width) for height, width in both)
 
 
 def asked(request: SampleRequest, groups: Sequence[Group]) -> Group:

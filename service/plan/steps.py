@@ -3,6 +3,8 @@
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+
 from model.description import ModelDescription
 from model.grids import GridError
 from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
@@ -31,7 +33,7 @@ def of_sample(request: Sample, model: ModelDescription) -> Steps:
         Invalid: names the field, its value and its limits.
     """
     sampler = _sampler(request, model)
-    grid = _grid(request, model)
+    grid = _grid(request, sampler, model)
     field = "num_inference_steps" if isinstance(grid, int) else "timesteps"
     try:
         table = sample_table(model.schedule, sampler, grid, request.eta)
@@ -76,9 +78,11 @@ def _sampler(request: Drawing, model: ModelDescription) -> str:
     return sampler
 
 
-def _grid(request: Sample, model: ModelDescription) -> int | tuple[int, ...]:
+def _grid(request: Sample, sampler: str, model: ModelDescription) -> int | tuple[int, ...]:
     """The number of steps, or the timesteps themselves."""
     asked, timesteps = request.num_inference_steps, request.timesteps
+    if asked is None and timesteps is None and _takes_recommended(sampler, model):
+        timesteps = model.recommended.timesteps
     if timesteps is None:
         steps = model.recommended.num_inference_steps if asked is None else asked
         _check_steps(steps, model.schedule.num_train_timesteps, "", model)
@@ -91,6 +95,18 @@ def _grid(request: Sample, model: ModelDescription) -> int | tuple[int, ...]:
         if after >= before:
             raise Invalid.field("timesteps", f"must fall from each to the next, and {after} comes after {before}")
     return tuple(timesteps)
+
+
+def _takes_recommended(sampler: str, model: ModelDescription) -> bool:
+    """Whether there are recommended timesteps, and the sampler takes a list."""
+    timesteps, through = model.recommended.timesteps, SAMPLERS[sampler].through
+    if timesteps is None or through is None:
+        return False
+    try:
+        through(model.schedule, np.array(timesteps, np.int64))
+    except GridError:
+        return False
+    return True
 
 
 def _check_steps(steps: int, most: int, why: str, model: ModelDescription) -> None:

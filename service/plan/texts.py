@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from model.description import ModelDescription, TextDescription
-from model.rows import Condition, Text, Tokens
+from model.rows import Condition, Tokens
 from service.errors import Invalid
-from service.plan.fields import MAX_PROMPT, Denoise, Sample
+from service.plan.fields import Denoise, Sample
+from service.plan.guidance import EMBEDDED
 from service.plan.served import Served
+from service.plan.shared_fields import MAX_PROMPT
 
 Prompts = str | Sequence[str | None] | None
 
@@ -27,7 +29,8 @@ class Words:
 
     Attributes:
         prompt: the empty text if none was given.
-        negative_prompt: None if none was given, or if it has no effect.
+        negative_prompt: None if none was given, or if it has no effect. Its branch then has the empty text, or no text
+            where the pipeline says so (force_zeros_for_empty_prompt).
         clip_skip: of the prompt.
         branches: of the row.
     """
@@ -46,30 +49,34 @@ def words_of(
     Each text becomes tokens once. A model without text has no words.
 
     Raises:
-        Invalid: the model has no text, or a list is not as long as the images.
+        Invalid: the model has no text or no negative prompt, or a list is not as long as the images.
     """
-    if served.model.text is None:
+    text = served.model.text
+    if text is None:
         _check_no_text(request, served.model)
         return [], []
+    if served.model.embeds_guidance and request.negative_prompt is not None:
+        raise Invalid.field("negative_prompt", f"must be null: {EMBEDDED}")
     assert served.tokenize is not None
-    prompts = ["" if text is None else text for text in _each("prompt", request.prompt, num_images)]
+    prompts = ["" if prompt is None else prompt for prompt in _each("prompt", request.prompt, num_images)]
     negatives = _each("negative_prompt", request.negative_prompt, num_images)
     warnings: list[str] = []
     if not is_guided:
         if any(negatives):
             warnings.append("the negative prompt has no effect: guidance_scale is at most 1, which is no guidance")
         negatives = [None] * num_images
-    against = ["" if text is None else text for text in negatives] if is_guided else []
+    zeros = text.force_zeros_for_empty_prompt
+    against = [None if zeros and one is None else one or "" for one in negatives] if is_guided else []
 
-    tokens = {text: served.tokenize(text) for text in dict.fromkeys([*prompts, *against])}
-    fits = prompt_limits(served.model.text)["max_prompt_tokens"]
+    tokens = {one: served.tokenize(one) for one in dict.fromkeys([*prompts, *against]) if one is not None}
+    fits = prompt_limits(text)["max_prompt_tokens"]
     warnings += _cuts("prompt", prompts, tokens, fits)
     warnings += _cuts("negative prompt", against, tokens, fits)
 
     words = []
     for i, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
-        own = Condition(text=Text(tokens[prompt].ids, request.clip_skip))
-        other = [Condition(text=Text(tokens[against[i]].ids))] if is_guided else []
+        own = Condition(text=tokens[prompt].text(request.clip_skip))
+        other = [Condition(text=None if one is None else tokens[one].text()) for one in against[i : i + 1]]
         words.append(Words(prompt, negative, request.clip_skip, (own, *other)))
     return words, warnings
 
@@ -128,9 +135,9 @@ def _each(name: str, texts: Prompts, num_images: int) -> list[str | None]:
     return list(texts)
 
 
-def _cuts(name: str, texts: Sequence[str], tokens: Mapping[str, Tokens], fits: int) -> Iterator[str]:
+def _cuts(name: str, texts: Sequence[str | None], tokens: Mapping[str, Tokens], fits: int) -> Iterator[str]:
     """A sentence for each text that was cut."""
-    cut = [text for text in dict.fromkeys(texts) if tokens[text].cut]
+    cut = [text for text in dict.fromkeys(texts) if text is not None and tokens[text].cut]
     for text in cut[:_MOST_WARNINGS]:
         which = "" if len(set(texts)) == 1 else f" of image {texts.index(text) + 1} of {len(texts)}"
         lost = tokens[text].cut

@@ -9,6 +9,7 @@ from rich.text import Text
 from stepwise import DEFAULT_URL, AsyncClient, Info
 from stepwise.cli import options
 from stepwise.cli.connect import Server, run
+from stepwise.results import RecommendedInfo
 
 
 def info(
@@ -35,6 +36,13 @@ def info(
     Console(highlight=False).print(table)
 
 
+def _steps(recommended: RecommendedInfo) -> str:
+    timesteps = recommended.get("timesteps")
+    if timesteps:
+        return f"timesteps {', '.join(map(str, timesteps))}"
+    return f"{recommended['num_inference_steps']} steps"
+
+
 def facts(info: Info) -> list[tuple[str, str]]:
     """The facts of the document, for a person."""
     model, recommended, limits = info["model"], info["recommended"], info["limits"]
@@ -48,10 +56,11 @@ def facts(info: Info) -> list[tuple[str, str]]:
         ("prompts", _prompts(info)),
         ("samplers", ", ".join(info["samplers"])),
         ("steps", f"{' or '.join(map(str, steps))}, which it was distilled for" if steps else ""),
-        ("recommended", f"{recommended['sampler']}, {recommended['num_inference_steps']} steps{guided}"),
+        ("recommended", f"{recommended['sampler']}, {_steps(recommended)}{guided}"),
         ("trained with", f"{info['num_train_timesteps']} timesteps; predicts {info['prediction_type']}"),
         ("first stage", _first_stage(info)),
         ("text encoder", _text_encoder(info)),
+        ("is told", ", ".join(info.get("embedded_fields", ()))),
         ("safety checker", "not run" if info.get("safety_checker") == "not run" else ""),
         ("computed by", f"{info['backend']} on {info['device']}, in {info['precision']}"),
         ("a step takes", _speeds(info["seconds_per_step"], "image", "images")),
@@ -87,7 +96,11 @@ def _prompts(info: Info) -> str:
 
 def _text_encoder(info: Info) -> str:
     text = info.get("text")
-    return "" if text is None else f"{text['layers']} layers, {text['num_parameters']:,} parameters"
+    if text is None:
+        return ""
+    count = text.get("encoders", 1)
+    encoders = f"{count} encoders, at least " if count > 1 else ""
+    return f"{encoders}{text['layers']} layers, {text['num_parameters']:,} parameters"
 
 
 def _first_stage(info: Info) -> str:

@@ -89,7 +89,7 @@ def sample(
     images, done = run(server, draw)
     pngs = {f"{image.seed}.png": image.png for image in images}
     if as_sheet:
-        pngs = {"sheet.png": sheet(list(pngs.values()), done.parameters)}
+        pngs = {"sheet.png": sheet(list(pngs.values()))}
     paths = target.write(pngs)
     if as_json:
         files = paths if len(paths) == len(images) else paths * len(images)

@@ -1,8 +1,7 @@
 """Contact sheets, byte for byte as the server makes them from the same images."""
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -15,12 +14,8 @@ from stepwise import Unreachable, read_recipe
 _TEXTS = ("prompt", "negative_prompt", "prompt_sha256", "negative_prompt_sha256")  # one for all, or one for each image
 
 
-def sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
-    """A PNG with all images of a request, and one recipe for all.
-
-    Args:
-        pngs: as the server sent them.
-        parameters: of the whole request, with its defaults filled in.
+def sheet(pngs: Sequence[bytes]) -> bytes:
+    """A PNG with all images of a request, as the server sent them, and one recipe for all.
 
     Raises:
         Unreachable: the PNGs are not those of one request to a Stepwise server.
@@ -28,12 +23,12 @@ def sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
     if len(pngs) == 1:
         return pngs[0]
     try:
-        return _sheet(pngs, parameters)
-    except (KeyError, OSError, SyntaxError, ValueError) as error:
+        return _sheet(pngs)
+    except (KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
         raise Unreachable(f"the server sends no images of Stepwise: {error}") from error
 
 
-def _sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
+def _sheet(pngs: Sequence[bytes]) -> bytes:
     recipes = [read_recipe(png) for png in pngs]
     texts_of_all = {name: [recipe.get(name) for recipe in recipes] for name in _TEXTS}
     recipe = {
@@ -42,7 +37,7 @@ def _sheet(pngs: Sequence[bytes], parameters: Mapping[str, Any]) -> bytes:
         },  # all names; the first's values
         "num_images": len(pngs),
         "class_label": [recipe["class_label"] for recipe in recipes],
-        "guidance_scale": parameters["guidance_scale"],
+        "guidance_scale": max(recipe["guidance_scale"] for recipe in recipes),  # 1 for images without guidance
         **{name: texts for name, texts in texts_of_all.items() if len(set(texts)) > 1},
     }
     return encode_png(contact_sheet([_values(png) for png in pngs]), recipe)

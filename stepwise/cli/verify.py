@@ -217,7 +217,7 @@ class Again:
                 from stepwise.cli.sheets import sheet
 
             drawn = await self.client.sample(num_images=recipe["num_images"], **settings)
-            return sheet([image.png for image in drawn.images], drawn.parameters)
+            return sheet([image.png for image in drawn.images])
         return (await self.client.sample(**settings)).images[0].png
 
     def _secret_prompts(self, recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 /** The settings of a drawing. */
 
 import { choiceField, complain, h, numberField, numberOf, proseField, schemaField, seedField, selectField } from "./controls.js";
-import { ETA, GUIDANCE, classNames, randomSeed, samplerName, sizeName, takesEta, takesText } from "./model.js";
+import { ETA, GUIDANCE, classNames, randomSeed, samplerName, sizeName, takesEta, takesNegative, takesText } from "./model.js";
 
 export const ANY = "any";
 const EACH = "each";
@@ -24,7 +24,10 @@ function stepsField(info) {
   const only = info.num_inference_steps;
   if (only) return choiceField({ ...common, options: only.map((count) => [String(count), String(count)]) });
   const max = info.num_train_timesteps;
-  return numberField({ ...common, min: 1, max, slider: Math.min(max, SLIDER_STEPS) });
+  const field = numberField({ ...common, min: 1, max, slider: Math.min(max, SLIDER_STEPS) });
+  const { num_inference_steps, timesteps } = info.recommended;
+  if (timesteps) field.root.append(h("p", { className: "hint" }, `${num_inference_steps} steps are at ${timesteps.join(", ")}`));
+  return field;
 }
 
 /** The sizes of a model, if it has several. @param {import("./model.js").Info} info */
@@ -45,10 +48,9 @@ export function guidanceField(info) {
 /** The prompts of a model with text; none for others. @param {import("./model.js").Info} info */
 export function promptFields(info) {
   if (!takesText(info)) return [];
-  return [
-    proseField({ name: "prompt", label: "Prompt", rows: 3, placeholder: "what is drawn" }),
-    proseField({ name: "negative_prompt", label: "Negative prompt", rows: 2, placeholder: "what is not drawn" }),
-  ];
+  const prompt = proseField({ name: "prompt", label: "Prompt", rows: 3, placeholder: "what is drawn" });
+  if (!takesNegative(info)) return [prompt];
+  return [prompt, proseField({ name: "negative_prompt", label: "Negative prompt", rows: 2, placeholder: "what is not drawn" })];
 }
 
 /** The API's fields for prompts. An empty negative prompt is left out. */

@@ -13,9 +13,10 @@
  * @property {number|null} num_classes
  * @property {string[]|null} class_names
  * @property {object|null} text facts of the text encoder; null for models without prompts
+ * @property {string[]} embedded_fields the fields of a request that the network is told as numbers
  * @property {string[]} samplers
  * @property {number[]|null} num_inference_steps the choices of distilled weights; null for other weights
- * @property {{sampler: string, num_inference_steps: number, guidance_scale: number}} recommended
+ * @property {{sampler: string, num_inference_steps: number, guidance_scale: number, timesteps: number[]|null}} recommended
  * @property {{max_images: number, timeout_s: number}} limits
  * @property {string} device
  * @property {string} precision
@@ -30,7 +31,7 @@ export const ETA = { min: 0, max: 1 };
 export const MAX_SEED = 2 ** 53 - 1;
 
 const SAMPLERS = {
-  ddim: "DDIM", ddpm: "DDPM", dpmpp_2m: "DPM-Solver++ 2M", euler: "Euler", euler_a: "Euler ancestral", pndm: "PNDM",
+  ddim: "DDIM", ddpm: "DDPM", dpmpp_2m: "DPM-Solver++ 2M", euler: "Euler", euler_a: "Euler ancestral", lcm: "LCM", pndm: "PNDM",
 };
 const PIXELATED_BELOW = 128; // pixels of the longer side
 const LONGEST_NAME = 120; // characters of an image's name
@@ -43,6 +44,9 @@ export const takesEta = (sampler) => sampler === "ddim";
 
 /** Whether the model draws what a text says. @param {Info} info */
 export const takesText = (info) => Boolean(info.text);
+
+/** Whether the model compares with a negative prompt. A network that is told guidance_scale does not. @param {Info} info */
+export const takesNegative = (info) => takesText(info) && !info.embedded_fields.includes("guidance_scale");
 
 /** What an image is called: its class, or the beginning of its prompt. @param {Info} info @param {Recipe} recipe */
 export function nameOf(info, { class_label: label = null, prompt = "" }) {

@@ -1,0 +1,45 @@
+"""The pipelines of text-to-image that are served: what each class decides beside the configs of its parts."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+_ONE_ENCODER = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_TWO_ENCODERS = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+
+
+class TextPipeline(NamedTuple):
+    """A class of pipelines, as diffusers has it.
+
+    Attributes:
+        name: of the class.
+        parts: that model_index.json must name.
+        num_inference_steps, guidance_scale: the pipeline's defaults.
+        sets: fields of the scheduler's config that the pipeline's constructor sets, whatever the file says.
+        embeds_sizes: whether the pipeline tells the U-Net sizes and the pooled text.
+        embeds_guidance: whether the U-Net must take guidance_scale.
+    """
+
+    name: str
+    parts: tuple[str, ...] = _ONE_ENCODER
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    sets: Mapping[str, Any] = {}
+    embeds_sizes: bool = False
+    embeds_guidance: bool = False
+
+
+_SD = TextPipeline("StableDiffusionPipeline", sets={"steps_offset": 1, "clip_sample": False})
+_XL = TextPipeline("StableDiffusionXLPipeline", _TWO_ENCODERS, guidance_scale=5.0, embeds_sizes=True)
+_LCM = TextPipeline(
+    "LatentConsistencyModelPipeline", num_inference_steps=4, guidance_scale=8.5, embeds_guidance=True
+)  # fmt: skip
+
+# By name. Pipelines of image-to-image have the parts of text-to-image, and are served as that.
+TEXT_PIPELINES = {
+    "StableDiffusionPipeline": _SD,
+    "StableDiffusionImg2ImgPipeline": _SD,
+    "StableDiffusionXLPipeline": _XL,
+    "StableDiffusionXLImg2ImgPipeline": _XL,
+    "LatentConsistencyModelPipeline": _LCM,
+    "LatentConsistencyModelImg2ImgPipeline": _LCM,
+}
