@@ -23,7 +23,8 @@ class Network:
 
     Attributes:
         name: denoiser, decoder, encoder, text encoder or text encoder 2.
-        module: float32, on the CPU. Its arguments have the names and order of `inputs`, and are float32 [B, …] each.
+        module: on the CPU. Its parameters may be in half precision. Its arguments have the names and order of `inputs`,
+            and are float32 [B, …] each.
         digest: ModelDescription.digest.
         inputs: what the network takes: the shape of a row of each input, at the size that the weights were trained for.
             The first is x: images or latents, (C, h, w), or embedded tokens, (N, C). The network takes other heights
