@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 MODEL, WEIGHTS, SUMS = "model.xml", "model.bin", "sums.json"
 _FEW_PIXELS = 16
+_TRACED = 32  # height and width of x in a trace, or a little more
 _PAGE = 512  # words
 _AT_ONCE = 2**22  # bytes of a file in memory
 _SOURCES = (
@@ -66,7 +67,7 @@ def convert(network: Network) -> ov.Model:
     Its inputs are those of the network that the output depends on, [B, …] each, by name. Its constants are the
     network's parameters, in their precision. Those in half precision are widened where they are used.
     """
-    example = tuple(torch.zeros(1, *shape) for shape in network.inputs.values())
+    example = tuple(torch.zeros(1, *shape) for shape in network.at(_small(network)).values())
     # This is ov.convert_model without its usage statistics. Tracing is deprecated in torch and warns about torch's own
     # code. check_trace would run the network three more times; tests compare the outputs instead.
     with torch.inference_mode(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
@@ -75,6 +76,15 @@ def convert(network: Network) -> ov.Model:
             trace = TorchScriptPythonDecoder(network.module, example_input=example, trace_kwargs={"check_trace": False})
         frontend = FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(trace))
+
+
+def _small(network: Network) -> tuple[int, ...]:
+    """The shape of a row of x for a trace, which computes with x on one thread: minutes for a large image."""
+    channels, *sides = network.inputs["x"]
+    if len(sides) < 2:
+        return channels, *sides
+    side = ceil(_TRACED / network.factor) * network.factor
+    return channels, *(min(side, native) for native in sides)
 
 
 class _WidenedAtUse(TorchFunctionMode):
