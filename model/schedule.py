@@ -1,7 +1,7 @@
 """The noise schedule: betas → ᾱ, in float64.
 
 The forward process is x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε (Ho et al. 2020, arXiv:2006.11239, eq. 4). Names and defaults of the
-fields are those of diffusers' scheduler_config.json. Only clips_lcm is our own.
+fields are those of diffusers' scheduler_config.json.
 """
 
 import math
@@ -42,7 +42,6 @@ class Schedule(BaseModel):
     prediction_type: PredictionType = "epsilon"
     clip_sample: bool = True
     clip_sample_range: float = Field(1.0, gt=0)
-    clips_lcm: bool | None = Field(None, description="whether the sampler lcm clips, too; None: as clip_sample says")
     thresholding: bool = False
     dynamic_thresholding_ratio: float = Field(0.995, gt=0, le=1)
     sample_max_value: float = Field(1.0, gt=0)
@@ -97,9 +96,10 @@ class Schedule(BaseModel):
 
     @property
     def clips_multistep(self) -> bool:
-        """Whether clip_sample also bounds x_0 in DPM-Solver++, Euler and Euler a.
+        """Whether clip_sample also bounds x_0 in DPM-Solver++, Euler, Euler a and LCM.
 
-        Only if the config sets clip_sample: diffusers' solvers do not have this field.
+        Only if the config sets clip_sample: diffusers' solvers do not have this field, and LCMScheduler's default is
+        false.
         """
         return self.clip_sample and "clip_sample" in self.model_fields_set
 

@@ -84,10 +84,7 @@ def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeli
     Raises:
         CheckpointError: naming the file, the field and what was expected.
     """
-    fields = {**values, **pipeline.sets}
-    schedule = read_scheduler(path, fields).schedule
-    if "clip_sample" not in fields:
-        schedule = schedule.with_fields(clips_lcm=False)  # the default is true for DDIM and DDPM, and false for LCM
+    schedule = read_scheduler(path, {**values, **pipeline.sets}).schedule
     kind, steps = str(values.get("_class_name")), pipeline.num_inference_steps
     sampler = _SAMPLERS.get(kind)
     if sampler is None:
