@@ -237,6 +237,16 @@ def test_an_uploaded_image_picks_its_size() -> None:
         assert (noisy.rows[0].start.shape, noisy.group, noisy.rows[0].group) == (shape, group, group)
 
 
+def test_images_of_the_same_values_and_of_other_sizes_have_other_canonical_forms() -> None:
+    """Their hashes are the same."""
+    served = replace(SERVED, groups=(Group(4, 8), Group(8, 4), Group(2, 16)))
+    images = [np.zeros((1, *group), np.float32) for group in served.groups]
+    one, *others = (plan_denoise(DenoiseRequest(500, seed=7), image, served, 300) for image in images)
+    for other in others:
+        assert other.recipes[0]["image_sha256"] == one.recipes[0]["image_sha256"]
+        assert other.canonical != one.canonical
+
+
 @pytest.mark.parametrize(
     ("served", "shape", "said"),
     [

@@ -172,7 +172,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
         group=group,
         parameters=_kept(DenoiseRequest, filled, "image", "answer", "neither"),
         recipes=[recipe],
-        canonical=recipe,
+        canonical={**recipe, **_size_of(group, served)},
         timeout_s=timeout_s,
         warnings=warnings,
     )
