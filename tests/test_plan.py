@@ -93,6 +93,17 @@ def test_of_one_number_of_steps_one_is_named() -> None:
         planned(replace(STUDENT, model=model), num_inference_steps=2)
 
 
+def test_an_eta_of_minus_zero_is_zero() -> None:
+    """In the lines, too: −0.0 · noise has another sign than 0.0 · noise."""
+    plans = [planned(SERVED, sampler="ddim", eta=eta) for eta in (-0.0, 0.0)]
+    request = partial(DenoiseRequest, 500, seed=7, sampler="ddim", num_inference_steps=3)
+    image = np.zeros(MODEL.image_shape, np.float32)
+    noisy = [plan_denoise(request(eta=eta), image, SERVED, 300) for eta in (-0.0, 0.0)]
+    for minus, plus in (plans, noisy):
+        assert minus.canonical == plus.canonical
+        assert minus.rows[0].table.lines.tobytes() == plus.rows[0].table.lines.tobytes()
+
+
 # Latents.
 
 
