@@ -11,6 +11,7 @@ Interval = tuple[float, float]
 
 ALL_STEPS: Interval = (0.0, 1.0)
 
+UNGUIDED = "guidance_scale is at most 1, which is no guidance"
 EMBEDDED = "this network has guidance embedded, and makes no second prediction to compare with"
 
 
