@@ -41,7 +41,9 @@ from service.plan.served import Served, fingerprint_parts
 
 log = logging.getLogger(__name__)
 
-_OUT_OF_MEMORY = re.compile("out of memory|bad_alloc|not enough memory|can't allocate|cannot allocate", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|bad_alloc|not enough memory|can't allocate|cannot allocate|STATUS_ALLOC_FAILED", re.IGNORECASE
+)
 
 BOX = Path(__file__).parent.parent / "weights"  # the weights in the box: a checkout and the image have them
 _NO_BOX = "this installation has no weights in the box: name a folder or a file, or use a checkout or the image"
@@ -269,12 +271,12 @@ def probe_row(model: ModelDescription, group: Group, condition: Condition) -> Ro
     """A row of at most two steps that shows that the model works."""
     t = model.schedule.num_train_timesteps // 2
     table = denoise_table(model.schedule, "ddim", t, min(2, max(1, t)))
-    told = replace(
+    condition = replace(
         condition,
         time_ids=micro_conditions.of_image(group).time_ids if model.embeds_sizes else None,
         w=0.0 if model.embeds_guidance else None,
     )
-    return Row(table, seed=0, group=group, branches=(told,))
+    return Row(table, seed=0, group=group, branches=(condition,))
 
 
 def choose_device(name: str) -> torch.device:

@@ -93,6 +93,17 @@ def test_of_one_number_of_steps_one_is_named() -> None:
         planned(replace(STUDENT, model=model), num_inference_steps=2)
 
 
+def test_an_eta_of_minus_zero_is_zero() -> None:
+    """In the lines, too: −0.0 · noise has another sign than 0.0 · noise."""
+    plans = [planned(SERVED, sampler="ddim", eta=eta) for eta in (-0.0, 0.0)]
+    request = partial(DenoiseRequest, 500, seed=7, sampler="ddim", num_inference_steps=3)
+    image = np.zeros(MODEL.image_shape, np.float32)
+    noisy = [plan_denoise(request(eta=eta), image, SERVED, 300) for eta in (-0.0, 0.0)]
+    for minus, plus in (plans, noisy):
+        assert minus.canonical == plus.canonical
+        assert minus.rows[0].table.lines.tobytes() == plus.rows[0].table.lines.tobytes()
+
+
 # Latents.
 
 
@@ -235,6 +246,16 @@ def test_an_uploaded_image_picks_its_size() -> None:
         noisy = plan_noise(NoiseRequest(500), image, served, 300)
         assert noisy.rows[0].start is not None
         assert (noisy.rows[0].start.shape, noisy.group, noisy.rows[0].group) == (shape, group, group)
+
+
+def test_images_of_the_same_values_and_of_other_sizes_have_other_canonical_forms() -> None:
+    """Their hashes are the same."""
+    served = replace(SERVED, groups=(Group(4, 8), Group(8, 4), Group(2, 16)))
+    images = [np.zeros((1, *group), np.float32) for group in served.groups]
+    one, *others = (plan_denoise(DenoiseRequest(500, seed=7), image, served, 300) for image in images)
+    for other in others:
+        assert other.recipes[0]["image_sha256"] == one.recipes[0]["image_sha256"]
+        assert other.canonical != one.canonical
 
 
 @pytest.mark.parametrize(

@@ -439,6 +439,7 @@ def test_a_path_that_is_none_is_told_in_one_short_line(name: str, reason: str) -
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried"), "not enough memory (DefaultCPU"),
         (RuntimeError("Exception from src/inference: std::bad_alloc"), "not enough memory (Exception"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "not enough memory (CUDA error"),
         (RuntimeError("first line\n\n  second line"), "RuntimeError (first line second line)"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "not enough memory (Cannot allocate memory)"),
         (PermissionError(errno.EACCES, "Permission denied", "/secret/model"), "Permission denied"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.description import Recommended
-from model.rows import Condition, Row, Tokens
+from model.rows import Condition, Tokens
 from service.errors import Invalid
 from service.http.responses import EVENTS, JSON, NPY, PNG, ZIP, encoding, etag
 from service.plan.entries import table
@@ -28,6 +28,7 @@ from tests.texts import (
     TEXT,
     XL,
     XL_WITHOUT_ZEROS,
+    drawn,
     served_with,
     text_of,
     tokenize,
@@ -77,13 +78,6 @@ def each(texts: str | Sequence[str | None] | None, count: int) -> list[str]:
     return ["" if text is None else text for text in spread(texts, count)]
 
 
-def drawn(row: Row) -> tuple[object, ...]:
-    """All that decides a row's image, for rows that share steps and size."""
-    guided = len(row.branches) > 1
-    how = (row.guidance_scale, row.guidance_rescale, row.guidance_interval) if guided else ()
-    return row.seed, row.branches, how
-
-
 @examples(200)
 @given(requests())
 def test_a_row_has_its_prompt_and_where_guided_its_negative_one(request: SampleRequest) -> None:
@@ -114,17 +108,6 @@ def test_each_recipe_draws_its_image_again(request: SampleRequest, has_prompts: 
         [alone] = planned(served, **again).rows
         assert drawn(alone) == drawn(row)
         assert planned(served, **again).recipes == [recipe]
-
-
-@examples(500)
-@given(requests(), requests())
-def test_requests_of_one_canonical_form_draw_the_same_images(one: SampleRequest, other: SampleRequest) -> None:
-    plans = [plan_of(request) for request in (one, other)]
-    if plans[0].canonical == plans[1].canonical:
-        assert [drawn(row) for row in plans[0].rows] == [drawn(row) for row in plans[1].rows]
-        assert plans[0].recipes == plans[1].recipes
-    else:
-        assert etag(plans[0], PNG) != etag(plans[1], PNG)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from model.description import ModelDescription, Recommended, TextDescription
-from model.rows import Condition, Text, Tokenize, Tokens
+from model.rows import Condition, Row, Text, Tokenize, Tokens
 from model.schedule import Schedule
 from service.plan.served import Served
 from tests import local, test_responses
@@ -38,6 +38,13 @@ def tokenize_twice(prompt: str) -> Tokens:
 def text_of(prompt: str, clip_skip: int = 0) -> Condition:
     """What a row is told by a prompt."""
     return Condition(text=Text(tokenize(prompt).ids, clip_skip))
+
+
+def drawn(row: Row) -> tuple[object, ...]:
+    """All that decides the image of a row."""
+    steps = row.table.timesteps.tobytes(), row.table.lines.tobytes(), row.table.init
+    how = (row.guidance_scale, row.guidance_rescale, row.guidance_interval) if len(row.branches) > 1 else ()
+    return row.seed, row.group, steps, row.branches, how
 
 
 def with_text(model: ModelDescription) -> ModelDescription:

@@ -8,7 +8,7 @@ from model.description import ModelDescription
 from model.rows import Condition, Group
 from service.plan import micro_conditions, texts
 from service.plan.fields import Denoise, Sample
-from service.plan.guidance import OFF, Guidance, guidance_of
+from service.plan.guidance import OFF, UNGUIDED, Guidance, guidance_of
 from service.plan.served import Served
 from service.plan.texts import Words
 
@@ -83,7 +83,7 @@ def asked_of(
     words, warnings = texts.words_of(request, len(labels), guidance.combines, served)
     sizes = micro_conditions.told_of(request, group, model)
     if not guidance.combines and micro_conditions.is_negative_given(request):
-        warnings.append("negative sizes and crops have no effect: guidance_scale is at most 1, which is no guidance")
+        warnings.append(f"negative sizes and crops have no effect: {UNGUIDED}")
     each: Sequence[Words | None] = words or [None] * len(labels)
     told = [
         Told(label, one, sizes, OFF if one is None and label is None else guidance.in_effect)

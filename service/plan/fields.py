@@ -89,9 +89,10 @@ class Sample(Drawing):
     negative_prompt: Annotated[
         str | Sequence[str | None] | None,
         Entry(
-            help="What guidance leads away from, in words. Several: one for each image. Default: the empty text.",
+            help="What guidance leads away from, in words. Several: one for each image. Default: the empty text, or "
+            "for models such as SDXL no text at all.",
             max_bytes=MAX_PROMPT,
-            refused="as `prompt`",
+            refused="as `prompt`; any for a model that has guidance embedded",
             is_optional=True,
             flags=("--negative", "--negative-prompt"),
         ),
@@ -227,7 +228,8 @@ class Denoise(Drawing):
     negative_prompt: Annotated[
         str | None,
         Entry(
-            help="What guidance leads away from, in words. Default: the empty text.",
+            help="What guidance leads away from, in words. Default: the empty text, or for models such as SDXL no text "
+            "at all.",
             max_bytes=MAX_PROMPT,
             is_optional=True,
             flags=("--negative", "--negative-prompt"),

@@ -11,6 +11,7 @@ Interval = tuple[float, float]
 
 ALL_STEPS: Interval = (0.0, 1.0)
 
+UNGUIDED = "guidance_scale is at most 1, which is no guidance"
 EMBEDDED = "this network has guidance embedded, and makes no second prediction to compare with"
 
 
@@ -59,12 +60,11 @@ class Guidance(NamedTuple):
 
     @property
     def recipe(self) -> dict[str, object]:
-        """The fields, as a recipe has them: null for what has no effect."""
-        on = self.in_effect
+        """The fields of guidance `in_effect`, as a recipe has them: null for defaults."""
         return {
-            "guidance_scale": on.scale,
-            "guidance_interval": None if on.interval == ALL_STEPS else list(on.interval),
-            "guidance_rescale": on.rescale or None,
+            "guidance_scale": self.scale,
+            "guidance_interval": None if self.interval == ALL_STEPS else list(self.interval),
+            "guidance_rescale": self.rescale or None,
         }
 
 

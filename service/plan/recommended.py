@@ -103,10 +103,11 @@ def _doubt_of_steps(model: ModelDescription, wanted: Wanted) -> str | None:
     named = wanted.num_inference_steps is not None or wanted.timesteps is not None
     if named or steps <= _FEW:
         return None
+    few = wanted._replace(sampler="lcm", num_inference_steps=4)
     return (
         f"{model.name}: its network has guidance embedded, as weights for few steps have (LCM), and requests get "
-        f"{steps} steps of {sampler}: set STEPWISE_RECOMMENDED=sampler=lcm,steps=4, or what the weights' page says; "
-        f"STEPWISE_RECOMMENDED=steps={steps} keeps the steps"
+        f"{steps} steps of {sampler}: set {_written(few)}, or what the weights' page says; "
+        f"{_written(wanted._replace(num_inference_steps=steps))} keeps the steps"
     )
 
 
@@ -115,17 +116,31 @@ def _doubt_of_guidance(model: ModelDescription, wanted: Wanted) -> str | None:
     if model.text is None or recommended.guidance_scale <= 1 or wanted.guidance_scale is not None:
         return None
     if recommended.sampler == "lcm":
-        sign = "its scheduler is LCM's"
+        sign = "its sampler is lcm"
     elif schedule.timestep_spacing == "trailing" and not schedule.rescale_betas_zero_snr:
         sign = "its scheduler has timestep_spacing trailing"
     else:
         return None
-    guidance = f"{recommended.guidance_scale:g}"
+    none = wanted._replace(guidance_scale=0.0)
+    if wanted.num_inference_steps is None and wanted.timesteps is None:
+        none = none._replace(num_inference_steps=4)
+    same = wanted._replace(guidance_scale=recommended.guidance_scale)
     return (
-        f"{model.name}: {sign}, as weights for few steps have (turbo, Lightning, LCM), and requests get guidance "
-        f"{guidance}: set STEPWISE_RECOMMENDED=steps=4,guidance=0, or what the weights' page says; "
-        f"STEPWISE_RECOMMENDED=guidance={guidance} keeps the guidance"
+        f"{model.name}: {sign}, a sign of weights for few steps (turbo, Lightning, LCM), and requests get guidance "
+        f"{recommended.guidance_scale:g}: set {_written(none)}, or what the weights' page says; "
+        f"{_written(same)} keeps the guidance"
     )
+
+
+def _written(wanted: Wanted) -> str:
+    """The setting, with all that the operator has named already."""
+    named = {
+        "sampler": wanted.sampler,
+        "steps": wanted.num_inference_steps,
+        "timesteps": None if wanted.timesteps is None else "/".join(map(str, wanted.timesteps)),
+        "guidance": None if wanted.guidance_scale is None else f"{wanted.guidance_scale:g}",
+    }
+    return "STEPWISE_RECOMMENDED=" + ",".join(f"{name}={value}" for name, value in named.items() if value is not None)
 
 
 def _check_known(timesteps: Sequence[int], model: ModelDescription) -> None:

@@ -52,7 +52,7 @@ GuidanceRescale = Annotated[
         "bright or too dark.",
         ge=0,
         le=1,
-        refused="more than 0 for a model without guidance",
+        refused="more than 0 for a model without guidance, or that has guidance embedded",
         is_optional=True,
     ),
 ]
@@ -64,7 +64,7 @@ GuidanceInterval = Annotated[
         ge=0,
         le=1,
         length=2,
-        refused="a list that falls; any but [0, 1] for a model without guidance",
+        refused="a list that falls; any but [0, 1] for a model without guidance, or that has guidance embedded",
         is_optional=True,
     ),
 ]

@@ -22,6 +22,7 @@ class Steps(NamedTuple):
     """
 
     sampler: str
+    eta: float
     grid: int | tuple[int, ...]
     table: StepTable
 
@@ -33,10 +34,11 @@ def of_sample(request: Sample, model: ModelDescription) -> Steps:
         Invalid: names the field, its value and its limits.
     """
     sampler = _sampler(request, model)
+    eta = _eta(request, sampler)
     grid = _grid(request, sampler, model)
     field = "num_inference_steps" if isinstance(grid, int) else "timesteps"
     try:
-        table = sample_table(model.schedule, sampler, grid, request.eta)
+        table = sample_table(model.schedule, sampler, grid, eta)
     except GridError as error:
         raise Invalid.field(field, str(error)) from None
     if table.timesteps[-1] < model.first_timestep:
@@ -45,7 +47,7 @@ def of_sample(request: Sample, model: ModelDescription) -> Steps:
             f"{grid} steps of {sampler} end at timestep {table.timesteps[-1]:g}, "
             f"and this network knows those from {model.first_timestep} on",
         )
-    return Steps(sampler, grid, table)
+    return Steps(sampler, eta, grid, table)
 
 
 def of_denoise(request: DenoiseRequest, model: ModelDescription) -> Steps:
@@ -57,8 +59,9 @@ def of_denoise(request: DenoiseRequest, model: ModelDescription) -> Steps:
     N, t = request.num_inference_steps, request.timestep
     _check_steps(N, max(1, t), f" at timestep {t}", model)
     sampler = _sampler(request, model)
-    table = denoise_table(model.schedule, sampler, t, 1 if request.output == "model_output" else N, request.eta)
-    return Steps(sampler, N, table.first() if request.output == "previous" else table)
+    eta = _eta(request, sampler)
+    table = denoise_table(model.schedule, sampler, t, 1 if request.output == "model_output" else N, eta)
+    return Steps(sampler, eta, N, table.first() if request.output == "previous" else table)
 
 
 def check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
@@ -73,9 +76,13 @@ def _sampler(request: Drawing, model: ModelDescription) -> str:
         raise Invalid.field("sampler", f"must be one of {', '.join(SAMPLERS)}, and is {request.sampler!r}")
     if model.distilled is not None and sampler != model.distilled.sampler:
         raise Invalid.field("sampler", f"must be {model.distilled.sampler}, {_DISTILLED}, and is {sampler}")
+    return sampler
+
+
+def _eta(request: Drawing, sampler: str) -> float:
     if request.eta and not SAMPLERS[sampler].takes_eta:
         raise Invalid.field("eta", f"must be 0 with {sampler}, and is {request.eta:g}; it is for ddim")
-    return sampler
+    return abs(float(request.eta))  # -0.0 is 0.0
 
 
 def _grid(request: Sample, sampler: str, model: ModelDescription) -> int | tuple[int, ...]:

@@ -11,7 +11,7 @@ from model.description import ModelDescription, TextDescription
 from model.rows import Condition, Tokens
 from service.errors import Invalid
 from service.plan.fields import Denoise, Sample
-from service.plan.guidance import EMBEDDED
+from service.plan.guidance import EMBEDDED, UNGUIDED
 from service.plan.served import Served
 from service.plan.shared_fields import MAX_PROMPT
 
@@ -63,7 +63,7 @@ def words_of(
     warnings: list[str] = []
     if not is_guided:
         if any(negatives):
-            warnings.append("the negative prompt has no effect: guidance_scale is at most 1, which is no guidance")
+            warnings.append(f"the negative prompt has no effect: {UNGUIDED}")
         negatives = [None] * num_images
     zeros = text.force_zeros_for_empty_prompt
     against = [None if zeros and one is None else one or "" for one in negatives] if is_guided else []
@@ -75,9 +75,11 @@ def words_of(
 
     words = []
     for i, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
-        own = Condition(text=tokens[prompt].text(request.clip_skip))
-        other = [Condition(text=None if one is None else tokens[one].text()) for one in against[i : i + 1]]
-        words.append(Words(prompt, negative, request.clip_skip, (own, *other)))
+        branches = [Condition(text=tokens[prompt].text(request.clip_skip))]
+        if is_guided:
+            other = against[i]
+            branches.append(Condition(text=None if other is None else tokens[other].text()))
+        words.append(Words(prompt, negative, request.clip_skip, tuple(branches)))
     return words, warnings
 
 
