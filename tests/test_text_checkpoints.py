@@ -643,8 +643,8 @@ def test_fields_of_networks_are_read(pipeline: Path) -> None:
 # Errors.
 
 OTHER = (
-    "_class_name is {}, which this version does not serve: it serves text-to-image of Stable Diffusion, SDXL and LCM, "
-    "and pipelines of a U-Net and a scheduler, with or without a VAE"
+    "_class_name is {}, and must be a pipeline of text-to-image (Stable Diffusion, SDXL, LCM), or of a U-Net and a "
+    "scheduler, with or without a VAE"
 )
 IF = "it belongs to IF, which is not supported"
 ALONE = "this version serves text-to-image alone"

@@ -519,9 +519,8 @@ REFINER = "this is SDXL's refiner, which only redraws the images of a base model
         (
             {"_class_name": "StableDiffusionXLInpaintPipeline"},
             (
-                "_class_name is StableDiffusionXLInpaintPipeline, which this version does not serve: it serves "
-                "text-to-image of Stable Diffusion, SDXL and LCM, and pipelines of a U-Net and a scheduler, with or "
-                "without a VAE"
+                "_class_name is StableDiffusionXLInpaintPipeline, and must be a pipeline of text-to-image (Stable "
+                "Diffusion, SDXL, LCM), or of a U-Net and a scheduler, with or without a VAE"
             ),
         ),
         (
