@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from model.description import Distilled
+from model.description import Distilled, ModelDescription
 from service.plan.entries import table
 from service.plan.fields import SampleRequest
 from service.plan.micro_conditions import NOTHING
+from service.plan.recommended import Wanted, applied
 from tests.browser import GONE, REFUSED, assert_accessible, chromium, visiting
 from tests.latents import LatentServer
 from tests.local import MODEL, SERVED, FakeServer, LocalServer, locally, no_complaints, serving_fake, serving_here
@@ -39,7 +40,7 @@ from tests.servers import (
     write_weights,
 )
 from tests.test_denoise import post
-from tests.texts import like_lcm, like_xl, serving_text, tokenize_twice
+from tests.texts import like_lcm, like_xl, serving_text, tokenize_twice, with_text
 
 pytestmark = [needs("chromium"), pytest.mark.slow]
 
@@ -217,7 +218,7 @@ def test_every_field_has_a_control(browser: Browser, server: ServerProcess) -> N
 
 
 def test_timesteps_are_typed_in(browser: Browser, server: ServerProcess) -> None:
-    """The page does not know this field. The control, the facts and the link follow the server's description."""
+    """The control, the facts and the link follow the server's description."""
     with playing(browser, server) as page:
         choose(page, "Class", "Any")
         page.get_by_text("More", exact=True).click()
@@ -231,6 +232,33 @@ def test_timesteps_are_typed_in(browser: Browser, server: ServerProcess) -> None
         viewer.get_by_role("button", name="Again").click()
         finished(page)
         expect(view(page).get_by_label("Timesteps", exact=True)).to_have_value("900,300")
+
+
+def test_recommended_timesteps_give_way_to_a_number_of_steps(browser: Browser) -> None:
+    """And to a recipe with a number, even the recommended one: "Again" draws the same image."""
+
+    def listing(model: ModelDescription) -> ModelDescription:
+        return applied(with_text(model), Wanted("lcm", timesteps=(900, 500, 100)))
+
+    with serving_text(like=listing) as lcm, playing(browser, lcm) as page:
+        view(page).get_by_text("More", exact=True).click()
+        timesteps = view(page).get_by_label("Timesteps", exact=True)
+        expect(timesteps).to_have_value("900,500,100")
+        asked: tuple[tuple[Json, Json], ...] = (
+            ({}, {}),
+            ({"Steps": 2}, {"num_inference_steps": 2}),
+            ({"Steps": 3}, {"num_inference_steps": 3}),
+        )
+        for number, (fields, meant) in enumerate(asked):
+            draw(page, Prompt="a", Seed=7, **fields)
+            expect(cards(page)).to_have_count(number + 1)
+            finished(page)
+            viewer = opened(page, cards(page).first)
+            assert saved(page, viewer) == lcm.client.post("/sample", json={"seed": 7, "prompt": "a", **meant}).content
+            expect(timesteps).to_have_value("" if fields else "900,500,100")
+            viewer.get_by_role("button", name="Again").click()
+            finished(page)
+            expect(cards(page)).to_have_count(number + 1)  # the same image
 
 
 def test_eta_is_there_where_the_sampler_takes_it(browser: Browser, server: ServerProcess) -> None:
@@ -484,7 +512,7 @@ def test_the_link_opens_the_image(browser: Browser, server: ServerProcess) -> No
 def test_one_seed_under_several_samplers_and_steps(browser: Browser, server: ServerProcess) -> None:
     with playing(browser, server, path="/#compare") as page:
         choose(page, "Class", "dog")
-        for name in ("DPM-Solver++ 2M", "PNDM", "Euler", "Euler ancestral"):
+        for name in ("DPM-Solver++ 2M", "PNDM", "Euler", "Euler ancestral", "LCM"):
             choose(page, "Samplers", name)  # switches it off; all are on at first
         fill(page, "Seed", 7)
         fill(page, "Steps", "2, 5 2")
@@ -507,7 +535,7 @@ def test_what_cannot_be_compared_says_why(browser: Browser, server: ServerProces
     with playing(browser, server, REFUSED, path="/#compare") as page:
         fill(page, "Steps", "2, 2000")
         press(page, "Compare")
-        expect(finished(page)).to_have_text(re.compile(r"^6 images of seed \d+; 6 could not be drawn$"))
+        expect(finished(page)).to_have_text(re.compile(r"^7 images of seed \d+; 7 could not be drawn$"))
         expect(view(page).locator(".words.complaint").first).to_have_text("Steps must be 1 to 1000, and is 2000.")
         for wrong, why in (("", "Steps must be one number or more"), (",".join(map(str, range(1, 30))), "48 at most")):
             fill(page, "Steps", wrong)

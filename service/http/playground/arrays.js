@@ -90,12 +90,10 @@ function pngOf({ values, shape: [channels, height, width] }) {
 /** The recipe of an image, which an .npy does not hold. */
 function recipeOf(info, asked, seed, index) {
   const { num_images, preview_every, timeout_s, class_label = null, ...others } = asked;
-  const { sampler, num_inference_steps, guidance_scale, timesteps } = info.recommended;
-  const isListed = timesteps && others.sampler === sampler && others.num_inference_steps === undefined;
+  const { sampler, num_inference_steps, guidance_scale } = info.recommended;
   return {
     sampler,
-    num_inference_steps: others.timesteps || isListed ? null : num_inference_steps,
-    ...(isListed ? { timesteps } : {}),
+    num_inference_steps: others.timesteps ? null : num_inference_steps,
     eta: 0,
     guidance_scale: class_label === null ? 1 : guidance_scale,
     ...others,

@@ -25,8 +25,8 @@ function stepsField(info) {
   if (only) return choiceField({ ...common, options: only.map((count) => [String(count), String(count)]) });
   const max = info.num_train_timesteps;
   const field = numberField({ ...common, min: 1, max, slider: Math.min(max, SLIDER_STEPS) });
-  const { num_inference_steps, timesteps } = info.recommended;
-  if (timesteps) field.root.append(h("p", { className: "hint" }, `${num_inference_steps} steps are at ${timesteps.join(", ")}`));
+  const { timesteps } = info.recommended;
+  if (timesteps) field.root.append(h("p", { className: "hint" }, `Recommended: timesteps ${timesteps.join(", ")}`));
   return field;
 }
 
@@ -89,6 +89,9 @@ export function settingsForm(form, info, api) {
   const { properties } = api.paths["/sample"].post.requestBody.content["application/json"].schema;
   const names = Object.keys(properties).filter((name) => !BY_HAND.includes(name) && !isFixed(properties[name]));
   const others = names.map((name) => schemaField(name, properties[name]));
+  const timesteps = others.find(({ name }) => name === "timesteps");
+  const recommendedTimesteps = String(info.recommended.timesteps ?? "");
+  timesteps.value = recommendedTimesteps;
   const fields = [...prompts, label, count, seed, size, sampler, steps, guidance, eta, preview, ...others].filter(Boolean);
   const submit = h("button", { className: "button", type: "submit" }, "Draw");
   const more = h("details", { open: matchMedia("(min-width: 60rem)").matches }, h("summary", {}, "How it is drawn"),
@@ -97,6 +100,9 @@ export function settingsForm(form, info, api) {
   form.append(...[...prompts, label, count, seed, size].filter(Boolean).map(({ root }) => root), more, submit);
 
   function follow() {
+    // Recommended timesteps give way to another number of steps.
+    const isOther = steps.value !== String(info.recommended.num_inference_steps);
+    if (isOther && timesteps.value === recommendedTimesteps) timesteps.value = "";
     count.disable(label?.value === EACH);
     if (label) guidance.disable(label.value === ANY);
     if (eta) eta.root.hidden = !takesEta(sampler.value);
@@ -116,8 +122,8 @@ export function settingsForm(form, info, api) {
         num_images: all ? all.length : numberOf(count.value),
         seed: seed.value === "" ? randomSeed() : numberOf(seed.value),
         sampler: sampler.value,
-        // The recommended number is left out, so that `timesteps` can replace it.
-        num_inference_steps: stepCount === info.recommended.num_inference_steps ? undefined : stepCount,
+        // Timesteps replace the recommended number.
+        num_inference_steps: timesteps.value && stepCount === info.recommended.num_inference_steps ? undefined : stepCount,
         eta: takesEta(sampler.value) ? numberOf(eta.value) : undefined,
         class_label: all ?? (label ? labelOf(label.value) : undefined),
         guidance_scale: guidance && label?.value !== ANY ? numberOf(guidance.value) : undefined,
