@@ -490,6 +490,7 @@ def test_missing_files_are_refused(folder: Path, name: str) -> None:
         ("vocab.json", b"{}", "the vocabulary is {}, and must be an object of tokens and their ids"),
         ("special_tokens_map.json", b"{", "cannot be read: Expecting property name"),
         ("added_tokens.json", b'{"<a>": "x"}', "the added token <a> is x, and must be an id"),
+        ("added_tokens.json", b'{"": 0}', "added_tokens.json: has an empty name, and must have tokens"),
     ],
 )
 def test_broken_files_are_refused(folder: Path, name: str, content: bytes, message: str) -> None:

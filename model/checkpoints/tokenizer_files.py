@@ -251,6 +251,8 @@ def _added_tokens(
     added = {}
     if (folder / ADDED_TOKENS).is_file():
         for content, number in read_json(folder / ADDED_TOKENS, root).items():
+            if not content:
+                raise CheckpointError(folder / ADDED_TOKENS, "has an empty name, and must have tokens")
             added[Added(content, normalized=content not in specials)] = number
     tokens = (whole or {}).get("added_tokens", [])
     if not isinstance(tokens, list):
