@@ -348,8 +348,8 @@ def test_of_latent_diffusion_images_are_decoded() -> None:
         ({"seed": MAX_SEED + 1}, "seed", f"0 to {MAX_SEED}, and is {MAX_SEED + 1}"),
         ({"seed": MAX_SEED, "num_images": 2}, "seed", f"0 to {MAX_SEED - 1} for 2 images, and is {MAX_SEED}"),
         ({"sampler": "euler", "num_inference_steps": 1}, "num_inference_steps", "euler takes 2 to 1000 here"),
-        ({"sampler": "magic"}, "sampler", "one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, and is 'magic'"),
-        ({"sampler": ""}, "sampler", "one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, and is ''"),
+        ({"sampler": "magic"}, "sampler", "one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm, and is 'magic'"),
+        ({"sampler": ""}, "sampler", "one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm, and is ''"),
         ({"num_inference_steps": 0}, "num_inference_steps", "1 to 1000, and is 0"),
         ({"num_inference_steps": 1001}, "num_inference_steps", "1 to 1000, and is 1001"),
         ({"num_inference_steps": 1000}, "num_inference_steps", "dpmpp_2m takes 1 to 999"),  # 1001 timesteps of 1000
