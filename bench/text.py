@@ -20,13 +20,16 @@ precision: images of Stable Diffusion 1.5 at 256x256 in bfloat16 and in float32,
     textures. Writes docs/text-precision.png.
 
 Results are kept in DIR/text.json after each case, so a run goes on where it stopped. A case that fails, as for want of
-memory, is tried again by the next run. Writes bench/figures/text.json, which bench/TEXT.md shows. Takes up to an hour
-on two cores, and 30 GB of disk.
+memory, is tried again by the next run. Delete the file after a change of the code. The weights were just written or
+read, so they are in the system's cache. Nothing else may compute meanwhile: torch's threads wait for each other, and
+lose more by it than Stepwise's. Writes bench/figures/text.json, which bench/TEXT.md shows. Takes up to an hour on two
+cores, and 30 GB of disk.
 """
 
 import argparse
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -315,6 +318,7 @@ def main() -> None:
     parser.add_argument("--only", type=some([*MODELS]), default=[*MODELS], help="models; default: all")
     parser.add_argument("--parts", type=some(PARTS), default=PARTS, help="parts; default: all")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that the systems are closed
     described = machine()
     with folder(args.folder) as work:
         chosen = {name: MODELS[name] for name in args.only}

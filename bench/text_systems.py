@@ -100,7 +100,13 @@ class Stepwise:
         }
 
     def _post(self, body: Mapping[str, object], media_type: str) -> httpx.Response:
-        return self.client.post("/sample", json=body, headers={"Accept": media_type}).raise_for_status()
+        try:
+            answer = self.client.post("/sample", json=body, headers={"Accept": media_type})
+        except httpx.TransportError as error:  # without an answer, the server has ended
+            raise RuntimeError(self.server.why_it_ended(within=5.0) or str(error)) from error
+        if answer.is_error:
+            raise RuntimeError(f"{answer.status_code}: {answer.text}")
+        return answer
 
     def _sums(self) -> dict[str, float]:
         """Seconds and numbers of what was done so far, by stage."""

@@ -6,6 +6,7 @@ published folders.
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -149,6 +150,7 @@ def write(folder: Path, architecture: Architecture, seed: int = 0) -> None:
         parts[part] = ["transformers", "CLIPTokenizer"]
     index = {"_class_name": architecture.pipeline, "_diffusers_version": diffusers.__version__}
     (folder / "model_index.json").write_text(json.dumps({**index, **architecture.index, **parts}, indent=2))
+    os.sync()  # else the disk is still busy with gigabytes while the first case is measured
 
 
 def write_random(network: nn.Module, path: Path, rng: torch.Generator) -> None:

@@ -177,7 +177,7 @@ def lcm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     lines[:, Column.A] = signal * _SIGMA_DATA**2 / (s**2 + _SIGMA_DATA**2)  # c_skip
     lines[:, Column.B] = signal * s / np.sqrt(s**2 + _SIGMA_DATA**2)  # c_out
     lines[:, Column.D] = deviation
-    return _bounded(lines, schedule, schedule.clip_sample if schedule.clips_lcm is None else schedule.clips_lcm)
+    return _bounded(lines, schedule, schedule.clips_multistep)
 
 
 def single_line(schedule: Schedule, timestep: int) -> Float64:

@@ -42,7 +42,6 @@ class Schedule(BaseModel):
     prediction_type: PredictionType = "epsilon"
     clip_sample: bool = True
     clip_sample_range: float = Field(1.0, gt=0)
-    clips_lcm: bool | None = Field(None, description="whether the sampler lcm clips, too; None: as clip_sample says")
     thresholding: bool = False
     dynamic_thresholding_ratio: float = Field(0.995, gt=0, le=1)
     sample_max_value: float = Field(1.0, gt=0)
@@ -57,7 +56,7 @@ class Schedule(BaseModel):
     sigma_max: float | None = Field(None, gt=0)
     final_sigmas_type: FinalSigmasType = "zero"
     original_inference_steps: int = Field(50, ge=1)
-    timestep_scaling: float = Field(10.0, gt=0)
+    timestep_scaling: float = Field(10.0, gt=0, le=1e6)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -97,9 +96,10 @@ class Schedule(BaseModel):
 
     @property
     def clips_multistep(self) -> bool:
-        """Whether clip_sample also bounds x_0 in DPM-Solver++, Euler and Euler a.
+        """Whether clip_sample also bounds x_0 in DPM-Solver++, Euler, Euler a and LCM.
 
-        Only if the config sets clip_sample: diffusers' solvers do not have this field.
+        Only if the config sets clip_sample: diffusers' solvers do not have this field, and LCMScheduler's default is
+        false.
         """
         return self.clip_sample and "clip_sample" in self.model_fields_set
 

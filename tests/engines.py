@@ -39,7 +39,7 @@ PROBE_SEED = 0
 PROBE_SEEDS = PROBE_SEED, 1000  # of both groups
 PROBE = [(PROBE_SEED, 0)]  # its pass
 PROBE_TOKEN = 0  # of its text
-WARM_UP_PASSES = 4  # for each width, besides the probe's
+WARM_UP_PASSES = 4  # for each width; those of the probe count
 
 T = TypeVar("T")
 

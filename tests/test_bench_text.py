@@ -1,11 +1,12 @@
 """bench.text: what it makes of its measurements, and that a run goes on. Nothing is measured here."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -13,12 +14,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bench import text_tables, text_weights
+from bench.peak import held
+from bench.servers import Server
 from bench.text import Bench, Cases, reason, repeated
 from bench.text_precision import compared, draw
+from bench.text_systems import Stepwise
 from bench.text_tables import Found, Key, Model
 from bench.text_weights import Architecture
 from model.checkpoints.load import find
 from model.rows import Group
+from tests.local import serving_fake
+from tests.servers import eventually
 
 SIZES = Group(512, 512), Group(256, 256)
 MODELS = {"sd15": Model("tiny", SIZES)}
@@ -65,15 +71,15 @@ TINY_XL = replace(  # images of 64x64 to 128x128
 )
 
 
-def held(resident: Sequence[float]) -> Found:
+def of_a_start(resident: Sequence[float]) -> Found:
     return {"seconds": [1.0], "peak": [9e9], "resident": resident, "mapped": [0.0]}
 
 
 def test_memory_for_weights_is_what_is_left_of_program_and_activations() -> None:
     results = {
-        Key("empty", "start", "later", ""): held([0.5e9]),
-        Key("sd15", "start", "later", "512x512"): held([4.2e9, 4.1e9, 4.6e9]),  # the median counts
-        Key("sd15", "start", "later", "256x256"): held([3.6e9]),  # 0.6 for three quarters of the pixels
+        Key("empty", "start", "later", ""): of_a_start([0.5e9]),
+        Key("sd15", "start", "later", "512x512"): of_a_start([4.2e9, 4.1e9, 4.6e9]),  # the median counts
+        Key("sd15", "start", "later", "256x256"): of_a_start([3.6e9]),  # 0.6 for three quarters of the pixels
         Key("sd15", "weights", "", ""): {"resident": [2e9]},
     }
     [cells] = text_tables.memory(results, MODELS).rows.values()
@@ -82,9 +88,9 @@ def test_memory_for_weights_is_what_is_left_of_program_and_activations() -> None
 
 def test_memory_is_not_told_where_a_start_failed() -> None:
     results = {
-        Key("empty", "start", "later", ""): held([0.5e9]),
+        Key("empty", "start", "later", ""): of_a_start([0.5e9]),
         Key("sd15", "start", "later", "512x512"): {"failed": "no memory"},
-        Key("sd15", "start", "later", "256x256"): held([3.6e9]),
+        Key("sd15", "start", "later", "256x256"): of_a_start([3.6e9]),
         Key("sd15", "weights", "", ""): {"resident": [2e9]},
     }
     assert text_tables.memory(results, MODELS).cell("tiny", "an empty server, GB") == "not all was measured"
@@ -246,6 +252,37 @@ def test_a_written_pipeline_is_found(tmp_path: Path, architecture: Architecture)
     sizes = [path.stat().st_size for path in tmp_path.glob("*/*.safetensors")]
     assert len(sizes) == 2 + len(architecture.texts)
     assert sum(sizes) < text_weights.published_bytes(tmp_path) < 2 * sum(sizes)
+
+
+@pytest.fixture
+def dead() -> Iterator[Server]:
+    server = Server("Stepwise", ["-c", "raise SystemExit('no memory')"], {})
+    status = Path(f"/proc/{server.pid}/status")
+    eventually(lambda: "State:\tZ" in status.read_text() or None)
+    yield server
+    server.close()
+
+
+def test_a_start_that_fails_says_why(dead: Server) -> None:
+    with pytest.raises(RuntimeError, match=r"^Stepwise ended: no memory$"):
+        dead.wait()
+
+
+def test_a_server_that_ends_says_why(dead: Server, tmp_path: Path) -> None:
+    with (
+        httpx.Client(base_url=dead.url, trust_env=False) as client,
+        pytest.raises(RuntimeError, match=r"^no memory$"),
+    ):
+        Stepwise(dead, client, tmp_path / "log", 0.0, held()).a_pass(SIZES[1], 1)
+
+
+def test_a_refusal_is_the_servers_answer(dead: Server, tmp_path: Path) -> None:
+    with (
+        serving_fake() as server,
+        httpx.Client(base_url=server.url, trust_env=False) as client,
+        pytest.raises(RuntimeError, match=r"^422: .*seed.*must be"),
+    ):
+        Stepwise(dead, client, tmp_path / "log", 0.0, held()).png(SIZES[1], seed=-1)
 
 
 @pytest.mark.slow

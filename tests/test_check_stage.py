@@ -43,12 +43,12 @@ def test_the_warm_up_measures_a_check_of_the_probes_image_in_each_group() -> Non
     runner = FakeRunner({1: 1.0})
     s = a_setting(runner, other=FakeRunner({1: 1.0}, like=runner), check_seconds=0.25)
     s.check.refusing = {PROBE_SEED}
-    slower = iter([50.0, 3.0, 0.0, 1.0] * 2)
+    slower = iter([50.0, 0.3, 0.5, 0.0, 0.1] * 2)
     s.check.during = lambda call: s.clock.advance(next(slower))
     with undisturbed():
         s.engine.start()
         assert s.engine.wait_loaded(PATIENCE)
-    assert len(s.check.calls) == 2 * WARM_UP_PASSES
+    assert len(s.check.calls) == 2 * (1 + WARM_UP_PASSES)
     assert {group: costs.by_width for group, costs in s.machine.check.items()} == {GROUP: {1: 0.25}, OTHER: {1: 0.25}}
     assert status_of(s.engine) == "ready"
     s.engine.close()

@@ -229,7 +229,13 @@ def test_a_refusal_names_the_field(changes: Fields, place: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize(
     "changes",
-    [{"projection_dim": None}, {"projection_dim": 0}, {"eos_token_id": None}, {"eos_token_id": [2, 3]}],
+    [
+        {"projection_dim": None},
+        {"projection_dim": 0},
+        {"eos_token_id": None},
+        {"eos_token_id": [2, 3]},
+        {"eos_token_id": 2**70},  # too large to be compared with tokens
+    ],
     ids=str,
 )
 def test_a_refusal_of_a_projection_names_the_field(changes: Fields) -> None:

@@ -125,7 +125,7 @@ def test_the_balancer_waits_longer_than_a_request_may_take(services: dict[str, A
 
 
 @pytest.mark.parametrize("model", ["sd", "sdxl"])
-def test_a_large_model_has_memory_and_time(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_has_memory_and_time(model: str) -> None:
     """As much as its pod on Kubernetes."""
     kustomization = yaml.safe_load((ROOT / "deploy" / "kubernetes" / model / "kustomization.yaml").read_text())
     patches = [one for patch in kustomization["patches"] for one in yaml.safe_load(patch["patch"])]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backends import conversion
-from model.backends.conversion import MODEL, SUMS, WEIGHTS, at_size, convert, converted
+from model.backends.conversion import MODEL, SUMS, WEIGHTS, Converted, at_size, converted
 from model.backends.network import decoder, denoiser, encoder
 from model.backends.openvino import OpenVINOBackend
 from model.description import ModelDescription
@@ -50,18 +50,19 @@ def described(digest: str = "0" * 64) -> ModelDescription:
     return description_of(Small(), SHAPE, T, digest)
 
 
-def output(model: Any) -> Tensor:
+def output(made: Converted) -> Tensor:
+    model = made.model
     rng = torch.Generator().manual_seed(0)
     shapes = {"x": SHAPE, "emb": (16,)}
     shapes = {port.any_name: shapes[port.any_name] for port in model.inputs}
-    backend = OpenVINOBackend(at_size(model, shapes), shapes, "float32", 1, 1, lambda: 0)
+    backend = OpenVINOBackend(at_size(model, shapes), shapes, "float32", 1, 1, lambda: 0, made.release)
     return backend.start({name: torch.randn((1, *shape), generator=rng) for name, shape in shapes.items()})().clone()
 
 
 @pytest.fixture(scope="module")
 def expected() -> Tensor:
     """The output without a cache."""
-    return output(convert(denoiser(Small(), described())))
+    return output(converted(denoiser(Small(), described()), None))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_without_a_cache_each_model_is_converted() -> None:
 
 def test_weights_keep_their_precision(tmp_path: Path) -> None:
     """OpenVINO's default would write float16."""
-    model = converted(denoiser(Small(), described()), tmp_path)
+    model = converted(denoiser(Small(), described()), tmp_path).model
     types = {node.get_output_element_type(0).get_type_name() for node in model.get_ops() if node.get_output_size()}
     assert "f32" in types
     assert types <= {"f32", "i32", "i64"}
@@ -129,6 +130,12 @@ def test_other_weights_are_another_entry(filled: Path, expected: Tensor) -> None
 
 
 class NotConvertible(nn.Module):
+    """Has the parameters of a network, and cannot be converted."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
     def forward(self, *inputs: Tensor) -> Tensor:
         raise AssertionError("it is converted")
 
@@ -142,9 +149,9 @@ def test_each_network_of_a_model_has_its_entry(filled: Path) -> None:
     assert not torch.equal(*expected)
     assert len(entries(filled)) == 3
     for half, one in zip(halves, expected, strict=True):
-        assert torch.equal(output(converted(replace(half, module=NotConvertible()), filled)), one)
+        assert torch.equal(output(converted(replace(half, module=NotConvertible(half.module)), filled)), one)
         with pytest.raises(RuntimeError, match="it is converted"):
-            converted(replace(half, module=NotConvertible(), digest="2" * 64), filled)
+            converted(replace(half, module=NotConvertible(half.module), digest="2" * 64), filled)
 
 
 def test_another_program_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +164,10 @@ def test_another_program_is_another_entry(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_code_of_every_layer_counts() -> None:
-    """A new version of a layer must not find the model of the old one. The other two hold no layer."""
+    """A new version of a layer must not find the model of the old one. The others hold no layer."""
     names = {Path(source).name for source in conversion._SOURCES if Path(source).parent.name == "nets"}
     written = {path.name for path in (ROOT / "model" / "nets").glob("*.py")}
-    assert written - names == {"__init__.py", "embedder.py", "unets.py"}
+    assert written - names == {"__init__.py", "embedder.py", "precision.py", "unets.py"}
 
 
 @pytest.mark.parametrize("version", ["ov", "torch"])

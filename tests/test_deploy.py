@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 import service
+from bench import record
 from service import config
 from tests.balancers import balancing
 from tests.engines import FakeRunner
@@ -282,6 +283,22 @@ def test_a_large_image_on_the_cpu_has_its_time(name: str, monkeypatch: pytest.Mo
     assert settings.timeout > settings.drain_timeout > config.Settings.model_fields["drain_timeout"].default
     [metric] = build(name)["HorizontalPodAutoscaler"]["spec"]["metrics"]
     assert 2 < float(metric["pods"]["target"]["averageValue"]) < settings.timeout
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("sd", "SD 1.5, Stepwise, first start, 512x512"),
+        ("sdxl", "SDXL base, Stepwise, first start, 1024x1024"),
+    ],
+)
+def test_a_pod_has_a_quarter_more_memory_than_a_first_start_took(name: str, start: str) -> None:
+    peak = record.read("text").tables["start"].cell(start, "peak, GB")
+    if not peak:
+        pytest.skip("not measured")
+    limit = container_of(build(name))["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi")
+    assert int(limit.removesuffix("Gi")) * 2**30 >= 1.25 * 1e9 * float(peak)
 
 
 @pytest.mark.parametrize("name", ["base", *LARGE])

@@ -55,16 +55,19 @@ def seeds_of(s: Setting) -> list[set[int]]:
 
 
 def test_the_warm_up_measures_each_group() -> None:
-    first, other = a_pair(1.0, 3.0)
-    s = a_setting(first, decode_seconds={1: 0.5}, other=other)
+    first, other = a_pair(0.1, 0.3)
+    s = a_setting(first, decode_seconds={1: 0.05}, other=other)
     with undisturbed():
         s.engine.start()
         assert s.engine.wait_loaded(PATIENCE)
     machine = s.machine
-    assert [machine.passes[group].by_width for group in (GROUP, OTHER)] == [{1: 1.0, 2: 1.0}, {1: 3.0, 2: 3.0}]
-    assert [machine.decode[group].by_width for group in (GROUP, OTHER)] == [{1: 0.5}, {1: 0.5}]
+    assert [machine.passes[group].by_width for group in (GROUP, OTHER)] == [
+        pytest.approx({1: 0.1, 2: 0.1}),
+        pytest.approx({1: 0.3, 2: 0.3}),
+    ]
+    assert [machine.decode[group].by_width for group in (GROUP, OTHER)] == [pytest.approx({1: 0.05})] * 2
     assert machine.answer.largest == 2  # values of an image
-    assert [len(forwards) for forwards in s.runner.passes] == [1, *[1] * WARM_UP_PASSES, *[2] * WARM_UP_PASSES] * 2
+    assert [len(forwards) for forwards in s.runner.passes] == [*[1] * WARM_UP_PASSES, *[2] * WARM_UP_PASSES] * 2
     assert s.engine.widths == [1, 2]  # of the first group
     s.engine.close()
     assert (first.rows, other.rows) == ({}, {})

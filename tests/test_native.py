@@ -125,9 +125,8 @@ def test_short_schedule_recommends_all_of_its_steps(tmp_path: Path) -> None:
     assert description.recommended.num_inference_steps == 20
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_floats_load_as_float32(bare: Path, dtype: torch.dtype) -> None:
-    weights = {key: tensor.to(dtype) for key, tensor in tensors_of(bare).items()}
+def test_float64_loads_as_float32(bare: Path) -> None:
+    weights = {key: tensor.double() for key, tensor in tensors_of(bare).items()}
     save_file(weights, bare / WEIGHTS)
     network, _ = load(bare)
     for key, tensor in network.state_dict().items():
@@ -156,7 +155,6 @@ def test_network_outlives_its_file(bare: Path) -> None:
         {"final_sigmas_type": "sigma_min"},
         {"original_inference_steps": 100},
         {"timestep_scaling": 1.0},
-        {"clips_lcm": False},
         {"set_alpha_to_one": False},
     ],
     ids=str,

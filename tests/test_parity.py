@@ -43,7 +43,7 @@ SCHEDULERS = {
     "pndm": partial(PNDMScheduler, skip_prk_steps=True),
     "euler": EulerDiscreteScheduler,
     "euler_a": EulerAncestralDiscreteScheduler,
-    "lcm": partial(LCMScheduler, beta_schedule="linear", beta_start=0.0001, beta_end=0.02, clip_sample=True),
+    "lcm": partial(LCMScheduler, beta_schedule="linear", beta_start=0.0001, beta_end=0.02),
 }
 BOUNDING = ("ddim", "ddpm", "dpmpp_2m", "lcm")  # those that know thresholding
 TRAINED_BETAS = np.random.default_rng(0).uniform(1e-4, 0.03, 400).tolist()

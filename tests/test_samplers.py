@@ -524,7 +524,7 @@ def test_bounds() -> None:
     named = Schedule(clip_sample=True, clip_sample_range=2.5)
     thresholded = Schedule(clip_sample=True, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
     for name in SAMPLERS:
-        clips_by_default, clips, thresholds = name in ("ddim", "ddpm", "lcm"), name != "pndm", name in THRESHOLDING
+        clips_by_default, clips, thresholds = name in ("ddim", "ddpm"), name != "pndm", name in THRESHOLDING
         assert bounds(name, Schedule()) == [1.0 if clips_by_default else np.inf, 0, 0]
         assert bounds(name, named) == [2.5 if clips else np.inf, 0, 0]
         assert bounds(name, Schedule(clip_sample=False)) == [np.inf, 0, 0]
@@ -532,14 +532,6 @@ def test_bounds() -> None:
             assert bounds(name, thresholded) == [np.inf, 0.9, 1.5]
         else:
             assert bounds(name, thresholded) == [1.0 if clips else np.inf, 0, 0]
-
-
-def test_lcm_may_clip_otherwise_than_ddim() -> None:
-    """A config without clip_sample means true for DDIMScheduler, and false for LCMScheduler."""
-    for clip, lcm in [(True, False), (False, True), (True, True), (False, False)]:
-        schedule = Schedule(clip_sample=clip, clips_lcm=lcm)
-        for sampler, clips in (("ddim", clip), ("lcm", lcm)):
-            assert (sample_table(schedule, sampler, 10).lines[:, BOUND] == (1.0 if clips else np.inf)).all()
 
 
 # Grids.

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from model.schedule import Float64, Schedule, cosine_betas
-from tests.reference import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, scheduler_class
+from tests.reference import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, LCMScheduler, scheduler_class
 
 SCHEDULES: list[dict[str, Any]] = [
     {"beta_schedule": "linear"},
@@ -130,8 +130,14 @@ def test_defaults_are_those_of_diffusers(scheduler: Any) -> None:
     assert ours == {name: theirs[name] for name in ours}
 
 
+def test_fields_of_lcm_alone_have_its_defaults() -> None:
+    theirs, ours = LCMScheduler().config, Schedule()
+    for field in ("original_inference_steps", "timestep_scaling"):
+        assert getattr(ours, field) == theirs[field]
+
+
 def test_every_field_is_one_of_diffusers() -> None:
-    classes = DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler
+    classes = DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
     assert Schedule.model_fields.keys() <= {name for scheduler in classes for name in scheduler().config}
 
 
@@ -183,6 +189,10 @@ def test_multistep_clips_only_where_the_config_says_so(fields: dict[str, Any], c
         ({"dynamic_thresholding_ratio": 1.5}, ("dynamic_thresholding_ratio",), "less than or equal to 1"),
         ({"sample_max_value": 0.0}, ("sample_max_value",), "greater than 0"),
         ({"steps_offset": -1}, ("steps_offset",), "greater than or equal to 0"),
+        ({"original_inference_steps": 0}, ("original_inference_steps",), "greater than or equal to 1"),
+        ({"timestep_scaling": 0.0}, ("timestep_scaling",), "greater than 0"),
+        ({"timestep_scaling": float("inf")}, ("timestep_scaling",), "less than or equal to 1000000"),
+        ({"timestep_scaling": 1e300}, ("timestep_scaling",), "less than or equal to 1000000"),
     ],
 )  # fmt: skip
 def test_refused(fields: dict[str, Any], where: tuple[str | int, ...], message: str) -> None:

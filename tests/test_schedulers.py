@@ -131,7 +131,7 @@ def difference(a: Float64, b: Float64) -> float:
 
 def compare(sampler: str, fields: dict[str, Any], grid: int | tuple[int, ...], eta: float = 0.0) -> float:
     kind, own = CLASSES[sampler]
-    unbounded = {"clip_sample": False} if sampler in ("ddim", "ddpm", "lcm") else {}
+    unbounded = {"clip_sample": False} if sampler in ("ddim", "ddpm") else {}
     scheduler = kind(**own, **unbounded, **fields)
     schedule, dtype = Schedule(**{"clip_sample": False, **fields}), torch.float32
     if sampler == "lcm":

@@ -83,18 +83,18 @@ def seeds_of(calls: list[Call]) -> list[list[int]]:
 
 
 def test_the_warm_up_measures_batches_of_each_width_by_the_fastest_but_the_first() -> None:
-    s = a_setting(FakeRunner({1: 1.0}), decode_seconds={1: 1.0, 2: 1.5})
-    slower = iter([0.0, *[50.0, 3.0, 0.0, 1.0] * 3])
+    s = a_setting(FakeRunner({1: 0.1}), decode_seconds={1: 0.1, 2: 0.15})
+    slower = iter([0.5, *[0.5, 0.3, 0.0, 0.1], *[0.3, 0.0, 0.1], *[0.5, 0.3, 0.0, 0.1]])
     s.vae.during = lambda call: s.clock.advance(next(slower))
     with undisturbed():
         s.engine.start()
         assert s.engine.wait_loaded(PATIENCE)
     probe = [PROBE_SEED]
-    widths = [*[Call("decode", probe)] * WARM_UP_PASSES, *[Call("decode", 2 * probe)] * WARM_UP_PASSES]
+    widths = [*[Call("decode", probe)] * (WARM_UP_PASSES - 1), *[Call("decode", 2 * probe)] * WARM_UP_PASSES]
     assert s.vae.calls == [Call("decode", probe), *[Call("encode", probe)] * WARM_UP_PASSES, *widths]
-    assert s.machine.decode[GROUP].by_width == {1: 1.0, 2: 1.5}
-    assert s.machine.encode[GROUP].by_width == {1: 1.0}
-    assert s.machine.passes[GROUP].by_width == {1: 1.0}
+    assert s.machine.decode[GROUP].by_width == pytest.approx({1: 0.1, 2: 0.15})
+    assert s.machine.encode[GROUP].by_width == pytest.approx({1: 0.1})
+    assert s.machine.passes[GROUP].by_width == pytest.approx({1: 0.1})
     assert s.observer.batches == []
     assert s.is_empty()
     s.engine.close()

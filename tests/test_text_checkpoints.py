@@ -643,8 +643,8 @@ def test_fields_of_networks_are_read(pipeline: Path) -> None:
 # Errors.
 
 OTHER = (
-    "_class_name is {}, which this version does not serve: it serves pipelines of Stable Diffusion, SDXL and LCM, and "
-    "those of a U-Net and a scheduler, with or without a VAE"
+    "_class_name is {}, and must be a pipeline of text-to-image (Stable Diffusion, SDXL, LCM), or of a U-Net and a "
+    "scheduler, with or without a VAE"
 )
 IF = "it belongs to IF, which is not supported"
 ALONE = "this version serves text-to-image alone"
@@ -737,8 +737,8 @@ def test_pipelines_refused(pipeline: Path, changes: Json, message: str) -> None:
         ),
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type is UNetMidBlock2DSimpleCrossAttn, which"),
         ({"mid_block_type": "MyBlock"}, "mid_block_type is MyBlock, and must be 'UNetMidBlock2DCrossAttn' or"),
-        ({"cross_attention_dim": 40}, "cross_attention_dim is 40, and the text encoder's hidden_size 32"),
-        ({"encoder_hid_dim": 40}, "encoder_hid_dim is 40, and the text encoder's hidden_size 32"),
+        ({"cross_attention_dim": 40}, "cross_attention_dim is 40, and must be 32, the text encoder's hidden_size"),
+        ({"encoder_hid_dim": 40}, "encoder_hid_dim is 40, and must be 32, the text encoder's hidden_size"),
         ({"out_channels": 8}, "out_channels is 8, in_channels 4 and variance_type fixed_small: out_channels must be"),
         ({"sample_size": None}, "sample_size is None, and must be the latents' size or [height, width]"),
         ({"_class_name": "UNet2DModel"}, "_class_name is UNet2DModel, and must be UNet2DConditionModel"),

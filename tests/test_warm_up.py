@@ -88,7 +88,30 @@ def test_a_slow_machine_is_measured_for_ten_seconds(a_row: float) -> None:
     assert Costs(measured, widths=machine.widths).by_width == pytest.approx(table)
 
 
-def test_a_machine_whose_pass_takes_longer_than_ten_seconds_is_measured_with_two() -> None:
+def test_a_machine_whose_pass_takes_longer_than_ten_seconds_is_measured_with_one() -> None:
     machine = Machine({1: 30.0, 2: 50.0, 4: 90.0})
     assert machine.measured() == {1: 30.0}
-    assert machine.passes == [1, 1]
+    assert machine.passes == [1]
+
+
+@pytest.mark.parametrize(
+    ("a_pass", "before", "passes", "measured"),
+    [
+        (0.1, [], 4, 0.1),
+        (0.1, [0.7, 0.2], 2, 0.1),
+        (0.1, [0.1, 0.05], 2, 0.05),
+        (1.1, [], 2, 1.1),
+        (1.1, [1.3], 1, 1.1),
+        (1.1, [1.3, 1.2], 0, 1.2),
+        (3.0, [], 1, 3.0),
+        (3.0, [3.2], 0, 3.2),
+    ],
+)
+def test_passes_of_the_probe_count_and_long_ones_are_not_repeated(
+    a_pass: float, before: list[float], passes: int, measured: float
+) -> None:
+    machine = Machine({1: a_pass})
+    assert measure_passes(machine, PROBE, StageHealth(machine.clock), machine.clock, before) == {
+        1: pytest.approx(measured)
+    }
+    assert len(machine.passes) == passes

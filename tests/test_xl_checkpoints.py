@@ -20,6 +20,7 @@ from model.checkpoints.errors import CheckpointError
 from model.checkpoints.load import Checkpoint, find, load
 from model.checkpoints.text_config import TextToImageConfig
 from model.description import Recommended, TextDescription, VAEDescription
+from model.lines import Column
 from model.nets.clip import CLIPText
 from model.samplers import sample_table
 from tests.checkpoints import STEM, VALUES, Json, check_line, edit, refusal
@@ -46,6 +47,7 @@ TEXT_2 = "text_encoder_2/model.safetensors"
 PROMPTS = ("a fox in the snow!", "", "naïve café 🦊!!", "the " * 100)
 XL = "StableDiffusionXLPipeline"
 LCM = "LatentConsistencyModelPipeline"
+SD = "StableDiffusionPipeline"
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +367,13 @@ def test_digests_of_pipelines_with_one_text_encoder_are_what_they_were(kind: str
     assert load(write_pipeline(tmp_path, kind)).description.digest == OLD_DIGESTS[kind]
 
 
+def test_a_new_sampler_moves_no_digest(tmp_path: Path) -> None:
+    """As of LCM-LoRA merged into Stable Diffusion: served before there was `lcm`, which is recommended since."""
+    model = load(write_pipeline(tmp_path, scheduler="LCMScheduler")).description
+    assert model.recommended.sampler == "lcm"
+    assert model.digest == "f1b722b30a693233e4d2e288ae500e287eb98b92308f2cc3d3eae01c15044f8c"
+
+
 # What a pipeline's class decides.
 
 
@@ -378,7 +387,7 @@ def test_digests_of_pipelines_with_one_text_encoder_are_what_they_were(kind: str
         ("lcm_xl", XL, Recommended("lcm", 50, 5.0)),
         ("lcm", LCM, Recommended("lcm", 4, 8.5)),
         ("lcm", "LatentConsistencyModelImg2ImgPipeline", Recommended("lcm", 4, 8.5)),
-        ("lcm", "StableDiffusionPipeline", Recommended("lcm", 50, 7.5)),
+        ("lcm", SD, Recommended("lcm", 50, 7.5)),
     ],
 )
 def test_the_pipelines_own_settings_are_recommended(
@@ -391,7 +400,7 @@ def test_the_pipelines_own_settings_are_recommended(
 
 @pytest.mark.parametrize(
     ("kind", "name", "sets"),
-    [("xl", XL, False), ("lcm", LCM, False), ("lcm", "StableDiffusionPipeline", True)],
+    [("xl", XL, False), ("lcm", LCM, False), ("lcm", SD, True)],
 )
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
 def test_pipelines_of_stable_diffusion_alone_set_fields_of_the_scheduler(
@@ -410,6 +419,40 @@ def test_pipelines_of_stable_diffusion_alone_set_fields_of_the_scheduler(
     for sampler in ("lcm", "euler", "dpmpp_2m"):  # as the default of their schedulers
         assert np.array_equal(sample_table(schedule, sampler, 4).lines, sample_table(unclipped, sampler, 4).lines)
     assert np.array_equal(sample_table(schedule, "ddim", 4).lines, sample_table(unclipped, "ddim", 4).lines) == sets
+
+
+@pytest.mark.parametrize(("kind", "name", "side"), [("xl", XL, 64), ("lcm", LCM, 64), ("lcm", SD, 512)])
+def test_pipelines_of_stable_diffusion_alone_correct_old_sizes(
+    copied: Callable[[str], Path], kind: str, name: str, side: int
+) -> None:
+    folder = copied(kind)
+    edit(folder / INDEX, {"_class_name": name})
+    edit(folder / UNET_CONFIG, {"_diffusers_version": "0.8.0"})
+    assert find(folder).config.image_size == (side, side)
+
+
+@pytest.mark.parametrize("fields", [{"original_inference_steps": 1001}, {"num_train_timesteps": 40}], ids=str)
+def test_a_sampler_without_any_grid_is_not_recommended(
+    lcm: Path, fields: Json, caplog: pytest.LogCaptureFixture
+) -> None:
+    """diffusers' pipeline cannot draw at all with such a LCMScheduler."""
+    edit(lcm / SCHEDULER_CONFIG, fields)
+    assert find(lcm).config.recommended_settings == Recommended("dpmpp_2m", 4, 8.5)
+    [message] = caplog.messages
+    assert message == (
+        f"{lcm / SCHEDULER_CONFIG}: lcm takes no number of steps with this schedule: dpmpp_2m is recommended in its "
+        "place"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "clip", "bound"), [(LCM, True, 1.5), (LCM, False, np.inf), (LCM, None, np.inf), (SD, True, np.inf)]
+)
+def test_lcm_clips_latents_where_its_scheduler_says_so(lcm: Path, name: str, clip: bool | None, bound: float) -> None:
+    edit(lcm / INDEX, {"_class_name": name})
+    edit(lcm / SCHEDULER_CONFIG, {"clip_sample": clip, "clip_sample_range": 1.5})
+    lines = sample_table(find(lcm).config.schedule, "lcm", 4).lines
+    assert (lines[:, Column.BOUND] == bound).all()
 
 
 @pytest.mark.parametrize("force", [True, False, None])
@@ -470,15 +513,14 @@ REFINER = "this is SDXL's refiner, which only redraws the images of a base model
             ),
         ),
         (
-            {"_class_name": "StableDiffusionPipeline"},
+            {"_class_name": SD},
             "has the part text_encoder_2, which this version does not serve in a StableDiffusionPipeline",
         ),
         (
             {"_class_name": "StableDiffusionXLInpaintPipeline"},
             (
-                "_class_name is StableDiffusionXLInpaintPipeline, which this version does not serve: it serves "
-                "pipelines of Stable Diffusion, SDXL and LCM, and those of a U-Net and a scheduler, with or without a "
-                "VAE"
+                "_class_name is StableDiffusionXLInpaintPipeline, and must be a pipeline of text-to-image (Stable "
+                "Diffusion, SDXL, LCM), or of a U-Net and a scheduler, with or without a VAE"
             ),
         ),
         (
@@ -528,7 +570,7 @@ def test_pipelines_refused(pipeline: Path, changes: Json, message: str) -> None:
         ),
         (
             {"cross_attention_dim": 32},
-            "cross_attention_dim is 32, and the hidden_size of both text encoders 32 + 48",
+            "cross_attention_dim is 32, and must be 80, the sum of both text encoders' hidden_size, 32 + 48",
         ),
         ({"class_embed_type": "timestep"}, "class_embed_type is timestep, and must be null: the pipeline gives the"),
         ({"in_channels": 9}, "in_channels is 9, which inpainting networks have: this version serves text-to-image"),
@@ -598,8 +640,8 @@ def test_a_second_text_encoder_without_its_projection_is_refused(pipeline: Path)
 def test_two_lengths_of_prompts_are_refused(pipeline: Path) -> None:
     edit(pipeline / "tokenizer_2/tokenizer_config.json", {"model_max_length": 40})
     assert refusal(pipeline) == (
-        "tokenizer_2: makes 40 tokens of a prompt, and tokenizer 77: they must be as many, for the network takes both "
-        "encoders' contexts side by side"
+        "tokenizer_2: makes 40 tokens of a prompt, and tokenizer makes 77: both must make the same number, because the "
+        "network takes the contexts of both encoders side by side"
     )
 
 

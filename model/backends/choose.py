@@ -108,7 +108,7 @@ def _on_openvino(
     from model.backends.conversion import activations, at_size, converted
     from model.backends.openvino import OpenVINOBackend
 
-    model = converted(network, cache_dir)
+    model, release = converted(network, cache_dir)
     weights = footprint.parameters(network.module)
     declared = replace(network, module=nn.Identity())  # the converted model has the weights; torch's are freed
 
@@ -117,7 +117,7 @@ def _on_openvino(
         sized = at_size(model, shapes)
         _check_memory(declared.name, weights + activations(sized), precision)
         width = max_batch or default_width(declared, shape, "openvino")
-        return OpenVINOBackend(sized, shapes, precision, threads, width, available)
+        return OpenVINOBackend(sized, shapes, precision, threads, width, available, release)
 
     return make
 

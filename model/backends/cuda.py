@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.backends.backend import Inputs, Precision, check_fits, is_batch_invariant, processor
 from model.backends.network import Shapes
+from model.nets.precision import narrow
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class CudaBackend:
 
     Args:
         network: see model.backends.network.Network.module. Its parameters move to the device, where other backends may
-            use them too.
+            use them too. See model.nets.precision.narrow.
         shapes: what the network takes.
         device: a CUDA device.
         precision: bfloat16 or float16 by autocast, or float32 without TF32.
@@ -50,6 +51,7 @@ class CudaBackend:
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
+        narrow(network, _AUTOCAST.get(precision, torch.float32))  # on the CPU: fewer bytes reach the device
         self._network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._width, self._graph = self._chosen(candidate_widths(max_batch))
         self.reproducible = is_batch_invariant(self._graph.run, self._graph.run, self._width, shapes, device)

@@ -28,15 +28,15 @@ def activations(module: nn.Module, shapes: Shapes) -> int:
 
 
 def parameters(module: nn.Module) -> int:
-    """Bytes of a module's parameters."""
-    return sum(parameter.nbytes for parameter in module.parameters())
+    """Bytes of a module's parameters in float32."""
+    return 4 * sum(parameter.numel() for parameter in module.parameters())
 
 
 def _without_values(module: nn.Module) -> nn.Module:
-    """A copy of a module on torch's meta device."""
+    """A copy of a module on torch's meta device, in float32."""
     # deepcopy takes what it finds in `memo` for copies that exist already.
     memo = {id(values): values.to(_META) for values in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, memo)
+    return copy.deepcopy(module, memo).float()
 
 
 class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]

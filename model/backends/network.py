@@ -23,12 +23,14 @@ class Network:
 
     Attributes:
         name: denoiser, decoder, encoder, text encoder or text encoder 2.
-        module: float32, on the CPU. Its arguments have the names and order of `inputs`, and are float32 [B, …] each.
+        module: on the CPU. Its parameters may be in half precision. Its arguments have the names and order of `inputs`,
+            and are float32 [B, …] each.
         digest: ModelDescription.digest.
         inputs: what the network takes: the shape of a row of each input, at the size that the weights were trained for.
             The first is x: images or latents, (C, h, w), or embedded tokens, (N, C). The network takes other heights
             and widths, too.
         work_per_value: a measure of the work of one row for each value of x.
+        factor: height and width of x must be multiples of this.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Network:
     digest: str
     inputs: Shapes
     work_per_value: float
+    factor: int = 1
 
     def at(self, shape: tuple[int, ...]) -> Shapes:
         """What the network takes where a row of x has this shape."""
@@ -80,7 +83,7 @@ def denoiser(unet: UNet, model: ModelDescription) -> Network:
         module: nn.Module = TextDenoiser(unet)
     else:
         module = Denoiser(unet)
-    return Network("denoiser", module, model.digest, inputs, model.num_parameters / model.sample_shape[0])
+    return Network("denoiser", module, model.digest, inputs, model.num_parameters / model.sample_shape[0], unet.factor)
 
 
 def decoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
@@ -92,7 +95,8 @@ def decoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
 def encoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
     """The VAE's encoder: maps images to scaled latents."""
     work = _size(autoencoder.encoder) / model.image_shape[0]
-    return Network("encoder", EncoderOnly(autoencoder), model.digest, {"x": model.image_shape}, work)
+    inputs = {"x": model.image_shape}
+    return Network("encoder", EncoderOnly(autoencoder), model.digest, inputs, work, autoencoder.config.factor)
 
 
 def text_encoder(clip: CLIPText, model: ModelDescription, number: int = 1) -> Network:

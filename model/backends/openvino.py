@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class OpenVINOBackend:
 
     Args:
         model: the converted network at one size: model.backends.conversion.at_size.
+        release: model.backends.conversion.Converted.release. Called after each compilation.
         shapes: what the network takes.
         precision: float32; or bfloat16, if `computes_bfloat16()`.
         threads: compute threads.
@@ -47,8 +49,10 @@ class OpenVINOBackend:
         threads: int,
         max_batch: int,
         free_memory: Callable[[], float],
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        self._model = model
+        self._model: ov.Model | None = model
+        self._release = release
         self._shapes = shapes
         self._precision = precision
         self._threads = threads
@@ -58,8 +62,7 @@ class OpenVINOBackend:
         before = resident()
         self._size_1 = self._compile(1, streams=1)
         self._requests = {1: _Request(self._size_1, parts=1)}  # by size
-        constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
-        weights = sum(node.get_byte_size() for node in constants) // (1 if precision == "float32" else 2)
+        weights = _parameters(model) * (4 if precision == "float32" else 2)
         self._bytes = weights, max(0, resident() - before - weights)  # per size, and per row
         self._refused: set[int] = set()
 
@@ -85,6 +88,7 @@ class OpenVINOBackend:
     def prepare(self) -> None:
         for i in range(self._max_batch.bit_length()):
             self._prepare(1 << i)
+        self._model = None  # nothing is compiled any more
 
     def send(self, values: Tensor) -> Tensor:
         return values
@@ -119,9 +123,10 @@ class OpenVINOBackend:
 
     def _compile(self, rows: int, streams: int) -> ov.CompiledModel:
         """Compile for `rows` rows in each of `streams` parallel requests, which share the threads."""
+        assert self._model is not None
         model = self._model.clone()
         model.reshape({port: [rows, *list(port.get_partial_shape())[1:]] for port in model.inputs})
-        return core().compile_model(
+        compiled = core().compile_model(
             model,
             "CPU",
             {
@@ -131,6 +136,8 @@ class OpenVINOBackend:
                 "ENABLE_CPU_PINNING": False,  # it would pin several servers to the same cores
             },
         )
+        self._release()
+        return compiled
 
     def _add(self, size: int) -> None:
         """Compile a size and use it, or refuse it."""
@@ -182,6 +189,12 @@ class _Request:
     def run(self, inputs: Inputs) -> Tensor:
         self.start(inputs, 0)
         return torch.from_numpy(self.wait())
+
+
+def _parameters(model: ov.Model) -> int:
+    """How many numbers a model's constants have, without sizes and indexes."""
+    constants = [node.output(0) for node in model.get_ops() if node.get_type_name() == "Constant"]
+    return sum(prod(port.get_shape()) for port in constants if port.get_element_type().is_real())
 
 
 def _zeros(port: ov.ConstOutput, parts: int) -> NDArray[Any]:

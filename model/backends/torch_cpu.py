@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from model.backends.backend import Inputs, Precision, check_fits, is_batch_invariant, processor
 from model.backends.network import Shapes
+from model.nets.precision import narrow
 
 
 class TorchCPUBackend:
@@ -17,7 +18,7 @@ class TorchCPUBackend:
     Implements model.backends.backend.Backend.
 
     Args:
-        network: see model.backends.network.Network.module.
+        network: see model.backends.network.Network.module, and model.nets.precision.narrow.
         shapes: what the network takes.
         precision: float32, or bfloat16 by autocast.
         width: rows of every pass.
@@ -29,6 +30,7 @@ class TorchCPUBackend:
         # torch's channels_last kernels are up to 1.4 times as fast, but their errors are three times as large. In
         # float32 DDIM amplifies these until one pixel value in fifty differs from diffusers'.
         self._format = torch.contiguous_format if precision == "float32" else torch.channels_last
+        narrow(network, torch.float32 if precision == "float32" else torch.bfloat16)
         self._network = network.to(memory_format=self._format).eval()  # type: ignore[call-overload]
         self._shapes = shapes
         self._precision = precision

@@ -37,8 +37,6 @@ _OTHER_BLOCKS = {
     "KCrossAttn": "belongs to the latent upscaler, and that is not supported",
 }
 
-_OUR_SCHEDULE = {"clips_lcm"}  # fields of Schedule that no scheduler of diffusers has
-
 # Schedulers with a schedule of betas, and their defaults where these differ from Schedule's.
 _STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
 _SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -106,7 +104,7 @@ def read_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
     if timestep_type != "discrete":
         raise CheckpointError(path, f"timestep_type is {shown(timestep_type)}, and must be discrete")
     silently = _OF_OTHER_SAMPLERS | {"use_flow_sigmas", "timestep_type", "predict_epsilon"}
-    fields = {**_SCHEDULERS[kind], **known_fields(path, values, Schedule, silently, lacks=_OUR_SCHEDULE)}
+    fields = {**_SCHEDULERS[kind], **known_fields(path, values, Schedule, silently)}
 
     if values.get("predict_epsilon") is False and fields.get("prediction_type") in (None, "epsilon"):
         fields["prediction_type"] = "sample"  # diffusers 0.8 to 0.12 wrote predict_epsilon; later ones ignore it

@@ -132,9 +132,9 @@ def _canonical_with_projection(key: str) -> str | None:
 
 
 def _canonical_of_text(key: str) -> str | None:
-    """The same for an encoder that needs no projection."""
-    key = _canonical_with_projection(key) or _PROJECTION
-    return None if key == _PROJECTION else key
+    """The same for an encoder without a projection; None also for the projection that some files hold nevertheless."""
+    canonical = _canonical_with_projection(key)
+    return None if canonical == _PROJECTION else canonical
 
 
 NAMING = Naming(_stored, _canonical)  # of UNet2D and Autoencoder

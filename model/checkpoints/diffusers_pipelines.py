@@ -15,6 +15,7 @@ class TextPipeline(NamedTuple):
         parts: that model_index.json must name.
         num_inference_steps, guidance_scale: the pipeline's defaults.
         sets: fields of the scheduler's config that the pipeline's constructor sets, whatever the file says.
+        corrects_old_sizes: whether the pipeline takes 64 for a smaller sample_size in files from before diffusers 0.9.
         embeds_sizes: whether the pipeline tells the U-Net sizes and the pooled text.
         embeds_guidance: whether the U-Net must take guidance_scale.
     """
@@ -24,15 +25,14 @@ class TextPipeline(NamedTuple):
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     sets: Mapping[str, Any] = {}
+    corrects_old_sizes: bool = False
     embeds_sizes: bool = False
     embeds_guidance: bool = False
 
 
-_SD = TextPipeline("StableDiffusionPipeline", sets={"steps_offset": 1, "clip_sample": False})
+_SD = TextPipeline("StableDiffusionPipeline", sets={"steps_offset": 1, "clip_sample": False}, corrects_old_sizes=True)
 _XL = TextPipeline("StableDiffusionXLPipeline", _TWO_ENCODERS, guidance_scale=5.0, embeds_sizes=True)
-_LCM = TextPipeline(
-    "LatentConsistencyModelPipeline", num_inference_steps=4, guidance_scale=8.5, embeds_guidance=True
-)  # fmt: skip
+_LCM = TextPipeline("LatentConsistencyModelPipeline", num_inference_steps=4, guidance_scale=8.5, embeds_guidance=True)
 
 # By name. Pipelines of image-to-image have the parts of text-to-image, and are served as that.
 TEXT_PIPELINES = {

@@ -86,19 +86,26 @@ def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeli
     """
     fields = {**values, **pipeline.sets}
     schedule = read_scheduler(path, fields).schedule
-    if "clip_sample" not in fields:
-        schedule = schedule.with_fields(clips_lcm=False)  # the default is true for DDIM and DDPM, and false for LCM
     kind, steps = str(values.get("_class_name")), pipeline.num_inference_steps
     sampler = _SAMPLERS.get(kind)
     if sampler is None:
         log.warning("%s: %s has no sampler here: %s is recommended in its place", path, kind, _IN_PLACE_OF_OTHERS)
         return Scheduler(schedule, _IN_PLACE_OF_OTHERS, steps)
+    if sampler == "lcm" and fields.get("clip_sample") is True:
+        # read_scheduler passes over true, which is the default of other schedulers. That of LCMScheduler is false.
+        schedule = schedule.with_fields(clip_sample=True)
     for field in departures(sampler, schedule, values):
         log.warning(
             "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
             path, field, shown(values.get(field, "absent")), sampler,
         )  # fmt: skip
-    return Scheduler(schedule, sampler, steps)
+    scheduler = Scheduler(schedule, sampler, steps)
+    other = recommended(scheduler, first_timestep=0).sampler
+    if other != sampler:
+        log.warning(
+            "%s: %s takes no number of steps with this schedule: %s is recommended in its place", path, sampler, other
+        )
+    return scheduler
 
 
 def read_condition_unet(
@@ -122,7 +129,7 @@ def read_condition_unet(
     if kind != "UNet2DConditionModel":
         raise CheckpointError(path, f"_class_name is {shown(kind)}, and must be UNet2DConditionModel")
     _check_supported(path, values, pipeline)
-    height, width = read_size(path, _sample_size(values), "latents'")
+    height, width = read_size(path, _sample_size(values, pipeline), "latents'")
     fields = known_fields(path, values, UNet2DConditionConfig, _SILENT, lacks={*_FIXED})
     if isinstance(fields.get("act_fn"), str):
         fields["act_fn"] = fields["act_fn"].lower()
@@ -180,9 +187,11 @@ def _check_supported(path: Path, values: dict[str, Any], pipeline: TextPipeline)
         raise CheckpointError(path, "mid_block_type is UNetMidBlock2DSimpleCrossAttn, which belongs to IF")
 
 
-def _sample_size(values: dict[str, Any]) -> object:
-    """The size of latents. Files from before diffusers 0.9 say 32 or so, and the pipelines take 64 instead."""
+def _sample_size(values: dict[str, Any], pipeline: TextPipeline) -> object:
+    """The size of latents. Files from before diffusers 0.9 say 32 or so, and some pipelines take 64 instead."""
     size = values.get("sample_size")
+    if not pipeline.corrects_old_sizes:
+        return size
     version = re.match(r"(\d+)\.(\d+)", str(values.get("_diffusers_version")))
     is_old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
     return 64 if is_old and type(size) is int and size < 64 else size

@@ -27,6 +27,7 @@ from model.checkpoints.tokenizer_files import read_tokenizers
 from model.description import ModelDescription, TextDescription
 from model.nets.autoencoder import Autoencoder
 from model.nets.clip import CLIPText
+from model.nets.precision import widen_outside
 from model.nets.unet_condition_config import UNet2DConditionConfig
 from model.nets.unets import UNet
 from model.schedule import Schedule
@@ -34,12 +35,16 @@ from model.schedule import Schedule
 FAMILIES = (diffusers.find, native.find)
 _SINGLE = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".gguf")  # files that hold weights alone
 
+_AT_ONCE = 2**15  # values that are hashed at once: so few that torch widens them in this thread
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Loaded weights: the networks on the CPU in float32, their config, and their description.
+    """Loaded weights: the networks on the CPU, their config, and their description.
+
+    Parameters have the precision of the files: see model.nets.precision.
 
     Attributes:
         text_encoders: one or two if the network draws for prompts. The tokenizer is for all of them.
@@ -135,6 +140,7 @@ def _built(build: Callable[[], Network], part: Part, root: Path, allow_pickle: b
     except ValueError as error:
         raise CheckpointError(part.config_path, str(error)) from error
     load_strictly(network, part.weights, root, part.naming, part.config_path.name, allow_pickle)
+    widen_outside(network)
     return network.requires_grad_(False).eval()
 
 
@@ -161,13 +167,17 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Tokenizer | TwoTokenizers | None) -> str:
-    """A hash of everything that decides an image, whatever the file format."""
+    """A hash of everything that decides an image, whatever the file format, and whatever the precision of its values.
+
+    It is of values in float32. Those in half precision are widened in pieces that fit the processor's caches.
+    """
     digest = hashlib.sha256()
     digest.update(json.dumps(_settings(config), sort_keys=True).encode())
     for network in networks:
         for key, tensor in network.state_dict().items():
             digest.update(key.encode())
-            digest.update(tensor.numpy().data)
+            for part in tensor.flatten().split(_AT_ONCE):
+                digest.update(part.float().numpy().data)
     if tokenizer is not None:
         digest.update(tokenizer.digest.encode())
     return digest.hexdigest()
@@ -176,8 +186,11 @@ def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Token
 # Fields of Schedule that are younger than the first digests, which are in recipes.
 _YOUNGER = (
     "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "sigma_min", "sigma_max", "final_sigmas_type",
-    "original_inference_steps", "timestep_scaling", "clips_lcm",
+    "original_inference_steps", "timestep_scaling",
 )  # fmt: skip
+
+# Samplers that are younger than the first digests, each with what was recommended in its place before.
+_YOUNGER_SAMPLERS = {"lcm": "dpmpp_2m"}
 
 _YOUNGER_OF_TEXT = ("text_2", "force_zeros_for_empty_prompt")  # of TextToImageConfig
 _YOUNGER_OF_NETWORK = (  # of UNet2DConditionConfig
@@ -194,6 +207,8 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
     if isinstance(config, TextToImageConfig):
         _drop_defaults(settings, TextToImageConfig, _YOUNGER_OF_TEXT)
         _drop_defaults(settings["network"], UNet2DConditionConfig, _YOUNGER_OF_NETWORK)
+        sampler = settings["recommended"]["sampler"]
+        settings["recommended"]["sampler"] = _YOUNGER_SAMPLERS.get(sampler, sampler)
     elif schedule["set_alpha_to_one"] is None:
         schedule["set_alpha_to_one"] = True  # the default of those days, and still that of all samplers but pndm
     settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields the config sets

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.files import check_file
+from model.nets.precision import HALVES
 
 _MAPPED_BYTES = 16 * 2**20
-_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' dtypes
+# safetensors' dtypes → those of parameters.
+_FLOATS = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Stored(NamedTuple):
@@ -44,13 +46,19 @@ class _TensorFile(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """By key, the dtypes of the parameters that tensors are copied to."""
+
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]: ...
 
 
 def load_strictly(
     network: nn.Module, files: Sequence[Path], root: Path, naming: Naming, config: str, allow_pickle: bool
 ) -> None:
-    """Load the parameters of a network that is on the meta device: on the CPU, in float32.
+    """Load the parameters of a network that is on the meta device: on the CPU, in the precision of the files.
+
+    float16 and bfloat16 stay so; all else becomes float32.
 
     Args:
         files: the files that together hold the tensors.
@@ -69,7 +77,7 @@ def load_strictly(
     opened = {path: _open(path, root, naming.canonical, allow_pickle) for path in files}
     found = _matched(opened, expected, naming.canonical, config)
 
-    network.to_empty(device="cpu")
+    _allocate(network, _dtypes(opened, found))
     parameters = network.state_dict()
     with torch.no_grad():
         for path in files:
@@ -77,6 +85,24 @@ def load_strictly(
                 parameter, n, shape = found[path][key]
                 target = parameters[parameter].narrow(0, n * shape[0], shape[0])
                 target.copy_(tensor.reshape(target.shape))
+
+
+def _dtypes(opened: Mapping[Path, _TensorFile], found: Mapping[Path, Mapping[str, "_Place"]]) -> dict[str, torch.dtype]:
+    """The dtype of each parameter: the narrowest that holds all of its parts exactly."""
+    dtypes: dict[str, torch.dtype] = {}
+    for path, file in opened.items():
+        for raw_key, place in found[path].items():
+            dtype = file.dtypes[raw_key]
+            dtypes[place.parameter] = torch.promote_types(dtypes.get(place.parameter, dtype), dtype)
+    return dtypes
+
+
+def _allocate(network: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Bring the parameters of a network from the meta device to the CPU, without values."""
+    for key, parameter in [*network.named_parameters()]:
+        owner, _, name = key.rpartition(".")
+        empty = torch.empty(parameter.shape, dtype=dtypes[key])
+        setattr(network.get_submodule(owner), name, nn.Parameter(empty, requires_grad=False))
 
 
 class _Place(NamedTuple):
@@ -137,13 +163,15 @@ class _SafetensorsFile:
     def __init__(self, path: Path, canonical: Callable[[str], str | None]) -> None:
         self._path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
         try:
             with safe_open(path, "pt") as file:
                 for key in filter(canonical, file.keys()):
                     view = file.get_slice(key)
-                    if view.get_dtype() not in _FLOATS:
+                    dtype = _FLOATS.get(view.get_dtype())
+                    if dtype is None:
                         raise CheckpointError(path, f"{shown(key)} is {view.get_dtype()}, and must be floating point")
-                    self.shapes[key] = tuple(view.get_shape())
+                    self.shapes[key], self.dtypes[key] = tuple(view.get_shape()), dtype
         except (OSError, SafetensorError) as error:
             raise CheckpointError(path, f"cannot be read: {error}") from error
 
@@ -183,6 +211,7 @@ class _PickleFile:
             raise CheckpointError(path, f"claims {claimed} bytes of values, and has only {held}")
         self._tensors: dict[str, Tensor] = values
         self.shapes = {key: tuple(tensor.shape) for key, tensor in values.items()}
+        self.dtypes = {key: tensor.dtype if tensor.dtype in HALVES else torch.float32 for key, tensor in values.items()}
 
     def read(self, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield each tensor once, and release it."""

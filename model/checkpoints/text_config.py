@@ -34,8 +34,10 @@ class TextToImageConfig(ModelConfig):
         channels = self.network.encoder_hid_dim or self.network.context_dim
         widths = [text.hidden_size for text in self.texts]
         if channels != sum(widths):
-            whose = "the text encoder's hidden_size" if len(widths) == 1 else "the hidden_size of both text encoders"
-            raise ValueError(f"{field} is {channels}, and {whose} {' + '.join(map(str, widths))}")
+            whose = "the text encoder's hidden_size"
+            if len(widths) > 1:
+                whose = f"the sum of both text encoders' hidden_size, {' + '.join(map(str, widths))}"
+            raise ValueError(f"{field} is {channels}, and must be {sum(widths)}, {whose}")
         return self
 
     @model_validator(mode="after")

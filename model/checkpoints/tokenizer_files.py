@@ -56,8 +56,8 @@ def read_tokenizers(folders: Sequence[Path], root: Path, texts: Sequence[CLIPTex
         if other.length != first.length:
             raise CheckpointError(
                 folder,
-                f"makes {other.length} tokens of a prompt, and {folders[0].name} {first.length}: "
-                "they must be as many, for the network takes both encoders' contexts side by side",
+                f"makes {other.length} tokens of a prompt, and {folders[0].name} makes {first.length}: both must make "
+                "the same number, because the network takes the contexts of both encoders side by side",
             )
     return TwoTokenizers(first, *others) if others else first
 

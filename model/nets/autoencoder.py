@@ -77,6 +77,8 @@ class AutoencoderConfig(BaseModel):
 class Autoencoder(nn.Module):
     """Encoder and decoder. State-dict keys are diffusers', except inside ResnetBlock and Attention."""
 
+    outside = ("quantize",)  # see model.nets.precision
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config

@@ -51,11 +51,13 @@ class CLIPTextWithProjectionConfig(CLIPTextConfig):
     """The same of CLIPTextModelWithProjection."""
 
     projection_dim: Count = 512  # channels of the pooled text
-    eos_token_id: int = 49407  # see Pooler
+    eos_token_id: int = Field(49407, ge=-(2**31), lt=2**31)  # see Pooler
 
 
 class CLIPText(nn.Module):
     """Maps tokens to hidden states, and to one vector if the config has a projection."""
+
+    outside = "final_layer_norm", "text_projection"  # see model.nets.precision
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -109,7 +111,10 @@ class Pooler:
 
 
 class Embeddings(nn.Module):
-    """Tokens [B, N] → the sum of the embeddings of token and position, [B, N, hidden_size]."""
+    """Tokens [B, N] → the sum of the embeddings of token and position, [B, N, hidden_size], in float32.
+
+    The parameters may stay in half precision, because what is looked up is little.
+    """
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -117,7 +122,7 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        out: Tensor = self.token_embedding(ids).float() + self.position_embedding.weight[: ids.shape[1]].float()
         return out
 
 

@@ -31,6 +31,8 @@ class DiffusionUNet(nn.Module):
         ValueError: if the network cannot be built; the message names the argument.
     """
 
+    outside = "time_embed", "label_embed"  # see model.nets.precision
+
     def __init__(
         self,
         in_ch: int,

@@ -135,6 +135,8 @@ class UNet2D(nn.Module):
     State-dict keys are diffusers', except inside ResnetBlock and Attention.
     """
 
+    outside = "time_proj", "time_embedding", "class_embedding"  # see model.nets.precision
+
     def __init__(self, config: UNet2DConfig) -> None:
         super().__init__()
         self.config = config

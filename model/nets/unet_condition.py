@@ -22,6 +22,9 @@ class UNet2DCondition(nn.Module):
     State-dict keys are diffusers', except inside ResnetBlock.
     """
 
+    # See model.nets.precision.
+    outside = "time_proj", "time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj"
+
     def __init__(self, config: UNet2DConditionConfig) -> None:
         super().__init__()
         self.config = config
