@@ -160,7 +160,7 @@ def test_invalid_fields_are_listed_and_told_in_the_detail() -> None:
 
 @pytest.mark.parametrize(("status", "title"), [(404, "Not Found"), (405, "Method Not Allowed"), (499, "Error")])
 def test_any_status_makes_a_problem_document(status: int, title: str) -> None:
-    response = problem(status, "it went wrong", {"Allow": "GET"})
+    response = problem(status, "it went wrong", headers={"Allow": "GET"})
     assert response.headers["Allow"] == "GET"
     assert document(response) == {"type": "about:blank", "title": title, "status": status, "detail": "it went wrong"}
 

@@ -22,6 +22,7 @@ from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.http.bodies import Room
 from service.http.checks import PromptCheck, load
+from service.http.drawing import Studio
 from service.http.images import Generation
 from service.http.keys import ApiKeys
 from service.http.metrics import Metrics
@@ -65,9 +66,10 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
 
     app = _bare_app(lifespan)
     page = playground()
+    studio = Studio(engine, served, settings, prompts)
     operations = Operations(engine, served, settings, metrics)
     routers = [
-        Generation(engine, served, settings, prompts).router(),
+        Generation(studio).router(),
         operations.router(),
         page.router(),
         documentation(f"{app.title} - Swagger UI", settings.root_path.rstrip("/")).router(),
@@ -175,7 +177,7 @@ class _Cors(CORSMiddleware):
         if response.status_code < 400:
             return response
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-        return problem(response.status_code, bytes(response.body).decode(), headers)
+        return problem(response.status_code, bytes(response.body).decode(), headers=headers)
 
 
 async def _watch(engine: Engine) -> None:
@@ -197,9 +199,9 @@ async def _watch(engine: Engine) -> None:
             log.exception("looking after the engine failed; the next look is in %g s", _EVERY)
 
 
-async def _service_error(_: Request, error: Exception) -> Response:
+async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return answer(error)
+    return answer(error, path_of(request.scope))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -212,7 +214,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     methods = request.app.state.methods.get(path_of(request.scope))
     if error.status_code == 405 and methods is not None:
         headers["Allow"] = ", ".join(sorted(methods))  # starlette names the methods of only one route
-    return problem(error.status_code, detail, headers)
+    return problem(error.status_code, detail, path_of(request.scope), headers)
 
 
 async def _client_left(_: Request, error: Exception) -> Response:

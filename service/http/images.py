@@ -6,8 +6,8 @@ it does all other work, and its last stage makes the body of the answer.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,17 +16,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.rows import Group, Image, Row, Tokens
-from service.config import Settings
-from service.engine.engine import Engine
+from model.rows import Group, Image, Row
 from service.engine.requests import Encoding, Upload
 from service.errors import Invalid
 from service.http import openapi
 from service.http.bodies import Body
-from service.http.checks import PromptCheck, prompts_of
+from service.http.drawing import Studio
 from service.http.events import EventStream, Mailbox
-from service.http.leaving import unless_client_leaves
-from service.http.middleware import CLIENT_LEFT
 from service.http.models import RequestModel
 from service.http.parsing import (
     FORM,
@@ -36,7 +32,7 @@ from service.http.parsing import (
     read_json,
     read_upload,
 )
-from service.http.pieces import PIECE, Bytes, rest
+from service.http.pieces import Bytes
 from service.http.png import is_png
 from service.http.responses import (
     EVENTS,
@@ -57,10 +53,9 @@ from service.http.responses import (
 )
 from service.http.uploads import decode, most_bytes
 from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
-from service.plan.plan import Plan, plan_denoise, plan_noise, plan_sample
+from service.plan.plan import Plan, plan_denoise, plan_noise
 from service.plan.served import Served
 from service.plan.shared_fields import MAX_PROMPT
-from service.plan.texts import length_of
 
 _ESCAPED = 3  # bytes of JSON for a byte of UTF-8: "é" may be \u00e9, and an emoji two escapes
 _SHORT_PROMPTS = 2**10  # characters of a request's prompts that become tokens in the event loop
@@ -86,22 +81,13 @@ class Sent(NamedTuple, Generic[Fields]):
 
 @dataclass(frozen=True)
 class Generation:
-    """The routes' dependencies.
+    """The routes' dependencies."""
 
-    Attributes:
-        prompts: the operator's check; None without one.
-        reading: held while an upload, long JSON or long prompts are read. So passes share the interpreter with one.
-    """
-
-    engine: Engine
-    served: Served
-    settings: Settings
-    prompts: PromptCheck | None = None
-    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    studio: Studio
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["images"])
-        sample, denoise, noise = self._sample_model, self._denoise_model, self._noise_model
+        sample, denoise, noise = self.studio.sample_model, self.studio.denoise_model, self.studio.noise_model
         router.add_api_route("/sample", self.sample, methods=["POST"], **openapi.sample(sample, self.served))
         router.add_api_route(
             "/sample", self.sample_by_query, methods=["GET"], **openapi.sample_by_query(sample, self.served)
@@ -114,7 +100,7 @@ class Generation:
     async def sample(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), sample_media(self.served))
         fields = await self._fields(request)
-        plan = await self._planned(fields, media_type)
+        plan = await self.studio.planned(fields, latent=media_type == NPY)
         how = encoding(plan, media_type, self.served)
         return await self._draw(request, fields, plan, how, media_type, _NEVER_STORE)
 
@@ -124,10 +110,10 @@ class Generation:
         check_query(request.scope["query_string"])
         query = request.query_params
         wanted = query.getlist("model")
-        fields = self._sample_model.from_text([item for item in query.multi_items() if item[0] != "model"])
+        fields = self.studio.sample_model.from_text([item for item in query.multi_items() if item[0] != "model"])
         if any(fingerprint != self.served.fingerprint for fingerprint in wanted):
             raise Invalid.field("model", f"must be {self.served.fingerprint}, what answers here, and is {wanted[0]}")
-        plan = await self._planned(fields, media_type)
+        plan = await self.studio.planned(fields, latent=media_type == NPY)
         headers = dict(_NEVER_STORE)
         if fields.seed is not None and media_type in PURE_MEDIA and self.served.reproducible:
             tag = etag(plan, media_type)
@@ -144,14 +130,14 @@ class Generation:
         return await self._draw(request, fields, plan, encoding(plan, media_type, self.served), media_type, headers)
 
     async def denoise(self, request: Request) -> Response:
-        sent = await self._upload(request, self._denoise_model, lambda fields: fields.value_range)
+        sent = await self._upload(request, self.studio.denoise_model, lambda fields: fields.value_range)
         offers = image_media(self.served) if sent.fields.output == "x0" else (NPY,)
         media_type = negotiate(_accept(request), offers)
 
-        served = self._for_one_request()
+        served = self.studio.for_one_request()
 
         def plan(fields: DenoiseRequest, image: Image) -> Plan:
-            return plan_denoise(fields, image, served, self.settings.timeout, latent=media_type == NPY)
+            return plan_denoise(fields, image, served, self.studio.settings.timeout, latent=media_type == NPY)
 
         def encoded(planned: Plan) -> Encoding:
             return encoding(planned, media_type, self.served)
@@ -160,11 +146,11 @@ class Generation:
 
     async def noise(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), noise_media(self.served))
-        sent = await self._upload(request, self._noise_model, lambda _: 1.0)
+        sent = await self._upload(request, self.studio.noise_model, lambda _: 1.0)
         pngs: list[Deep] = []
 
         def plan(fields: NoiseRequest, image: Image) -> Plan:
-            return plan_noise(fields, image, self.served, self.settings.timeout, latent=media_type == NPY)
+            return plan_noise(fields, image, self.served, self.studio.settings.timeout, latent=media_type == NPY)
 
         def encoded(planned: Plan) -> Encoding:
             if media_type != PNG:
@@ -207,29 +193,9 @@ class Generation:
         upload = Upload(sent.image, then)
         return await self._draw(request, fields, draft, encoded(draft), media_type, _NEVER_STORE, upload)
 
-    async def _planned(self, fields: SampleRequest, media_type: str) -> Plan:
-        """The plan of /sample. Long prompts become tokens in a thread, one request at a time."""
-        plan = partial(plan_sample, fields, timeout=self.settings.timeout, latent=media_type == NPY)
-        if length_of(fields) <= _SHORT_PROMPTS:
-            return plan(self.served)
-        async with self.reading:
-            return await run_in_threadpool(plan, self._for_one_request())
-
-    def _for_one_request(self) -> Served:
-        """`served`, with a tokenizer that remembers the request's prompts and rests before each of them.
-
-        So passes get the interpreter. The event loop's thread must not call this tokenizer: it rests.
-        """
-        tokenize = self.served.tokenize
-        if tokenize is None:
-            return self.served
-
-        @cache
-        def tokens(prompt: str) -> Tokens:
-            rest()
-            return tokenize(prompt)
-
-        return replace(self.served, tokenize=tokens)
+    @property
+    def served(self) -> Served:
+        return self.studio.served
 
     @property
     def _is_latent(self) -> bool:
@@ -238,37 +204,17 @@ class Generation:
     @cached_property
     def _max_json(self) -> int:
         """Bytes of the JSON of /sample: two lists of the longest prompts fit."""
-        prompts = 0 if self.served.model.text is None else 2 * self.settings.max_images
+        prompts = 0 if self.served.model.text is None else 2 * self.studio.settings.max_images
         return MAX_PLAIN_JSON + prompts * MAX_PROMPT * _ESCAPED
-
-    @cached_property
-    def _sample_model(self) -> RequestModel[SampleRequest]:
-        return self._model(SampleRequest)
-
-    @cached_property
-    def _denoise_model(self) -> RequestModel[DenoiseRequest]:
-        return self._model(DenoiseRequest)
-
-    @cached_property
-    def _noise_model(self) -> RequestModel[NoiseRequest]:
-        return self._model(NoiseRequest)
-
-    def _model(self, request: type[Fields]) -> RequestModel[Fields]:
-        return RequestModel(request, self.served, self.settings.max_images, self.settings.timeout)
 
     async def _fields(self, request: Request) -> SampleRequest:
         """The fields of POST /sample. An empty body is `{}`, whatever its type."""
         body = Body.of(request)
         if not await body.is_empty():
             check_type(_content_type(request), JSON)
-        sent = await body.read()
-        read = partial(read_json, sent, self._sample_model, self._max_json)
-        if len(sent) <= PIECE:
-            return read()
-        async with self.reading:
-            fields = await run_in_threadpool(read)
-        body.let_go()
-        return fields
+        return await self.studio.read(
+            request, partial(read_json, model=self.studio.sample_model, max_json=self._max_json)
+        )
 
     async def _upload(
         self, request: Request, model: RequestModel[Fields], value_range: Callable[[Fields], float]
@@ -293,7 +239,7 @@ class Generation:
             return Sent(fields, image, self._is_latent and is_png(data))
 
         sent = await body.read()
-        async with self.reading:
+        async with self.studio.reading:
             upload = await run_in_threadpool(read, sent)
         body.let_go()
         return upload
@@ -308,25 +254,16 @@ class Generation:
         headers: Mapping[str, str],
         upload: Upload | None = None,
     ) -> Response:
-        client, timeout_s = Body.of(request).client, plan.timeout_s
-        if self.prompts is not None and self.served.model.text is not None:
-            check = self.prompts.check(prompts_of(fields, len(plan.rows)), timeout_s)
-            left = await unless_client_leaves(request.receive, asyncio.ensure_future(check))
-            if left is None:
-                return Response(status_code=CLIENT_LEFT)
-            timeout_s = left
         if media_type == EVENTS:
             mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
-            accepted = self.engine.submit(plan.rows, timeout_s, client, how, mailbox, upload)
+            accepted = await self.studio.submit(request, fields, plan, how, mailbox, upload)
             return EventStream(accepted, mailbox, plan, self.served, {**headers_of(plan), **headers})
-        accepted = self.engine.submit(plan.rows, timeout_s, client, how, upload=upload)
-        finished = await unless_client_leaves(request.receive, asyncio.wrap_future(accepted.future))
-        if finished is None:
-            return Response(status_code=CLIENT_LEFT)
+        accepted = await self.studio.submit(request, fields, plan, how, upload=upload)
+        finished = await self.studio.finished(request, accepted)
         return respond(plan, finished, media_type, self.served, headers)
 
     def _cache_control(self, immutable: bool) -> str:
-        scope = "private, " if self.settings.api_keys else ""  # only for the holder of the key
+        scope = "private, " if self.studio.settings.api_keys else ""  # only for the holder of the key
         return scope + ("max-age=31536000, immutable" if immutable else "max-age=3600")
 
 

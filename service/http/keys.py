@@ -25,7 +25,7 @@ class ApiKeys:
         if scope["type"] != "http" or path_of(scope) in self._open_paths:
             await self._app(scope, receive, send)
         elif error := self._refusal(Headers(scope=scope).get("authorization")):
-            await answer(error)(scope, receive, send)
+            await answer(error, path_of(scope))(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

@@ -67,12 +67,12 @@ class RequestLog:
             if answered:
                 raise
             error = Draining("the server shut down before the whole request was here")
-            await answer(error)(scope, receive, send_and_note)
+            await answer(error, path)(scope, receive, send_and_note)
         except Exception as error:
             fields = {"request_id": request_id, "exception": logs.trace_without_messages(error)}
             log.error("a request failed unexpectedly", extra={"fields": fields})  # noqa: TRY400
             if not answered:  # uvicorn closes the connection of an answer that has begun
-                await problem(500, "the server failed; its log says more")(scope, receive, send_and_note)
+                await problem(500, "the server failed; its log says more", path)(scope, receive, send_and_note)
         finally:
             seconds = time.perf_counter() - began
             self._metrics.request_done(path if path in self._endpoints else "other", code, seconds)
@@ -118,10 +118,10 @@ class BodyLimit:
 
         try:
             if body.is_too_large:
-                await answer(body.too_large())(scope, receive, send)
+                await answer(body.too_large(), path_of(scope))(scope, receive, send)
             elif coding := _coding_of(scope):
                 error = UnsupportedCoding(f"a body must have no Content-Encoding, and has {coding}")
-                await answer(error)(scope, receive, send)
+                await answer(error, path_of(scope))(scope, receive, send)
             else:
                 scope[IN_SCOPE] = body
                 await self._app(scope, body.receive, send)

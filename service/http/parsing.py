@@ -28,7 +28,7 @@ def read_json(body: Bytes, model: RequestModel[Request], max_json: int = MAX_PLA
     Args:
         max_json: bytes.
     """
-    return model.validated(_json_object(body, max_json))
+    return model.validated(json_object(body, max_json))
 
 
 def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], max_json: int) -> tuple[Request, Bytes]:
@@ -41,7 +41,7 @@ def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], ma
         return _read_form(content_type, body, model)
     if body:
         check_type(content_type, FORM, JSON)
-    values = _json_object(body, max_json)
+    values = json_object(body, max_json)
     if "image" not in values:
         raise Invalid.field("image", "is required: a PNG or .npy file, in base64")
     image_text = values.pop("image")
@@ -88,7 +88,12 @@ def check_query(query: bytes) -> None:
         raise Invalid.field("query", "must be text in UTF-8") from None
 
 
-def _json_object(body: Bytes, max_bytes: int) -> dict[str, object]:
+def json_object(body: Bytes, max_bytes: int = MAX_PLAIN_JSON) -> dict[str, object]:
+    """The values of a JSON object. An empty body is `{}`.
+
+    Raises:
+        Invalid: the body is too large, no JSON, or no object, or has a key twice.
+    """
     text = _without_blanks(body)
     if len(text) > max_bytes:
         raise Invalid.field("body", f"has {len(text)} bytes of JSON, and may have at most {max_bytes} here")

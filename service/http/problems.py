@@ -41,6 +41,7 @@ from service.errors import (
     UnsupportedCoding,
     UnsupportedMedia,
 )
+from service.http.openai.errors import openai_error
 
 
 class Document(TypedDict):
@@ -70,8 +71,12 @@ STATUS: dict[type[ServiceError], int] = {
 }
 
 
-def answer(error: ServiceError) -> JSONResponse:
-    """The problem document of an error."""
+def answer(error: ServiceError, path: str = "") -> JSONResponse:
+    """The answer to a request that ends in an error.
+
+    Args:
+        path: of the request, as service.http.paths.path_of has it. It decides the shape of the answer.
+    """
     headers: dict[str, str] = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -81,7 +86,7 @@ def answer(error: ServiceError) -> JSONResponse:
         headers["Accept-Encoding"] = "identity"
     if isinstance(error, NotHTTP | TooSlow | BodyTooLarge | HeadTooLarge):
         headers["Connection"] = "close"  # the rest of the request is not read
-    return _respond(document(error), headers)
+    return _respond(document(error), headers, path)
 
 
 def document(error: ServiceError) -> Document:
@@ -93,17 +98,20 @@ def document(error: ServiceError) -> Document:
     return said
 
 
-def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The problem document for an error that is no ServiceError."""
-    return _respond(_document(status, detail), headers or {})
+def problem(status: int, detail: str, path: str = "", headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The answer to a request that ends in an error that is no ServiceError."""
+    return _respond(_document(status, detail), headers or {}, path)
 
 
 def _document(status: int, detail: str) -> Document:
     return {"type": "about:blank", "title": _title(status), "status": status, "detail": printable(detail)}
 
 
-def _respond(said: Document, headers: Mapping[str, str]) -> JSONResponse:
+def _respond(said: Document, headers: Mapping[str, str], path: str) -> JSONResponse:
     headers = {"Cache-Control": "no-store", **headers}
+    if path.startswith("/v1/"):
+        shaped = openai_error(said["status"], said["detail"], said.get("errors", []))
+        return JSONResponse(shaped, said["status"], headers)
     return JSONResponse(said, said["status"], headers, media_type="application/problem+json")
 
 

@@ -1,6 +1,7 @@
 """The classes of a request's rows."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 from model.description import ModelDescription
@@ -42,6 +43,41 @@ def label_of(label: Label, model: ModelDescription) -> int | None:
     names = f", or one of {', '.join(model.class_names[:20])}" if model.class_names and named else ""
     more = ", …" if len(model.class_names) > 20 else ""
     raise Invalid.field("class_label", f"must be 0 to {model.num_classes - 1}{names}{more}, and is {label!r}")
+
+
+def named_in(prompt: str, model: ModelDescription) -> int | None:
+    """The class that a prompt names: by its name or its index alone, or by its name among other words.
+
+    A name within a longer name that the prompt has, too, does not count. An empty prompt names no class.
+
+    Raises:
+        Invalid: the prompt names no class, or several.
+    """
+    words = _words(prompt)
+    if not words:
+        return None
+    names = [_words(name) for name in model.class_names]
+    if words in names:
+        return names.index(words)
+    if prompt.strip().isascii() and prompt.strip().isdigit():
+        return label_of(prompt.strip(), model)
+    found = {name for name in names if name and _holds(words, name)}
+    longest = [name for name in found if not any(name != other and _holds(other, name) for other in found)]
+    if len(longest) == 1:
+        return names.index(longest[0])
+    examples = ", ".join(model.class_names[:20]) or f"0 to {(model.num_classes or 1) - 1}"
+    more = ", …" if len(model.class_names) > 20 else ""
+    many = "names several classes" if longest else "names none"
+    raise Invalid.field("prompt", f"must name one class, and {many}; the classes are {examples}{more}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text.casefold()))
+
+
+def _holds(words: tuple[str, ...], name: tuple[str, ...]) -> bool:
+    """Whether the words of a name follow each other among the words."""
+    return any(words[i : i + len(name)] == name for i in range(len(words) - len(name) + 1))
 
 
 def class_of(seed: int, model: ModelDescription) -> int:

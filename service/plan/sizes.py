@@ -1,5 +1,6 @@
 """Which sizes are usual, and which of the served ones a request is for. Messages write a size as WIDTHxHEIGHT."""
 
+import math
 from collections.abc import Sequence
 
 from model.description import ModelDescription
@@ -51,6 +52,16 @@ def asked(request: SampleRequest, groups: Sequence[Group]) -> Group:
     if len(groups) == 1:
         why = f"must be that of {listed(groups)}"
     raise Invalid.field(name, f"{why}, and is {width if height is None else height}")
+
+
+def nearest(height: int, width: int, groups: Sequence[Group]) -> Group:
+    """The served size with the nearest aspect; among equal aspects the one with the nearest number of pixels."""
+
+    def distance(group: Group) -> tuple[float, float]:
+        aspect = abs(math.log(group.width / group.height) - math.log(width / height))
+        return round(aspect, 9), abs(math.log(group.height * group.width) - math.log(height * width))
+
+    return min(groups, key=distance)
 
 
 def of_upload(array: Image, served: Served) -> Group:

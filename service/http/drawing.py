@@ -1,0 +1,132 @@
+"""From a request's fields to finished images: plan → the operator's check → the engine. All APIs draw through this."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
+from typing import TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from model.rows import Tokens
+from service.config import Settings
+from service.engine.engine import Engine
+from service.engine.requests import Accepted, Encoding, Finished, Upload, Watcher
+from service.http.bodies import Body
+from service.http.checks import PromptCheck, prompts_of
+from service.http.leaving import unless_client_leaves
+from service.http.models import RequestModel
+from service.http.pieces import PIECE, Bytes, rest
+from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
+from service.plan.plan import Plan, plan_sample
+from service.plan.served import Served
+from service.plan.texts import length_of
+
+_SHORT_PROMPTS = 2**10  # characters of a request's prompts that become tokens in the event loop
+
+Fields = TypeVar("Fields", bound=Drawing | Noise)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What all routes that draw share.
+
+    Attributes:
+        prompts: the operator's check; None without one.
+        reading: held while an upload, long JSON or long prompts are read. So passes share the interpreter with one.
+    """
+
+    engine: Engine
+    served: Served
+    settings: Settings
+    prompts: PromptCheck | None = None
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def read(self, request: Request, parse: Callable[[Bytes], Result]) -> Result:
+        """Read the whole body and parse it. A long body is parsed in a thread, one at a time."""
+        body = Body.of(request)
+        sent = await body.read()
+        if len(sent) <= PIECE:
+            return parse(sent)
+        async with self.reading:
+            parsed = await run_in_threadpool(parse, sent)
+        body.let_go()
+        return parsed
+
+    async def planned(self, fields: SampleRequest, latent: bool = False) -> Plan:
+        """The plan of /sample. Long prompts become tokens in a thread, one request at a time.
+
+        Args:
+            latent: the answer is latents, if the model denoises latents.
+        """
+        plan = partial(plan_sample, fields, timeout=self.settings.timeout, latent=latent)
+        if length_of(fields) <= _SHORT_PROMPTS:
+            return plan(self.served)
+        async with self.reading:
+            return await run_in_threadpool(plan, self.for_one_request())
+
+    async def submit(
+        self,
+        request: Request,
+        fields: Drawing | Noise,
+        plan: Plan,
+        how: Encoding,
+        watcher: Watcher | None = None,
+        upload: Upload | None = None,
+    ) -> Accepted:
+        """Check the prompts and give the plan to the engine.
+
+        Args:
+            how: the images become the answer's body.
+
+        Raises:
+            ClientDisconnect: the client left during the check.
+            ServiceError: the check or the engine refuses the request.
+        """
+        timeout_s = plan.timeout_s
+        if self.prompts is not None and self.served.model.text is not None:
+            check = self.prompts.check(prompts_of(fields, len(plan.rows)), timeout_s)
+            timeout_s = await unless_client_leaves(request.receive, asyncio.ensure_future(check))
+        return self.engine.submit(plan.rows, timeout_s, Body.of(request).client, how, watcher, upload)
+
+    async def finished(self, request: Request, accepted: Accepted) -> Finished:
+        """Wait for the images. A client that leaves takes its request out.
+
+        Raises:
+            ClientDisconnect: the client left.
+            ServiceError: the request failed.
+        """
+        return await unless_client_leaves(request.receive, asyncio.wrap_future(accepted.future))
+
+    def for_one_request(self) -> Served:
+        """`served`, with a tokenizer that remembers the request's prompts and rests before each of them.
+
+        So passes get the interpreter. The event loop's thread must not call this tokenizer: it rests.
+        """
+        tokenize = self.served.tokenize
+        if tokenize is None:
+            return self.served
+
+        @cache
+        def tokens(prompt: str) -> Tokens:
+            rest()
+            return tokenize(prompt)
+
+        return replace(self.served, tokenize=tokens)
+
+    @cached_property
+    def sample_model(self) -> RequestModel[SampleRequest]:
+        return self._model(SampleRequest)
+
+    @cached_property
+    def denoise_model(self) -> RequestModel[DenoiseRequest]:
+        return self._model(DenoiseRequest)
+
+    @cached_property
+    def noise_model(self) -> RequestModel[NoiseRequest]:
+        return self._model(NoiseRequest)
+
+    def _model(self, request: type[Fields]) -> RequestModel[Fields]:
+        return RequestModel(request, self.served, self.settings.max_images, self.settings.timeout)
