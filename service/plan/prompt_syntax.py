@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from model.rows import Fragment
+from model.rows import Fragment, Prompt
 from service.errors import Invalid
 from service.plan.emphasis import weighted
 
@@ -20,15 +20,15 @@ ALTERNATE = "[a|b] is not served: the first part of each is drawn in all steps"
 BREAK = "BREAK is not served: the prompt is not divided into chunks"
 
 _REFUSED = {
-    "lora": "LoRAs are not chosen by requests: who runs the server fuses them with the weights",
-    "lyco": "LyCORIS networks are not chosen by requests: who runs the server fuses them with the weights",
+    "lora": "LoRAs are not chosen by requests: who runs the server merges them into the weights",
+    "lyco": "LyCORIS networks are not chosen by requests: who runs the server merges them into the weights",
     "hypernet": "hypernetworks are not served",
 }
 _COMMENT = re.compile(r"#[^\n]*(?:\n|\Z)")
 _WHOLE_LINE = re.compile(r"(?:\A|\n)#[^\n]*(?:\n|\Z)")
 _NETWORK = re.compile(r"<(\w+):[^>]+>")
 _AND = re.compile(r"\bAND\b")
-_WHOLE = re.compile(r":\s*[-+]?(?:\d+\.?|\d*\.\d+)\Z")
+_WHOLE = re.compile(r":\s*[-+]?(?:\d+\.?|\d*\.\d+)\s*\Z")
 _TOKENS = re.compile(r"\\.|[^\\\[\]():|]+|.", re.DOTALL)
 _WHEN = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*", re.ASCII)
 _PAIRS = {")": "(", "]": "["}
@@ -39,11 +39,15 @@ class Read(NamedTuple):
 
     Attributes:
         prompt: the text itself if all of it is drawn with weight 1; else its fragments.
-        notes: sentences on what is drawn otherwise than AUTOMATIC1111 would.
+        notes: sentences on syntax beside weights that was found.
     """
 
-    prompt: str | tuple[Fragment, ...]
-    notes: tuple[str, ...]
+    prompt: Prompt
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Tells nothing of the prompt, because an error with this in it may reach the log."""
+        return f"Read({len(self.prompt)} characters or fragments)"
 
 
 class _Open(NamedTuple):
@@ -78,7 +82,7 @@ def read(prompt: str, field: str, steps: int, is_negative: bool) -> Read:
         fragments += found
         if breaks:
             notes[BREAK] = None
-    is_plain = fragments == [Fragment(prompt)]
+    is_plain = fragments == ([Fragment(prompt)] if prompt else [])
     return Read(prompt if is_plain else tuple(fragments), tuple(notes))
 
 
@@ -104,10 +108,10 @@ def _joined(text: str, notes: dict[str, None]) -> list[str]:
     parts = _AND.split(text)
     if len(parts) > 1:
         notes[AND] = None
-    stripped = [_WHOLE.sub("", part.rstrip()) for part in parts]
-    if any(_WHOLE.search(part.rstrip()) for part in parts):
+    without = [_WHOLE.sub("", part) for part in parts]
+    if without != parts:
         notes[WHOLE] = None
-    return stripped
+    return without
 
 
 def _at_most_steps(text: str, steps: int, notes: dict[str, None]) -> str:

@@ -18,6 +18,8 @@ from service.plan.shared_fields import MAX_PROMPT
 
 Prompts = str | Sequence[str | None] | None
 
+_NO_PROMPTS: Mapping[str, object] = {"prompt": None, "negative_prompt": None}
+_READ_AS_WRITTEN: Mapping[str, object] = {"emphasis": None, "clip_skip": None}
 HASHES = ("prompt_sha256", "negative_prompt_sha256")  # of the texts in UTF-8, where recipes have no prompts
 
 _SPECIAL = 2  # tokens of a context that are no tokens of the prompt: its start and its end
@@ -32,14 +34,14 @@ class Words:
         prompt: the empty text if none was given.
         negative_prompt: None if none was given, or if it has no effect. Its branch then has the empty text, or no text
             where the pipeline says so (force_zeros_for_empty_prompt).
-        emphasis: whether one of both is drawn otherwise than it is written.
+        has_emphasis: whether one of both is drawn otherwise than it is written.
         clip_skip: of the prompt.
         branches: of the row.
     """
 
     prompt: str = field(repr=False)
     negative_prompt: str | None = field(repr=False)
-    emphasis: bool
+    has_emphasis: bool
     clip_skip: int
     branches: tuple[Condition, ...]
 
@@ -101,13 +103,10 @@ def words_of(
 def fields_of(request: Sample | Denoise, model: ModelDescription) -> dict[str, object]:
     """The fields of a request, with their defaults filled in; null for a model without text."""
     if model.text is None:
-        return {"prompt": None, "negative_prompt": None, "emphasis": None, "clip_skip": None}
-    return {
-        "prompt": "" if request.prompt is None else request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "emphasis": "original" if _has_emphasis(request) else None,
-        "clip_skip": request.clip_skip,
-    }
+        return {**_NO_PROMPTS, **_READ_AS_WRITTEN}
+    prompt = "" if request.prompt is None else request.prompt
+    read_as = {"emphasis": "original" if _has_emphasis(request) else None, "clip_skip": request.clip_skip}
+    return {"prompt": prompt, "negative_prompt": request.negative_prompt, **read_as}
 
 
 def recipe_of(words: Sequence[Words], has_prompts: bool) -> dict[str, object]:
@@ -118,18 +117,14 @@ def recipe_of(words: Sequence[Words], has_prompts: bool) -> dict[str, object]:
         has_prompts: whether recipes have prompts, or their hashes.
     """
     if not words:
-        return {"prompt": None, "negative_prompt": None, "emphasis": None, "clip_skip": None}
+        return {**_NO_PROMPTS, **_READ_AS_WRITTEN}
     prompt, negative = _one([each.prompt for each in words]), _one([each.negative_prompt for each in words])
-    recipe: dict[str, object] = {
-        "prompt": prompt,
-        "negative_prompt": negative,
-        "emphasis": "original" if any(each.emphasis for each in words) else None,
-        "clip_skip": words[0].clip_skip or None,
-    }
+    emphasis = "original" if any(each.has_emphasis for each in words) else None
+    read_as = {"emphasis": emphasis, "clip_skip": words[0].clip_skip or None}
     if has_prompts:
-        return recipe
+        return {"prompt": prompt, "negative_prompt": negative, **read_as}
     hashed = dict(zip(HASHES, map(_hashed, (prompt, negative)), strict=True))
-    return {**recipe, "prompt": None, "negative_prompt": None, **hashed}
+    return {**_NO_PROMPTS, **read_as, **hashed}
 
 
 def prompt_limits(text: TextDescription) -> dict[str, int]:
@@ -158,7 +153,7 @@ def _read_all(name: str, texts: Sequence[str | None], steps: int, has_emphasis: 
     """Each text, as it is drawn."""
     each = dict.fromkeys(text for text in texts if text is not None)
     if not has_emphasis:
-        return {text: Read(text, ()) for text in each}
+        return {text: Read(text) for text in each}
     return {text: read(text, name, steps, is_negative=name != "prompt") for text in each}
 
 
