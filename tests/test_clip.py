@@ -357,15 +357,16 @@ WEIGHTS = (1.0, 1.1, 1.1, 0.5, 0.0, -0.25, 3.0, *[1.0] * 5)
 OTHERS = (1.0, 0.9, *[1.0] * 10)
 
 
-def test_weights_are_on_contexts_whose_mean_stays() -> None:
-    """After the last norm, whatever clip_skip is. On OpenVINO, as on torch."""
+def test_weights_are_on_contexts_whose_mean_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last norm, whatever clip_skip is."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
     encoder, ids = encoder_of({}), ids_of({})
     for k, plain in enumerate(contexts({}, ids)):
         text = text_of(ids, k)
         expected = weighted(plain, WEIGHTS)
         found = encoder.encode(text._replace(weights=WEIGHTS)).tokens
         assert found.dtype == np.float32
-        assert np.abs(found - expected.numpy()).max() <= 1e-4 * expected.abs().max()
+        assert np.abs(found - expected.numpy()).max() <= 1e-5 * expected.abs().max()
         ones = encoder.encode(text._replace(weights=(1.0,) * 12)).tokens
         assert np.array_equal(ones, encoder.encode(text).tokens)
 

@@ -45,6 +45,16 @@ class Read(NamedTuple):
     prompt: Prompt
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the prompt is drawn as it is written."""
+        return isinstance(self.prompt, str)
+
+    @property
+    def text(self) -> str:
+        """What is drawn, without brackets and weights."""
+        return self.prompt if isinstance(self.prompt, str) else "".join(one.text for one in self.prompt)
+
     def __repr__(self) -> str:
         """Tells nothing of the prompt, because an error with this in it may reach the log."""
         return f"Read({len(self.prompt)} characters or fragments)"
