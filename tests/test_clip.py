@@ -371,8 +371,9 @@ def test_weights_are_on_contexts_whose_mean_stays(monkeypatch: pytest.MonkeyPatc
         assert np.array_equal(ones, encoder.encode(text).tokens)
 
 
-def test_each_of_two_encoders_has_its_own_weights_and_mean() -> None:
+def test_each_of_two_encoders_has_its_own_weights_and_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pooled text has none."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
     encoder, ids, ids_2 = encoders_of(), ids_of({}), ids_of({}, 4)
     text = text_of(ids, ids_2=ids_2)
     plain = encoder.encode(text)
