@@ -1,21 +1,18 @@
 """Parses bodies and queries into requests of the table of fields. Sizes are checked before anything is parsed."""
 
-import binascii
 import json
-import re
 from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
 from service.errors import Invalid, UnsupportedMedia
+from service.http.base64_files import UPLOAD, from_base64
 from service.http.forms import Part, read_form
-from service.http.models import MAX_SHOWN, Request, RequestModel, shown
+from service.http.models import MAX_SHOWN, Request, RequestModel
 from service.http.pieces import PIECE, Bytes, pieces
 from service.http.uploads import is_image
 
 JSON, FORM = "application/json", "multipart/form-data"
 MAX_PLAIN_JSON = 2**19  # bytes of JSON besides an image and lists of prompts, without blanks at the end
-_DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,8}),", re.IGNORECASE)
-_MEDIA_OF_FILES = ("", "image/png", "application/x-npy", "application/octet-stream")
 _BLANKS = b" \t\r\n"
 _MAX_VALUES = 2**14  # of JSON; `[],[],[],…` takes 25 times its length in memory, and blocks the server while parsed
 _MAX_DIGITS = 400  # of an integer in JSON; no float has more
@@ -43,9 +40,9 @@ def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], ma
         check_type(content_type, FORM, JSON)
     values = json_object(body, max_json)
     if "image" not in values:
-        raise Invalid.field("image", "is required: a PNG or .npy file, in base64")
+        raise Invalid.field("image", f"is required: {UPLOAD.what}, in base64")
     image_text = values.pop("image")
-    return model.validated(values), _from_base64(image_text)
+    return model.validated(values), from_base64(image_text, "image", UPLOAD)
 
 
 def check_type(content_type: str, *read: str) -> None:
@@ -150,44 +147,6 @@ def _integer(text: str) -> int:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
-
-
-def _from_base64(text: object) -> Bytes:
-    """The bytes of base64 text. The text may have line breaks (RFC 2045) and be a data URL (RFC 2397)."""
-    if not isinstance(text, str):
-        raise Invalid.field("image", "must be a string: a PNG or .npy file, in base64")
-    begin = _after_data_prefix(text)
-    data, rest, ended = bytearray(), b"", False
-    try:
-        for place in pieces(len(text)):
-            piece = rest + text[max(place, begin) : place + PIECE].encode("ascii").translate(None, _BLANKS)
-            whole = len(piece) // 4 * 4
-            if ended and piece:
-                raise _no_base64("Excess data after padding")
-            data += binascii.a2b_base64(piece[:whole], strict_mode=True)
-            ended = piece[:whole].endswith(b"=")
-            rest = piece[whole:]
-        if rest:
-            raise _no_base64("Excess data after padding" if ended else "Incorrect padding")
-    except (binascii.Error, UnicodeEncodeError) as error:
-        raise _no_base64(str(error)) from None
-    return data
-
-
-def _no_base64(why: str) -> Invalid:
-    return Invalid.field("image", f"is not valid base64: {why}")
-
-
-def _after_data_prefix(text: str) -> int:
-    """Where the base64 of a data URL begins. 0 if the text is no data URL."""
-    if text[:5].lower() != "data:":
-        return 0
-    prefix = _DATA_URL.match(text)
-    if prefix is None or not prefix[2].lower().endswith(";base64"):
-        raise Invalid.field("image", f"must be in base64, and begins with {shown(text[:40])}")
-    if prefix[1].strip().lower() not in _MEDIA_OF_FILES:
-        raise Invalid.field("image", f"must be a PNG or .npy file, and is {shown(prefix[1])} by its data: prefix")
-    return prefix.end()
 
 
 def _media_type(content_type: str) -> str:
