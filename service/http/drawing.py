@@ -19,6 +19,7 @@ from service.http.leaving import unless_client_leaves
 from service.http.models import RequestModel
 from service.http.pieces import PIECE, Bytes, rest
 from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
+from service.plan.pictures import Picture
 from service.plan.plan import Plan, plan_sample
 from service.plan.served import Served
 from service.plan.texts import length_of
@@ -55,14 +56,15 @@ class Studio:
         body.let_go()
         return parsed
 
-    async def planned(self, fields: SampleRequest, latent: bool = False) -> Plan:
-        """The plan of /sample. Long prompts become tokens in a thread, one request at a time.
+    async def planned(self, fields: SampleRequest, latent: bool = False, picture: Picture | None = None) -> Plan:
+        """The plan of /sample. Images are read, and long prompts become tokens, in a thread, one request at a time.
 
         Args:
             latent: the answer is latents, if the model denoises latents.
+            picture: what is drawn anew.
         """
-        plan = partial(plan_sample, fields, timeout=self.settings.timeout, latent=latent)
-        if length_of(fields) <= _SHORT_PROMPTS:
+        plan = partial(plan_sample, fields, timeout=self.settings.timeout, latent=latent, picture=picture)
+        if picture is None and length_of(fields) <= _SHORT_PROMPTS:
             return plan(self.served)
         async with self.reading:
             return await run_in_threadpool(plan, self.for_one_request())

@@ -7,6 +7,7 @@ from model.description import ModelDescription
 from model.rows import Group, Image
 from service.errors import Invalid
 from service.plan.fields import SampleRequest
+from service.plan.pictures import Picture
 from service.plan.served import Served
 
 _UNIT = 64  # pixels; sides are multiples of it
@@ -52,6 +53,20 @@ def asked(request: SampleRequest, groups: Sequence[Group]) -> Group:
     if len(groups) == 1:
         why = f"must be that of {listed(groups)}"
     raise Invalid.field(name, f"{why}, and is {width if height is None else height}")
+
+
+def of_picture(request: SampleRequest, picture: Picture, served: Served) -> Group:
+    """The size of a request with an image, which has a served size by now.
+
+    Raises:
+        Invalid: the image has no served size, or another than the request's height and width.
+    """
+    group = picture.group
+    if group not in served.groups:
+        raise Invalid.field("image", f"must become {listed(served.groups)}, and is {group}")
+    if request.height is not None or request.width is not None:
+        asked(request, [group])
+    return group
 
 
 def nearest(height: int, width: int, groups: Sequence[Group]) -> Group:

@@ -27,8 +27,11 @@ class Steps(NamedTuple):
     table: StepTable
 
 
-def of_sample(request: Sample, model: ModelDescription) -> Steps:
+def of_sample(request: Sample, model: ModelDescription, strength: float | None = None) -> Steps:
     """The steps of POST /sample.
+
+    Args:
+        strength: the share of the steps that is taken, for rows that begin from an image; None for others.
 
     Raises:
         Invalid: names the field, its value and its limits.
