@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from starlette.responses import Response
 
+from service.http.base64_files import PHOTO, UPLOAD, Kind
 from service.http.formats import encode_npy
 from service.http.models import RequestModel
 from service.http.png import encode_png16
@@ -29,7 +30,8 @@ _INVALID = (
         f"- `{name}`: {refused}\n"
         for name, refused in {
             **_REFUSED,
-            "image": "a file that is no image, or has a size that is not among the `sizes`",
+            "image": "a file that is no image; in /denoise and /noise, one whose size is not among the `sizes`",
+            "mask_image": "a file that is no image; any without an `image`",
         }.items()
         if refused
     )
@@ -68,13 +70,19 @@ def _or_null(schema: Schema) -> Schema:
 
 # Most validators ignore contentEncoding, so patterns describe base64 too.
 _BLANKS = r"[ \t\r\n]*"
-_BASE64_SENT = {
-    "type": "string",
-    "contentEncoding": "base64",
-    "pattern": r"^(data:(image/png|application/x-npy|application/octet-stream)?;base64,)?"
-    rf"{_BLANKS}(([A-Za-z0-9+/]{_BLANKS}){{4}})*"
-    rf"(([A-Za-z0-9+/]{_BLANKS}){{2}}(={_BLANKS}){{2}}|([A-Za-z0-9+/]{_BLANKS}){{3}}={_BLANKS})?$",
-}
+
+
+def _base64_sent(kind: Kind) -> Schema:
+    """Base64 as clients send it: perhaps as a data: URL, and with line breaks."""
+    return {
+        "type": "string",
+        "contentEncoding": "base64",
+        "pattern": rf"^(data:({'|'.join(filter(None, kind.media))})?;base64,)?"
+        rf"{_BLANKS}(([A-Za-z0-9+/]{_BLANKS}){{4}})*"
+        rf"(([A-Za-z0-9+/]{_BLANKS}){{2}}(={_BLANKS}){{2}}|([A-Za-z0-9+/]{_BLANKS}){{3}}={_BLANKS})?$",
+    }
+
+
 _BASE64 = {
     "type": "string",
     "contentEncoding": "base64",
@@ -193,7 +201,7 @@ def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
     elif served.model.vae:
         files = "a PNG of one of the sizes that GET /info lists, which is encoded, or an .npy of latents of such a size"
     file = {"type": "string", "format": "binary", "description": files}
-    text = {**_BASE64_SENT, "description": "the same file in base64, perhaps as a data: URL"}
+    text = {**_base64_sent(UPLOAD), "description": "the same file in base64, perhaps as a data: URL"}
     required = ["image", *schema["required"]]
     by_form = {**text_schema, "properties": {"image": file, **text_schema["properties"]}, "required": required}
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
@@ -243,17 +251,40 @@ def _content(served: Served, media_types: Sequence[str]) -> Schema:
     return {media_type: described.get(media_type, _BINARY) for media_type in media_types}
 
 
-def sample(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
+_PICTURES = {
+    "image": "a PNG, JPEG or WebP file that is drawn anew",
+    "mask_image": "a PNG, JPEG or WebP file beside `image`: what is white in it is drawn anew, and the rest is kept",
+}
+
+
+def _sample_body(request: RequestModel[SampleRequest], served: Served) -> Schema:
+    by_json, by_form = request.schema, request.text_schema
+    if served.draws_pictures:
+        texts = {
+            name: {**_or_null(_base64_sent(PHOTO)), "description": f"{what}, in base64, perhaps as a data: URL"}
+            for name, what in _PICTURES.items()
+        }
+        files = {name: {**_BINARY["schema"], "description": what} for name, what in _PICTURES.items()}
+        by_json = {**by_json, "properties": {**by_json["properties"], **texts}}
+        by_form = {**by_form, "properties": {**by_form["properties"], **files}}
     example: Schema = {"num_images": 1, "seed": 7}
     if served.model.text is not None:
         example = {"prompt": "a fox in the snow", **example}
-    body = {"content": {"application/json": {"schema": request.schema, "example": example}}}
+    return {
+        "content": {
+            "application/json": {"schema": by_json, "example": example},
+            "multipart/form-data": {"schema": by_form},
+        }
+    }
+
+
+def sample(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
     return {
         "operation_id": "sample",
         "response_class": Response,
         "summary": "Generate images",
         "responses": _responses(_content(served, sample_media(served)), {**_timing(served), **_WARNINGS, **_VARY}),
-        "openapi_extra": {"requestBody": body},
+        "openapi_extra": {"requestBody": _sample_body(request, served)},
     }
 
 
