@@ -28,7 +28,6 @@ from service.http.png import bare_png, header_of, is_png
 MAX_PIXELS = 2**26  # a phone of 50 megapixels has 8160x6144
 MAX_SIDE = 2**16 - 1  # pixels; the most of a JPEG
 
-Photo = PillowImage.Image
 Mode = Literal["RGB", "L"]
 
 _WEBP_HEADER = 30  # bytes
@@ -44,6 +43,17 @@ _TURNED = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+
+
+class Photo(NamedTuple):
+    """A decoded picture: 8 bits a channel, RGB or grey, opaque and upright.
+
+    Attributes:
+        was_transparent: the file has transparent parts, which are now white.
+    """
+
+    pixels: PillowImage.Image
+    was_transparent: bool
 
 
 def is_photo(data: Bytes) -> bool:
@@ -63,7 +73,7 @@ def read_photo(data: Bytes, mode: Mode, name: str) -> Photo:
     file = _checked(data, name)
     photo, exif = _decoded(file, mode, name)
     turned = _TURNED.get(orientation(file.exif or exif))
-    return photo if turned is None else photo.transpose(turned)
+    return photo if turned is None else photo._replace(pixels=photo.pixels.transpose(turned))
 
 
 class _File(NamedTuple):
@@ -123,30 +133,33 @@ def _webp_size(data: Bytes, name: str) -> tuple[int, int]:
 
 
 def _decoded(file: _File, mode: Mode, name: str) -> tuple[Photo, bytes]:
-    """The pixels of a file, and the EXIF that Pillow finds."""
+    """The pixels of a file, not yet upright, and the EXIF that Pillow finds."""
     try:
-        with PillowImage.open(io.BytesIO(file.data), formats=[file.kind]) as photo:
-            _check_size(*photo.size, name)
-            photo.load()
-            return _plain(photo, mode), photo.info.get("exif", b"")
+        with PillowImage.open(io.BytesIO(file.data), formats=[file.kind]) as picture:
+            _check_size(*picture.size, name)
+            picture.load()
+            return _plain(picture, mode), picture.info.get("exif", b"")
     except (Invalid, MemoryError):
         raise
     except Exception as error:  # Pillow raises many kinds of errors for broken files
         raise Invalid.field(name, f"is a {_NAMES[file.kind]} whose pixels cannot be read") from error
 
 
-def _plain(photo: Photo, mode: Mode) -> Photo:
+def _plain(picture: PillowImage.Image, mode: Mode) -> Photo:
     """Any mode → RGB or grey of 8 bits, opaque."""
-    transparency = photo.info.get("transparency")  # of a palette, or one colour
-    if photo.mode in ("I;16", "I"):
-        photo = PillowImage.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+    transparency = picture.info.get("transparency")  # of a palette, or one colour
+    if picture.mode in ("I;16", "I"):
+        picture = PillowImage.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         if transparency is not None:
-            photo.info["transparency"] = transparency >> 8
-    if transparency is not None or photo.mode in ("LA", "RGBA"):
-        with_alpha = photo.convert("RGBA")
-        photo = PillowImage.new("RGB", with_alpha.size, "white")
-        photo.paste(with_alpha, mask=with_alpha.getchannel("A"))
-    return photo.convert(mode)
+            picture.info["transparency"] = transparency >> 8
+    was_transparent = False
+    if transparency is not None or picture.mode in ("LA", "RGBA"):
+        with_alpha = picture.convert("RGBA")
+        alpha = with_alpha.getchannel("A")
+        was_transparent = alpha.getextrema() != (255, 255)
+        picture = PillowImage.new("RGB", with_alpha.size, "white")
+        picture.paste(with_alpha, mask=alpha)
+    return Photo(picture.convert(mode), was_transparent)
 
 
 def orientation(exif: bytes) -> int:

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image as PillowImage
 from PIL.Image import Resampling
 
 from model.rows import Group
 from service.errors import Invalid
-from service.http.photos import Mode, Photo, read_photo
+from service.http.photos import Mode, read_photo
 from service.http.pieces import PIECE, Bytes, rest
 from service.plan import sizes
 from service.plan.fields import Fit, SampleRequest
@@ -45,22 +46,20 @@ def picture_of(attached: Attached, served: Served) -> Picture:
     if not served.draws_pictures:
         raise Invalid.field("image", f"must be left out: images of this model have {channels} channels")
     mode: Mode = "L" if channels == 1 else "RGB"
-    photo = read_photo(attached.image, mode, "image")
+    photo = read_photo(attached.image, mode, "image").pixels
     group = sizes.asked(request, served.groups, Group(photo.height, photo.width))
     picture = Picture(image_of(fitted(photo, group, request.fit)), digest(photo))
     if attached.mask is None:
         return picture
     del photo
-    mask = read_photo(attached.mask, "L", "mask_image")
-    return Picture(
-        picture.image,
-        picture.image_sha256,
-        fitted(mask, group, request.fit) >= _HALF,
-        digest(mask),
-    )
+    mask, was_transparent = read_photo(attached.mask, "L", "mask_image")
+    is_new = fitted(mask, group, request.fit) >= _HALF
+    if was_transparent and is_new.all():
+        raise Invalid.field("mask_image", "is white everywhere, for its transparent parts are laid over white")
+    return Picture(picture.image, picture.image_sha256, is_new, digest(mask))
 
 
-def fitted(photo: Photo, group: Group, fit: Fit) -> NDArray[np.uint8]:
+def fitted(photo: PillowImage, group: Group, fit: Fit) -> NDArray[np.uint8]:
     """The photo at another size, by Lanczos' filter, [H, W] of grey and [H, W, 3] of RGB.
 
     To stretch is what diffusers' pipelines do. To crop is what their VaeImageProcessor calls `crop`: the photo is
@@ -84,7 +83,7 @@ def image_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.float32(2) * values - np.float32(1))
 
 
-def digest(photo: Photo) -> str:
+def digest(photo: PillowImage) -> str:
     """SHA-256 of a photo before it is fitted: `RGB WIDTHxHEIGHT` or `L WIDTHxHEIGHT`, a line feed, then its values.
 
     The values are 8 bits each, pixel by pixel and line by line. So a picture has one digest, however it was sent.
