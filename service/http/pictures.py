@@ -10,7 +10,7 @@ from PIL.Image import Resampling
 
 from model.rows import Group
 from service.errors import Invalid
-from service.http.photos import Mode, read_photo
+from service.http.photos import MAX_PIXELS, Mode, read_photo
 from service.http.pieces import PIECE, Bytes, rest
 from service.plan import sizes
 from service.plan.fields import Fit, SampleRequest
@@ -63,17 +63,20 @@ def fitted(photo: PillowImage, group: Group, fit: Fit) -> NDArray[np.uint8]:
     """The photo at another size, by Lanczos' filter, [H, W] of grey and [H, W, 3] of RGB.
 
     To stretch is what diffusers' pipelines do. To crop is what their VaeImageProcessor calls `crop`: the photo is
-    scaled to cover the size, and what is too much on two sides is cut off. Here both are one step, so that a very long
-    photo takes no more memory than another.
+    scaled to cover the size, and what is too much on two sides is cut off.
     """
-    box = None
-    if fit == "crop":
-        is_narrow = group.width * photo.height > photo.width * group.height
-        width = group.width if is_narrow else photo.width * group.height // photo.height  # scaled
-        height = group.height if not is_narrow else photo.height * group.width // photo.width
-        left, top = width // 2 - group.width // 2, height // 2 - group.height // 2
-        x, y = photo.width / width, photo.height / height
-        box = (left * x, top * y, (left + group.width) * x, (top + group.height) * y)
+    if fit == "stretch":
+        return np.asarray(photo.resize((group.width, group.height), Resampling.LANCZOS))
+    is_narrow = group.width * photo.height > photo.width * group.height
+    width = group.width if is_narrow else photo.width * group.height // photo.height  # scaled
+    height = group.height if not is_narrow else photo.height * group.width // photo.width
+    left, top = width // 2 - group.width // 2, height // 2 - group.height // 2
+    right, bottom = left + group.width, top + group.height
+    if width * height <= MAX_PIXELS:
+        return np.asarray(photo.resize((width, height), Resampling.LANCZOS).crop((left, top, right, bottom)))
+    # A very long photo is not scaled as a whole. Pillow may then go over lines and columns in another order.
+    x, y = photo.width / width, photo.height / height
+    box = (left * x, top * y, right * x, bottom * y)
     return np.asarray(photo.resize((group.width, group.height), Resampling.LANCZOS, box))
 
 
