@@ -262,8 +262,8 @@ class VAE(Protocol):
         The same latents give the same bits in any batch.
         """
 
-    def encode(self, image: Image) -> Image:
-        """Map an image, [C, H, W], to the mean of its latents, [c, h, w]."""
+    def encode(self, image: Image) -> Moments:
+        """Map an image, [C, H, W], to its latents."""
 
     def preview(self, latents: Image) -> Image:
         """A rough image of latents, [C, H, W], at almost no cost. Any thread may call this at any time."""

@@ -93,7 +93,7 @@ def decoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
 
 
 def encoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
-    """The VAE's encoder: maps images to scaled latents."""
+    """The VAE's encoder: maps images to the distribution of their latents."""
     work = _size(autoencoder.encoder) / model.image_shape[0]
     inputs = {"x": model.image_shape}
     return Network("encoder", EncoderOnly(autoencoder), model.digest, inputs, work, autoencoder.config.factor)
