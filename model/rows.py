@@ -154,6 +154,11 @@ class Source:
     masked: Moments | None = None
     from_noise: bool = False
 
+    @classmethod
+    def of_nothing(cls, shape: tuple[int, int, int]) -> "Source":
+        """A source that keeps nothing of an image, for networks that inpaint. `shape` is that of latents."""
+        return cls(mask=np.ones(shape[1:], bool), masked=Moments(np.zeros(shape, np.float32)), from_noise=True)
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
