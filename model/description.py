@@ -139,6 +139,11 @@ class ModelDescription:
         factor = 1 if self.vae is None else self.vae.factor
         return self.sample_shape[0], group.height // factor, group.width // factor
 
+    def input_shape_of(self, group: Group) -> tuple[int, int, int]:
+        """(channels, height, width) of what the U-Net is given in place of x: with what is beside x, if it inpaints."""
+        channels, *size = self.sample_shape_of(group)
+        return (2 * channels + 1 if self.inpaints else channels), size[0], size[1]
+
     def check_size(self, group: Group) -> None:
         """Raise ValueError unless the networks can draw images of this group."""
         for name, side in (("height", group.height), ("width", group.width)):

@@ -154,6 +154,11 @@ class Source:
     masked: Moments | None = None
     from_noise: bool = False
 
+    @classmethod
+    def of_nothing(cls, shape: tuple[int, int, int]) -> "Source":
+        """A source that keeps nothing of an image, for networks that inpaint. `shape` is that of latents."""
+        return cls(mask=np.ones(shape[1:], bool), masked=Moments(np.zeros(shape, np.float32)), from_noise=True)
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -262,8 +267,8 @@ class VAE(Protocol):
         The same latents give the same bits in any batch.
         """
 
-    def encode(self, image: Image) -> Image:
-        """Map an image, [C, H, W], to the mean of its latents, [c, h, w]."""
+    def encode(self, image: Image) -> Moments:
+        """Map an image, [C, H, W], to its latents."""
 
     def preview(self, latents: Image) -> Image:
         """A rough image of latents, [C, H, W], at almost no cost. Any thread may call this at any time."""

@@ -105,6 +105,7 @@ class Studio:
 
         Args:
             how: the images become the answer's body.
+            upload: is encoded first. A plan of images that rows begin from makes its own.
 
         Raises:
             ClientDisconnect: the client left during the check.
@@ -114,6 +115,8 @@ class Studio:
         if self.prompts is not None and self.served.model.text is not None:
             check = self.prompts.check(prompts_of(fields, len(plan.rows)), timeout_s)
             timeout_s = await unless_client_leaves(request.receive, asyncio.ensure_future(check))
+        if plan.to_encode:
+            upload = Upload(plan.to_encode, lambda latents: (plan.begun(latents), how))
         return self.engine.submit(plan.rows, timeout_s, Body.of(request).client, how, watcher, upload)
 
     async def finished(self, request: Request, accepted: Accepted) -> Finished:

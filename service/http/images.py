@@ -5,7 +5,7 @@ it does all other work, and its last stage makes the body of the answer.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Generic, NamedTuple, TypeVar
@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.rows import Group, Image, Row
+from model.rows import Group, Image, Moments, Row
 from service.engine.requests import Encoding, Upload
 from service.errors import Invalid
 from service.http import openapi
@@ -194,11 +194,12 @@ class Generation:
         draft = await run_in_threadpool(plan, sent.fields, blank)
         fields = replace(sent.fields, seed=draft.seeds[0])
 
-        def then(latents: Image) -> tuple[list[Row], Encoding]:
-            planned = plan(fields, latents)
+        def then(latents: Sequence[Moments]) -> tuple[list[Row], Encoding]:
+            [encoded_image] = latents
+            planned = plan(fields, encoded_image.mean)
             return planned.rows, encoded(planned)
 
-        upload = Upload(sent.image, then)
+        upload = Upload([sent.image], then)
         return await self._draw(request, fields, draft, encoded(draft), media_type, _NEVER_STORE, upload)
 
     @property
