@@ -25,7 +25,7 @@ from service.http.jpeg import bare_jpeg, is_jpeg
 from service.http.pieces import Bytes
 from service.http.png import bare_png, header_of, is_png
 
-MAX_PIXELS = 2**26  # a phone of 50 megapixels has 8160x6144
+MAX_PIXELS = 3 * 2**24  # a phone of 50 megapixels has 8160x6144
 MAX_SIDE = 2**16 - 1  # pixels; the most of a JPEG
 
 Mode = Literal["RGB", "L"]
@@ -62,7 +62,7 @@ def is_photo(data: Bytes) -> bool:
 
 
 def read_photo(data: Bytes, mode: Mode, name: str) -> Photo:
-    """Decode a file. This takes up to a second, and a few hundred MB: call it in a thread, one at a time.
+    """Decode a file. This may take seconds and 0.9 GB: call it in a thread, one at a time.
 
     Args:
         name: the field that the file was sent as.
@@ -154,12 +154,17 @@ def _plain(picture: PillowImage.Image, mode: Mode) -> Photo:
             picture.info["transparency"] = transparency >> 8
     was_transparent = False
     if transparency is not None or picture.mode in ("LA", "RGBA"):
-        with_alpha = picture.convert("RGBA")
+        with_alpha = _of_mode(picture, "RGBA")
         alpha = with_alpha.getchannel("A")
         was_transparent = alpha.getextrema() != (255, 255)
         picture = PillowImage.new("RGB", with_alpha.size, "white")
         picture.paste(with_alpha, mask=alpha)
-    return Photo(picture.convert(mode), was_transparent)
+    return Photo(_of_mode(picture, mode), was_transparent)
+
+
+def _of_mode(picture: PillowImage.Image, mode: str) -> PillowImage.Image:
+    """The picture in this mode. Pillow would copy one that has it."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def orientation(exif: bytes) -> int:
