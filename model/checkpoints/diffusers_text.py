@@ -42,7 +42,6 @@ _OTHER_INPUTS = {
     5: "depth-to-image networks",
     7: "x4 upscalers",
     8: "InstructPix2Pix and x2 upscalers",
-    9: "inpainting networks",
 }
 # Fields of UNet2DConditionModel that must have one value.
 _FIXED: dict[str, tuple[object, str]] = {
@@ -94,7 +93,7 @@ def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeli
     if sampler == "lcm" and fields.get("clip_sample") is True:
         # read_scheduler passes over true, which is the default of other schedulers. That of LCMScheduler is false.
         schedule = schedule.with_fields(clip_sample=True)
-    for field in departures(sampler, schedule, values):
+    for field in departures(sampler, schedule, fields):
         log.warning(
             "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
             path, field, shown(values.get(field, "absent")), sampler,

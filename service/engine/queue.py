@@ -130,7 +130,8 @@ class Queue:
         with self._noting_refusals(), self.lock:
             scheduler, now = self.check_open(), self._clock()
             values = None if encoding is None else encoding.values
-            job = job_of(rows, scheduler.machine, values, len(prompts.unknown), upload is not None)
+            uploads = 0 if upload is None else len(upload.images)
+            job = job_of(rows, scheduler.machine, values, len(prompts.unknown), uploads)
             admission = admit(job, client, Line(scheduler, self._places, self.arrivals), now, timeout_s)
             until, ahead = now + timeout_s, admission.outlook
             request = Request(rows, job, now, until, client, watcher, encoding, upload, prompts, ahead)
