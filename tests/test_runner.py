@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model.backends.backend import Backend, Inputs, Precision
 from model.beginnings import beginning
 from model.lines import Column
-from model.noise import draw, first_draw, generator
+from model.noise import generator
 from model.rows import Condition, Forward, Group, Image, Moments, Reading, Row, Source
 from model.runner import SlotRunner
 from model.samplers import StepTable, denoise_table, sample_table

@@ -9,8 +9,9 @@ from service.engine.answer import Images, Made
 from service.engine.costs import Machine
 from service.engine.health import CHECKING, DECODING, PASSES, Health
 from service.engine.queue import Queue
-from service.engine.requests import Clock
+from service.engine.requests import Clock, Request
 from service.engine.stage import Cost, Name, Piece, Stage
+from service.engine.waves import RowState
 from service.errors import ComputationFailed, Refused, ServiceError
 
 # [C, H, W] → why the image is refused; None if it passes. A ServiceError answers the request, too.
@@ -77,7 +78,7 @@ class Check:
 
 
 class Inspection:
-    """Looks at finished images: their values must be finite, and the check must let them pass.
+    """Looks at finished images: their values must be finite, rows may finish them, and the check must let them pass.
 
     Args:
         check: the stage; None without a check.
@@ -96,7 +97,7 @@ class Inspection:
 
     def take(self, made: Iterable[Made]) -> None:
         """Look at finished images, all of a pass or a batch in one call. Their values may not be finite."""
-        good = [one for one in made if self._is_good(one)]
+        good = [self._finished(*one) for one in made if self._is_good(one)]
         to_check = [Piece.of_row(*one) for one in good if one[0].job.stages.checked]
         if to_check:
             assert self._check is not None
@@ -117,3 +118,8 @@ class Inspection:
             return False
         request.made = self._clock()
         return True
+
+    def _finished(self, request: Request, row: RowState, image: Image) -> Made:
+        """An image as its row finishes it."""
+        finish = request.rows[row.index].finish
+        return request, row, image if finish is None else finish(image)
