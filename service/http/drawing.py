@@ -17,6 +17,7 @@ from service.http.bodies import Body
 from service.http.checks import PromptCheck, prompts_of
 from service.http.leaving import unless_client_leaves
 from service.http.models import RequestModel
+from service.http.pictures import Attached, picture_of
 from service.http.pieces import PIECE, Bytes, rest
 from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
 from service.plan.pictures import Picture
@@ -55,6 +56,28 @@ class Studio:
             parsed = await run_in_threadpool(parse, sent)
         body.let_go()
         return parsed
+
+    async def read_pictured(
+        self, request: Request, parse: Callable[[Bytes], tuple[Result, Attached | None]]
+    ) -> tuple[Result, Picture | None]:
+        """Read the whole body, parse it, and decode its images. A long body is parsed in a thread, one at a time.
+
+        Images are decoded there, too, however short the body is: a small file may have many pixels.
+        """
+        body = Body.of(request)
+        sent = await body.read()
+        parsed = parse(sent) if len(sent) <= PIECE else None
+        if parsed is not None and parsed[1] is None:
+            return parsed[0], None
+
+        def read() -> tuple[Result, Picture | None]:
+            value, attached = parsed or parse(sent)
+            return value, None if attached is None else picture_of(attached, self.served)
+
+        async with self.reading:
+            pictured = await run_in_threadpool(read)
+        body.let_go()
+        return pictured
 
     async def planned(self, fields: SampleRequest, latent: bool = False, picture: Picture | None = None) -> Plan:
         """The plan of /sample. Images are read, and long prompts become tokens, in a thread, one request at a time.

@@ -25,11 +25,12 @@ from service.http.drawing import Studio
 from service.http.events import EventStream, Mailbox
 from service.http.models import RequestModel
 from service.http.parsing import (
+    FILES,
     FORM,
     MAX_PLAIN_JSON,
     check_query,
     check_type,
-    read_json,
+    read_sample,
     read_upload,
 )
 from service.http.pieces import Bytes
@@ -52,7 +53,7 @@ from service.http.responses import (
     sample_media,
 )
 from service.http.uploads import decode, most_bytes
-from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
+from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest
 from service.plan.plan import Plan, plan_denoise, plan_noise
 from service.plan.served import Served
 from service.plan.shared_fields import MAX_PROMPT
@@ -99,8 +100,12 @@ class Generation:
 
     async def sample(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), sample_media(self.served))
-        fields = await self._fields(request)
-        plan = await self.studio.planned(fields, latent=media_type == NPY)
+        content_type = _content_type(request)
+        if not await Body.of(request).is_empty():
+            check_type(content_type, JSON, FORM)
+        read = partial(read_sample, content_type, model=self.studio.sample_model, max_json=self._max_json)
+        fields, picture = await self.studio.read_pictured(request, read)
+        plan = await self.studio.planned(fields, media_type == NPY, picture)
         how = encoding(plan, media_type, self.served)
         return await self._draw(request, fields, plan, how, media_type, _NEVER_STORE)
 
@@ -109,6 +114,9 @@ class Generation:
         await Body.of(request).discard()  # refuses a body that is too large before the answer begins
         check_query(request.scope["query_string"])
         query = request.query_params
+        for name in FILES:
+            if name in query:
+                raise Invalid.field(name, "is too long for a query: send it with POST")
         wanted = query.getlist("model")
         fields = self.studio.sample_model.from_text([item for item in query.multi_items() if item[0] != "model"])
         if any(fingerprint != self.served.fingerprint for fingerprint in wanted):
@@ -207,15 +215,6 @@ class Generation:
         """Bytes of the JSON of /sample: two lists of the longest prompts fit."""
         prompts = 0 if self.served.model.text is None else 2 * self.studio.settings.max_images
         return MAX_PLAIN_JSON + prompts * MAX_PROMPT * _ESCAPED
-
-    async def _fields(self, request: Request) -> SampleRequest:
-        """The fields of POST /sample. An empty body is `{}`, whatever its type."""
-        body = Body.of(request)
-        if not await body.is_empty():
-            check_type(_content_type(request), JSON)
-        return await self.studio.read(
-            request, partial(read_json, model=self.studio.sample_model, max_json=self._max_json)
-        )
 
     async def _upload(
         self, request: Request, model: RequestModel[Fields], value_range: Callable[[Fields], float]

@@ -32,17 +32,20 @@ def usual(model: ModelDescription) -> tuple[Group, ...]:
     return native, *(Group(_UNIT * height, _UNIT * width) for height, width in both)
 
 
-def asked(request: SampleRequest, groups: Sequence[Group]) -> Group:
+def asked(request: SampleRequest, groups: Sequence[Group], aspect: Group | None = None) -> Group:
     """The served size with the request's height and width; the first size if the request names neither.
 
     If the request names one of the two, it gets the only served size that has it.
+
+    Args:
+        aspect: the size of an image. A request that names neither then gets the size that is nearest to this one.
 
     Raises:
         Invalid: no served size has them, or several sizes have the one that is given.
     """
     height, width = request.height, request.width
     if height is None and width is None:
-        return groups[0]
+        return groups[0] if aspect is None else nearest(*aspect, groups)
     fitting = [group for group in groups if height in (None, group.height) and width in (None, group.width)]
     if len(fitting) == 1:
         return fitting[0]
