@@ -1,27 +1,21 @@
-"""Images and masks: what diffusers' pipelines of image-to-image and inpainting draw, by the plan and the engine."""
+"""Images and masks on a server: the images of diffusers' pipelines, and the same bytes in a crowd."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from service.build import build
-from service.config import Settings
-from service.engine.engine import Engine
-from service.engine.requests import Upload
-from service.plan.fields import SampleRequest
-from service.plan.pictures import Picture
-from service.plan.plan import plan_sample
-from service.plan.served import Served
+from tests.local import LocalServer, serving_here
 from tests.pipelines import Json, draw, load_pipeline, write_pipeline
 from tests.reference import pipeline_class, scheduler_class
-from tests.servers import CACHE, PATIENCE
+from tests.servers import read_png
 from tests.test_diffusers_server import to_uint8
 from tests.test_text_server import assert_alike
 
@@ -53,47 +47,34 @@ PIPELINES = {
 }
 
 RNG = np.random.default_rng(7)
-SMALL = PILImage.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8))
-PHOTO = SMALL.resize((SIDE, SIDE), PILImage.Resampling.BICUBIC)
-# Soft, and with edges between the latents' pixels.
-MASK = PILImage.fromarray(RNG.integers(0, 256, (5, 5), np.uint8)).resize((SIDE, SIDE), PILImage.Resampling.BICUBIC)
 
 
-def pixels(image: Any) -> NDArray[np.float32]:
-    """float32 [C, H, W], −1 … 1."""
-    levels: NDArray[np.float32] = np.asarray(image, np.float32) / np.float32(255)
-    return (levels * np.float32(2) - np.float32(1)).transpose(2, 0, 1)
+def a_photo(width: int, height: int, small: int, channels: int) -> Any:
+    shape = (small, small, channels)[: 2 + (channels > 1)]
+    colours = PILImage.fromarray(RNG.integers(0, 256, shape, np.uint8))
+    return colours.resize((width, height), PILImage.Resampling.BICUBIC)
 
 
-PICTURE = Picture(pixels(PHOTO), "0" * 64)
-MASKED = Picture(pixels(PHOTO), "0" * 64, np.asarray(MASK) / np.float32(255) >= 0.5, "1" * 64)
+def file_of(photo: Any) -> bytes:
+    photo.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
 
 
-class Ours(NamedTuple):
-    """A model in this process."""
-
-    engine: Engine
-    served: Served
-
-    def drawn(self, is_masked: bool, **fields: Any) -> NDArray[np.uint8]:
-        plan = plan_sample(SampleRequest(**fields), self.served, 300, picture=MASKED if is_masked else PICTURE)
-        upload = Upload(plan.to_encode, lambda latents: (plan.begun(latents), None))
-        accepted = self.engine.submit(plan.rows, plan.timeout_s, "test", upload=upload)
-        [image] = accepted.future.result(PATIENCE).images
-        return to_uint8(np.clip(image.transpose(1, 2, 0) / np.float32(2) + np.float32(0.5), 0, 1))
+PHOTO = a_photo(SIDE, SIDE, 8, 3)
+LARGE = a_photo(100, 84, 8, 3)  # the pipelines of inpainting fit it to height and width
+MASK = a_photo(90, 120, 5, 1)  # soft, and with edges between the latents' pixels
 
 
-@contextmanager
-def running(folder: Path) -> Iterator[Ours]:
-    engine, served, _ = build(
-        Settings(weights=str(folder), device="cpu", threads=1, precision="float32", max_batch=4, cache_dir=CACHE)
-    )
-    engine.start()
-    try:
-        assert engine.wait_loaded(PATIENCE)
-        yield Ours(engine, served)
-    finally:
-        engine.close()
+def drawn(server: LocalServer, is_masked: bool, **fields: Any) -> NDArray[np.uint8]:
+    files = {"image": file_of(LARGE), "mask_image": file_of(MASK)} if is_masked else {"image": file_of(PHOTO)}
+    data = {"prompt": PROMPT, **{name: str(value) for name, value in fields.items()}}
+    response = server.client.post("/sample", data=data, files=files)
+    assert response.status_code == 200, response.text
+    return read_png(response.content)
+
+
+def serving(folder: Path) -> AbstractContextManager[LocalServer]:
+    return serving_here(weights=str(folder), device="cpu", max_batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +91,10 @@ def theirs(folder: Path, name: str) -> Any:
 
 
 def expected(pipeline: Any, is_masked: bool, seed: int, **settings: Any) -> NDArray[np.uint8]:
-    mask = {"mask_image": MASK, "height": SIDE, "width": SIDE} if is_masked else {}
-    return to_uint8(draw(pipeline, PROMPT, seed, image=PHOTO, **mask, **settings))
+    image = {"image": PHOTO}
+    if is_masked:
+        image = {"image": LARGE, "mask_image": MASK, "height": SIDE, "width": SIDE}
+    return to_uint8(draw(pipeline, PROMPT, seed, **image, **settings))
 
 
 def fields_of(strength: float) -> Json:
@@ -124,7 +107,7 @@ def test_images_are_the_pipelines(folder: Path, kind: str, is_masked: bool) -> N
     pipeline = theirs(folder / kind, PIPELINES[kind, is_masked])
     own = pipeline.scheduler
     images = []
-    with running(folder / kind) as ours:
+    with serving(folder / kind) as server:
         for sampler, scheduler in SAMPLERS.items():
             # What the constructors of our pipelines of text-to-image set. Those of SDXL set nothing.
             clips = {} if kind.startswith("xl") else {"clip_sample": False}
@@ -132,7 +115,7 @@ def test_images_are_the_pipelines(folder: Path, kind: str, is_masked: bool) -> N
             pipeline.scheduler = scheduler_class(scheduler).from_config(config)
             for seed, strength in enumerate(STRENGTHS):
                 settings = fields_of(strength)
-                image = ours.drawn(is_masked, prompt=PROMPT, seed=seed, sampler=sampler, **settings)
+                image = drawn(server, is_masked, seed=seed, sampler=sampler, **settings)
                 assert_alike(image, expected(pipeline, is_masked, seed, **settings), (kind, sampler, strength))
                 images.append(image.tobytes())
     pipeline.scheduler = own
@@ -141,8 +124,34 @@ def test_images_are_the_pipelines(folder: Path, kind: str, is_masked: bool) -> N
 
 def test_all_steps_of_lcm_go_over_the_last_part_of_its_grid(folder: Path) -> None:
     pipeline = theirs(folder / "lcm", PIPELINES["lcm", False])
-    with running(folder / "lcm") as ours:
+    with serving(folder / "lcm") as server:
         for seed, strength in enumerate(STRENGTHS):
             settings = {"num_inference_steps": 4, "guidance_scale": 8.5, "strength": strength}
-            image = ours.drawn(False, prompt=PROMPT, seed=seed, **settings)
+            image = drawn(server, False, seed=seed, **settings)
             assert_alike(image, expected(pipeline, False, seed, **settings), strength)
+
+
+def test_rows_from_images_with_masks_and_from_noise_have_their_own_bytes_in_a_crowd(folder: Path) -> None:
+    """40 of 40: requests of all three kinds, of different strengths, samplers and guidances, share passes."""
+    samplers = list(SAMPLERS)
+
+    def bytes_of(server: LocalServer, i: int) -> bytes:
+        data: Json = {"prompt": f"a fox {i}", "seed": i, "num_inference_steps": 4 + i % 5, "guidance_scale": i % 3}
+        files = {}
+        if i % 3:
+            data["strength"] = (0.3, 0.6, 0.9, 1.0)[i % 4]
+            files = {"image": file_of(LARGE.rotate(10 * i))}
+        if i % 3 == 2:
+            data["paste_original"] = str(i % 2 == 0)
+            files["mask_image"] = file_of(MASK.rotate(10 * i))
+        data["sampler"] = samplers[i % 4]
+        sent: Json = {"data": data, "files": files} if files else {"json": data}
+        response = server.client.post("/sample", **sent)
+        assert response.status_code == 200, response.text
+        return response.content
+
+    with serving(folder / "sd1") as server, ThreadPoolExecutor(20) as pool:
+        alone = [bytes_of(server, i) for i in range(40)]
+        crowd = list(pool.map(lambda i: bytes_of(server, i), reversed(range(40))))[::-1]
+    assert [i for i in range(40) if alone[i] != crowd[i]] == []
+    assert len(set(alone)) == 40

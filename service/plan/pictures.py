@@ -16,6 +16,7 @@ from service.plan.served import Served
 HASHES = ("image_sha256", "mask_sha256")  # of recipes
 
 _STRENGTH, _STRENGTH_IN_A_MASK = 0.8, 1.0  # of requests that name none: those of diffusers' pipelines
+INPAINTS = "this network draws a part of an image anew, and nothing else"
 NOTHING: dict[str, object] = {"strength": None, "fit": None, "paste_original": None}
 _SEAM = 8  # pixels
 
@@ -75,12 +76,12 @@ def beginning_of(request: SampleRequest, picture: Picture | None, served: Served
     model = served.model
     if picture is None:
         if model.inpaints:
-            raise Invalid.field("image", f"is required, with mask_image: {_INPAINTS}")
+            raise Invalid.field("image", f"is required, with mask_image: {INPAINTS}")
         _check_nothing(request)
         return Beginning()
     mask = picture.mask
     if mask is None and model.inpaints:
-        raise Invalid.field("mask_image", f"is required: {_INPAINTS}")
+        raise Invalid.field("mask_image", f"is required: {INPAINTS}")
     if request.paste_original:
         if mask is None:
             raise Invalid.field("paste_original", "must be false without a mask_image")
@@ -104,9 +105,6 @@ def beginning_of(request: SampleRequest, picture: Picture | None, served: Served
             "mask_sha256": picture.mask_sha256,
         },
     )
-
-
-_INPAINTS = "this network draws a part of an image anew, and nothing else"
 
 
 def _check_nothing(request: SampleRequest) -> None:
