@@ -79,6 +79,18 @@ export async function send(path, init = {}) {
   }
 }
 
+/**
+ * A form. What is undefined or null is left out, and a list has a part for each member.
+ * @param {Record<string, any>} values
+ */
+export function formOf(values) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(values)) {
+    for (const one of [value].flat()) if (one != null) form.append(name, one);
+  }
+  return form;
+}
+
 /** Get a key. Several requests without a key ask only once. */
 function haveKey(why) {
   asking ??= askForKey(why)

@@ -69,6 +69,18 @@ export function choiceField({ name, label, options, value }) {
   });
 }
 
+/** A box to check. The value is true or false. */
+export function checkField({ name, label, hint = "" }) {
+  const input = h("input", { type: "checkbox" });
+  const whole = field(name, null, h("label", { className: "check" }, input, label), [input], {
+    get: () => String(input.checked),
+    set: (text) => (input.checked = text === "true"),
+    read: () => input.checked,
+  });
+  if (hint) whole.root.append(h("p", { className: "hint" }, hint));
+  return whole;
+}
+
 /** Any of several. The value is the chosen ones, with commas. */
 export function severalField({ name, label, options, value }) {
   const [set, inputs] = chips("checkbox", `group-${made++}`, label, options);
@@ -146,6 +158,7 @@ export function schemaField(name, schema) {
     const chosen = selectField({ name, label, options: [["", "default"], ...choices.map((one) => [one, one])], value: "" });
     return Object.assign(chosen, { read: () => chosen.value || undefined });
   }
+  if (kinds.every(({ type }) => type === "boolean")) return checkField({ name, label, hint: schema.description });
   const isList = kinds.every(({ type }) => type === "array");
   const isText = kinds.some(({ type, items }) => (isList ? items : { type }).type === "string");
   const typed = textField({ name, label, value: "", placeholder: "default", hint: schema.description });

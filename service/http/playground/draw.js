@@ -1,9 +1,9 @@
 /** Drawing: the settings, and the stage where noise becomes images. */
 
-import { follow as events } from "./arrays.js";
 import { h } from "./controls.js";
+import { drawWith } from "./drawing.js";
 import { settingsForm } from "./form.js";
-import { images, isPixelArt, ratioOf, seconds } from "./model.js";
+import { isPixelArt, ratioOf } from "./model.js";
 import { inline, layout, picture } from "./picture.js";
 import { progressOf } from "./progress.js";
 
@@ -59,7 +59,7 @@ export function drawView(view, info, api, gallery) {
     settings.busy(true);
     const signal = progress.begin("Asking");
     try {
-      await follow(request, asked, signal);
+      await ask(request, asked, signal);
     } catch (error) {
       progress.fail(error);
       settings.complain(error);
@@ -70,32 +70,24 @@ export function drawView(view, info, api, gallery) {
     }
   }
 
-  async function follow(request, asked, signal) {
+  function ask(request, asked, signal) {
     const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request), signal };
-    let come = 0;
-    for await (const event of events(info, "sample", init)) {
-      const { name, data } = event;
-      progress.tell(event);
-      if (name === "queued") {
+    return drawWith(info, init, progress, {
+      queued() {
         isFresh = false;
         set(request.num_images, asked);
-        come = 0;
         reveal();
-      } else if (name === "preview") {
-        tiles[data.index].show(inline(data.b64_json), "");
-      } else if (name === "image") {
-        const item = gallery.add(data.b64_json, request);
-        const tile = tiles[data.index];
+      },
+      preview: (index, base64) => tiles[index].show(inline(base64), ""),
+      image(index, base64) {
+        const item = gallery.add(base64, request);
+        const tile = tiles[index];
         tile.show(item.url, item.alt);
         tile.button.disabled = false;
         tile.button.setAttribute("aria-label", `${item.alt}: details`);
         tile.button.addEventListener("click", () => gallery.open(item));
-        come += 1;
-      } else if (name === "done") {
-        const { denoise_s, decode_s = 0 } = data.timings;
-        progress.end(`${images(come)} in ${seconds(denoise_s + decode_s)}`);
-      }
-    }
+      },
+    });
   }
 
   /** Scroll to the stage. On a narrow screen, the stage is below the settings. */

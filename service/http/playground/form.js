@@ -10,7 +10,7 @@ const FEW_CLASSES = 16; // up to this many classes, the default is one image of 
 const PREVIEWS = [["1", "every step"], ["2", "every 2 steps"], ["5", "every 5 steps"], ["10", "every 10 steps"], ["0", "none"]];
 
 // Fields with a control of their own. The controls of other fields come from /openapi.json.
-// Those for requests with an image are not for a view that sends none.
+// The view of images has those of requests with an image.
 const BY_HAND = ["prompt", "negative_prompt", "class_label", "num_images", "seed", "sampler", "num_inference_steps", "guidance_scale", "eta", "preview_every", "height", "width",
   "image", "mask_image", "strength", "fit", "paste_original"];
 
@@ -74,10 +74,13 @@ export const labelOf = (value) => (value === ANY ? null : Number(value));
  * @param {HTMLFormElement} form
  * @param {import("./model.js").Info} info
  * @param {any} api the document /openapi.json
+ * @param {(import("./controls.js").Field & {read: () => any})[]} ofImage the fields of requests with an image, which then draw
+ *   one image at first
  */
-export function settingsForm(form, info, api) {
+export function settingsForm(form, info, api, ofImage = []) {
   const prompts = promptFields(info);
   const label = info.num_classes === null ? null : classField(info, true);
+  if (label && ofImage.length) label.value = ANY;
   const count = numberField({
     name: "num_images", label: "Images", min: 1, max: info.limits.max_images, slider: Math.min(info.limits.max_images, 64), value: 1,
   });
@@ -94,12 +97,12 @@ export function settingsForm(form, info, api) {
   const timesteps = others.find(({ name }) => name === "timesteps");
   const recommendedTimesteps = String(info.recommended.timesteps ?? "");
   timesteps.value = recommendedTimesteps;
-  const fields = [...prompts, label, count, seed, size, sampler, steps, guidance, eta, preview, ...others].filter(Boolean);
+  const fields = [...prompts, label, ...ofImage, count, seed, size, sampler, steps, guidance, eta, preview, ...others].filter(Boolean);
   const submit = h("button", { className: "button", type: "submit" }, "Draw");
   const more = h("details", { open: matchMedia("(min-width: 60rem)").matches }, h("summary", {}, "How it is drawn"),
     ...[sampler, steps, guidance, eta, preview].filter(Boolean).map(({ root }) => root),
     h("details", {}, h("summary", {}, "More"), ...others.map(({ root }) => root)));
-  form.append(...[...prompts, label, count, seed, size].filter(Boolean).map(({ root }) => root), more, submit);
+  form.append(...[...prompts, label, ...ofImage, count, seed, size].filter(Boolean).map(({ root }) => root), more, submit);
 
   function follow() {
     // Recommended timesteps give way to another number of steps.
@@ -109,6 +112,18 @@ export function settingsForm(form, info, api) {
     if (label) guidance.disable(label.value === ANY);
     if (eta) eta.root.hidden = !takesEta(sampler.value);
   }
+  /** Set the prompts, and the class. */
+  function describe(recipe) {
+    for (const prompt of prompts) prompt.value = recipe[prompt.name] ?? "";
+    if (label) label.value = recipe.class_label ?? ANY;
+    follow();
+  }
+
+  /** Choose a size. */
+  function resize(chosen) {
+    if (size) size.value = sizeName(chosen);
+  }
+
   form.addEventListener("input", follow);
   follow();
   const chosenSize = () => info.sizes.find((one) => sizeName(one) === size?.value) ?? info.sizes[0];
@@ -131,17 +146,16 @@ export function settingsForm(form, info, api) {
         guidance_scale: guidance && label?.value !== ANY ? numberOf(guidance.value) : undefined,
         preview_every: stepCount >= 1 ? Math.min(every, stepCount) : every,
         ...(size ? { height: chosenSize().height, width: chosenSize().width } : {}),
-        ...Object.fromEntries(others.map(({ name, read }) => [name, read()])),
+        ...Object.fromEntries([...ofImage, ...others].map(({ name, read }) => [name, read()])),
       };
     },
 
     /** Set the form to a recipe with its size, for one image. @param {import("./png.js").Recipe} recipe */
     fill(recipe) {
-      for (const prompt of prompts) prompt.value = recipe[prompt.name] ?? "";
-      if (label) label.value = recipe.class_label ?? ANY;
+      describe(recipe);
       count.value = 1;
       seed.value = recipe.seed;
-      if (size) size.value = sizeName(recipe);
+      resize(recipe);
       sampler.value = recipe.sampler;
       steps.value = recipe.num_inference_steps ?? info.recommended.num_inference_steps;
       if (guidance && !(label && recipe.class_label === null)) guidance.value = recipe.guidance_scale;
@@ -158,6 +172,8 @@ export function settingsForm(form, info, api) {
     count: () => (label?.value === EACH ? info.num_classes : Math.max(1, Math.min(Number(count.value) || 1, info.limits.max_images))),
 
     size: chosenSize,
+    describe,
+    resize,
 
     /** @param {Error} [error] */
     complain(error) {

@@ -15,6 +15,7 @@ const MOST = 500; // images in the gallery
  * @property {string} name of its class, or its prompt
  * @property {string} alt
  * @property {string} file the name of a saved file
+ * @property {import("./image.js").Origin} [origin] what it was drawn from, beside noise
  */
 
 /**
@@ -52,9 +53,10 @@ export function makeGallery(section, info, open) {
      * Add a PNG of the service.
      * @param {string} base64
      * @param {{prompt?: string, negative_prompt?: string}} asked what the recipe may not tell: see STEPWISE_RECIPE_PROMPTS
+     * @param {import("./image.js").Origin} [origin]
      * @returns {Item}
      */
-    add(base64, { prompt, negative_prompt }) {
+    add(base64, { prompt, negative_prompt }, origin) {
       const bytes = bytesOf(base64);
       const recipe = { ...recipeOf(bytes), ...(prompt && { prompt }), ...(negative_prompt && { negative_prompt }) };
       const known = items.find((item) => JSON.stringify(item.recipe) === JSON.stringify(recipe));
@@ -62,7 +64,7 @@ export function makeGallery(section, info, open) {
       const name = nameOf(info, recipe);
       const blob = blobOf(bytes);
       const item = {
-        blob, url: URL.createObjectURL(blob), recipe, size: sizeOf(bytes), name,
+        blob, url: URL.createObjectURL(blob), recipe, size: sizeOf(bytes), name, origin,
         alt: `${name}, seed ${recipe.seed}`,
         file: `${recipe.model}-${recipe.seed}.png`,
       };

@@ -1,34 +1,34 @@
 /** The playground: reads /info and /openapi.json, and builds the page. */
 
 import { forgetKey, hasKey, onKeyNeeded, send } from "./api.js";
-import { whatIsShown } from "./arrays.js";
+import { isArrays, whatIsShown } from "./arrays.js";
 import { compareView } from "./compare.js";
 import { drawView } from "./draw.js";
 import { makeGallery } from "./gallery.js";
+import { imageView } from "./image.js";
 import { keyDialog } from "./key.js";
 import { explained } from "./model.js";
 import { noiseView } from "./noise.js";
 import { makeViewer, openWithKey } from "./viewer.js";
 
-const VIEWS = ["draw", "compare", "denoise"];
 const $ = (id) => document.getElementById(id);
 
-/** Show the view in the page's address. */
-function route() {
+/** The views of what the model can do. @param {import("./model.js").Info} info */
+function viewsOf(info) {
+  if (info.inpaints) return ["image"];
+  return isArrays(info) ? ["draw", "compare", "denoise"] : ["draw", "image", "compare", "denoise"];
+}
+
+/** Show the view in the page's address. @param {string[]} views */
+function route(views) {
   const named = location.hash.slice(1);
-  const shown = VIEWS.includes(named) ? named : VIEWS[0];
-  for (const name of VIEWS) $(`view-${name}`).hidden = name !== shown;
+  const shown = views.includes(named) ? named : views[0];
+  for (const view of document.querySelectorAll(".view")) view.hidden = view.id !== `view-${shown}`;
   for (const link of document.querySelectorAll("nav a")) {
+    link.hidden = !views.includes(link.hash.slice(1));
     if (link.hash === `#${shown}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-}
-
-/** @param {string} view */
-function go(view) {
-  location.hash = view;
-  route();
-  scrollTo(0, 0);
 }
 
 /**
@@ -42,11 +42,22 @@ function show(info, api) {
   const shown = whatIsShown(info);
   $("channels").textContent = shown;
   $("channels").hidden = !shown;
-  let [draw, denoise] = [null, null];
-  const viewer = makeViewer($("viewer"), info, {
-    draw(recipe) {
-      go("draw");
-      draw.again(recipe);
+  const views = viewsOf(info);
+  const go = (view) => {
+    location.hash = view;
+    route(views);
+    scrollTo(0, 0);
+  };
+  let [draw, image, denoise] = [null, null, null];
+  const viewer = makeViewer($("viewer"), info, views, {
+    draw(recipe, { origin }) {
+      go(origin ? "image" : "draw");
+      if (origin) image.again(recipe, origin);
+      else draw.again(recipe);
+    },
+    image(item) {
+      go("image");
+      image.take(item);
     },
     denoise(item) {
       go("denoise");
@@ -54,9 +65,10 @@ function show(info, api) {
     },
   });
   const gallery = makeGallery($("gallery"), info, viewer.open);
-  route();
-  addEventListener("hashchange", route);
+  route(views);
+  addEventListener("hashchange", () => route(views));
   draw = drawView($("view-draw"), info, api, gallery);
+  if (views.includes("image")) image = imageView($("view-image"), info, api, gallery);
   compareView($("view-compare"), info, gallery);
   denoise = noiseView($("view-denoise"), info);
   if (hasKey()) guard();

@@ -17,7 +17,8 @@
  * @property {string[]} samplers
  * @property {number[]|null} num_inference_steps the choices of distilled weights; null for other weights
  * @property {{sampler: string, num_inference_steps: number, guidance_scale: number, timesteps: number[]|null}} recommended
- * @property {{max_images: number, timeout_s: number}} limits
+ * @property {boolean} inpaints whether the network draws a part of an image anew, and nothing else
+ * @property {{max_images: number, timeout_s: number, max_body: number}} limits `max_body` in bytes
  * @property {string} device
  * @property {string} precision
  * @property {string} fingerprint
@@ -101,6 +102,9 @@ export const steps = (count) => `${count} step${count === 1 ? "" : "s"}`;
 /** @param {number} count */
 export const images = (count) => `${count} image${count === 1 ? "" : "s"}`;
 
+/** @param {number} bytes */
+export const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 1)} MiB`;
+
 /** @param {number} s */
 export const seconds = (s) => (s < 1 ? `${s.toFixed(2)} s` : s < 100 ? `${s.toFixed(1)} s` : `${Math.round(s)} s`);
 
@@ -121,8 +125,8 @@ export function linkTo(info, recipe, size) {
   return `sample?${query}`;
 }
 
-/** A label for a query. The server matches text as a name first, and a name may look like another class's index. */
-function labelText(info, label) {
+/** A label for a query or a form. The server matches text as a name first, and a name may look like another class's index. */
+export function labelText(info, label) {
   const names = info.class_names ?? [];
   return names.indexOf(names[label]) === label && names.length ? names[label] : String(label);
 }
@@ -138,6 +142,9 @@ const FIELDS = {
   preview_every: "Previews",
   timestep: "Timestep",
   image: "The image",
+  mask_image: "The mask",
+  image_sha256: "SHA-256 of the image",
+  mask_sha256: "SHA-256 of the mask",
   timeout_s: "Time limit",
   model: "The fingerprint",
 };

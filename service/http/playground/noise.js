@@ -1,8 +1,9 @@
 /** Adds noise to an image up to a chosen timestep, and denoises it from there. */
 
-import { isAbort, send } from "./api.js";
+import { formOf, isAbort, send } from "./api.js";
 import { follow as events, isArrays, pictureOf } from "./arrays.js";
 import { choiceField, complain, h, numberField, seedField } from "./controls.js";
+import { dropzone } from "./drop.js";
 import { ANY, classField, labelOf, promptFields, promptsOf, samplerField } from "./form.js";
 import { isLatent, isPixelArt, linkTo, randomSeed, ratioOf, seconds, sizeName, steps } from "./model.js";
 import { picture } from "./picture.js";
@@ -29,8 +30,8 @@ export function noiseView(view, info) {
   const count = denoiseSteps(info);
   const seed = seedField({ value: String(randomSeed()), label: "Seed of the noise" });
   const fields = [timestep, ...prompts, label, sampler, count, seed].filter(Boolean);
-  const drop = dropzone(info);
-  form.append(drop.root, ...fields.map(({ root }) => root));
+  const drawOne = h("button", { type: "button", className: "button quiet" }, "Draw one");
+  form.append(sourceOf(view, info, take, drawOne), ...fields.map(({ root }) => root));
 
   /** @type {{blob: Blob, name: string}|null} */
   let source = null;
@@ -145,8 +146,7 @@ export function noiseView(view, info) {
 
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", (event) => event.target.type !== "file" && changed());
-  drop.onFile(take);
-  drop.onDraw(async () => {
+  drawOne.addEventListener("click", async () => {
     progress.begin("Drawing");
     try {
       const query = new URLSearchParams({ seed: String(randomSeed()), ...given(prompts) });
@@ -156,7 +156,6 @@ export function noiseView(view, info) {
       fail(error);
     }
   });
-  drop.listen(view);
 
   return {
     /** Take an image of the gallery. @param {import("./gallery.js").Item} item */
@@ -181,12 +180,6 @@ function denoiseSteps(info) {
   if (only) return choiceField({ ...common, options: only.map((count) => [String(count), String(count)]) });
   const max = Math.max(1, info.num_train_timesteps - 1);
   return numberField({ ...common, min: 1, max, slider: Math.min(max, 100) });
-}
-
-function formOf(values) {
-  const form = new FormData();
-  for (const [name, value] of Object.entries(values)) form.set(name, value);
-  return form;
 }
 
 /** One of the three pictures. */
@@ -221,46 +214,14 @@ function panelOf(stage, name, info) {
   };
 }
 
-/** The control to drop, paste or choose an image. */
-function dropzone(info) {
-  const accept = isArrays(info) ? ".npy" : "image/*";
-  const input = h("input", { type: "file", accept, className: "unseen" });
+/** Where the image comes from. */
+function sourceOf(view, info, take, drawOne) {
   const kind = `${info.sizes.map(sizeName).join(" or ")}${info.image_shape[0] === 1 ? ", grey" : ""}`;
-  const zone = h("label", { className: "drop" }, input, h("b", {}, "Drop an image, or choose one"),
-    h("span", {}, isArrays(info) ? `An .npy of float32 ${info.sizes.map((size) => `[${info.image_shape[0]}, ${size.height}, ${size.width}]`).join(" or ")}.` : `Any size: the page crops and scales the image to ${kind}.`));
-  const draw = h("button", { type: "button", className: "button quiet" }, "Draw one");
-  const hint = isLatent(info)
+  const ofArrays = `An .npy of float32 ${info.sizes.map((size) => `[${info.image_shape[0]}, ${size.height}, ${size.width}]`).join(" or ")}.`;
+  const hint = isArrays(info) ? ofArrays : `Any size: the page crops and scales the image to ${kind}.`;
+  const also = isLatent(info)
     ? "This model adds noise to latents. What you see of them is what its decoder makes of them."
     : "Or open one of the gallery, and press Denoise.";
-  /** @type {(file: File, name: string) => void} */
-  let take = () => {};
-  input.addEventListener("change", () => {
-    const [file] = input.files;
-    if (file) take(file, file.name);
-    input.value = ""; // so that the same file can be chosen again
-  });
-  return {
-    root: h("div", { className: "source" }, zone, h("div", { className: "pair" }, draw, h("p", { className: "hint" }, hint))),
-    onFile: (act) => (take = act),
-    onDraw: (act) => draw.addEventListener("click", act),
-    /** @param {HTMLElement} view that takes files anywhere */
-    listen(view) {
-      const over = (is) => zone.classList.toggle("over", is);
-      view.addEventListener("dragover", (event) => {
-        event.preventDefault();
-        over(true);
-      });
-      view.addEventListener("dragleave", () => over(false));
-      view.addEventListener("drop", (event) => {
-        event.preventDefault();
-        over(false);
-        const [file] = event.dataTransfer.files;
-        if (file) take(file, file.name);
-      });
-      document.addEventListener("paste", (event) => {
-        const [file] = event.clipboardData.files;
-        if (file && !view.hidden) take(file, "What you pasted");
-      });
-    },
-  };
+  const zone = dropzone(view, isArrays(info) ? ".npy" : "image/*", hint, take);
+  return h("div", { className: "source" }, zone, h("div", { className: "pair" }, drawOne, h("p", { className: "hint" }, also)));
 }

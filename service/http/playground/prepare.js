@@ -1,7 +1,9 @@
-/** Turns images of any size into PNGs of a served size, in a canvas. */
+/** Fits images of any size to a served size, in a canvas. */
 
 import { isArrays, pictureOf } from "./arrays.js";
 import { nearestSize, sizeName } from "./model.js";
+
+/** @typedef {"stretch"|"crop"} Fit of the API's field `fit` */
 
 /**
  * For a model that reads .npy alone, check that the file is one. For others:
@@ -17,32 +19,67 @@ export async function prepared(file, name, info) {
     const { size } = await pictureOf(file); // fails for another kind of file
     return { blob: file, size, said: `${name}, as it is` };
   }
-  let bitmap;
+  const bitmap = await bitmapOf(file, name);
+  const size = nearestSize(info, bitmap);
+  const canvas = new OffscreenCanvas(size.width, size.height);
+  const said = fitInto(canvas, bitmap, name, "crop", info);
+  bitmap.close();
+  return { blob: await canvas.convertToBlob({ type: "image/png" }), size, said };
+}
+
+/**
+ * The pixels of a file, upright.
+ * @param {Blob} file
+ * @param {string} name
+ * @returns {Promise<ImageBitmap>}
+ * @throws {Error} a sentence
+ */
+export async function bitmapOf(file, name) {
   try {
-    bitmap = await createImageBitmap(file);
+    return await createImageBitmap(file);
   } catch {
     throw new Error(`${name} is not an image that this browser can read.`);
   }
-  const size = nearestSize(info, bitmap);
-  const { width, height } = size;
-  const canvas = new OffscreenCanvas(width, height);
+}
+
+/**
+ * Draw an image into the whole of a canvas, as the server fits images. For grey models, turn it grey.
+ * @param {HTMLCanvasElement|OffscreenCanvas} canvas
+ * @param {ImageBitmap} bitmap
+ * @param {string} name
+ * @param {Fit} fit
+ * @param {import("./model.js").Info} info
+ * @returns {string} the changes in words
+ */
+export function fitInto(canvas, bitmap, name, fit, info) {
+  const { width, height } = canvas;
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.fillStyle = "white";
   context.fillRect(0, 0, width, height);
   context.imageSmoothingQuality = "high";
-  const scale = Math.max(width / bitmap.width, height / bitmap.height);
-  const [w, h] = [width / scale, height / scale];
-  context.drawImage(bitmap, (bitmap.width - w) / 2, (bitmap.height - h) / 2, w, h, 0, 0, width, height);
+  const scaled = fit === "crop" ? covering(bitmap, canvas) : { width, height };
+  const left = Math.floor(width / 2) - Math.floor(scaled.width / 2);
+  const top = Math.floor(height / 2) - Math.floor(scaled.height / 2);
+  context.drawImage(bitmap, left, top, scaled.width, scaled.height);
 
   const did = [];
-  const isCropped = Math.abs(bitmap.width - w) >= 1 || Math.abs(bitmap.height - h) >= 1;
-  if (isCropped) did.push("cropped");
-  if (scale !== 1) did.push(`scaled from ${bitmap.width}×${bitmap.height} to ${sizeName(size)}`);
+  if (sizeName(scaled) !== sizeName(canvas)) did.push("cropped");
+  if (sizeName(scaled) !== sizeName(bitmap)) did.push(`${isStretched(bitmap, scaled) ? "stretched" : "scaled"} from ${sizeName(bitmap)} to ${sizeName(canvas)}`);
   if (info.image_shape[0] === 1 && makeGrey(context, width, height)) did.push("made grey");
-  bitmap.close();
-  const blob = await canvas.convertToBlob({ type: "image/png" });
-  return { blob, size, said: did.length ? `${name}, ${listed(did)}` : `${name}, as it is` };
+  return did.length ? `${name}, ${listed(did)}` : `${name}, as it is`;
 }
+
+/** The size at which an image just covers another. @returns {import("./model.js").Size} */
+function covering(image, { width, height }) {
+  const isNarrow = width * image.height > image.width * height;
+  return {
+    width: isNarrow ? width : Math.floor((image.width * height) / image.height),
+    height: isNarrow ? Math.floor((image.height * width) / image.width) : height,
+  };
+}
+
+/** Whether one side is scaled by more than the other. A fraction of a pixel does not count. */
+const isStretched = (image, scaled) => Math.abs((image.width * scaled.height) / image.height - scaled.width) >= 1;
 
 /** Turn pixels grey. Returns whether they had colour. */
 function makeGrey(context, width, height) {

@@ -108,6 +108,17 @@ export function progressOf(stage) {
       else trouble.textContent = explained(error);
     },
 
+    /** Show an error, or none. What runs goes on. @param {Error} [error] */
+    complain(error) {
+      trouble.textContent = error ? explained(error) : "";
+    },
+
+    /** Whether most of the screen is above it or below it. */
+    isOutOfSight() {
+      const { top, bottom } = place.getBoundingClientRect();
+      return bottom < 0 || top > innerHeight;
+    },
+
     /** Show nothing. */
     clear(text = "") {
       abort?.abort();

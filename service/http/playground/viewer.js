@@ -11,9 +11,10 @@ const LONG = 100; // characters of a value that may scroll
 /**
  * @param {HTMLDialogElement} dialog
  * @param {import("./model.js").Info} info
- * @param {{draw: (recipe: import("./png.js").Recipe) => void, denoise: (item: Item) => void}} actions
+ * @param {string[]} views of the page
+ * @param {{draw: (recipe: import("./png.js").Recipe, item: Item) => void, image: (item: Item) => void, denoise: (item: Item) => void}} actions
  */
-export function makeViewer(dialog, info, actions) {
+export function makeViewer(dialog, info, views, actions) {
   const find = (selector) => dialog.querySelector(selector);
   const note = find(".note");
   const address = find(".link input");
@@ -32,6 +33,7 @@ export function makeViewer(dialog, info, actions) {
     find("h2").textContent = item.name;
     find("dl").replaceChildren(...facts(info, item).flatMap(([name, value]) => [h("dt", {}, name), valueOf(value)]));
     Object.assign(find(".download"), { href: item.url, download: item.file });
+    find(".link").hidden = Boolean(item.origin); // an address cannot carry an image
     opener.href = linkTo(info, item.recipe, item.size);
     address.value = opener.href;
     note.textContent = "";
@@ -52,9 +54,12 @@ export function makeViewer(dialog, info, actions) {
   find(".close").addEventListener("click", () => dialog.close());
   find(".newer").addEventListener("click", () => turn(-1));
   find(".older").addEventListener("click", () => turn(1));
-  find(".again").addEventListener("click", () => leaveFor(() => actions.draw({ ...shown.recipe, ...shown.size })));
-  find(".vary").addEventListener("click", () => leaveFor(() => actions.draw({ ...shown.recipe, ...shown.size, seed: randomSeed() })));
-  find(".denoise").addEventListener("click", () => leaveFor(() => actions.denoise(shown)));
+  find(".again").addEventListener("click", () => leaveFor(() => actions.draw({ ...shown.recipe, ...shown.size }, shown)));
+  find(".vary").addEventListener("click", () => leaveFor(() => actions.draw({ ...shown.recipe, ...shown.size, seed: randomSeed() }, shown)));
+  for (const name of ["image", "denoise"]) {
+    find(`.${name}`).hidden = !views.includes(name);
+    find(`.${name}`).addEventListener("click", () => leaveFor(() => actions[name](shown)));
+  }
   address.addEventListener("focus", () => address.select());
   find(".copy").addEventListener("click", async () => {
     try {
