@@ -6,7 +6,7 @@ import { isPixelArt, ratioOf } from "./model.js";
 import { announce } from "./progress.js";
 
 const MOST_UNDONE = 32; // changes that can be taken back
-const PAINT = [64, 200, 186, 150]; // red, green, blue, opacity
+const [PAINT] = new Uint32Array(Uint8Array.of(64, 200, 186, 150).buffer); // red, green, blue, opacity
 const PEN_ERASER = 32; // of PointerEvent.buttons
 const [BRUSH, ERASER] = ["brush", "eraser"];
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -54,7 +54,8 @@ export function makePainter(place, info, changed) {
   function show() {
     const context = sheet.getContext("2d");
     const pixels = context.createImageData(mask.width, mask.height);
-    mask.values.forEach((value, i) => value && pixels.data.set(PAINT, 4 * i));
+    const colours = new Uint32Array(pixels.data.buffer);
+    mask.values.forEach((value, i) => value && (colours[i] = PAINT));
     context.putImageData(pixels, 0, 0);
     undo.disabled = earlier.length === 0;
     clear.disabled = isEmpty(mask);
