@@ -266,7 +266,7 @@ def test_the_keyboard_paints(browser: Browser, server: ServerProcess) -> None:
                 break
         expect(sheet(page)).to_be_focused()
         expect(sheet(page)).to_have_accessible_description(re.compile("Space paints"))
-        assert sheet(page).evaluate("one => getComputedStyle(one).outlineStyle") != "none"
+        assert sheet(page).evaluate("one => getComputedStyle(one.parentElement).outlineStyle") != "none"
         mask = blank()
         keys.press("ArrowLeft")  # from the middle, 8, 8
         expect(said).to_have_text("8, 9: not painted.")

@@ -6,7 +6,7 @@ import { isPixelArt, ratioOf } from "./model.js";
 import { announce } from "./progress.js";
 
 const MOST_UNDONE = 32; // changes that can be taken back
-const [PAINT] = new Uint32Array(Uint8Array.of(64, 200, 186, 150).buffer); // red, green, blue, opacity
+const [PAINT] = new Uint32Array(Uint8Array.of(64, 200, 186, 255).buffer); // red, green, blue, opacity; the style sheet lets the image shine through
 const PEN_ERASER = 32; // of PointerEvent.buttons
 const [BRUSH, ERASER] = ["brush", "eraser"];
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
