@@ -292,7 +292,7 @@ def test_the_keyboard_paints(browser: Browser, server: ServerProcess) -> None:
         mask[6, 10] = False
         keys.press("Space")
         keys.press("Control+z")
-        expect(said).to_have_text("Taken back.")
+        expect(said).to_have_text("Undone.")
         expect(sheet(page)).to_be_focused()
         assert view(page).get_by_label("Eraser").is_checked()
         assert read_parameters(drawn(page))["mask_sha256"] == sha256(mask)

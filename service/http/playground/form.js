@@ -6,6 +6,7 @@ import { ETA, GUIDANCE, classNames, randomSeed, samplerName, sizeName, takesEta,
 export const ANY = "any";
 const EACH = "each";
 const SLIDER_STEPS = 100; // larger numbers are typed
+const MOST_IN_A_FORM = 32; // classes; requests with an image are forms, which may have 64 fields
 const FEW_CLASSES = 16; // up to this many classes, the default is one image of each
 const PREVIEWS = [["1", "every step"], ["2", "every 2 steps"], ["5", "every 5 steps"], ["10", "every 10 steps"], ["0", "none"]];
 
@@ -58,10 +59,14 @@ export function promptFields(info) {
 /** The API's fields for prompts. An empty negative prompt is left out. */
 export const promptsOf = (prompts) => Object.fromEntries(prompts.map(({ name, value }) => [name, value || undefined]));
 
-/** The classes of a model, with choices for none and for one of each. @param {import("./model.js").Info} info */
-export function classField(info, withEach = false) {
+/**
+ * The classes of a model, with choices for none and for one of each.
+ * @param {import("./model.js").Info} info
+ * @param {number} most classes of which one of each may be drawn
+ */
+export function classField(info, most = 0) {
   const options = [[ANY, "Any"], ...classNames(info).map((name, label) => [String(label), name])];
-  const each = withEach && info.num_classes <= info.limits.max_images;
+  const each = info.num_classes <= most;
   if (each) options.splice(1, 0, [EACH, "One of each"]);
   const value = each && info.num_classes <= FEW_CLASSES ? EACH : ANY;
   return choiceField({ name: "class_label", label: "Class", options, value });
@@ -79,7 +84,8 @@ export const labelOf = (value) => (value === ANY ? null : Number(value));
  */
 export function settingsForm(form, info, api, ofImage = []) {
   const prompts = promptFields(info);
-  const label = info.num_classes === null ? null : classField(info, true);
+  const most = ofImage.length ? Math.min(MOST_IN_A_FORM, info.limits.max_images) : info.limits.max_images;
+  const label = info.num_classes === null ? null : classField(info, most);
   if (label && ofImage.length) label.value = ANY;
   const count = numberField({
     name: "num_images", label: "Images", min: 1, max: info.limits.max_images, slider: Math.min(info.limits.max_images, 64), value: 1,

@@ -109,7 +109,7 @@ export function imageView(view, info, api, gallery) {
     const signal = progress.begin("Asking");
     try {
       if (!source) throw new Error("Choose an image first.");
-      await ask({ file: source.file, name: source.name, mask: await painted() }, signal);
+      await ask(source, signal);
     } catch (error) {
       progress.fail(error);
       settings.complain(error);
@@ -120,25 +120,25 @@ export function imageView(view, info, api, gallery) {
     }
   }
 
-  const painted = () => painter.mask() && pngOf(painter.mask());
-
-  /** @param {Origin} origin @param {AbortSignal} signal */
-  async function ask(origin, signal) {
+  /** Ask for what is seen now: later changes are for the next request. */
+  async function ask({ file, name }, signal) {
     const request = settings.read();
+    const before = copyOf(painter.photo);
+    const mask = painter.mask();
+    const origin = { file, name, mask: mask && (await pngOf(mask)) };
     const label = request.class_label;
     const body = formOf({
       ...request,
       preview_every: Math.min(request.preview_every, stepsOf(request)),
       class_label: Array.isArray(label) ? label.map((one) => labelText(info, one)) : label != null ? labelText(info, label) : undefined,
-      paste_original: origin.mask && request.paste_original ? true : undefined,
-      image: origin.file,
+      paste_original: mask && request.paste_original ? true : undefined,
+      image: file,
       mask_image: origin.mask,
     });
     checkSize((await new Response(body).blob()).size, "The request");
-    const before = copyOf(painter.photo);
     await drawWith(info, { method: "POST", body, signal }, progress, {
       queued() {
-        results.begin(before, origin.name, request.num_images ?? 1);
+        results.begin(before, name, request.num_images ?? 1);
         if (progress.isOutOfSight()) stage.querySelector(".result").scrollIntoView();
       },
       preview: results.preview,

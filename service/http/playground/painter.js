@@ -5,7 +5,7 @@ import { copyOf, emptyMask, inverted, isEmpty, resized, stroke } from "./mask.js
 import { isPixelArt, ratioOf } from "./model.js";
 import { announce } from "./progress.js";
 
-const MOST_UNDONE = 32; // changes that can be taken back
+const MOST_UNDONE = 32; // changes that can be undone
 const [PAINT] = new Uint32Array(Uint8Array.of(64, 200, 186, 255).buffer); // red, green, blue, opacity; the style sheet lets the image shine through
 const PEN_ERASER = 32; // of PointerEvent.buttons
 const [BRUSH, ERASER] = ["brush", "eraser"];
@@ -31,13 +31,13 @@ export function makePainter(place, info, changed) {
     made.addEventListener("click", act);
     return made;
   };
-  const undo = button("Undo", takeBack);
+  const undo = button("Undo", undoOne);
   const invert = button("Invert", () => replace(inverted(mask), "Inverted"));
   const clear = button("Clear", () => replace(emptyMask(mask), "Cleared"));
   const keys = h("p", { className: "hint", id: "painting" },
     info.inpaints ? "This model draws a part of an image anew: paint that part. " : "What you paint is drawn anew. Without paint, all of the image is. ",
-    "By keyboard: ", key("Arrows"), " move the brush, with ", key("Shift"), " by a pixel; ", key("Space"), " paints, and held down it paints along; ",
-    key("E"), " changes between brush and eraser, ", key("["), " and ", key("]"), " the size; ", key("Ctrl"), " ", key("Z"), " takes back.");
+    "By keyboard: ", key("Arrows"), " move the brush; with ", key("Shift"), " by one pixel. ", key("Space"), " paints; hold it to paint a line. ",
+    key("E"), " changes between brush and eraser. ", key("["), " and ", key("]"), " change the size. ", key("Ctrl+Z"), " undoes.");
   place.append(frame, h("div", { className: "tools" }, tool.root, size.root, h("div", { className: "chips" }, undo, invert, clear)), keys);
 
   /** @type {import("./mask.js").Mask} */
@@ -81,12 +81,12 @@ export function makePainter(place, info, changed) {
     changed();
   }
 
-  function takeBack() {
+  function undoOne() {
     const before = earlier.pop();
     if (!before) return;
     mask = before;
     show();
-    announce("Taken back.");
+    announce("Undone.");
     changed();
   }
 
@@ -159,7 +159,7 @@ export function makePainter(place, info, changed) {
   sheet.addEventListener("keydown", (event) => {
     if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") {
       event.preventDefault();
-      takeBack();
+      undoOne();
       return;
     }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
