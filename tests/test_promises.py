@@ -16,7 +16,8 @@ from service.engine.choosing import fill, filled, first_alone
 from service.engine.costs import Costs, Machine, PerValue
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
-from service.engine.promises import PATIENCE, SHORTEST, earliest, enter, follow, patient
+from service.engine.promises import PATIENCE, SHORTEST, earliest, patient
+from service.engine.room import enter, follow
 from service.engine.stage_work import Blocks, StageWork, largest_pieces
 from tests.lines import GROUPS, Images, alike, any_images, cost_tables, job_of, machine_of, machines, varied_images
 from tests.properties import examples

@@ -55,6 +55,7 @@ class Queue:
         arrivals: the jobs accepted lately.
         slow_until: probes measure the speed until this time, after a refusal for the present speed alone.
         abandoned: slots of rows that have left, each with its group, for the runners to release.
+        when_left: is called under the lock whenever a request has left.
         stopping: whether the engine's threads must end.
     """
 
@@ -68,6 +69,7 @@ class Queue:
         self.scheduler: Scheduler | None = None
         self.slow_until = -inf
         self.abandoned: list[tuple[Group, int]] = []
+        self.when_left: list[Callable[[], None]] = []
         self.stopping = False
         self.arrivals = Arrivals(clock())
         self._closed: Callable[[], Unavailable] | None = loading  # why requests are refused
@@ -224,6 +226,8 @@ class Queue:
                 known = [(entry, entry[2]()) for entry in self._deadlines]
                 self._deadlines = [entry for entry, one in known if one is not None and one.job in self._by_job]
                 heapq.heapify(self._deadlines)
+            for tell in self.when_left:
+                tell()
             self.changed.notify_all()
             return True
 

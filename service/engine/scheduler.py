@@ -9,7 +9,6 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
-from typing import Literal
 
 from model.rows import Group
 from service.engine.bounds import spare
@@ -17,13 +16,12 @@ from service.engine.choosing import at_most, filled, first_alone, full_pass, sho
 from service.engine.costs import Machine
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
-from service.engine.promises import enter, follow
+from service.engine.room import enter, follow
 from service.engine.stage_work import largest_pieces
+from service.engine.turns import Stage, must_wait, released
 from service.engine.waves import RowState
 
 _FEW = 8  # jobs
-
-Stage = Literal["encode", "decode", "check", "answer"]
 
 
 class Scheduler:
@@ -56,6 +54,7 @@ class Scheduler:
         self._by_work: list[Job] = []  # jobs with forward rows left
         self._by_promise: list[Job] = []  # jobs with work left that is not in the present pass
         self._ran: set[RowState] = set()  # rows of the last pass
+        self._some_wait = False  # whether passes of a job wait for another one, perhaps
         self._gave_way = False  # whether the last pass took the place of one that was not full
 
     # Jobs
@@ -70,6 +69,7 @@ class Scheduler:
         enter(job, self._by_promise, place, self.machine)
         self._by_promise.insert(place, job)
         self._present.add(job)
+        self._some_wait |= job.behind.a_pass > -inf
         if job.left:
             insort(self._by_work, job, key=_work)
         self.waiting += job.unstepped
@@ -90,6 +90,7 @@ class Scheduler:
         self.waiting -= job.unstepped - started
         self.busy.left(job)
         self._note_orphan()
+        self._let_run()
 
     def ahead_of(self, job: Job) -> int:
         """How many jobs have less work left, or as much work and an earlier arrival."""
@@ -215,6 +216,18 @@ class Scheduler:
 
     # Stages
 
+    def must_wait(self, stage: Stage, job: Job) -> bool:
+        """Whether the pieces of a job must wait at a stage, for jobs ahead that have no room for them."""
+        return must_wait(self.by_promise, stage, job)
+
+    def _let_run(self) -> None:
+        """Let the passes run that have waited for another job."""
+        if self._some_wait:
+            for job in released(self._by_promise):
+                with self.work.changing(job):
+                    job.let_run()
+            self._some_wait = any(job.behind.a_pass > -inf for job in self._by_promise)
+
     def began(self, stage: Stage, seconds: float, jobs: Collection[Job]) -> None:
         """Note that a stage begins a piece of work, or a batch, of these jobs.
 
@@ -265,6 +278,7 @@ class Scheduler:
             _take_out(self._by_promise, job, _promise)
             if not job.unstepped:
                 self._present.remove(job)
+        self._let_run()
 
     def _follow_costs(self) -> None:
         if self._version != self.machine.version:
