@@ -563,14 +563,18 @@ class _Shown(Machine):
 
 
 @st.composite
-def machines(draw: st.DrawFn) -> Machine:
-    """One group to three. Each stage may be missing. Costs of a stage differ between the groups."""
+def machines(draw: st.DrawFn, tables: st.SearchStrategy[dict[int, float]] = cost_tables) -> Machine:
+    """One group to three. Each stage may be missing. Costs of a stage differ between the groups.
+
+    Args:
+        tables: seconds of passes.
+    """
     groups = GROUPS[: draw(st.integers(1, 3))]
     speeds = Speed(), Speed(), Speed(), Speed()
     has_decoder, has_encoder = draw(st.sampled_from(((False, False), (True, False), (True, True))))
     has_texts, has_check = draw(st.booleans()), draw(st.booleans())
     return _Shown(
-        {group: Costs(draw(cost_tables), speeds[0]) for group in groups},
+        {group: Costs(draw(tables), speeds[0]) for group in groups},
         {group: Costs(draw(cost_tables), speeds[1]) for group in groups} if has_decoder else {},
         {group: Costs({1: draw(_pass_seconds)}, speeds[2]) for group in groups} if has_encoder else {},
         PerValue(draw(st.floats(0.001, 0.1)), draw(st.floats(0.001, 0.1))),
