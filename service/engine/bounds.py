@@ -23,6 +23,8 @@ Stages work beside the passes, one piece after the other, the earliest promise f
 - Images are checked one by one, and the answer is encoded piece by piece. One piece of another job may be under way in
   each of these two stages.
 
+A job ahead may have no room for a piece of a later job that may be under way. Then that piece waits for it (turns.py).
+
 A stage beside passes gets half of the machine. The bounds of a job's stages are added up. Once a job has taken its
 steps, it waits only for stages, whatever passes run.
 
