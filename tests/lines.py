@@ -19,7 +19,7 @@ from service.engine.costs import Costs, Machine, PerValue, Speed
 from service.engine.jobs import Batch, Job
 from service.engine.scheduler import Scheduler
 from service.engine.stage_work import StageWork
-from service.engine.turns import Stage
+from service.engine.turns import Stage, must_wait
 from service.engine.waves import RowState
 
 SOON = 1e-6  # seconds, for rounding
@@ -220,7 +220,7 @@ class Worker:
             return None
         line, machine = self.line, self.line.machine
         self._waiting = sorted(one for one in self._waiting if one[3].present)
-        ready = [one for one in self._waiting if not line.scheduler.must_wait(self.stage, one[3].job)]
+        ready = [one for one in self._waiting if not must_wait(line.scheduler.by_promise, self.stage, one[3].job)]
         if not ready:
             return None
         first = ready[0][3].job.group

@@ -19,7 +19,7 @@ from service.engine.outstanding import Busy, Outstanding
 from service.engine.promises import PATIENCE, SHORTEST, earliest, patient
 from service.engine.room import enter, follow
 from service.engine.stage_work import Behind, Blocks, StageWork, largest_pieces
-from service.engine.turns import released
+from service.engine.turns import let_run
 from tests.lines import GROUPS, Images, alike, any_images, cost_tables, job_of, machine_of, machines, varied_images
 from tests.properties import examples
 
@@ -106,8 +106,7 @@ class Crowd:
             job.text_encoded()
         if job.upload:
             job.upload_encoded()
-        for other in released(self.line):
-            other.let_run()
+        let_run(self.line, Outstanding(self.machine))
 
     def run(self, batch: Batch) -> None:
         rows: dict[Job, list[object]] = {}
@@ -169,8 +168,7 @@ def crowds(
     for job in list(crowd.line):
         for _ in range(draw(st.integers(0, job.texts))):
             job.text_encoded()
-        for other in released(crowd.line):
-            other.let_run()
+        let_run(crowd.line, Outstanding(crowd.machine))
         for _ in range(draw(st.integers(0, job.decoding))):
             job.decoded()
         for _ in range(draw(st.integers(0, job.checking))):

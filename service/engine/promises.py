@@ -94,12 +94,10 @@ class _Ahead(NamedTuple):
     Attributes:
         last: for each place in line, the index of the last of these jobs, −1 without any: for the new job's passes, its
             decoding, its checks and its answer.
-        free: for each job in line, the time by which its rows and those of the jobs ahead of it may run.
         done: for each job in line, the time by which this job and those ahead of it are done.
     """
 
     last: Sequence[tuple[int, ...]]
-    free: list[float]
     done: list[float]
 
 
@@ -125,7 +123,6 @@ class _New:
         self._rows, self._steps = bounds.filling(job)
         self._blocks = job.own_blocks
         self._alone = bounds.unit * job.seconds
-        self._sum_stages()
         _, decode, check, answer = self._blocks
         self._larger = {  # the jobs that may have to wait longer, for a piece of this one or behind others
             i
@@ -136,6 +133,8 @@ class _New:
             or other.blocks.decode < decode
             or other.done_by > -inf
         }
+        self._may_wait = job.encoding or any(line[i].waits for i in self._larger)  # its rows
+        self._sum_stages()
         self._largest = self._largest_batches()
         self._ahead = [self._without_room(plan) for plan in (0, 1)]
 
@@ -189,16 +188,12 @@ class _New:
     def _free_by(self, place: int, plan: int) -> float:
         """The time by which the job's rows can run."""
         job, bounds = self._job, self._bounds
-        ahead, last = self._ahead[plan], self._ahead[plan].last[place][0]
-        if not job.encoding and last < 0:
+        until = place if job.encoding else self._ahead[plan].last[place][0] + 1  # whose texts and uploads go first
+        if not job.encoding and not until:
             return self._start if job.left else self._now
-        free = self._now
-        if job.encoding:
-            encode_s = self._encodes[place] + job.encode_s + self._busy.other_s("encode", self._line[:place])
-            free += bounds.encode * encode_s
-        if last >= 0:
-            free = max(free, ahead.free[last])
-        return max(self._start, free + bounds.unit * self._largest[0]) if job.left else free
+        encode_s = self._encodes[until] + job.encode_s + self._busy.other_s("encode", self._line[:until])
+        encoded = self._now + bounds.encode * encode_s
+        return max(self._start, encoded + bounds.unit * self._largest[0]) if job.left else encoded
 
     def _blocks_at(self, place: int) -> Blocks:
         """What may be under way of others when the job gets to its stages."""
@@ -213,7 +208,7 @@ class _New:
         """The seconds of the largest full pass of a group in line, and of the largest batch of decoding."""
         job, line, room = self._job, self._line, self._room
         a_pass, decode = self._blocks.a_pass, self._blocks.decode
-        if job.left and (job.encoding or any(line[i].waits for i in self._larger)):
+        if job.left and self._may_wait:
             present = {other.costs for other in line if other.left}
             a_pass = max([a_pass, room.a_pass, *(costs.ceilings[costs.width] for costs in present)])
         if job.undecoded:
@@ -266,7 +261,7 @@ class _New:
         if job.unanswered:
             self._answers = list(accumulate((other.answer_s for other in line), initial=0.0))
             self._answer_pieces = _largest([other.piece_s for other in line], self._busy.orphan_s("answer"))
-        if job.encoding:
+        if self._may_wait:
             self._encodes = list(accumulate((other.encode_s for other in line), initial=0.0))
 
     def _without_room(self, plan: int) -> _Ahead:
@@ -282,19 +277,17 @@ class _New:
             if self._longer(line[i], True) > max(0.0, min(left[i], line[i].promise - line[i].done_by))
         }
         if not tight:
-            return _Ahead([_NOBODY] * (len(line) + 1), [], [])
+            return _Ahead([_NOBODY] * (len(line) + 1), [])
         last: list[tuple[int, ...]] = [_NOBODY]
-        free, done = [-inf], [-inf]
+        done = [-inf]
         for i, other in enumerate(line):
             now = last[-1]
             if i in tight:
                 grown = zip(other.blocked(self._blocks, True), other.blocks, now, strict=True)
                 now = tuple(i if after > before else one for after, before, one in grown)
             last.append(now)
-            waits = other.waits and other.left
-            free.append(max(free[-1], other.free_by - self._bounds.unit * other.blocks.a_pass if waits else -inf))
             done.append(max(done[-1], other.promise - min(0.0, left[i]), other.done_by))
-        return _Ahead(last, free[1:], done[1:])
+        return _Ahead(last, done[1:])
 
     def _longer(self, other: Job, is_ahead: bool) -> float:
         """The seconds that another job's bound becomes longer by the work that this job may have under way."""

@@ -6,6 +6,7 @@ from math import inf
 from service.engine.bounds import Bounds
 from service.engine.costs import Machine
 from service.engine.jobs import Job
+from service.engine.outstanding import Busy
 from service.engine.stage_work import Blocks
 
 
@@ -54,6 +55,14 @@ def follow(jobs: Iterable[Job], before: Blocks, now: Blocks, machine: Machine) -
         job.free_by += bounds.unit * (blocks.a_pass - job.blocks.a_pass)
         job.done_by += longer(bounds, job.blocks, blocks)
         job.blocks = blocks
+
+
+def note_orphan(jobs: Iterable[Job], busy: Busy) -> None:
+    """Note on all jobs the check, and the piece of an answer, that are under way though their jobs have left."""
+    check, answer = busy.orphan_s("check"), busy.orphan_s("answer")
+    if check or answer:
+        for job in jobs:
+            job.blocks = job.blocks.at_least(check, answer)
 
 
 def longer(bounds: Bounds, before: Blocks, now: Blocks) -> float:

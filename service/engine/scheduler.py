@@ -16,9 +16,9 @@ from service.engine.choosing import at_most, filled, first_alone, full_pass, sho
 from service.engine.costs import Machine
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
-from service.engine.room import enter, follow
+from service.engine.room import enter, follow, note_orphan
 from service.engine.stage_work import largest_pieces
-from service.engine.turns import Stage, must_wait, released
+from service.engine.turns import Stage, let_run
 from service.engine.waves import RowState
 
 _FEW = 8  # jobs
@@ -89,8 +89,8 @@ class Scheduler:
         self._running[job.group] -= started
         self.waiting -= job.unstepped - started
         self.busy.left(job)
-        self._note_orphan()
-        self._let_run()
+        note_orphan(self._by_promise, self.busy)
+        self._some_wait = self._some_wait and let_run(self._by_promise, self.work)
 
     def ahead_of(self, job: Job) -> int:
         """How many jobs have less work left, or as much work and an earlier arrival."""
@@ -216,18 +216,6 @@ class Scheduler:
 
     # Stages
 
-    def must_wait(self, stage: Stage, job: Job) -> bool:
-        """Whether the pieces of a job must wait at a stage, for jobs ahead that have no room for them."""
-        return must_wait(self.by_promise, stage, job)
-
-    def _let_run(self) -> None:
-        """Let the passes run that have waited for another job."""
-        if self._some_wait:
-            for job in released(self._by_promise):
-                with self.work.changing(job):
-                    job.let_run()
-            self._some_wait = any(job.behind.a_pass > -inf for job in self._by_promise)
-
     def began(self, stage: Stage, seconds: float, jobs: Collection[Job]) -> None:
         """Note that a stage begins a piece of work, or a batch, of these jobs.
 
@@ -235,14 +223,7 @@ class Scheduler:
             seconds: what the piece takes at most at speed 1.
         """
         self.busy.began(stage, seconds, frozenset(self._present.intersection(jobs)))
-        self._note_orphan()  # the jobs may have left since the piece was chosen
-
-    def _note_orphan(self) -> None:
-        """Note on all jobs the check, and the piece of an answer, that are under way though their jobs have left."""
-        check, answer = self.busy.orphan_s("check"), self.busy.orphan_s("answer")
-        if check or answer:
-            for job in self._by_promise:
-                job.blocks = job.blocks.at_least(check, answer)
+        note_orphan(self._by_promise, self.busy)  # the jobs may have left since the piece was chosen
 
     def ended(self, stage: Stage) -> None:
         """Note that a stage has ended its piece of work, whatever came of it."""
@@ -278,7 +259,7 @@ class Scheduler:
             _take_out(self._by_promise, job, _promise)
             if not job.unstepped:
                 self._present.remove(job)
-        self._let_run()
+        self._some_wait = self._some_wait and let_run(self._by_promise, self.work)
 
     def _follow_costs(self) -> None:
         if self._version != self.machine.version:

@@ -2,6 +2,7 @@
 
 import heapq
 import logging
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -10,6 +11,7 @@ from model.rows import Group, Image, Text
 from service.engine.costs import Machine
 from service.engine.requests import Request
 from service.engine.scheduler import Scheduler
+from service.engine.turns import must_wait
 from service.engine.waves import RowState
 from service.engine.worker import Worker, Workplace
 from service.errors import ComputationFailed
@@ -115,10 +117,10 @@ class Stage(Worker):
         super().__init__(task.doing, task.doing, at)
         self._task = task
         self._observer = at.observer
-        self._wake = at.queue.new_condition()
+        self._wake = threading.Condition(at.queue.lock)
         self._lines: dict[Group, list[Piece]] = {}  # heaps
         self._held: list[Piece] = []  # pieces that wait for jobs ahead
-        at.queue.when_left.append(self._tell)
+        at.queue.listeners.append(self._listen)
 
     def put(self, pieces: Iterable[Piece]) -> None:
         """Add pieces. One call adds all of them, so that they share batches."""
@@ -133,9 +135,9 @@ class Stage(Worker):
         for piece in pieces:
             heapq.heappush(self._lines.setdefault(piece.request.job.group, []), piece)
 
-    def _tell(self) -> None:
-        """A request has left the queue, and pieces may have waited for it."""
-        if self._held:
+    def _listen(self) -> None:
+        """A request has left the queue, and pieces may have waited for it. Or the thread must end."""
+        if self._held or self._queue.stopping:
             self._wake.notify_all()
 
     def _work(self) -> bool:
@@ -183,7 +185,7 @@ class Stage(Worker):
         while line:
             job = line[0].request.job
             if self._queue.of(job) is not None:
-                if not self._scheduler.must_wait(self._task.name, job):
+                if not must_wait(self._scheduler.by_promise, self._task.name, job):
                     return
                 self._held.append(line[0])
             heapq.heappop(line)

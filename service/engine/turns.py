@@ -10,6 +10,7 @@ from math import inf
 from typing import Literal
 
 from service.engine.jobs import Job
+from service.engine.outstanding import Outstanding
 
 Stage = Literal["encode", "decode", "check", "answer"]
 
@@ -36,14 +37,19 @@ def must_wait(by_promise: Iterable[Job], stage: Stage, job: Job) -> bool:
     return first is not job and first.promise <= until
 
 
-def released(by_promise: Iterable[Job]) -> list[Job]:
-    """The jobs whose passes have waited and need not wait any longer."""
-    found: list[Job] = []
-    first = inf  # the promise of the first job whose rows may not run yet
+def let_run(by_promise: Iterable[Job], work: Outstanding) -> bool:
+    """Let the passes run that have waited for jobs ahead and need not any longer. Returns whether some still wait.
+
+    Args:
+        by_promise: all jobs, in the order of promises.
+        work: counts them.
+    """
+    some_wait, first = False, inf  # the promise of the first job whose rows may not run yet
     for job in by_promise:
-        is_released = -inf < job.behind.a_pass < first
-        if is_released:
-            found.append(job)
-        if first == inf and job.left and (job.encoding or (job.waits and not is_released)):
+        if -inf < job.behind.a_pass < first:
+            with work.changing(job):
+                job.let_run()
+        some_wait |= job.behind.a_pass > -inf
+        if first == inf and job.left and job.waits:
             first = job.promise
-    return found
+    return some_wait
