@@ -9,7 +9,7 @@ from typing import TypeVar
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from model.rows import Tokens
+from model.rows import Prompt, Tokens
 from service.config import Settings
 from service.engine.engine import Engine
 from service.engine.requests import Accepted, Encoding, Finished, Upload, Watcher
@@ -90,7 +90,8 @@ class Studio:
         """
         timeout_s = plan.timeout_s
         if self.prompts is not None and self.served.model.text is not None:
-            check = self.prompts.check(prompts_of(fields, len(plan.rows)), timeout_s)
+            prompts = [*prompts_of(fields, len(plan.rows)), *plan.drawn_prompts]
+            check = self.prompts.check(prompts, timeout_s)
             timeout_s = await unless_client_leaves(request.receive, asyncio.ensure_future(check))
         return self.engine.submit(plan.rows, timeout_s, Body.of(request).client, how, watcher, upload)
 
@@ -119,7 +120,7 @@ class Studio:
             return self.served
 
         @cache
-        def tokens(prompt: str) -> Tokens:
+        def tokens(prompt: Prompt) -> Tokens:
             rest()
             return tokenize(prompt)
 

@@ -46,6 +46,7 @@ class Plan:
         canonical: all that decides the bytes of the whole answer.
         timeout_s: seconds from now.
         preview_every: steps; 0 for no previews.
+        drawn_prompts: the prompt and the negative prompt of an image without the syntax in them, where there is some.
         warnings: sentences on what the client may not expect, in ASCII, and without any text of a prompt.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     canonical: Parameters = field(repr=False)
     timeout_s: float
     preview_every: int = 0
+    drawn_prompts: tuple[tuple[str, str | None], ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
 
 
@@ -79,7 +81,8 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
     if model.needs_label:
         labels = [class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]
     group = sizes.asked(request, served.groups)
-    told, fields, warnings = asked_of(request, labels, model.recommended.guidance_scale, group, served)
+    num_steps = grid if isinstance(grid, int) else len(grid)
+    told, fields, warnings = asked_of(request, labels, num_steps, model.recommended.guidance_scale, group, served)
     rows = [Row(table, seed + i, group, latent=latent, **one.of_row) for i, one in enumerate(told)]
 
     timeout_s = timeout if request.timeout_s is None else request.timeout_s
@@ -109,6 +112,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
         canonical=_recipe(SampleRequest, of_all, served, "image", "answer"),
         timeout_s=timeout_s,
         preview_every=request.preview_every,
+        drawn_prompts=tuple(one.words.drawn for one in told if one.words and one.words.drawn),
         warnings=warnings,
     )
 
@@ -137,7 +141,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     if label is None and model.needs_label:
         raise Invalid.field("class_label", "is required: this model was trained with labels only")
     group = sizes.of_upload(image, served)
-    [told], fields, warnings = asked_of(request, [label], 1.0, group, served)
+    [told], fields, warnings = asked_of(request, [label], len(table), 1.0, group, served)
 
     if request.scaling == "additive":
         image = image * np.float32(math.sqrt(schedule.alphas_cumprod[request.timestep]))
