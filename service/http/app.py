@@ -20,6 +20,7 @@ import service
 from service.config import Settings
 from service.engine.engine import Engine
 from service.errors import ServiceError
+from service.http.a1111.routes import WebUI
 from service.http.bodies import Room
 from service.http.checks import PromptCheck, load
 from service.http.drawing import Studio
@@ -72,6 +73,7 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
     routers = [
         Generation(studio).router(),
         OpenAI(studio).router(),
+        WebUI(studio).router(),
         operations.router(),
         page.router(),
         documentation(f"{app.title} - Swagger UI", settings.root_path.rstrip("/")).router(),

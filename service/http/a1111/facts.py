@@ -6,7 +6,6 @@ from model.description import ModelDescription
 from service.http.a1111 import samplers
 from service.http.a1111.fields import CLIP_SKIP
 from service.http.a1111.info import short_hash
-from service.http.models import shown
 
 # Lists of what this server does not have, by path.
 EMPTY: Mapping[str, object] = {

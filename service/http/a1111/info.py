@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import service
+from model.rows import Image
+from service.engine.requests import Encoding
 from service.http.a1111 import samplers
 from service.http.a1111.fields import Txt2Img
 from service.http.a1111.translation import Translated
+from service.http.png import encode_png
+from service.http.responses import JSON, PACKING, PNG, OneByOne, values_of
 from service.plan.plan import Plan
 from service.plan.served import Served
 
@@ -42,24 +46,30 @@ class Answer:
     ignored: Sequence[str]
     began: str = field(default_factory=timestamp)
 
-    def whole(self, pngs: Sequence[bytes]) -> bytes:
-        """The body, with all images."""
-        return self._body(dict(enumerate(pngs)), [])
+    @property
+    def encoding(self) -> Encoding:
+        """Each image becomes a PNG as soon as it is done, and all PNGs become the body."""
+        size = values_of(self.plan, PNG, self.served)
+        costs = size, len(self.plan.rows) * size // PACKING[JSON]
+        return OneByOne(self._png, self._whole, costs)
 
     def interrupted(self, pngs: Mapping[int, bytes]) -> bytes:
         """The body, with the images that are done, by index."""
         why = f"interrupted: {len(pngs)} of {len(self.plan.rows)} images were done"
-        return self._body(dict(sorted(pngs.items())), [why], is_interrupted=True)
+        return self._body(dict(sorted(pngs.items())), why)
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Sentences in ASCII, without a prompt."""
-        images = "send_images is false: this answer has no images, and this server keeps none"
-        return (*self.translated.warnings, *self.plan.warnings, *([images] if self.asked.send_images is False else ()))
+    def _png(self, index: int, image: Image) -> bytes:
+        return encode_png(image, self.plan.recipes[index])
 
-    def _body(self, pngs: Mapping[int, bytes], more: Sequence[str], is_interrupted: bool = False) -> bytes:
-        sent = [] if self.asked.send_images is False else list(pngs.values())
-        info = self._info(list(pngs), [*self.warnings, *more], is_interrupted)
+    def _whole(self, pngs: Sequence[bytes]) -> bytes:
+        return self._body(dict(enumerate(pngs)))
+
+    def _body(self, pngs: Mapping[int, bytes], interruption: str = "") -> bytes:
+        sent, warnings = list(pngs.values()), [*self.plan.warnings, *([interruption] if interruption else [])]
+        if self.asked.send_images is False:
+            sent = []
+            warnings.append("send_images is false: the answer has no images, and this server keeps none")
+        info = {**self._info(list(pngs)), "warnings": warnings, "interrupted": bool(interruption)}
         document = {
             "images": [base64.b64encode(png).decode() for png in sent],
             "parameters": self._parameters(),
@@ -87,7 +97,7 @@ class Answer:
             "clip_skip": clip_skip + 1,
         }
 
-    def _info(self, indices: Sequence[int], warnings: Sequence[str], is_interrupted: bool) -> dict[str, object]:
+    def _info(self, indices: Sequence[int]) -> dict[str, object]:
         """What AUTOMATIC1111 says of images.
 
         Args:
@@ -125,9 +135,7 @@ class Answer:
             "job_timestamp": self.began,
             "is_using_inpainting_conditioning": False,
             "version": f"Stepwise {service.__version__}",
-            "warnings": list(warnings),
             "ignored": [*self.translated.ignored, *self.ignored],
-            "interrupted": is_interrupted,
         }
 
     def _infotext(self, seed: int) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from model.rows import Image
 from service.engine.requests import Progress
-from service.errors import NotAcceptable, NotBuilt
+from service.errors import NotBuilt
 from service.http.a1111 import documents, facts
 from service.http.a1111.fields import read
 from service.http.a1111.info import Answer
@@ -27,10 +27,9 @@ from service.http.leaving import unless_client_leaves
 from service.http.parsing import check_type, json_object
 from service.http.pieces import Bytes
 from service.http.png import encode_png
-from service.http.responses import JSON, encoding, headers_of
+from service.http.responses import JSON, headers_of, server_timing
 from service.plan.served import Served
 
-PREFIX = "/sdapi/v1"
 NOTHING = Progress(0, 0, 0.0, 0, 0, 0.0)
 _NEVER_STORE = {"Cache-Control": "no-store"}
 
@@ -45,10 +44,15 @@ class WebUI:
     running: Running = field(default_factory=Running)
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix=PREFIX, tags=["a1111"])
-        posts = {"txt2img": self.txt2img, "img2img": self.img2img, "interrupt": self.interrupt, "options": self.set_options}
+        router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
+        posts: dict[str, Callable[..., Awaitable[Response]]] = {
+            "txt2img": self.txt2img,
+            "img2img": self.img2img,
+            "interrupt": self.interrupt,
+            "options": self.set_options,
+        }
         for name, endpoint in posts.items():
-            router.add_api_route(f"/{name}", endpoint, methods=["POST"], **documents.post(name, self.served))
+            router.add_api_route(f"/{name}", endpoint, methods=["POST"], **documents.post(name))
         model = self.served.model
         lists = {
             "options": facts.options(model),
@@ -57,30 +61,39 @@ class WebUI:
             "schedulers": facts.scheduler_list(model),
             **facts.EMPTY,
         }
-        gets = {"progress": self.progress, **{name: _telling(fact) for name, fact in lists.items()}}
+        gets: dict[str, Callable[..., Awaitable[Response]]] = {
+            "progress": self.progress,
+            **{name: _telling(fact) for name, fact in lists.items()},
+        }
         for name, asked in gets.items():
             router.add_api_route(f"/{name}", asked, methods=["GET"], **documents.get(name))
             router.add_api_route(f"/{name}", asked, methods=["HEAD"], include_in_schema=False)
         return router
 
     async def txt2img(self, request: Request) -> Response:
-        self._check_pictures()
+        if not self.served.draws_pictures:
+            await Body.of(request).discard()
+            raise NotBuilt("this model's images are no pictures: POST /sample answers them as .npy files")
         asked, ignored = await self._json(request, partial(read, model=self.served.model.name))
         with its_names():
             told = translated(asked, self.served, self.studio.settings.max_images)
             fields = self.studio.sample_model.validated(told.values)
             plan = await self.studio.planned(fields)
+        plan = replace(plan, warnings=(*told.warnings, *plan.warnings))
         answer = Answer(asked, told, plan, self.served, ignored)
-        how = OneByOne.of(plan, answer.whole, self.served)
+        how = answer.encoding
         job = Job(asked.force_task_id, len(plan.rows), len(plan.rows[0].table))
         with self.running.of(Body.of(request).client, job):
             accepted = await self.studio.submit(request, fields, plan, how, job)
             finished = await unless_client_leaves(request.receive, asyncio.ensure_future(job.result(accepted)))
-        body = await run_in_threadpool(answer.interrupted, job.images) if finished is None else finished.body
-        return Response(body, headers={**headers_of(plan), **_NEVER_STORE}, media_type=JSON)
+        headers = {**headers_of(plan), **_NEVER_STORE}
+        if finished is None:
+            return Response(await run_in_threadpool(answer.interrupted, job.images), headers=headers, media_type=JSON)
+        return Response(finished.body, headers={**headers, **server_timing(finished, self.served)}, media_type=JSON)
 
     async def img2img(self, request: Request) -> Response:
-        raise NotBuilt("this server draws no images from images yet")
+        await Body.of(request).discard()
+        raise NotBuilt("this server draws from words alone, not from images: POST /sdapi/v1/txt2img does")
 
     async def progress(self, request: Request) -> Response:
         """How far the caller's request is."""
@@ -117,10 +130,6 @@ class WebUI:
         """The caller's oldest request, or the oldest with the id in the query."""
         query = request.query_params
         return self.running.oldest(Body.of(request).client, query.get("id_task", query.get("force_task_id")))
-
-    def _check_pictures(self) -> None:
-        if not self.served.draws_pictures:
-            raise NotAcceptable("this model's images are no pictures: POST /sample answers them as .npy")
 
     def _preview(self, x0: Image) -> str | None:
         """A preview as a PNG in base64. None for values of a request that is about to fail."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from model.description import ModelDescription
 from model.samplers import SAMPLERS
-from service.errors import NotFound
+from service.errors import UnknownSampler
 from service.http.models import shown
 from service.plan.entries import table
 from service.plan.fields import SampleRequest
@@ -112,7 +112,7 @@ def chosen(name: str | None, scheduler: str | None, model: ModelDescription) -> 
     """Read a sampler's name, perhaps with a scheduler's at its end, and a scheduler's name.
 
     Raises:
-        NotFound: no sampler that is served has this name.
+        UnknownSampler: no sampler that is served has this name.
     """
     asked = _scheduler_named(scheduler)
     sampler = None
@@ -122,7 +122,7 @@ def chosen(name: str | None, scheduler: str | None, model: ModelDescription) -> 
         sampler = _sampler_named(base, model)
         if sampler is None:
             names = ", ".join(one.name for one in served_samplers(model))
-            raise NotFound(f"Sampler not found: {shown(name)}. The samplers are {names}")
+            raise UnknownSampler(f"Sampler not found: {shown(name)}. The samplers are {names}")
     if asked is None and scheduler:
         return Chosen(sampler, None, AUTOMATIC, (_not_taken(scheduler),))
     if asked is None or asked is _WEIGHTS_OWN:

@@ -52,7 +52,7 @@ def translated(asked: Txt2Img, served: Served, max_images: int) -> Translated:
 
     Raises:
         Invalid: names the field, its value and its limits.
-        NotFound: there is no such sampler.
+        UnknownSampler: there is no such sampler.
     """
     model = served.model
     chosen = samplers.chosen(asked.sampler, asked.scheduler, model)
@@ -97,12 +97,14 @@ def _size(asked: Txt2Img, served: Served, told: Translated) -> Group:
 
 
 def _steps(asked: Txt2Img, model: ModelDescription, told: Translated) -> int | None:
-    """The number of steps. Distilled weights take the nearest that they know, because programs send one of their own."""
+    """The number of steps. Distilled weights take the nearest that they know: programs send a number of their own."""
     if asked.steps is None or model.distilled is None or asked.steps in model.distilled.num_inference_steps:
         return asked.steps
     wanted = asked.steps
     steps = min(model.distilled.num_inference_steps, key=lambda known: (abs(known - wanted), known))
-    told.warnings.append(f"these weights were distilled and do not draw in {wanted} steps; this is the nearest, {steps}")
+    told.warnings.append(
+        f"these weights were distilled and do not draw in {wanted} steps; this is the nearest, {steps}"
+    )
     return steps
 
 
