@@ -13,7 +13,7 @@ from service.errors import Invalid
 from service.http.models import shown
 from service.http.parsing import json_object
 from service.http.pieces import Bytes
-from service.plan.shared_fields import MAX_PROMPT, MAX_SEED
+from service.plan.shared_fields import MAX_GUIDANCE, MAX_PROMPT, MAX_SEED
 
 CLIP_SKIP = "CLIP_stop_at_last_layers"
 MAX_SIDE = 2**14  # pixels
@@ -134,8 +134,8 @@ class Txt2Img(BaseModel):
     sampler_index: Name = None
     scheduler: Name = None
     steps: Count = None
-    cfg_scale: Annotated[float | None, Field(ge=0)] = None
-    eta: Annotated[float | None, Field(ge=0)] = None
+    cfg_scale: Annotated[float | None, Field(ge=0, le=MAX_GUIDANCE)] = None
+    eta: Annotated[float | None, Field(ge=0, le=1)] = None
     width: Side = None
     height: Side = None
     batch_size: Count = None
