@@ -93,20 +93,23 @@ def txt2img(request: RequestModel[SampleRequest], served: Served) -> dict[str, A
     example = {"prompt": "a fox in the snow", "steps": 20, "seed": -1}
     if served.model.text is None:
         example = {"prompt": served.model.class_names[0] if served.model.class_names else "", "seed": -1}
+    schema = _body(served, request.schema["properties"]["num_images"]["maximum"])
     return {
         "operation_id": "a1111_txt2img",
         "response_class": Response,
         "summary": "Generate images, as AUTOMATIC1111's API",
         "responses": responses,
-        "openapi_extra": {"requestBody": {"content": {JSON: {"schema": _body(served), "example": example}}}},
+        "openapi_extra": {"requestBody": {"content": {JSON: {"schema": schema, "example": example}}}},
     }
 
 
-def _body(served: Served) -> Schema:
+def _body(served: Served, max_images: int) -> Schema:
     """The schema of a body. It has no field that is ignored."""
     schema = Txt2Img.model_json_schema()
     properties: dict[str, Schema] = schema["properties"]
     properties["override_settings"]["anyOf"] = [schema["$defs"]["Settings"], _NULL]
+    for name in ("batch_size", "n_iter"):
+        properties[name]["anyOf"][0]["maximum"] = max_images
     if served.model.distilled is None:
         properties["steps"]["anyOf"][0]["maximum"] = served.model.schedule.num_train_timesteps
     names = ", ".join(one.name for one in samplers.served_samplers(served.model))
