@@ -480,3 +480,4 @@ def test_errors_are_problem_documents_with_what_its_programs_read(
         allowed = stranger.get(f"{HOME}/options", auth=("any", "alpha"))
     assert (refusal.status_code, allowed.status_code) == (401, 200)
     assert refusal.json()["detail"].startswith("this server needs an API key")
+    assert refusal.json()["error"] == "Unauthorized"

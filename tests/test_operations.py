@@ -596,6 +596,12 @@ def description(server: ServerProcess) -> Json:
     return document
 
 
+A1111 = (
+    *("embeddings", "interrupt", "latent-upscale-modes", "loras", "options", "progress", "samplers", "schedulers"),
+    *("sd-models", "sd-modules", "sd-vae", "txt2img", "upscalers"),
+)
+
+
 def test_every_route_is_described(description: Json) -> None:
     assert description["openapi"].startswith("3.")
     assert description["info"]["version"] == service.__version__
@@ -604,6 +610,7 @@ def test_every_route_is_described(description: Json) -> None:
         "/sample",
         "/denoise",
         "/noise",
+        *(f"/sdapi/v1/{name}" for name in A1111),
         "/v1/images/generations",
         "/v1/models",
         "/v1/models/{model}",
@@ -881,7 +888,6 @@ def basic(credentials: bytes) -> str:
     [
         ("POST", "/sample"),
         ("GET", "/sample"),
-        ("POST", "/sdapi/v1/txt2img"),
         ("POST", "/denoise"),
         ("POST", "/noise"),
         ("GET", "/info"),

@@ -46,10 +46,11 @@ class WebUI:
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
         txt2img = documents.txt2img(self.studio.sample_model, self.served)
+        set_options = documents.set_options(self.studio.sample_model, self.served)
         router.add_api_route("/txt2img", self.txt2img, methods=["POST"], **txt2img)
         router.add_api_route("/img2img", self.img2img, methods=["POST"], include_in_schema=False)
         router.add_api_route("/interrupt", self.interrupt, methods=["POST"], **documents.interrupt())
-        router.add_api_route("/options", self.set_options, methods=["POST"], **documents.set_options())
+        router.add_api_route("/options", self.set_options, methods=["POST"], **set_options)
         model = self.served.model
         lists = {
             "options": facts.options(model),
