@@ -46,6 +46,7 @@ class Plan:
         canonical: all that decides the bytes of the whole answer.
         timeout_s: seconds from now.
         preview_every: steps; 0 for no previews.
+        drawn_prompts: the prompt and the negative prompt of an image without the syntax in them, where there is some.
         warnings: sentences on what the client may not expect, in ASCII, and without any text of a prompt.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     canonical: Parameters = field(repr=False)
     timeout_s: float
     preview_every: int = 0
+    drawn_prompts: tuple[tuple[str, str | None], ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
 
 
@@ -111,6 +113,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
         canonical=_recipe(SampleRequest, of_all, served, "image", "answer"),
         timeout_s=timeout_s,
         preview_every=request.preview_every,
+        drawn_prompts=tuple(one.words.drawn for one in told if one.words and one.words.drawn),
         warnings=warnings,
     )
 
