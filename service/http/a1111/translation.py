@@ -92,7 +92,7 @@ def _size(asked: Txt2Img, served: Served, told: Translated) -> Group:
     wanted = Group(asked.height or default.height, asked.width or default.width)
     group = sizes.nearest(wanted.height, wanted.width, served.groups)
     if group != wanted:
-        told.warnings.append(f"images of {wanted} (width x height) are not served; this is the nearest size, {group}")
+        told.warnings.append(f"{wanted} is not served: {group} is drawn, the served size nearest in aspect")
     return group
 
 
