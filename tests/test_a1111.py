@@ -462,6 +462,10 @@ def test_what_programs_ask_at_connect(server: ServerProcess) -> None:
     assert change(**options, sd_lora="x") == {"ignored": ["sd_lora"]}
     assert change(sd_model_checkpoint="other") == {"ignored": ["sd_model_checkpoint"]}
     assert ask("options") == options
+    no_unicode = server.client.post(
+        f"{HOME}/options", content=b'{"\\ud800": 1}', headers={"Content-Type": JSON["Accept"]}
+    )
+    assert no_unicode.json() == {"ignored": ["\ud800"]}
 
 
 def test_errors_are_problem_documents_with_what_its_programs_read(
