@@ -20,6 +20,7 @@ import service
 from service.config import Settings
 from service.engine.engine import Engine
 from service.errors import ServiceError
+from service.http.a1111.routes import WebUI
 from service.http.bodies import Room
 from service.http.checks import PromptCheck, load
 from service.http.drawing import Studio
@@ -75,6 +76,7 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
         Generation(studio).router(),
         Images(studio).router(),
         Models(served.model.name, documents.body(studio.sample_model, served)).router(),
+        WebUI(studio).router(),
         operations.router(),
         page.router(),
         documentation(f"{app.title} - Swagger UI", settings.root_path.rstrip("/")).router(),
