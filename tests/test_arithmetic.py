@@ -223,6 +223,7 @@ SUMS: dict[int, dict[str, float]] = {
         "networks": -2297.7193843779387,
         "text networks": -1616.3620989061892,
         "lcm": 1535928.4033729266,
+        "younger samplers": 8692695.377142929,
         "told networks": -6121.760492254049,
     },
 }

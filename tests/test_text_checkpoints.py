@@ -129,6 +129,16 @@ DRAWN: dict[str, tuple[str, Json]] = {
     "Euler, Karras": ("sd2", {"scheduler": "EulerDiscreteScheduler", "scheduler_config": {"use_karras_sigmas": True}}),
     "Euler a": ("tiny_sd", {"scheduler": "EulerAncestralDiscreteScheduler"}),
     "DPM-Solver++": ("small_sd", {"scheduler": "DPMSolverMultistepScheduler"}),
+    "DPM-Solver++ SDE, Karras": (
+        "sd1",
+        {
+            "scheduler": "DPMSolverMultistepScheduler",
+            "scheduler_config": {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+        },
+    ),
+    "Heun": ("tiny_sd", {"scheduler": "HeunDiscreteScheduler", "scheduler_config": {"use_exponential_sigmas": True}}),
+    "UniPC": ("sd2", {"scheduler": "UniPCMultistepScheduler", "scheduler_config": {"solver_type": "midpoint"}}),
+    "TCD": ("small_sd", {"scheduler": "TCDScheduler"}),
     "factor 2": ("sd1", {"factor": 2, "sample_size": [12, 8]}),
     "factor 4": ("sd2", {"factor": 4, "vae": {"scaling_factor": 0.5}}),
 }
