@@ -3,6 +3,7 @@
     ServiceError
     ├── NotHTTP
     ├── Unauthorized
+    ├── UnknownModel
     ├── NotAcceptable
     ├── TooSlow
     ├── BodyTooLarge
@@ -12,6 +13,7 @@
     ├── HeadTooLarge
     ├── Refused
     ├── ComputationFailed
+    ├── NotBuilt
     ├── Unavailable           says after how many seconds to ask again
     │   ├── Loading
     │   ├── Draining
@@ -47,6 +49,10 @@ class NotHTTP(ServiceError):
 
 class Unauthorized(ServiceError):
     pass
+
+
+class UnknownModel(ServiceError):
+    """The address names a model that is not served."""
 
 
 class NotAcceptable(ServiceError):
@@ -91,6 +97,10 @@ class Refused(ServiceError):
 
 class ComputationFailed(ServiceError):
     """A computation of this request failed, or its image is not finite."""
+
+
+class NotBuilt(ServiceError):
+    """An API that this server speaks has this, and this server does not."""
 
 
 class Unavailable(ServiceError):

@@ -27,6 +27,7 @@ from service.http.images import Generation
 from service.http.keys import ApiKeys
 from service.http.metrics import Metrics
 from service.http.middleware import CLIENT_LEFT, BodyLimit, RequestLog
+from service.http.openai.routes import OpenAI
 from service.http.operations import Operations
 from service.http.page import DOCS, documentation, playground
 from service.http.paths import OnePath, path_of
@@ -70,6 +71,7 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
     operations = Operations(engine, served, settings, metrics)
     routers = [
         Generation(studio).router(),
+        OpenAI(studio).router(),
         operations.router(),
         page.router(),
         documentation(f"{app.title} - Swagger UI", settings.root_path.rstrip("/")).router(),
@@ -97,8 +99,10 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
                 "Retry-After",
                 "Server-Timing",
                 "X-Clipped",
+                "X-Ignored-Fields",
                 "X-Request-ID",
                 "X-Seed",
+                "X-Should-Retry",
                 "X-Warnings",
             ],
         )
