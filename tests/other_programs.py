@@ -1,7 +1,8 @@
 """What other people's programs send when they connect and draw, and what they read: one class for each program.
 
-The requests are written from the programs' sources, headers included, and `source` says which and of when. A class reads an
-answer as its program does: the same fields, no others, with the same types. What a program would stumble over raises here.
+The requests are written from the programs' sources, headers included; `source` says from which, and when. A class reads
+an answer as its program does: the same fields, no others, with the same types. What a program would stumble over
+raises here.
 """
 
 import base64
@@ -314,8 +315,11 @@ class LangChain(Program):
 
 
 def basic(credentials: str) -> dict[str, str]:
-    """What programs send for `user:password`, and, where nothing is filled in, for the empty text."""
-    return {"Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}"}
+    """What programs send for `user:password`, and, where nothing is filled in, for the empty text.
+
+    httpx sends no blank at the end: tests/test_other_programs.py sends one through a socket.
+    """
+    return {"Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}".rstrip()}
 
 
 class OpenWebUIAutomatic1111(Program):

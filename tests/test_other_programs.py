@@ -1,14 +1,12 @@
-"""Other people's programs work with the server: they connect, draw, and read the answer. Their requests: tests/other_programs.py."""
+"""Other people's programs connect, draw, and read the answer. Their requests: tests/other_programs.py."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.local import serving_fake
-from tests.other_programs import PROGRAMS, LangChain, OpenWebUI, Program, SillyTavern, sdk_message, told_seeds
+from tests.other_programs import PROGRAMS, LangChain, Program, sdk_message, told_seeds
 from tests.pipelines import write_pipeline
 from tests.servers import Json, Reachable, ServerProcess, read_parameters, serving, side_by_side
 
@@ -117,13 +115,11 @@ def test_edits_are_told_that_they_wait(program: type[Program], both: dict[str, S
     assert answer.headers["x-should-retry"] == "false"
 
 
-def test_a_program_whose_browser_goes_away_interrupts_its_own_drawing_alone() -> None:
-    """SillyTavern's. Another program at the same address has a key of its own."""
-    with serving_fake(api_keys=["one", "other"]) as server, anonymous(server) as client:
-        ours, other = SillyTavern("anyone:one"), OpenWebUI("other")
-        server.runner.hold()
-        with ThreadPoolExecutor() as pool:
-            drawn = pool.submit(other.draw("one").send, client)
-            server.wait_for_metric("stepwise_rows_running", lambda rows: rows == 1)
-            interrupted = pool.submit(ours.draw("two").send, client)
-            ...
+@pytest.mark.slow
+@pytest.mark.parametrize("authorization", ["", " ", "Basic", "Basic ", "Basic Og==", "Bearer", "Bearer none"])
+def test_without_keys_whatever_a_program_sends_as_its_key_is_welcome(
+    authorization: str, both: dict[str, ServerProcess]
+) -> None:
+    """Open WebUI and SillyTavern send an empty one, and a blank after `Basic`."""
+    with both["digits"].raw_request("GET", "/sdapi/v1/options", {"Authorization": authorization}) as connection:
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 200 ")
