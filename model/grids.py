@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from model.schedule import Float64, Schedule
+from model.schedule import Float64, Schedule, SigmaSchedule
 
 Int64 = NDArray[np.int64]
 
@@ -24,16 +24,37 @@ class Steps:
         timesteps: what the network is told, float64 [lines].
         alpha_bar: ᾱ before each line, float64 [lines].
         alpha_bar_next: ᾱ after each line, float64 [lines].
+        listed: ᾱ of the timesteps, float64 [lines]: alpha_bar, but where a line starts at another level than its
+            timestep's.
         init: the scale of the noise that the trajectory starts from.
+        skipped: how many lines at the beginning are left out.
     """
 
     timesteps: Float64
     alpha_bar: Float64
     alpha_bar_next: Float64
+    listed: Float64
     init: float = 1.0
+    skipped: int = 0
+
+    def since(self, line: int) -> "Steps":
+        """The steps without the first lines."""
+        return Steps(
+            self.timesteps[line:],
+            self.alpha_bar[line:],
+            self.alpha_bar_next[line:],
+            self.listed[line:],
+            self.init,
+            self.skipped + line,
+        )
 
 
-def ddim_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
+def since(schedule: Schedule, steps: Steps, begin: int) -> Steps:
+    """The grid of all steps without the first `begin`, as the pipelines that start from an image take it."""
+    return steps.since(begin)
+
+
+def ddim_steps(schedule: Schedule, num_inference_steps: int, sigmas: SigmaSchedule | None) -> Steps:
     """DDIMScheduler's grid: each step goes T // N timesteps down, whatever the next listed timestep."""
     return _strides(schedule, num_inference_steps, _end(schedule, set_alpha_to_one=True))
 
@@ -43,24 +64,24 @@ def ddim_through(schedule: Schedule, timesteps: Int64) -> Steps:
     return _to(schedule, timesteps, np.append(timesteps[1:], -1), _end(schedule, set_alpha_to_one=True))
 
 
-def ddpm_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
+def ddpm_steps(schedule: Schedule, num_inference_steps: int, sigmas: SigmaSchedule | None) -> Steps:
     """DDPMScheduler's grid: each step goes to the next listed timestep."""
     return through(schedule, _timesteps(schedule, num_inference_steps))
 
 
-def dpmpp_2m_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
+def dpmpp_2m_steps(schedule: Schedule, num_inference_steps: int, sigmas: SigmaSchedule | None) -> Steps:
     """DPMSolverMultistepScheduler's grid: leading and linspace leave out the last of N + 1 timesteps.
 
     Karras' levels lie between the schedule's own extremes. Their timesteps are whole numbers, and may repeat.
     """
     T, N = schedule.num_train_timesteps, num_inference_steps
     timesteps: Float64
-    if schedule.use_karras_sigmas:
+    if sigmas is not None:
         _check_number(N, T)
-        sigmas = _between(schedule, schedule.sigmas[-1], schedule.sigmas[0], N)
-        timesteps = _timesteps_of(schedule, sigmas)
+        levels = _between(schedule, sigmas, schedule.sigmas[-1], schedule.sigmas[0], N)
+        timesteps = _timesteps_of(schedule, levels)
         timesteps = np.trunc(timesteps) if schedule.beta_schedule == "squaredcos_cap_v2" else timesteps.round()
-        return _levels(timesteps, _falling(np.append(sigmas, 0.0), N))
+        return _levels(timesteps, _falling(np.append(levels, 0.0), N))
     match schedule.timestep_spacing or "linspace":
         case "linspace":
             timesteps = np.linspace(0, T - 1, N + 1).round()[::-1][:-1]
@@ -81,48 +102,60 @@ def dpmpp_2m_through(schedule: Schedule, timesteps: Int64) -> Steps:
     return through(schedule, timesteps)
 
 
-def pndm_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
-    """PNDMScheduler's grid with skip_prk_steps: DDIM's, with the second timestep twice.
+def pndm_steps(schedule: Schedule, num_inference_steps: int, sigmas: SigmaSchedule | None) -> Steps:
+    """PNDMScheduler's grid with skip_prk_steps: DDIM's, with the second timestep twice."""
+    timesteps = _timesteps(schedule, num_inference_steps)
+    twice = timesteps if num_inference_steps == 1 else np.insert(timesteps, 1, timesteps[1])
+    return _plms(schedule, twice, schedule.num_train_timesteps // num_inference_steps)
 
-    The second line starts again a stride above its timestep. With linspace and trailing that is not always the first.
-    PNDMScheduler does not have the field rescale_betas_zero_snr, so the levels are those without it.
+
+def pndm_since(schedule: Schedule, steps: Steps, begin: int) -> Steps:
+    """The rest of PNDM's list. Again its second line goes back to where its first began.
+
+    Unless that is the timestep that is listed twice, each later line is told a timestep below its own level.
+    """
+    stride = schedule.num_train_timesteps // max(1, len(steps.timesteps) - 1)
+    return replace(_plms(schedule, steps.timesteps[begin:].astype(np.int64), stride), skipped=begin)
+
+
+def _plms(schedule: Schedule, timesteps: Int64, stride: int) -> Steps:
+    """Each line goes a stride down from its timestep, and only the second comes to its timestep from a stride above.
+
+    With linspace and trailing, that is not always the first timestep. PNDMScheduler does not have the field
+    rescale_betas_zero_snr, so the levels are those without it.
     """
     schedule = schedule.with_fields(rescale_betas_zero_snr=False)
-    steps = _strides(schedule, num_inference_steps, _end(schedule, set_alpha_to_one=False))
-    if num_inference_steps == 1:
-        return steps
-    T = schedule.num_train_timesteps
-    start = int(steps.timesteps[1]) + T // num_inference_steps
+    steps = _to(schedule, timesteps, timesteps - stride, _end(schedule, set_alpha_to_one=False))
+    return steps if len(timesteps) == 1 else _going_back(schedule, steps, int(timesteps[1]) + stride)
+
+
+def _going_back(schedule: Schedule, steps: Steps, start: int) -> Steps:
+    """The steps with a second line that leads from another timestep to its own."""
+    T, second = schedule.num_train_timesteps, 1
     if start >= T:
-        raise GridError(f"{num_inference_steps} steps do not fit the timesteps 0 to {T - 1}")
-    return _twice_the_second(steps, float(schedule.alphas_cumprod[start]))
+        raise GridError(f"{len(steps.timesteps) - 1} steps do not fit the timesteps 0 to {T - 1}")
+    alpha_bar, alpha_bar_next = steps.alpha_bar.copy(), steps.alpha_bar_next.copy()
+    alpha_bar[second], alpha_bar_next[second] = schedule.alphas_cumprod[start], steps.listed[second]
+    return replace(steps, alpha_bar=alpha_bar, alpha_bar_next=alpha_bar_next)
 
 
 def pndm_through(schedule: Schedule, timesteps: Int64) -> Steps:
     """PNDM's grid of listed timesteps: each step goes to the next one, and the second line starts at the first."""
-    steps = through(schedule, timesteps)
-    return steps if len(timesteps) == 1 else _twice_the_second(steps, float(steps.alpha_bar[0]))
+    if len(timesteps) == 1:
+        return through(schedule, timesteps)
+    steps = _to(schedule, np.insert(timesteps, 1, timesteps[1]), np.append(timesteps[1:2], [*timesteps[1:], -1]), 1.0)
+    return _going_back(schedule, steps, int(timesteps[0]))
 
 
-def _twice_the_second(steps: Steps, start: float) -> Steps:
-    """A second line from the level `start` to the second timestep. There the network is asked once more."""
-    second = 1
-    return Steps(
-        np.insert(steps.timesteps, second, steps.timesteps[second]),
-        np.insert(steps.alpha_bar, second, start),
-        np.insert(steps.alpha_bar_next, second, steps.alpha_bar[second]),
-    )
-
-
-def euler_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
+def euler_steps(schedule: Schedule, num_inference_steps: int, sigmas: SigmaSchedule | None) -> Steps:
     """EulerDiscreteScheduler's grid. The timesteps of linspace, of Karras' and of exponential levels are fractions."""
     timesteps = _euler_timesteps(schedule, num_inference_steps)
-    sigmas = _sigmas_at(schedule, timesteps)
-    if schedule.use_karras_sigmas or schedule.use_exponential_sigmas:
-        sigmas = _between(schedule, sigmas[0], sigmas[-1], num_inference_steps)
-        timesteps = _timesteps_of(schedule, sigmas)
-    sigmas = _falling(np.append(sigmas, _last_sigma(schedule)), len(timesteps))
-    return _scaled(schedule, _levels(timesteps, sigmas))
+    levels = _sigmas_at(schedule, timesteps)
+    if sigmas is not None:
+        levels = _between(schedule, sigmas, levels[0], levels[-1], num_inference_steps)
+        timesteps = _timesteps_of(schedule, levels)
+    levels = _falling(np.append(levels, _last_sigma(schedule)), len(timesteps))
+    return _scaled(schedule, _levels(timesteps, levels))
 
 
 def euler_through(schedule: Schedule, timesteps: Int64) -> Steps:
@@ -136,22 +169,38 @@ def euler_through(schedule: Schedule, timesteps: Int64) -> Steps:
     return _scaled(schedule, _levels(timesteps.astype(float), _falling(sigmas, len(timesteps))))
 
 
-def euler_a_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
+def euler_a_steps(schedule: Schedule, num_inference_steps: int, sigmas: SigmaSchedule | None) -> Steps:
     """EulerAncestralDiscreteScheduler's grid: Euler's, without other levels than those of the timesteps."""
     timesteps = _euler_timesteps(schedule, num_inference_steps)
-    sigmas = np.interp(timesteps, np.arange(len(schedule.sigmas)), schedule.sigmas)
-    return _scaled(schedule, _levels(timesteps, _falling(np.append(sigmas, 0.0), len(timesteps))))
+    levels = np.interp(timesteps, np.arange(len(schedule.sigmas)), schedule.sigmas)
+    return _scaled(schedule, _levels(timesteps, _falling(np.append(levels, 0.0), len(timesteps))))
 
 
-def lcm_steps(schedule: Schedule, num_inference_steps: int) -> Steps:
+def lcm_steps(schedule: Schedule, num_inference_steps: int, sigmas: SigmaSchedule | None) -> Steps:
     """LCMScheduler's grid: N of the timesteps that the teacher took, about evenly spaced, from the noisiest one on."""
-    T, N, original = schedule.num_train_timesteps, num_inference_steps, schedule.original_inference_steps
+    return _taught(schedule, num_inference_steps, schedule.original_inference_steps)
+
+
+def lcm_since(schedule: Schedule, steps: Steps, begin: int) -> Steps:
+    """The same number of steps over the rest of the teacher's timesteps: LCMScheduler's grid with a `strength`."""
+    return _taught(schedule, len(steps.timesteps), schedule.original_inference_steps - begin)
+
+
+def lcm_whole(schedule: Schedule, num_inference_steps: int) -> int:
+    """How many timesteps the teacher took."""
+    return schedule.original_inference_steps
+
+
+def _taught(schedule: Schedule, N: int, last: int) -> Steps:
+    """N of the teacher's last timesteps, about evenly spaced, from the noisiest of these on."""
+    T, original = schedule.num_train_timesteps, schedule.original_inference_steps
     if original > T:
         raise GridError(f"original_inference_steps is {original}, more than the timesteps 0 to {T - 1}")
-    if original < N:
-        raise GridError(f"{N} steps are more than original_inference_steps, which is {original}")
-    taught = np.arange(original, 0, -1) * (T // original) - 1
-    return through(schedule, taught[np.floor(np.linspace(0, original, N, endpoint=False)).astype(np.int64)])
+    if last < N:
+        left = f", of which {last} are left" if last < original else ""
+        raise GridError(f"{N} steps are more than original_inference_steps, which is {original}{left}")
+    taught = np.arange(last, 0, -1) * (T // original) - 1
+    return through(schedule, taught[np.floor(np.linspace(0, last, N, endpoint=False)).astype(np.int64)])
 
 
 def _euler_timesteps(schedule: Schedule, N: int) -> Float64:
@@ -196,11 +245,11 @@ def _sigmas_at(schedule: Schedule, timesteps: Float64) -> Float64:
     return between
 
 
-def _between(schedule: Schedule, highest: float, lowest: float, N: int) -> Float64:
-    """N levels that fall as the schedule says, [N]."""
+def _between(schedule: Schedule, sigmas: SigmaSchedule, highest: float, lowest: float, N: int) -> Float64:
+    """N levels that fall as asked, [N]."""
     highest = schedule.sigma_max or highest
     lowest = schedule.sigma_min or lowest
-    if schedule.use_exponential_sigmas:
+    if sigmas == "exponential":
         return _log_linear(highest, lowest, N)
     ramp = np.linspace(0, 1, N)
     levels: Float64 = (highest ** (1 / _RHO) + ramp * (lowest ** (1 / _RHO) - highest ** (1 / _RHO))) ** _RHO
@@ -239,7 +288,7 @@ def _falling(sigmas: Float64, N: int) -> Float64:
 def _levels(timesteps: Float64, sigmas: Float64) -> Steps:
     """The grid of N timesteps with these σ, of which the first N + 1 count."""
     alpha_bar = 1 / (1 + sigmas[: len(timesteps) + 1] ** 2)
-    return Steps(timesteps, alpha_bar[:-1], alpha_bar[1:])
+    return Steps(timesteps, alpha_bar[:-1], alpha_bar[1:], alpha_bar[:-1])
 
 
 def _timesteps(schedule: Schedule, N: int) -> Int64:
@@ -279,7 +328,7 @@ def _to(schedule: Schedule, timesteps: Int64, next_timesteps: Int64, end: float)
     """The grid from timesteps to others. A negative one is the end, with ᾱ = `end`."""
     alphas = schedule.alphas_cumprod
     after = np.where(next_timesteps < 0, end, alphas[np.maximum(next_timesteps, 0)])
-    return Steps(timesteps.astype(float), alphas[timesteps], after)
+    return Steps(timesteps.astype(float), alphas[timesteps], after, alphas[timesteps])
 
 
 def _end(schedule: Schedule, set_alpha_to_one: bool) -> float:

@@ -136,9 +136,7 @@ def pndm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     of_x, of_out = _noise(schedule, alpha_bar, (alpha_bar - alpha_bar_next) / divisor)
     of_x += scale
 
-    seen = alpha_bar.copy()
-    seen[1:2] = alpha_bar_next[1:2]  # the second line starts at another level than the network sees
-    lines = _x0_lines(schedule, seen)
+    lines = _x0_lines(schedule, above_zero(steps.listed))
     order = np.minimum([0, 0, *range(1, len(lines))][: len(lines)], 3)
     lines[:, Column.A] = of_x
     lines[:, [Column.E, *C]] = of_out[:, None] * _ADAMS_BASHFORTH[order]

@@ -30,6 +30,17 @@ class Group(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
+class Fragment(NamedTuple):
+    """A part of a prompt, with the weight of its tokens."""
+
+    text: str
+    weight: float = 1.0
+
+    def __repr__(self) -> str:
+        """Tells nothing of the prompt, because an error with a fragment in it may reach the log."""
+        return f"Fragment({len(self.text)} characters)"
+
+
 class Text(NamedTuple):
     """A prompt, ready for the text encoder. Equal texts have equal contexts.
 
@@ -37,11 +48,15 @@ class Text(NamedTuple):
         ids: tokens, as many as the encoder takes.
         clip_skip: how many of each encoder's last layers are left out.
         ids_2: tokens for the second encoder; empty if there is none.
+        weights: what the context of each token is multiplied by; empty if all are 1.
+        weights_2: the same for the second encoder, which may have other tokens.
     """
 
     ids: tuple[int, ...]
     clip_skip: int = 0
     ids_2: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+    weights_2: tuple[float, ...] = ()
 
     def __repr__(self) -> str:
         """Tells nothing of the prompt, because an error with a text in it may reach the log."""
@@ -55,22 +70,27 @@ class Tokens(NamedTuple):
         ids: as many as the encoder takes, with its special tokens.
         cut: how many tokens of the prompt did not fit. With two encoders, the larger of both numbers.
         ids_2: for the second encoder; empty if there is none.
+        weights, weights_2: of the tokens of each encoder; empty if all are 1.
     """
 
     ids: tuple[int, ...]
     cut: int
     ids_2: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+    weights_2: tuple[float, ...] = ()
 
     def text(self, clip_skip: int = 0) -> Text:
         """The prompt, ready for the text encoders."""
-        return Text(self.ids, clip_skip, self.ids_2)
+        return Text(self.ids, clip_skip, self.ids_2, self.weights, self.weights_2)
 
     def __repr__(self) -> str:
         """Tells nothing of the prompt, as for `Text`."""
         return f"Tokens({len(self.ids)} tokens)"
 
 
-Tokenize = Callable[[str], Tokens]
+# A prompt as it was written, or in fragments: each fragment becomes tokens alone.
+Prompt = str | tuple[Fragment, ...]
+Tokenize = Callable[[Prompt], Tokens]
 
 
 class Context(NamedTuple):

@@ -25,9 +25,13 @@ from model.grids import (
     euler_a_steps,
     euler_steps,
     euler_through,
+    lcm_since,
     lcm_steps,
+    lcm_whole,
+    pndm_since,
     pndm_steps,
     pndm_through,
+    since,
     through,
 )
 from model.lines import (
@@ -43,7 +47,7 @@ from model.lines import (
     pndm_lines,
     single_line,
 )
-from model.schedule import Float64, Schedule
+from model.schedule import Float64, Schedule, SigmaSchedule
 
 
 class Kept(IntEnum):
@@ -86,11 +90,14 @@ class StepTable:
         timesteps: the network's input at each line, float64 [lines]. It may be a fraction. PNDM has one twice.
         lines: coefficients, float64 [lines, len(Column)].
         init: the scale of the noise that a trajectory from pure noise starts from.
+        levels: √ᾱ and √(1−ᾱ) of x before each line, and 1 and 0 after the last, float64 [lines + 1, 2]: what diffusers'
+            add_noise gives an image and its noise at a listed timestep. Empty, [0, 2], if nobody adds noise.
     """
 
     timesteps: Float64
     lines: Float64
     init: float = 1.0
+    levels: Float64 = field(default_factory=lambda: np.empty((0, 2)))
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -113,7 +120,7 @@ class StepTable:
 
     def first(self) -> "StepTable":
         """A table of the first line alone."""
-        return StepTable(self.timesteps[:1], self.lines[:1], self.init)
+        return StepTable(self.timesteps[:1], self.lines[:1], self.init, self.levels[:2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +130,23 @@ class Sampler:
     Attributes:
         lines: the lines of a step table.
         steps: the diffusers scheduler's grid for a number of steps.
+        since: the rest of this grid without its first steps, for a trajectory that starts from an image.
+        whole: of how many the first are left out there, for a number of steps.
         walk: the grid of timesteps from a noisy image to a clean one.
         through: the grid of timesteps that a request lists; None if it may list none.
         takes_eta: whether the sampler uses `eta`.
+        sigma_schedules: those that the diffusers scheduler knows.
         fixed: fields of the diffusers scheduler's config that we follow at these values alone. None is an absent field.
     """
 
     lines: Callable[[Schedule, Steps, float], Float64]
-    steps: Callable[[Schedule, int], Steps]
+    steps: Callable[[Schedule, int, SigmaSchedule | None], Steps]
+    since: Callable[[Schedule, Steps, int], Steps] = since
+    whole: Callable[[Schedule, int], int] = lambda schedule, num_inference_steps: num_inference_steps
     walk: Callable[[Schedule, Int64], Steps] = through
     through: Callable[[Schedule, Int64], Steps] | None = through
     takes_eta: bool = False
+    sigma_schedules: tuple[SigmaSchedule, ...] = ()
     fixed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
@@ -144,6 +157,7 @@ SAMPLERS: dict[str, Sampler] = {
         dpmpp_2m_lines,
         dpmpp_2m_steps,
         through=dpmpp_2m_through,
+        sigma_schedules=("karras",),
         fixed={
             "algorithm_type": ("dpmsolver++", None),
             "solver_order": (2, None),
@@ -155,10 +169,18 @@ SAMPLERS: dict[str, Sampler] = {
             "lambda_min_clipped": (-math.inf, None),
         },
     ),
-    "pndm": Sampler(pndm_lines, pndm_steps, walk=pndm_through, through=None, fixed={"skip_prk_steps": (True,)}),
-    "euler": Sampler(euler_lines, euler_steps, through=euler_through, fixed={"use_beta_sigmas": (False, None)}),
+    "pndm": Sampler(
+        pndm_lines, pndm_steps, since=pndm_since, walk=pndm_through, through=None, fixed={"skip_prk_steps": (True,)}
+    ),
+    "euler": Sampler(
+        euler_lines,
+        euler_steps,
+        through=euler_through,
+        sigma_schedules=("karras", "exponential"),
+        fixed={"use_beta_sigmas": (False, None)},
+    ),
     "euler_a": Sampler(euler_a_lines, euler_a_steps, through=None),
-    "lcm": Sampler(lcm_lines, lcm_steps),
+    "lcm": Sampler(lcm_lines, lcm_steps, since=lcm_since, whole=lcm_whole),
 }
 
 
@@ -176,33 +198,74 @@ def departures(sampler: str, schedule: Schedule, config: Mapping[str, object]) -
 
 
 @lru_cache(maxsize=32)
-def sample_table(schedule: Schedule, sampler: str, grid: int | tuple[int, ...], eta: float = 0.0) -> StepTable:
-    """The table from pure noise to an image.
+def sample_table(
+    schedule: Schedule,
+    sampler: str,
+    grid: int | tuple[int, ...],
+    eta: float = 0.0,
+    sigma_schedule: SigmaSchedule | None = None,
+    begin: int = 0,
+) -> StepTable:
+    """The table from pure noise, or from a noisy image, to an image.
 
     Args:
         grid: the number of steps, or the timesteps themselves, strictly falling.
+        sigma_schedule: how the noise falls; None as the schedule says. One of the sampler's own sigma_schedules.
+        begin: how many of the steps at the beginning are left out: diffusers' t_start. A multistep sampler starts
+            at first order there, so this is no slice of the whole table. A number of steps of `lcm` stays whole: it
+            counts those of its teacher (original_inference_steps) that are left out. See `left_out`.
 
     Raises:
         GridError: if the sampler has no such grid.
     """
-    steps = _steps(schedule, sampler, grid)
-    table = StepTable(steps.timesteps, SAMPLERS[sampler].lines(schedule, steps, eta), steps.init)
-    for array in (table.timesteps, table.lines):
+    steps = sample_steps(schedule, sampler, grid, sigma_schedule, begin)
+    table = _table(steps, SAMPLERS[sampler].lines(schedule, steps, eta))
+    for array in (table.timesteps, table.lines, table.levels):
         array.flags.writeable = False  # the table is cached and shared
     return table
 
 
-def _steps(schedule: Schedule, sampler: str, grid: int | tuple[int, ...]) -> Steps:
+def left_out(schedule: Schedule, sampler: str, grid: int | tuple[int, ...], strength: float) -> int:
+    """The `begin` of sample_table for the last `strength` of the steps, as the pipelines round it.
+
+    It is the number of all steps if the strength leaves none.
+    """
+    whole = len(grid) if isinstance(grid, tuple) else SAMPLERS[sampler].whole(schedule, grid)
+    return whole - min(int(whole * strength), whole)
+
+
+def _table(steps: Steps, lines: Float64) -> StepTable:
+    levels = np.append(np.sqrt([steps.listed, 1 - steps.listed]).T, [[1.0, 0.0]], axis=0)
+    return StepTable(steps.timesteps, lines, steps.init, levels)
+
+
+def sample_steps(
+    schedule: Schedule,
+    sampler: str,
+    grid: int | tuple[int, ...],
+    sigma_schedule: SigmaSchedule | None = None,
+    begin: int = 0,
+) -> Steps:
+    """The grid of a `sample_table`.
+
+    Raises:
+        GridError: if the sampler has no such grid.
+    """
     if isinstance(grid, tuple):
+        if sigma_schedule is not None:
+            raise GridError(f"must be null with sigma_schedule={sigma_schedule}, which has timesteps of its own")
         through = SAMPLERS[sampler].through
         if through is None:
             able = ", ".join(name for name, other in SAMPLERS.items() if other.through is not None)
             raise GridError(f"must be null with {sampler}; a list is for {able}")
-        return through(schedule, np.array(grid, np.int64))
+        return since(schedule, through(schedule, np.array(grid, np.int64)), begin)
+    own = schedule.sigma_schedule
+    sigmas = sigma_schedule or (own if own in SAMPLERS[sampler].sigma_schedules else None)
     try:
-        return SAMPLERS[sampler].steps(schedule, grid)
+        steps = SAMPLERS[sampler].steps(schedule, grid, sigmas)
     except GridError as error:
-        raise GridError(f"{error}; {_allowed(schedule, sampler, grid)}") from None
+        raise GridError(f"{error}; {_allowed(schedule, sampler, grid, sigmas)}") from None
+    return SAMPLERS[sampler].since(schedule, steps, begin)
 
 
 def denoise_table(
@@ -214,20 +277,21 @@ def denoise_table(
     """
     N = num_inference_steps
     if N == 1:
-        return StepTable(np.array([timestep], np.float64), single_line(schedule, timestep))
+        steps = through(schedule, np.array([timestep]))
+        return _table(steps, single_line(schedule, timestep))
     timesteps = (2 * timestep * (N - np.arange(N)) + N) // (2 * N)
     steps = SAMPLERS[sampler].walk(schedule, timesteps.astype(np.int64))
     lines = SAMPLERS[sampler].lines(schedule, steps, eta)
     lines[-1, Column.D] = 0
-    return StepTable(steps.timesteps, lines)
+    return _table(steps, lines)
 
 
-def _allowed(schedule: Schedule, sampler: str, refused: int) -> str:
+def _allowed(schedule: Schedule, sampler: str, refused: int, sigmas: SigmaSchedule | None) -> str:
     """The numbers of steps that a sampler allows, in words: its range, and the nearest allowed numbers."""
 
     def fits(N: int) -> bool:
         try:
-            SAMPLERS[sampler].steps(schedule, N)
+            SAMPLERS[sampler].steps(schedule, N, sigmas)
         except GridError:
             return False
         return True

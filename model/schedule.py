@@ -20,6 +20,7 @@ TimestepSpacing = Literal["leading", "trailing", "linspace"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
 InterpolationType = Literal["linear", "log_linear"]
 FinalSigmasType = Literal["zero", "sigma_min"]
+SigmaSchedule = Literal["karras", "exponential"]
 VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"]
 
 MAX_TRAIN_TIMESTEPS = 100_000
@@ -102,6 +103,13 @@ class Schedule(BaseModel):
         false.
         """
         return self.clip_sample and "clip_sample" in self.model_fields_set
+
+    @property
+    def sigma_schedule(self) -> SigmaSchedule | None:
+        """How the noise levels of a sampler with σ fall; None for those of its timesteps."""
+        if self.use_karras_sigmas:
+            return "karras"
+        return "exponential" if self.use_exponential_sigmas else None
 
     @cached_property
     def betas(self) -> Float64:

@@ -1,8 +1,10 @@
 """The text encoders at work: texts → contexts, one at a time."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ from model.backends.network import text_encoder
 from model.description import ModelDescription
 from model.nets.clip import CLIPText, Pooler
 from model.rows import Context, Text
+
+_MOST = 1000.0  # times: how far weights may take a mean from where it was
 
 
 class Clip:
@@ -79,15 +83,35 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode(self, text: Text) -> Context:
-        """Map a text to its context. Each text is a pass of its own."""
+        """Map a text to its context. Each text is a pass of its own.
+
+        The context is not finite where the text's weights leave no mean to restore.
+        """
         ids = [torch.tensor([each]) for each in (text.ids, text.ids_2)[: len(self._clips)]]
         states = [clip.hidden_states(its_ids) for clip, its_ids in zip(self._clips, ids, strict=True)]
         if isinstance(self._last, Pooler):
-            [tokens] = torch.cat([each[-2 - text.clip_skip] for each in states], dim=-1)
+            weights = text.weights, text.weights_2
+            parts = [_weighted(each[-2 - text.clip_skip], its) for each, its in zip(states, weights, strict=True)]
+            [tokens] = torch.cat(parts, dim=-1)
             [pooled] = self._last(states[-1][-1], ids[-1])
             return Context(tokens.numpy(), pooled.numpy())
-        [tokens] = self._last(states[0][-1 - text.clip_skip])
+        [tokens] = _weighted(self._last(states[0][-1 - text.clip_skip]), text.weights)
         return Context(tokens.numpy())
+
+
+def _weighted(context: Tensor, weights: Sequence[float]) -> Tensor:
+    """Multiply the context of each token, [1, N, C], by its weight, and restore the mean of all values.
+
+    This is AUTOMATIC1111's emphasis "Original", for one text at a time. Pooled texts have no weights there. Where the
+    mean cannot be restored, all values are NaN.
+    """
+    if not weights:
+        return context
+    heavier = context * torch.tensor(weights).unsqueeze(-1)
+    # By NumPy: the order of torch's sums depends on its threads.
+    before, after = (float(values.numpy().mean(dtype=np.float64)) for values in (context, heavier))
+    is_restored = abs(before) <= _MOST * abs(after) and abs(after) <= _MOST * abs(before) and after != 0
+    return heavier * (before / after if is_restored else math.nan)
 
 
 def choose_text_encoder(

@@ -4,6 +4,7 @@
     ├── NotHTTP
     ├── Unauthorized
     ├── UnknownModel
+    ├── UnknownSampler
     ├── NotAcceptable
     ├── TooSlow
     ├── BodyTooLarge
@@ -53,6 +54,10 @@ class Unauthorized(ServiceError):
 
 class UnknownModel(ServiceError):
     """The address names a model that is not served."""
+
+
+class UnknownSampler(ServiceError):
+    """A program for AUTOMATIC1111's API names a sampler that is not served."""
 
 
 class NotAcceptable(ServiceError):

@@ -347,6 +347,54 @@ def test_on_openvino_two_encoders_are_transformers() -> None:
     assert not any(name.startswith("text_2") for name in encoder.fingerprint)  # they differ in nothing
 
 
+def weighted(context: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """A context, [N, C], as AUTOMATIC1111 weighs it: then its mean is restored."""
+    heavier = torch.stack([weight * values for weight, values in zip(weights, context, strict=True)])
+    return heavier * (context.mean() / heavier.mean())
+
+
+WEIGHTS = (1.0, 1.1, 1.1, 0.5, 0.0, -0.25, 3.0, *[1.0] * 5)
+OTHERS = (1.0, 0.9, *[1.0] * 10)
+
+
+def test_weights_are_on_contexts_whose_mean_stays() -> None:
+    """After the last norm, whatever clip_skip is. On OpenVINO, as on torch."""
+    encoder, ids = encoder_of({}), ids_of({})
+    for k, plain in enumerate(contexts({}, ids)):
+        text = text_of(ids, k)
+        expected = weighted(plain, WEIGHTS)
+        found = encoder.encode(text._replace(weights=WEIGHTS)).tokens
+        assert found.dtype == np.float32
+        assert np.abs(found - expected.numpy()).max() <= 1e-4 * expected.abs().max()
+        ones = encoder.encode(text._replace(weights=(1.0,) * 12)).tokens
+        assert np.array_equal(ones, encoder.encode(text).tokens)
+
+
+def test_each_of_two_encoders_has_its_own_weights_and_mean() -> None:
+    """The pooled text has none."""
+    encoder, ids, ids_2 = encoders_of(), ids_of({}), ids_of({}, 4)
+    text = text_of(ids, ids_2=ids_2)
+    plain = encoder.encode(text)
+    found = encoder.encode(text._replace(weights=WEIGHTS, weights_2=OTHERS))
+    first, second = (torch.from_numpy(part) for part in np.split(plain.tokens, [BASE["hidden_size"]], axis=1))
+    expected = torch.cat([weighted(first, WEIGHTS), weighted(second, OTHERS)], dim=1).numpy()
+    assert np.abs(found.tokens - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert plain.pooled is not None
+    assert found.pooled is not None
+    assert np.array_equal(found.pooled, plain.pooled)
+    only_first = encoder.encode(text._replace(weights=WEIGHTS)).tokens
+    assert np.array_equal(only_first[:, -1], plain.tokens[:, -1])
+
+
+@pytest.mark.parametrize("second", [-1.0, -0.9999999, 0.0])
+def test_a_mean_that_cannot_be_restored_makes_no_context(second: float) -> None:
+    """Tokens 10 and 10 of the scripted encoder have the same context."""
+    encoder = ClipEncoder([Clip(Numbers(1), Scripted(1))], nn.Identity())
+    found = encoder.encode(Text((10, 10), weights=(1.0 if second else 0.0, second)))
+    assert not found.is_finite
+    assert encoder.encode(Text((10, 10), weights=(1.0, -0.9))).is_finite
+
+
 class Scripted:
     """A backend whose layers add 1 to what they get. Implements model.backends.backend.Backend."""
 

@@ -1,6 +1,7 @@
 """Health, metrics, /info, the documentation, errors, keys and logs on running servers, as API.md specifies them."""
 
 import asyncio
+import base64
 import json
 import re
 import threading
@@ -867,11 +868,17 @@ def stranger(strict_server: ServerProcess) -> Any:
         yield client
 
 
+def basic(credentials: bytes) -> str:
+    """An Authorization header of HTTP Basic."""
+    return f"Basic {base64.b64encode(credentials).decode()}"
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
         ("POST", "/sample"),
         ("GET", "/sample"),
+        ("POST", "/sdapi/v1/txt2img"),
         ("POST", "/denoise"),
         ("POST", "/noise"),
         ("GET", "/info"),
@@ -889,6 +896,11 @@ def test_a_key_is_needed(stranger: httpx.Client, method: str, path: str) -> None
         "Bearer alph",
         "Bearer alphaa",
         "Basic alpha",
+        basic(b"alpha"),
+        basic(b"alpha:"),
+        basic(b"anyone:alph"),
+        basic(b"anyone:alpha") + "*",
+        "Digest alpha",
         "alpha",
         "Bearer é",
     ]
@@ -896,11 +908,27 @@ def test_a_key_is_needed(stranger: httpx.Client, method: str, path: str) -> None
         headers = {} if key is None else {b"Authorization": key.encode()}
         response = stranger.request(method, path, headers=headers)
         problem(response, 401)
-        assert response.headers["www-authenticate"] == "Bearer"
+        bearer, login = response.headers.get_list("www-authenticate")
+        assert bearer == "Bearer"
+        assert login.startswith("Basic realm=")
+
+
+def test_the_page_asks_for_the_key_itself(stranger: httpx.Client) -> None:
+    """A browser would ask, too, on an answer to the page's own requests that offers Basic."""
+    response = stranger.get("/info", headers={"Sec-Fetch-Dest": "empty"})
+    problem(response, 401)
+    assert response.headers.get_list("www-authenticate") == ["Bearer"]
 
 
 def test_each_key_opens(stranger: httpx.Client) -> None:
-    for key in ("Bearer alpha", "bearer alpha", "Bearer beta-ü"):
+    by_password = [basic(f"{name}:{key}".encode()) for name in ("", "user", "ü") for key in ("alpha", "beta-ü")]
+    for key in (
+        "Bearer alpha",
+        "bearer alpha",
+        "Bearer beta-ü",
+        *by_password,
+        by_password[0].replace("Basic", "basic"),
+    ):
         assert stranger.get("/info", headers={b"Authorization": key.encode()}).status_code == 200
 
 

@@ -189,7 +189,7 @@ def test_what_is_open_needs_no_key(locked: FakeServer, target: str) -> None:
 def test_nothing_closed_has_a_spelling_that_is_open(locked: FakeServer, target: str, method: str) -> None:
     answer = ask(locked, target, method)
     assert answer.status == 401
-    assert answer.headers["www-authenticate"] == "bearer"
+    assert "www-authenticate" in answer.headers
 
 
 PIECES = [

@@ -204,7 +204,15 @@ def test_settings_are_those_of_the_request(browser: Browser, server: ServerProce
 def test_every_field_has_a_control(browser: Browser, server: ServerProcess) -> None:
     """Also for fields that the page does not know: the controls are made from /openapi.json."""
     with playing(browser, server, REFUSED) as page:
-        absent = {"height", "width", "prompt", "negative_prompt", "clip_skip", *NOTHING}  # one size, no text
+        absent = {
+            "height",
+            "width",
+            "prompt",
+            "negative_prompt",
+            "emphasis",
+            "clip_skip",
+            *NOTHING,
+        }  # one size, no text
         for name in absent:
             expect(view(page).locator(f"[data-field={name}]")).to_have_count(0)
         for name in table(SampleRequest).keys() - absent:

@@ -12,8 +12,8 @@ import httpx
 import numpy as np
 import pytest
 
-from model.rows import Tokens
-from service.http import images
+from model.rows import Prompt, Tokens
+from service.http import drawing
 from service.http.logs import JsonLines
 from service.http.parsing import MAX_PLAIN_JSON
 from service.plan.shared_fields import MAX_PROMPT
@@ -336,14 +336,14 @@ def test_nobody_hears_of_a_prompt() -> None:
 
 def test_long_prompts_become_tokens_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes, and other requests, get the interpreter between two prompts."""
-    seen: list[tuple[str, int]] = []
+    seen: list[tuple[Prompt, int]] = []
     rests: list[int] = []
 
-    def watched(prompt: str) -> Tokens:
+    def watched(prompt: Prompt) -> Tokens:
         seen.append((prompt, threading.get_ident()))
         return tokenize(prompt)
 
-    monkeypatch.setattr(images, "rest", lambda: rests.append(len(seen)))
+    monkeypatch.setattr(drawing, "rest", lambda: rests.append(len(seen)))
     with serving_text(watched) as server:
         sample(server, {"prompt": "short"})
         [*_, (_, loop)] = seen

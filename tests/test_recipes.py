@@ -58,7 +58,7 @@ def pairs(draw: st.DrawFn) -> tuple[Asked, Asked]:
 @st.composite
 def fields_for(draw: st.DrawFn, model: ModelDescription, count: int) -> dict[str, Any]:
     """The fields of a valid request for so many images."""
-    texts = st.text("αβ.", max_size=FITS + 1)
+    texts = st.text("αβ.([", max_size=FITS + 1)
 
     def each_of(one: st.SearchStrategy[T]) -> st.SearchStrategy[T | list[T]]:
         return one | st.lists(one, min_size=count, max_size=count)
@@ -77,6 +77,7 @@ def fields_for(draw: st.DrawFn, model: ModelDescription, count: int) -> dict[str
         "seed": draw(st.integers(0, 1)),
         "num_images": count,
         "prompt": draw(st.none() | each_of(texts)),
+        "emphasis": draw(st.sampled_from(("none", "original"))),
         "clip_skip": draw(st.integers(0, 1)),
         "guidance_scale": draw(st.none() | st.sampled_from((0, 0.5, 1.0, 1.5, 30))),
     }
@@ -135,7 +136,7 @@ def test_requests_have_one_canonical_form_exactly_where_they_draw_the_same_bytes
 @examples(200)
 @given(asked(most=1))
 def test_the_recipe_of_a_denoised_image_draws_it_again(request: Asked) -> None:
-    others = {"num_images", "timesteps", "height", "width"}
+    others = {"num_images", "timesteps", "height", "width", "emphasis"}
     fields = {name: value for name, value in request.fields.items() if name not in others and value is not None}
     fields = {name: one_of(value) if "prompt" in name else value for name, value in fields.items()}
     plan = denoised(request.served, **fields)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 
-from model.grids import GridError, Steps, ddim_steps
+from model.grids import GridError, Steps
 from model.lines import Column
-from model.samplers import SAMPLERS, Kept, StepTable, denoise_table, sample_table
+from model.samplers import SAMPLERS, Kept, StepTable, denoise_table, sample_steps, sample_table
 from model.schedule import Float64, PredictionType, Schedule, TimestepSpacing
 from tests.reference import (
     DDIMScheduler,
@@ -104,7 +104,7 @@ def cases(draw: st.DrawFn, samplers: Sequence[str] = sorted(SAMPLERS.keys() - {"
             lines = sample_table(schedule, name, listed, eta).lines
             return Case(schedule, name, sampler.through(schedule, np.array(listed)), lines)
         N = draw(st.one_of(st.integers(1, schedule.num_train_timesteps), st.integers(1, 7)))
-        return Case(schedule, name, sampler.steps(schedule, N), sample_table(schedule, name, N, eta).lines)
+        return Case(schedule, name, sample_steps(schedule, name, N), sample_table(schedule, name, N, eta).lines)
     except GridError:
         reject()
 
@@ -570,7 +570,7 @@ def grids_agree(schedule: Schedule, sampler: str, numbers: list[int]) -> int:
             )
             fits = is_a_grid(theirs, T, N) and not starts_clean
         if fits:
-            steps = SAMPLERS[sampler].steps(schedule, N)
+            steps = sample_steps(schedule, sampler, N)
             assert steps.timesteps.tolist() == theirs
             if sampler in ("euler", "euler_a"):
                 levels = 1 / (1 + scheduler.sigmas.double().numpy() ** 2)
@@ -581,7 +581,7 @@ def grids_agree(schedule: Schedule, sampler: str, numbers: list[int]) -> int:
         else:
             refused += 1
             with pytest.raises(GridError):
-                SAMPLERS[sampler].steps(schedule, N)
+                sample_steps(schedule, sampler, N)
     return refused
 
 
@@ -734,7 +734,7 @@ def test_refusal_tells_the_truth(T: int, N: int, spacing: TimestepSpacing, steps
 
     def fits(number: int) -> bool:
         try:
-            SAMPLERS[sampler].steps(schedule, number)
+            SAMPLERS[sampler].steps(schedule, number, None)
         except GridError:
             return False
         return True
@@ -759,7 +759,7 @@ def test_ddim_goes_a_stride_down_wherever_the_next_timestep_is() -> None:
     """CHECKPOINTS.md, trap 11: with 30 steps these disagree at 29 places for linspace and at 10 for trailing."""
     for spacing, disagree in cast("list[tuple[TimestepSpacing, int]]", [("linspace", 29), ("trailing", 10)]):
         schedule = Schedule(timestep_spacing=spacing)
-        steps = ddim_steps(schedule, 30)
+        steps = sample_steps(schedule, "ddim", 30)
         below = steps.timesteps.astype(int) - 33
         expected = np.where(below < 0, 1.0, schedule.alphas_cumprod[below.clip(min=0)])
         assert steps.alpha_bar_next.tolist() == expected.tolist()

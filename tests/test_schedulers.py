@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from model.grids import GridError
 from model.lines import Column
-from model.samplers import SAMPLERS, StepTable, departures, sample_table
+from model.samplers import StepTable, departures, sample_steps, sample_table
 from model.schedule import Float64, Schedule
 from tests.properties import examples
 from tests.reference import (
@@ -223,7 +223,7 @@ def test_eulers_grids(levels: dict[str, Any]) -> None:
     for N in (2, 7, 30, 50):
         scheduler = EulerDiscreteScheduler(**STABLE_DIFFUSION, **levels)
         scheduler.set_timesteps(N)
-        steps = SAMPLERS["euler"].steps(Schedule(**STABLE_DIFFUSION, **levels), N)
+        steps = sample_steps(Schedule(**STABLE_DIFFUSION, **levels), "euler", N)
         np.testing.assert_allclose(steps.timesteps, scheduler.timesteps.double().numpy(), rtol=0, atol=1.3e-4)
         ends = 1 / (1 + scheduler.sigmas.double().numpy()[: N + 1] ** 2)
         np.testing.assert_allclose(steps.alpha_bar, ends[:-1], rtol=3e-6)
@@ -243,7 +243,7 @@ def test_karras_levels_of_dpmpp_2m(fields: dict[str, Any], N: int) -> None:
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler"])
 def test_repeated_timesteps_have_levels_of_their_own(sampler: str) -> None:
-    steps = SAMPLERS[sampler].steps(Schedule(**STABLE_DIFFUSION, use_karras_sigmas=True), 50)
+    steps = sample_steps(Schedule(**STABLE_DIFFUSION, use_karras_sigmas=True), sampler, 50)
     assert (np.diff(steps.timesteps) == 0).any() == (sampler == "dpmpp_2m")
     assert (np.diff(steps.alpha_bar) > 0).all()
 

@@ -58,7 +58,7 @@ def read(folder: Path, text: CLIPTextConfig = TEXT) -> Tokenizer:
 
 
 def check(tokenizer: Tokenizer, theirs: Any, text: str) -> None:
-    ids, cut, _ = tokenizer(text)
+    ids, cut, *_ = tokenizer(text)
     length = tokenizer.length
     assert list(ids) == theirs(text, padding="max_length", max_length=length, truncation=True).input_ids
     assert cut == max(0, len(theirs(text, truncation=False, verbose=False).input_ids) - length)
@@ -110,7 +110,7 @@ def test_the_longest_prompts(folders: dict[tuple[str, str], Path], unit: str) ->
 def test_a_prompt_is_framed_and_padded(folders: dict[tuple[str, str], Path]) -> None:
     start, end = VOCABULARY - 2, VOCABULARY - 1
     for (_, pad), folder in folders.items():
-        ids, cut, _ = read(folder)("the fox")
+        ids, cut, *_ = read(folder)("the fox")
         padding = 0 if pad == "!" else end
         assert ids == (start, 515, 518, end, *[padding] * 73)
         assert cut == 0

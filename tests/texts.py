@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from model.description import ModelDescription, Recommended, TextDescription
-from model.rows import Condition, Row, Text, Tokenize, Tokens
+from model.rows import Condition, Fragment, Prompt, Row, Text, Tokenize, Tokens
 from model.schedule import Schedule
 from service.plan.served import Served
 from tests import local, test_responses
@@ -19,20 +19,29 @@ START, END = 0, 1
 OFFSET = 2  # from a character's code point to its token
 
 
-def tokenize(prompt: str) -> Tokens:
+def tokenize(prompt: Prompt) -> Tokens:
     """A token for each character."""
-    tokens = [ord(letter) + OFFSET for letter in prompt]
-    kept = tokens[:FITS]
-    return Tokens((START, *kept, *[END] * (LENGTH - 1 - len(kept))), len(tokens) - len(kept))
+    ids, cut, weights = _tokens(prompt, FITS)
+    return Tokens(ids, cut, weights=weights)
 
 
-def tokenize_twice(prompt: str) -> Tokens:
+def tokenize_twice(prompt: Prompt) -> Tokens:
     """The same, and for the second encoder, which fits fewer, a token for each letter that is no dot."""
-    ids, cut, _ = tokenize(prompt)
-    letters = prompt.replace(".", "")
-    kept = letters[: FITS - 1]
-    ids_2 = (START, *(ord(letter) + OFFSET for letter in kept), *[END] * (LENGTH - 1 - len(kept)))
-    return Tokens(ids, max(cut, len(letters) - len(kept)), ids_2)
+    ids, cut, weights = _tokens(prompt, FITS)
+    ids_2, cut_2, weights_2 = _tokens(prompt, FITS - 1, without=".")
+    return Tokens(ids, max(cut, cut_2), ids_2, weights, weights_2)
+
+
+def _tokens(prompt: Prompt, fits: int, without: str = "") -> tuple[tuple[int, ...], int, tuple[float, ...]]:
+    """Tokens, how many were cut, and weights."""
+    fragments = (Fragment(prompt),) if isinstance(prompt, str) else prompt
+    letters = [(letter, one.weight) for one in fragments for letter in one.text if letter not in without]
+    kept = letters[:fits]
+    ids = [START, *(ord(letter) + OFFSET for letter, _ in kept)]
+    weights = [1.0, *(weight for _, weight in kept)]
+    missing = LENGTH - len(ids)
+    is_weighted = any(weight != 1 for weight in weights)
+    return (*ids, *[END] * missing), len(letters) - len(kept), (*weights, *[1.0] * missing) if is_weighted else ()
 
 
 def text_of(prompt: str, clip_skip: int = 0) -> Condition:

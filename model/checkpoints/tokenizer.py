@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from model.rows import Tokens
+from model.rows import Fragment, Prompt, Tokens
 
 # Of the library's ways to encode, the batches release the interpreter's lock. By default they would also start a pool
 # of threads, even for a batch of one. The library reads this variable at each call.
@@ -98,18 +98,24 @@ class Tokenizer:
         self._backend.encode_batch_fast([" ".join(_CACHED)])
         self._start, self._end, self._pad = (self.id_of(token) for token in (tables.start, tables.end, tables.pad))
 
-    def __call__(self, text: str) -> Tokens:
+    def __call__(self, prompt: Prompt) -> Tokens:
         """Map a prompt to its tokens: start, at most length − 2 tokens of the text, end, padding.
 
         Args:
-            text: without lone surrogates, which UTF-8 cannot encode.
+            prompt: without lone surrogates, which UTF-8 cannot encode.
         """
-        backend = self._thorough_backend if _MAY_NEED_INSIDE.search(text) else self._backend
-        [encoding] = backend.encode_batch_fast([text], add_special_tokens=False)
-        ids = encoding.ids
-        kept = ids[: self.length - 2]
+        fragments = (Fragment(prompt),) if isinstance(prompt, str) else prompt
+        texts = [fragment.text for fragment in fragments]
+        backend = self._thorough_backend if any(map(_MAY_NEED_INSIDE.search, texts)) else self._backend
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        pairs = zip(fragments, encodings, strict=True)
+        weighted = [(token, fragment.weight) for fragment, encoding in pairs for token in encoding.ids]
+        kept = weighted[: self.length - 2]
         padding = [self._pad] * (self.length - 2 - len(kept))
-        return Tokens((self._start, *kept, self._end, *padding), cut=len(ids) - len(kept))
+        ids = (self._start, *(token for token, _ in kept), self._end, *padding)
+        weights = (1.0, *(weight for _, weight in kept), *[1.0] * (1 + len(padding)))
+        is_weighted = any(weight != 1 for weight in weights)
+        return Tokens(ids, len(weighted) - len(kept), weights=weights if is_weighted else ())
 
     def id_of(self, token: str) -> int:
         """The id of a token of the vocabulary, or of an added one."""
@@ -137,10 +143,10 @@ class TwoTokenizers:
         self.fingerprint = first.fingerprint
         self._tokenizers = first, second
 
-    def __call__(self, text: str) -> Tokens:
+    def __call__(self, prompt: Prompt) -> Tokens:
         """Map a prompt to its tokens for both encoders."""
-        first, second = (tokenize(text) for tokenize in self._tokenizers)
-        return Tokens(first.ids, max(first.cut, second.cut), second.ids)
+        first, second = (tokenize(prompt) for tokenize in self._tokenizers)
+        return Tokens(first.ids, max(first.cut, second.cut), second.ids, first.weights, second.weights)
 
 
 def _digest(tables: Tables) -> str:

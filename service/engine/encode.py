@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from model.rows import VAE, Context, Group, Image, TextEncoder
+from model.rows import VAE, Context, Group, Image, Text, TextEncoder
 from service.engine.contexts import Contexts
 from service.engine.costs import Machine
 from service.engine.decode import Stepped
@@ -116,8 +116,7 @@ class Encode:
         if queue.of(request.job) is None:
             return ()
         if not (result.is_finite if isinstance(result, Context) else np.isfinite(result).all()):
-            what = "image" if piece.text is None else "prompt"
-            queue.fail(request, ComputationFailed(f"the encoded {what} has values that are not finite"))
+            queue.fail(request, ComputationFailed(f"{_encoded(piece.text)} has values that are not finite"))
             return ()
         try:
             self._give(piece, result)
@@ -154,3 +153,10 @@ class Encode:
             note(request.job)
             queue.changed.notify_all()
         tell_progress(queue, request, self._clock)
+
+
+def _encoded(text: Text | None) -> str:
+    """What has been encoded, in words."""
+    if text is None:
+        return "the encoded image"
+    return "the encoded prompt, with its weights," if text.weights or text.weights_2 else "the encoded prompt"

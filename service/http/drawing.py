@@ -9,7 +9,7 @@ from typing import TypeVar
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from model.rows import Tokens
+from model.rows import Prompt, Tokens
 from service.config import Settings
 from service.engine.engine import Engine
 from service.engine.requests import Accepted, Encoding, Finished, Upload, Watcher
@@ -119,7 +119,7 @@ class Studio:
             return self.served
 
         @cache
-        def tokens(prompt: str) -> Tokens:
+        def tokens(prompt: Prompt) -> Tokens:
             rest()
             return tokenize(prompt)
 

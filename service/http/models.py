@@ -227,11 +227,11 @@ def _read(row: Field, texts: list[str]) -> object:
     if str in row.kinds:
         return texts if len(texts) > 1 else texts[0]
     if row.is_list:
-        return [number(one.strip()) for text in texts for one in text.split(",")]
-    return number(texts[0])
+        return [_number(one.strip()) for text in texts for one in text.split(",")]
+    return _number(texts[0])
 
 
-def number(text: str) -> int | float | str:
+def _number(text: str) -> int | float | str:
     """The number of a decimal text, or else the text itself."""
     if _INTEGER.fullmatch(text):
         return int(text)

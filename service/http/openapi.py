@@ -162,7 +162,7 @@ def _etag(required: bool) -> Schema:
 def _problem(status: int) -> Schema:
     headers = {**_ID, **_CACHE}
     if status == 401:
-        headers["WWW-Authenticate"] = _header("Bearer", _STRING)
+        headers["WWW-Authenticate"] = _header("Bearer, and for people at a browser Basic", _STRING)
     if status in (429, 503):
         headers |= _RETRY
     content = {"application/problem+json": {"schema": _PROBLEM}}

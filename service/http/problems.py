@@ -3,6 +3,7 @@
 NotHTTP               400
 Unauthorized          401, WWW-Authenticate
 UnknownModel          404
+UnknownSampler        404
 NotAcceptable         406
 TooSlow               408
 BodyTooLarge          413
@@ -42,9 +43,11 @@ from service.errors import (
     Unauthorized,
     Unavailable,
     UnknownModel,
+    UnknownSampler,
     UnsupportedCoding,
     UnsupportedMedia,
 )
+from service.http.a1111 import errors as a1111
 from service.http.openai import errors as openai
 
 
@@ -62,6 +65,7 @@ STATUS: dict[type[ServiceError], int] = {
     NotHTTP: 400,
     Unauthorized: 401,
     UnknownModel: 404,
+    UnknownSampler: 404,
     NotAcceptable: 406,
     TooSlow: 408,
     BodyTooLarge: 413,
@@ -118,7 +122,8 @@ def _respond(said: Document, headers: Mapping[str, str], path: str, error: Servi
     if path.startswith(openai.PREFIX):
         told = openai.told(said["status"], said["detail"], error, headers.get("Retry-After"))
         return JSONResponse(told.document, told.status, {**headers, **told.headers})
-    return JSONResponse(said, said["status"], headers, media_type="application/problem+json")
+    content = a1111.told(said) if path.startswith(a1111.PREFIX) else said
+    return JSONResponse(content, said["status"], headers, media_type="application/problem+json")
 
 
 def _title(status: int) -> str:

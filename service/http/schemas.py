@@ -63,6 +63,8 @@ def _narrow_texts(fields: dict[str, Schema], model: ModelDescription, limits: Li
     if model.text is None:
         fields["prompt"]["anyOf"] = fields["negative_prompt"]["anyOf"] = [_NULL]
         fields["clip_skip"]["maximum"] = 0
+        if "emphasis" in fields:
+            fields["emphasis"]["enum"] = ["none"]
         return
     for name in ("prompt", "negative_prompt"):
         for kind in fields[name]["anyOf"]:

@@ -68,11 +68,17 @@ class Asked(NamedTuple):
 
 
 def asked_of(
-    request: Sample | Denoise, labels: Sequence[int | None], default: float, group: Group, served: Served
+    request: Sample | Denoise,
+    labels: Sequence[int | None],
+    steps: int,
+    default: float,
+    group: Group,
+    served: Served,
 ) -> Asked:
     """What a request asks for.
 
     Args:
+        steps: of the request.
         default: the guidance_scale of a request that names none.
 
     Raises:
@@ -80,7 +86,7 @@ def asked_of(
     """
     model = served.model
     guidance = guidance_of(request, default, labels, model)
-    words, warnings = texts.words_of(request, len(labels), guidance.combines, served)
+    words, warnings = texts.words_of(request, len(labels), steps, guidance.combines, served)
     sizes = micro_conditions.told_of(request, group, model)
     if not guidance.combines and micro_conditions.is_negative_given(request):
         warnings.append(f"negative sizes and crops have no effect: {UNGUIDED}")

@@ -21,6 +21,7 @@ from service.plan.shared_fields import (
     MAX_PROMPT,
     ClipSkip,
     CropsCoordsTopLeft,
+    Emphasis,
     GuidanceInterval,
     GuidanceRescale,
     Label,
@@ -97,6 +98,7 @@ class Sample(Drawing):
             flags=("--negative", "--negative-prompt"),
         ),
     ] = field(default=None, repr=False)
+    emphasis: Emphasis = "none"
     clip_skip: ClipSkip = 0
     num_images: Annotated[
         int,

@@ -79,7 +79,8 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
     if model.needs_label:
         labels = [class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]
     group = sizes.asked(request, served.groups)
-    told, fields, warnings = asked_of(request, labels, model.recommended.guidance_scale, group, served)
+    num_steps = grid if isinstance(grid, int) else len(grid)
+    told, fields, warnings = asked_of(request, labels, num_steps, model.recommended.guidance_scale, group, served)
     rows = [Row(table, seed + i, group, latent=latent, **one.of_row) for i, one in enumerate(told)]
 
     timeout_s = timeout if request.timeout_s is None else request.timeout_s
@@ -137,7 +138,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     if label is None and model.needs_label:
         raise Invalid.field("class_label", "is required: this model was trained with labels only")
     group = sizes.of_upload(image, served)
-    [told], fields, warnings = asked_of(request, [label], 1.0, group, served)
+    [told], fields, warnings = asked_of(request, [label], len(table), 1.0, group, served)
 
     if request.scaling == "additive":
         image = image * np.float32(math.sqrt(schedule.alphas_cumprod[request.timestep]))

@@ -45,6 +45,15 @@ ClipSkip = Annotated[
         is_optional=True,
     ),
 ]
+Emphasis = Annotated[
+    Literal["none", "original"],
+    Entry(
+        help="Whether brackets in prompts are weights. none: they are drawn as they are written. original: they are "
+        "read as AUTOMATIC1111 reads them: (word:1.2), (word), [word].",
+        refused="any but `none` for a model without text",
+        is_optional=True,
+    ),
+]
 GuidanceRescale = Annotated[
     float,
     Entry(

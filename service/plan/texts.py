@@ -12,11 +12,14 @@ from model.rows import Condition, Row, Tokens
 from service.errors import Invalid
 from service.plan.fields import Denoise, Sample
 from service.plan.guidance import EMBEDDED, UNGUIDED
+from service.plan.prompt_syntax import Read, read
 from service.plan.served import Served
 from service.plan.shared_fields import MAX_PROMPT
 
 Prompts = str | Sequence[str | None] | None
 
+_NO_PROMPTS: Mapping[str, object] = {"prompt": None, "negative_prompt": None}
+_READ_AS_WRITTEN: Mapping[str, object] = {"emphasis": None, "clip_skip": None}
 HASHES = ("prompt_sha256", "negative_prompt_sha256")  # of the texts in UTF-8, where recipes have no prompts
 
 _SPECIAL = 2  # tokens of a context that are no tokens of the prompt: its start and its end
@@ -31,25 +34,31 @@ class Words:
         prompt: the empty text if none was given.
         negative_prompt: None if none was given, or if it has no effect. Its branch then has the empty text, or no text
             where the pipeline says so (force_zeros_for_empty_prompt).
+        has_emphasis: whether one of both is drawn otherwise than it is written.
         clip_skip: of the prompt.
         branches: of the row.
     """
 
     prompt: str = field(repr=False)
     negative_prompt: str | None = field(repr=False)
+    has_emphasis: bool
     clip_skip: int
     branches: tuple[Condition, ...]
 
 
 def words_of(
-    request: Sample | Denoise, num_images: int, is_guided: bool, served: Served
+    request: Sample | Denoise, num_images: int, steps: int, is_guided: bool, served: Served
 ) -> tuple[list[Words], list[str]]:
     """The texts of each image, and sentences that warn of what did not fit or has no effect.
 
     Each text becomes tokens once. A model without text has no words.
 
+    Args:
+        steps: of the request.
+
     Raises:
-        Invalid: the model has no text or no negative prompt, or a list is not as long as the images.
+        Invalid: the model has no text or no negative prompt, or a list is not as long as the images, or a prompt's
+            emphasis cannot be read.
     """
     text = served.model.text
     if text is None:
@@ -68,27 +77,36 @@ def words_of(
     zeros = text.force_zeros_for_empty_prompt
     against = [None if zeros and one is None else one or "" for one in negatives] if is_guided else []
 
-    tokens = {one: served.tokenize(one) for one in dict.fromkeys([*prompts, *against]) if one is not None}
+    has_emphasis = _has_emphasis(request)
+    own = _read_all("prompt", prompts, steps, has_emphasis)
+    other = _read_all("negative_prompt", against, steps, has_emphasis)
+    drawn = [one.prompt for one in (*own.values(), *other.values())]
+    tokens = {one: served.tokenize(one) for one in dict.fromkeys(drawn)}
+    own_tokens, other_tokens = ({text: tokens[one.prompt] for text, one in each.items()} for each in (own, other))
     fits = prompt_limits(text)["max_prompt_tokens"]
-    warnings += _cuts("prompt", prompts, tokens, fits)
-    warnings += _cuts("negative prompt", against, tokens, fits)
+    warnings += _cuts("prompt", prompts, own_tokens, fits)
+    warnings += _cuts("negative prompt", against, other_tokens, fits)
+    warnings += dict.fromkeys(note for one in (*own.values(), *other.values()) for note in one.notes)
 
     words = []
     for i, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
-        branches = [Condition(text=tokens[prompt].text(request.clip_skip))]
+        branches = [Condition(text=own_tokens[prompt].text(request.clip_skip))]
+        is_read = own[prompt].prompt != prompt
         if is_guided:
-            other = against[i]
-            branches.append(Condition(text=None if other is None else tokens[other].text()))
-        words.append(Words(prompt, negative, request.clip_skip, tuple(branches)))
+            against_it = against[i]
+            branches.append(Condition(text=None if against_it is None else other_tokens[against_it].text()))
+            is_read |= against_it is not None and other[against_it].prompt != against_it
+        words.append(Words(prompt, negative, is_read, request.clip_skip, tuple(branches)))
     return words, warnings
 
 
 def fields_of(request: Sample | Denoise, model: ModelDescription) -> dict[str, object]:
     """The fields of a request, with their defaults filled in; null for a model without text."""
     if model.text is None:
-        return {"prompt": None, "negative_prompt": None, "clip_skip": None}
+        return {**_NO_PROMPTS, **_READ_AS_WRITTEN}
     prompt = "" if request.prompt is None else request.prompt
-    return {"prompt": prompt, "negative_prompt": request.negative_prompt, "clip_skip": request.clip_skip}
+    read_as = {"emphasis": "original" if _has_emphasis(request) else None, "clip_skip": request.clip_skip}
+    return {"prompt": prompt, "negative_prompt": request.negative_prompt, **read_as}
 
 
 def recipe_of(words: Sequence[Words], has_prompts: bool) -> dict[str, object]:
@@ -99,13 +117,14 @@ def recipe_of(words: Sequence[Words], has_prompts: bool) -> dict[str, object]:
         has_prompts: whether recipes have prompts, or their hashes.
     """
     if not words:
-        return {"prompt": None, "negative_prompt": None, "clip_skip": None}
+        return {**_NO_PROMPTS, **_READ_AS_WRITTEN}
     prompt, negative = _one([each.prompt for each in words]), _one([each.negative_prompt for each in words])
-    recipe: dict[str, object] = {"prompt": prompt, "negative_prompt": negative, "clip_skip": words[0].clip_skip or None}
+    emphasis = "original" if any(each.has_emphasis for each in words) else None
+    read_as = {"emphasis": emphasis, "clip_skip": words[0].clip_skip or None}
     if has_prompts:
-        return recipe
+        return {"prompt": prompt, "negative_prompt": negative, **read_as}
     hashed = dict(zip(HASHES, map(_hashed, (prompt, negative)), strict=True))
-    return {**recipe, "prompt": None, "negative_prompt": None, **hashed}
+    return {**_NO_PROMPTS, **read_as, **hashed}
 
 
 def prompt_limits(text: TextDescription) -> dict[str, int]:
@@ -135,6 +154,20 @@ def _check_no_text(request: Sample | Denoise, model: ModelDescription) -> None:
             raise Invalid.field(name, f"must be null: {why}")
     if request.clip_skip:
         raise Invalid.field("clip_skip", f"must be 0: this model has no text; it is {request.clip_skip}")
+    if _has_emphasis(request):
+        raise Invalid.field("emphasis", f"must be none: {why}; it is original")
+
+
+def _read_all(name: str, texts: Sequence[str | None], steps: int, has_emphasis: bool) -> dict[str, Read]:
+    """Each text, as it is drawn."""
+    each = dict.fromkeys(text for text in texts if text is not None)
+    if not has_emphasis:
+        return {text: Read(text) for text in each}
+    return {text: read(text, name, steps, is_negative=name != "prompt") for text in each}
+
+
+def _has_emphasis(request: Sample | Denoise) -> bool:
+    return isinstance(request, Sample) and request.emphasis == "original"
 
 
 def _each(name: str, texts: Prompts, num_images: int) -> list[str | None]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from model.description import ModelDescription
 from model.rows import Group
 from service.errors import Invalid
-from service.http.models import RequestModel, number, shown
+from service.http.models import RequestModel, shown
 from service.http.problems import one_line
 from service.http.responses import JPEG, PNG, WEBP
 from service.plan import sizes
@@ -36,7 +36,8 @@ RESPONSE_FORMATS = ("b64_json", "url")
 MOST_PARTIAL_IMAGES = 3
 _READ = ("model", "size", "response_format", "output_format", "output_compression", "stream", "partial_images")
 
-_SIZE = re.compile(r"(\d{1,5})\s*[xX×]\s*(\d{1,5})", re.ASCII)
+_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
+_LONGEST_SIDE = 99_999
 _MOST_NAME, _MOST_IGNORED = 64, 512  # characters in the header
 _NOT_PLAIN = re.compile(r"[^!-+\x2d-~]")  # what a name in a list of names must not have
 
@@ -55,7 +56,7 @@ class Asked:
         partial_images: how many are sent of each image while it is drawn; None if the answer is no stream.
         ignored: the names of fields without effect.
         warnings: sentences, for the plan's.
-        sent_as: the name that the client used, by the name of ours, where they differ.
+        sent_as: for each of our fields that came, its name in the request.
     """
 
     fields: SampleRequest
@@ -72,7 +73,7 @@ def read(values: Mapping[str, object], model: RequestModel[SampleRequest], serve
     """Read the fields of a request to draw.
 
     Args:
-        values: of the body. Null is the same as no value, and decimal text the same as a number.
+        values: of the body. Null is the same as no value.
 
     Raises:
         Invalid: names the field as the client does, its value and its limits.
@@ -106,7 +107,7 @@ def read(values: Mapping[str, object], model: RequestModel[SampleRequest], serve
         quality=quality if media_type != PNG else None,
         by_url=by_url and not is_streamed,
         partial_images=(partial_images or 0) if is_streamed else None,
-        ignored=(*ignored, *unused),
+        ignored=tuple(name for name in given if name in {*ignored, *unused}),
         warnings=warnings,
         sent_as=sent_as,
     )
@@ -141,16 +142,11 @@ def _own(given: Mapping[str, object]) -> tuple[dict[str, object], dict[str, str]
         name = ALIASES.get(sent, sent)
         if name not in OWN:
             continue
-        if isinstance(value, str) and str not in OWN[name].kinds:
-            value = number(value)
         if name in own and own[name] != value:
-            other = sent_as.get(name, name)
-            raise Invalid.field(
-                sent, f"must be the same as {other}, which is {shown(own[name])}, and is {shown(value)}"
-            )
+            first = f"{sent_as[name]}, which is {shown(own[name])}"
+            raise Invalid.field(sent, f"must be the same as {first}, and is {shown(value)}")
         own[name] = value
-        if sent != name:
-            sent_as.setdefault(name, sent)
+        sent_as.setdefault(name, sent)
     return own, sent_as
 
 
@@ -165,11 +161,11 @@ def _sized(
         raise Invalid.field("size", f"must agree with {sides}, and is {wanted}")
     if fields.height is not None and fields.width is not None:
         wanted = Group(fields.height, fields.width)
+        for name, side in zip(Group._fields, wanted, strict=True):
+            if not 1 <= side <= _LONGEST_SIDE:
+                raise Invalid.field(name, f"must be from 1 to {_LONGEST_SIDE}, and is {shown(side)}")
     if wanted is None:
         return fields, ()
-    for name, side in zip(Group._fields, wanted, strict=True):
-        if side < 1:
-            raise Invalid.field(name if name in given else "size", f"must have sides of at least 1, and is {wanted}")
     group = sizes.nearest(*wanted, groups)
     said = () if group == wanted else (f"{wanted} is not served: {group} is drawn, the served size nearest in aspect",)
     return replace(fields, height=group.height, width=group.width), said
@@ -178,7 +174,7 @@ def _sized(
 def _size(size: object) -> Group | None:
     if size in (None, "", "auto"):
         return None
-    found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if found is None:
         raise Invalid.field("size", f"must be WIDTHxHEIGHT, such as 512x512, or auto, and is {shown(size)}")
     return Group(height=int(found[2]), width=int(found[1]))
@@ -210,9 +206,8 @@ def _told(fields: SampleRequest, model: ModelDescription) -> tuple[SampleRequest
 
 def _choice(given: Mapping[str, object], name: str, choices: Sequence[str], default: str) -> str:
     value = given.get(name, default)
-    chosen = value.lower() if isinstance(value, str) else ""
-    if chosen in choices:
-        return chosen
+    if value in choices:
+        return str(value)
     *others, last = choices
     raise Invalid.field(name, f"must be {', '.join(others)} or {last}, and is {shown(value)}")
 
@@ -221,15 +216,13 @@ def _integer(given: Mapping[str, object], name: str, most: int) -> int | None:
     value = given.get(name)
     if value is None:
         return None
-    read = number(value) if isinstance(value, str) else value
-    if isinstance(read, int | float) and not isinstance(read, bool) and read == int(read) and 0 <= read <= most:
-        return int(read)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value in range(most + 1):
+        return int(value)
     raise Invalid.field(name, f"must be an integer from 0 to {most}, and is {shown(value)}")
 
 
 def _boolean(given: Mapping[str, object], name: str) -> bool:
     value = given.get(name, False)
-    read = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
-    if isinstance(read, bool):
-        return read
+    if isinstance(value, bool):
+        return value
     raise Invalid.field(name, f"must be true or false, and is {shown(value)}")

@@ -1,8 +1,7 @@
 """The routes of OpenAI's Images API. Read → plan → submit → respond, as /sample's."""
 
 import asyncio
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -12,7 +11,7 @@ from service.errors import NotBuilt
 from service.http.bodies import Body
 from service.http.drawing import Studio
 from service.http.events import EventStream, Mailbox
-from service.http.openai import answers, fields
+from service.http.openai import answers, documents, fields
 from service.http.openai.events import ImageEvents
 from service.http.openai.fields import Asked
 from service.http.openai.links import link
@@ -25,20 +24,16 @@ _NEVER_STORE = {"Cache-Control": "no-store"}
 
 
 @dataclass(frozen=True)
-class OpenAI:
-    """The routes' dependencies.
-
-    Attributes:
-        since: when the model came, in seconds since 1970.
-    """
+class Images:
+    """The routes' dependencies."""
 
     studio: Studio
-    since: int = field(default_factory=lambda: int(time.time()))
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1", tags=["openai"])
-        router.add_api_route("/images/generations", self.generate, methods=["POST"])
-        router.add_api_route("/images/edits", self.edit, methods=["POST"])
+        described = documents.generations(self.studio.sample_model, self.studio.served)
+        router.add_api_route("/images/generations", self.generate, methods=["POST"], **described)
+        router.add_api_route("/images/edits", self.edit, methods=["POST"], include_in_schema=False)
         return router
 
     async def generate(self, request: Request) -> Response:

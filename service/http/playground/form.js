@@ -171,9 +171,10 @@ export function settingsForm(form, info, api) {
   };
 }
 
-/** Whether the model takes one value alone: null, or the only number. */
-function isFixed({ anyOf = [], minimum, maximum }) {
-  return (anyOf.length > 0 && anyOf.every(({ type }) => type === "null")) || (minimum !== undefined && minimum === maximum);
+/** Whether the model takes one value alone: null, or the only word or number. */
+function isFixed({ anyOf = [], minimum, maximum, enum: choices }) {
+  const isNull = anyOf.length > 0 && anyOf.every(({ type }) => type === "null");
+  return isNull || choices?.length === 1 || (minimum !== undefined && minimum === maximum);
 }
 
 /** Open all foldable parts around an element. */
