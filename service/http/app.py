@@ -165,7 +165,7 @@ def _route(app: FastAPI, routers: Iterable[APIRouter]) -> None:
         app.include_router(router)
         for route in router.routes:
             assert isinstance(route, APIRoute)
-            methods.setdefault(route.path, set()).update(route.methods or ())
+            methods.setdefault(route.path_format, set()).update(route.methods or ())
     app.state.methods = methods
 
 

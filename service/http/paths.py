@@ -36,7 +36,7 @@ def path_of(scope: Scope) -> str:
 
 def pattern_of(scope: Scope) -> str:
     """The path of the route that took a request, with `{names}` for its parts that vary. Empty without a route."""
-    return getattr(scope.get("route"), "path", "")
+    return getattr(scope.get("route"), "path_format", "")
 
 
 def one_form(path: str) -> str:

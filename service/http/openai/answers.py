@@ -49,25 +49,27 @@ def whole(plan: Plan, asked: Asked, served: Served, links: Sequence[str | None])
 
     size = 0 if all(links) else values_of(plan, asked.media_type, served)
     costs = size, len(links) * size // PACKING[JSON]
-    return OneByOne(image, partial(_json, plan, asked, usage(plan, served), links), costs)
+    return OneByOne(image, partial(_json, plan, asked, _usage_of_all(plan, served), links), costs)
 
 
-def usage(plan: Plan, served: Served, index: int | None = None) -> dict[str, Any]:
-    """The tokens of one image, or of all images; a prompt that several images share counts once.
+def usage(read: int) -> dict[str, Any]:
+    """The tokens of an answer. Images have none here.
 
-    The tokens are those of prompts, which the text encoders read. Images have no tokens here.
+    Args:
+        read: tokens of prompts that the text encoders read.
     """
-    counts = read_by(plan.rows, served)
-    if index is None:
-        read = sum({row.branches[0].text: count for row, count in zip(plan.rows, counts, strict=True)}.values())
-    else:
-        read = counts[index]
     return {
         "input_tokens": read,
         "input_tokens_details": {"image_tokens": 0, "text_tokens": read},
         "output_tokens": 0,
         "total_tokens": read,
     }
+
+
+def _usage_of_all(plan: Plan, served: Served) -> dict[str, Any]:
+    """The usage of all images. A prompt that several images share counts once."""
+    counts = {row.branches[0].text: count for row, count in zip(plan.rows, read_by(plan.rows, served), strict=True)}
+    return usage(sum(counts.values()))
 
 
 def _image(plan: Plan, asked: Asked, index: int, image: Image) -> bytes:

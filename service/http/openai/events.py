@@ -18,6 +18,7 @@ from service.http.openai.fields import Asked
 from service.http.problems import document
 from service.plan.plan import Plan
 from service.plan.served import Served
+from service.plan.texts import read_by
 
 _KIND = "image_generation"
 
@@ -41,6 +42,7 @@ class ImageEvents:
         self._served = served
         self._most = most
         self._steps = len(plan.rows[0].table)
+        self._read = read_by(plan.rows, served)
         self._sent: Counter[int] = Counter()  # partial images, by index
         self.preview_every = max(1, self._steps // (most + 1)) if most else 0
 
@@ -54,8 +56,7 @@ class ImageEvents:
                 yield partial(self._partial, index, self._sent[index], x0)
                 self._sent[index] += 1
         for index, image in news.images.items():
-            about = {"usage": usage(self._plan, self._served, index)}
-            yield self._event("completed", index, image, about)
+            yield partial(self._event, "completed", index, image, {"usage": usage(self._read[index])})
 
     def done(self, finished: Finished) -> Iterator[Event]:
         yield event("[DONE]")
