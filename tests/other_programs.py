@@ -16,7 +16,12 @@ import httpx
 
 from tests.servers import Json
 
-NODE_FETCH = {"Accept": "*/*", "Accept-Encoding": "gzip, deflate, br", "User-Agent": "node-fetch", "Connection": "close"}
+NODE_FETCH = {
+    "Accept": "*/*",
+    "Accept-Encoding": "gzip, deflate, br",
+    "User-Agent": "node-fetch",
+    "Connection": "close",
+}
 AIOHTTP = {"Accept": "*/*", "Accept-Encoding": "gzip, deflate, br", "User-Agent": "Python/3.11 aiohttp/3.13.2"}
 AXIOS = {
     "Accept": "application/json, text/plain, */*",
@@ -332,7 +337,8 @@ class OpenWebUIAutomatic1111(Program):
         headers = {**AIOHTTP, **basic(self.key)}
         Call("GET", "/sdapi/v1/options", headers).send(client).raise_for_status()
         models = Call("GET", "/sdapi/v1/sd-models", headers).send(client).json()
-        chosen = [{"id": model["title"], "name": model["model_name"]} for model in models][0]["id"]
+        assert all(isinstance(model["model_name"], str) for model in models)
+        chosen = models[0]["title"]
         options = Call("GET", "/sdapi/v1/options", headers).send(client).json()
         assert isinstance(options["sd_model_checkpoint"], str)
         options["sd_model_checkpoint"] = chosen
@@ -372,8 +378,8 @@ class SillyTavern(Program):
         upscalers[1:1] = [one["name"] for one in self._get(client, "latent-upscale-modes")]
         assert isinstance(self._get(client, "sd-vae"), list)
         assert all(one["model_name"] for one in self._get(client, "sd-modules"))
-        assert all([one["name"] for one in self._get(client, "samplers")])
-        assert all([one["name"] for one in self._get(client, "schedulers")])
+        assert all(one["name"] for one in self._get(client, "samplers"))
+        assert all(one["name"] for one in self._get(client, "schedulers"))
         titles = [one["title"] for one in self._get(client, "sd-models")]
         assert self._get(client, "options")["sd_model_checkpoint"] in titles
         body = json.dumps({"sd_model_checkpoint": titles[0]}).encode()

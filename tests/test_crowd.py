@@ -3,15 +3,18 @@
 import base64
 import json
 import random
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.local import FakeServer, serving_fake
+from tests.engines import FakeRunner
+from tests.local import serving_fake
 from tests.pipelines import write_pipeline
-from tests.servers import Json, Reachable, ServerProcess, serving, side_by_side
+from tests.servers import PATIENCE, Json, Reachable, ServerProcess, serving, side_by_side
 from tests.texts import serving_text
 
 pytestmark = pytest.mark.slow
@@ -24,7 +27,15 @@ DIGITS: Prompts = tuple(map(str, range(10)))
 WORDS: Prompts = ("a fox in the snow", "a (fox:1.2) in the rain", "", "snow " * 100)
 
 Images = list[bytes]
-Call = Callable[[Reachable], Images]
+Draw = Callable[[Reachable], Images]
+Kind = Callable[[str, int, int, int, bool], Draw]
+
+
+class Call(NamedTuple):
+    """A call for the images of `seeds`."""
+
+    seeds: range
+    draw: Draw
 
 
 def events(server: Reachable, path: str, body: Json, accept: str) -> Iterator[Json]:
@@ -50,13 +61,13 @@ def decoded(images: list[str]) -> Images:
     return [base64.b64decode(image, validate=True) for image in images]
 
 
-def a_sample(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Call:
+def a_sample(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Draw:
     told = {"prompt": prompt} if is_text else {"class_label": prompt}
     body = {**told, "seed": seed, "num_inference_steps": steps, "num_images": number}
     return lambda server: decoded([image["b64_json"] for image in posted(server, "/sample", body)["images"]])
 
 
-def a_streamed_sample(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Call:
+def a_streamed_sample(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Draw:
     told = {"prompt": prompt} if is_text else {"class_label": prompt}
     body = {**told, "seed": seed, "num_inference_steps": steps, "num_images": number, "preview_every": 2}
 
@@ -68,12 +79,12 @@ def a_streamed_sample(prompt: str, seed: int, steps: int, number: int, is_text: 
     return call
 
 
-def a_generation(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Call:
+def a_generation(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Draw:
     body = {"model": "gpt-image-1", "prompt": prompt, "seed": seed, "steps": steps, "n": number, "size": "1024x1024"}
     return lambda server: decoded([one["b64_json"] for one in posted(server, "/v1/images/generations", body)["data"]])
 
 
-def a_streamed_generation(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Call:
+def a_streamed_generation(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Draw:
     body = {"prompt": prompt, "seed": seed, "steps": steps, "n": number, "stream": True, "partial_images": 2}
 
     def call(server: Reachable) -> Images:
@@ -84,21 +95,23 @@ def a_streamed_generation(prompt: str, seed: int, steps: int, number: int, is_te
     return call
 
 
-def a_txt2img(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Call:
+def a_txt2img(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Draw:
     body = {"prompt": prompt, "seed": seed, "steps": steps, "batch_size": 1, "n_iter": number, "cfg_scale": 3.5}
     body["sampler_name"] = ("Euler a", "DPM++ 2M", "DDIM")[seed % 3]
     return lambda server: decoded(posted(server, "/sdapi/v1/txt2img", body)["images"])
 
 
-KINDS = (a_sample, a_streamed_sample, a_generation, a_streamed_generation, a_txt2img)
+KINDS: tuple[Kind, ...] = (a_sample, a_streamed_sample, a_generation, a_streamed_generation, a_txt2img)
 
 
 def a_crowd(prompts: Prompts, is_text: bool) -> list[Call]:
     rng = random.Random(0)
-    return [
-        KINDS[i % len(KINDS)](rng.choice(prompts), 10 * i, rng.randint(2, 9), rng.choice((1, 1, 2, 3)), is_text)
-        for i in range(CALLS)
-    ]
+    crowd = []
+    for i in range(CALLS):
+        seeds = range(10 * i, 10 * i + rng.choice((1, 1, 2, 3)))
+        draw = KINDS[i % len(KINDS)](rng.choice(prompts), seeds[0], rng.randint(2, 9), len(seeds), is_text)
+        crowd.append(Call(seeds, draw))
+    return crowd
 
 
 def together(server: Reachable, crowd: list[Call]) -> list[Images]:
@@ -106,7 +119,7 @@ def together(server: Reachable, crowd: list[Call]) -> list[Images]:
     places = list(range(len(crowd)))
     random.Random(1).shuffle(places)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        drawn = dict(zip(places, pool.map(lambda i: crowd[i](server), places), strict=True))
+        drawn = dict(zip(places, pool.map(lambda i: crowd[i].draw(server), places), strict=True))
     return [drawn[i] for i in range(len(crowd))]
 
 
@@ -124,7 +137,7 @@ def test_a_hundred_mixed_calls_draw_the_bytes_that_each_draws_alone(
 ) -> None:
     server, is_text = both[weights], weights == "text"
     crowd = a_crowd(WORDS if is_text else DIGITS, is_text)
-    alone = [call(server) for call in crowd]
+    alone = [call.draw(server) for call in crowd]
     assert len({image for images in alone for image in images}) == sum(map(len, alone))
     accepted, rows, passes = (
         server.metric(f"stepwise_{name}") for name in ("accepted_total", "batch_rows_sum", "batch_rows_count")
@@ -138,12 +151,35 @@ def test_a_hundred_mixed_calls_draw_the_bytes_that_each_draws_alone(
 
 @pytest.mark.parametrize("is_text", [False, True], ids=["classes", "text"])
 def test_a_hundred_mixed_calls_keep_every_promise(is_text: bool) -> None:
-    """On the clock of a fake runner, so a slow machine breaks none."""
-    prompts = WORDS if is_text else ("zero", "one", "two")
-    with serving_text() if is_text else serving_fake() as server:
-        assert isinstance(server, FakeServer)
-        drawn = together(server, a_crowd(prompts, is_text))
-        assert all(drawn)
+    """On the clock of a fake runner, so a slow machine breaks none.
+
+    A pass takes a quarter of a second of this clock and no time of the machine. So each pass waits for the answers with images that
+    are ready: else clocks would run ahead of answers.
+    """
+    crowd = a_crowd(WORDS if is_text else ("zero", "one", "two"), is_text)
+    answered = [threading.Event() for _ in crowd]
+
+    def noticed(call: Call, event: threading.Event) -> Call:
+        def draw(server: Reachable) -> Images:
+            try:
+                return call.draw(server)
+            finally:
+                event.set()
+
+        return call._replace(draw=draw)
+
+    runner = FakeRunner(dict.fromkeys((1, 2, 4, 8), 0.25))
+    with serving_text(runner=runner) if is_text else serving_fake(runner) as server:
+
+        def before(call: str) -> None:
+            if call == "pass":
+                ready = {*runner.admitted} - {state.row.seed for state in runner.rows.values()}
+                for one, event in zip(crowd, answered, strict=True):
+                    if ready.issuperset(one.seeds):
+                        assert event.wait(PATIENCE)
+
+        runner.during = before
+        assert all(together(server, list(map(noticed, crowd, answered))))
         server.wait_until_idle()
         outcomes = {name: server.metric("stepwise_promises_total", outcome=name) for name in ("kept", "missed")}
     assert outcomes == {"kept": CALLS, "missed": 0}

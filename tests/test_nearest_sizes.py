@@ -17,9 +17,7 @@ SERVED = st.lists(GROUPS, min_size=1, max_size=8, unique=True)
 
 @examples(100)
 @given(SERVED, GROUPS)
-def test_no_served_size_is_nearer_in_aspect_and_among_equals_none_in_pixels(
-    served: list[Group], wanted: Group
-) -> None:
+def test_no_served_size_is_nearer_in_aspect_and_among_equals_none_in_pixels(served: list[Group], wanted: Group) -> None:
     found = nearest(*wanted, served)
     assert found in served
 

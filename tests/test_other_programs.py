@@ -83,7 +83,9 @@ def test_it_shows_why_nothing_was_drawn(program: type[Program], both: dict[str, 
 
 @pytest.mark.slow
 @each_program
-def test_with_keys_it_draws_by_its_own_and_is_told_without(program: type[Program], strict_server: ServerProcess) -> None:
+def test_with_keys_it_draws_by_its_own_and_is_told_without(
+    program: type[Program], strict_server: ServerProcess
+) -> None:
     is_openai = program().draw("").path.startswith("/v1/")
     with anonymous(strict_server) as client:
         answer = program().draw("a cat").send(client)
