@@ -102,7 +102,8 @@ class Settings(BaseSettings):
     )
     api_keys: Secrets = Field(
         (),
-        description="keys, with commas; with any, requests need `Authorization: Bearer KEY`, or HTTP Basic with a key as password",
+        description="keys, with commas; with any, requests need `Authorization: Bearer KEY`, "
+        "or HTTP Basic with a key as the password",
     )
     public_metrics: bool = Field(False, description="1: /metrics needs no key, where keys are set")
     allow_pickle: bool = Field(False, description="1: open .bin files, which are pickles; only if you trust them")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from model.grids import GridError
 from model.lines import Column
 from model.samplers import StepTable, departures, sample_steps, sample_table
-from model.schedule import Float64, Schedule
+from model.schedule import Float64, Schedule, SigmaSchedule
 from tests.properties import examples
 from tests.reference import (
     DDIMScheduler,
@@ -23,8 +23,11 @@ from tests.reference import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    TCDScheduler,
+    UniPCMultistepScheduler,
 )
 
 # diffusers' warnings with NumPy 2.
@@ -37,13 +40,18 @@ CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
     "ddpm": (DDPMScheduler, {}),
     "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
     "euler": (EulerDiscreteScheduler, {}),
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "unipc": (UniPCMultistepScheduler, {}),
     "lcm": (LCMScheduler, {}),
+    "tcd": (TCDScheduler, {}),
 }
+IN_SIGMA = {"euler", "euler_a", "heun"}  # diffusers has x = x_0 + σ·ε for them
 SHAPE = (1, 4, 6, 6)
-NOISE = np.random.default_rng(0).standard_normal(SHAPE)
+NOISE, IMAGE = np.random.default_rng(0).standard_normal((2, *SHAPE))
 
 STABLE_DIFFUSION: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 schedules = st.fixed_dictionaries(
@@ -61,10 +69,11 @@ def network(x: Float64, t: float) -> Float64:
     return predicted
 
 
-def ours(table: StepTable, noise: torch.dtype = torch.float32) -> Float64:
-    """The end of a trajectory."""
+def ours(table: StepTable, noise: torch.dtype = torch.float32, image: Float64 | None = None) -> Float64:
+    """The end of a trajectory from noise, or from an image."""
     rng = torch.Generator().manual_seed(0)
-    x, memories = NOISE * table.init, list[Float64]()
+    (f, g), memories = table.levels[0], list[Float64]()
+    x = NOISE * table.init if image is None else f * image + g * NOISE
     for step, values in zip(table.steps, table.lines, strict=True):
         line = dict(zip(Column, values, strict=True))
         out = network(x, step.timestep)
@@ -82,21 +91,47 @@ def ours(table: StepTable, noise: torch.dtype = torch.float32) -> Float64:
 
 
 def theirs(
-    scheduler: Any, grid: int | tuple[int, ...], sampler: str, eta: float = 0.0, dtype: torch.dtype = torch.float32
-) -> Float64:
-    """The end of the loop of diffusers' pipelines."""
-    scheduler.set_timesteps(**{"num_inference_steps": grid} if isinstance(grid, int) else {"timesteps": [*grid]})
+    scheduler: Any,
+    sampler: str,
+    eta: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    begin: int = 0,
+    image: Float64 | None = None,
+) -> tuple[Float64, Float64]:
+    """The end of the loop of diffusers' pipelines, and the levels at which they add noise: one more than there are lines.
+
+    Args:
+        begin: the first step that is taken.
+        image: what the pipeline from an image starts from.
+    """
+    first = begin * scheduler.order
+    timesteps = scheduler.timesteps[first:]
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # else a first timestep that is there twice is skipped, and the last step fails
-    step: dict[str, Any] = {"eta": eta} if sampler == "ddim" else {}
-    if sampler in ("ddim", "ddpm", "euler_a", "lcm"):
+        scheduler.set_begin_index(
+            first
+        )  # else a first timestep that is there twice is skipped, and the last step fails
+    step: dict[str, Any] = {"eta": eta} if sampler in ("ddim", "tcd") else {}
+    if sampler in ("ddim", "ddpm", "dpmpp_2m_sde", "euler_a", "lcm", "tcd"):
         step["generator"] = torch.Generator().manual_seed(0)
-    x = torch.tensor(NOISE).to(dtype) * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
+    levels = [level_of(scheduler, sampler, timesteps[:1])]
+    if image is None:
+        x = torch.tensor(NOISE).to(dtype) * scheduler.init_noise_sigma
+    else:
+        x = scheduler.add_noise(torch.tensor(image).to(dtype), torch.tensor(NOISE).to(dtype), timesteps[:1])
+    for i, t in enumerate(timesteps):
         scaled = scheduler.scale_model_input(x, t).double().numpy()
         x = scheduler.step(torch.tensor(network(scaled, float(t))).to(dtype), t, x, **step).prev_sample
+        levels.append((1.0, 0.0) if i + 1 == len(timesteps) else level_of(scheduler, sampler, timesteps[i + 1 : i + 2]))
     end: Float64 = x.double().numpy()
-    return end
+    return end, np.array(levels)
+
+
+def level_of(scheduler: Any, sampler: str, timestep: torch.Tensor) -> tuple[float, float]:
+    """√ᾱ and √(1−ᾱ) of what add_noise makes at a timestep."""
+    one, none = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    f, g = (float(scheduler.add_noise(*pair, timestep)) for pair in ((one, none), (none, one)))
+    scale = (1 + g**2) ** 0.5 if sampler in IN_SIGMA else 1.0
+    return f / scale, g / scale
 
 
 def euler_in_double(scheduler: Any, N: int) -> Float64:
@@ -129,19 +164,66 @@ def difference(a: Float64, b: Float64) -> float:
     return float(np.abs(a - b).max() / max(1, np.abs(b).max()))
 
 
-def compare(sampler: str, fields: dict[str, Any], grid: int | tuple[int, ...], eta: float = 0.0) -> float:
+def scheduler_of(
+    sampler: str, fields: dict[str, Any], grid: int | tuple[int, ...], sigma_schedule: SigmaSchedule | None = None
+) -> Any:
+    """diffusers' scheduler with its timesteps."""
     kind, own = CLASSES[sampler]
     unbounded = {"clip_sample": False} if sampler in ("ddim", "ddpm") else {}
-    scheduler = kind(**own, **unbounded, **fields)
+    named = {f"use_{sigma_schedule}_sigmas": True} if sigma_schedule in ("karras", "exponential") else {}
+    scheduler = kind(**own, **unbounded, **fields, **named)
+    scheduler.set_timesteps(**{"num_inference_steps": grid} if isinstance(grid, int) else {"timesteps": [*grid]})
+    if sigma_schedule == "normal":
+        assert isinstance(grid, int)
+        set_normal(scheduler, grid)
+    return scheduler
+
+
+def set_normal(scheduler: Any, N: int) -> None:
+    """k-diffusion's DiscreteSchedule.get_sigmas, for a scheduler of diffusers. That has no option for it."""
+    log_sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt().log()
+    t = torch.linspace(len(log_sigmas) - 1, 0, N)
+    share = t.frac()
+    sigmas = ((1 - share) * log_sigmas[t.floor().long()] + share * log_sigmas[t.ceil().long()]).exp()
+    end = torch.zeros(1)
+    if scheduler.order == 1:
+        scheduler.timesteps, scheduler.sigmas = t, torch.cat([sigmas, end])
+    else:
+        scheduler.timesteps = torch.cat([t[:1], t[1:].repeat_interleave(2)])
+        scheduler.sigmas = torch.cat([sigmas[:1], sigmas[1:].repeat_interleave(2), end])
+
+
+def compare(
+    sampler: str,
+    fields: dict[str, Any],
+    grid: int | tuple[int, ...],
+    eta: float = 0.0,
+    sigma_schedule: SigmaSchedule | None = None,
+    begin: int | None = None,
+) -> float:
+    """How far a trajectory's ends are apart.
+
+    Args:
+        begin: the first step of a trajectory from an image; None for one from noise.
+    """
     schedule, dtype = Schedule(**{"clip_sample": False, **fields}), torch.float32
-    if sampler == "lcm":
-        # Each step starts from x_0 alone, and this network makes roundings larger from one x_0 to the next.
-        exact, dtype = torch.tensor(schedule.alphas_cumprod), torch.float64
+    table = sample_table(schedule, sampler, grid, eta, sigma_schedule, begin or 0)
+    scheduler = scheduler_of(sampler, fields, grid, sigma_schedule)
+    if sampler in ("heun", "lcm", "tcd"):
+        dtype = torch.float64  # x is large, or starts from x_0 alone at each step: roundings become larger on the way
+    if sampler in ("lcm", "tcd"):
+        exact = torch.tensor(schedule.alphas_cumprod)
         torch.testing.assert_close(scheduler.alphas_cumprod.double(), exact, rtol=1e-5, atol=1e-6)
         scheduler.alphas_cumprod = exact
-    end = ours(sample_table(schedule, sampler, grid, eta), dtype)
-    expected = theirs(scheduler, grid, sampler, eta, dtype)
-    if sampler in ("euler", "euler_a") and scheduler.sigmas[0] > 20 and isinstance(grid, int):
+    if sampler == "lcm" and begin:
+        original = schedule.original_inference_steps
+        scheduler.set_timesteps(grid, strength=(original - begin) / original)
+    image = None if begin is None else IMAGE
+    end = ours(table, dtype, image)
+    first = 0 if sampler == "lcm" else begin or 0
+    expected, levels = theirs(scheduler, sampler, eta, dtype, first, image)
+    np.testing.assert_allclose(table.levels, levels, rtol=0, atol=2e-6)
+    if sampler in IN_SIGMA and scheduler.sigmas[0] > 20 and isinstance(grid, int) and begin is None:
         # Euler's x is as large as σ, and diffusers rounds it to float32.
         assert difference(end, expected) <= scheduler.sigmas[0] * 2**-21
         expected = euler_in_double(scheduler, grid)

@@ -14,7 +14,6 @@ from service.errors import Unauthorized
 from service.http.paths import path_of
 from service.http.problems import answer
 
-
 # Makes browsers ask for name and password.
 _LOGIN = 'Basic realm="Stepwise: any name, and an API key as the password", charset="UTF-8"'
 

@@ -13,7 +13,7 @@ from service.errors import Invalid
 from service.http.models import shown
 from service.http.parsing import json_object
 from service.http.pieces import Bytes
-from service.plan.shared_fields import MAX_PROMPT, MAX_SEED
+from service.plan.shared_fields import MAX_GUIDANCE, MAX_PROMPT, MAX_SEED
 
 CLIP_SKIP = "CLIP_stop_at_last_layers"
 MAX_SIDE = 2**14  # pixels
@@ -108,10 +108,14 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Text = Annotated[str | None, Field(max_length=MAX_PROMPT)]
-Name = Annotated[str | None, Field(max_length=_MAX_NAME)]
-Count = Annotated[int | None, BeforeValidator(_whole), Field(ge=1, le=MAX_SEED)]
-Side = Annotated[int | None, BeforeValidator(_whole), Field(ge=1, le=MAX_SIDE)]
+Text = Annotated[str, Field(max_length=MAX_PROMPT)] | None
+Name = Annotated[str, Field(max_length=_MAX_NAME)] | None
+Count = Annotated[int, Field(ge=1, le=MAX_SEED), BeforeValidator(_whole)] | None
+Layers = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)] | None
+Seed = Annotated[int, Field(ge=-1, le=MAX_SEED), BeforeValidator(_whole)] | None
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE), BeforeValidator(_whole)] | None
+Scale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] | None
+Share = Annotated[float, Field(ge=0, le=1)] | None
 
 
 class Settings(BaseModel):
@@ -119,7 +123,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    CLIP_stop_at_last_layers: Annotated[int | None, BeforeValidator(_whole), Field(ge=0, le=MAX_SEED)] = None
+    CLIP_stop_at_last_layers: Layers = None
 
 
 class Txt2Img(BaseModel):
@@ -129,13 +133,13 @@ class Txt2Img(BaseModel):
 
     prompt: Text = Field(None, repr=False)
     negative_prompt: Text = Field(None, repr=False)
-    seed: Annotated[int | None, BeforeValidator(_whole), Field(ge=-1, le=MAX_SEED)] = None
+    seed: Seed = None
     sampler_name: Name = None
     sampler_index: Name = None
     scheduler: Name = None
     steps: Count = None
-    cfg_scale: Annotated[float | None, Field(ge=0)] = None
-    eta: Annotated[float | None, Field(ge=0)] = None
+    cfg_scale: Scale = None
+    eta: Share = None
     width: Side = None
     height: Side = None
     batch_size: Count = None

@@ -45,14 +45,11 @@ class WebUI:
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
-        posts: dict[str, Callable[..., Awaitable[Response]]] = {
-            "txt2img": self.txt2img,
-            "img2img": self.img2img,
-            "interrupt": self.interrupt,
-            "options": self.set_options,
-        }
-        for name, endpoint in posts.items():
-            router.add_api_route(f"/{name}", endpoint, methods=["POST"], **documents.post(name))
+        txt2img = documents.txt2img(self.studio.sample_model, self.served)
+        router.add_api_route("/txt2img", self.txt2img, methods=["POST"], **txt2img)
+        router.add_api_route("/img2img", self.img2img, methods=["POST"], include_in_schema=False)
+        router.add_api_route("/interrupt", self.interrupt, methods=["POST"], **documents.interrupt())
+        router.add_api_route("/options", self.set_options, methods=["POST"], **documents.set_options())
         model = self.served.model
         lists = {
             "options": facts.options(model),

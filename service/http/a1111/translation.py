@@ -122,7 +122,7 @@ def _tell_prompts(asked: Txt2Img, model: ModelDescription, told: Translated) -> 
     prompt, negative = asked.prompt or "", asked.negative_prompt or ""
     scale = asked.cfg_scale
     if model.text is not None:
-        told.values |= {"prompt": prompt, "guidance_scale": scale}
+        told.values |= {"prompt": prompt, "emphasis": "original", "guidance_scale": scale}
         _tell_clip_skip(asked, model, told)
         if negative and model.embeds_guidance:
             told.ignored.append("negative_prompt")

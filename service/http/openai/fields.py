@@ -195,10 +195,11 @@ def _told(fields: SampleRequest, model: ModelDescription) -> tuple[SampleRequest
         return fields, []
     prompt, unused = fields.prompt, []
     if model.num_classes is not None and fields.class_label is None:
-        label = (
-            named_in(prompt or "", model) if isinstance(prompt, str | None) else [named_in(p, model) for p in prompt]
-        )
-        fields = replace(fields, class_label=label)
+        with named_as_sent({"class_label": "prompt"}):
+            if isinstance(prompt, str | None):
+                fields = replace(fields, class_label=named_in(prompt or "", model))
+            else:
+                fields = replace(fields, class_label=[named_in(one, model) for one in prompt])
     elif prompt:
         unused.append("prompt")
     if fields.negative_prompt:
