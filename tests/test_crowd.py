@@ -153,8 +153,8 @@ def test_a_hundred_mixed_calls_draw_the_bytes_that_each_draws_alone(
 def test_a_hundred_mixed_calls_keep_every_promise(is_text: bool) -> None:
     """On the clock of a fake runner, so a slow machine breaks none.
 
-    A pass takes a quarter of a second of this clock and no time of the machine. So each pass waits for the answers with images that
-    are ready: else clocks would run ahead of answers.
+    A pass takes a quarter of a second of this clock and no time of the machine. So each pass waits for the answers
+    whose images are ready: else the clock would run ahead of answers.
     """
     crowd = a_crowd(WORDS if is_text else ("zero", "one", "two"), is_text)
     answered = [threading.Event() for _ in crowd]
