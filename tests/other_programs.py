@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
@@ -99,7 +99,14 @@ class Program(ABC):
 
     key: str = ""
     params: Json = field(default_factory=dict)
-    source = ""
+
+    source: ClassVar[str]
+    sends_key: ClassVar[bool] = True
+
+    @staticmethod
+    def credentials(key: str) -> str:
+        """What a user types for an API key of the server."""
+        return key
 
     def connect(self, client: httpx.Client) -> None:
         """All that the program asks before it draws."""
@@ -332,6 +339,10 @@ class OpenWebUIAutomatic1111(Program):
 
     source = OpenWebUI.source
 
+    @staticmethod
+    def credentials(key: str) -> str:
+        return f"anyone:{key}"
+
     def connect(self, client: httpx.Client) -> None:
         """When the settings are saved: the address is tried, the models are listed, and one is chosen."""
         headers = {**AIOHTTP, **basic(self.key)}
@@ -364,6 +375,10 @@ class SillyTavern(Program):
     """Its source `Stable Diffusion Web UI (AUTOMATIC1111)`. An empty password is sent as an empty Basic."""
 
     source = "SillyTavern/SillyTavern src/endpoints/stable-diffusion.js, 2026; its extension's generateAutoImage"
+
+    @staticmethod
+    def credentials(key: str) -> str:
+        return f"anyone:{key}"
 
     @property
     def _headers(self) -> dict[str, str]:
@@ -439,6 +454,7 @@ class LibreChatStableDiffusion(Program):
     """Its tool stable-diffusion. It sends no key, and its model writes the negative prompt."""
 
     source = "danny-avila/LibreChat api/app/clients/tools/structured/StableDiffusion.js, 2026-11"
+    sends_key = False
 
     def draw(self, prompt: str) -> Call:
         body = {"prompt": prompt, "negative_prompt": "", "cfg_scale": 4.5, "steps": 22, "width": 1024, "height": 1024}
@@ -462,6 +478,7 @@ class Dify(Program):
     """Its plugin langgenius/stablediffusion. Its JSON has no media type, because requests gives none to text."""
 
     source = "langgenius/dify-official-plugins tools/stablediffusion, 2026-07"
+    sends_key = False
     model = "digits"
 
     def connect(self, client: httpx.Client) -> None:

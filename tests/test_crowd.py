@@ -6,15 +6,13 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.engines import FakeRunner
 from tests.local import serving_fake
-from tests.pipelines import write_pipeline
-from tests.servers import PATIENCE, Json, Reachable, ServerProcess, serving, side_by_side
+from tests.servers import PATIENCE, Json, Reachable, ServerProcess
 from tests.texts import serving_text
 
 pytestmark = pytest.mark.slow
@@ -123,19 +121,11 @@ def together(server: Reachable, crowd: list[Call]) -> list[Images]:
     return [drawn[i] for i in range(len(crowd))]
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerProcess]]:
-    """Servers of the digits and of a tiny Stable Diffusion."""
-    text: Path = write_pipeline(tmp_path_factory.mktemp("pipeline") / "tiny")
-    with side_by_side(serving(WEIGHTS="digits"), serving(WEIGHTS=text, SIZES="64x64,96x64")) as servers:
-        yield dict(zip(("digits", "text"), servers, strict=True))
-
-
 @pytest.mark.parametrize("weights", ["digits", "text"])
 def test_a_hundred_mixed_calls_draw_the_bytes_that_each_draws_alone(
-    weights: str, both: dict[str, ServerProcess]
+    weights: str, digits_and_text: dict[str, ServerProcess]
 ) -> None:
-    server, is_text = both[weights], weights == "text"
+    server, is_text = digits_and_text[weights], weights == "text"
     crowd = a_crowd(WORDS if is_text else DIGITS, is_text)
     alone = [call.draw(server) for call in crowd]
     assert len({image for images in alone for image in images}) == sum(map(len, alone))

@@ -5,7 +5,6 @@ import base64
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 
 from tests.local import serving_fake
-from tests.pipelines import write_pipeline
 from tests.servers import (
     PATIENCE,
     ROOT,
@@ -29,8 +27,6 @@ from tests.servers import (
     ServerProcess,
     eventually,
     needs,
-    serving,
-    side_by_side,
 )
 
 pytestmark = pytest.mark.slow
@@ -40,14 +36,6 @@ FEW: Json = {"seed": 7, "num_inference_steps": 4}  # what the SDKs do not know g
 MODEL = "any-model"
 
 each_model = pytest.mark.parametrize("weights", PROMPTS)
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerProcess]]:
-    """Servers of the digits and of a tiny Stable Diffusion."""
-    text: Path = write_pipeline(tmp_path_factory.mktemp("pipeline") / "tiny")
-    with side_by_side(serving(WEIGHTS="digits"), serving(WEIGHTS=text, SIZES="64x64,96x64")) as servers:
-        yield dict(zip(PROMPTS, servers, strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +64,10 @@ def decoded(text: str | None) -> bytes:
 
 
 @each_model
-def test_the_sdk_finds_the_model_and_draws_the_bytes_of_sample(both: dict[str, ServerProcess], weights: str) -> None:
-    server = both[weights]
+def test_the_sdk_finds_the_model_and_draws_the_bytes_of_sample(
+    digits_and_text: dict[str, ServerProcess], weights: str
+) -> None:
+    server = digits_and_text[weights]
     with sdk(server) as client:
         [model] = client.models.list()
         assert client.models.retrieve(model.id) == model
@@ -92,19 +82,19 @@ def test_the_sdk_finds_the_model_and_draws_the_bytes_of_sample(both: dict[str, S
 
 
 @each_model
-def test_links_lead_to_the_same_bytes(both: dict[str, ServerProcess], weights: str) -> None:
-    with sdk(both[weights]) as client:
+def test_links_lead_to_the_same_bytes(digits_and_text: dict[str, ServerProcess], weights: str) -> None:
+    with sdk(digits_and_text[weights]) as client:
         drawn = client.images.generate(prompt=PROMPTS[weights], n=2, response_format="url", extra_body=FEW)
     assert drawn.data is not None
     for i, image in enumerate(drawn.data):
         assert image.url is not None
         assert image.b64_json is None
-        assert httpx.get(image.url, trust_env=False).content == sampled(both[weights], weights, 7 + i)
+        assert httpx.get(image.url, trust_env=False).content == sampled(digits_and_text[weights], weights, 7 + i)
 
 
 @each_model
-def test_a_raw_response_says_what_was_ignored(both: dict[str, ServerProcess], weights: str) -> None:
-    with sdk(both[weights]) as client:
+def test_a_raw_response_says_what_was_ignored(digits_and_text: dict[str, ServerProcess], weights: str) -> None:
+    with sdk(digits_and_text[weights]) as client:
         raw = client.images.with_raw_response.generate(
             model=MODEL, prompt=PROMPTS[weights], quality="high", user="somebody", moderation="low", extra_body=FEW
         )
@@ -116,8 +106,10 @@ def test_a_raw_response_says_what_was_ignored(both: dict[str, ServerProcess], we
 
 
 @each_model
-def test_a_stream_gives_partial_images_and_then_the_bytes(both: dict[str, ServerProcess], weights: str) -> None:
-    with sdk(both[weights]) as client:
+def test_a_stream_gives_partial_images_and_then_the_bytes(
+    digits_and_text: dict[str, ServerProcess], weights: str
+) -> None:
+    with sdk(digits_and_text[weights]) as client:
         asked = client.images.generate(
             prompt=PROMPTS[weights], n=2, stream=True, partial_images=2, size="1024x1024", extra_body=FEW
         )
@@ -126,7 +118,7 @@ def test_a_stream_gives_partial_images_and_then_the_bytes(both: dict[str, Server
     completed = {(event.model_extra or {})["seed"]: event for event in events if event not in rough}
     assert all(isinstance(event, ImageGenCompletedEvent) for event in completed.values())
     assert {seed: decoded(event.b64_json) for seed, event in completed.items()} == {
-        seed: sampled(both[weights], weights, seed) for seed in (7, 8)
+        seed: sampled(digits_and_text[weights], weights, seed) for seed in (7, 8)
     }
     for event in completed.values():
         assert event.output_format == "png"
@@ -162,8 +154,8 @@ def test_partial_images_come_while_the_rest_is_drawn() -> None:
 
 
 @each_model
-def test_the_asynchronous_sdk_draws_side_by_side(both: dict[str, ServerProcess], weights: str) -> None:
-    server = both[weights]
+def test_the_asynchronous_sdk_draws_side_by_side(digits_and_text: dict[str, ServerProcess], weights: str) -> None:
+    server = digits_and_text[weights]
 
     async def draw() -> list[bytes]:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=PATIENCE) as client:
@@ -183,8 +175,8 @@ def test_the_asynchronous_sdk_draws_side_by_side(both: dict[str, ServerProcess],
     assert asyncio.run(draw()) == [sampled(server, weights, seed) for seed in range(12)]
 
 
-def test_errors_are_the_exceptions_of_the_sdk(both: dict[str, ServerProcess], strict_server: ServerProcess) -> None:
-    with sdk(both["digits"]) as client:
+def test_errors_are_the_exceptions_of_the_sdk(digits_and_text: dict[str, ServerProcess]) -> None:
+    with sdk(digits_and_text["digits"]) as client:
         with pytest.raises(openai.UnprocessableEntityError, match="must name one class") as refused:
             client.images.generate(prompt="a fox")
         with pytest.raises(openai.NotFoundError):
@@ -192,6 +184,9 @@ def test_errors_are_the_exceptions_of_the_sdk(both: dict[str, ServerProcess], st
     error = refused.value
     assert (error.param, error.type) == ("prompt", "invalid_request_error")
     assert error.request_id
+
+
+def test_keys_and_errors_after_acceptance_are_exceptions_too(strict_server: ServerProcess) -> None:
     with sdk(strict_server) as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
     with sdk(strict_server, "alpha", max_retries=0) as client:
@@ -201,9 +196,9 @@ def test_errors_are_the_exceptions_of_the_sdk(both: dict[str, ServerProcess], st
             list(client.images.generate(prompt="a dog", stream=True))
 
 
-def test_edits_raise_at_once(both: dict[str, ServerProcess]) -> None:
+def test_edits_raise_at_once(digits_and_text: dict[str, ServerProcess]) -> None:
     """The SDK asks again after most errors of 500 and more. This one says that it is in vain."""
-    server = both["text"]
+    server = digits_and_text["text"]
     before = server.metric("stepwise_requests_total", endpoint="/v1/images/edits", code="501")
     with sdk(server) as client, pytest.raises(openai.InternalServerError) as waits:
         client.images.edit(image=("drawn.png", sampled(server, "text", 1)), prompt="a fox")
@@ -251,8 +246,8 @@ def javascript() -> Path:
 @needs("npm")
 @needs("node")
 @each_model
-def test_the_javascript_sdk(both: dict[str, ServerProcess], weights: str, javascript: Path) -> None:
-    server = both[weights]
+def test_the_javascript_sdk(digits_and_text: dict[str, ServerProcess], weights: str, javascript: Path) -> None:
+    server = digits_and_text[weights]
     command = ["node", "images.mjs", f"{server.url}/v1", "none", MODEL, PROMPTS[weights]]
     ran = subprocess.run(command, cwd=javascript, capture_output=True, text=True, timeout=START, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -291,8 +286,8 @@ def webui(server: Reachable, **settings: Any) -> Any:
     return webuiapi.WebUIApi(host=host, port=port, **settings)
 
 
-def test_webuiapi_reads_what_there_is(both: dict[str, ServerProcess]) -> None:
-    api = webui(both["text"])
+def test_webuiapi_reads_what_there_is(digits_and_text: dict[str, ServerProcess]) -> None:
+    api = webui(digits_and_text["text"])
     [name] = api.util_get_model_names()
     assert api.util_get_current_model() == name
     api.util_set_model(name)
@@ -307,8 +302,8 @@ def test_webuiapi_reads_what_there_is(both: dict[str, ServerProcess]) -> None:
 
 
 @each_model
-def test_webuiapi_draws(both: dict[str, ServerProcess], weights: str) -> None:
-    server = both[weights]
+def test_webuiapi_draws(digits_and_text: dict[str, ServerProcess], weights: str) -> None:
+    server = digits_and_text[weights]
     api = webui(server)
     result = api.txt2img(
         prompt=PROMPTS[weights],
@@ -331,8 +326,8 @@ def test_webuiapi_draws(both: dict[str, ServerProcess], weights: str) -> None:
     ]
 
 
-def test_webuiapi_tells_a_seed_that_draws_the_same_again(both: dict[str, ServerProcess]) -> None:
-    api = webui(both["text"])
+def test_webuiapi_tells_a_seed_that_draws_the_same_again(digits_and_text: dict[str, ServerProcess]) -> None:
+    api = webui(digits_and_text["text"])
     first = api.txt2img(prompt="a ((fox)) in the (snow:1.3)", width=96, height=64)
     again = api.txt2img(prompt="a ((fox)) in the (snow:1.3)", width=96, height=64, seed=first.info["seed"])
     assert first.json["images"] == again.json["images"]
