@@ -5,7 +5,6 @@ import pytest
 
 from tests.other_programs import (
     PROGRAMS,
-    LangChain,
     LibreChat,
     LiteLLM,
     LobeChat,
@@ -43,8 +42,7 @@ def draws(program: Program, server: Reachable, prompt: str) -> list[Json]:
         images = program.read(answer, client)
     assert images
     recipes = [read_parameters(png) for png in images]
-    if not isinstance(program, LangChain):  # a link is fetched
-        assert [recipe["seed"] for recipe in recipes] == told_seeds(answer)[: len(images)]
+    assert [recipe["seed"] for recipe in recipes] == told_seeds(answer)[: len(images)]
     assert [again(server, png) for png in images] == images
     return recipes
 
