@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from model.grids import Steps
-from model.lines import C, Column, bounded, clipped, ddim_unbounded, noise_of, x0_lines
+from model.lines import C, Column, bounded, clipped, noise_of, x0_lines
 from model.schedule import Float64, Schedule, above_zero
 
 # The weights of this line's prediction and of those before it: PNDM's linear multistep method.
@@ -95,20 +95,20 @@ def heun_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     """Heun's method, Karras et al. 2022, arXiv:2206.00364, algorithm 1 without churn. Ignores eta.
 
     A step is a line of Euler's method, which remembers its x, and a line that takes the step again with the mean of
-    the slopes at both ends. The last step is a line of Euler's method alone.
+    the slopes at both ends. The last step is a line of Euler's method alone. A bound of x0 changes the slopes, too.
     """
     alpha_bar, alpha_bar_next = above_zero(steps.alpha_bar), steps.alpha_bar_next
-    euler, again = slice(0, None, 2), slice(1, None, 2)
     lines = x0_lines(schedule, alpha_bar)
-    first = ddim_unbounded(schedule, alpha_bar[euler], alpha_bar_next[euler], eta=0)
-    lines[euler] = first
-    lines[:-1:2, Column.R_X] = 1
-    start, end = alpha_bar[:-1:2], alpha_bar[again]
-    sigma, sigma_next = np.sqrt(1 / start - 1), np.sqrt(1 / end - 1)
-    half = (1 - sigma / sigma_next) / 2  # of the step, in units of σ at its end
-    lines[again, Column.A] = 1 / 2 + half
-    lines[again, Column.B] = -np.sqrt(end) * half
-    lines[again, Column.C_1] = np.sqrt(end / start) / 2
+    euler, again = lines[::2], lines[1::2]
+    start, end = alpha_bar[::2], alpha_bar_next[::2]
+    ratio = np.sqrt((1 / end - 1) / (1 / start - 1))  # of σ at the end to σ at the start
+    euler[:, Column.A] = np.sqrt((1 - end) / (1 - start))
+    euler[:, Column.B] = np.sqrt(end) * (1 - ratio)
+    euler[:-1, Column.R_X] = 1
+    start, end, half = start[:-1], end[:-1], (1 - 1 / ratio[:-1]) / 2
+    again[:, Column.A] = 1 / 2 + half
+    again[:, Column.B] = -np.sqrt(end) * half
+    again[:, Column.C_1] = np.sqrt(end / start) / 2
     return clipped(lines, schedule, schedule.clips_multistep)
 
 

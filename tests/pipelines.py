@@ -312,8 +312,12 @@ def load_pipeline(folder: Path, **arguments: Any) -> Any:
     return pipeline
 
 
-def draw(pipeline: Any, prompt: str, seed: int = 0, **arguments: Any) -> NDArray[np.float32]:
-    """The pipeline's one image, [H, W, 3] in 0 … 1; its latents [C, h, w] with output_type="latent"."""
+def draw(pipeline: Any, prompt: str | None, seed: int = 0, **arguments: Any) -> NDArray[np.float32]:
+    """The pipeline's one image, [H, W, 3] in 0 … 1; its latents [C, h, w] with output_type="latent".
+
+    Args:
+        prompt: None where the arguments have embeddings.
+    """
     rng = torch.Generator().manual_seed(seed)
     settings = {"output_type": "np", **arguments}
     with _quiet():

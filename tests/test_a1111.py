@@ -462,6 +462,10 @@ def test_what_programs_ask_at_connect(server: ServerProcess) -> None:
     assert change(**options, sd_lora="x") == {"ignored": ["sd_lora"]}
     assert change(sd_model_checkpoint="other") == {"ignored": ["sd_model_checkpoint"]}
     assert ask("options") == options
+    no_unicode = server.client.post(
+        f"{HOME}/options", content=b'{"\\ud800": 1}', headers={"Content-Type": JSON["Accept"]}
+    )
+    assert no_unicode.json() == {"ignored": ["\ud800"]}
 
 
 def test_errors_are_problem_documents_with_what_its_programs_read(
@@ -480,3 +484,12 @@ def test_errors_are_problem_documents_with_what_its_programs_read(
         allowed = stranger.get(f"{HOME}/options", auth=("any", "alpha"))
     assert (refusal.status_code, allowed.status_code) == (401, 200)
     assert refusal.json()["detail"].startswith("this server needs an API key")
+    assert refusal.json()["error"] == "Unauthorized"
+
+
+def test_karras_draws_as_sigma_schedule_does(server: ServerProcess) -> None:
+    document = drawn(server, {"prompt": "cat", "sampler_name": "Euler Karras", "steps": 5, "cfg_scale": 1, "seed": 9})
+    request = {"class_label": "cat", "sampler": "euler", "sigma_schedule": "karras", "num_inference_steps": 5}
+    answer = server.client.post("/sample", json={**request, "guidance_scale": 1, "seed": 9}, headers=PNG)
+    assert pngs(document) == [answer.content]
+    assert "Sampler: Euler, Schedule type: Karras, " in document["info"]["infotexts"][0]

@@ -1,5 +1,6 @@
 """AUTOMATIC1111's syntax in prompts: weights, and what is drawn of the rest."""
 
+import math
 from itertools import groupby
 from typing import Any
 
@@ -270,6 +271,12 @@ def test_a_token_has_the_weight_of_its_fragment() -> None:
     assert negative.weights_2 == (1, 1 / 1.1, *[1] * (LENGTH - 2))  # this encoder has no token for the dot
     [plain] = planned(XL, **asked).rows
     assert plain.branches[0].text == tokenize_twice("a(bc:1.5)").text()
+
+
+def test_zero_has_no_sign() -> None:
+    """Texts that are equal have contexts of the same bits."""
+    [(_, zero)] = fragments("(a:-0)")
+    assert math.copysign(1, zero) == 1
 
 
 def test_what_does_not_fit_is_cut_with_its_weights() -> None:

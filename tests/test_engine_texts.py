@@ -31,6 +31,7 @@ from tests.engines import (
     a_decoded,
     a_row,
     a_setting,
+    a_text,
     a_text_row,
     an_image,
     check_beyond_help,
@@ -311,6 +312,16 @@ def test_a_context_that_is_not_finite_is_not_kept() -> None:
         s.texts.poisoned = set()
         assert images_of(s.submit(a_text_row(2, 3))) == [an_image(2, 1)]
         assert s.texts.calls == [3, 3]
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 2.0, 1.0)])
+def test_a_prompt_whose_weights_leave_no_context_fails_alone_in_words(weights: tuple[float, ...]) -> None:
+    with warm_text(1) as s:
+        s.texts.poisoned = {3}
+        row = replace(a_row(1), branches=(Condition(text=a_text(3)._replace(weights=weights)),))
+        said = "the encoded prompt, with its weights, has" if weights else "the encoded prompt has"
+        assert str(error_of(s.submit(row))) == f"{said} values that are not finite"
+        assert images_of(s.submit(a_text_row(2, 4))) == [an_image(2, 1)]
 
 
 def test_a_request_may_be_cancelled_while_its_text_is_encoded() -> None:

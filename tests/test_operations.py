@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 import service
+from model.samplers import SAMPLERS
 from service.http import app
 from service.plan.entries import table
 from service.plan.fields import SampleRequest
@@ -482,7 +483,9 @@ def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
     assert size["seconds_per_step"].keys() == info["seconds_per_step"].keys()
     assert info["num_classes"] == 3
     assert info["class_names"] == ["cat", "dog", "7"]
-    assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm"]
+    assert info["samplers"] == list(SAMPLERS)
+    assert info["sigma_schedules"]["heun"] == ["karras", "exponential", "normal"]
+    assert {*info["sigma_schedules"]} == {name for name, sampler in SAMPLERS.items() if sampler.sigma_schedules}
     assert info["num_inference_steps"] is None
     assert info["recommended"] == {**config["recommended"], "timesteps": None}
     assert info["device"] == "cpu"
@@ -596,6 +599,12 @@ def description(server: ServerProcess) -> Json:
     return document
 
 
+A1111 = (
+    *("embeddings", "interrupt", "latent-upscale-modes", "loras", "options", "progress", "samplers", "schedulers"),
+    *("sd-models", "sd-modules", "sd-vae", "txt2img", "upscalers"),
+)
+
+
 def test_every_route_is_described(description: Json) -> None:
     assert description["openapi"].startswith("3.")
     assert description["info"]["version"] == service.__version__
@@ -604,6 +613,7 @@ def test_every_route_is_described(description: Json) -> None:
         "/sample",
         "/denoise",
         "/noise",
+        *(f"/sdapi/v1/{name}" for name in A1111),
         "/v1/images/generations",
         "/v1/models",
         "/v1/models/{model}",
@@ -881,7 +891,6 @@ def basic(credentials: bytes) -> str:
     [
         ("POST", "/sample"),
         ("GET", "/sample"),
-        ("POST", "/sdapi/v1/txt2img"),
         ("POST", "/denoise"),
         ("POST", "/noise"),
         ("GET", "/info"),

@@ -280,11 +280,21 @@ ROUTES = {
     "/noise": {"POST"},
     "/openapi.json": {"GET", "HEAD"},
     "/sample": {"GET", "HEAD", "POST"},
+    **{f"/sdapi/v1/{name}": {"GET", "HEAD"} for name in ("embeddings", "latent-upscale-modes", "loras", "progress")},
+    **{
+        f"/sdapi/v1/{name}": {"GET", "HEAD"} for name in ("samplers", "schedulers", "sd-models", "sd-modules", "sd-vae")
+    },
+    "/sdapi/v1/upscalers": {"GET", "HEAD"},
+    "/sdapi/v1/options": {"GET", "HEAD", "POST"},
+    **{f"/sdapi/v1/{name}": {"POST"} for name in ("img2img", "interrupt", "txt2img")},
     "/v1/images/edits": {"POST"},
     "/v1/images/generations": {"POST"},
     "/v1/models": {"GET", "HEAD"},
     "/v1/models/{model}": {"GET", "HEAD"},
 }
+
+
+NOT_FOR_ALL = ("/sdapi/v1/img2img", "/v1/images/edits", "/v1/models/{model}")
 
 
 def type_of_errors(path: str) -> str:
@@ -307,7 +317,7 @@ def test_other_methods_are_told_which_there_are(plain: FakeServer, path: str) ->
     for method in METHODS:
         answer = ask(plain, path, method)
         if method in allowed:
-            assert answer.status in (200, 415, 422) or path in ("/v1/images/edits", "/v1/models/{model}")
+            assert answer.status in (200, 415, 422) or path in NOT_FOR_ALL
         else:
             assert answer.status == 405
             assert set(answer.headers["allow"].split(", ")) == {name.lower() for name in allowed}

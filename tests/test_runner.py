@@ -66,6 +66,9 @@ ROWS = [
     labelled(sample_table(V, "pndm", 5), seed=10, label=1),
     labelled(sample_table(Schedule(), "pndm", 3), seed=11, label=2, guidance_scale=3.0, guidance_rescale=0.7),
     labelled(sample_table(V, "euler", 4), seed=12, label=0),
+    labelled(sample_table(V, "unipc", 5), seed=14, label=2),
+    labelled(sample_table(Schedule(), "heun", 3), seed=15, label=1, guidance_scale=2.0),
+    labelled(sample_table(Schedule(), "dpmpp_2m_sde", 4), seed=16, label=3),
     labelled(sample_table(Schedule(), "euler_a", 3), seed=13, label=4, guidance_scale=5.0, guidance_rescale=1.0),
     labelled(denoise_table(V, "pndm", 600, 4), seed=14, start=START),
 ]

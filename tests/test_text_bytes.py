@@ -14,7 +14,8 @@ from tests.servers import ServerProcess, serving
 pytestmark = pytest.mark.slow
 
 WATCHED = 40
-PROMPTS = ("", "a fox in the snow", "a fox in the rain", "ein Fuchs, 2 Füchse 🦊", "snow " * 100)
+WEIGHTED = "a (fox:1.4) in [the] snow"
+PROMPTS = ("", "a fox in the snow", "a fox in the rain", "ein Fuchs, 2 Füchse 🦊", "snow " * 100, WEIGHTED)
 SAMPLERS = ("ddim", "pndm", "euler", "euler_a", "dpmpp_2m", "lcm")
 
 SIZES = ([64, 64], [512, 1001], [1024, 1024])
@@ -30,6 +31,7 @@ def a_request(kind: str, seed: int) -> Asked:
     asked = {
         "seed": seed,
         "prompt": draw.choice(PROMPTS),
+        "emphasis": draw.choice(("none", "original")),
         "guidance_scale": guidance,
         "clip_skip": draw.choice((0, 0, 1)),
         "sampler": draw.choice(SAMPLERS),
@@ -81,10 +83,12 @@ def test_forty_of_forty_have_the_same_bytes_alone_and_in_a_crowd(server: ServerP
 
 
 def test_each_prompt_of_the_crowd_was_encoded_once(server: ServerProcess) -> None:
-    """The empty prompt is known from the start. Other layers make other contexts of a prompt."""
+    """The empty prompt is known from the start. Other layers make other contexts of a prompt, and so do weights."""
     forget = {"num_inference_steps": 1, "guidance_scale": 1.0}
     for prompt in PROMPTS:
         for clip_skip in (0, 1, 0):
-            drawn(server, {**forget, "seed": 1, "prompt": prompt, "clip_skip": clip_skip})
-    assert server.metric("stepwise_texts_total", source="encoder") == 2 * len(PROMPTS) - 1
-    assert server.metric("stepwise_text_seconds_count") == 2 * len(PROMPTS) - 1
+            for emphasis in ("none", "original"):
+                drawn(server, {**forget, "seed": 1, "prompt": prompt, "emphasis": emphasis, "clip_skip": clip_skip})
+    texts = len(PROMPTS) + 1  # one with and without its weights
+    assert server.metric("stepwise_texts_total", source="encoder") == 2 * texts - 1
+    assert server.metric("stepwise_text_seconds_count") == 2 * texts - 1

@@ -230,6 +230,8 @@ def test_a_refused_prompt_is_not_drawn(strict: FakeServer, tmp_path: Path) -> No
         {"prompt": "refused"},
         {"prompt": [FOX, "refused"], "num_images": 2},
         {"negative_prompt": "refused too"},
+        {"prompt": "[re]fu[sed|]", "emphasis": "original"},
+        {"negative_prompt": "(re)fused [too::0.8]", "emphasis": "original"},
     ]
     for fields in several:
         for accept in ("image/png", "application/json", "text/event-stream"):

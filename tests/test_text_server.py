@@ -1,7 +1,7 @@
 """Stable Diffusion on a running server: the images of diffusers' own pipelines."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from tests.pipelines import KINDS, draw, load_pipeline, write_pipeline
@@ -178,6 +179,88 @@ def test_latents_are_the_pipelines(running: dict[str, ServerProcess], pipelines:
     settings = {key: value for key, value in body.items() if key not in ("seed", "prompt")}
     latents = draw(pipelines("sd1"), body["prompt"], body["seed"], output_type="latent", **settings)
     np.testing.assert_allclose(read_npy(response.content), latents, rtol=0, atol=1e-5 * np.abs(latents).max())
+
+
+# Emphasis
+
+# Prompts, and what AUTOMATIC1111 makes of them: fragments with weights.
+WEIGHTED = r"a (fox:1.4) in [the] snow, ((dark)) \(the 2nd\)! [[THREE" + " ghosts" * 90
+NEGATIVE = "(blurry, (ugly:-0.5):1.2)"
+FRAGMENTS = (
+    ("a ", 1.0),
+    ("fox", 1.4),
+    (" in ", 1.0),
+    ("the", 1 / 1.1),
+    (" snow, ", 1.0),
+    ("dark", 1.1 * 1.1),
+    (" (the 2nd)! ", 1.0),
+    ("THREE" + " ghosts" * 90, 1 / 1.1**2),
+)
+NEGATIVE_FRAGMENTS = (("blurry, ", 1.2), ("ugly", -0.6))
+EMPHASIZED: Json = {"prompt": WEIGHTED, "negative_prompt": NEGATIVE, "emphasis": "original", "guidance_scale": 4}
+
+Fragments = Sequence[tuple[str, float]]
+
+
+@torch.inference_mode()
+def encoded(
+    tokenizer: Any, encoder: Any, fragments: Fragments, state_of: Callable[[Any], torch.Tensor]
+) -> tuple[torch.Tensor, Any]:
+    """A context, [1, N, C], by transformers, weighed as AUTOMATIC1111 does; and all that the encoder gives.
+
+    Args:
+        state_of: the part of it that the network is given.
+    """
+    pairs = [(token, weight) for text, weight in fragments for token in tokenizer(text).input_ids[1:-1]][:75]
+    rest = 75 - len(pairs)
+    ids = [
+        tokenizer.bos_token_id,
+        *(token for token, _ in pairs),
+        tokenizer.eos_token_id,
+        *[tokenizer.pad_token_id] * rest,
+    ]
+    weights = torch.tensor([1.0, *(weight for _, weight in pairs), *[1.0] * (1 + rest)])
+    output = encoder(torch.tensor([ids]), output_hidden_states=True)
+    state = state_of(output)
+    heavier = state * weights[None, :, None]
+    return heavier * (state.mean() / heavier.mean()), output
+
+
+@pytest.mark.parametrize("clip_skip", [0, 1])
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_weights_of_words(running: dict[str, ServerProcess], pipelines: Any, name: str, clip_skip: int) -> None:
+    """Contexts by transformers, weighed here, in diffusers' pipeline."""
+    pipeline, body = pipelines(name), {**request_of(name, 3), **EMPHASIZED, "clip_skip": clip_skip}
+    encoder = pipeline.text_encoder
+
+    def embedded(fragments: Fragments, clip_skip: int = 0) -> torch.Tensor:
+        norm = encoder.final_layer_norm
+        context, _ = encoded(
+            pipeline.tokenizer, encoder, fragments, lambda output: norm(output.hidden_states[-1 - clip_skip])
+        )
+        return context
+
+    of_prompts = ("prompt", "negative_prompt", "emphasis", "clip_skip", "seed")
+    theirs = draw(
+        pipeline,
+        None,
+        body["seed"],
+        prompt_embeds=embedded(FRAGMENTS, clip_skip),
+        negative_prompt_embeds=embedded(NEGATIVE_FRAGMENTS),
+        **{field: value for field, value in body.items() if field not in of_prompts},
+    )
+    ours = asked(running[name], body)
+    assert_alike(ours, to_uint8(theirs), (name, clip_skip))
+    assert not np.array_equal(ours, asked(running[name], {**body, "emphasis": "none"}))
+
+
+def test_a_recipe_with_weights_draws_its_image_again(running: dict[str, ServerProcess]) -> None:
+    response = running["sd1"].client.post("/sample", json={**EMPHASIZED, "seed": 3, "num_inference_steps": 3})
+    assert response.headers["x-warnings"].startswith("the prompt has ")
+    recipe = read_parameters(response.content)
+    assert recipe["emphasis"] == "original"
+    again = {key: value for key, value in recipe.items() if key not in ("model", "fingerprint")}
+    assert running["sd1"].client.post("/sample", json=again).content == response.content
 
 
 # Recipes

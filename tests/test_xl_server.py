@@ -10,13 +10,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from tests.pipelines import draw, load_pipeline, write_pipeline
 from tests.reference import scheduler_class
 from tests.servers import Json, ServerProcess, read_npy, read_parameters, serving
 from tests.test_diffusers_server import to_uint8
-from tests.test_text_server import PROMPTS, SIZES, asked, assert_alike
+from tests.test_text_server import (
+    EMPHASIZED,
+    FRAGMENTS,
+    NEGATIVE_FRAGMENTS,
+    PROMPTS,
+    SIZES,
+    Fragments,
+    asked,
+    assert_alike,
+    encoded,
+)
 
 # diffusers' warning with NumPy 2.
 pytestmark = [
@@ -244,3 +255,35 @@ def test_a_recipe_draws_its_image_again(running: Running, name: str, negative: s
         assert ("negative_original_size" in recipe) == (name not in LCM)
         again = {key: value for key, value in recipe.items() if key not in ("model", "fingerprint")}
         assert server.client.post("/sample", json=again).content == png
+
+
+# Emphasis
+
+
+def test_weights_of_words(running: Running, pipelines: Any) -> None:
+    """Each encoder has its own tokens and its own mean. Contexts by transformers, weighed here."""
+    pipeline, body = pipelines("xl"), {**request_of("xl", 3), **EMPHASIZED, "clip_skip": 0}
+
+    def embedded(fragments: Fragments) -> tuple[torch.Tensor, torch.Tensor]:
+        encoders = (pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2)
+        (first, _), (second, output) = (
+            encoded(tokenizer, encoder, fragments, lambda output: output.hidden_states[-2])
+            for tokenizer, encoder in encoders
+        )
+        return torch.cat([first, second], dim=-1), output.text_embeds
+
+    (own, pooled), (negative, negative_pooled) = embedded(FRAGMENTS), embedded(NEGATIVE_FRAGMENTS)
+    without = {**body, "prompt": None}
+    for field in ("negative_prompt", "emphasis", "clip_skip"):
+        del without[field]
+    theirs = expected(
+        pipeline,
+        without,
+        prompt_embeds=own,
+        pooled_prompt_embeds=pooled,
+        negative_prompt_embeds=negative,
+        negative_pooled_prompt_embeds=negative_pooled,
+    )
+    ours = asked(running("xl"), body)
+    assert_alike(ours, to_uint8(theirs), body)
+    assert not np.array_equal(ours, asked(running("xl"), {**body, "emphasis": "none"}))

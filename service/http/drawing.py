@@ -90,7 +90,8 @@ class Studio:
         """
         timeout_s = plan.timeout_s
         if self.prompts is not None and self.served.model.text is not None:
-            check = self.prompts.check(prompts_of(fields, len(plan.rows)), timeout_s)
+            prompts = [*prompts_of(fields, len(plan.rows)), *plan.drawn_prompts]
+            check = self.prompts.check(prompts, timeout_s)
             timeout_s = await unless_client_leaves(request.receive, asyncio.ensure_future(check))
         return self.engine.submit(plan.rows, timeout_s, Body.of(request).client, how, watcher, upload)
 

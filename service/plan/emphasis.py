@@ -57,6 +57,7 @@ def weighted(prompt: str, field: str) -> Weighted:
     weights = np.ones(len(pieces))
     for begin, end, factor in spans:  # in this order: products of floats depend on it
         weights[begin:end] *= factor
+    weights += 0.0  # so that no 0 is negative: texts with 0 and −0 are equal
     if not (np.abs(weights) <= MAX_WEIGHT).all():
         raise _beyond(field)
     texts: list[Fragment] = []

@@ -46,6 +46,7 @@ class Plan:
         canonical: all that decides the bytes of the whole answer.
         timeout_s: seconds from now.
         preview_every: steps; 0 for no previews.
+        drawn_prompts: the prompt and the negative prompt of an image without the syntax in them, where there is some.
         warnings: sentences on what the client may not expect, in ASCII, and without any text of a prompt.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     canonical: Parameters = field(repr=False)
     timeout_s: float
     preview_every: int = 0
+    drawn_prompts: tuple[tuple[str, str | None], ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
 
 
@@ -73,7 +75,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
     model = served.model
     n = request.num_images
     seed = _seed(request.seed, n)
-    sampler, eta, grid, table = steps.of_sample(request, model)
+    sampler, eta, grid, table, sigma_schedule = steps.of_sample(request, model)
     steps.check_range("preview_every", request.preview_every, 0, len(table), ", the steps")
     labels = labels_of(request.class_label, n, model)
     if model.needs_label:
@@ -93,6 +95,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
         "num_inference_steps": grid if isinstance(grid, int) else None,
         "timesteps": None if isinstance(grid, int) else [*grid],
         "eta": eta,
+        "sigma_schedule": sigma_schedule,
         "class_label": labels[0] if one_label else labels,
         "height": group.height,
         "width": group.width,
@@ -110,6 +113,7 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
         canonical=_recipe(SampleRequest, of_all, served, "image", "answer"),
         timeout_s=timeout_s,
         preview_every=request.preview_every,
+        drawn_prompts=tuple(one.words.drawn for one in told if one.words and one.words.drawn),
         warnings=warnings,
     )
 
@@ -132,7 +136,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
             "output", f"must be x0: this server checks images before it sends them; it is {request.output}"
         )
     _check_additive(request, schedule)
-    sampler, eta, _, table = steps.of_denoise(request, model)
+    sampler, eta, _, table, _ = steps.of_denoise(request, model)
     seed = _seed(request.seed)
     label = label_of(request.class_label, model)
     if label is None and model.needs_label:

@@ -45,6 +45,16 @@ class Read(NamedTuple):
     prompt: Prompt
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the prompt is drawn as it is written."""
+        return isinstance(self.prompt, str)
+
+    @property
+    def text(self) -> str:
+        """What is drawn, without brackets and weights."""
+        return self.prompt if isinstance(self.prompt, str) else "".join(one.text for one in self.prompt)
+
     def __repr__(self) -> str:
         """Tells nothing of the prompt, because an error with this in it may reach the log."""
         return f"Read({len(self.prompt)} characters or fragments)"
@@ -78,7 +88,7 @@ def read(prompt: str, field: str, steps: int, is_negative: bool) -> Read:
     text = _without_networks(_without_comments(prompt, notes), field, notes)
     fragments: list[Fragment] = []
     for part in [text] if is_negative else _joined(text, notes):
-        found, breaks = weighted(_at_most_steps(part, steps, notes), field)
+        found, breaks = weighted(_in_most_steps(part, steps, notes), field)
         fragments += found
         if breaks:
             notes[BREAK] = None
@@ -114,7 +124,7 @@ def _joined(text: str, notes: dict[str, None]) -> list[str]:
     return without
 
 
-def _at_most_steps(text: str, steps: int, notes: dict[str, None]) -> str:
+def _in_most_steps(text: str, steps: int, notes: dict[str, None]) -> str:
     """The text with the one part of `[from:to:when]` and `[a|b]` that is drawn."""
     out: list[str] = []
     opened: list[_Open] = []

@@ -6,9 +6,11 @@ Prompts belong to those who write them. No message here has a word of a prompt.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
 
 from model.description import ModelDescription, TextDescription
-from model.rows import Condition, Row, Tokens
+from model.rows import Condition, Row, Tokenize, Tokens
 from service.errors import Invalid
 from service.plan.fields import Denoise, Sample
 from service.plan.guidance import EMBEDDED, UNGUIDED
@@ -34,16 +36,23 @@ class Words:
         prompt: the empty text if none was given.
         negative_prompt: None if none was given, or if it has no effect. Its branch then has the empty text, or no text
             where the pipeline says so (force_zeros_for_empty_prompt).
-        has_emphasis: whether one of both is drawn otherwise than it is written.
+        drawn: both as they are drawn, where emphasis makes a difference; else None.
         clip_skip: of the prompt.
         branches: of the row.
     """
 
     prompt: str = field(repr=False)
     negative_prompt: str | None = field(repr=False)
-    has_emphasis: bool
+    drawn: tuple[str, str | None] | None = field(repr=False)
     clip_skip: int
     branches: tuple[Condition, ...]
+
+
+class _Drawn(NamedTuple):
+    """A text, as it is drawn."""
+
+    read: Read
+    tokens: Tokens
 
 
 def words_of(
@@ -77,26 +86,24 @@ def words_of(
     zeros = text.force_zeros_for_empty_prompt
     against = [None if zeros and one is None else one or "" for one in negatives] if is_guided else []
 
-    has_emphasis = _has_emphasis(request)
-    own = _read_all("prompt", prompts, steps, has_emphasis)
-    other = _read_all("negative_prompt", against, steps, has_emphasis)
-    drawn = [one.prompt for one in (*own.values(), *other.values())]
-    tokens = {one: served.tokenize(one) for one in dict.fromkeys(drawn)}
-    own_tokens, other_tokens = ({text: tokens[one.prompt] for text, one in each.items()} for each in (own, other))
+    tokenize = cache(served.tokenize)
+    own, other = (
+        {one: _drawn(name, one, steps, request, tokenize) for one in dict.fromkeys(texts) if one is not None}
+        for name, texts in (("prompt", prompts), ("negative_prompt", against))
+    )
     fits = prompt_limits(text)["max_prompt_tokens"]
-    warnings += _cuts("prompt", prompts, own_tokens, fits)
-    warnings += _cuts("negative prompt", against, other_tokens, fits)
-    warnings += dict.fromkeys(note for one in (*own.values(), *other.values()) for note in one.notes)
+    warnings += _cuts("prompt", prompts, own, fits)
+    warnings += _cuts("negative prompt", against, other, fits)
+    warnings += dict.fromkeys(note for one in (*own.values(), *other.values()) for note in one.read.notes)
 
     words = []
     for i, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True)):
-        branches = [Condition(text=own_tokens[prompt].text(request.clip_skip))]
-        is_read = own[prompt].prompt != prompt
+        branches = [Condition(text=own[prompt].tokens.text(request.clip_skip))]
+        its = [own[prompt].read, *([] if negative is None else [other[negative].read])]
         if is_guided:
-            against_it = against[i]
-            branches.append(Condition(text=None if against_it is None else other_tokens[against_it].text()))
-            is_read |= against_it is not None and other[against_it].prompt != against_it
-        words.append(Words(prompt, negative, is_read, request.clip_skip, tuple(branches)))
+            counter = against[i]
+            branches.append(Condition(text=None if counter is None else other[counter].tokens.text()))
+        words.append(Words(prompt, negative, _as_drawn(*its), request.clip_skip, tuple(branches)))
     return words, warnings
 
 
@@ -119,7 +126,7 @@ def recipe_of(words: Sequence[Words], has_prompts: bool) -> dict[str, object]:
     if not words:
         return {**_NO_PROMPTS, **_READ_AS_WRITTEN}
     prompt, negative = _one([each.prompt for each in words]), _one([each.negative_prompt for each in words])
-    emphasis = "original" if any(each.has_emphasis for each in words) else None
+    emphasis = "original" if any(each.drawn for each in words) else None
     read_as = {"emphasis": emphasis, "clip_skip": words[0].clip_skip or None}
     if has_prompts:
         return {"prompt": prompt, "negative_prompt": negative, **read_as}
@@ -158,12 +165,17 @@ def _check_no_text(request: Sample | Denoise, model: ModelDescription) -> None:
         raise Invalid.field("emphasis", f"must be none: {why}; it is original")
 
 
-def _read_all(name: str, texts: Sequence[str | None], steps: int, has_emphasis: bool) -> dict[str, Read]:
-    """Each text, as it is drawn."""
-    each = dict.fromkeys(text for text in texts if text is not None)
-    if not has_emphasis:
-        return {text: Read(text) for text in each}
-    return {text: read(text, name, steps, is_negative=name != "prompt") for text in each}
+def _drawn(name: str, text: str, steps: int, request: Sample | Denoise, tokenize: Tokenize) -> _Drawn:
+    has_emphasis = _has_emphasis(request)
+    found = read(text, name, steps, is_negative=name != "prompt") if has_emphasis else Read(text)
+    return _Drawn(found, tokenize(found.prompt))
+
+
+def _as_drawn(prompt: Read, negative: Read | None = None) -> tuple[str, str | None] | None:
+    """Both texts without their syntax; None if they have none."""
+    if prompt.is_plain and (negative is None or negative.is_plain):
+        return None
+    return prompt.text, None if negative is None else negative.text
 
 
 def _has_emphasis(request: Sample | Denoise) -> bool:
@@ -179,12 +191,12 @@ def _each(name: str, texts: Prompts, num_images: int) -> list[str | None]:
     return list(texts)
 
 
-def _cuts(name: str, texts: Sequence[str | None], tokens: Mapping[str, Tokens], fits: int) -> Iterator[str]:
+def _cuts(name: str, texts: Sequence[str | None], drawn: Mapping[str, _Drawn], fits: int) -> Iterator[str]:
     """A sentence for each text that was cut."""
-    cut = [text for text in dict.fromkeys(texts) if text is not None and tokens[text].cut]
+    cut = [text for text in dict.fromkeys(texts) if text is not None and drawn[text].tokens.cut]
     for text in cut[:_MOST_WARNINGS]:
         which = "" if len(set(texts)) == 1 else f" of image {texts.index(text) + 1} of {len(texts)}"
-        lost = tokens[text].cut
+        lost = drawn[text].tokens.cut
         what = "token was" if lost == 1 else f"{lost} were"
         yield f"the {name}{which} has {fits + lost} tokens, and {fits} fit: the last {what} cut"
     more = len(cut) - _MOST_WARNINGS

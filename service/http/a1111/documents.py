@@ -59,7 +59,8 @@ _TASK = {
     "schema": _STRING,
     "description": "The `force_task_id` of a request. By default the caller's oldest.",
 }
-_SKIP = {"name": "skip_current_image", "in": "query", "schema": _BOOLEAN, "description": "Leave out the preview."}
+_SKIP = {"name": "skip_current_image", "in": "query", "schema": _STRING, "description": "true: no preview."}
+_OF_BODIES = (408, 413, 415, 422, 429, 431, 503)  # errors of routes that read a body
 
 
 def get(name: str) -> dict[str, Any]:
@@ -74,11 +75,14 @@ def interrupt() -> dict[str, Any]:
     return _route("interrupt", summary, _OBJECT, parameters=[_TASK])
 
 
-def set_options() -> dict[str, Any]:
+def set_options(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
     names = {"type": "array", "items": _STRING}
     answer = {"anyOf": [openapi.object_of(ignored=names), _NULL]}
     summary = "Nothing can be set: null, or the names of what was to change"
-    return _route("set_options", summary, answer, requestBody={"content": {JSON: {"schema": _OBJECT}}})
+    documentation = _route("set_options", summary, answer, requestBody={"content": {JSON: {"schema": _OBJECT}}})
+    as_sample = openapi.sample(request, served)["responses"]
+    documentation["responses"] |= {status: as_sample[status] for status in _OF_BODIES}
+    return documentation
 
 
 def txt2img(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:

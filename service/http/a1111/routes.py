@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from model.rows import Image
 from service.engine.requests import Progress
@@ -30,7 +31,8 @@ from service.http.png import encode_png
 from service.http.responses import JSON, headers_of, server_timing
 from service.plan.served import Served
 
-NOTHING = Progress(0, 0, 0.0, 0, 0, 0.0)
+_NOTHING = Progress(0, 0, 0.0, 0, 0, 0.0)
+_MAX_JSON = 2**22  # bytes; decoding holds the interpreter for about 1.5 ms a MiB
 _NEVER_STORE = {"Cache-Control": "no-store"}
 
 Read = TypeVar("Read")
@@ -46,10 +48,11 @@ class WebUI:
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
         txt2img = documents.txt2img(self.studio.sample_model, self.served)
+        set_options = documents.set_options(self.studio.sample_model, self.served)
         router.add_api_route("/txt2img", self.txt2img, methods=["POST"], **txt2img)
         router.add_api_route("/img2img", self.img2img, methods=["POST"], include_in_schema=False)
         router.add_api_route("/interrupt", self.interrupt, methods=["POST"], **documents.interrupt())
-        router.add_api_route("/options", self.set_options, methods=["POST"], **documents.set_options())
+        router.add_api_route("/options", self.set_options, methods=["POST"], **set_options)
         model = self.served.model
         lists = {
             "options": facts.options(model),
@@ -62,9 +65,9 @@ class WebUI:
             "progress": self.progress,
             **{name: _telling(fact) for name, fact in lists.items()},
         }
-        for name, asked in gets.items():
-            router.add_api_route(f"/{name}", asked, methods=["GET"], **documents.get(name))
-            router.add_api_route(f"/{name}", asked, methods=["HEAD"], include_in_schema=False)
+        for name, tell in gets.items():
+            router.add_api_route(f"/{name}", tell, methods=["GET"], **documents.get(name))
+            router.add_api_route(f"/{name}", tell, methods=["HEAD"], include_in_schema=False)
         return router
 
     async def txt2img(self, request: Request) -> Response:
@@ -78,10 +81,9 @@ class WebUI:
             plan = await self.studio.planned(fields)
         plan = replace(plan, warnings=(*told.warnings, *plan.warnings))
         answer = Answer(asked, told, plan, self.served, ignored)
-        how = answer.encoding
         job = Job(asked.force_task_id, len(plan.rows), len(plan.rows[0].table))
         with self.running.of(Body.of(request).client, job):
-            accepted = await self.studio.submit(request, fields, plan, how, job)
+            accepted = await self.studio.submit(request, fields, plan, answer.encoding, job)
             finished = await unless_client_leaves(request.receive, asyncio.ensure_future(job.result(accepted)))
         headers = {**headers_of(plan), **_NEVER_STORE}
         if finished is None:
@@ -98,30 +100,31 @@ class WebUI:
         x0 = None if job is None or _is_true(request.query_params.get("skip_current_image")) else job.latest_preview
         image = None if x0 is None else await run_in_threadpool(self._preview, x0)
         said = _progress_of(job)
-        return JSONResponse({**said, "current_image": image, "textinfo": None}, headers=_NEVER_STORE)
+        return _answer({**said, "current_image": image, "textinfo": None})
 
     async def interrupt(self, request: Request) -> Response:
         """Stop the caller's request."""
         await Body.of(request).discard()
         if job := self._job(request):
             job.interrupt()
-        return JSONResponse({}, headers=_NEVER_STORE)
+        return _answer({})
 
     async def set_options(self, request: Request) -> Response:
         """Options cannot be set. The answer names those that were to change."""
         values = await self._json(request, json_object)
         names = facts.not_set(values, self.served.model)
-        return JSONResponse({"ignored": names} if names else None, headers=_NEVER_STORE)
+        return _answer({"ignored": names} if names else None)
 
     @property
     def served(self) -> Served:
         return self.studio.served
 
     async def _json(self, request: Request, read: Callable[[Bytes, int], Read]) -> Read:
-        """Read a JSON body of any size that a body may have. Programs send images for scripts, which are ignored."""
+        """Read a JSON body. Programs send images for scripts, which are ignored, so it may be larger than /sample's."""
         if not await Body.of(request).is_empty():
             check_type(request.headers.get("content-type", ""), JSON)
-        return await self.studio.read(request, lambda body: read(body, int(self.studio.settings.max_body)))
+        max_json = max(_MAX_JSON, self.studio.max_json)
+        return await self.studio.read(request, lambda body: read(body, max_json))
 
     def _job(self, request: Request) -> Job | None:
         """The caller's oldest request, or the oldest with the id in the query."""
@@ -140,14 +143,19 @@ def _telling(fact: object) -> Callable[[], Awaitable[Response]]:
     """A route that tells a fact."""
 
     async def tell() -> Response:
-        return JSONResponse(fact, headers=_NEVER_STORE)
+        return _answer(fact)
 
     return tell
 
 
+def _answer(content: object) -> Response:
+    """JSON in ASCII, because names that clients send may be no Unicode."""
+    return Response(json.dumps(content), headers=_NEVER_STORE, media_type=JSON)
+
+
 def _progress_of(job: Job | None) -> dict[str, object]:
     """How far a request is, as AUTOMATIC1111 says it. Its jobs are our images."""
-    said = NOTHING if job is None else job.latest
+    said = _NOTHING if job is None else job.latest
     state = {
         "skipped": False,
         "interrupted": job is not None and job.is_interrupted,

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from model.description import ModelDescription
 from model.samplers import SAMPLERS
+from model.schedule import SigmaSchedule
 from service.errors import UnknownSampler
 from service.http.models import shown
-from service.plan.entries import table
-from service.plan.fields import SampleRequest
 
 AUTOMATIC = "Automatic"
 
@@ -41,7 +40,7 @@ class Scheduler(NamedTuple):
     name: str
     label: str
     aliases: tuple[str, ...]
-    ours: str | None
+    ours: SigmaSchedule | None
 
 
 _SAMPLERS = (
@@ -87,7 +86,7 @@ class Chosen(NamedTuple):
     """
 
     sampler: str | None
-    sigma_schedule: str | None
+    sigma_schedule: SigmaSchedule | None
     label: str
     warnings: tuple[str, ...]
 
@@ -100,7 +99,7 @@ def served_samplers(model: ModelDescription) -> list[Sampler]:
 
 def served_schedulers(model: ModelDescription) -> list[Scheduler]:
     """The schedulers that a request may name. The first is that of the weights."""
-    return [_WEIGHTS_OWN, *(_SCHEDULERS if model.distilled is None and _knows_schedules() else ())]
+    return [_WEIGHTS_OWN, *(_SCHEDULERS if model.distilled is None else ())]
 
 
 def name_of(sampler: str) -> str:
@@ -130,17 +129,13 @@ def chosen(name: str | None, scheduler: str | None, model: ModelDescription) -> 
     ours = sampler or model.recommended.sampler
     if asked.ours == "normal" and model.schedule.sigma_schedule not in SAMPLERS[ours].sigma_schedules:
         return Chosen(sampler, None, asked.label, ())  # what the weights' scheduler says anyway
-    if asked in served_schedulers(model) and asked.ours in ("normal", *SAMPLERS[ours].sigma_schedules):
+    if asked in served_schedulers(model) and asked.ours in SAMPLERS[ours].sigma_schedules:
         return Chosen(sampler, asked.ours, asked.label, ())
     return Chosen(sampler, None, AUTOMATIC, (_not_taken(asked.label, f" with {name_of(ours)}"),))
 
 
 def _not_taken(scheduler: str, why: str = "") -> str:
     return f"the scheduler {shown(scheduler)} is not served{why}: the noise levels are those of the weights' scheduler"
-
-
-def _knows_schedules() -> bool:
-    return "sigma_schedule" in table(SampleRequest)
 
 
 def _split(name: str) -> tuple[str, Scheduler | None]:

@@ -16,7 +16,7 @@ from service.plan.guidance import is_guidable
 from service.plan.labels import named_in
 from service.plan.served import Served
 
-_HAVE_NOISE_BY_ETA = ("euler_a", "dpmpp_2m_sde")  # AUTOMATIC1111's default for these is 1, all of the noise
+_ALWAYS_NOISY = ("euler_a", "dpmpp_2m_sde")  # eta's default for these is 1 in AUTOMATIC1111's, all of the noise
 
 # Our fields → its own, for errors.
 _NAMES = {
@@ -92,7 +92,7 @@ def _size(asked: Txt2Img, served: Served, told: Translated) -> Group:
     wanted = Group(asked.height or default.height, asked.width or default.width)
     group = sizes.nearest(wanted.height, wanted.width, served.groups)
     if group != wanted:
-        told.warnings.append(f"images of {wanted} (width x height) are not served; this is the nearest size, {group}")
+        told.warnings.append(f"{wanted} is not served: {group} is drawn, the served size nearest in aspect")
     return group
 
 
@@ -111,9 +111,9 @@ def _steps(asked: Txt2Img, model: ModelDescription, told: Translated) -> int | N
 def _tell_eta(asked: Txt2Img, sampler: str, told: Translated) -> None:
     if asked.eta is None:
         return
-    if sampler == "ddim":
+    if SAMPLERS[sampler].takes_eta:
         told.values["eta"] = asked.eta
-    elif (sampler in _HAVE_NOISE_BY_ETA and asked.eta != 1) or SAMPLERS[sampler].takes_eta:
+    elif sampler in _ALWAYS_NOISY and asked.eta != 1:
         told.ignored.append("eta")
 
 

@@ -67,6 +67,7 @@ _IMAGES = {
         "warnings": {"type": "array", "items": _STRING},
     },
 }
+_EVENT = {"type": "object", "required": ["data"], "properties": {"event": _STRING, "data": _STRING}}
 _IGNORED = {
     "X-Ignored-Fields": {"description": "fields without effect, with commas", "schema": _STRING, "required": False}
 }
@@ -107,7 +108,6 @@ def body(request: RequestModel[SampleRequest], served: Served) -> Schema:
             "maximum": MOST_PARTIAL_IMAGES,
             "description": "In a stream, the most previews of each image.",
         },
-        "model": {"type": "string", "description": "No effect: one model is served."},
     }
     if served.model.text is None:
         described["negative_prompt"] = {**texts, "description": "No effect: this model has no text."}
@@ -116,10 +116,10 @@ def body(request: RequestModel[SampleRequest], served: Served) -> Schema:
             said = f"{described[name].get('description', '')} Also `{alias}`."
             described[name] = {**described[name], "description": said}
     properties = {name: _or_null(one) for name, one in described.items()}
-    required = [] if served.model.text is None else ["prompt"]
-    if required:
+    properties["model"] = {"description": "No effect: one model is served."}
+    if served.model.text is not None:
         properties["prompt"] = described["prompt"]
-    return {"type": "object", "required": required, "properties": properties, "additionalProperties": True}
+    return {"type": "object", "required": _required(served), "properties": properties, "additionalProperties": True}
 
 
 def generations(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def generations(request: RequestModel[SampleRequest], served: Served) -> dict[st
         200: {
             **done,
             "headers": {**headers, **_IGNORED},
-            "content": {JSON: {"schema": _IMAGES}, EVENTS: {"schema": _STRING}},
+            "content": {JSON: {"schema": _IMAGES}, EVENTS: {"schema": _EVENT}},
         },
         400: _error({**as_sample[422], "description": _MODERATED}),
         **{status: _error(one) for status, one in as_sample.items() if status not in (200, 406)},
@@ -145,7 +145,7 @@ def generations(request: RequestModel[SampleRequest], served: Served) -> dict[st
         "responses": responses,
         "openapi_extra": {
             "requestBody": {
-                "required": True,
+                "required": bool(_required(served)),
                 "content": {JSON: {"schema": body(request, served), "example": example}},
             }
         },
@@ -163,7 +163,9 @@ def models() -> dict[str, Any]:
 
 def model(name: str) -> dict[str, Any]:
     documentation = _facts("openai_model", "The model that is served, and the fields of its requests", _MODEL)
-    documentation["responses"][404] = _error({**documentation["responses"][401], "description": "Another model"})
+    locked = documentation["responses"][401]
+    headers = {name: header for name, header in locked["headers"].items() if name != "WWW-Authenticate"}
+    documentation["responses"][404] = {**locked, "headers": headers, "description": "Another model"}
     named = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": [name]}}
     return {**documentation, "openapi_extra": {"parameters": [named]}}
 
@@ -192,6 +194,10 @@ def _or_null(schema: Schema) -> Schema:
     kind = {name: value for name, value in schema.items() if name not in ("description", "default", "title")}
     rest = {name: value for name, value in schema.items() if name in ("description", "default", "title")}
     return {**rest, "anyOf": [kind, _NULL]}
+
+
+def _required(served: Served) -> list[str]:
+    return [] if served.model.text is None else ["prompt"]
 
 
 def _meaning_of_prompts(served: Served) -> str:

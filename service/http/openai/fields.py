@@ -131,7 +131,7 @@ def ignored_header(names: Sequence[str]) -> dict[str, str]:
     """The header that lists ignored fields, in printable ASCII."""
     if not names:
         return {}
-    plain = (_NOT_PLAIN.sub("?", one_line(name, _MOST_NAME)) for name in names)
+    plain = (_NOT_PLAIN.sub("?", one_line(name, _MOST_NAME)) or "?" for name in names)
     listed = ", ".join(plain)
     return {"X-Ignored-Fields": listed if len(listed) <= _MOST_IGNORED else f"{listed[:_MOST_IGNORED]}..."}
 
