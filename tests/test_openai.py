@@ -559,6 +559,12 @@ def test_clients_ask_again_where_it_can_help(
     assert "x-should-retry" not in answer(failure, "/sample").headers
 
 
+def test_work_that_takes_too_long_is_refused_by_its_limit(fake: FakeServer) -> None:
+    for streamed in (False, True):
+        refusal = post(fake, prompt="one", timeout_s=0.5, stream=streamed)
+        assert error(refusal, 422)["param"] == "timeout_s"
+
+
 def test_who_holds_its_share_hears_of_a_limit() -> None:
     found = told(429, "no")
     assert (found.document["error"]["code"], found.headers) == ("rate_limit_exceeded", {})

@@ -103,13 +103,14 @@ def read(values: Mapping[str, object], model: RequestModel[SampleRequest], serve
     fields, unused = _told(fields, served.model)
     if fields.class_label is not None and "class_label" not in own:
         sent_as["class_label"] = "prompt"
+    without_effect = {*ignored, *unused}
     return Asked(
         fields=fields,
         media_type=media_type,
         quality=quality if media_type != PNG else None,
         by_url=by_url and not is_streamed,
         partial_images=(partial_images or 0) if is_streamed else None,
-        ignored=tuple(name for name in given if name in {*ignored, *unused}),
+        ignored=tuple(name for name in given if name in without_effect),
         warnings=warnings,
         sent_as=sent_as,
     )
