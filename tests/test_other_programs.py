@@ -1,5 +1,7 @@
 """Other people's programs connect, draw, and read the answer. Their requests: tests/other_programs.py."""
 
+import json
+
 import httpx
 import pytest
 
@@ -10,7 +12,9 @@ from tests.other_programs import (
     LobeChat,
     N8n,
     OpenWebUI,
+    OpenWebUIAutomatic1111,
     Program,
+    SillyTavern,
     sdk_message,
     told_seeds,
 )
@@ -125,3 +129,33 @@ def test_without_keys_whatever_a_program_sends_as_its_key_is_welcome(
         "GET", "/sdapi/v1/options", {"Authorization": authorization}
     ) as connection:
         assert connection.recv(2**16).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "wanted"),
+    [
+        (OpenWebUI(params={"num_inference_steps": 3, "guidance_scale": 2.5, "seed": 5}), {"seed": 5, "steps": 3}),
+        (LobeChat(params={"seed": 5, "steps": 3, "width": 96, "height": 64}), {"seed": 5, "steps": 3, "width": 96}),
+        (OpenWebUIAutomatic1111(params={"steps": None}), {"steps": 50}),
+        (SillyTavern(params={"seed": 5, "enable_hr": True}), {"seed": 5, "steps": 9}),
+        (LiteLLM(params={"seed": 5, "num_inference_steps": 3}), {"seed": 5, "steps": 3}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_its_user_adds_is_honoured(
+    program: Program, wanted: Json, digits_and_text: dict[str, ServerProcess]
+) -> None:
+    """`steps` of null are those that the weights recommend."""
+    [first, *_] = draws(program, digits_and_text["text"], BOTH["text"])
+    drawn = {"seed": first["seed"], "steps": first["num_inference_steps"], "width": first.get("width")}
+    assert drawn | wanted == drawn
+
+
+@pytest.mark.slow
+def test_what_has_no_effect_is_listed(digits_and_text: dict[str, ServerProcess]) -> None:
+    with anonymous(digits_and_text["text"]) as client:
+        told = SillyTavern(params={"enable_hr": True}).draw("a fox").send(client).json()
+        headers = N8n().draw("a fox").send(client).headers
+    assert "enable_hr" in json.loads(told["info"])["ignored"]
+    assert sorted(headers["x-ignored-fields"].split(", ")) == ["model", "quality", "style"]

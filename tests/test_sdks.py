@@ -5,6 +5,7 @@ import base64
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -233,14 +234,15 @@ def test_the_sdk_comes_again_to_a_server_that_is_full() -> None:
 
 
 @pytest.fixture(scope="module")
-def javascript() -> Path:
-    """A folder with the SDK, as its lock file says."""
-    folder = ROOT / ".pytest_cache" / "javascript"
-    shutil.copytree(ROOT / "tests" / "javascript", folder, dirs_exist_ok=True)
+def javascript(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the SDK, as its lock file says. At the end its 20 MB are removed."""
+    folder = tmp_path_factory.mktemp("javascript") / "sdk"
+    shutil.copytree(ROOT / "tests" / "javascript", folder)
     subprocess.run(
         ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"], cwd=folder, check=True, timeout=START
     )
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 @needs("npm")
