@@ -24,7 +24,10 @@ from tests.servers import ROOT, START, ServerProcess, needs, serving, side_by_si
 
 pytestmark = [pytest.mark.slow, needs("curl"), needs("node")]
 
-DOCUMENTS = ["README.md", "docs/quick-start.md", "docs/api.md", "docs/cli.md", "docs/client.md", "docs/text.md"]
+DOCUMENTS = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("quick-start", "api", "cli", "client", "clients", "text")),
+]
 _BLOCK = re.compile(r"^```(sh|python|js)( emoji| text| xl)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost):8000")
 

@@ -33,6 +33,7 @@ ALIASES = {
 OWN = {name: row for name, row in table(SampleRequest).items() if name != "preview_every"}
 FORMATS = {"png": PNG, "webp": WEBP, "jpeg": JPEG, "jpg": JPEG}
 RESPONSE_FORMATS = ("b64_json", "url")
+_ANSWERED_BY_URL = "dall-e"  # OpenAI's models of these names answer addresses unless asked otherwise
 MOST_PARTIAL_IMAGES = 3
 _READ = ("model", "size", "response_format", "output_format", "output_compression", "stream", "partial_images")
 
@@ -90,8 +91,9 @@ def read(values: Mapping[str, object], model: RequestModel[SampleRequest], serve
     is_streamed = _boolean(given, "stream")
     if partial_images is not None and not is_streamed:
         ignored.append("partial_images")
-    by_url = _choice(given, "response_format", RESPONSE_FORMATS, "b64_json") == "url"
-    if by_url and is_streamed:
+    usual = "url" if str(given.get("model")).startswith(_ANSWERED_BY_URL) else "b64_json"
+    by_url = _choice(given, "response_format", RESPONSE_FORMATS, usual) == "url"
+    if by_url and is_streamed and "response_format" in given:
         ignored.append("response_format")
 
     own, sent_as = _own(given)
