@@ -37,7 +37,7 @@ _SAMPLERS = {
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
 _IN_PLACE_OF_OTHERS = "dpmpp_2m"
-_TEXT_TO_IMAGE = "this version serves text-to-image alone"
+_SERVED = "this version serves networks of text-to-image and of inpainting alone"
 _OTHER_INPUTS = {
     5: "depth-to-image networks",
     7: "x4 upscalers",
@@ -159,7 +159,7 @@ def _check_supported(path: Path, values: dict[str, Any], pipeline: TextPipeline)
     channels = values.get("in_channels", 4)
     if type(channels) is int and channels in _OTHER_INPUTS:
         theirs = _OTHER_INPUTS[channels]
-        raise CheckpointError(path, f"in_channels is {channels}, which {theirs} have: {_TEXT_TO_IMAGE}")
+        raise CheckpointError(path, f"in_channels is {channels}, which {theirs} have: {_SERVED}")
     for field, (wanted, why) in _FIXED.items():
         value = values.get(field, wanted)
         if value != wanted and not (value is None and wanted is False):

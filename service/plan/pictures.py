@@ -16,6 +16,7 @@ from service.plan.served import Served
 HASHES = ("image_sha256", "mask_sha256")  # of recipes
 
 _STRENGTH, _STRENGTH_IN_A_MASK = 0.8, 1.0  # of requests that name none: those of diffusers' pipelines
+INPAINTS = "this network draws a part of an image anew, and nothing else"
 NOTHING: dict[str, object] = {"strength": None, "fit": None, "paste_original": None}
 _SEAM = 8  # pixels
 
@@ -75,12 +76,12 @@ def beginning_of(request: SampleRequest, picture: Picture | None, served: Served
     model = served.model
     if picture is None:
         if model.inpaints:
-            raise Invalid.field("image", f"is required, with mask_image: {_INPAINTS}")
+            raise Invalid.field("image", f"is required, with mask_image: {INPAINTS}")
         _check_nothing(request)
         return Beginning()
     mask = picture.mask
     if mask is None and model.inpaints:
-        raise Invalid.field("mask_image", f"is required: {_INPAINTS}")
+        raise Invalid.field("mask_image", f"is required: {INPAINTS}")
     if request.paste_original:
         if mask is None:
             raise Invalid.field("paste_original", "must be false without a mask_image")
@@ -104,9 +105,6 @@ def beginning_of(request: SampleRequest, picture: Picture | None, served: Served
             "mask_sha256": picture.mask_sha256,
         },
     )
-
-
-_INPAINTS = "this network draws a part of an image anew, and nothing else"
 
 
 def _check_nothing(request: SampleRequest) -> None:
@@ -153,23 +151,27 @@ class Original:
         self._mask = mask
 
     @cached_property
-    def _share(self) -> Image:
-        """The share of the drawn image in each pixel, float32 [H, W]: 0 outside of the mask, and 1 deep inside."""
-        inside, depth = self._mask, self._mask.astype(np.float32)
+    def _seam(self) -> tuple[NDArray[np.bool_], Image]:
+        """Which pixels are blended, [H, W], and the drawn image's share of each of them, float32 [pixels]."""
+        inside, depth = self._mask, self._mask.astype(np.uint8)
         for _ in range(_SEAM):
-            for axis in (0, 1):
-                before, after = (np.roll(inside, by, axis) for by in (1, -1))
-                # Beyond the edges of the image nothing is kept.
-                np.moveaxis(before, axis, 0)[0] = np.moveaxis(after, axis, 0)[-1] = True
-                inside = inside & before & after
+            # One pixel less at each side. Beyond the edges of the image nothing is kept.
+            inside, before = inside.copy(), inside
+            inside[1:] &= before[:-1]
+            inside[:-1] &= before[1:]
+            before = inside.copy()
+            inside[:, 1:] &= before[:, :-1]
+            inside[:, :-1] &= before[:, 1:]
             depth += inside
-        return depth * np.float32(1 / (_SEAM + 1))
+        seam = self._mask & ~inside
+        return seam, depth[seam] * np.float32(1 / (_SEAM + 1))
 
     def pasted(self, drawn: Image) -> Image:
         """The drawn image, [C, H, W], with what the mask keeps of the original.
 
         The original's values are exact outside of the mask. Inside, a seam of 8 pixels blends both.
         """
-        share = self._share
-        blended = share * drawn + (np.float32(1) - share) * self._image
-        return np.where(share == 0, self._image, np.where(share == 1, drawn, blended))
+        seam, share = self._seam
+        image: Image = np.where(self._mask, drawn, self._image)
+        image[:, seam] = share * drawn[:, seam] + (np.float32(1) - share) * self._image[:, seam]
+        return image

@@ -153,6 +153,8 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     """
     model = served.model
     schedule = model.schedule
+    if model.inpaints:
+        raise Invalid.field("image", f"cannot be denoised: {pictures.INPAINTS}")
     if served.checks_images and request.output != "x0":
         raise Invalid.field(
             "output", f"must be x0: this server checks images before it sends them; it is {request.output}"
