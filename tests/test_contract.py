@@ -160,6 +160,7 @@ BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "num_inference_steps": lambda f: (
         given(f, "num_inference_steps", 20) > max(1, f.get("timestep", FEWEST))
         or (given(f, "num_inference_steps", 20) == 1 and given(f, "sampler", "ddim") in ("euler", "euler_a"))
+        or given(f, "sampler", "ddim") == "lcm"  # has 50 steps of its own, more than the timesteps
     ),
     "timeout_s": lambda f: f["timeout_s"] < LONG,
     "strength": lambda f: f.get("image") is None or given(f, "num_inference_steps", 1) * f["strength"] < 1,
