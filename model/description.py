@@ -92,6 +92,8 @@ class ModelDescription:
         embeds_sizes: whether the U-Net is told sizes and the crop (model.rows.Condition.time_ids), as SDXL's is.
         embeds_guidance: whether the U-Net is told guidance_scale (model.rows.Condition.w), as LCM's is. Such a network
             never takes a second forward row.
+        inpaints: whether the U-Net also takes a mask and the latents of the masked image, as those of 9 channels do.
+            Such a network draws nothing else (model.rows.Source).
         declared_name: the model's name in the weights' config; None if it has none.
     """
 
@@ -115,6 +117,7 @@ class ModelDescription:
     safety_checker: Literal["none", "not run"] = "none"
     embeds_sizes: bool = False
     embeds_guidance: bool = False
+    inpaints: bool = False
     declared_name: str | None = None
 
     @property
@@ -135,6 +138,11 @@ class ModelDescription:
         """(channels, height, width) of what the U-Net denoises for a group: images or latents."""
         factor = 1 if self.vae is None else self.vae.factor
         return self.sample_shape[0], group.height // factor, group.width // factor
+
+    def input_shape_of(self, group: Group) -> tuple[int, int, int]:
+        """(channels, height, width) of what the U-Net is given in place of x: with what is beside x, if it inpaints."""
+        channels, *size = self.sample_shape_of(group)
+        return (2 * channels + 1 if self.inpaints else channels), size[0], size[1]
 
     def check_size(self, group: Group) -> None:
         """Raise ValueError unless the networks can draw images of this group."""

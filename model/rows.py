@@ -135,6 +135,51 @@ class Condition:
     w: float | None = None
 
 
+class Moments(NamedTuple):
+    """What a VAE's encoder makes of an image: a normal distribution of latents, scaled for the U-Net.
+
+    Attributes:
+        mean: [c, h, w].
+        std: of each value, [c, h, w]. None if there is nothing to draw: for a VAE of kind vq, and where images are
+            their own latents.
+    """
+
+    mean: Image
+    std: Image | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values are finite."""
+        return all(bool(np.isfinite(values).all()) for values in self if values is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a row begins from beside noise.
+
+    A row's generator draws, in diffusers' order: latents of `image`, if there are moments to draw from; the first
+    noise; with a mask, latents of the masked image, even where nothing uses them; then the noise of the steps.
+
+    Attributes:
+        image: None where only the masked image is needed.
+        mask: of latents, bool [h, w]. True is drawn anew. None draws all of them anew.
+        masked: of the image without what is drawn anew, for networks that inpaint (ModelDescription.inpaints). None for
+            others: what the mask keeps is blended into their rows after each line.
+        from_noise: whether the row begins from the first noise alone, as an inpainted one does at strength 1. Other
+            rows begin from the image and the first noise, at the first of their table's levels.
+    """
+
+    image: Moments | None = None
+    mask: NDArray[np.bool_] | None = None
+    masked: Moments | None = None
+    from_noise: bool = False
+
+    @classmethod
+    def of_nothing(cls, shape: tuple[int, int, int]) -> "Source":
+        """A source that keeps nothing of an image, for networks that inpaint. `shape` is that of latents."""
+        return cls(mask=np.ones(shape[1:], bool), masked=Moments(np.zeros(shape, np.float32)), from_noise=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """An image to make.
@@ -144,6 +189,7 @@ class Row:
         seed: of the row's own generator. The first draw is the pure noise that the row starts from.
         group: of the row. The row goes to the runner of this group.
         start: the image or latents to start from instead, [C, H, W]. The first draw is then dropped.
+        source: what the row begins from beside noise; None for noise alone.
         branches: the conditions of the predictions that guidance combines. The first is the row's own, the last is the
             negative one, such as "no label". A row without guidance has one branch.
         guidance_scale: of classifier-free guidance; unused with one branch.
@@ -153,18 +199,21 @@ class Row:
             the first branch alone.
         model_output: return the network's prediction at the last step instead of the image.
         latent: in latent diffusion, return the latents instead of the image.
+        finish: maps the finished image, [C, H, W], to the image that is checked and answered; None changes nothing.
     """
 
     table: StepTable
     seed: int
     group: Group
     start: Image | None = None
+    source: Source | None = None
     branches: tuple[Condition, ...] = (Condition(),)
     guidance_scale: float = 1.0
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     model_output: bool = False
     latent: bool = False
+    finish: Callable[[Image], Image] | None = None
 
     @property
     def is_decoded(self) -> bool:
@@ -238,8 +287,8 @@ class VAE(Protocol):
         The same latents give the same bits in any batch.
         """
 
-    def encode(self, image: Image) -> Image:
-        """Map an image, [C, H, W], to the mean of its latents, [c, h, w]."""
+    def encode(self, image: Image) -> Moments:
+        """Map an image, [C, H, W], to its latents."""
 
     def preview(self, latents: Image) -> Image:
         """A rough image of latents, [C, H, W], at almost no cost. Any thread may call this at any time."""

@@ -2,27 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.backends.backend import Backend
+from model.beginnings import beginning
 from model.conditions import Conditions
 from model.memories import Memories, Recall
 from model.noise import draw, generator
 from model.rows import Forward, Reading, Row
 from model.samplers import Step
-from model.update import guided, rescaled, update
+from model.update import blended, guided, rescaled, update
 
 
 class _Slot:
     """A row in flight, and the inputs of its present step so far."""
 
-    def __init__(self, row: Row, rng: torch.Generator, conditions: list[int]) -> None:
+    def __init__(self, row: Row, rng: torch.Generator, conditions: list[int], kept: Tensor | None) -> None:
         self.row = row
         self.rng = rng
         self.conditions = conditions  # the indexes of the row's branches
+        self.kept = kept  # see model.beginnings.Beginning, on the device
         self.waiting: dict[int, Tensor] = {}  # predictions of the present step by branch, until all are there
         self.noise: Tensor | None = None  # of the present step, once drawn
         self.prediction: Tensor | None = None  # of the last step, if the row wants it
@@ -37,6 +40,7 @@ class _Inputs:
         index: the slots, on the device.
         x, noise, lines, thresholded: see model.update.update.
         recall: the rows' memories.
+        kept: what masks keep; None if no row has one.
     """
 
     lines_of: Mapping[int, int]
@@ -46,6 +50,20 @@ class _Inputs:
     noise: Tensor
     lines: Tensor
     thresholded: list[int]
+    kept: "_Kept | None"
+
+
+class _Kept(NamedTuple):
+    """What masks keep in a pass. See model.update.blended.
+
+    Attributes:
+        rows: the numbers of the rows with a mask, int64 [masked].
+        kept, levels: of these rows.
+    """
+
+    rows: Tensor
+    kept: Tensor
+    levels: Tensor
 
 
 class SlotRunner:
@@ -58,10 +76,16 @@ class SlotRunner:
         sample_shape: (C, H, W).
         conditions: what rows are given beside x. Runners of other groups may share it.
         slots: initial number of slots. It doubles when all are taken.
+        inpaints: whether the network takes a mask and the masked image's latents beside x. Each row must have them.
     """
 
     def __init__(
-        self, backend: Backend, sample_shape: tuple[int, int, int], conditions: Conditions, slots: int
+        self,
+        backend: Backend,
+        sample_shape: tuple[int, int, int],
+        conditions: Conditions,
+        slots: int,
+        inpaints: bool = False,
     ) -> None:
         self._backend = backend
         self._shape = sample_shape
@@ -70,6 +94,9 @@ class SlotRunner:
         self._free = list(reversed(range(slots)))
         self._x = torch.zeros((slots, *sample_shape), device=backend.device)
         self._x0 = torch.zeros_like(self._x)
+        # A mask and the masked image's latents; no channels for networks that do not inpaint.
+        C, *size = sample_shape
+        self._beside = torch.zeros((slots, 1 + C if inpaints else 0, *size), device=backend.device)
         self._memories = Memories.of(slots, sample_shape, backend)
         self._no_noise = torch.zeros((1, *sample_shape), device=backend.device)
 
@@ -82,21 +109,31 @@ class SlotRunner:
         if not self._free:
             self._double()
         rng = generator(row.seed)
-        start = draw(rng, self._shape) * row.table.init
-        if row.start is not None:
-            start = torch.from_numpy(row.start)
+        begun = beginning(row, rng, self._shape)
         slot = self._free[-1]
-        self._x.index_copy_(0, self._send([slot]), self._backend.send(start[None]))
+        index = self._send([slot])
+        self._x.index_copy_(0, index, self._backend.send(begun.x[None]))
         self._x0.select(0, slot).zero_()
+        if self._inpaints:
+            if begun.beside is None:
+                raise ValueError("this network inpaints, and the row has no masked image")
+            self._beside.index_copy_(0, index, self._backend.send(begun.beside[None]))
+        kept = None if begun.kept is None else self._backend.send(begun.kept)
         # A row that cannot be admitted takes no slot, and holds no condition.
-        self._slots[slot] = _Slot(row, rng, self._conditions.hold(row.branches))
+        self._slots[slot] = _Slot(row, rng, self._conditions.hold(row.branches), kept)
         self._free.pop()
         return slot
 
+    @property
+    def _inpaints(self) -> bool:
+        return self._beside.shape[1] > 0
+
     def _double(self) -> None:
         slots = len(self._x)
-        x, x0 = (torch.cat([state, torch.zeros_like(state)]) for state in (self._x, self._x0))
-        self._x, self._x0, self._memories = x, x0, self._memories.doubled()  # all, or none if memory runs out
+        states = self._x, self._x0, self._beside
+        doubled = [torch.cat([state, torch.zeros_like(state)]) for state in states]
+        memories = self._memories.doubled()  # all, or none if memory runs out
+        (self._x, self._x0, self._beside), self._memories = doubled, memories
         self._free = list(reversed(range(slots, 2 * slots)))
 
     @torch.inference_mode()
@@ -114,7 +151,8 @@ class SlotRunner:
         ).unbind()
         x = self._x.index_select(0, index)
         inputs, divisor = self._conditions.inputs(times, conditions)
-        wait = self._backend.start({"x": x, **inputs})
+        seen = torch.cat([x, self._beside.index_select(0, index)], dim=1) if self._inpaints else x
+        wait = self._backend.start({"x": seen, **inputs})
 
         complete = self._complete(forwards)
         # While the device computes:
@@ -151,7 +189,18 @@ class SlotRunner:
             self._noise(slots, steps),
             self._backend.send(torch.from_numpy(np.array([step.line for step in steps]))),
             [i for i, step in enumerate(steps) if step.is_thresholded],
+            self._kept(complete),
         )
+
+    def _kept(self, complete: Mapping[int, int]) -> _Kept | None:
+        """What masks keep of the rows' images, at the levels after their lines."""
+        slots = [self._slots[i] for i in complete]
+        kept = {row: slot.kept for row, slot in enumerate(slots) if slot.kept is not None}
+        if not kept:
+            return None
+        levels = [slots[row].row.table.levels[[*complete.values()][row] + 1] for row in kept]
+        sent = self._backend.send(torch.from_numpy(np.array(levels, np.float32)))
+        return _Kept(self._send([*kept]), torch.stack([*kept.values()]), sent)
 
     def _noise(self, slots: Sequence[_Slot], steps: Sequence[Step]) -> Tensor:
         """The noise of the rows' steps, [B, C, H, W] on the device; 0 for rows without noise."""
@@ -172,6 +221,9 @@ class SlotRunner:
         recall = inputs.recall
         x, x0 = update(inputs.x, out, recall.read, inputs.noise, inputs.lines, inputs.thresholded)
         left = recall.left(inputs.x, x0, out, inputs.lines)
+        if inputs.kept is not None:
+            rows, kept, levels = inputs.kept
+            x = x.index_copy(0, rows, blended(x.index_select(0, rows), kept, levels))
         # A pass that raises before this line has changed no row, and can be run again.
         self._x.index_copy_(0, inputs.index, x)
         self._x0.index_copy_(0, inputs.index, x0)

@@ -74,6 +74,19 @@ def update(
     return x_next + d * noise + e * out, x0
 
 
+def blended(x: Tensor, kept: Tensor, levels: Tensor) -> Tensor:
+    """Give back to images what their masks keep, at the noise level of x: [B, C, H, W].
+
+    Args:
+        x: after a line, [B, C, H, W].
+        kept: the masks, 1 where x stays and else 0; the latents of the images; and their noise: [B, 3, C, H, W].
+        levels: √ᾱ and √(1−ᾱ) of x, [B, 2].
+    """
+    mask, image, noise = kept.unbind(1)
+    signal, deviation = levels.view(-1, 2, 1, 1, 1).unbind(1)
+    return torch.where(mask > 0, x, signal * image + deviation * noise)
+
+
 def remembered(x: Tensor, x0: Tensor, out: Tensor, lines: Tensor) -> Tensor:
     """What lines leave as memories, float32 [B, C, H, W]. The arguments are those and the results of `update`."""
     of_x, of_x0, of_out = _columns(lines, Column.R_X, Column.R_E)

@@ -13,7 +13,7 @@ from model.backends.choose import Choice, choose
 from model.backends.network import decoder, encoder
 from model.description import ModelDescription
 from model.nets.autoencoder import Autoencoder
-from model.rows import Group, Image
+from model.rows import Group, Image, Moments
 
 _POSITIONS = 1024  # latent positions that the preview is fitted to, at least
 _RCOND = 1e-4  # ignores channels that, but for rounding, depend on other channels
@@ -42,7 +42,9 @@ class VAE:
         self._decoder = decoder
         self._encoder = encoder
         self._on_its_stream = own_stream(decoder.device)
-        self._preview: Preview = fitted(self.encode, image_shape) if like is None else like._preview
+        self._preview: Preview = (
+            fitted(lambda image: self.encode(image).mean, image_shape) if like is None else like._preview
+        )
 
     @property
     def widths(self) -> Sequence[int]:
@@ -71,11 +73,10 @@ class VAE:
         return [image.numpy().copy() for image in images]
 
     @torch.inference_mode()
-    def encode(self, image: Image) -> Image:
+    def encode(self, image: Image) -> Moments:
         with self._on_its_stream():
             [latents] = _run(self._encoder, self._encoder.send(torch.from_numpy(image)[None]))
-        found: Image = latents.numpy().copy()
-        return found
+        return Moments(*latents.numpy().copy())
 
     def preview(self, latents: Image) -> Image:
         return self._preview.of(latents)

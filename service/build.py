@@ -20,7 +20,7 @@ from model.checkpoints.load import load
 from model.conditions import Conditions
 from model.description import ModelDescription
 from model.noise import first_draw
-from model.rows import Condition, Group, Image, Row, Tokenize
+from model.rows import Condition, Group, Image, Row, Source, Tokenize
 from model.runner import SlotRunner
 from model.samplers import denoise_table
 from model.text import ClipEncoder, choose_text_encoder
@@ -133,11 +133,11 @@ def build(settings: Settings) -> tuple[Engine, Served, Metrics]:
     def make(group: Group, like: OfGroup | None) -> OfGroup | None:
         try:
             with starting(f"{model.name} cannot be made ready for images of {group} on {device}"):
-                shape = model.sample_shape_of(group)
-                backend = denoises(shape)
+                backend = denoises(model.input_shape_of(group))
                 text_length = None if model.text is None else model.text.length
                 conditions = like.conditions if like else Conditions(embedder, backend, model.no_label, text_length)
-                runner = SlotRunner(backend, shape, conditions, slots=backend.widths[-1])
+                shape, slots = model.sample_shape_of(group), backend.widths[-1]
+                runner = SlotRunner(backend, shape, conditions, slots, model.inpaints)
                 vae = None if vae_of is None else vae_of(group, like.vae if like else None)
         except StartError as error:
             if group in must or not _is_of_memory(error.__cause__):
@@ -271,12 +271,13 @@ def probe_row(model: ModelDescription, group: Group, condition: Condition) -> Ro
     """A row of at most two steps that shows that the model works."""
     t = model.schedule.num_train_timesteps // 2
     table = denoise_table(model.schedule, "ddim", t, min(2, max(1, t)))
+    source = Source.of_nothing(model.sample_shape_of(group)) if model.inpaints else None
     condition = replace(
         condition,
         time_ids=micro_conditions.of_image(group).time_ids if model.embeds_sizes else None,
         w=0.0 if model.embeds_guidance else None,
     )
-    return Row(table, seed=0, group=group, branches=(condition,))
+    return Row(table, seed=0, group=group, source=source, branches=(condition,))
 
 
 def choose_device(name: str) -> torch.device:

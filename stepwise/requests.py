@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, ParamSpec, TypeVar, cast
+from typing import Annotated, Any, BinaryIO, Generic, Literal, ParamSpec, TypeVar, cast
 
 import httpx
 import numpy as np
@@ -34,6 +34,9 @@ PNG, JSON, NPY, EVENTS = "image/png", "application/json", "application/x-npy", "
 
 Fields = Mapping[str, object]
 Upload = bytes | NDArray[np.floating] | os.PathLike[str]
+File = bytes | str | os.PathLike[str] | BinaryIO  # by its bytes, its path, or open
+
+_FILES = ("image", "mask_image")  # the arguments that are files
 
 # Seconds without a byte, after which a connection counts as dead.
 _SILENCE_S = 60.0  # beyond the time of the work; a stream has a comment every 10 s
@@ -84,7 +87,29 @@ class Call(Generic[T]):
     read: Callable[[httpx.Headers, bytes], T]
 
 
-# The arguments of calls: the table of fields, and the image beside them.
+# The arguments of calls: the table of fields, and the images beside them.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    image: Annotated[
+        File | None,
+        Entry(help="A PNG, JPEG or WebP file that is drawn anew, by its bytes, its path, or open for reading bytes."),
+    ] = None
+    mask_image: Annotated[
+        File | None,
+        Entry(help="The same beside image: what is white in it is drawn anew, and the rest is kept."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample(fields.Sample, _Files):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SampleRequest(fields.SampleRequest, _Files):
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +124,7 @@ class _Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Picture(fields.Sample):
+class _Picture(_Sample):
     kind: Annotated[Literal["webp", "jpeg"], Entry(help="The format of the file: webp or jpeg.")] = "webp"
 
 
@@ -150,19 +175,22 @@ def _argument(row: Field) -> str:
 
 def _sent(name: str, value: Any) -> object:
     """The JSON value of an argument."""
-    if name == "image":
+    if name in _FILES:
         return _upload(value)
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
-def _upload(image: Upload) -> str:
+def _upload(image: Upload | File) -> str:
+    """The file of an image, in base64. It is read once, so that a call can be sent again."""
     if isinstance(image, np.ndarray):
         if not np.issubdtype(image.dtype, np.floating):
             raise TypeError(f"image must be an array of floats in the model's own scale, and is of {image.dtype}")
         np.save(file := io.BytesIO(), image.astype(np.float32), allow_pickle=False)
         content = file.getvalue()
+    elif isinstance(image, bytes):
+        content = image
     else:
-        content = image if isinstance(image, bytes) else Path(image).read_bytes()
+        content = Path(image).read_bytes() if isinstance(image, str | os.PathLike) else image.read()
     return base64.b64encode(content).decode()
 
 
@@ -180,13 +208,13 @@ def info() -> Call[Info]:
     return Call(Request("GET", "info", JSON), answers.read_info)
 
 
-@asked(fields.Sample)
+@asked(_Sample)
 def sample(given: Fields) -> Call[Drawn]:
     """Draw images: POST /sample."""
     return Call(Request("POST", "sample", JSON, given, _silence(given)), answers.read_drawn)
 
 
-@asked(fields.Sample)
+@asked(_Sample)
 def sample_array(given: Fields) -> Call[DrawnArray]:
     """Draw images to an exact array, not quantised: POST /sample.
 
@@ -203,7 +231,7 @@ def sample_picture(given: Fields) -> Call[Picture]:
     return Call(Request("POST", "sample", media_type, sent, _silence(sent)), answers.read_picture)
 
 
-@asked(fields.SampleRequest)
+@asked(_SampleRequest)
 def stream(given: Fields) -> Request:
     """Draw images, and tell what happens meanwhile: POST /sample.
 

@@ -283,6 +283,7 @@ class Info(TypedDict):
     text: NotRequired[TextInfo | None]
     embedded_fields: NotRequired[list[str]]
     safety_checker: NotRequired[Literal["none", "not run"]]
+    inpaints: NotRequired[bool]
     out_channels: int
     num_classes: int | None
     class_names: list[str] | None

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from model.lines import Column
-from model.rows import Condition, Context, Forward, Group, Image, Reading, Row, Text
+from model.rows import Condition, Context, Forward, Group, Image, Moments, Reading, Row, Text
 from model.samplers import StepTable
 from service.engine import trials, warm_up
 from service.engine.costs import Machine
@@ -301,9 +301,9 @@ class FakeVAE(Held[Call]):
             self.complaints.append(f"a batch of {len(latents)}")
         return self._call("decode", latents, 0.5)
 
-    def encode(self, image: Image) -> Image:
+    def encode(self, image: Image) -> Moments:
         [latents] = self._call("encode", [image], -0.5)
-        return latents
+        return Moments(latents, np.zeros_like(latents))
 
     def preview(self, latents: Image) -> Image:
         return latents
@@ -688,10 +688,10 @@ class Setting(NamedTuple):
     def accept_upload(self, seed: int, second: float, *rows: Row, **more: Any) -> Accepted:
         draft = rows or (a_start(seed, 0, latent=True),)
 
-        def then(latents: Image) -> tuple[list[Row], Encoding | None]:
-            return [replace(row, start=latents) for row in draft], more.get("encoding")
+        def then(latents: Sequence[Moments]) -> tuple[list[Row], Encoding | None]:
+            return [replace(row, start=latents[0].mean) for row in draft], more.get("encoding")
 
-        return self.accept(*draft, upload=Upload(pixels(seed, second), then), **more)
+        return self.accept(*draft, upload=Upload([pixels(seed, second)], then), **more)
 
     def keep_busy(self) -> None:
         """Hold the engine in a pass of the probe, so that requests submitted meanwhile arrive together."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from model.description import VAEDescription
-from model.rows import Group, Image, Row
+from model.rows import Group, Image, Moments, Row
 from tests.engines import FakeRunner, FakeVAE, undisturbed
 from tests.local import MODEL, SERVED, FakeServer, locally, no_complaints
 from tests.servers import PATIENCE
@@ -49,8 +49,8 @@ class Enlarging(FakeVAE):
     def decode(self, latents: Sequence[Image]) -> list[Image]:
         return [enlarged(image) for image in super().decode(latents)]
 
-    def encode(self, image: Image) -> Image:
-        return super().encode(shrunk(image))
+    def encode(self, image: Image) -> Moments:
+        return Moments(*super().encode(shrunk(image)))
 
     def preview(self, latents: Image) -> Image:
         return rough(latents)

@@ -77,7 +77,7 @@ class Arrival:
         decoded: whether its images are decoded, if there is a decoder.
         group: its index in GROUPS, modulo the number of the machine's groups.
         texts: how many texts are encoded first, if there is an encoder of texts.
-        upload: whether an upload is encoded first, if there is an encoder.
+        uploads: how many uploads are encoded first, if there is an encoder.
         checked: whether its images are checked, if there is a check.
         values: of its answer.
     """
@@ -90,7 +90,7 @@ class Arrival:
     decoded: bool = True
     group: int = 0
     texts: int = 0
-    upload: bool = False
+    uploads: int = 0
     checked: bool = True
     values: tuple[int, int] | None = None
 
@@ -101,7 +101,7 @@ class Ticket:
 
     Attributes:
         ran: for each image, the pass number and the branch of each of its forward rows.
-        to_encode: the texts that wait for the encoder, and None for the upload.
+        to_encode: the texts that wait for the encoder, 0 and up, and the uploads, −1 and down.
         undecoded: the images that wait for decoding.
         unchecked: the images that wait for their check.
         unanswered: the images that wait to be encoded for the answer, and None for the whole.
@@ -116,7 +116,7 @@ class Ticket:
     present: bool
     done: float | None = None
     ran: list[list[tuple[int, int]]] = field(default_factory=list)
-    to_encode: set[int | None] = field(default_factory=set)
+    to_encode: set[int] = field(default_factory=set)
     undecoded: set[int] = field(default_factory=set)
     unchecked: set[int] = field(default_factory=set)
     unanswered: set[int | None] = field(default_factory=set)
@@ -190,9 +190,9 @@ class Pass:
 
 @dataclass(frozen=True)
 class Done:
-    """A piece of a stage's work, or a batch: the ticket of each, and its image or its text.
+    """A piece of a stage's work, or a batch: the ticket of each, and its image, its text or its upload.
 
-    None stands for an upload or a whole answer.
+    None stands for a whole answer.
     """
 
     began: float
@@ -243,7 +243,7 @@ class Worker:
 
     def _costs(self, group: Group, piece: int | None) -> Costs:
         machine = self.line.machine
-        if self.stage == "encode" and piece is not None:
+        if self.stage == "encode" and piece is not None and piece >= 0:
             assert machine.text is not None
             return machine.text
         return {"encode": machine.encode, "decode": machine.decode, "check": machine.check}[self.stage][group]
@@ -321,9 +321,10 @@ class Line:
         """A job arrives now."""
         group = list(self.machine.passes)[arrival.group % len(self.machine.passes)]
         texts = 0 if self.machine.text is None else arrival.texts
-        upload, decoded = bool(self.machine.encode) and arrival.upload, bool(self.machine.decode) and arrival.decoded
+        uploads = arrival.uploads if self.machine.encode else 0
+        decoded = bool(self.machine.decode) and arrival.decoded
         checked = bool(self.machine.check) and arrival.checked
-        stages = StageWork(texts, upload, decoded, checked, arrival.values)
+        stages = StageWork(texts, uploads, decoded, checked, arrival.values)
         job = Job(group, map(lines_of, arrival.images), self.machine, stages)
         latest = self.now + arrival.within
         if arrival.hurry < inf:
@@ -336,7 +337,7 @@ class Line:
         if promise > latest:
             return ticket
         ticket.present = True
-        ticket.to_encode = {*range(texts), *((None,) if upload else ())}
+        ticket.to_encode = {*range(-uploads, texts)}
         ticket.undecoded = set(range(len(arrival.images))) if decoded else set()
         ticket.unchecked = set(range(len(arrival.images))) if checked else set()
         if arrival.values is not None:
@@ -408,8 +409,9 @@ class Line:
     def has_done(self, stage: Stage, ticket: Ticket, image: int | None) -> None:
         """A stage has done a piece of a job that is in line."""
         if stage == "encode":
+            assert image is not None
             ticket.to_encode.remove(image)
-            (self.scheduler.upload_encoded if image is None else self.scheduler.text_encoded)(ticket.job)
+            (self.scheduler.upload_encoded if image < 0 else self.scheduler.text_encoded)(ticket.job)
             if not ticket.to_encode:
                 self._without_steps(ticket)
         elif stage == "decode":
@@ -639,7 +641,7 @@ def any_arrivals(
                 images=draw(st.sampled_from((arrival.images,) * 5 + (no_steps,))),
                 group=draw(st.integers(0, 2)),
                 texts=draw(st.integers(0, 3)),
-                upload=draw(st.booleans()),
+                uploads=draw(st.integers(0, 2)),
                 checked=draw(st.booleans()),
                 values=values,
             )

@@ -150,6 +150,16 @@ _KINDS: dict[str, dict[str, Json]] = {
             "reverse_transformer_layers_per_block": ((2, 2, 2), (1, 1, 1), 1),
         },
     },
+    "sd_inpaint": {
+        "unet": {"in_channels": 9},
+        "scheduler": {"class": "DDIMScheduler", **_DDIM},
+        "index": {"_class_name": "StableDiffusionInpaintPipeline"},
+    },
+    "xl_inpaint": {
+        **_XL,
+        "unet": {**_XL["unet"], "in_channels": 9},
+        "index": {**_XL["index"], "_class_name": "StableDiffusionXLInpaintPipeline"},
+    },
     "lcm": {
         "unet": {"time_cond_proj_dim": 16},
         "scheduler": _LCM,
@@ -302,12 +312,16 @@ def write_tokenizer(folder: Path, form: str = "files", pad: str = END, merges: t
     return folder
 
 
-def load_pipeline(folder: Path, **arguments: Any) -> Any:
-    """diffusers' pipeline of a folder, in float32, without a progress bar."""
+def load_pipeline(folder: Path, kind: Any = DiffusionPipeline, **arguments: Any) -> Any:
+    """diffusers' pipeline of a folder, in float32, without a progress bar.
+
+    Args:
+        kind: its class; by default that of model_index.json.
+    """
     checker = {} if (folder / "text_encoder_2").exists() else {"safety_checker": None}
     settings = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, **checker, **arguments}
     with _quiet():
-        pipeline = DiffusionPipeline.from_pretrained(folder, **settings)
+        pipeline = kind.from_pretrained(folder, **settings)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

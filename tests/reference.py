@@ -33,3 +33,8 @@ rescale_noise_cfg: Any = guider_utils.rescale_noise_cfg
 def scheduler_class(name: str) -> Any:
     """A scheduler's class by name."""
     return getattr(diffusers, name)
+
+
+def pipeline_class(name: str) -> Any:
+    """A pipeline's class by name."""
+    return getattr(diffusers, name)

@@ -128,7 +128,7 @@ class Client:
         encoding = None if action.answer == "none" else FakeEncoding(*((0, 1) if "whole" in action.answer else (1, 0)))
         if encoding is not None and action.answer == "breaks":
             encoding.breaking = {0}
-        upload = Upload(pixels(mine[0], 0), lambda _: (rows, encoding)) if action.uploaded else None
+        upload = Upload([pixels(mine[0], 0)], lambda _: (rows, encoding)) if action.uploaded else None
         try:
             watcher = Diary(preview_every=1) if action.watched else None
             accepted = self.s.engine.submit(rows, action.timeout_s, action.client, encoding, watcher, upload)

@@ -58,6 +58,8 @@ def check(kind: str, fields: Fields, size: tuple[int, int], folder: Path) -> Non
     moments = encoded.latents if kind == "vq" else encoded.latent_dist.parameters
     assert_close(ours.moments(x), moments)
     assert_close(ours.encode(x), mean * config.scaling_factor)
+    if kind == "kl":
+        assert_close(ours.distribution(x)[:, 1], encoded.latent_dist.std * config.scaling_factor)
 
     z = images(ours.config.channels, *size)
     decoded = theirs.decode(z / config.scaling_factor).sample
@@ -292,12 +294,15 @@ def codebook_of(autoencoder: Autoencoder) -> Codebook:
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_the_encoder_gives_the_means(kind: str) -> None:
+def test_the_encoder_gives_the_means_and_deviations(kind: str) -> None:
     autoencoder = autoencoder_of(kind)
     encoder, x = EncoderOnly(autoencoder), images(3, 8, 12)
     expected = autoencoder.encode(x)
     assert expected.shape == (3, 3, 4, 6)
-    assert torch.equal(encoder(x), expected)
+    mean, *std = encoder(x).unbind(1)
+    assert torch.equal(mean, expected)
+    assert len(std) == (kind != "vq")
+    assert all((one > 0).all() for one in std)
 
 
 @pytest.mark.parametrize("kind", KINDS)

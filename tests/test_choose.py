@@ -241,7 +241,7 @@ def test_the_halves_of_an_autoencoder_are_chosen_and_cached_alike(tmp_path: Path
     [latents] = random_images(1, model.sample_shape)
     [image] = vae.decode([latents])
     assert image.shape == image_shape
-    assert vae.encode(image).shape == latents.shape
+    assert vae.encode(image).mean.shape == latents.shape
 
 
 @pytest.mark.usefixtures("without_openvino")

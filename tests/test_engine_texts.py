@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.rows import Condition, Image, Row
+from model.rows import Condition, Image, Moments, Row
 from service.engine.bounds import MARGIN, SHARED
 from service.engine.requests import Encoding, Upload
 from service.errors import ComputationFailed, Draining, Failed, Invalid
@@ -243,10 +243,10 @@ def test_progress_counts_texts() -> None:
 
 
 def upload_of(seed: int, rows: Sequence[Row]) -> Upload:
-    def then(latents: Image) -> tuple[list[Row], Encoding | None]:
-        return [replace(row, start=latents) for row in rows], None
+    def then(latents: Sequence[Moments]) -> tuple[list[Row], Encoding | None]:
+        return [replace(row, start=latents[0].mean) for row in rows], None
 
-    return Upload(pixels(seed, 2.5), then)
+    return Upload([pixels(seed, 2.5)], then)
 
 
 @pytest.mark.parametrize("known", [False, True])

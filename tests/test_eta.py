@@ -337,8 +337,8 @@ def test_a_lone_job_takes_its_texts_its_passes_its_checks_and_its_answer(
 def test_all_stages_of_a_job_count() -> None:
     machine = machine_of(ONE_ROW, decode=DECODE, encode=3.0, answer=PerValue(0.5, 0.0), text=0.25, check=0.5)
     line = Line(machine, promises=False)
-    ticket = line.came(Arrival(0.0, alike(1, 5), texts=2, upload=True, values=(2, 4)))
-    later = line.came(Arrival(0.0, alike(1, 7), texts=1, upload=True, decoded=False, checked=False))
+    ticket = line.came(Arrival(0.0, alike(1, 5), texts=2, uploads=1, values=(2, 4)))
+    later = line.came(Arrival(0.0, alike(1, 7), texts=1, uploads=1, decoded=False, checked=False))
     encodes = 2 * 3.0 + 3 * 0.25  # of both
     assert expected(line, ticket) == pytest.approx(encodes + 5 + 1 + 0.5 + 1 + 2)
     assert expected(line, later) == pytest.approx(encodes + 5 + 1 + 7)

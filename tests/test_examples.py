@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, needs("curl"), needs("node")]
 
 DOCUMENTS = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("quick-start", "api", "cli", "client", "clients", "text")),
+    *(f"docs/{name}.md" for name in ("quick-start", "api", "cli", "client", "clients", "text", "images")),
 ]
 _BLOCK = re.compile(r"^```(sh|python|js)( emoji| text| xl)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost):8000")

@@ -182,7 +182,7 @@ def test_an_image_that_is_guided_in_a_part_of_its_steps_costs_what_these_and_the
 # Stages
 
 
-ALL = StageWork(texts=2, upload=True, decoded=True, checked=True, values=(100, 300))
+ALL = StageWork(texts=2, uploads=1, decoded=True, checked=True, values=(100, 300))
 
 
 def a_machine() -> Machine:
@@ -211,10 +211,10 @@ def test_a_job_is_done_when_all_of_its_stages_are() -> None:
     assert shares == pytest.approx([sum(seconds[: i + 1]) / 16 for i in range(len(seconds))])
 
 
-@pytest.mark.parametrize("stages", [StageWork(texts=1), StageWork(upload=True), StageWork(texts=3, upload=True)])
+@pytest.mark.parametrize("stages", [StageWork(texts=1), StageWork(uploads=1), StageWork(texts=3, uploads=1)])
 def test_no_row_may_run_before_all_is_encoded(stages: StageWork) -> None:
     job = job_of(alike(1, 1), a_machine(), stages)
-    pieces = [job.text_encoded] * stages.texts + [job.upload_encoded] * stages.upload
+    pieces = [job.text_encoded] * stages.texts + [job.upload_encoded] * stages.uploads
     for piece in pieces:
         assert job.encoding
         piece()
@@ -241,7 +241,7 @@ def test_what_waits_for_each_stage_is_what_the_stages_before_have_done() -> None
 
 
 def test_a_job_without_steps_is_its_stages() -> None:
-    job = job_of(((0, 1),), a_machine(), StageWork(upload=True, values=(100, 300)))
+    job = job_of(((0, 1),), a_machine(), StageWork(uploads=1, values=(100, 300)))
     assert (job.left, job.steps, job.seconds, job.unstepped, list(job.behind_first())) == (0, 0, 0, 0, [])
     assert job.ready == (0, 0)
     job.upload_encoded()

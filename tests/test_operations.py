@@ -637,14 +637,17 @@ def test_every_route_is_described(description: Json) -> None:
 
 def test_every_field_is_described(description: Json) -> None:
     paths = description["paths"]
-    sample = paths["/sample"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    fields = table(SampleRequest).keys()
-    assert sample["properties"].keys() == fields
-    assert "required" not in sample
-    assert sample["additionalProperties"] is False
+    content = paths["/sample"]["post"]["requestBody"]["content"]
+    sample, form = content["application/json"]["schema"], content["multipart/form-data"]["schema"]
+    fields, files = table(SampleRequest).keys(), {"image", "mask_image"}
+    assert sample["properties"].keys() == fields | files
+    for schema in (sample, form):
+        assert "required" not in schema
+        assert schema["additionalProperties"] is False
     parameters = paths["/sample"]["get"]["parameters"]
     of_others = {"prompt", "negative_prompt", *NOTHING}  # this model takes only null, which no text can express
     assert {parameter["name"] for parameter in parameters} == {*fields, "model"} - of_others
+    assert form["properties"].keys() == {*fields, *files} - of_others
     assert all(parameter["in"] == "query" for parameter in parameters)
     denoise = {"image", "value_range", "timestep", "scaling", "num_inference_steps", "output"}
     denoise |= {"sampler", "eta", "seed", "class_label", "guidance_scale", "guidance_interval", "timeout_s"}
@@ -655,7 +658,7 @@ def test_every_field_is_described(description: Json) -> None:
         for media_type, body in content.items():
             assert body["schema"]["properties"].keys() == (names if media_type == JSON else names - of_others)
             assert set(body["schema"]["required"]) == {"image", "timestep"}
-    for schema in (sample, *(body["schema"] for body in content.values())):
+    for schema in (sample, form, *(body["schema"] for body in content.values())):
         assert all(field["description"] for field in schema["properties"].values())
 
 

@@ -104,7 +104,7 @@ class Crowd:
         """All texts and the upload of a job are encoded."""
         for _ in range(job.texts):
             job.text_encoded()
-        if job.upload:
+        for _ in range(job.uploads):
             job.upload_encoded()
         let_run(self.line, Outstanding(self.machine))
 
@@ -139,7 +139,7 @@ def any_jobs(draw: st.DrawFn, machine: Machine, images: st.SearchStrategy[Images
     if stages:
         work = StageWork(
             texts=0 if machine.text is None else draw(st.integers(0, 3)),
-            upload=bool(machine.encode) and draw(st.booleans()),
+            uploads=draw(st.integers(0, 2)) if machine.encode else 0,
             decoded=bool(machine.decode) and draw(st.booleans()),
             checked=bool(machine.check) and draw(st.booleans()),
             values=draw(st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 100)))),
@@ -525,11 +525,11 @@ def test_a_check_that_another_job_has_no_time_for_waits_and_a_shorter_one_does_n
     assert same.behind == Behind()
 
 
-@pytest.mark.parametrize(("texts", "upload"), [(1, False), (3, False), (0, True), (2, True)])
-def test_a_promise_has_all_that_is_encoded_first_and_what_is_ahead_of_it(texts: int, upload: bool) -> None:
+@pytest.mark.parametrize(("texts", "uploads"), [(1, 0), (3, 0), (0, 1), (2, 2)])
+def test_a_promise_has_all_that_is_encoded_first_and_what_is_ahead_of_it(texts: int, uploads: int) -> None:
     machine = machine_of({1: 0.8}, encode=2.0, text=0.5)
-    plain, job = job_of(alike(1, 5), machine), job_of(alike(1, 5), machine, StageWork(texts, upload))
-    encode_s = (0.5 * texts + 2.0 * upload) * SHARED * (1 + MARGIN)
+    plain, job = job_of(alike(1, 5), machine), job_of(alike(1, 5), machine, StageWork(texts, uploads))
+    encode_s = (0.5 * texts + 2.0 * uploads) * SHARED * (1 + MARGIN)
     waits = earliest(job, [], machine, START, 0.0) - earliest(plain, [], machine, START, 0.0)
     assert waits == pytest.approx(encode_s + 1.0)  # a pass may be under way when its rows may run
     crowd = Crowd(machine)

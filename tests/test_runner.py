@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.backends.backend import Backend, Inputs, Precision
+from model.beginnings import beginning
 from model.lines import Column
-from model.noise import first_draw
-from model.rows import Condition, Forward, Group, Image, Reading, Row
+from model.noise import generator
+from model.rows import Condition, Forward, Group, Image, Moments, Reading, Row, Source
 from model.runner import SlotRunner
 from model.samplers import StepTable, denoise_table, sample_table
 from model.schedule import Schedule
@@ -40,6 +41,8 @@ WIDTH = 4
 SLOTS = 5
 
 V = Schedule(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
+MOMENTS = Moments(*np.random.default_rng(1).uniform(0.1, 1.0, (2, *SHAPE)).astype(np.float32))
+MASK = np.arange(64).reshape(8, 8) % 3 > 0
 START = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 ROWS = [
     labelled(sample_table(Schedule(), "ddpm", 5), seed=0, label=0),
@@ -71,6 +74,9 @@ ROWS = [
     labelled(sample_table(Schedule(), "dpmpp_2m_sde", 4), seed=16, label=3),
     labelled(sample_table(Schedule(), "euler_a", 3), seed=13, label=4, guidance_scale=5.0, guidance_rescale=1.0),
     labelled(denoise_table(V, "pndm", 600, 4), seed=14, start=START),
+    labelled(sample_table(V, "euler_a", 5, begin=2), seed=15, source=Source(MOMENTS), guidance_scale=2.0, label=1),
+    labelled(sample_table(Schedule(), "dpmpp_2m", 6, begin=1), seed=16, source=Source(MOMENTS, MASK)),
+    labelled(sample_table(V, "pndm", 3), seed=17, source=Source(MOMENTS, ~MASK, from_noise=True), label=2),
 ]
 
 
@@ -90,7 +96,7 @@ class Alone:
         self.backend = crowds or backend
         self.states: list[list[Reading]] = []
         for row in ROWS:
-            start = first_draw(row.seed, SHAPE) * np.float32(row.table.init) if row.start is None else row.start
+            start = beginning(row, generator(row.seed), SHAPE).x.numpy()
             states = trajectory(runner_on(backend, SHAPE, 1, small_network()), row)
             self.states.append([Reading(start, np.zeros_like(start)), *states])
 

@@ -90,8 +90,8 @@ def test_a_pass_serves_one_group_and_counters_agree_with_a_recount(
         assert (scheduler.running, scheduler.waiting) == (running, len(images) - running)
         assert scheduler.outstanding == sum(ticket.left for ticket in line.present)
         assert scheduler.runnable == sum(ticket.left for ticket in line.present if not ticket.to_encode)
-        assert scheduler.work.uploads.total() == sum(None in ticket.to_encode for ticket in line.present)
-        assert scheduler.work.texts == sum(len(ticket.to_encode - {None}) for ticket in line.present)
+        assert scheduler.work.uploads.total() == sum(one < 0 for ticket in line.present for one in ticket.to_encode)
+        assert scheduler.work.texts == sum(one >= 0 for ticket in line.present for one in ticket.to_encode)
         assert scheduler.work.images.total() == sum(len(ticket.undecoded) for ticket in line.present)
         assert scheduler.work.unchecked.total() == sum(len(ticket.unchecked) for ticket in line.present)
         assert scheduler.work.pieces == sum(len(ticket.unanswered) for ticket in line.present)
@@ -281,7 +281,7 @@ def test_a_pass_that_may_be_under_way_when_an_upload_is_encoded_breaks_no_promis
 ) -> None:
     """The large job comes while the upload is encoded. If there is no room for its pass, the pass waits for that."""
     line = Line(machine_of({1: 1.0}, {1: seconds}, encode=1.0), times=[1 + MARGIN], decode_times=[2 * (1 + MARGIN)])
-    upload = Arrival(0.0, alike(1, 1), within=6.0, upload=True, leaves=1.0 + leaves)
+    upload = Arrival(0.0, alike(1, 1), within=6.0, uploads=1, leaves=1.0 + leaves)
     first, second = line.play([upload, Arrival(1.0, alike(1, 1), group=1)])
     assert first.promise == pytest.approx(6.0)
     [began] = (one.began for one in line.passes if one.tickets == [second])
@@ -372,7 +372,7 @@ def test_without_deadlines_no_job_is_refused(
 @pytest.mark.parametrize(("seconds", "promise"), [(10.0, 2.5 + 12.5 + 1.25), (1.5, 6.0)])
 def test_a_promise_has_room_for_a_larger_pass_that_comes_later_if_there_is_time(seconds: float, promise: float) -> None:
     line = Line(machine_of({1: 1.0}, {1: seconds}, encode=1.0))
-    first, second = line.play([Arrival(0.0, alike(1, 1), upload=True), Arrival(1.0, alike(1, 1), group=1)])
+    first, second = line.play([Arrival(0.0, alike(1, 1), uploads=1), Arrival(1.0, alike(1, 1), group=1)])
     assert first.promise == pytest.approx(promise)
     assert not second.refused
 
@@ -380,5 +380,5 @@ def test_a_promise_has_room_for_a_larger_pass_that_comes_later_if_there_is_time(
 def test_an_upload_beside_a_large_job_is_promised_to_wait_for_one_of_its_passes() -> None:
     line = Line(machine_of({1: 1.0}, {1: 10.0}, encode=1.0), times=[1 + MARGIN], decode_times=[2 * (1 + MARGIN)])
     line.came(Arrival(0.0, alike(1, 5), group=1))
-    upload = line.came(Arrival(0.0, alike(1, 1), upload=True, hurry=1.0))
+    upload = line.came(Arrival(0.0, alike(1, 1), uploads=1, hurry=1.0))
     assert upload.promise == pytest.approx(2.5 + 12.5 + 1.25)

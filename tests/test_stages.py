@@ -8,7 +8,7 @@ import json
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.rows import Image, Row
+from model.rows import Image, Moments, Row
 from service.engine.bounds import MARGIN, SHARED
 from service.engine.engine import Engine
 from service.engine.requests import Finished, Progress, Upload
@@ -831,11 +831,11 @@ def test_an_upload_that_cannot_be_encoded_fails_alone(fault: str) -> None:
 
 
 def test_what_is_wrong_with_latents_is_told() -> None:
-    def refuse(latents: Image) -> tuple[list[Row], None]:
+    def refuse(latents: Sequence[Moments]) -> tuple[list[Row], None]:
         raise Invalid.field("image", "is too bright")
 
     with warm_latent(1) as s:
-        job = s.accept(a_row(1), upload=Upload(pixels(1, 1), refuse)).future
+        job = s.accept(a_row(1), upload=Upload([pixels(1, 1)], refuse)).future
         with pytest.raises(Invalid, match="too bright"):
             job.result(PATIENCE)
     assert s.observer.ended == ["failed"]
@@ -843,11 +843,11 @@ def test_what_is_wrong_with_latents_is_told() -> None:
 
 
 def test_an_upload_whose_rows_cannot_be_made_fails_alone() -> None:
-    def fail(latents: Image) -> tuple[list[Row], None]:
+    def fail(latents: Sequence[Moments]) -> tuple[list[Row], None]:
         raise MemoryError
 
     with warm_latent(1) as s:
-        job = s.accept(a_row(1), upload=Upload(pixels(1, 1), fail)).future
+        job = s.accept(a_row(1), upload=Upload([pixels(1, 1)], fail)).future
         assert isinstance(error_of(job), ComputationFailed)
         assert images_of(s.upload(2, 1, a_row(2))) == [a_decoded(2, 1)]
         assert s.engine.alive

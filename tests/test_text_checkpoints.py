@@ -115,6 +115,28 @@ def test_images_are_larger_by_the_vaes_factor(tmp_path: Path, factor: int) -> No
     assert (model.image_shape, model.factor) == ((3, 8 * factor, 8 * factor), factor)
 
 
+@pytest.mark.parametrize("kind", ["sd_inpaint", "xl_inpaint"])
+def test_a_network_of_nine_channels_inpaints(tmp_path: Path, kind: str) -> None:
+    model = load(write_pipeline(tmp_path, kind)).description
+    assert model.inpaints
+    assert (model.sample_shape, model.out_channels) == ((4, 8, 8), 4)
+    assert model.input_shape_of(model.group) == (9, 8, 8)
+    assert model.recommended.guidance_scale == 7.5
+
+
+def test_a_pipeline_of_inpainting_has_its_own_constructor(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It sets steps_offset and skip_prk_steps, and not clip_sample. Its U-Net of 4 channels draws anything."""
+    index = {"_class_name": "StableDiffusionInpaintPipeline"}
+    for scheduler, own in (("DDIMScheduler", {"clip_sample": True}), ("PNDMScheduler", {"skip_prk_steps": False})):
+        config = {"steps_offset": 0, **own}
+        write_pipeline(tmp_path / scheduler, scheduler=scheduler, scheduler_config=config, index=index)
+        model, theirs = load(tmp_path / scheduler).description, load_pipeline(tmp_path / scheduler).scheduler.config
+        assert not model.inpaints
+        assert model.schedule.steps_offset == theirs.steps_offset == 1
+        assert model.schedule.clip_sample == theirs.get("clip_sample", True)
+    assert not [record for record in caplog.records if "skip_prk_steps" in record.message]
+
+
 # Images.
 
 PROMPT, SEED, N, GUIDANCE = "a fox in the snow!", 3, 10, 7.5
@@ -668,7 +690,7 @@ OTHER = (
     "scheduler, with or without a VAE"
 )
 IF = "it belongs to IF, which is not supported"
-ALONE = "this version serves text-to-image alone"
+ALONE = "this version serves networks of text-to-image and of inpainting alone"
 CLASSES = "the pipeline gives the network no class"
 
 
@@ -680,8 +702,8 @@ CLASSES = "the pipeline gives the network no class"
             "names no text_encoder_2, which a StableDiffusionXLPipeline needs",
         ),
         (
-            {"_class_name": "StableDiffusionInpaintPipeline"},
-            OTHER.format("StableDiffusionInpaintPipeline"),
+            {"_class_name": "StableDiffusionUpscalePipeline"},
+            OTHER.format("StableDiffusionUpscalePipeline"),
         ),
         (
             {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
@@ -725,7 +747,6 @@ def test_pipelines_refused(pipeline: Path, changes: Json, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"in_channels": 9}, f"in_channels is 9, which inpainting networks have: {ALONE}"),
         ({"in_channels": 8}, f"in_channels is 8, which InstructPix2Pix and x2 upscalers have: {ALONE}"),
         ({"in_channels": 7}, f"in_channels is 7, which x4 upscalers have: {ALONE}"),
         ({"in_channels": 5}, f"in_channels is 5, which depth-to-image networks have: {ALONE}"),

@@ -88,7 +88,7 @@ def draw_along(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
 def reconstructed(vae: VAE, x: Tensor) -> UInt8:
     """Encode and decode images [N, C, H, W], and return the pixels."""
     images = tqdm(x.numpy(), desc="encoding", unit="image")
-    return _decoded(vae, [vae.encode(image) for image in images])
+    return _decoded(vae, [vae.encode(image).mean for image in images])
 
 
 def _lines(by: Pen, settings: Recommended) -> int:

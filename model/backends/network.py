@@ -76,14 +76,15 @@ class TextDenoiser(nn.Module):
 
 def denoiser(unet: UNet, model: ModelDescription) -> Network:
     """The U-Net."""
-    inputs: dict[str, tuple[int, ...]] = {"x": model.sample_shape, "emb": (unet.embedder.dim,)}
+    shape = model.input_shape_of(model.group)
+    inputs: dict[str, tuple[int, ...]] = {"x": shape, "emb": (unet.embedder.dim,)}
     if isinstance(unet, UNet2DCondition):
         assert model.text is not None
         inputs["context"] = model.text.length, unet.config.context_dim
         module: nn.Module = TextDenoiser(unet)
     else:
         module = Denoiser(unet)
-    return Network("denoiser", module, model.digest, inputs, model.num_parameters / model.sample_shape[0], unet.factor)
+    return Network("denoiser", module, model.digest, inputs, model.num_parameters / shape[0], unet.factor)
 
 
 def decoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
@@ -93,7 +94,7 @@ def decoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
 
 
 def encoder(autoencoder: Autoencoder, model: ModelDescription) -> Network:
-    """The VAE's encoder: maps images to scaled latents."""
+    """The VAE's encoder: maps images to the distribution of their latents."""
     work = _size(autoencoder.encoder) / model.image_shape[0]
     inputs = {"x": model.image_shape}
     return Network("encoder", EncoderOnly(autoencoder), model.digest, inputs, work, autoencoder.config.factor)

@@ -32,14 +32,18 @@ class TextPipeline(NamedTuple):
 
 _SD = TextPipeline("StableDiffusionPipeline", sets={"steps_offset": 1, "clip_sample": False}, corrects_old_sizes=True)
 _XL = TextPipeline("StableDiffusionXLPipeline", _TWO_ENCODERS, guidance_scale=5.0, embeds_sizes=True)
+_INPAINT = _SD._replace(name="StableDiffusionInpaintPipeline", sets={"steps_offset": 1, "skip_prk_steps": True})
+_XL_INPAINT = _XL._replace(name="StableDiffusionXLInpaintPipeline", guidance_scale=7.5)
 _LCM = TextPipeline("LatentConsistencyModelPipeline", num_inference_steps=4, guidance_scale=8.5, embeds_guidance=True)
 
-# By name. Pipelines of image-to-image have the parts of text-to-image, and are served as that.
+# By name. Pipelines of other tasks have the parts of text-to-image, and what each of them draws depends on the network.
 TEXT_PIPELINES = {
     "StableDiffusionPipeline": _SD,
     "StableDiffusionImg2ImgPipeline": _SD,
+    "StableDiffusionInpaintPipeline": _INPAINT,
     "StableDiffusionXLPipeline": _XL,
     "StableDiffusionXLImg2ImgPipeline": _XL,
+    "StableDiffusionXLInpaintPipeline": _XL_INPAINT,
     "LatentConsistencyModelPipeline": _LCM,
     "LatentConsistencyModelImg2ImgPipeline": _LCM,
 }

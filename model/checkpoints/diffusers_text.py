@@ -46,12 +46,11 @@ _SAMPLERS = {
     "TCDScheduler": "tcd",
 }
 _IN_PLACE_OF_OTHERS = "dpmpp_2m"
-_TEXT_TO_IMAGE = "this version serves text-to-image alone"
+_SERVED = "this version serves networks of text-to-image and of inpainting alone"
 _OTHER_INPUTS = {
     5: "depth-to-image networks",
     7: "x4 upscalers",
     8: "InstructPix2Pix and x2 upscalers",
-    9: "inpainting networks",
 }
 # Fields of UNet2DConditionModel that must have one value.
 _FIXED: dict[str, tuple[object, str]] = {
@@ -103,7 +102,7 @@ def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeli
     if sampler in ("lcm", "heun") and fields.get("clip_sample") is True:
         # read_scheduler passes over true, which is the default of other schedulers. That of these two is false.
         schedule = schedule.with_fields(clip_sample=True)
-    for field in departures(sampler, schedule, values):
+    for field in departures(sampler, schedule, fields):
         log.warning(
             "%s: %s is %s, which %s does not follow: images differ from the pipeline's",
             path, field, shown(values.get(field, "absent")), sampler,
@@ -169,7 +168,7 @@ def _check_supported(path: Path, values: dict[str, Any], pipeline: TextPipeline)
     channels = values.get("in_channels", 4)
     if type(channels) is int and channels in _OTHER_INPUTS:
         theirs = _OTHER_INPUTS[channels]
-        raise CheckpointError(path, f"in_channels is {channels}, which {theirs} have: {_TEXT_TO_IMAGE}")
+        raise CheckpointError(path, f"in_channels is {channels}, which {theirs} have: {_SERVED}")
     for field, (wanted, why) in _FIXED.items():
         value = values.get(field, wanted)
         if value != wanted and not (value is None and wanted is False):

@@ -63,7 +63,12 @@ class TextToImageConfig(ModelConfig):
 
     @property
     def channels(self) -> int:
-        return self.network.in_channels
+        return self.network.in_channels // 2 if self.inpaints else self.network.in_channels
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the network takes a mask and the latents of the masked image beside x."""
+        return self.autoencoder is not None and self.network.in_channels == 2 * self.autoencoder.channels + 1
 
     @property
     def out_channels(self) -> int:
@@ -79,4 +84,5 @@ class TextToImageConfig(ModelConfig):
             super().describe(network, autoencoder, digest, folder_name),
             embeds_sizes=self.text_2 is not None,
             embeds_guidance=self.network.time_cond_proj_dim is not None,
+            inpaints=self.inpaints,
         )

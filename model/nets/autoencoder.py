@@ -19,6 +19,7 @@ from model.nets.unet2d import Count
 
 _EPS = 1e-6  # for all norms
 _AT_ONCE = 4096  # attention queries per chunk; the scores of more would take most of the memory
+_LEAST_LOG_VARIANCE, _MOST_LOG_VARIANCE = -30.0, 20.0  # diffusers' DiagonalGaussianDistribution
 _DISTANCES = 2**24  # distances from latents to codes that are in memory at once
 
 
@@ -26,8 +27,8 @@ class AutoencoderConfig(BaseModel):
     """The arguments of diffusers' AutoencoderKL and VQModel.
 
     Attributes:
-        kind: kl encodes each latent as a distribution, and we take its mean. vq replaces each latent by the nearest
-            entry of a codebook before decoding.
+        kind: kl encodes each latent as a normal distribution. vq replaces each latent by the nearest entry of a
+            codebook before decoding.
         scaling_factor: the U-Net sees latents multiplied by this, so that their variance is about 1.
 
     Raises:
@@ -104,7 +105,20 @@ class Autoencoder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Map images to the means of their latents, scaled for the U-Net, [B, channels, H/factor, W/factor]."""
-        return self.moments(x)[:, : self.config.channels] * self.config.scaling_factor
+        return self.distribution(x)[:, 0]
+
+    def distribution(self, x: Tensor) -> Tensor:
+        """Map images to their latents, scaled for the U-Net.
+
+        kl: means and standard deviations, [B, 2, channels, H/factor, W/factor]. vq: latents before the codebook,
+        [B, 1, channels, H/factor, W/factor].
+        """
+        moments, channels, scale = self.moments(x), self.config.channels, self.config.scaling_factor
+        mean = moments[:, :channels] * scale
+        if self.config.kind == "vq":
+            return mean.unsqueeze(1)
+        std = torch.exp(0.5 * moments[:, channels:].clamp(_LEAST_LOG_VARIANCE, _MOST_LOG_VARIANCE)) * scale
+        return torch.stack([mean, std], dim=1)
 
     @property
     def unscaled(self) -> Callable[[Tensor], Tensor]:
@@ -138,14 +152,14 @@ class DecoderOnly(nn.Module):
 
 
 class EncoderOnly(nn.Module):
-    """Autoencoder.encode as a network."""
+    """Autoencoder.distribution as a network."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.autoencoder.encode(x)
+        return self.autoencoder.distribution(x)
 
 
 class Encoder(nn.Module):

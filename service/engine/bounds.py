@@ -14,7 +14,7 @@ Two plans run the jobs in the order of their promises. Each plan bounds the comp
 
 Stages work beside the passes, one piece after the other, the earliest promise first:
 
-- Texts and an upload are encoded first, one piece after the other. When their job may run at last, a pass may be under
+- Texts and uploads are encoded first, one piece after the other. When their job may run at last, a pass may be under
   way. In `together`, the steps of jobs that may not run yet are added to S, because their number does not fall while
   others step.
 - Rows that have taken their steps are decoded in batches of one group, of up to w rows. One batch may be under way.
@@ -206,7 +206,7 @@ def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None 
 def spare(line: Sequence[Job], machine: Machine, start: float) -> Spare:
     """The spare seconds of the plans. `line` is in the order of promises, and its first pass begins at `start`.
 
-    A job whose rows have all taken their steps loses nothing, whatever passes run. A job whose texts or upload are not
+    A job whose rows have all taken their steps loses nothing, whatever passes run. A job whose texts or uploads are not
     encoded yet loses nothing either. But if a plan would break the promise of such a job, its spare time is negative.
     """
     return look(line, Bounds(machine), start).spare

@@ -1,6 +1,7 @@
 """The stage that checks finished images, one at a time; and what is found out about each finished image."""
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -9,9 +10,12 @@ from service.engine.answer import Images, Made
 from service.engine.costs import Machine
 from service.engine.health import CHECKING, DECODING, PASSES, Health
 from service.engine.queue import Queue
-from service.engine.requests import Clock
+from service.engine.requests import Clock, Request
 from service.engine.stage import Cost, Name, Piece, Stage
+from service.engine.waves import RowState
 from service.errors import ComputationFailed, Refused, ServiceError
+
+log = logging.getLogger(__name__)
 
 # [C, H, W] → why the image is refused; None if it passes. A ServiceError answers the request, too.
 CheckImage = Callable[[Image], str | None]
@@ -77,7 +81,7 @@ class Check:
 
 
 class Inspection:
-    """Looks at finished images: their values must be finite, and the check must let them pass.
+    """Looks at finished images: their values must be finite, rows may finish them, and the check must let them pass.
 
     Args:
         check: the stage; None without a check.
@@ -96,7 +100,7 @@ class Inspection:
 
     def take(self, made: Iterable[Made]) -> None:
         """Look at finished images, all of a pass or a batch in one call. Their values may not be finite."""
-        good = [one for one in made if self._is_good(one)]
+        good = [one for each in made if self._is_good(each) for one in self._finished(*each)]
         to_check = [Piece.of_row(*one) for one in good if one[0].job.stages.checked]
         if to_check:
             assert self._check is not None
@@ -117,3 +121,14 @@ class Inspection:
             return False
         request.made = self._clock()
         return True
+
+    def _finished(self, request: Request, row: RowState, image: Image) -> Iterator[Made]:
+        """The image as its row finishes it; nothing if that fails, as then its request does."""
+        finish = request.rows[row.index].finish
+        try:
+            finished = image if finish is None else finish(image)
+        except Exception:
+            log.exception("an image could not be finished")
+            self._queue.fail(request, ComputationFailed("an image of this request could not be finished"))
+        else:
+            yield request, row, finished

@@ -231,7 +231,7 @@ class Machine:
     Args:
         passes: by group.
         decode: of batches of images, by group; empty where rows are images.
-        encode: of one upload, by group; the only width is 1.
+        encode: of one uploaded image, by group; the only width is 1.
         answer: of the answer's images.
         text: of one text, the same for all groups; the only width is 1. None for a model without texts.
         check: of one image, by group; the only width is 1. Empty where images are not checked.
@@ -255,9 +255,9 @@ class Machine:
         by_group = self.passes, self.decode, self.encode, self.check
         self._all = [costs for kind in by_group for costs in kind.values()] + ([] if text is None else [text])
 
-    def encode_s(self, group: Group, texts: int, upload: bool) -> float:
-        """An upper bound at speed 1 to encode the texts and perhaps the upload of a job."""
-        seconds = self.encode[group].ceilings[1] if upload else 0.0
+    def encode_s(self, group: Group, texts: int, uploads: int) -> float:
+        """An upper bound at speed 1 to encode the texts and uploads of a job."""
+        seconds = uploads * self.encode[group].ceilings[1] if uploads else 0.0
         return seconds if self.text is None else seconds + texts * self.text.ceilings[1]
 
     @property

@@ -7,9 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
-
-from model.rows import VAE, Context, Group, Image, Text, TextEncoder
+from model.rows import VAE, Context, Group, Moments, Text, TextEncoder
 from service.engine.contexts import Contexts
 from service.engine.costs import Machine
 from service.engine.decode import Stepped
@@ -89,7 +87,7 @@ class Encode:
             self._observer.text_known()
         return context
 
-    def run(self, batch: Sequence[Piece]) -> Sequence[Context | Image]:
+    def run(self, batch: Sequence[Piece]) -> Sequence[Context | Moments]:
         [piece] = batch
         group = piece.request.job.group
         if piece.text is None:
@@ -111,11 +109,11 @@ class Encode:
         what = "image" if piece.text is None else "prompt"
         return f"the {what} of this request could not be encoded"
 
-    def done(self, piece: Piece, result: Context | Image) -> Iterable[Piece]:
+    def done(self, piece: Piece, result: Context | Moments) -> Iterable[Piece]:
         request, queue = piece.request, self._queue
         if queue.of(request.job) is None:
             return ()
-        if not (result.is_finite if isinstance(result, Context) else np.isfinite(result).all()):
+        if not result.is_finite:
             queue.fail(request, ComputationFailed(f"{_encoded(piece.text)} has values that are not finite"))
             return ()
         try:
@@ -132,16 +130,19 @@ class Encode:
             self._stepped.skip(request)
         return ()
 
-    def _give(self, piece: Piece, result: Context | Image) -> None:
-        """Give a request its latents or a context; with the last of these, give its rows their contexts."""
+    def _give(self, piece: Piece, result: Context | Moments) -> None:
+        """Give a request latents or a context; with the last of these, give its rows what they need."""
         request = piece.request
         if isinstance(result, Context):
             assert piece.text is not None
             request.prompts.contexts[piece.text] = result
         elif request.upload is not None:
-            request.rows, request.encoding = request.upload.then(result)
-            request.upload = None
-        if request.job.texts + request.job.upload == 1:
+            request.latents[piece.index] = result
+            if len(request.latents) == len(request.upload.images):
+                latents = [request.latents[index] for index in range(len(request.upload.images))]
+                request.rows, request.encoding = request.upload.then(latents)
+                request.upload, request.latents = None, {}
+        if request.job.texts + request.job.uploads == 1:
             request.rows = request.prompts.given_to(request.rows)
 
     def _note(self, piece: Piece) -> None:

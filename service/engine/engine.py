@@ -153,7 +153,7 @@ class Engine:
         """Hand a new request to its first stage, unless it waits for a pass."""
         pieces = [Piece.of_text(request, index, text) for index, text in enumerate(request.prompts.unknown)]
         if request.upload is not None:
-            pieces.append(Piece.of_whole(request, request.upload.image))
+            pieces += [Piece.of_upload(request, index, image) for index, image in enumerate(request.upload.images)]
         if pieces:
             assert self._encode is not None
             self._encode.put(pieces)

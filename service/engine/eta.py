@@ -43,7 +43,7 @@ class Outlook:
         place: of the job in `line`; None if the job has no steps left.
         line: the jobs around it, those with the least work first.
         ahead_s: seconds of passes of the jobs before `line`, at speed 1.
-        before_s: seconds until its rows can run or be decoded: the encoding of its texts and upload, and of all others.
+        before_s: seconds until its rows can run or be decoded: to encode its texts and uploads, and all others.
         decode_s: seconds to decode the rows that have taken their steps.
         checking_s: seconds to check the finished images that wait for that, of all jobs.
         check_s: seconds to check the job's images that are not finished yet.
@@ -177,7 +177,7 @@ def outlook(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float, prom
     if job.encoding:
         uploads, texts = work.uploads.copy(), work.texts
         if is_new:
-            uploads[job.group] += job.upload
+            uploads[job.group] += job.uploads
             texts += job.texts
         before_s = sum(n * machine.encode[group].seconds(1) for group, n in uploads.items() if n)
         before_s += 0.0 if machine.text is None else texts * machine.text.seconds(1)

@@ -32,7 +32,7 @@ def forecast(rows: Sequence[Row], values: tuple[int, int], machine: Machine) -> 
         values: of its answer, see service.engine.requests.Encoding.
     """
     texts = {text for row in rows for text in row.texts}
-    job = job_of(rows, machine, values, len(texts), upload=False)
+    job = job_of(rows, machine, values, len(texts), uploads=0)
     idle = Scheduler(machine, dict.fromkeys(machine.passes, len(rows)))
     expected_s = outlook(job, idle, Arrivals(0.0), 0.0, inf).eta()
     return Forecast(expected_s, seconds_alone(job, machine))

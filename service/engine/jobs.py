@@ -1,6 +1,6 @@
 """Jobs, as the scheduler sees them: the rows of a request, and what is left of their work. Pure Python.
 
-A job's work is a chain of pieces: its texts and its upload are encoded; each row takes its steps in passes; each row is
+A job's work is a chain of pieces: its texts and uploads are encoded; each row takes its steps in passes; each row is
 decoded; each image is checked; each image is encoded for the answer, and then the answer as a whole. A job may lack any
 of these.
 """
@@ -214,18 +214,18 @@ class Job(Staged):
         self.work = self.left * self.costs.row
 
 
-def job_of(rows: Sequence[Row], machine: Machine, values: tuple[int, int] | None, texts: int, upload: bool) -> Job:
+def job_of(rows: Sequence[Row], machine: Machine, values: tuple[int, int] | None, texts: int, uploads: int) -> Job:
     """The job of a client's request.
 
     Args:
         rows: of one group. Either all of them become images or none.
         values: see service.engine.requests.Encoding; None if no answer is encoded.
         texts: how many texts are encoded first.
-        upload: whether an upload is encoded first.
+        uploads: how many uploads are encoded first.
     """
     row = rows[0]
     is_image = row.is_decoded if machine.decode else not row.model_output
-    work = StageWork(texts, upload, bool(machine.decode) and is_image, bool(machine.check) and is_image, values)
+    work = StageWork(texts, uploads, bool(machine.decode) and is_image, bool(machine.check) and is_image, values)
     return Job(row.group, [row.forwards for row in rows], machine, work)
 
 

@@ -43,7 +43,7 @@ class Outstanding:
         """Count what is left of a job; with the sign −1, count it no longer."""
         self.forwards[job.group] += sign * job.left
         self.images[job.group] += sign * job.undecoded
-        self.uploads[job.group] += sign * job.upload
+        self.uploads[job.group] += sign * job.uploads
         self.texts += sign * job.texts
         self.runnable += 0 if job.waits else sign * job.left
         self.pieces += sign * job.unanswered

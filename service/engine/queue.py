@@ -125,7 +125,7 @@ class Queue:
         with self._noting_refusals(), self.lock:
             scheduler, now = self.check_open(), self._clock()
             values = None if encoding is None else encoding.values
-            job = job_of(rows, scheduler.machine, values, len(prompts.unknown), upload is not None)
+            job = job_of(rows, scheduler.machine, values, len(prompts.unknown), len(upload.images if upload else ()))
             admission = admit(job, client, Line(scheduler, self._places, self.arrivals), now, timeout_s)
             until, ahead = now + timeout_s, admission.outlook
             request = Request(rows, job, now, until, client, watcher, encoding, upload, prompts, ahead)

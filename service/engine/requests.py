@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
-from model.rows import Image, Row
+from model.rows import Image, Moments, Row
 from service.engine.contexts import Prompts
 from service.engine.eta import Outlook
 from service.engine.jobs import Job
@@ -21,7 +21,7 @@ class Finished(NamedTuple):
 
     Attributes:
         images: [C, H, W] each.
-        queue_s: seconds until the first step, with the encoding of texts and an upload; without steps, until the next
+        queue_s: seconds until the first step, with the encoding of texts and uploads; without steps, until the next
             stage.
         denoise_s: seconds from the first step to the last; 0 without steps.
         decode_s: seconds from the last step to the last image; 0 without decoding.
@@ -52,16 +52,16 @@ class Encoding(Protocol):
 
 
 class Upload(NamedTuple):
-    """An uploaded image, which the VAE must encode before its request can run.
+    """Uploaded images, which the VAE must encode before their request can run.
 
     Attributes:
-        image: [C, H, W].
-        then: maps the latents, [c, h, w], to the request's rows and encoding, which replace the submitted draft. There
-            are as many rows, of the draft's group, and with its tables and texts. May raise a ServiceError.
+        images: [C, H, W] each; at least one.
+        then: maps their latents to the request's rows and encoding, which replace the submitted draft. There are as
+            many rows, of the draft's group, and with its tables and texts. May raise a ServiceError.
     """
 
-    image: Image
-    then: Callable[[Image], tuple[Sequence[Row], Encoding | None]]
+    images: Sequence[Image]
+    then: Callable[[Sequence[Moments]], tuple[Sequence[Row], Encoding | None]]
 
 
 class Progress(NamedTuple):
@@ -139,6 +139,7 @@ class Request:
         outlook: the state behind the estimate at acceptance; None for the probe.
         estimated: the time of the newest estimate, and the expected seconds from then on.
         started: when the first row started.
+        latents: of the uploaded images that are encoded, by index.
         taken: the steps of the slowest row in passes that have ended.
         stepped: when the last row took its last step, if rows are decoded.
         made: when the last image was finished.
@@ -160,6 +161,7 @@ class Request:
     future: Future[Finished] = field(default_factory=Future)
     estimated: tuple[float, float] | None = None
     started: float | None = None
+    latents: dict[int, Moments] = field(default_factory=dict)
     taken: int = 0
     stepped: float | None = None
     made: float | None = None

@@ -234,7 +234,7 @@ class Scheduler:
         self._done(job, job.text_encoded)
 
     def upload_encoded(self, job: Job) -> None:
-        """Note that a job's upload is encoded. A job that is not here is ignored."""
+        """Note that one of a job's uploads is encoded. A job that is not here is ignored."""
         self._done(job, job.upload_encoded)
 
     def decoded(self, job: Job) -> None:

@@ -33,8 +33,8 @@ class Piece:
     """A piece of work. Pieces sort in the order of work.
 
     Attributes:
-        index: of the image or of the text in its request; the number of images for work on the whole request.
-        row: of the image; None for a text, and for work on the whole request.
+        index: of the image, the text or the upload in its request; the number of images for work on the whole request.
+        row: of the image; None for a text or an upload, and for work on the whole request.
         given, text: what the work is done on.
     """
 
@@ -51,12 +51,16 @@ class Piece:
         return cls(request.job.promise, request.job.number, index, request, None, None, text)
 
     @classmethod
+    def of_upload(cls, request: Request, index: int, image: Image) -> "Piece":
+        return cls(request.job.promise, request.job.number, index, request, None, image)
+
+    @classmethod
     def of_row(cls, request: Request, row: RowState, given: Image) -> "Piece":
         return cls(request.job.promise, request.job.number, row.index, request, row, given)
 
     @classmethod
-    def of_whole(cls, request: Request, given: Image | None = None) -> "Piece":
-        return cls(request.job.promise, request.job.number, len(request.rows), request, None, given)
+    def of_whole(cls, request: Request) -> "Piece":
+        return cls(request.job.promise, request.job.number, len(request.rows), request, None, None)
 
 
 class Cost(Protocol):

@@ -12,14 +12,14 @@ class StageWork(NamedTuple):
 
     Attributes:
         texts: how many texts are encoded before the rows can run.
-        upload: whether an upload is encoded before the rows can run.
+        uploads: how many uploaded images are encoded before the rows can run.
         decoded: whether each row is decoded after its last step.
         checked: whether each image is checked.
         values: how many values the answer encodes, for each image and for the whole; None if no answer is encoded.
     """
 
     texts: int = 0
-    upload: bool = False
+    uploads: int = 0
     decoded: bool = False
     checked: bool = False
     values: tuple[int, int] | None = None
@@ -31,7 +31,7 @@ class Blocks(NamedTuple):
     In seconds at speed 1.
 
     Attributes:
-        a_pass: a pass, when the job's texts and upload are encoded and its rows may run.
+        a_pass: a pass, when the job's texts and uploads are encoded and its rows may run.
         decode: a batch of decoding, when its rows have taken their steps.
         check: a check of an image, when its images are finished.
         answer: a piece of an answer, when its images are checked.
@@ -100,7 +100,7 @@ class Staged:
         stages: its work outside of passes.
 
     Attributes:
-        texts, upload: what is still to be encoded: the number of texts, and whether there is an upload.
+        texts, uploads: how many texts and uploaded images are still to be encoded.
         encoding: whether anything is still to be encoded. Until then, no row may run.
         waits: whether the rows may not run yet, because of what is to be encoded here or in a job ahead.
         unstepped: rows that have not ended their last step.
@@ -134,7 +134,7 @@ class Staged:
         "unchecked",
         "undecoded",
         "unstepped",
-        "upload",
+        "uploads",
         "waits",
     )
 
@@ -148,7 +148,7 @@ class Staged:
         self.done_by = -inf
         self._machine = machine
         self._images = images
-        self.texts, self.upload = stages.texts, stages.upload
+        self.texts, self.uploads = stages.texts, stages.uploads
         self.undecoded = images if stages.decoded else 0
         self.unchecked = images if stages.checked else 0
         self.unanswered = 0 if stages.values is None else images + 1
@@ -162,8 +162,8 @@ class Staged:
         self._weigh_encoding()
 
     def upload_encoded(self) -> None:
-        """Note that the upload is encoded."""
-        self.upload = False
+        """Note that one of the uploads is encoded."""
+        self.uploads -= 1
         self._weigh_encoding()
 
     def decoded(self) -> None:
@@ -234,7 +234,7 @@ class Staged:
     def seconds_of_stages(self) -> tuple[float, float]:
         """The seconds at speed 1 of all work of the stages, and of what is done of it."""
         machine, group, n, stages = self._machine, self.group, self._images, self.stages
-        seconds = machine.encode_s(group, stages.texts, stages.upload)
+        seconds = machine.encode_s(group, stages.texts, stages.uploads)
         done = seconds - self.encode_s
         if stages.decoded:
             an_image = machine.decode[group].row
@@ -258,9 +258,9 @@ class Staged:
         self._weigh_answer()
 
     def _weigh_encoding(self) -> None:
-        self.encoding = self.upload or self.texts > 0
+        self.encoding = self.uploads > 0 or self.texts > 0
         self.waits = self.encoding or self.behind.a_pass > -inf
-        self.encode_s = self._machine.encode_s(self.group, self.texts, self.upload) if self.encoding else 0.0
+        self.encode_s = self._machine.encode_s(self.group, self.texts, self.uploads) if self.encoding else 0.0
 
     def _weigh_checks(self) -> None:
         self.check_s = self.unchecked * self.a_check_s

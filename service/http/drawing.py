@@ -18,8 +18,10 @@ from service.http.checks import PromptCheck, prompts_of
 from service.http.leaving import unless_client_leaves
 from service.http.models import RequestModel
 from service.http.parsing import MAX_PLAIN_JSON
+from service.http.pictures import Attached, picture_of
 from service.http.pieces import PIECE, Bytes, rest
 from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
+from service.plan.pictures import Picture
 from service.plan.plan import Plan, plan_sample
 from service.plan.served import Served
 from service.plan.shared_fields import MAX_PROMPT
@@ -58,14 +60,37 @@ class Studio:
         body.let_go()
         return parsed
 
-    async def planned(self, fields: SampleRequest, latent: bool = False) -> Plan:
-        """The plan of /sample. Long prompts become tokens in a thread, one request at a time.
+    async def read_pictured(
+        self, request: Request, parse: Callable[[Bytes], tuple[Result, Attached | None]]
+    ) -> tuple[Result, Picture | None]:
+        """Read the whole body, parse it, and decode its images. A long body is parsed in a thread, one at a time.
+
+        Images are decoded there, too, however short the body is: a small file may have many pixels.
+        """
+        body = Body.of(request)
+        sent = await body.read()
+        parsed = parse(sent) if len(sent) <= PIECE else None
+        if parsed is not None and parsed[1] is None:
+            return parsed[0], None
+
+        def read() -> tuple[Result, Picture | None]:
+            value, attached = parsed or parse(sent)
+            return value, None if attached is None else picture_of(attached, self.served)
+
+        async with self.reading:
+            pictured = await run_in_threadpool(read)
+        body.let_go()
+        return pictured
+
+    async def planned(self, fields: SampleRequest, latent: bool = False, picture: Picture | None = None) -> Plan:
+        """The plan of /sample. Images are read, and long prompts become tokens, in a thread, one request at a time.
 
         Args:
             latent: the answer is latents, if the model denoises latents.
+            picture: what is drawn anew.
         """
-        plan = partial(plan_sample, fields, timeout=self.settings.timeout, latent=latent)
-        if length_of(fields) <= _SHORT_PROMPTS:
+        plan = partial(plan_sample, fields, timeout=self.settings.timeout, latent=latent, picture=picture)
+        if picture is None and length_of(fields) <= _SHORT_PROMPTS:
             return plan(self.served)
         async with self.reading:
             return await run_in_threadpool(plan, self.for_one_request())
@@ -83,6 +108,7 @@ class Studio:
 
         Args:
             how: the images become the answer's body.
+            upload: is encoded first. A plan of images that rows begin from makes its own.
 
         Raises:
             ClientDisconnect: the client left during the check.
@@ -93,6 +119,8 @@ class Studio:
             prompts = [*prompts_of(fields, len(plan.rows)), *plan.drawn_prompts]
             check = self.prompts.check(prompts, timeout_s)
             timeout_s = await unless_client_leaves(request.receive, asyncio.ensure_future(check))
+        if plan.to_encode:
+            upload = Upload(plan.to_encode, lambda latents: (plan.begun(latents), how))
         return self.engine.submit(plan.rows, timeout_s, Body.of(request).client, how, watcher, upload)
 
     async def finished(self, request: Request, accepted: Accepted) -> Finished:

@@ -1,6 +1,6 @@
 """Parses multipart/form-data in bounded time. RFC 7578."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
@@ -37,10 +37,10 @@ class Part:
             raise Invalid.field(self.name, "must be text in UTF-8") from None
 
 
-def read_form(content_type: str, body: Bytes) -> list[Part]:
-    """The parts of a form: at most one file, and at most MAX_FIELDS fields.
+def read_form(content_type: str, body: Bytes, files: Collection[str] = ("image",)) -> list[Part]:
+    """The parts of a form: at most one file for each name in `files`, and at most MAX_FIELDS fields.
 
-    One of the fields may be a file without a filename.
+    Fields with these names may be as long as files.
 
     Raises:
         UnsupportedMedia: the form is not in UTF-8.
@@ -56,7 +56,7 @@ def read_form(content_type: str, body: Bytes) -> list[Part]:
     if not boundary:
         raise _unreadable("its Content-Type has no boundary")
     _check_boundaries(body, boundary)
-    collected = _Parts()
+    collected = _Parts(files)
     try:
         parser = MultipartParser(boundary, collected.callbacks)  # type: ignore[arg-type]
         for begin in pieces(len(body)):
@@ -103,7 +103,8 @@ def _ends(body: Bytes, delimiter: bytes) -> Iterator[int]:
 class _Parts:
     """Collects the parts of a form from the parser's callbacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Collection[str]) -> None:
+        self._files = files
         self.parts: list[Part] = []
         self.ended = False
         self._header = bytearray()
@@ -144,15 +145,15 @@ class _Parts:
         name = options[b"name"].decode(errors="replace")
         self.parts.append(Part(name, None if filename is None else filename.decode(errors="replace")))
         files = sum(part.filename is not None for part in self.parts)
-        if files > 1:
-            raise _unreadable("Too many files: it may have one")
+        if files > len(self._files):
+            raise _unreadable(f"Too many files: it may have {len(self._files)}")
         if len(self.parts) - files > MAX_FIELDS:
             raise _unreadable(f"Too many fields: it may have {MAX_FIELDS}")
 
     def _add(self, data: bytes, start: int, end: int) -> None:
         part = self.parts[-1]
         part.data += data[start:end]
-        if part.filename is None and part.name != "image" and len(part.data) > _MAX_FIELD:
+        if part.filename is None and part.name not in self._files and len(part.data) > _MAX_FIELD:
             raise _unreadable(f"the field {part.name[:80]!r} has more than {_MAX_FIELD} bytes")
 
     def _end(self) -> None:

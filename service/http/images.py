@@ -5,7 +5,7 @@ it does all other work, and its last stage makes the body of the answer.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.rows import Group, Image, Row
+from model.rows import Group, Image, Moments, Row
 from service.engine.requests import Encoding, Upload
 from service.errors import Invalid
 from service.http import openapi
@@ -25,11 +25,12 @@ from service.http.drawing import Studio
 from service.http.events import EventStream, Mailbox
 from service.http.models import RequestModel
 from service.http.parsing import (
+    FILES,
     FORM,
     MAX_PLAIN_JSON,
     check_query,
     check_type,
-    read_json,
+    read_sample,
     read_upload,
 )
 from service.http.pieces import Bytes
@@ -53,7 +54,7 @@ from service.http.responses import (
 )
 from service.http.sample_events import SampleEvents
 from service.http.uploads import decode, most_bytes
-from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
+from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest
 from service.plan.plan import Plan, plan_denoise, plan_noise
 from service.plan.served import Served
 
@@ -97,8 +98,12 @@ class Generation:
 
     async def sample(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), sample_media(self.served))
-        fields = await self._fields(request)
-        plan = await self.studio.planned(fields, latent=media_type == NPY)
+        content_type = _content_type(request)
+        if not await Body.of(request).is_empty():
+            check_type(content_type, JSON, FORM)
+        read = partial(read_sample, content_type, model=self.studio.sample_model, max_json=self.studio.max_json)
+        fields, picture = await self.studio.read_pictured(request, read)
+        plan = await self.studio.planned(fields, media_type == NPY, picture)
         how = encoding(plan, media_type, self.served)
         return await self._draw(request, fields, plan, how, media_type, _NEVER_STORE)
 
@@ -107,6 +112,9 @@ class Generation:
         await Body.of(request).discard()  # refuses a body that is too large before the answer begins
         check_query(request.scope["query_string"])
         query = request.query_params
+        for name in FILES:
+            if name in query:
+                raise Invalid.field(name, "is too long for a query: send it with POST")
         wanted = query.getlist("model")
         fields = self.studio.sample_model.from_text([item for item in query.multi_items() if item[0] != "model"])
         if any(fingerprint != self.served.fingerprint for fingerprint in wanted):
@@ -184,11 +192,12 @@ class Generation:
         draft = await run_in_threadpool(plan, sent.fields, blank)
         fields = replace(sent.fields, seed=draft.seeds[0])
 
-        def then(latents: Image) -> tuple[list[Row], Encoding]:
-            planned = plan(fields, latents)
+        def then(latents: Sequence[Moments]) -> tuple[list[Row], Encoding]:
+            [encoded_image] = latents
+            planned = plan(fields, encoded_image.mean)
             return planned.rows, encoded(planned)
 
-        upload = Upload(sent.image, then)
+        upload = Upload([sent.image], then)
         return await self._draw(request, fields, draft, encoded(draft), media_type, _NEVER_STORE, upload)
 
     @property
@@ -198,15 +207,6 @@ class Generation:
     @property
     def _is_latent(self) -> bool:
         return self.served.model.vae is not None
-
-    async def _fields(self, request: Request) -> SampleRequest:
-        """The fields of POST /sample. An empty body is `{}`, whatever its type."""
-        body = Body.of(request)
-        if not await body.is_empty():
-            check_type(_content_type(request), JSON)
-        return await self.studio.read(
-            request, partial(read_json, model=self.studio.sample_model, max_json=self.studio.max_json)
-        )
 
     async def _upload(
         self, request: Request, model: RequestModel[Fields], value_range: Callable[[Fields], float]

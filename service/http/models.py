@@ -127,7 +127,7 @@ def _type(row: Field, limits: Limits) -> Any:
         return Annotated[row.annotation, BeforeValidator(partial(_check_prompts, row, row.entry.max_bytes))]
     if kinds == {int, str}:
         return Annotated[row.annotation, BeforeValidator(partial(_check_labels, is_list=row.is_list))]
-    if str in kinds:
+    if str in kinds or bool in kinds:
         return row.annotation
     [number] = kinds
     kind: Any = Annotated[number, Constraints(**_bounds(row, limits))]
@@ -209,6 +209,8 @@ def _range(row: Field, limits: Limits) -> str:
 
 
 def _noun(row: Field, limits: Limits, is_member: bool) -> str:
+    if bool in row.kinds:
+        return "true or false"
     noun = "integer" if int in row.kinds else "number"
     if row.is_list and not is_member:
         count = row.entry.length
@@ -226,6 +228,8 @@ def _read(row: Field, texts: list[str]) -> object:
     """The value of a field's texts. Commas may separate the numbers of a list."""
     if str in row.kinds:
         return texts if len(texts) > 1 else texts[0]
+    if bool in row.kinds:
+        return {"true": True, "false": False}.get(texts[0].lower(), texts[0])
     if row.is_list:
         return [_number(one.strip()) for text in texts for one in text.split(",")]
     return _number(texts[0])

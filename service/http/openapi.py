@@ -4,16 +4,13 @@ The server accepts every request that is valid by this document, except the valu
 cannot express those rules.
 """
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from starlette.responses import Response
 
-from service.http.formats import encode_npy
 from service.http.models import RequestModel
-from service.http.png import encode_png16
+from service.http.openapi_bodies import sample_body, upload_body
 from service.http.responses import EVENTS, JSON, image_media, noise_media, sample_media
 from service.http.schemas import Schema
 from service.plan.entries import table
@@ -29,7 +26,8 @@ _INVALID = (
         f"- `{name}`: {refused}\n"
         for name, refused in {
             **_REFUSED,
-            "image": "a file that is no image, or has a size that is not among the `sizes`",
+            "image": "a file that is no image; in /denoise and /noise, one whose size is not among the `sizes`",
+            "mask_image": "a file that is no image; any without an `image`",
         }.items()
         if refused
     )
@@ -67,15 +65,7 @@ def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-# Most validators ignore contentEncoding, so patterns describe base64 too.
-_BLANKS = r"[ \t\r\n]*"
-_BASE64_SENT = {
-    "type": "string",
-    "contentEncoding": "base64",
-    "pattern": r"^(data:(image/png|application/x-npy|application/octet-stream)?;base64,)?"
-    rf"{_BLANKS}(([A-Za-z0-9+/]{_BLANKS}){{4}})*"
-    rf"(([A-Za-z0-9+/]{_BLANKS}){{2}}(={_BLANKS}){{2}}|([A-Za-z0-9+/]{_BLANKS}){{3}}={_BLANKS})?$",
-}
+# Most validators ignore contentEncoding, so a pattern describes base64 too.
 _BASE64 = {
     "type": "string",
     "contentEncoding": "base64",
@@ -177,7 +167,7 @@ def _responses(content: Schema, headers: Schema) -> dict[int | str, Schema]:
     return {200: done, **problems}
 
 
-# Parameters and bodies of requests.
+# The routes.
 
 
 def _query_parameters(request: RequestModel[Any]) -> list[Schema]:
@@ -185,40 +175,6 @@ def _query_parameters(request: RequestModel[Any]) -> list[Schema]:
         {"name": name, "in": "query", "schema": field, "description": field["description"]}
         for name, field in request.text_schema["properties"].items()
     ]
-
-
-def _upload(request: RequestModel[Any], served: Served, steps: int) -> Schema:
-    schema, text_schema = request.schema, request.text_schema
-    files = "a PNG or .npy file of one of the sizes that GET /info lists"
-    if not served.draws_pictures:
-        files = "an .npy file of one of the sizes that GET /info lists"
-    elif served.model.vae:
-        files = "a PNG of one of the sizes that GET /info lists, which is encoded, or an .npy of latents of such a size"
-    file = {"type": "string", "format": "binary", "description": files}
-    text = {**_BASE64_SENT, "description": "the same file in base64, perhaps as a data: URL"}
-    required = ["image", *schema["required"]]
-    by_form = {**text_schema, "properties": {"image": file, **text_schema["properties"]}, "required": required}
-    by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
-    blank = np.zeros(served.model.image_shape_of(served.groups[0]), np.float32)
-    image = encode_png16(blank, 1.0).png if served.draws_pictures else encode_npy(blank)
-    example = {
-        "image": base64.b64encode(image).decode(),
-        "timestep": served.model.schedule.num_train_timesteps // 2,
-    }
-    if "num_inference_steps" in schema["properties"]:
-        example["num_inference_steps"] = steps
-    if "class_label" in required:
-        example["class_label"] = 0
-    return {
-        "required": True,
-        "content": {
-            "multipart/form-data": {"schema": by_form},
-            "application/json": {"schema": by_json, "example": example},
-        },
-    }
-
-
-# The routes.
 
 
 def _images(served: Served) -> Schema:
@@ -246,16 +202,12 @@ def _content(served: Served, media_types: Sequence[str]) -> Schema:
 
 
 def sample(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
-    example: Schema = {"num_images": 1, "seed": 7}
-    if served.model.text is not None:
-        example = {"prompt": "a fox in the snow", **example}
-    body = {"content": {"application/json": {"schema": request.schema, "example": example}}}
     return {
         "operation_id": "sample",
         "response_class": Response,
         "summary": "Generate images",
         "responses": _responses(_content(served, sample_media(served)), {**_timing(served), **_WARNINGS, **_VARY}),
-        "openapi_extra": {"requestBody": body},
+        "openapi_extra": {"requestBody": sample_body(request, served)},
     }
 
 
@@ -289,7 +241,7 @@ def denoise(request: RequestModel[DenoiseRequest], served: Served) -> dict[str, 
         "response_class": Response,
         "summary": "Denoise an image from a timestep",
         "responses": _responses(content, {**_timing(served), **_WARNINGS, **_VARY}),
-        "openapi_extra": {"requestBody": _upload(request, served, steps)},
+        "openapi_extra": {"requestBody": upload_body(request, served, steps)},
     }
 
 
@@ -300,7 +252,7 @@ def noise(request: RequestModel[NoiseRequest], served: Served) -> dict[str, Any]
         "response_class": Response,
         "summary": "Add noise to a clean image: the forward process",
         "responses": _responses(content, {**_CLIPPED, **_timing(served), **_VARY}),
-        "openapi_extra": {"requestBody": _upload(request, served, steps=1)},
+        "openapi_extra": {"requestBody": upload_body(request, served, steps=1)},
     }
 
 

@@ -88,6 +88,7 @@ class Operations:
                 "text": None if model.text is None else {**asdict(model.text), **prompt_limits(model.text)},
                 "embedded_fields": embedded_fields(model),
                 "safety_checker": model.safety_checker,
+                "inpaints": model.inpaints,
                 "out_channels": model.out_channels,
                 "num_classes": model.num_classes,
                 "class_names": list(model.class_names) or None,

@@ -1,34 +1,43 @@
 """Parses bodies and queries into requests of the table of fields. Sizes are checked before anything is parsed."""
 
-import binascii
 import json
-import re
 from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
 from service.errors import Invalid, UnsupportedMedia
+from service.http.base64_files import PHOTO, UPLOAD, from_base64
 from service.http.forms import Part, read_form
-from service.http.models import MAX_SHOWN, Request, RequestModel, shown
+from service.http.models import MAX_SHOWN, Request, RequestModel
+from service.http.photos import is_photo
+from service.http.pictures import Attached
 from service.http.pieces import PIECE, Bytes, pieces
 from service.http.uploads import is_image
+from service.plan.fields import SampleRequest
 
 JSON, FORM = "application/json", "multipart/form-data"
-MAX_PLAIN_JSON = 2**19  # bytes of JSON besides an image and lists of prompts, without blanks at the end
-_DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,8}),", re.IGNORECASE)
-_MEDIA_OF_FILES = ("", "image/png", "application/x-npy", "application/octet-stream")
+MAX_PLAIN_JSON = 2**19  # bytes of JSON besides images and lists of prompts, without blanks at the end
+FILES = ("image", "mask_image")  # of /sample
 _BLANKS = b" \t\r\n"
 _MAX_VALUES = 2**14  # of JSON; `[],[],[],…` takes 25 times its length in memory, and blocks the server while parsed
 _MAX_DIGITS = 400  # of an integer in JSON; no float has more
 _MAX_QUERY = 2**13  # fields
 
 
-def read_json(body: Bytes, model: RequestModel[Request], max_json: int = MAX_PLAIN_JSON) -> Request:
-    """Read a JSON body. An empty body is `{}`.
+def read_sample(
+    content_type: str, body: Bytes, model: RequestModel[SampleRequest], max_json: int
+) -> tuple[SampleRequest, Attached | None]:
+    """Read the body of /sample: JSON or a form, with or without an image and a mask. An empty body is `{}`.
 
     Args:
-        max_json: bytes.
+        max_json: bytes of JSON beside images.
     """
-    return model.validated(json_object(body, max_json))
+    if body and _media_type(content_type) == FORM:
+        fields, files = _read_sample_form(content_type, body, model)
+    else:
+        values, texts = _json_with_files(body, max_json)
+        fields = model.validated(values)
+        files = {name: from_base64(text, name, PHOTO) for name, text in texts.items()}
+    return fields, Attached(fields, files.get("image"), files.get("mask_image")) if files else None
 
 
 def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], max_json: int) -> tuple[Request, Bytes]:
@@ -43,9 +52,9 @@ def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], ma
         check_type(content_type, FORM, JSON)
     values = json_object(body, max_json)
     if "image" not in values:
-        raise Invalid.field("image", "is required: a PNG or .npy file, in base64")
+        raise Invalid.field("image", f"is required: {UPLOAD.what}, in base64")
     image_text = values.pop("image")
-    return model.validated(values), _from_base64(image_text)
+    return model.validated(values), from_base64(image_text, "image", UPLOAD)
 
 
 def check_type(content_type: str, *read: str) -> None:
@@ -60,6 +69,26 @@ def _read_form(content_type: str, body: Bytes, model: RequestModel[Request]) -> 
     image = _file_part(parts)
     fields = [(part.name, part.text) for part in parts if part is not image and part.filename is None]
     return model.from_text(fields), image.data
+
+
+def _read_sample_form(
+    content_type: str, body: Bytes, model: RequestModel[SampleRequest]
+) -> tuple[SampleRequest, dict[str, Bytes]]:
+    files: dict[str, Bytes] = {}
+    fields = []
+    for part in read_form(content_type, body, FILES):
+        if part.name not in FILES:
+            if part.filename is not None:
+                raise Invalid.field(part.name[:MAX_SHOWN], f"is a file, and only {' and '.join(FILES)} may be files")
+            fields.append((part.name, part.text))
+        elif part.filename == "" and not part.data:
+            continue  # a browser's form in which no file was chosen
+        elif part.name in files:
+            raise Invalid.field(part.name, "is given twice")
+        else:
+            is_file = part.filename is not None or is_photo(part.data)
+            files[part.name] = part.data if is_file else from_base64(part.text, part.name, PHOTO)
+    return model.from_text(fields), files
 
 
 def _file_part(parts: Sequence[Part]) -> Part:
@@ -110,6 +139,27 @@ def json_object(body: Bytes, max_bytes: int = MAX_PLAIN_JSON) -> dict[str, objec
     return values
 
 
+def _json_with_files(body: Bytes, max_json: int) -> tuple[dict[str, object], dict[str, object]]:
+    """The values of a JSON object, and apart from them those of FILES that are not null.
+
+    Args:
+        max_json: bytes beside the files.
+
+    Raises:
+        Invalid: as `json_object`.
+    """
+    text = _without_blanks(body)
+    has_files = any(f'"{name}"'.encode() in text for name in FILES)
+    values = json_object(text, len(text) if has_files else max_json)
+    sent = {name: values.pop(name) for name in FILES if name in values}
+    files = {name: value for name, value in sent.items() if value is not None}
+    # JSON may escape a character, such as / or a line break, with a second one.
+    plain = len(text) - 2 * sum(len(value) for value in files.values() if isinstance(value, str))
+    if plain > max_json:
+        raise Invalid.field("body", f"has {plain} bytes of JSON beside images, and may have at most {max_json} here")
+    return values, files
+
+
 def _without_blanks(text: Bytes) -> Bytes:
     """The JSON without blanks at its end. JSON allows any number of them."""
     end = len(text)
@@ -150,44 +200,6 @@ def _integer(text: str) -> int:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
-
-
-def _from_base64(text: object) -> Bytes:
-    """The bytes of base64 text. The text may have line breaks (RFC 2045) and be a data URL (RFC 2397)."""
-    if not isinstance(text, str):
-        raise Invalid.field("image", "must be a string: a PNG or .npy file, in base64")
-    begin = _after_data_prefix(text)
-    data, rest, ended = bytearray(), b"", False
-    try:
-        for place in pieces(len(text)):
-            piece = rest + text[max(place, begin) : place + PIECE].encode("ascii").translate(None, _BLANKS)
-            whole = len(piece) // 4 * 4
-            if ended and piece:
-                raise _no_base64("Excess data after padding")
-            data += binascii.a2b_base64(piece[:whole], strict_mode=True)
-            ended = piece[:whole].endswith(b"=")
-            rest = piece[whole:]
-        if rest:
-            raise _no_base64("Excess data after padding" if ended else "Incorrect padding")
-    except (binascii.Error, UnicodeEncodeError) as error:
-        raise _no_base64(str(error)) from None
-    return data
-
-
-def _no_base64(why: str) -> Invalid:
-    return Invalid.field("image", f"is not valid base64: {why}")
-
-
-def _after_data_prefix(text: str) -> int:
-    """Where the base64 of a data URL begins. 0 if the text is no data URL."""
-    if text[:5].lower() != "data:":
-        return 0
-    prefix = _DATA_URL.match(text)
-    if prefix is None or not prefix[2].lower().endswith(";base64"):
-        raise Invalid.field("image", f"must be in base64, and begins with {shown(text[:40])}")
-    if prefix[1].strip().lower() not in _MEDIA_OF_FILES:
-        raise Invalid.field("image", f"must be a PNG or .npy file, and is {shown(prefix[1])} by its data: prefix")
-    return prefix.end()
 
 
 def _media_type(content_type: str) -> str:

@@ -7,7 +7,7 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -26,9 +26,11 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _HEADER_ENDS = 33  # bytes of the magic and the chunk IHDR
 _CHUNKS = 1024  # the most chunks of a PNG, besides its pixel chunks
 _CHUNKS_AT_ONCE = 128  # reading these takes less than half a millisecond
+_UNPACKED_AT_ONCE = 2**24  # bytes of pixels
 _PACKED = 2**16  # the most bytes of compressed pixels, besides twice the raw pixels
 _LEAST_CHUNK = 1024  # the least mean of pixel bytes in a chunk; libpng writes 8192
-_CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3, 4: 2, 6: 4}  # grey, RGB, and both with alpha; 3 is a palette
+_CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # grey, RGB, a palette, and the first two with alpha
+_PALETTE = 3
 
 
 def either(choices: Iterable[str]) -> str:
@@ -90,24 +92,25 @@ def read_png(data: Bytes, channels: int, sizes: Sequence[tuple[int, int]], value
     Raises:
         Invalid: says what the upload must be, and what it is.
     """
-    if len(data) < _HEADER_ENDS or data[8:16] != b"\0\0\0\x0dIHDR":
-        raise _invalid("is a PNG without a header")
-    came_width, came_height, depth, colour_type = struct.unpack(">IIBB", data[16:26])
-    if (came_height, came_width) not in sizes:
+    header = header_of(data)
+    if (header.height, header.width) not in sizes:
         allowed = either(f"{width}x{height}" for height, width in sizes)
-        raise _invalid(f"must be {allowed} pixels (width x height), and is {came_width}x{came_height}")
-    if depth not in (8, 16) or colour_type not in _CHANNELS_OF_COLOUR_TYPE:
-        kind = "a palette" if colour_type == 3 else f"{depth}-bit values"
+        raise _invalid(f"must be {allowed} pixels (width x height), and is {header.width}x{header.height}")
+    depth, colour_type = header.depth, header.colour_type
+    if depth not in (8, 16) or colour_type == _PALETTE:
+        kind = "a palette" if colour_type == _PALETTE else f"{depth}-bit values"
         raise _invalid(f"must be grey or RGB with 8 or 16 bits a channel, and has {kind}")
-    bare = _bare_png(data)
+    bare = bare_png(data)
+    if b"tRNS" in bare.names:
+        raise _invalid("must be opaque, and has a transparent colour")
     try:
-        with PillowImage.open(io.BytesIO(bare), formats=["PNG"]) as png:
+        with PillowImage.open(io.BytesIO(bare.png), formats=["PNG"]) as png:
             pixels = np.asarray(png)
     except (OSError, SyntaxError, ValueError):
         raise _invalid("is a PNG whose pixels cannot be read") from None
     if depth == 16 and colour_type != 0:
         # Pillow has checked the file. With several channels, Pillow keeps only 8 of 16 bits.
-        deep = cv2.imdecode(np.frombuffer(bare, np.uint8), cv2.IMREAD_UNCHANGED)
+        deep = cv2.imdecode(np.frombuffer(bare.png, np.uint8), cv2.IMREAD_UNCHANGED)
         if deep is None or deep.dtype != np.uint16:
             raise _invalid("is a PNG whose pixels cannot be read")
         pixels = deep[:, :, [2, 1, 0, 3][: deep.shape[2]]]
@@ -122,48 +125,110 @@ def read_png(data: Bytes, channels: int, sizes: Sequence[tuple[int, int]], value
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
 
 
-def _bare_png(data: Bytes) -> bytes:
-    """The PNG with only its header and its pixels. Decoders then see no second header, profile, text or animation.
+class Header(NamedTuple):
+    """What the chunk IHDR says.
 
-    The result has one pixel chunk, because Pillow reads chunks in a Python loop.
+    Attributes:
+        depth: bits of a value.
+    """
+
+    width: int
+    height: int
+    depth: int
+    colour_type: int
+    is_interlaced: bool
+
+    @property
+    def raw_bytes(self) -> int:
+        """The least bytes of the pixels. Interlacing may add some."""
+        bits = self.width * _CHANNELS_OF_COLOUR_TYPE[self.colour_type] * self.depth
+        if self.is_interlaced:
+            return self.height * bits // 8
+        return self.height * (1 + (bits + 7) // 8)  # one byte for each line of pixels names its filter
+
+
+def header_of(data: Bytes, name: str = "image") -> Header:
+    """The header of a PNG, sent as the field `name`. Raises Invalid if there is none."""
+    if len(data) < _HEADER_ENDS or data[8:16] != b"\0\0\0\x0dIHDR":
+        raise Invalid.field(name, "is a PNG without a header")
+    width, height, depth, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    if colour_type not in _CHANNELS_OF_COLOUR_TYPE:
+        raise Invalid.field(name, f"is a PNG of colour type {colour_type}, which does not exist")
+    return Header(width, height, depth, colour_type, bool(interlaced))
+
+
+class Bare(NamedTuple):
+    """A PNG without what nobody asked for.
+
+    Attributes:
+        names: of all chunks that the whole file had.
+    """
+
+    png: bytes
+    names: frozenset[bytes]
+
+
+def bare_png(data: Bytes, name: str = "image", kept: Collection[bytes] = ()) -> Bare:
+    """The PNG with only its header, its pixels and the first chunk of each of the names `kept`.
+
+    Decoders then see no second header, profile, text or animation. The result has one pixel chunk, because Pillow reads
+    chunks in a Python loop.
+
+    Args:
+        name: the field that the PNG was sent as.
 
     Raises:
-        Invalid: the file is cut short or damaged, or has a transparent colour or very many chunks.
+        Invalid: the file is cut short or damaged, or has very many chunks.
     """
-    width, height, depth, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    values = height * width * _CHANNELS_OF_COLOUR_TYPE[colour_type] * depth // 8
-    most = _CHUNKS + values // _LEAST_CHUNK
-    whole, pixels = memoryview(data), []
-    begin, name, count = len(_PNG_MAGIC), b"", 0
-    while name != b"IEND":
+    header = header_of(data, name)
+    least = header.raw_bytes
+    most = _CHUNKS + least // _LEAST_CHUNK
+    whole, pixels, others = memoryview(data), [], dict[bytes, bytes]()
+    names = set()
+    begin, count = len(_PNG_MAGIC), 0
+    while b"IEND" not in names:
         count += 1
         if count > most:
-            raise _invalid(f"is a PNG of more than {most} chunks")
+            raise Invalid.field(name, f"is a PNG of more than {most} chunks")
         if count % _CHUNKS_AT_ONCE == 0:
             rest()
         end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
         if end > len(data):
-            raise _invalid("is a PNG that is cut short")
-        name = bytes(data[begin + 4 : begin + 8])
+            raise Invalid.field(name, "is a PNG that is cut short")
+        chunk = bytes(data[begin + 4 : begin + 8])
         if zlib.crc32(whole[begin + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise _invalid("is a PNG that is damaged")
-        if name == b"tRNS":
-            raise _invalid("must be opaque, and has a transparent colour")
-        if name == b"IDAT":
+            raise Invalid.field(name, "is a PNG that is damaged")
+        if chunk == b"IDAT":
             pixels.append(whole[begin + 8 : end - 4])
+        elif chunk in kept:
+            others.setdefault(chunk, bytes(whole[begin:end]))
+        names.add(chunk)
         begin = end
-    least = values + (0 if interlaced else height)  # one more byte for each line of pixels names its filter
     size, most_packed = sum(map(len, pixels)), _PACKED + 2 * least
     if size > most_packed:
-        raise _invalid(f"is a PNG with {size} bytes of compressed pixels, and may have at most {most_packed}")
+        raise Invalid.field(
+            name, f"is a PNG with {size} bytes of compressed pixels, and may have at most {most_packed}"
+        )
     packed = b"".join(pixels)
+    if not _unpacks(packed, least):  # Pillow would paint missing lines of pixels black
+        raise Invalid.field(name, "is a PNG whose pixels cannot be read")
+    parts = [data[:_HEADER_ENDS], *others.values(), _chunk(b"IDAT", packed), _chunk(b"IEND", b"")]
+    return Bare(b"".join(parts), frozenset(names))
+
+
+def _unpacks(packed: bytes, least: int) -> bool:
+    """Whether compressed pixels unpack to at least so many bytes. Only a piece of these is in memory at a time."""
+    unpacker, count = zlib.decompressobj(), 0
     try:
-        complete = len(zlib.decompressobj().decompress(packed, least)) == least
+        while count < least:
+            piece = unpacker.decompress(packed, min(_UNPACKED_AT_ONCE, least - count))
+            if not piece:
+                return False
+            count += len(piece)
+            packed = unpacker.unconsumed_tail
     except zlib.error:
-        complete = False
-    if not complete:  # Pillow would paint missing lines of pixels black
-        raise _invalid("is a PNG whose pixels cannot be read")
-    return bytes(data[:_HEADER_ENDS]) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
+        return False
+    return True
 
 
 def _chunk(name: bytes, content: Bytes) -> bytes:

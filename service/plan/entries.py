@@ -86,7 +86,7 @@ class Field(NamedTuple):
 
     @property
     def kinds(self) -> frozenset[type]:
-        """The types of the field's values, or of its list's members: int, float and str."""
+        """The types of the field's values, or of its list's members: int, float, str and bool."""
         return frozenset(_kinds(self.annotation))
 
 

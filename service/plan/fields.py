@@ -38,6 +38,7 @@ MAX_IMAGES = 4096  # the most images that a setting can allow in one request
 
 SigmaSchedule = Literal["karras", "exponential", "normal"]
 Output = Literal["x0", "model_output", "previous"]
+Fit = Literal["stretch", "crop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +184,35 @@ class Sample(Drawing):
     negative_original_size: NegativeOriginalSize = None
     negative_target_size: NegativeTargetSize = None
     negative_crops_coords_top_left: NegativeCropsCoordsTopLeft = None
+    strength: Annotated[
+        float | None,
+        Entry(
+            help="How far an image is drawn anew: the share of the steps that is taken, the last ones. Default: 0.8, "
+            "with a mask 1.",
+            gt=0,
+            le=1,
+            refused="any without an image; one with no step left",
+            is_optional=True,
+        ),
+    ] = None
+    fit: Annotated[
+        Fit,
+        Entry(
+            help="How an image of another size, and its mask, becomes one of `height` and `width`: stretch, or crop "
+            "from the middle.",
+            refused="crop without an image",
+            is_optional=True,
+        ),
+    ] = "stretch"
+    paste_original: Annotated[
+        bool,
+        Entry(
+            help="Whether what is black in the mask comes back exactly as it is in the fitted image. A seam of 8 "
+            "pixels inside of the mask blends both.",
+            refused="true without a mask, or where latents are answered",
+            is_optional=True,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

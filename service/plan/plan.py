@@ -7,29 +7,32 @@ image again. Two requests for the same bytes have the same `canonical` form.
 import hashlib
 import math
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from model.lines import Column
-from model.rows import Group, Image, Row
+from model.rows import Group, Image, Moments, Row, Source
 from model.samplers import StepTable
 from model.schedule import Schedule
 from service.errors import Invalid
-from service.plan import sizes, steps
+from service.plan import pictures, sizes, steps
 from service.plan.conditions import asked_of, recipe_of
 from service.plan.entries import deciding
 from service.plan.fields import DenoiseRequest, NoiseRequest, SampleRequest
 from service.plan.labels import class_of, label_of, labels_of
+from service.plan.pictures import Picture, beginning_of
 from service.plan.served import Served
 from service.plan.shared_fields import MAX_SEED
-from service.plan.texts import HASHES
+from service.plan.texts import HASHES as TEXT_HASHES
 
 Parameters = dict[str, object]
 
 # No noisy image of any timestep has larger values. The limit keeps the network's arithmetic finite.
 _MAX_NOISY_VALUE = 1e4
 
+_HASHES = (*TEXT_HASHES, *pictures.HASHES)
 _NO_STEPS = StepTable(np.empty(0), np.empty((0, len(Column))))
 
 
@@ -38,7 +41,7 @@ class Plan:
     """A request, ready for the engine.
 
     Attributes:
-        rows: one for each image.
+        rows: one for each image; a draft of them, without their source, as long as there are images to encode.
         seeds: one for each image.
         group: the size of all images.
         parameters: the request with its defaults filled in.
@@ -48,6 +51,8 @@ class Plan:
         preview_every: steps; 0 for no previews.
         drawn_prompts: the prompt and the negative prompt of an image without the syntax in them, where there is some.
         warnings: sentences on what the client may not expect, in ASCII, and without any text of a prompt.
+        to_encode: images that the VAE must encode before the rows can begin.
+        source: makes the rows' source of what the encoder makes of these.
     """
 
     rows: list[Row]
@@ -60,14 +65,28 @@ class Plan:
     preview_every: int = 0
     drawn_prompts: tuple[tuple[str, str | None], ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
+    to_encode: Sequence[Image] = ()
+    source: Callable[[Sequence[Moments]], Source] | None = None
+
+    def begun(self, encoded: Sequence[Moments] = ()) -> list[Row]:
+        """The rows, with their source.
+
+        Args:
+            encoded: of `to_encode`.
+        """
+        source = None if self.source is None else self.source(encoded)
+        return [replace(row, source=source) for row in self.rows]
 
 
-def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: bool = False) -> Plan:
+def plan_sample(
+    request: SampleRequest, served: Served, timeout: float, latent: bool = False, picture: Picture | None = None
+) -> Plan:
     """Plan POST /sample.
 
     Args:
         timeout: the most seconds for one request.
         latent: the answer is latents, if the model denoises latents.
+        picture: what is drawn anew, in a part or as a whole; None draws from noise alone.
 
     Raises:
         Invalid: names the field, its value and its limits.
@@ -75,21 +94,25 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
     model = served.model
     n = request.num_images
     seed = _seed(request.seed, n)
-    sampler, eta, grid, table, sigma_schedule = steps.of_sample(request, model)
+    beginning = beginning_of(request, picture, served, latent)
+    sampler, eta, grid, table, sigma_schedule = steps.of_sample(request, model, beginning.strength)
     steps.check_range("preview_every", request.preview_every, 0, len(table), ", the steps")
     labels = labels_of(request.class_label, n, model)
     if model.needs_label:
         labels = [class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]
-    group = sizes.asked(request, served.groups)
+    group = sizes.asked(request, served.groups) if picture is None else sizes.of_picture(request, picture, served)
     num_steps = grid if isinstance(grid, int) else len(grid)
     told, fields, warnings = asked_of(request, labels, num_steps, model.recommended.guidance_scale, group, served)
-    rows = [Row(table, seed + i, group, latent=latent, **one.of_row) for i, one in enumerate(told)]
+    rows = [
+        Row(table, seed + i, group, latent=latent, finish=beginning.finish, **one.of_row) for i, one in enumerate(told)
+    ]
 
     timeout_s = timeout if request.timeout_s is None else request.timeout_s
     one_label = isinstance(request.class_label, int | str | None) and len(set(labels)) == 1
     filled: Parameters = {
         **vars(request),
         **fields,
+        **beginning.fields,
         "seed": seed,
         "sampler": sampler,
         "num_inference_steps": grid if isinstance(grid, int) else None,
@@ -101,10 +124,11 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
         "width": group.width,
         "timeout_s": timeout_s,
     }
-    kept = {**filled, **_size_of(group, served)}
+    # From an image, the size depends on the image where the request names none.
+    kept = {**filled, **beginning.recipe, **(_size_of(group, served) if picture is None else {})}
     own = [{**kept, "seed": row.seed, **recipe_of([one], served)} for row, one in zip(rows, told, strict=True)]
     of_all = {**kept, **recipe_of(told, served), "class_label": labels}
-    return Plan(
+    plan = Plan(
         rows=rows,
         seeds=[row.seed for row in rows],
         group=group,
@@ -115,7 +139,10 @@ def plan_sample(request: SampleRequest, served: Served, timeout: float, latent: 
         preview_every=request.preview_every,
         drawn_prompts=tuple(one.words.drawn for one in told if one.words and one.words.drawn),
         warnings=warnings,
+        to_encode=beginning.to_encode,
+        source=beginning.source,
     )
+    return plan if beginning.to_encode else replace(plan, rows=plan.begun())
 
 
 def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout: float, latent: bool = False) -> Plan:
@@ -131,6 +158,8 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
     """
     model = served.model
     schedule = model.schedule
+    if model.inpaints:
+        raise Invalid.field("image", f"cannot be denoised: {pictures.INPAINTS}")
     if served.checks_images and request.output != "x0":
         raise Invalid.field(
             "output", f"must be x0: this server checks images before it sends them; it is {request.output}"
@@ -219,7 +248,7 @@ def plan_noise(request: NoiseRequest, image: Image, served: Served, timeout: flo
 
 def _recipe(request: type, values: Parameters, served: Served, *what: str) -> Parameters:
     """The fields and hashes that decide the bytes of `what`, and what draws them."""
-    hashes = {name: values[name] for name in HASHES if values.get(name) is not None}
+    hashes = {name: values[name] for name in _HASHES if values.get(name) is not None}
     return {**_kept(request, values, *what), **hashes, **_model_of(served)}
 
 

@@ -7,6 +7,7 @@ from model.description import ModelDescription
 from model.rows import Group, Image
 from service.errors import Invalid
 from service.plan.fields import SampleRequest
+from service.plan.pictures import Picture
 from service.plan.served import Served
 
 _UNIT = 64  # pixels; sides are multiples of it
@@ -31,17 +32,20 @@ def usual(model: ModelDescription) -> tuple[Group, ...]:
     return native, *(Group(_UNIT * height, _UNIT * width) for height, width in both)
 
 
-def asked(request: SampleRequest, groups: Sequence[Group]) -> Group:
+def asked(request: SampleRequest, groups: Sequence[Group], aspect: Group | None = None) -> Group:
     """The served size with the request's height and width; the first size if the request names neither.
 
     If the request names one of the two, it gets the only served size that has it.
+
+    Args:
+        aspect: the size of an image. A request that names neither then gets the size that is nearest to this one.
 
     Raises:
         Invalid: no served size has them, or several sizes have the one that is given.
     """
     height, width = request.height, request.width
     if height is None and width is None:
-        return groups[0]
+        return groups[0] if aspect is None else nearest(*aspect, groups)
     fitting = [group for group in groups if height in (None, group.height) and width in (None, group.width)]
     if len(fitting) == 1:
         return fitting[0]
@@ -52,6 +56,20 @@ def asked(request: SampleRequest, groups: Sequence[Group]) -> Group:
     if len(groups) == 1:
         why = f"must be that of {listed(groups)}"
     raise Invalid.field(name, f"{why}, and is {width if height is None else height}")
+
+
+def of_picture(request: SampleRequest, picture: Picture, served: Served) -> Group:
+    """The size of a request with an image, which has a served size by now.
+
+    Raises:
+        Invalid: the image has no served size, or another than the request's height and width.
+    """
+    group = picture.group
+    if group not in served.groups:
+        raise Invalid.field("image", f"must become {listed(served.groups)}, and is {group}")
+    if request.height is not None or request.width is not None:
+        asked(request, [group])
+    return group
 
 
 def nearest(height: int, width: int, groups: Sequence[Group]) -> Group:

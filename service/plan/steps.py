@@ -7,7 +7,7 @@ import numpy as np
 
 from model.description import ModelDescription
 from model.grids import GridError
-from model.samplers import SAMPLERS, StepTable, denoise_table, sample_table
+from model.samplers import SAMPLERS, StepTable, denoise_table, left_out, sample_table
 from model.schedule import SigmaSchedule
 from service.errors import Invalid
 from service.plan.fields import DenoiseRequest, Drawing, Sample
@@ -30,8 +30,11 @@ class Steps(NamedTuple):
     sigma_schedule: SigmaSchedule | None = None
 
 
-def of_sample(request: Sample, model: ModelDescription) -> Steps:
+def of_sample(request: Sample, model: ModelDescription, strength: float | None = None) -> Steps:
     """The steps of POST /sample.
+
+    Args:
+        strength: the share of the steps that is taken, for rows that begin from an image; None for others.
 
     Raises:
         Invalid: names the field, its value and its limits.
@@ -42,7 +45,8 @@ def of_sample(request: Sample, model: ModelDescription) -> Steps:
     grid = _grid(request, sampler, model)
     field = "num_inference_steps" if isinstance(grid, int) else "timesteps"
     try:
-        table = sample_table(model.schedule, sampler, grid, eta, sigma_schedule)
+        begin = 0 if strength is None else _left_out(strength, sampler, grid, model)
+        table = sample_table(model.schedule, sampler, grid, eta, sigma_schedule, begin)
     except GridError as error:
         raise Invalid.field(field, str(error)) from None
     if table.timesteps[-1] < model.first_timestep:
@@ -120,6 +124,14 @@ def _grid(request: Sample, sampler: str, model: ModelDescription) -> int | tuple
         if after >= before:
             raise Invalid.field("timesteps", f"must fall from each to the next, and {after} comes after {before}")
     return tuple(timesteps)
+
+
+def _left_out(strength: float, sampler: str, grid: int | tuple[int, ...], model: ModelDescription) -> int:
+    """How many of the first steps are left out."""
+    begin, every = (left_out(model.schedule, sampler, grid, share) for share in (strength, 0.0))
+    if begin == every:
+        raise Invalid.field("strength", f"must leave one of {every} steps, and is {strength:g}")
+    return begin
 
 
 def _takes_recommended(sampler: str, model: ModelDescription) -> bool:

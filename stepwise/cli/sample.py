@@ -12,6 +12,7 @@ from stepwise.cli import options, progress
 from stepwise.cli.connect import Server, run
 from stepwise.cli.exits import Unusable
 from stepwise.cli.extras import server_for
+from stepwise.cli.images import read
 from stepwise.cli.output import Output, npy, refuse_json_beside
 
 _PICTURES: Mapping[str, Literal["webp", "jpeg"]] = {".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
@@ -25,6 +26,26 @@ def sample(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT", help="What is drawn, for models with text: a sentence in quotes.", show_default=False
+        ),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .png, .jpg or .webp that is drawn anew; - is standard input.",
+            show_default=False,
+            rich_help_panel=options.DRAWING,
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            "--mask-image",
+            metavar="FILE",
+            help="The same beside --image: what is white in it is drawn anew, and the rest is kept.",
+            show_default=False,
+            rich_help_panel=options.DRAWING,
         ),
     ] = None,
     out: Annotated[
@@ -61,6 +82,8 @@ def sample(
         if "prompt" in given:
             raise Unusable("PROMPT and --prompt are the same: give one of them")
         [given["prompt"]] = words
+    if image == "-" == mask:
+        raise Unusable("--image - and --mask - are both standard input: name one of the files")
     several = (len(given[name]) for name in _A_LIST_MAKES_IMAGES if isinstance(given.get(name), list))
     count = given.setdefault("num_images", next(several, 1))
     target = Output.of(out, force)
@@ -75,6 +98,7 @@ def sample(
     refuse_json_beside(target, as_json)
     if "seed" not in given:
         target.check_new()
+    given |= {name: read(file) for name, file in (("image", image), ("mask_image", mask)) if file is not None}
     server = Server(url, patience, local, weights)
     if target.suffix in (*_PICTURES, ".npy"):
         _plain(given, count, target, server, as_json)

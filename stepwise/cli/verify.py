@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -24,6 +24,33 @@ from stepwise.cli.images import range_of, read
 AT_ONCE = 8  # files; a server draws them together
 
 _DRAWN_BY = ("model", "fingerprint")
+
+
+class _Source(NamedTuple):
+    """A file from which an image was made: its hash in a recipe, and what is said if it is missing or another one."""
+
+    hash: str
+    missing: str
+    differs: str
+
+
+_SOURCES = {
+    "image": _Source(
+        "image_sha256",
+        "it was drawn from an image: give the image with --image",
+        "it was drawn from another image than this",
+    ),
+    "mask_image": _Source(
+        "mask_sha256",
+        "a part of an image was drawn anew: give the mask with --mask",
+        "it was drawn with another mask than this",
+    ),
+}
+_NOISY = _Source(
+    "image_sha256",
+    "it was denoised: give the noisy image with --image",
+    "it was made of another noisy image than this, or of the same with another --value-range",
+)
 _PROMPT_OPTIONS = {"prompt": "--prompt", "negative_prompt": "--negative"}  # of this command
 
 
@@ -32,7 +59,19 @@ def verify(
     image: Annotated[
         str | None,
         typer.Option(
-            metavar="IMAGE", help="The noisy image from which stepwise denoise made FILE.", show_default=False
+            metavar="IMAGE",
+            help="The image from which FILE was drawn, or the noisy one from which stepwise denoise made it.",
+            show_default=False,
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            "--mask-image",
+            metavar="IMAGE",
+            help="The mask beside --image with which FILE was drawn.",
+            show_default=False,
         ),
     ] = None,
     value_range: options.ReadRange = None,
@@ -54,7 +93,7 @@ def verify(
 
     Exit code 0: all are the same. 1: one differs. More: one could not be compared.
     """
-    noisy = None if image is None else read(image)
+    sources = {name: read(file) for name, file in (("image", image), ("mask_image", mask)) if file is not None}
     prompts = {name: text for name, text in (("prompt", prompt), ("negative_prompt", negative)) if text is not None}
 
     async def work(client: AsyncClient) -> list[Verdict | Failure]:
@@ -64,7 +103,7 @@ def verify(
         async def one(file: str) -> Verdict | Failure:
             try:
                 async with turns:
-                    again = Again(client, info, noisy, value_range, prompts)
+                    again = Again(client, info, sources, value_range, prompts)
                     return await again.compare(file, read(file))
             except (Unusable, StepwiseError) as error:
                 return Failure(file, str(error), code_of(error))
@@ -146,14 +185,14 @@ class Again:
 
     Attributes:
         info: of the server.
-        noisy: the given noisy image, from which `denoise` made the file; None without one.
-        value_range: of the noisy image; None for the default of its bit depth.
+        sources: the given files from which an image was made: `image`, and for a part of one `mask_image`.
+        value_range: of a noisy image; None for the default of its bit depth.
         prompts: for recipes that have only their hashes: `prompt` and `negative_prompt`.
     """
 
     client: AsyncClient
     info: Info
-    noisy: bytes | None
+    sources: Mapping[str, bytes]
     value_range: float | None
     prompts: Mapping[str, str]
 
@@ -161,7 +200,7 @@ class Again:
         """Draw a file again, and compare.
 
         Raises:
-            Unusable: the file has no recipe, or its noisy image is not given.
+            Unusable: the file has no recipe, or its image or mask is not given.
             StepwiseError: the image could not be drawn.
         """
         try:
@@ -185,7 +224,7 @@ class Again:
         again = _recipe_of_answer(drawn)
         for name in sorted({*recipe, *again} - set(_DRAWN_BY)):
             if recipe.get(name) != again.get(name):
-                differs.append(_difference(name, recipe.get(name), again.get(name)))
+                differs.append(_difference(name, recipe, again))
         pixels, words = compare_pixels(file, png, drawn)
         return Verdict(file, recipe, [*differs, words], pixels)
 
@@ -206,11 +245,10 @@ class Again:
     async def _draw(self, recipe: Mapping[str, Any]) -> bytes:
         settings = {row.name: recipe[row.name] for row in _settings(recipe) if row.name in recipe}
         settings |= self._secret_prompts(recipe)
-        if "image_sha256" in recipe:
-            if self.noisy is None:
-                raise Unusable("it was denoised: give the noisy image with --image")
-            settings["value_range"] = range_of(self.noisy, self.value_range)
-            drawn = await self.client.denoise(self.noisy, **settings)
+        settings |= self._sources_of(recipe)
+        if _was_denoised(recipe):
+            settings["value_range"] = range_of(settings["image"], self.value_range)
+            drawn = await self.client.denoise(**settings)
             return drawn.images[0].png
         if "num_images" in recipe:
             with server_for("to verify a contact sheet"):
@@ -219,6 +257,18 @@ class Again:
             drawn = await self.client.sample(num_images=recipe["num_images"], **settings)
             return sheet([image.png for image in drawn.images])
         return (await self.client.sample(**settings)).images[0].png
+
+    def _sources_of(self, recipe: Mapping[str, Any]) -> dict[str, bytes]:
+        """The given files whose hashes the recipe has.
+
+        Raises:
+            Unusable: one is not given.
+        """
+        wanted = [name for name in _SOURCES if _SOURCES[name].hash in recipe]
+        for name in wanted:
+            if name not in self.sources:
+                raise Unusable(_NOISY.missing if _was_denoised(recipe) else _SOURCES[name].missing)
+        return {name: self.sources[name] for name in wanted}
 
     def _secret_prompts(self, recipe: Mapping[str, Any]) -> dict[str, str]:
         """The given prompts whose hashes the recipe has.
@@ -243,9 +293,14 @@ class Again:
         return found
 
 
+def _was_denoised(recipe: Mapping[str, Any]) -> bool:
+    """Whether the recipe is one of POST /denoise."""
+    return "timestep" in recipe
+
+
 def _settings(recipe: Mapping[str, Any]) -> Sequence[Field]:
     """The fields of the table that a recipe contains."""
-    return deciding(fields.Denoise if "image_sha256" in recipe else fields.Sample, "image")
+    return deciding(fields.Denoise if _was_denoised(recipe) else fields.Sample, "image")
 
 
 def _recipe_of_answer(png: bytes) -> dict[str, Any]:
@@ -283,7 +338,9 @@ def _pixels(file: str, png: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
         raise Unusable(f"{file}: its pixels cannot be read") from None
 
 
-def _difference(name: str, one: object, other: object) -> str:
-    if name == "image_sha256":
-        return "it was made of another noisy image than this, or of the same with another --value-range"
+def _difference(name: str, recipe: Mapping[str, Any], again: Mapping[str, Any]) -> str:
+    one, other = recipe.get(name), again.get(name)
+    for source in (_NOISY,) if _was_denoised(recipe) else _SOURCES.values():
+        if name == source.hash and one is not None and other is not None:
+            return source.differs
     return f"its {name} is {json.dumps(one)}, and drawn again {json.dumps(other)}"

@@ -10,7 +10,9 @@ const FEW_CLASSES = 16; // up to this many classes, the default is one image of 
 const PREVIEWS = [["1", "every step"], ["2", "every 2 steps"], ["5", "every 5 steps"], ["10", "every 10 steps"], ["0", "none"]];
 
 // Fields with a control of their own. The controls of other fields come from /openapi.json.
-const BY_HAND = ["prompt", "negative_prompt", "class_label", "num_images", "seed", "sampler", "num_inference_steps", "guidance_scale", "eta", "preview_every", "height", "width"];
+// Those for requests with an image are not for a view that sends none.
+const BY_HAND = ["prompt", "negative_prompt", "class_label", "num_images", "seed", "sampler", "num_inference_steps", "guidance_scale", "eta", "preview_every", "height", "width",
+  "image", "mask_image", "strength", "fit", "paste_original"];
 
 /** The samplers of a model. @param {import("./model.js").Info} info */
 export function samplerField(info) {
