@@ -5,6 +5,7 @@ emoji server; `sh text`, `python text` and `js text` a server of a tiny random S
 of a tiny random SDXL.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -87,6 +88,8 @@ def check(path: Path) -> None:
                 image.load()
         case ".npy":
             assert np.isfinite(np.load(path)).all()
+        case ".json":
+            assert json.loads(path.read_text())
         case ".zip":
             with zipfile.ZipFile(path) as archive:
                 assert archive.testzip() is None
