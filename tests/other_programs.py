@@ -1,8 +1,8 @@
 """What other people's programs send when they connect and draw, and what they read: one class for each program.
 
-The requests are written from the programs' sources, headers included; `source` says from which, and at which commit. A class reads
-an answer as its program does: the same fields, no others, with the same types. What a program would stumble over
-raises here.
+The requests are written from the programs' sources, with the headers of the libraries that send them. `source` says
+from which, and at which commit. A class reads an answer as its program does: the same fields, no others, with the same
+types. What a program would stumble over raises here.
 """
 
 import base64
