@@ -1,8 +1,8 @@
 """What other people's programs send when they connect and draw, and what they read: one class for each program.
 
-The requests are written from the programs' sources, headers included; `source` says from which, and when. A class reads
-an answer as its program does: the same fields, no others, with the same types. What a program would stumble over
-raises here.
+The requests are written from the programs' sources, with the headers of the libraries that send them. `source` says
+from which, and at which commit. A class reads an answer as its program does: the same fields, no others, with the same
+types. What a program would stumble over raises here.
 """
 
 import base64
@@ -146,7 +146,7 @@ def sdk_message(answer: httpx.Response) -> str:
 class OpenWebUI(Program):
     """Its engine `openai`, the default."""
 
-    source = "open-webui/open-webui backend/open_webui/routers/images.py, 2026-11"
+    source = "open-webui/open-webui backend/open_webui/routers/images.py at 02530d5"
 
     def draw(self, prompt: str) -> Call:
         body = {"model": "dall-e-2", "prompt": prompt, "n": 1, "size": "512x512", "response_format": "b64_json"}
@@ -188,7 +188,7 @@ class OpenWebUIModelNamedGptImage(OpenWebUI):
 class LibreChat(Program):
     """Its tools image_gen_oai (by the JavaScript SDK) and image_edit_oai (by axios)."""
 
-    source = "danny-avila/LibreChat api/app/clients/tools/structured/OpenAIImageTools.js, 2026-11"
+    source = "danny-avila/LibreChat api/app/clients/tools/structured/OpenAIImageTools.js at 00b3bc3"
 
     def draw(self, prompt: str) -> Call:
         body = {"model": "gpt-image-1", "prompt": prompt, "n": 1, "background": "auto", "output_format": "png"}
@@ -210,7 +210,7 @@ class LibreChat(Program):
 
 
 class LobeChat(Program):
-    source = "lobehub/lobehub packages/model-runtime/src/core/openaiCompatibleFactory/createImage.ts, 2026-11"
+    source = "lobehub/lobehub packages/model-runtime/src/core/openaiCompatibleFactory/createImage.ts at 1ae7c13"
 
     def connect(self, client: httpx.Client) -> None:
         """Its list of models, which a user may fetch."""
@@ -246,7 +246,7 @@ class LobeChat(Program):
 class N8n(Program):
     """Its OpenAI node, version 2, with the options that a user may add. It lists models only in its picker."""
 
-    source = "n8n-io/n8n packages/@n8n/nodes-langchain/nodes/vendors/OpenAi/v2/actions/image, 2026-11"
+    source = "n8n-io/n8n packages/@n8n/nodes-langchain/nodes/vendors/OpenAi/v2/actions/image at 0713e95"
 
     def connect(self, client: httpx.Client) -> None:
         answer = Call("GET", "/v1/models", {**AXIOS, **bearer(self.key)}).send(client).raise_for_status()
@@ -300,7 +300,7 @@ class LiteLLM(Program):
 class LangChain(Program):
     """DallEAPIWrapper of langchain_community. It asks for no form, and reads links."""
 
-    source = "langchain_community/utilities/dalle_image_generator.py"
+    source = "langchain-ai/langchain libs/community/langchain_community/utilities/dalle_image_generator.py at 08b4fce"
 
     def draw(self, prompt: str) -> Call:
         body = {"prompt": prompt, "model": "dall-e-2", "n": 1, "quality": "standard", "size": "1024x1024"}
@@ -374,7 +374,7 @@ class OpenWebUIAutomatic1111(Program):
 class SillyTavern(Program):
     """Its source `Stable Diffusion Web UI (AUTOMATIC1111)`. An empty password is sent as an empty Basic."""
 
-    source = "SillyTavern/SillyTavern src/endpoints/stable-diffusion.js, 2026; its extension's generateAutoImage"
+    source = "SillyTavern/SillyTavern src/endpoints/stable-diffusion.js at 02903fd; its extension at ba6f7b7"
 
     @staticmethod
     def credentials(key: str) -> str:
@@ -453,7 +453,7 @@ class SillyTavern(Program):
 class LibreChatStableDiffusion(Program):
     """Its tool stable-diffusion. It sends no key, and its model writes the negative prompt."""
 
-    source = "danny-avila/LibreChat api/app/clients/tools/structured/StableDiffusion.js, 2026-11"
+    source = "danny-avila/LibreChat api/app/clients/tools/structured/StableDiffusion.js at 00b3bc3"
     sends_key = False
 
     def draw(self, prompt: str) -> Call:
@@ -477,7 +477,7 @@ class LibreChatStableDiffusion(Program):
 class Dify(Program):
     """Its plugin langgenius/stablediffusion. Its JSON has no media type, because requests gives none to text."""
 
-    source = "langgenius/dify-official-plugins tools/stablediffusion, 2026-07"
+    source = "langgenius/dify-official-plugins tools/stablediffusion at 7af2283"
     sends_key = False
     model = "digits"
 

@@ -1,10 +1,12 @@
 """Other people's programs connect, draw, and read the answer. Their requests: tests/other_programs.py."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from tests.local import serving_fake
 from tests.other_programs import (
     PROGRAMS,
     LibreChat,
@@ -18,7 +20,7 @@ from tests.other_programs import (
     sdk_message,
     told_seeds,
 )
-from tests.servers import Json, Reachable, ServerProcess, read_parameters
+from tests.servers import PATIENCE, Json, Reachable, ServerProcess, read_parameters
 
 DRAWN_BY = ("model", "fingerprint")  # what a recipe says beside the request
 BOTH = {"digits": "a 7", "text": "a fox in the snow"}  # prompts
@@ -159,3 +161,29 @@ def test_what_has_no_effect_is_listed(digits_and_text: dict[str, ServerProcess])
         headers = N8n().draw("a fox").send(client).headers
     assert "enable_hr" in json.loads(told["info"])["ignored"]
     assert sorted(headers["x-ignored-fields"].split(", ")) == ["model", "quality", "style"]
+
+
+@pytest.mark.slow
+def test_a_page_that_is_closed_interrupts_its_own_drawing_alone() -> None:
+    """SillyTavern interrupts when its page is closed. Programs at other addresses go on, and see nothing of it."""
+    silly, open_webui = SillyTavern(), OpenWebUIAutomatic1111()
+    with (
+        serving_fake() as server,
+        server.new_client(source="127.0.0.1") as ours,
+        server.new_client(source="127.0.0.2") as theirs,
+        server.new_client(source="127.0.0.3") as nobodys,
+        ThreadPoolExecutor() as pool,
+    ):
+        server.runner.hold()
+        closed = pool.submit(silly.draw("one").send, ours)
+        other = pool.submit(open_webui.draw("two").send, theirs)
+        server.wait_for_metric("stepwise_rows_running", lambda rows: rows == 3)
+        counts = [silly.progress().send(one).json()["state"]["job_count"] for one in (ours, theirs, nobodys)]
+        assert counts == [1, 2, 0]
+        for caller in (nobodys, ours):
+            assert silly.interrupt().send(caller).status_code == 200
+        said = closed.result(PATIENCE).json()
+        assert said["images"] == []
+        assert json.loads(said["info"])["interrupted"] is True
+        server.runner.let_go()
+        assert len(open_webui.read(other.result(PATIENCE), theirs)) == 2
