@@ -104,6 +104,7 @@ _INFO = _object(
     ),
     embedded_fields=_array(_STRING),
     safety_checker={"type": "string", "enum": ["none", "not run"]},
+    inpaints={"type": "boolean"},
     out_channels=_COUNT,
     num_classes=_or_null(_COUNT),
     class_names=_or_null(_array(_STRING)),
