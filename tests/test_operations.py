@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 import service
+from model.samplers import SAMPLERS
 from service.http import app
 from service.plan.entries import table
 from service.plan.fields import SampleRequest
@@ -481,7 +482,9 @@ def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
     assert size["seconds_per_step"].keys() == info["seconds_per_step"].keys()
     assert info["num_classes"] == 3
     assert info["class_names"] == ["cat", "dog", "7"]
-    assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm"]
+    assert info["samplers"] == list(SAMPLERS)
+    assert info["sigma_schedules"]["heun"] == ["karras", "exponential", "normal"]
+    assert {*info["sigma_schedules"]} == {name for name, sampler in SAMPLERS.items() if sampler.sigma_schedules}
     assert info["num_inference_steps"] is None
     assert info["recommended"] == {**config["recommended"], "timesteps": None}
     assert info["device"] == "cpu"

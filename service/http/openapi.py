@@ -109,6 +109,7 @@ _INFO = _object(
     num_classes=_or_null(_COUNT),
     class_names=_or_null(_array(_STRING)),
     samplers=_array(_STRING),
+    sigma_schedules={"type": "object", "additionalProperties": _array(_STRING)},
     num_inference_steps=_or_null(_array(_COUNT)),
     recommended=_object(
         sampler=_STRING, num_inference_steps=_COUNT, guidance_scale=_NUMBER, timesteps=_or_null(_array(_COUNT))
