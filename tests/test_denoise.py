@@ -540,7 +540,7 @@ def peak_memory(server: ServerProcess) -> int:
         (
             {"timestep": 5, "sampler": "magic"},
             "sampler",
-            "one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm, and is 'magic'",
+            f"one of {', '.join(SAMPLERS)}, and is 'magic'",
         ),
         ({"timestep": 5, "eta": 0.5}, "eta", "0 with dpmpp_2m"),
         ({"timestep": 5, "seed": 2**53}, "seed", f"0 to {2**53 - 1}, and is {2**53}"),
