@@ -125,7 +125,7 @@ def test_recipes_and_etags_have_the_fields_that_the_table_says() -> None:
     names = {row.name for row in deciding(Sample, "image") if not row.entry.is_optional}
     assert {*plan.recipes[1]} == names | {"model", "fingerprint"}
     assert {*plan.canonical} == names | {"num_images", "model", "fingerprint"}
-    of_others = {"timesteps", "prompt", "negative_prompt", "emphasis", "clip_skip"}
+    of_others = {"timesteps", "sigma_schedule", "prompt", "negative_prompt", "emphasis", "clip_skip"}
     of_others |= {*micro_conditions.NOTHING, *pictures.NOTHING}
     assert plan.parameters.keys() == table(SampleRequest).keys() - of_others
 

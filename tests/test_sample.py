@@ -430,7 +430,7 @@ def test_a_whole_number_is_an_integer_however_it_is_written(server: ServerProces
     refuse(server, {"class_label": 3.0}, "class_label")
 
 
-@pytest.mark.parametrize("field", ["steps", "num_inference_step", "promt", "model", "image", "timestep", ""])
+@pytest.mark.parametrize("field", ["steps", "num_inference_step", "promt", "model", "images", "timestep", ""])
 def test_an_unknown_field_is_named(server: ServerProcess, field: str) -> None:
     assert refuse(server, {field: 1}, field) == "there is no such field"
 

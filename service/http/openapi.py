@@ -105,6 +105,7 @@ _INFO = object_of(
     ),
     embedded_fields=_array(_STRING),
     safety_checker={"type": "string", "enum": ["none", "not run"]},
+    inpaints={"type": "boolean"},
     out_channels=_COUNT,
     num_classes=_or_null(_COUNT),
     class_names=_or_null(_array(_STRING)),
