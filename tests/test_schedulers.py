@@ -303,7 +303,8 @@ def test_all_tables_end_where_their_schedulers_do(sampler: str, prediction_type:
                     with pytest.raises(GridError, match="would be at timestep 0"):
                         compare(sampler, fields, N, 0.0, sigma_schedule)
                     continue
-                for begin in (None, (0, N // 2, N * 7 // 8)[N % 3]):
+                left_out = (0, N // 2, N * 7 // 8)[N % 3]
+                for begin in (None, min(left_out, 50 - N) if sampler == "lcm" else left_out):
                     eta = 0.3 if SAMPLERS[sampler].takes_eta and begin else 0.0
                     assert compare(sampler, fields, N, eta, sigma_schedule, begin) <= bound(sampler, prediction_type)
 
