@@ -230,7 +230,7 @@ def compare(
     is_whole = sampler == "lcm" and isinstance(grid, int)  # all steps, over a part of the teacher's timesteps
     if is_whole and begin:
         original = schedule.original_inference_steps
-        scheduler.set_timesteps(grid, strength=(original - begin) / original)
+        scheduler.set_timesteps(grid, strength=(original - begin + 0.5) / original)  # rounded down
     image = None if begin is None else IMAGE
     end = ours(table, dtype, image)
     first = 0 if is_whole else begin or 0
