@@ -255,7 +255,7 @@ def bound(sampler: str, prediction_type: str = "epsilon") -> float:
     """
     if prediction_type == "sample":
         return 4e-5
-    return 1e-5 if sampler in ("ddpm", "dpmpp_2m_sde", "euler_a") else 4e-6
+    return 1e-5 if sampler in ("ddpm", "dpmpp_2m_sde", "euler_a", "lcm") else 4e-6
 
 
 @st.composite
