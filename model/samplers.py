@@ -126,9 +126,9 @@ class StepTable:
         columns = (noisy, thresholded, before, reads, remembers, kept)
         return list(map(Step, self.timesteps.tolist(), values, *(column.tolist() for column in columns)))
 
-    def first(self) -> "StepTable":
-        """A table of the first line alone."""
-        return StepTable(self.timesteps[:1], self.lines[:1], self.init, self.levels[:2])
+    def first(self, lines: int = 1) -> "StepTable":
+        """A table of the first line alone, or of the first lines."""
+        return StepTable(self.timesteps[:lines], self.lines[:lines], self.init, self.levels[: lines + 1])
 
 
 @dataclass(frozen=True, slots=True)

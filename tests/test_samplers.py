@@ -940,3 +940,9 @@ def test_first() -> None:
     assert len(first) == 1
     assert first.timesteps.tolist() == [900]
     assert (first.lines == table.lines[:1]).all()
+
+
+def test_the_first_step_of_heun_has_two_lines() -> None:
+    table = denoise_table(Schedule(), "heun", 900, 3)
+    assert len(table) == 5
+    assert table.first(SAMPLERS["heun"].order).timesteps.tolist() == [900, 600]

@@ -230,7 +230,7 @@ def compare(
     is_whole = sampler == "lcm" and isinstance(grid, int)  # all steps, over a part of the teacher's timesteps
     if is_whole and begin:
         original = schedule.original_inference_steps
-        scheduler.set_timesteps(grid, strength=(original - begin) / original)
+        scheduler.set_timesteps(grid, strength=(original - begin + 0.5) / original)  # rounded down
     image = None if begin is None else IMAGE
     end = ours(table, dtype, image)
     first = 0 if is_whole else begin or 0
@@ -255,7 +255,7 @@ def bound(sampler: str, prediction_type: str = "epsilon") -> float:
     """
     if prediction_type == "sample":
         return 4e-5
-    return 1e-5 if sampler in ("ddpm", "dpmpp_2m_sde", "euler_a") else 4e-6
+    return 1e-5 if sampler in ("ddpm", "dpmpp_2m_sde", "euler_a", "lcm") else 4e-6
 
 
 @st.composite
@@ -303,7 +303,8 @@ def test_all_tables_end_where_their_schedulers_do(sampler: str, prediction_type:
                     with pytest.raises(GridError, match="would be at timestep 0"):
                         compare(sampler, fields, N, 0.0, sigma_schedule)
                     continue
-                for begin in (None, (0, N // 2, N * 7 // 8)[N % 3]):
+                left_out = (0, N // 2, N * 7 // 8)[N % 3]
+                for begin in (None, min(left_out, 50 - N) if sampler == "lcm" else left_out):
                     eta = 0.3 if SAMPLERS[sampler].takes_eta and begin else 0.0
                     assert compare(sampler, fields, N, eta, sigma_schedule, begin) <= bound(sampler, prediction_type)
 

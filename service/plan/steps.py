@@ -70,7 +70,7 @@ def of_denoise(request: DenoiseRequest, model: ModelDescription) -> Steps:
     sampler = _sampler(request, model)
     eta = _eta(request, sampler)
     table = denoise_table(model.schedule, sampler, t, 1 if request.output == "model_output" else N, eta)
-    return Steps(sampler, eta, N, table.first() if request.output == "previous" else table)
+    return Steps(sampler, eta, N, table.first(SAMPLERS[sampler].order) if request.output == "previous" else table)
 
 
 def check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
