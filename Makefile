@@ -56,6 +56,7 @@ figures: .venv/develop $(DATA) ## measure the U-Nets' work, draw the pictures of
 	$(BIN)/python -m bench.unet_macs --figure docs/unet.png
 	$(BIN)/python -m weights.pictures $(WEIGHTS) $(STUDENT) docs
 	$(BIN)/python -m weights.pictures $(EMOJI) docs
+	$(BIN)/python -m weights.samplers $(WEIGHTS) docs/samplers.png --images 64
 	$(BIN)/python -m bench.forward docs/forward.png
 	$(BIN)/python -m bench.documents
 

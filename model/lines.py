@@ -58,19 +58,19 @@ def ddim_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
 
     ε is the network's own, not computed again from the clipped x0: diffusers' default.
     """
-    lines = _ddim(schedule, steps.alpha_bar, steps.alpha_bar_next, eta)
-    return _bounded(lines, schedule, schedule.clip_sample)
+    lines = ddim_unbounded(schedule, steps.alpha_bar, steps.alpha_bar_next, eta)
+    return bounded(lines, schedule, schedule.clip_sample)
 
 
-def _ddim(schedule: Schedule, alpha_bar: Float64, alpha_bar_next: Float64, eta: float) -> Float64:
+def ddim_unbounded(schedule: Schedule, alpha_bar: Float64, alpha_bar_next: Float64, eta: float) -> Float64:
     """DDIM's lines without a bound."""
-    lines = _x0_lines(schedule, alpha_bar)
+    lines = x0_lines(schedule, alpha_bar)
     variance = (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next)
     sigma = eta * np.sqrt(np.maximum(variance, 0))
     direction = np.sqrt(np.maximum(1 - alpha_bar_next - sigma**2, 0))  # of ε
     lines[:, Column.B] = np.sqrt(alpha_bar_next)
     lines[:, Column.D] = sigma
-    lines[:, Column.A], lines[:, Column.E] = _noise(schedule, alpha_bar, direction)
+    lines[:, Column.A], lines[:, Column.E] = noise_of(schedule, alpha_bar, direction)
     return lines
 
 
@@ -78,7 +78,7 @@ def ddpm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     """Ancestral sampling, Ho et al. 2020, arXiv:2006.11239, eq. 7, between any two timesteps. Ignores eta."""
     alpha_bar, alpha_bar_next = steps.alpha_bar, steps.alpha_bar_next
     alpha = alpha_bar / alpha_bar_next  # of the whole step
-    lines = _bounded(_x0_lines(schedule, alpha_bar), schedule, schedule.clip_sample)
+    lines = bounded(x0_lines(schedule, alpha_bar), schedule, schedule.clip_sample)
     lines[:, Column.A] = np.sqrt(alpha) * (1 - alpha_bar_next) / (1 - alpha_bar)
     lines[:, Column.B] = np.sqrt(alpha_bar_next) * (1 - alpha) / (1 - alpha_bar)
     small, large = (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha), 1 - alpha
@@ -96,56 +96,8 @@ def ddpm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     return lines
 
 
-def dpmpp_2m_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
-    """DPM-Solver++(2M), Lu et al. 2022, arXiv:2211.01095, algorithm 2, midpoint. Ignores eta.
-
-    The first step and the last are of first order. The first has no earlier x0. The last, at the clean end, gives x0.
-    """
-    alpha_bar, alpha_bar_next = above_zero(steps.alpha_bar), above_zero(steps.alpha_bar_next)
-    lines = _bounded(_x0_lines(schedule, alpha_bar), schedule, schedule.clips_multistep)
-    with np.errstate(divide="ignore"):  # λ = ∞ at the clean end
-        lambda_, lambda_next = (np.log(np.sqrt(a)) - np.log(np.sqrt(1 - a)) for a in (alpha_bar, alpha_bar_next))
-    h = lambda_next - lambda_
-    gain = -np.sqrt(alpha_bar_next) * np.expm1(-h)
-    lines[:, Column.A] = np.sqrt((1 - alpha_bar_next) / (1 - alpha_bar))
-    lines[:, Column.B] = gain
-    second = slice(1, -1)
-    r = (lambda_[1:-1] - lambda_[:-2]) / h[second]
-    correction = np.zeros(len(h))
-    correction[second] = gain[second] / (2 * r)
-    lines[:, Column.B] += correction
-    lines[:, Column.C_1] = -correction
-    lines[:-2, Column.R_0] = 1
-    return lines
-
-
-# The weights of this line's prediction and of those before it: PNDM's linear multistep method.
 _ADAMS_BASHFORTH = np.array([[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23, -16, 5, 0], [55, -59, 37, -9]])
 _ADAMS_BASHFORTH[2:] /= [[12], [24]]
-
-
-def pndm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
-    """PNDM, Liu et al. 2022, arXiv:2202.09778, eq. 9, 12 and 13, with the pseudo linear multistep of PLMS alone.
-
-    The predictions are combined, and the combination is taken for the network's own. The first step takes two lines:
-    it goes back, and is taken again with the mean of the predictions at both of its ends. Ignores eta.
-    """
-    alpha_bar, alpha_bar_next = above_zero(steps.alpha_bar), above_zero(steps.alpha_bar_next)
-    scale = np.sqrt(alpha_bar_next / alpha_bar)
-    divisor = alpha_bar * np.sqrt(1 - alpha_bar_next) + np.sqrt(alpha_bar * (1 - alpha_bar) * alpha_bar_next)
-    of_x, of_out = _noise(schedule, alpha_bar, (alpha_bar - alpha_bar_next) / divisor)
-    of_x += scale
-
-    lines = _x0_lines(schedule, above_zero(steps.listed))
-    order = np.minimum([0, 0, *range(1, len(lines))][: len(lines)], 3)
-    lines[:, Column.A] = of_x
-    lines[:, [Column.E, *C]] = of_out[:, None] * _ADAMS_BASHFORTH[order]
-    lines[:-1, Column.R_E] = 1
-    if len(lines) > 1:
-        back = of_x[1] / of_x[0]  # the first line, solved for its x
-        lines[1, [Column.A, Column.E, Column.C_1]] = back, of_out[1] / 2, of_out[1] / 2 - back * of_out[0]
-        lines[1, Column.R_E] = 0
-    return lines
 
 
 def euler_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
@@ -153,15 +105,15 @@ def euler_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
 
     In variance-preserving form this is DDIM. The end is an exception: there diffusers takes x/√ᾱ for the image.
     """
-    lines = _ddim(schedule, above_zero(steps.alpha_bar), above_zero(steps.alpha_bar_next), eta=0)
+    lines = ddim_unbounded(schedule, above_zero(steps.alpha_bar), above_zero(steps.alpha_bar_next), eta=0)
     lines[-1, [Column.A, Column.B, Column.E]] /= np.sqrt(steps.alpha_bar_next[-1])
-    return _clipped(lines, schedule, schedule.clips_multistep)
+    return clipped(lines, schedule, schedule.clips_multistep)
 
 
 def euler_a_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     """Euler's method with ancestral noise, as in k-diffusion: DDIM with η = 1. Ignores eta."""
-    lines = _ddim(schedule, above_zero(steps.alpha_bar), above_zero(steps.alpha_bar_next), eta=1)
-    return _clipped(lines, schedule, schedule.clips_multistep)
+    lines = ddim_unbounded(schedule, above_zero(steps.alpha_bar), above_zero(steps.alpha_bar_next), eta=1)
+    return clipped(lines, schedule, schedule.clips_multistep)
 
 
 def lcm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
@@ -169,23 +121,39 @@ def lcm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
 
     The estimate of x_0 gets fresh noise of the next level. The last line, at the clean end, gives the estimate.
     """
-    lines = _x0_lines(schedule, steps.alpha_bar)
+    lines = x0_lines(schedule, steps.alpha_bar)
     s = schedule.timestep_scaling * steps.timesteps
     signal, deviation = np.sqrt(steps.alpha_bar_next), np.sqrt(1 - steps.alpha_bar_next)
     lines[:, Column.A] = signal * _SIGMA_DATA**2 / (s**2 + _SIGMA_DATA**2)  # c_skip
     lines[:, Column.B] = signal * s / np.sqrt(s**2 + _SIGMA_DATA**2)  # c_out
     lines[:, Column.D] = deviation
-    return _bounded(lines, schedule, schedule.clips_multistep)
+    return bounded(lines, schedule, schedule.clips_multistep)
+
+
+def tcd_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
+    """Strategic stochastic sampling of TCD, Zheng et al. 2024, arXiv:2402.19159, algorithm 2, with γ = eta.
+
+    A line goes to s = ⌊(1−γ)t'⌋ without noise, and from there back to t' with noise; the last goes to the end. x0 has
+    no bound, as in diffusers.
+    """
+    end, alpha_bar_next = steps.alpha_bar_next[-1], steps.alpha_bar_next
+    s = np.floor(np.float32(1 - eta) * steps.timesteps[1:].astype(np.float32)).astype(np.int64)
+    alpha_bar_s = np.append(schedule.alphas_cumprod[s], end) if eta else alpha_bar_next
+    share = alpha_bar_next / alpha_bar_s
+    lines = ddim_unbounded(schedule, steps.alpha_bar, alpha_bar_s, eta=0)
+    lines[:, [Column.A, Column.B, Column.E]] *= np.sqrt(share)[:, None]
+    lines[:, Column.D] = np.sqrt(1 - share)
+    return lines
 
 
 def single_line(schedule: Schedule, timestep: int) -> Float64:
     """The one line from an image at a timestep to the estimate of x_0."""
-    lines = _x0_lines(schedule, schedule.alphas_cumprod[[timestep]])
+    lines = x0_lines(schedule, schedule.alphas_cumprod[[timestep]])
     lines[:, Column.B] = 1
-    return _bounded(lines, schedule, schedule.clip_sample)
+    return bounded(lines, schedule, schedule.clip_sample)
 
 
-def _x0_lines(schedule: Schedule, alpha_bar: Float64) -> Float64:
+def x0_lines(schedule: Schedule, alpha_bar: Float64) -> Float64:
     """Lines [N, len(Column)] with the columns that map x and the prediction to x0. The other columns are 0."""
     lines = np.zeros((len(alpha_bar), len(Column)))
     match schedule.prediction_type:
@@ -202,7 +170,7 @@ def _x0_lines(schedule: Schedule, alpha_bar: Float64) -> Float64:
     return lines
 
 
-def _noise(schedule: Schedule, alpha_bar: Float64, share: Float64) -> tuple[Float64, Float64]:
+def noise_of(schedule: Schedule, alpha_bar: Float64, share: Float64) -> tuple[Float64, Float64]:
     """The coefficients of x and of the prediction in share·ε, [N] each."""
     match schedule.prediction_type:
         case "epsilon":
@@ -213,16 +181,16 @@ def _noise(schedule: Schedule, alpha_bar: Float64, share: Float64) -> tuple[Floa
             return share / np.sqrt(1 - alpha_bar), -share * np.sqrt(alpha_bar / (1 - alpha_bar))
 
 
-def _bounded(lines: Float64, schedule: Schedule, clip: bool) -> Float64:
+def bounded(lines: Float64, schedule: Schedule, clip: bool) -> Float64:
     """The lines with dynamic thresholding, or else with a clip, as the schedule says."""
     if schedule.thresholding:  # Saharia et al. 2022, arXiv:2205.11487, section 2.3; takes precedence over clip_sample
         lines[:, Column.QUANTILE] = schedule.dynamic_thresholding_ratio
         lines[:, Column.MAXIMUM] = schedule.sample_max_value
         return lines
-    return _clipped(lines, schedule, clip)
+    return clipped(lines, schedule, clip)
 
 
-def _clipped(lines: Float64, schedule: Schedule, clip: bool) -> Float64:
+def clipped(lines: Float64, schedule: Schedule, clip: bool) -> Float64:
     if clip:
         lines[:, Column.BOUND] = schedule.clip_sample_range
     return lines

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +20,14 @@ from model.grids import (
     ddim_steps,
     ddim_through,
     ddpm_steps,
-    dpmpp_2m_steps,
-    dpmpp_2m_through,
-    euler_a_steps,
-    euler_steps,
-    euler_through,
-    lcm_since,
+    lcm_rest,
     lcm_steps,
     lcm_whole,
-    pndm_since,
+    pndm_rest,
     pndm_steps,
     pndm_through,
-    since,
+    tcd_steps,
+    tcd_through,
     through,
 )
 from model.lines import (
@@ -40,14 +36,25 @@ from model.lines import (
     R,
     ddim_lines,
     ddpm_lines,
-    dpmpp_2m_lines,
     euler_a_lines,
     euler_lines,
     lcm_lines,
-    pndm_lines,
     single_line,
+    tcd_lines,
 )
+from model.multistep_lines import dpmpp_2m_lines, dpmpp_2m_sde_lines, heun_lines, pndm_lines, unipc_lines
 from model.schedule import Float64, Schedule, SigmaSchedule
+from model.sigma_grids import (
+    dpmpp_2m_steps,
+    dpmpp_2m_through,
+    euler_a_steps,
+    euler_steps,
+    euler_through,
+    heun_steps,
+    heun_through,
+    heun_walk,
+    unipc_steps,
+)
 
 
 class Kept(IntEnum):
@@ -87,7 +94,8 @@ class StepTable:
     """The lines of one trajectory, one for each forward evaluation. Rows share a table, so its arrays are read-only.
 
     Attributes:
-        timesteps: the network's input at each line, float64 [lines]. It may be a fraction. PNDM has one twice.
+        timesteps: the network's input at each line, float64 [lines]. It may be a fraction, and it may
+            repeat.
         lines: coefficients, float64 [lines, len(Column)].
         init: the scale of the noise that a trajectory from pure noise starts from.
         levels: √ᾱ and √(1−ᾱ) of x before each line, and 1 and 0 after the last, float64 [lines + 1, 2]: what diffusers'
@@ -118,9 +126,9 @@ class StepTable:
         columns = (noisy, thresholded, before, reads, remembers, kept)
         return list(map(Step, self.timesteps.tolist(), values, *(column.tolist() for column in columns)))
 
-    def first(self) -> "StepTable":
-        """A table of the first line alone."""
-        return StepTable(self.timesteps[:1], self.lines[:1], self.init, self.levels[:2])
+    def first(self, lines: int = 1) -> "StepTable":
+        """A table of the first line alone, or of the first lines."""
+        return StepTable(self.timesteps[:lines], self.lines[:lines], self.init, self.levels[: lines + 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +138,20 @@ class Sampler:
     Attributes:
         lines: the lines of a step table.
         steps: the diffusers scheduler's grid for a number of steps.
-        since: the rest of this grid without its first steps, for a trajectory that starts from an image.
-        whole: of how many the first are left out there, for a number of steps.
+        order: how many lines a step takes at most: diffusers' `order`.
+        rest: the grid for a number of steps without the first of them; None if that is a slice of the whole grid.
+        whole: of how many `rest` leaves out the first.
         walk: the grid of timesteps from a noisy image to a clean one.
         through: the grid of timesteps that a request lists; None if it may list none.
         takes_eta: whether the sampler uses `eta`.
-        sigma_schedules: those that the diffusers scheduler knows.
+        sigma_schedules: those that a request may ask for.
         fixed: fields of the diffusers scheduler's config that we follow at these values alone. None is an absent field.
     """
 
     lines: Callable[[Schedule, Steps, float], Float64]
     steps: Callable[[Schedule, int, SigmaSchedule | None], Steps]
-    since: Callable[[Schedule, Steps, int], Steps] = since
+    order: int = 1
+    rest: Callable[[Schedule, Steps, int], Steps] | None = None
     whole: Callable[[Schedule, int], int] = lambda schedule, num_inference_steps: num_inference_steps
     walk: Callable[[Schedule, Int64], Steps] = through
     through: Callable[[Schedule, Int64], Steps] | None = through
@@ -150,6 +160,11 @@ class Sampler:
     fixed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
+_ALL = get_args(SigmaSchedule)
+_NO_BETA = {"use_beta_sigmas": (False, None)}
+_SOLVERS = {**_NO_BETA, "solver_order": (2, None), "lower_order_final": (True, None)}
+_DPMPP = {**_SOLVERS, "euler_at_final": (False, None), "use_lu_lambdas": (False, None), "lambda_min_clipped": (None,)}
+
 SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(ddim_lines, ddim_steps, through=ddim_through, takes_eta=True),
     "ddpm": Sampler(ddpm_lines, ddpm_steps),
@@ -157,30 +172,45 @@ SAMPLERS: dict[str, Sampler] = {
         dpmpp_2m_lines,
         dpmpp_2m_steps,
         through=dpmpp_2m_through,
-        sigma_schedules=("karras",),
-        fixed={
-            "algorithm_type": ("dpmsolver++", None),
-            "solver_order": (2, None),
-            "solver_type": ("midpoint", None),
-            "final_sigmas_type": ("zero", None),
-            "use_exponential_sigmas": (False, None),
-            "use_lu_lambdas": (False, None),
-            "use_beta_sigmas": (False, None),
-            "lambda_min_clipped": (-math.inf, None),
-        },
+        sigma_schedules=_ALL,
+        fixed={"algorithm_type": ("dpmsolver++", "deis", None), **_DPMPP},
+    ),
+    "dpmpp_2m_sde": Sampler(
+        dpmpp_2m_sde_lines,
+        dpmpp_2m_steps,
+        through=dpmpp_2m_through,
+        sigma_schedules=_ALL,
+        fixed={"algorithm_type": ("sde-dpmsolver++",), **_DPMPP},
+    ),
+    "euler": Sampler(euler_lines, euler_steps, through=euler_through, sigma_schedules=_ALL, fixed=_NO_BETA),
+    "euler_a": Sampler(euler_a_lines, euler_a_steps, through=None),
+    "heun": Sampler(
+        heun_lines,
+        heun_steps,
+        order=2,
+        walk=heun_walk,
+        through=heun_through,
+        sigma_schedules=_ALL,
+        fixed=_NO_BETA,
     ),
     "pndm": Sampler(
-        pndm_lines, pndm_steps, since=pndm_since, walk=pndm_through, through=None, fixed={"skip_prk_steps": (True,)}
+        pndm_lines, pndm_steps, rest=pndm_rest, walk=pndm_through, through=None, fixed={"skip_prk_steps": (True,)}
     ),
-    "euler": Sampler(
-        euler_lines,
-        euler_steps,
-        through=euler_through,
-        sigma_schedules=("karras", "exponential"),
-        fixed={"use_beta_sigmas": (False, None)},
+    "unipc": Sampler(
+        unipc_lines,
+        unipc_steps,
+        through=None,
+        sigma_schedules=_ALL,
+        fixed={
+            **_SOLVERS,
+            "predict_x0": (True, None),
+            "solver_type": ("bh2", "midpoint", "heun", "logrho", None),
+            "disable_corrector": ([], None),
+            "solver_p": (None,),
+        },
     ),
-    "euler_a": Sampler(euler_a_lines, euler_a_steps, through=None),
-    "lcm": Sampler(lcm_lines, lcm_steps, since=lcm_since, whole=lcm_whole),
+    "lcm": Sampler(lcm_lines, lcm_steps, rest=lcm_rest, whole=lcm_whole),
+    "tcd": Sampler(tcd_lines, tcd_steps, through=tcd_through, takes_eta=True),
 }
 
 
@@ -192,9 +222,13 @@ def departures(sampler: str, schedule: Schedule, config: Mapping[str, object]) -
         config: of the diffusers scheduler that `sampler` stands for.
     """
     clip, highest = config.get("lambda_min_clipped"), float(schedule.sigmas[-1])
+    without_effect = set()
     if isinstance(clip, int | float) and highest > 0 and clip <= -math.log(highest):
-        config = {**config, "lambda_min_clipped": None}  # below all levels, so nothing is clipped
-    return [name for name, values in SAMPLERS[sampler].fixed.items() if config.get(name) not in values]
+        without_effect.add("lambda_min_clipped")  # below all levels, so nothing is clipped
+    if sampler != "unipc" and schedule.final_sigmas_type == "zero":
+        without_effect |= {"lower_order_final", "euler_at_final"}  # the last step is of first order anyway
+    fixed = SAMPLERS[sampler].fixed.items()
+    return [name for name, values in fixed if name not in without_effect and config.get(name) not in values]
 
 
 @lru_cache(maxsize=32)
@@ -258,14 +292,15 @@ def sample_steps(
         if through is None:
             able = ", ".join(name for name, other in SAMPLERS.items() if other.through is not None)
             raise GridError(f"must be null with {sampler}; a list is for {able}")
-        return since(schedule, through(schedule, np.array(grid, np.int64)), begin)
+        return through(schedule, np.array(grid, np.int64)).since(begin * SAMPLERS[sampler].order)
     own = schedule.sigma_schedule
     sigmas = sigma_schedule or (own if own in SAMPLERS[sampler].sigma_schedules else None)
     try:
         steps = SAMPLERS[sampler].steps(schedule, grid, sigmas)
     except GridError as error:
         raise GridError(f"{error}; {_allowed(schedule, sampler, grid, sigmas)}") from None
-    return SAMPLERS[sampler].since(schedule, steps, begin)
+    rest = SAMPLERS[sampler].rest
+    return steps.since(begin * SAMPLERS[sampler].order) if rest is None else rest(schedule, steps, begin)
 
 
 def denoise_table(

@@ -20,7 +20,8 @@ TimestepSpacing = Literal["leading", "trailing", "linspace"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
 InterpolationType = Literal["linear", "log_linear"]
 FinalSigmasType = Literal["zero", "sigma_min"]
-SigmaSchedule = Literal["karras", "exponential"]
+SigmaSchedule = Literal["karras", "exponential", "normal"]
+SolverType = Literal["midpoint", "heun"]
 VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"]
 
 MAX_TRAIN_TIMESTEPS = 100_000
@@ -56,6 +57,7 @@ class Schedule(BaseModel):
     sigma_min: float | None = Field(None, gt=0)
     sigma_max: float | None = Field(None, gt=0)
     final_sigmas_type: FinalSigmasType = "zero"
+    solver_type: SolverType = "midpoint"
     original_inference_steps: int = Field(50, ge=1)
     timestep_scaling: float = Field(10.0, gt=0, le=1e6)
 
@@ -95,6 +97,12 @@ class Schedule(BaseModel):
         """The schedule with other values of some fields. All others stay as the config sets them, or not."""
         return Schedule.model_validate({**self.model_dump(exclude_unset=True), **fields})
 
+    def without(self, *fields: str) -> "Schedule":
+        """The schedule with some fields at their defaults: for a diffusers scheduler that does not have them."""
+        defaults = {name: type(self).model_fields[name].default for name in fields}
+        is_without = all(getattr(self, name) == default for name, default in defaults.items())
+        return self if is_without else self.with_fields(**defaults)
+
     @property
     def clips_multistep(self) -> bool:
         """Whether clip_sample also bounds x_0 in DPM-Solver++, Euler, Euler a and LCM.
@@ -106,7 +114,7 @@ class Schedule(BaseModel):
 
     @property
     def sigma_schedule(self) -> SigmaSchedule | None:
-        """How the noise levels of a sampler with σ fall; None for those of its timesteps."""
+        """How the levels of samplers that count in σ fall; None for those of evenly spaced timesteps."""
         if self.use_karras_sigmas:
             return "karras"
         return "exponential" if self.use_exponential_sigmas else None

@@ -100,7 +100,11 @@ class Settings(BaseSettings):
     keep_alive: float = Field(
         75.0, gt=0, allow_inf_nan=False, description="seconds that a connection may be idle between two requests"
     )
-    api_keys: Secrets = Field((), description="keys, with commas; with any, requests need `Authorization: Bearer KEY`")
+    api_keys: Secrets = Field(
+        (),
+        description="keys, with commas; with any, requests need `Authorization: Bearer KEY`, "
+        "or HTTP Basic with a key as the password",
+    )
     public_metrics: bool = Field(False, description="1: /metrics needs no key, where keys are set")
     allow_pickle: bool = Field(False, description="1: open .bin files, which are pickles; only if you trust them")
     cache_dir: Path = Field(

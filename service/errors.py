@@ -3,6 +3,8 @@
     ServiceError
     ├── NotHTTP
     ├── Unauthorized
+    ├── UnknownModel
+    ├── UnknownSampler
     ├── NotAcceptable
     ├── TooSlow
     ├── BodyTooLarge
@@ -12,6 +14,7 @@
     ├── HeadTooLarge
     ├── Refused
     ├── ComputationFailed
+    ├── NotBuilt
     ├── Unavailable           says after how many seconds to ask again
     │   ├── Loading
     │   ├── Draining
@@ -47,6 +50,14 @@ class NotHTTP(ServiceError):
 
 class Unauthorized(ServiceError):
     pass
+
+
+class UnknownModel(ServiceError):
+    """The address names a model that is not served."""
+
+
+class UnknownSampler(ServiceError):
+    """A program for AUTOMATIC1111's API names a sampler that is not served."""
 
 
 class NotAcceptable(ServiceError):
@@ -91,6 +102,10 @@ class Refused(ServiceError):
 
 class ComputationFailed(ServiceError):
     """A computation of this request failed, or its image is not finite."""
+
+
+class NotBuilt(ServiceError):
+    """An API that this server speaks has this, and this server does not."""
 
 
 class Unavailable(ServiceError):

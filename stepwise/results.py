@@ -268,7 +268,7 @@ class Info(TypedDict):
     """The model, its runtime, and the limits of requests.
 
     `sizes` has the default size first. `text` is None for a model without prompts. `embedded_fields` are the fields of
-    a request that the network is told as numbers.
+    a request that the network is told as numbers. `sigma_schedules` has those of each sampler that knows any.
     """
 
     version: str
@@ -288,6 +288,7 @@ class Info(TypedDict):
     num_classes: int | None
     class_names: list[str] | None
     samplers: list[str]
+    sigma_schedules: NotRequired[dict[str, list[str]]]
     num_inference_steps: list[int] | None
     recommended: RecommendedInfo
     limits: LimitsInfo

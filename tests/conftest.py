@@ -17,7 +17,13 @@ torch.set_num_threads(1)
 
 settings.load_profile("quick")  # `make test-all` asks for the profile `full`
 
-_SHARED = {"server": "servers", "rgb_server": "servers", "servers": "servers", "strict_server": "strict_server"}
+_SHARED = {
+    "server": "servers",
+    "rgb_server": "servers",
+    "servers": "servers",
+    "strict_server": "strict_server",
+    "digits_and_text": "digits_and_text",
+}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -104,6 +110,16 @@ def strict_server(weights: Path) -> Iterator[ServerProcess]:
         )
     ) as [server]:
         yield server
+
+
+@pytest.fixture(scope="session")
+def digits_and_text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerProcess]]:
+    """Servers of the digits in the box and of a tiny Stable Diffusion of two sizes, for tests of other programs."""
+    from tests.pipelines import write_pipeline  # diffusers takes seconds to import
+
+    text: Path = write_pipeline(tmp_path_factory.mktemp("pipeline") / "tiny")
+    with side_by_side(serving(WEIGHTS="digits"), serving(WEIGHTS=text, SIZES="64x64,96x64")) as servers:
+        yield dict(zip(("digits", "text"), servers, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from service.engine.admission import earliest_promise
 from service.engine.bounds import MARGIN, SHARED
 from service.engine.costs import Costs, Machine, PerValue, Speed
 from service.engine.jobs import Batch, Job
-from service.engine.scheduler import Scheduler, Stage
+from service.engine.scheduler import Scheduler
 from service.engine.stage_work import StageWork
+from service.engine.turns import Stage, must_wait
 from service.engine.waves import RowState
 
 SOON = 1e-6  # seconds, for rounding
@@ -126,7 +127,7 @@ class Ticket:
 
     @property
     def refused(self) -> bool:
-        return self.promise > self.latest or (self.promise == inf and self.job.number == inf)
+        return self.promise > self.latest
 
     @property
     def cancelled(self) -> bool:
@@ -217,13 +218,14 @@ class Worker:
         """Start the next piece, if there is one. Returns the time of its end."""
         if self.works:
             return None
-        self._waiting = [one for one in self._waiting if one[3].present]
-        heapify(self._waiting)
-        if not self._waiting:
+        line, machine = self.line, self.line.machine
+        self._waiting = sorted(one for one in self._waiting if one[3].present)
+        ready = [one for one in self._waiting if not must_wait(line.scheduler.by_promise, self.stage, one[3].job)]
+        if not ready:
             return None
-        line, machine, first = self.line, self.line.machine, self._waiting[0][3].job.group
+        first = ready[0][3].job.group
         most = machine.decode[first].width if self.stage == "decode" else 1
-        batch = [one for one in sorted(self._waiting) if one[3].job.group == first][:most]
+        batch = [one for one in ready if one[3].job.group == first][:most]
         for one in batch:
             self._waiting.remove(one)
         *_, ticket, image = batch[0]
@@ -327,12 +329,12 @@ class Line:
         latest = self.now + arrival.within
         if arrival.hurry < inf:
             earliest = earliest_promise(job, self.scheduler, self.now, self.now)
-            late = (arrival.hurry - 1) * (earliest - self.now) if earliest < inf else 0.0
-            latest = min(latest, earliest + late)
+            latest = min(latest, earliest + (arrival.hurry - 1) * (earliest - self.now))
         promise = earliest_promise(job, self.scheduler, self.now, latest) if self._promises else inf
         ticket = Ticket(arrival, job, self.now, latest, promise, False)
         self.tickets.append(ticket)
-        if promise > latest or (self._promises and promise == inf):
+        assert promise < inf or not self._promises
+        if promise > latest:
             return ticket
         ticket.present = True
         ticket.to_encode = {*range(-uploads, texts)}
@@ -469,6 +471,7 @@ class Line:
                     work()
                 elif isinstance(event, Ticket):
                     self.left(event)
+                    work()
                 else:
                     ticket = self.came(event)
                     work()
@@ -562,14 +565,18 @@ class _Shown(Machine):
 
 
 @st.composite
-def machines(draw: st.DrawFn) -> Machine:
-    """One group to three. Each stage may be missing. Costs of a stage differ between the groups."""
+def machines(draw: st.DrawFn, tables: st.SearchStrategy[dict[int, float]] = cost_tables) -> Machine:
+    """One group to three. Each stage may be missing. Costs of a stage differ between the groups.
+
+    Args:
+        tables: seconds of passes.
+    """
     groups = GROUPS[: draw(st.integers(1, 3))]
     speeds = Speed(), Speed(), Speed(), Speed()
     has_decoder, has_encoder = draw(st.sampled_from(((False, False), (True, False), (True, True))))
     has_texts, has_check = draw(st.booleans()), draw(st.booleans())
     return _Shown(
-        {group: Costs(draw(cost_tables), speeds[0]) for group in groups},
+        {group: Costs(draw(tables), speeds[0]) for group in groups},
         {group: Costs(draw(cost_tables), speeds[1]) for group in groups} if has_decoder else {},
         {group: Costs({1: draw(_pass_seconds)}, speeds[2]) for group in groups} if has_encoder else {},
         PerValue(draw(st.floats(0.001, 0.1)), draw(st.floats(0.001, 0.1))),

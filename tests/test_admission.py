@@ -98,14 +98,32 @@ def test_who_holds_the_queue_is_refused_and_others_are_not() -> None:
         admit(job, ALICE, line, 0.0, inf)
 
 
-def test_a_part_that_would_break_a_promise_is_refused_until_that_promise_is_kept() -> None:
+def test_nobody_is_refused_because_a_part_is_larger_than_others_have_room_for() -> None:
+    """The machine has become slower, so the first job has nothing to spare. A sheet of two images comes."""
+    machine = machine_of({1: 0.01}, answer=PerValue(30e-9, 1e-3, largest=1024))
+    line = a_line(machine)
+    first = job_of(alike(1, 1000), machine, StageWork(values=(1024, 0)))
+    line.scheduler.add(first, admit(first, ALICE, line, 0.0, 300.0).promise)
+    for _ in range(100):
+        machine.passes[ONE].follow(1, 0.05)
+    sheet = job_of(alike(2, 2), machine, StageWork(values=(0, 2048)))
+    assert admit(sheet, ALICE, line, 1.0, 300.0).promise < 100.0
+    done = 1.0 + 1000 * 0.05 * (1 + MARGIN)  # the first one
+    assert done > first.promise + 10.0
+    assert sheet.behind.answer == first.promise
+    assert sheet.done_by == pytest.approx(done, rel=0.05)
+
+
+def test_a_part_that_others_have_no_room_for_is_late_only_by_their_time() -> None:
     machine = machine_of({1: 1.0}, answer=PerValue(1.0, 0.0))
-    line = a_line(machine, alike(1, 10))  # its answer is not encoded
+    line = a_line(machine)
     first = job_of(alike(1, 1), machine, StageWork(values=(1, 0)))
     line.scheduler.add(first, admit(first, ALICE, line, 0.0, 10.0).promise)
-    with pytest.raises(TooLate, match="others, who were promised an answer earlier, would wait for it") as late:
-        admit(job_of(alike(1, 1), machine, StageWork(values=(10, 0))), ALICE, line, 0.0, 1000.0)
-    assert 0 < late.value.retry_after <= 20.0
+    large = job_of(((0, 1),), machine, StageWork(values=(10, 0)))
+    with pytest.raises(TooLate, match=r"this cannot be done within 56 s now, but within 56\.2 s"):
+        admit(large, ALICE, line, 0.0, 56.0)
+    # The first one's promise, the work, and a piece like its own that may be under way
+    assert admit(large, ALICE, line, 0.0, 56.5).promise == pytest.approx(6.25 + 25.0 + 25.0)
 
 
 def descendants(kind: type[ServiceError]) -> set[type[ServiceError]]:

@@ -23,6 +23,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from model import samplers
 from model.backends.backend import host
 from model.backends.openvino import computes_bfloat16
 from model.noise import first_draw
@@ -41,7 +42,7 @@ from tests.test_runner import MixesRows
 from tests.trajectories import runner_on, torch_backend
 
 PNG, ZIP, NPY = "image/png", "application/zip", "application/x-npy"
-SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm")
+SAMPLERS = tuple(samplers.SAMPLERS)
 CLIENTS = 24
 
 # The servers take seconds to start.
@@ -65,7 +66,7 @@ def a_sample(i: int) -> Asked:
         "seed": i * 2**47,
         "sampler": sampler,
         "num_inference_steps": 2 + 7 * i % 19,
-        "eta": i % 5 / 4 if sampler == "ddim" else 0,
+        "eta": i % 5 / 4 if samplers.SAMPLERS[sampler].takes_eta else 0,
         "class_label": label,
         "guidance_scale": 1 if label is None else [None, 1, 4.5][i % 7 % 3],
     }

@@ -122,3 +122,12 @@ def test_openapi_offers_npy_alone(server: LocalServer) -> None:
     assert form["multipart/form-data"]["schema"]["properties"]["image"]["description"].startswith("an .npy file")
     example = form["application/json"]["example"]
     assert server.client.post("/denoise", json=example).status_code == 200
+    fields = paths["/sample"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert "image" not in fields
+    assert fields["strength"]["anyOf"] == [{"type": "null"}]
+    assert (fields["fit"]["enum"], fields["paste_original"]["enum"]) == (["stretch"], [False])
+
+
+def test_an_image_to_draw_from_is_refused(server: LocalServer) -> None:
+    answer = server.client.post("/sample", files={"image": b"anything"})
+    assert invalid(answer, "image") == "must be left out: images of this model have 4 channels, and are no pictures"

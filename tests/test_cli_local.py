@@ -1,6 +1,7 @@
 """The commands that load a model themselves: --local, serve, convert. Also the transport of --local."""
 
 import asyncio
+import base64
 import os
 import pty
 import re
@@ -35,6 +36,9 @@ def test_without_a_server_the_bytes_are_the_same(server: ServerProcess, weights:
     done(stepwise(None, tmp_path, "noise", "--local", "5.png", "-t", "300", "-s", "1", **here))
     done(stepwise(None, tmp_path, "denoise", "--local", "5-noisy.png", "-t", "300", "-s", "1", "-o", "a.png", **here))
     done(stepwise(server, tmp_path, "denoise", "5-noisy.png", "-t", "300", "-s", "1", "-o", "a.png"))
+    done(stepwise(None, tmp_path, "sample", "--local", "--image", "5.png", "--strength", "0.5", "-s", "1", **here))
+    image = base64.b64encode((tmp_path / "5.png").read_bytes()).decode()
+    assert files(tmp_path)["1.png"] == asked(server, seed=1, image=image, strength=0.5)
     verified = ["5.png", "6.png", "a.png", "--image", "5-noisy.png"]
     assert done(stepwise(None, tmp_path, "verify", "--local", *verified, **here)).count("the same bytes") == 3
 

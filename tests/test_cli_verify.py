@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.samplers import SAMPLERS
 from service.http.png import encode_png
 from stepwise.cli import exits
 from tests.programs import done, refused, stepwise
@@ -151,7 +152,7 @@ def test_what_cannot_be_compared_is_told_and_the_others_are(server: ServerProces
     errors = dict(line.removeprefix("stepwise: ").split(": ", 1) for line in ended.stderr.decode().splitlines())
     assert errors == {
         "text.png": "this is no PNG",
-        "bad.png": "sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm, and is 'magic'",
+        "bad.png": f"sampler: must be one of {', '.join(SAMPLERS)}, and is 'magic'",
         "cut.png": "its pixels cannot be read",
         "saved again.png": "this PNG has no recipe: it has no text chunk `parameters`",
         "missing.png": "cannot be read: No such file or directory",

@@ -11,6 +11,7 @@ import collections
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -21,12 +22,12 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import strategies as st
-from schemathesis.core.failures import Failure
+from schemathesis.core.failures import AcceptedNegativeData, Failure
 from schemathesis.core.transport import Response
 from schemathesis.openapi.checks import RejectedPositiveData
-from schemathesis.transport.serialization import Binary
 
 from model.schedule import Schedule
+from service.http.a1111.fields import CLIP_SKIP
 from service.plan.shared_fields import MAX_PROMPT, MAX_SEED
 from tests.checkpoints import save_latent_pipeline
 from tests.engines import FakeRunner
@@ -34,6 +35,7 @@ from tests.reference import DDIMScheduler
 from tests.servers import ROOT, Json, Reachable, serving, side_by_side
 from tests.texts import like_xl, serving_text, tokenize_twice
 
+MOST_IMAGES = 3  # in one request
 LONG = 5  # seconds, enough for any request here
 FEWEST = 19  # steps that every sampler can take from 20 timesteps
 NUM_CASES = 1050  # per server, at least
@@ -59,9 +61,12 @@ generation.max-examples = 120
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "304", "4xx", "503", "504"]
 positive_data_acceptance.expected-statuses = ["2xx", "304", "431", "503", "504"]
-negative_data_rejection.expected-statuses = ["406", "415", "422", "431"]
+negative_data_rejection.expected-statuses = ["404", "406", "415", "422", "431"]
 """
 
+
+IMAGES = ("image", "mask_image")
+FILES: dict[str, str] = {}  # an image of the server's size, once the document is loaded
 
 Case = schemathesis.Case[Any]
 
@@ -72,22 +77,16 @@ Case = schemathesis.Case[Any]
 def before_load_schema(context: schemathesis.HookContext, raw_schema: Json) -> None:
     """A file in a form is an image, the document's own example."""
     body = raw_schema["paths"]["/noise"]["post"]["requestBody"]
-    file = base64.b64decode(body["content"]["application/json"]["example"]["image"])
-    schemathesis.openapi.format("binary", st.just(file))
-
-
-@schemathesis.hook
-def filter_body(context: schemathesis.HookContext, body: object) -> bool:
-    """An empty list in a form is sent as nothing, which Schemathesis takes for invalid data."""
-    return not (isinstance(body, dict) and isinstance(body.get("image"), Binary) and [] in body.values())
+    image = FILES["base64"] = body["content"]["application/json"]["example"]["image"]
+    schemathesis.openapi.format("binary", st.just(base64.b64decode(image)))
 
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: Case, kwargs: Json) -> None:
     """Base64 in JSON is the same image. Each media type is requested in turn."""
     definition = case.operation.definition.raw
-    if case.media_type == "application/json" and isinstance(case.body, dict) and is_base64(case.body.get("image")):
-        case.body["image"] = definition["requestBody"]["content"]["application/json"]["example"]["image"]
+    if case.media_type == "application/json" and isinstance(case.body, dict):
+        case.body |= {name: FILES["base64"] for name in IMAGES if is_base64(case.body.get(name))}
     media_types = list(definition["responses"]["200"]["content"])
     choice = zlib.crc32(repr((case.query, case.body)).encode()) % len(media_types)
     # WebP and JPEG are for clients that do not take a PNG by a wildcard.
@@ -96,7 +95,14 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: Json) -> 
 
 @schemathesis.hook
 def filter_failure(context: schemathesis.HookContext, failure: Failure, case: Case, response: Response) -> bool:
+    if isinstance(failure, AcceptedNegativeData):
+        return not (case.media_type == "multipart/form-data" and isinstance(case.body, dict) and has_nothing(case.body))
     return not (isinstance(failure, RejectedPositiveData) and is_beyond_the_schema(case, response))
+
+
+def has_nothing(form: Mapping[str, object]) -> bool:
+    """An empty list in a form is sent as nothing, which Schemathesis takes for invalid data."""
+    return [] in form.values()
 
 
 def is_base64(text: object) -> bool:
@@ -157,8 +163,13 @@ BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "num_inference_steps": lambda f: (
         given(f, "num_inference_steps", 20) > max(1, f.get("timestep", FEWEST))
         or (given(f, "num_inference_steps", 20) == 1 and given(f, "sampler", "ddim") in ("euler", "euler_a"))
+        or given(f, "sampler", "ddim") == "lcm"  # has 50 steps of its own, more than the timesteps
     ),
     "timeout_s": lambda f: f["timeout_s"] < LONG,
+    "strength": lambda f: f.get("image") is None or given(f, "num_inference_steps", 1) * f["strength"] < 1,
+    "fit": lambda f: f.get("image") is None,
+    "paste_original": lambda f: f["paste_original"] is True,  # without a mask, or where latents are answered
+    "mask_image": lambda f: f.get("image") is None,
     "guidance_interval": lambda f: is_falling(f["guidance_interval"]),
     "timesteps": lambda f: (
         given(f, "num_inference_steps", 0) > 0
@@ -168,12 +179,61 @@ BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
 }
 
 
-def is_beyond_the_schema(case: Case, response: Response) -> bool:
-    fields = case.body if isinstance(case.body, dict) else {name: read(text) for name, text in case.query.items()}
+# The same for txt2img of AUTOMATIC1111's API.
+BEYOND_ITS_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "prompt": lambda f: has_brackets(f["prompt"]) or is_too_much_text(f, "prompt"),
+    "negative_prompt": lambda f: has_brackets(f["negative_prompt"]) or is_too_much_text(f, "negative_prompt"),
+    "batch_size": lambda f: given(f, "batch_size", 1) * given(f, "n_iter", 1) > MOST_IMAGES,
+    "seed": lambda f: f["seed"] + given(f, "batch_size", 1) * given(f, "n_iter", 1) > MAX_SEED + 1,
+    "steps": lambda f: f["steps"] > FEWEST or f["steps"] == 1,
+    f"override_settings.{CLIP_SKIP}": lambda f: f["override_settings"][CLIP_SKIP] > 1,
+}
+
+
+def has_brackets(prompt: str) -> bool:
+    """Whether its emphasis may be such that it cannot be read."""
+    return any(mark in prompt for mark in "([<")
+
+
+def names_no_class(error: Json) -> bool:
+    """The prompts of one of the servers name a class."""
+    return bool(error["loc"] == ["prompt"] and error["msg"].startswith(("must name one class", "must be 0 to")))
+
+
+def is_beyond_its_schema(case: Case, response: Response) -> bool:
+    assert isinstance(case.body, dict)
+    if response.status_code == 404:
+        return bool(case.body.get("sampler_name") or case.body.get("sampler_index"))
     return response.status_code == 422 and all(
-        error["loc"][0] in BEYOND_THE_SCHEMA and (BEYOND_THE_SCHEMA[error["loc"][0]](fields) or is_of_distilled(error))
+        error["loc"][0] in BEYOND_ITS_SCHEMA
+        and (BEYOND_ITS_SCHEMA[error["loc"][0]](case.body) or names_no_class(error))
         for error in json.loads(response.content)["errors"]
     )
+
+
+def is_beyond_the_schema(case: Case, response: Response) -> bool:
+    if case.path == "/sdapi/v1/txt2img":
+        return is_beyond_its_schema(case, response)
+    fields = case.body if isinstance(case.body, dict) else {name: read(text) for name, text in case.query.items()}
+    if response.status_code != 422:
+        return False
+    document = json.loads(response.content)
+    if "error" in document:
+        return is_beyond_openai_s(fields, document["error"])
+    return all(
+        error["loc"][0] in BEYOND_THE_SCHEMA and (BEYOND_THE_SCHEMA[error["loc"][0]](fields) or is_of_distilled(error))
+        for error in document["errors"]
+    )
+
+
+def is_beyond_openai_s(fields: Mapping[str, Any], error: Json) -> bool:
+    """The same for OpenAI's API, where null is no value, and a prompt may have to name a class."""
+    name, message = error["param"], error["message"].removeprefix(f"{error['param']}: ")
+    ours = {known: value for known, value in {**fields, "num_images": fields.get("n")}.items() if value is not None}
+    if name == "prompt" and re.match("must (name one class|be 0 to)", message):
+        return True
+    loc = {"loc": [name], "msg": message.partition("; ")[0]}
+    return name in ours and name in BEYOND_THE_SCHEMA and (BEYOND_THE_SCHEMA[name](ours) or is_of_distilled(loc))
 
 
 def is_of_distilled(error: Json) -> bool:
@@ -196,8 +256,10 @@ def contracted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     fast = FakeRunner(dict.fromkeys((1, 2, 4), 1e-3))
     few = Schedule(num_train_timesteps=20, beta_start=0.01, beta_end=0.3)
     with (
-        side_by_side(*(serving(WEIGHTS=path, MAX_IMAGES=3, TIMEOUT=20, MAX_BATCH=4) for path in paths)) as running,
-        serving_text(tokenize_twice, few, runner=fast, like=like_xl, max_images=3, timeout=20) as text,
+        side_by_side(
+            *(serving(WEIGHTS=path, MAX_IMAGES=MOST_IMAGES, TIMEOUT=20, MAX_BATCH=4) for path in paths)
+        ) as running,
+        serving_text(tokenize_twice, few, runner=fast, like=like_xl, max_images=MOST_IMAGES, timeout=20) as text,
     ):
         yield dict(zip(NAMES, [*running, text], strict=True))
 

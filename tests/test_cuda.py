@@ -29,7 +29,7 @@ from model.lines import Column
 from model.nets.autoencoder import Autoencoder
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
-from model.rows import Forward, Reading, Row
+from model.rows import Forward, Moments, Reading, Row, Source
 from model.runner import SlotRunner
 from model.samplers import denoise_table, sample_table
 from model.schedule import Schedule
@@ -66,6 +66,9 @@ ROWS = {
     "guided and noisy": labelled(sample_table(V, "ddim", 3, eta=1.0), seed=3, guidance_scale=1.5),
     "thresholded": labelled(sample_table(THRESHOLDED, "ddpm", 3), seed=4, label=3),
     "from a start": labelled(denoise_table(V, "ddpm", 400, 3), seed=5, start=START, label=2),
+    "with a mask": labelled(
+        sample_table(V, "dpmpp_2m", 4, begin=1), seed=7, source=Source(Moments(START, START), START[0, ::-1] > 0)
+    ),
     "the prediction": labelled(
         denoise_table(V, "ddim", 999, 1), seed=6, guidance_scale=5.0, label=0, model_output=True
     ),

@@ -161,10 +161,11 @@ def test_more_steps_walk_from_the_timestep_down(rgb_server: ServerProcess, t: in
 
 
 def test_each_sampler_walks(rgb_server: ServerProcess) -> None:
-    """To an image of its own."""
+    """To an image of its own. Without eta, TCD walks as DDIM does."""
+    walk = {"timestep": 10, "num_inference_steps": 5, "seed": 1}
     ends = {
-        sampler: denoise(rgb_server, RGB / np.float32(4), timestep=10, num_inference_steps=5, sampler=sampler, seed=1)
-        for sampler in SAMPLERS
+        name: denoise(rgb_server, RGB / np.float32(4), **walk, sampler=name, eta=0.5 if sampler.takes_eta else 0)
+        for name, sampler in SAMPLERS.items()
     }
     assert all(np.isfinite(end).all() for end in ends.values())
     assert len({end.tobytes() for end in ends.values()}) == len(SAMPLERS)
@@ -540,7 +541,7 @@ def peak_memory(server: ServerProcess) -> int:
         (
             {"timestep": 5, "sampler": "magic"},
             "sampler",
-            "one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm, and is 'magic'",
+            f"one of {', '.join(SAMPLERS)}, and is 'magic'",
         ),
         ({"timestep": 5, "eta": 0.5}, "eta", "0 with dpmpp_2m"),
         ({"timestep": 5, "seed": 2**53}, "seed", f"0 to {2**53 - 1}, and is {2**53}"),
@@ -605,7 +606,7 @@ def test_the_form_of_these_tests_is_right(server: ServerProcess) -> None:
         ([_FILE, _FILE, _TIMESTEP], "body", "Too many files"),
         ([_FILE, _OTHER_FILE, _TIMESTEP], "body", "Too many files"),
         ([_FILE, _TIMESTEP, _TIMESTEP], "timestep", "is given twice"),
-        ([_FILE, *[_TIMESTEP] * 50], "body", "Too many fields"),
+        ([_FILE, *[_TIMESTEP] * 100], "body", "Too many fields"),
         ([_FILE, _TIMESTEP, _SEED + b"5" * 70_000], "body", "is not a readable form"),
         ([b"no header", _FILE, _TIMESTEP], "body", "is not a readable form"),
     ],

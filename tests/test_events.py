@@ -25,6 +25,7 @@ from service.errors import ComputationFailed
 from service.http import app
 from service.http.events import EventStream, Mailbox
 from service.http.png import encode_png, to_uint8
+from service.http.sample_events import SampleEvents
 from service.plan.fields import SampleRequest
 from service.plan.plan import plan_sample
 from service.plan.served import Served
@@ -632,7 +633,7 @@ class Streaming(NamedTuple):
         plan = plan_sample(SampleRequest(seed=7, num_images=3, preview_every=1), SERVED, timeout=300)
         mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
         future: Future[Finished] = Future()
-        stream = EventStream(Accepted(future, 2, 3.0, 4.0), mailbox, plan, served, {}, heartbeat_s)
+        stream = EventStream(Accepted(future, 2, 3.0, 4.0), mailbox, SampleEvents(plan, served), {}, heartbeat_s)
         connection = Connection()
         task = asyncio.ensure_future(stream({"type": "http", "method": "POST"}, connection.receive, connection.send))
         return cls(connection, mailbox, future, task)

@@ -5,6 +5,7 @@ emoji server; `sh text`, `python text` and `js text` a server of a tiny random S
 of a tiny random SDXL.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -23,7 +24,10 @@ from tests.servers import ROOT, START, ServerProcess, needs, serving, side_by_si
 
 pytestmark = [pytest.mark.slow, needs("curl"), needs("node")]
 
-DOCUMENTS = ["README.md", *(f"docs/{name}.md" for name in ("quick-start", "api", "cli", "client", "text", "images"))]
+DOCUMENTS = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("quick-start", "api", "cli", "client", "clients", "text", "images")),
+]
 _BLOCK = re.compile(r"^```(sh|python|js)( emoji| text| xl)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost):8000")
 
@@ -84,6 +88,8 @@ def check(path: Path) -> None:
                 image.load()
         case ".npy":
             assert np.isfinite(np.load(path)).all()
+        case ".json":
+            assert json.loads(path.read_text())
         case ".zip":
             with zipfile.ZipFile(path) as archive:
                 assert archive.testzip() is None

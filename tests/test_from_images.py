@@ -21,9 +21,9 @@ from service.engine.requests import Upload
 from service.errors import Invalid
 from service.http.png import to_uint8
 from service.plan.entries import table
-from service.plan.fields import Sample, SampleRequest
+from service.plan.fields import DenoiseRequest, Sample, SampleRequest
 from service.plan.pictures import Original, Picture
-from service.plan.plan import Plan, plan_sample
+from service.plan.plan import Plan, plan_denoise, plan_sample
 from service.plan.served import Served
 from tests.engines import (
     FakeEncoding,
@@ -179,6 +179,11 @@ def test_what_is_refused(picture: Picture | None, served: Served, fields: dict[s
     with pytest.raises(Invalid) as refused:
         planned(picture, served, **fields)
     assert str(refused.value) == said
+
+
+def test_a_network_that_inpaints_denoises_nothing() -> None:
+    with pytest.raises(Invalid, match=r"^image: cannot be denoised: this network draws a part of an image anew"):
+        plan_denoise(DenoiseRequest(5), np.zeros((2, 2, 2), np.float32), INPAINTS, 300)
 
 
 def test_the_original_is_not_pasted_over_latents() -> None:

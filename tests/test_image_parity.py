@@ -36,6 +36,13 @@ SAMPLERS = {
     "euler": "EulerDiscreteScheduler",
     "euler_a": "EulerAncestralDiscreteScheduler",
 }
+# Each at two strengths, with Stable Diffusion alone.
+MORE: dict[str, tuple[str, Json]] = {
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+}
 PIPELINES = {
     ("sd1", False): "StableDiffusionImg2ImgPipeline",
     ("sd1", True): "StableDiffusionInpaintPipeline",
@@ -120,6 +127,20 @@ def test_images_are_the_pipelines(folder: Path, kind: str, is_masked: bool) -> N
                 images.append(image.tobytes())
     pipeline.scheduler = own
     assert len(set(images)) > len(images) * 0.8  # a few lines of some samplers are the same
+
+
+@pytest.mark.parametrize("is_masked", [False, True], ids=["from an image", "into a part"])
+def test_images_of_more_samplers_are_the_pipelines(folder: Path, is_masked: bool) -> None:
+    pipeline = theirs(folder / "sd1", PIPELINES["sd1", is_masked])
+    own = pipeline.scheduler
+    with serving(folder / "sd1") as server:
+        for sampler, (scheduler, fields) in MORE.items():
+            pipeline.scheduler = scheduler_class(scheduler).from_config({**own.config, "clip_sample": False, **fields})
+            for seed, strength in enumerate((0.5, 1.0)):
+                settings = fields_of(strength)
+                image = drawn(server, is_masked, seed=seed, sampler=sampler, **settings)
+                assert_alike(image, expected(pipeline, is_masked, seed, **settings), (sampler, strength))
+    pipeline.scheduler = own
 
 
 def test_all_steps_of_lcm_go_over_the_last_part_of_its_grid(folder: Path) -> None:

@@ -17,6 +17,7 @@ from model.checkpoints.load import load as load_checkpoint
 from model.checkpoints.native import CONFIG, WEIGHTS, find, parse
 from model.description import ModelDescription, Recommended
 from model.nets.unet import DiffusionUNet
+from model.samplers import SAMPLERS
 from model.schedule import Schedule
 from tests.checkpoints import refusal
 from tests.networks import fill
@@ -224,7 +225,7 @@ def test_find(bare: Path, tmp_path: Path) -> None:
         ),
         (
             {"recommended": {"sampler": "magic"}},
-            "recommended.sampler is magic, and must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm",
+            f"recommended.sampler is magic, and must be one of {', '.join(SAMPLERS)}",
         ),
         (
             {"recommended": {"num_inference_steps": 2000}},
@@ -236,7 +237,7 @@ def test_find(bare: Path, tmp_path: Path) -> None:
         ),
         (
             {"distilled": {"sampler": "magic", "num_inference_steps": [4]}},
-            "distilled.sampler is magic, and must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm",
+            f"distilled.sampler is magic, and must be one of {', '.join(SAMPLERS)}",
         ),
         (
             {"distilled": {"sampler": "ddim", "num_inference_steps": [4, 2000]}},

@@ -1,6 +1,7 @@
 """Health, metrics, /info, the documentation, errors, keys and logs on running servers, as API.md specifies them."""
 
 import asyncio
+import base64
 import json
 import re
 import threading
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 import service
+from model.samplers import SAMPLERS
 from service.http import app
 from service.plan.entries import table
 from service.plan.fields import SampleRequest
@@ -481,7 +483,9 @@ def test_info_has_all_facts(server: ServerProcess, weights: Path) -> None:
     assert size["seconds_per_step"].keys() == info["seconds_per_step"].keys()
     assert info["num_classes"] == 3
     assert info["class_names"] == ["cat", "dog", "7"]
-    assert info["samplers"] == ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm"]
+    assert info["samplers"] == list(SAMPLERS)
+    assert info["sigma_schedules"]["heun"] == ["karras", "exponential", "normal"]
+    assert {*info["sigma_schedules"]} == {name for name, sampler in SAMPLERS.items() if sampler.sigma_schedules}
     assert info["num_inference_steps"] is None
     assert info["recommended"] == {**config["recommended"], "timesteps": None}
     assert info["device"] == "cpu"
@@ -595,6 +599,12 @@ def description(server: ServerProcess) -> Json:
     return document
 
 
+A1111 = (
+    *("embeddings", "interrupt", "latent-upscale-modes", "loras", "options", "progress", "samplers", "schedulers"),
+    *("sd-models", "sd-modules", "sd-vae", "txt2img", "upscalers"),
+)
+
+
 def test_every_route_is_described(description: Json) -> None:
     assert description["openapi"].startswith("3.")
     assert description["info"]["version"] == service.__version__
@@ -603,6 +613,10 @@ def test_every_route_is_described(description: Json) -> None:
         "/sample",
         "/denoise",
         "/noise",
+        *(f"/sdapi/v1/{name}" for name in A1111),
+        "/v1/images/generations",
+        "/v1/models",
+        "/v1/models/{model}",
         "/health/live",
         "/health/ready",
         "/health",
@@ -699,7 +713,7 @@ def fields_of(server: Reachable, path: str, media_type: str = JSON) -> Json:
 
 def test_the_limits_of_the_model_are_described(server: ServerProcess, rgb_server: ServerProcess) -> None:
     grey, rgb = fields_of(server, "/sample"), fields_of(rgb_server, "/sample")
-    names = ["ddim", "ddpm", "dpmpp_2m", "pndm", "euler", "euler_a", "lcm"]
+    names = list(SAMPLERS)
     assert grey["sampler"]["anyOf"] == [{"type": "string", "enum": names}, {"type": "null"}]
     assert [one["num_inference_steps"]["anyOf"][0]["maximum"] for one in (grey, rgb)] == [1000, 20]
     index, text, *others = grey["class_label"]["anyOf"]
@@ -870,6 +884,11 @@ def stranger(strict_server: ServerProcess) -> Any:
         yield client
 
 
+def basic(credentials: bytes) -> str:
+    """An Authorization header of HTTP Basic."""
+    return f"Basic {base64.b64encode(credentials).decode()}"
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -892,6 +911,11 @@ def test_a_key_is_needed(stranger: httpx.Client, method: str, path: str) -> None
         "Bearer alph",
         "Bearer alphaa",
         "Basic alpha",
+        basic(b"alpha"),
+        basic(b"alpha:"),
+        basic(b"anyone:alph"),
+        basic(b"anyone:alpha") + "*",
+        "Digest alpha",
         "alpha",
         "Bearer é",
     ]
@@ -899,11 +923,27 @@ def test_a_key_is_needed(stranger: httpx.Client, method: str, path: str) -> None
         headers = {} if key is None else {b"Authorization": key.encode()}
         response = stranger.request(method, path, headers=headers)
         problem(response, 401)
-        assert response.headers["www-authenticate"] == "Bearer"
+        bearer, login = response.headers.get_list("www-authenticate")
+        assert bearer == "Bearer"
+        assert login.startswith("Basic realm=")
+
+
+def test_the_page_asks_for_the_key_itself(stranger: httpx.Client) -> None:
+    """A browser would ask, too, on an answer to the page's own requests that offers Basic."""
+    response = stranger.get("/info", headers={"Sec-Fetch-Dest": "empty"})
+    problem(response, 401)
+    assert response.headers.get_list("www-authenticate") == ["Bearer"]
 
 
 def test_each_key_opens(stranger: httpx.Client) -> None:
-    for key in ("Bearer alpha", "bearer alpha", "Bearer beta-ü"):
+    by_password = [basic(f"{name}:{key}".encode()) for name in ("", "user", "ü") for key in ("alpha", "beta-ü")]
+    for key in (
+        "Bearer alpha",
+        "bearer alpha",
+        "Bearer beta-ü",
+        *by_password,
+        by_password[0].replace("Basic", "basic"),
+    ):
         assert stranger.get("/info", headers={b"Authorization": key.encode()}).status_code == 200
 
 

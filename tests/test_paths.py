@@ -189,7 +189,7 @@ def test_what_is_open_needs_no_key(locked: FakeServer, target: str) -> None:
 def test_nothing_closed_has_a_spelling_that_is_open(locked: FakeServer, target: str, method: str) -> None:
     answer = ask(locked, target, method)
     assert answer.status == 401
-    assert answer.headers["www-authenticate"] == "bearer"
+    assert "www-authenticate" in answer.headers
 
 
 PIECES = [
@@ -280,7 +280,27 @@ ROUTES = {
     "/noise": {"POST"},
     "/openapi.json": {"GET", "HEAD"},
     "/sample": {"GET", "HEAD", "POST"},
+    **{f"/sdapi/v1/{name}": {"GET", "HEAD"} for name in ("embeddings", "latent-upscale-modes", "loras", "progress")},
+    **{
+        f"/sdapi/v1/{name}": {"GET", "HEAD"} for name in ("samplers", "schedulers", "sd-models", "sd-modules", "sd-vae")
+    },
+    "/sdapi/v1/upscalers": {"GET", "HEAD"},
+    "/sdapi/v1/options": {"GET", "HEAD", "POST"},
+    **{f"/sdapi/v1/{name}": {"POST"} for name in ("img2img", "interrupt", "txt2img")},
+    "/v1/images/edits": {"POST"},
+    "/v1/images/generations": {"POST"},
+    "/v1/models": {"GET", "HEAD"},
+    "/v1/models/{model}": {"GET", "HEAD"},
 }
+
+
+NOT_FOR_ALL = ("/sdapi/v1/img2img", "/v1/images/edits", "/v1/models/{model}")
+
+
+def type_of_errors(path: str) -> str:
+    return "application/json" if path.startswith("/v1/") else "application/problem+json"
+
+
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"]
 
 
@@ -297,11 +317,11 @@ def test_other_methods_are_told_which_there_are(plain: FakeServer, path: str) ->
     for method in METHODS:
         answer = ask(plain, path, method)
         if method in allowed:
-            assert answer.status in (200, 415, 422)
+            assert answer.status in (200, 415, 422) or path in NOT_FOR_ALL
         else:
             assert answer.status == 405
             assert set(answer.headers["allow"].split(", ")) == {name.lower() for name in allowed}
-            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.headers["content-type"] == type_of_errors(path)
 
 
 @pytest.mark.parametrize("target", ["/", "/docs", "/nowhere", "/sample/", "/sample?seed=x", "/openapi.json", "/docs/"])
@@ -388,7 +408,7 @@ def test_nothing_else_is_at_that_port(apart: FakeServer) -> None:
         if path != "/metrics":
             answer = ask(metrics, path)
             assert answer.status in (400, 404)
-            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.headers["content-type"] == type_of_errors(path)
     refused = ask(metrics, "/metrics", "POST")
     assert (refused.status, refused.headers["allow"]) == (405, "get, head")
     assert ask(metrics, "/metrics", "HEAD").body == b""

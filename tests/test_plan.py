@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model import schedule
 from model.description import Distilled, Recommended
 from model.rows import Condition, Group, Image
+from model.samplers import SAMPLERS
 from service.errors import Invalid
-from service.plan.fields import DenoiseRequest, NoiseRequest
+from service.plan.fields import DenoiseRequest, NoiseRequest, SigmaSchedule
 from service.plan.plan import Plan, plan_denoise, plan_noise
 from service.plan.served import Served
 from service.plan.shared_fields import Scaling
@@ -42,6 +44,9 @@ STUDENT = replace(
 )
 
 
+WHICH = "which these weights were distilled for"
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_distilled_weights_take_the_steps_that_they_were_distilled_for(steps: int) -> None:
     assert len(planned(STUDENT, num_inference_steps=steps).rows[0].table) == steps
@@ -61,11 +66,15 @@ def test_distilled_weights_take_the_steps_that_they_were_distilled_for(steps: in
         ({"sampler": "ddpm"}, "sampler: must be ddim, which these weights were distilled for, and is ddpm"),
         (
             {"timesteps": [999]},
-            "timesteps: must be null: num_inference_steps names the timesteps which these weights were distilled for",
+            f"timesteps: must be null: num_inference_steps names the timesteps {WHICH}",
+        ),
+        (
+            {"sigma_schedule": "karras"},
+            f"sigma_schedule: must be null: num_inference_steps names the timesteps {WHICH}",
         ),
         (
             {"sampler": "magic"},
-            "sampler: must be one of ddim, ddpm, dpmpp_2m, pndm, euler, euler_a, lcm, and is 'magic'",
+            f"sampler: must be one of {', '.join(SAMPLERS)}, and is 'magic'",
         ),
     ],
 )
@@ -277,6 +286,55 @@ def test_an_uploaded_image_of_another_size_is_refused_with_the_list(
         with pytest.raises(Invalid) as refused:
             plan()
         assert str(refused.value) == said
+
+
+# Sigma schedules.
+
+
+def test_the_table_has_the_sigma_schedules_of_the_samplers() -> None:
+    """The table of fields needs no NumPy, and so it names them itself."""
+    assert get_args(SigmaSchedule) == get_args(schedule.SigmaSchedule)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sigma_schedule", get_args(SigmaSchedule))
+def test_a_sigma_schedule_is_for_the_samplers_that_know_it(sampler: str, sigma_schedule: SigmaSchedule) -> None:
+    fields = {"sampler": sampler, "num_inference_steps": 5, "seed": 7}
+    if sigma_schedule in SAMPLERS[sampler].sigma_schedules:
+        plain, plan = planned(**fields), planned(**fields, sigma_schedule=sigma_schedule)
+        assert plan.recipes[0]["sigma_schedule"] == plan.canonical["sigma_schedule"] == sigma_schedule
+        assert "sigma_schedule" not in plain.recipes[0] | plain.canonical
+        assert (plan.rows[0].table.lines != plain.rows[0].table.lines).any()
+        return
+    with pytest.raises(Invalid) as refused:
+        planned(**fields, sigma_schedule=sigma_schedule)
+    able = ", ".join(name for name, one in SAMPLERS.items() if sigma_schedule in one.sigma_schedules)
+    said = f"must be null with {sampler}, and is {sigma_schedule}; it is for {able}"
+    assert str(refused.value) == f"sigma_schedule: {said}"
+
+
+def test_the_weights_own_sigma_schedule_is_in_no_recipe() -> None:
+    karras = replace(SERVED, model=replace(MODEL, schedule=MODEL.schedule.with_fields(use_karras_sigmas=True)))
+    plans = [planned(karras, sampler="euler", seed=7, sigma_schedule=asked) for asked in (None, "karras")]
+    assert plans[0].canonical == plans[1].canonical
+    assert planned(karras, sampler="euler", seed=7, sigma_schedule="exponential").canonical != plans[0].canonical
+
+
+def test_a_sigma_schedule_has_timesteps_of_its_own() -> None:
+    with pytest.raises(Invalid) as refused:
+        planned(sampler="euler", timesteps=[900, 500], sigma_schedule="karras")
+    said = "must be null with sigma_schedule=karras, which has timesteps of its own"
+    assert str(refused.value) == f"timesteps: {said}"
+    recommended = replace(MODEL.recommended, timesteps=(900, 500), num_inference_steps=2)
+    served = replace(SERVED, model=replace(MODEL, recommended=recommended))
+    [row] = planned(served, sampler="euler", sigma_schedule="karras").rows
+    assert (len(row.table), row.table.timesteps[0]) == (2, 999)
+
+
+def test_an_eta_is_for_the_samplers_that_take_it() -> None:
+    with pytest.raises(Invalid, match=r"^eta: must be 0 with heun, and is 0\.5; it is for ddim, tcd$"):
+        planned(sampler="heun", eta=0.5)
+    assert planned(sampler="tcd", eta=0.5).rows[0].table.steps[0].is_noisy
 
 
 # Guidance in a part of the steps.

@@ -16,8 +16,10 @@ from service.engine.choosing import fill, filled, first_alone
 from service.engine.costs import Costs, Machine, PerValue
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
-from service.engine.promises import PATIENCE, SHORTEST, earliest, enter, follow, patient
-from service.engine.stage_work import Blocks, StageWork, largest_pieces
+from service.engine.promises import PATIENCE, SHORTEST, earliest, patient
+from service.engine.room import enter, follow
+from service.engine.stage_work import Behind, Blocks, StageWork, largest_pieces
+from service.engine.turns import let_run
 from tests.lines import GROUPS, Images, alike, any_images, cost_tables, job_of, machine_of, machines, varied_images
 from tests.properties import examples
 
@@ -43,7 +45,7 @@ class Told(Bounds):
             costs = other.costs
             rows, steps = self.filling(other)
             seconds += rows
-            if costs is not job.costs and other.encoding:
+            if costs is not job.costs and other.waits:
                 seconds += steps
             elif costs is not job.costs:
                 most[costs] = max(most.get(costs, 0.0), steps)
@@ -93,11 +95,18 @@ class Crowd:
         self.line.insert(place, job)
 
     def take(self, job: Job, wanted: float) -> float:
-        """Add a job with its earliest promise, unless it would break another one."""
+        """Add a job with its earliest promise."""
         promise = earliest(job, self.line, self.machine, START, wanted)
-        if promise < inf:
-            self.add(job, promise)
+        self.add(job, promise)
         return promise
+
+    def encode(self, job: Job) -> None:
+        """All texts and the upload of a job are encoded."""
+        for _ in range(job.texts):
+            job.text_encoded()
+        for _ in range(job.uploads):
+            job.upload_encoded()
+        let_run(self.line, Outstanding(self.machine))
 
     def run(self, batch: Batch) -> None:
         rows: dict[Job, list[object]] = {}
@@ -113,7 +122,7 @@ class Crowd:
         """Some of the due rows of a group: row i if bit i is set."""
         batch: Batch = []
         for job in self.line:
-            if job.group == group and not job.encoding:
+            if job.group == group and not job.waits:
                 fill(batch, job, 24, len(job.rows))
         return [row for i, row in enumerate(batch) if rows >> i & 1]
 
@@ -159,6 +168,7 @@ def crowds(
     for job in list(crowd.line):
         for _ in range(draw(st.integers(0, job.texts))):
             job.text_encoded()
+        let_run(crowd.line, Outstanding(crowd.machine))
         for _ in range(draw(st.integers(0, job.decoding))):
             job.decoded()
         for _ in range(draw(st.integers(0, job.checking))):
@@ -183,12 +193,25 @@ def to_spare(crowd: Crowd) -> Spare:
     alone, together = [inf], [inf]
     for place, job in enumerate(line):
         ahead = line[:place]
-        start = max(START, job.free_by) if job.encoding else START
+        start = max(START, job.free_by) if job.waits else START
         left = job.promise - start - bounds.decoded(job, ahead) - bounds.checked(job, ahead)
         left -= bounds.answered(job, ahead)
         alone.append(left - (bounds.alone(sum(one.seconds for one in [*ahead, job])) if job.left else 0.0))
         together.append(left - (bounds.together(job, ahead) if job.left else 0.0))
     return Spare(min(alone), min(together))
+
+
+def all_work(crowd: Crowd, room: Blocks) -> float:
+    """The seconds of all work in line, one piece after the other, and of the largest pieces."""
+    bounds, line, most = Told(crowd.machine), crowd.line, largest_pieces(crowd.machine)
+    seconds = bounds.unit * max(most.a_pass, room.a_pass) + bounds.decode * most.decode + bounds.check * most.check
+    seconds += bounds.answer * max(room.answer, *(job.piece_s for job in line), *(job.blocks.answer for job in line))
+    for job in line:
+        seconds += max(bounds.unit * job.seconds, sum(bounds.filling(job))) + bounds.encode * job.encode_s
+        images = bounds.images.get(job.costs)
+        seconds += images.full * job.undecoded if images is not None else 0.0
+        seconds += bounds.check * job.check_s + bounds.answer * job.answer_s
+    return seconds
 
 
 # Why promises are kept
@@ -197,7 +220,10 @@ def to_spare(crowd: Crowd) -> Spare:
 @examples(200)
 @given(crowds(), st.data(), st.floats(0.0, 300.0))
 def test_a_promise_breaks_none(crowd: Crowd, data: st.DataObject, wanted: float) -> None:
-    """Neither does the work that the job may have under way in a stage when another job gets there."""
+    """Neither does the work that the job may have under way in a stage when another job gets there.
+
+    The job waits at most for all who were promised before, and then for all work, its own included.
+    """
     had = max(to_spare(crowd))
     job = data.draw(any_jobs(crowd.machine, varied_images, stages=True))
     before = [(one.promise, one.left, one.seconds, one.blocks, one.free_by) for one in crowd.line]
@@ -205,15 +231,17 @@ def test_a_promise_breaks_none(crowd: Crowd, data: st.DataObject, wanted: float)
     promise = earliest(job, crowd.line, crowd.machine, START, wanted, room=room)
     assert [(one.promise, one.left, one.seconds, one.blocks, one.free_by) for one in crowd.line] == before
     assert promise >= wanted
-    if promise < inf:
-        crowd.add(job, promise)
-        assert max(to_spare(crowd)) >= min(0.0, had) - ROUNDING
+    crowd.add(job, promise)
+    assert max(to_spare(crowd)) >= min(0.0, had) - ROUNDING
+    assert all(one.promise >= one.done_by - ROUNDING for one in crowd.line)
+    last = max([wanted, START, *(one.promise for one in crowd.line if one is not job)]) - min(0.0, had)
+    assert promise <= last + all_work(crowd, room) + ROUNDING
 
 
 @given(crowds())
 def test_passes_have_to_spare_what_is_not_needed_for_steps_and_stages(crowd: Crowd) -> None:
     """All time is spare of a job that only waits for stages, and of a job whose texts or upload are not encoded."""
-    left, others = crowd.spare(), [job for job in crowd.line if not job.left or job.encoding]
+    left, others = crowd.spare(), [job for job in crowd.line if not job.left or job.waits]
     slack = to_spare(crowd)
     promises = [job.promise for job in others]
     for job in others:
@@ -272,28 +300,22 @@ def test_a_plan_keeps_what_it_has_to_spare_while_it_is_followed(crowd: Crowd, pl
     def left() -> float:
         return float(getattr(crowd.spare(now), plan))
 
-    def encode(job: Job) -> None:
-        for _ in range(job.texts):
-            job.text_encoded()
-        for _ in range(job.uploads):
-            job.upload_encoded()
-
     def next_pass() -> tuple[Batch, float]:
         batch = filled(crowd.line, crowd.machine.one_by_one) if plan == "together" else first_alone(crowd.line)
         costs = batch[0][0].job.costs
         return batch, costs.ceilings[len(batch)] * costs.speed * (1 + MARGIN)
 
     while any(job.left for job in crowd.line):
-        if not any(job.left and not job.encoding for job in crowd.line):
+        if not any(job.left and not job.waits for job in crowd.line):
             first = min((job for job in crowd.line if job.encoding), key=lambda job: job.free_by)
             had, now = left(), max(now, first.free_by)
-            encode(first)
+            crowd.encode(first)
             assert left() >= min(0.0, had) - ROUNDING
             continue
         batch, seconds = next_pass()
         if to_run := [job for job in crowd.line if job.encoding and (early or job.free_by < now + seconds)]:
             had = left()
-            encode(to_run[0])
+            crowd.encode(to_run[0])
             assert left() >= min(0.0, had) - ROUNDING
             continue
         had, now = left(), now + seconds
@@ -457,19 +479,36 @@ def test_the_start_is_when_the_next_pass_can_begin() -> None:
     assert earliest(job, [], machine, 51.5, 0.0) == pytest.approx(54.5)
 
 
-def test_a_piece_that_would_break_a_promise_is_not_promised_at_all_and_a_smaller_one_is() -> None:
+def test_a_piece_that_another_job_has_no_room_for_is_promised_to_wait_for_it_and_a_smaller_one_is_not() -> None:
     """The first job has 3 s to spare. Another's piece may be under way when its image is finished."""
     machine = machine_of({1: 0.8}, answer=PerValue(0.4, 0.0))  # a second a step, and a second a value
     crowd = Crowd(machine)
     first = job_of(alike(1, 5), machine, StageWork(values=(1, 0)))
     crowd.add(first, earliest(first, [], machine, START, START + 9.0))
-    long = job_of(alike(1, 50), machine, StageWork(values=(4, 0)))
-    assert earliest(long, crowd.line, machine, START, START + 500.0) == inf
-    short = job_of(alike(1, 50), machine, StageWork(values=(2, 0)))
-    assert earliest(short, crowd.line, machine, START, START + 500.0) == START + 500.0
+    large = job_of(alike(1, 1), machine, StageWork(values=(4, 0)))
+    crowd.take(large, 0.0)
+    assert large.behind == Behind(answer=START + 9.0)
+    assert large.promise == pytest.approx(START + 9.0 + 4.0 + 4.0)  # its own piece, and one like it under way
+    assert first.blocks.answer == pytest.approx(0.4)
+    small = job_of(alike(1, 50), machine, StageWork(values=(2, 0)))
+    crowd.take(small, START + 500.0)
+    assert small.behind == Behind()
+    assert first.blocks.answer == pytest.approx(0.8)
 
 
-def test_a_check_that_would_break_a_promise_is_not_promised_at_all_and_a_shorter_one_is() -> None:
+def test_what_comes_between_adds_to_the_promise_of_a_job_that_waits() -> None:
+    machine = machine_of({1: 0.8}, answer=PerValue(0.4, 0.0))
+    crowd = Crowd(machine)
+    first, small, large = (job_of(alike(1, n), machine, StageWork(values=(n, 0))) for n in (1, 1, 4))
+    crowd.take(first, 0.0)
+    crowd.take(large, START + 20.0)
+    assert large.done_by == pytest.approx(first.promise + 4.0 + 4.0)
+    crowd.take(small, START + 10.0)
+    assert [one.promise - START for one in crowd.line] == pytest.approx([3.0, 10.0, 20.0])
+    assert large.done_by == pytest.approx(first.promise + 4.0 + 4.0 + 1.0)
+
+
+def test_a_check_that_another_job_has_no_time_for_waits_and_a_shorter_one_does_not() -> None:
     """The first job has 3 s to spare. A check of another group's image may be under way when its image is finished."""
     machine = machine_of({1: 0.8}, {1: 0.8})
     machine = Machine(
@@ -479,9 +518,11 @@ def test_a_check_that_would_break_a_promise_is_not_promised_at_all_and_a_shorter
     first = job_of(alike(1, 5), machine, StageWork(checked=True))
     crowd.add(first, earliest(first, [], machine, START, START + 9.0))
     slow = job_of(alike(1, 50), machine, StageWork(checked=True), GROUPS[1])
-    assert earliest(slow, crowd.line, machine, START, START + 500.0) == inf
+    assert earliest(slow, crowd.line, machine, START, START + 500.0) == START + 500.0
+    assert slow.behind == Behind(check=START + 9.0)
     same = job_of(alike(1, 50), machine, StageWork(checked=True))
     assert earliest(same, crowd.line, machine, START, START + 500.0) == START + 500.0
+    assert same.behind == Behind()
 
 
 @pytest.mark.parametrize(("texts", "uploads"), [(1, 0), (3, 0), (0, 1), (2, 2)])

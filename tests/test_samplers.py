@@ -22,8 +22,11 @@ from tests.reference import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    TCDScheduler,
+    UniPCMultistepScheduler,
 )
 
 # diffusers' warning with NumPy 2.
@@ -44,12 +47,21 @@ SCHEDULERS = {
     "pndm": partial(PNDMScheduler, skip_prk_steps=True),
     "euler": EulerDiscreteScheduler,
     "euler_a": EulerAncestralDiscreteScheduler,
+    "dpmpp_2m_sde": partial(DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++"),
+    "heun": HeunDiscreteScheduler,
+    "unipc": UniPCMultistepScheduler,
     "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
 }
 LISTING = sorted(name for name, sampler in SAMPLERS.items() if sampler.through is not None)
-EULER = {"euler", "euler_a"}
-THRESHOLDING = {"ddim", "ddpm", "dpmpp_2m", "lcm"}
-DIVIDING = {"dpmpp_2m", "pndm", *EULER}  # by ᾱ; they replace an ᾱ of 0 by 2⁻²⁴
+SOLVERS = {"dpmpp_2m", "dpmpp_2m_sde", "unipc"}
+EULER = {"euler", "euler_a", "heun"}
+THRESHOLDING = {"ddim", "ddpm", "lcm", *SOLVERS}
+BOUNDLESS = {"pndm", "tcd"}
+TAUGHT = {"lcm", "tcd"}  # on a teacher's timesteps
+NOISY = {"ddim", "ddpm", "dpmpp_2m_sde", "euler_a", "lcm", "tcd"}  # some with eta
+TWICE = {"pndm", "heun"}  # they are told timesteps twice
+DIVIDING = {"pndm", *SOLVERS, *EULER}  # by ᾱ; they replace an ᾱ of 0 by 2⁻²⁴
 
 schedules = st.builds(
     Schedule,
@@ -63,6 +75,7 @@ schedules = st.builds(
     set_alpha_to_one=st.sampled_from([None, False, True]),
     interpolation_type=st.sampled_from(["linear", "log_linear"]),
     use_karras_sigmas=st.booleans(),
+    solver_type=st.sampled_from(["midpoint", "heun"]),
     final_sigmas_type=st.sampled_from(["zero", "sigma_min"]),
     original_inference_steps=st.sampled_from([7, 50]),
     timestep_scaling=st.sampled_from([0.1, 10.0]),
@@ -225,7 +238,7 @@ def test_dpmpp_2m_is_finite_where_zero_snr_ends_in_several_small_alphas() -> Non
     assert np.isfinite(table.lines[:, FINITE]).all()
 
 
-@pytest.mark.parametrize("sampler", sorted(EULER))
+@pytest.mark.parametrize("sampler", sorted(EULER - {"heun"}))
 def test_where_the_noise_would_rise_euler_refuses(sampler: str) -> None:
     """Between that next ᾱ and 2⁻²⁴."""
     schedule = Schedule(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
@@ -382,6 +395,94 @@ def lcm_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float64
     return x
 
 
+def dpmpp_2m_sde_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float64) -> Float64:
+    """k-diffusion's sample_dpmpp_2m_sde with eta 1 and midpoint, which ends at x_0."""
+    lambdas = np.log(np.sqrt(schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)))
+    before: Float64 | None = None
+    for i, t in enumerate(timesteps):
+        x0, _ = x0_and_noise(schedule, x, prediction(x, t), float(schedule.alphas_cumprod[t]))
+        x0 = bounded(schedule, x0, schedule.clip_sample)
+        if i + 1 == len(timesteps):
+            return x0
+        s = timesteps[i + 1]
+        h, alpha_bar_next = lambdas[s] - lambdas[t], float(schedule.alphas_cumprod[s])
+        D = x0
+        if before is not None:
+            D = x0 + h / (lambdas[t] - lambdas[timesteps[i - 1]]) / 2 * (x0 - before)
+        ratio = ((1 - alpha_bar_next) / (1 - schedule.alphas_cumprod[t])) ** 0.5
+        deviation = (1 - alpha_bar_next) ** 0.5 * (1 - np.exp(-2 * h)) ** 0.5
+        x = ratio * np.exp(-h) * x + alpha_bar_next**0.5 * (1 - np.exp(-2 * h)) * D + deviation * noise_of(i)
+        before = x0
+    raise AssertionError("no timesteps")
+
+
+def unipc_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float64) -> Float64:
+    """Zhao et al. 2023: at each timestep UniC-2 corrects x with the estimate there, and UniP-2 goes on from that x."""
+    alphas, sigmas = np.sqrt(schedule.alphas_cumprod), np.sqrt(1 - schedule.alphas_cumprod)
+    lambdas = np.log(alphas / sigmas)
+    corrected: list[Float64] = []
+    estimates: list[Float64] = []
+    for i, t in enumerate(timesteps):
+        x0, _ = x0_and_noise(schedule, x, prediction(x, t), float(schedule.alphas_cumprod[t]))
+        x0 = bounded(schedule, x0, schedule.clip_sample)
+        if i + 1 == len(timesteps):
+            return x0
+        if i > 0:
+            s = timesteps[i - 1]
+            h = lambdas[t] - lambdas[s]
+            B = np.exp(-h) - 1
+            base = sigmas[t] / sigmas[s] * corrected[-1] - alphas[t] * B * estimates[-1]
+            if i == 1:
+                x = base - alphas[t] * B * 0.5 * (x0 - estimates[-1])
+            else:
+                r = (lambdas[timesteps[i - 2]] - lambdas[s]) / h
+                b = [(B / -h - 1) / B, 2 * ((B / -h - 1) / -h - 0.5) / B]
+                rho = np.linalg.solve([[1, 1], [r, 1]], b)
+                slope = rho[0] * (estimates[-2] - estimates[-1]) / r + rho[1] * (x0 - estimates[-1])
+                x = base - alphas[t] * B * slope
+        corrected.append(x)
+        estimates.append(x0)
+        s = timesteps[i + 1]
+        h = lambdas[s] - lambdas[t]
+        B = np.exp(-h) - 1
+        x = sigmas[s] / sigmas[t] * x - alphas[s] * B * x0
+        if i > 0:
+            r = (lambdas[timesteps[i - 1]] - lambdas[t]) / h
+            x = x - alphas[s] * B * 0.5 * (estimates[-2] - x0) / r
+    raise AssertionError("no timesteps")
+
+
+def heun_by_hand(schedule: Schedule, timesteps: list[float], eta: float, x: Float64) -> Float64:
+    """Karras et al. 2022, algorithm 1 without churn, in x = x_0 + σ·ε."""
+    steps = list(dict.fromkeys(timesteps))
+    levels = [*np.interp(steps, np.arange(len(schedule.sigmas)), schedule.sigmas), 0.0]
+    x = x * (1 + levels[0] ** 2) ** 0.5
+
+    def slope(x: Float64, sigma: float, t: float) -> Float64:
+        scaled = x / (1 + sigma**2) ** 0.5
+        x0, _ = x0_and_noise(schedule, scaled, prediction(scaled, t), 1 / (1 + sigma**2))
+        return (x - bounded(schedule, x0, schedule.clip_sample)) / sigma
+
+    for i, (sigma, after) in enumerate(pairwise(levels)):
+        d = slope(x, sigma, steps[i])
+        ahead = x + d * (after - sigma)
+        x = x + (d + slope(ahead, after, steps[i + 1])) / 2 * (after - sigma) if after else ahead
+    return x
+
+
+def tcd_by_hand(schedule: Schedule, timesteps: list[int], eta: float, x: Float64) -> Float64:
+    """Zheng et al. 2024, algorithm 2. The last step goes to timestep 0, without noise."""
+    for i, (t, after) in enumerate(pairwise([*timesteps, 0])):
+        s = int(np.float32(1 - eta) * np.float32(after))
+        alpha_bar, alpha_bar_s, alpha_bar_next = (float(schedule.alphas_cumprod[one]) for one in (t, s, after))
+        x0, epsilon = x0_and_noise(schedule, x, prediction(x, t), alpha_bar)
+        x = alpha_bar_s**0.5 * x0 + (1 - alpha_bar_s) ** 0.5 * epsilon
+        if i + 1 < len(timesteps):
+            share = alpha_bar_next / alpha_bar_s
+            x = share**0.5 * x + (1 - share) ** 0.5 * noise_of(i)
+    return x
+
+
 def run(table: StepTable, x: Float64) -> Float64:
     """Take the lines of a table, in double precision."""
     memories: list[Float64] = []
@@ -404,7 +505,11 @@ BY_HAND: dict[str, Callable[[Schedule, list[Any], float, Float64], Float64]] = {
     "pndm": pndm_by_hand,
     "euler": euler_by_hand,
     "euler_a": euler_a_by_hand,
+    "heun": heun_by_hand,
+    "dpmpp_2m_sde": dpmpp_2m_sde_by_hand,
+    "unipc": unipc_by_hand,
     "lcm": lcm_by_hand,
+    "tcd": tcd_by_hand,
 }
 
 
@@ -450,7 +555,7 @@ def test_table_takes_the_steps_of_the_paper_through_listed_timesteps(
     schedule = Schedule(**fields)
     timesteps = data.draw(timesteps_of(schedule))
     table = sample_table(schedule, sampler, timesteps, eta)
-    assert tuple(table.timesteps) == timesteps
+    assert tuple(once(sampler, table.timesteps.tolist())) == timesteps
     x = np.random.default_rng(100).standard_normal(16)
     if sampler == "ddim":
         expected = ddim_through_by_hand(schedule, [*timesteps], eta, x, [*timesteps[1:], -1])
@@ -472,10 +577,10 @@ def test_ddim_with_eta_1_is_ddpm_where_their_grids_are_one(prediction_type: Pred
     assert np.abs(run(ddim, x) - run(sample_table(schedule, "ddim", N, eta=0.9), x)).max() > 1e-3
 
 
-def test_eta_means_something_to_ddim_alone() -> None:
+def test_eta_means_something_to_those_that_take_it() -> None:
     for name, sampler in SAMPLERS.items():
         none, some = (sample_table(Schedule(), name, 10, eta).lines for eta in (0.0, 0.5))
-        assert (none != some).any() == sampler.takes_eta == (name == "ddim")
+        assert (none != some).any() == sampler.takes_eta == (name in ("ddim", "tcd"))
 
 
 def test_a_table_without_lines_has_no_steps() -> None:
@@ -513,7 +618,7 @@ def test_schedules_alike_but_for_what_was_named_have_their_own_tables() -> None:
 
 
 def test_bounds() -> None:
-    """diffusers' solvers know no clip_sample, and only DPM-Solver++ knows thresholding. PNDM reads no x_0."""
+    """diffusers' solvers know thresholding, and no clip_sample; Heun's knows clip_sample alone. TCD bounds nothing."""
 
     def bounds(sampler: str, schedule: Schedule) -> list[float]:
         lines = sample_table(schedule, sampler, 10).lines
@@ -524,7 +629,7 @@ def test_bounds() -> None:
     named = Schedule(clip_sample=True, clip_sample_range=2.5)
     thresholded = Schedule(clip_sample=True, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
     for name in SAMPLERS:
-        clips_by_default, clips, thresholds = name in ("ddim", "ddpm"), name != "pndm", name in THRESHOLDING
+        clips_by_default, clips, thresholds = name in ("ddim", "ddpm"), name not in BOUNDLESS, name in THRESHOLDING
         assert bounds(name, Schedule()) == [1.0 if clips_by_default else np.inf, 0, 0]
         assert bounds(name, named) == [2.5 if clips else np.inf, 0, 0]
         assert bounds(name, Schedule(clip_sample=False)) == [np.inf, 0, 0]
@@ -538,8 +643,13 @@ def test_bounds() -> None:
 
 
 def once(sampler: str, timesteps: list[float]) -> list[float]:
-    """The timesteps without PNDM's second one."""
-    return [*timesteps[:1], *timesteps[2:]] if sampler == "pndm" and len(timesteps) > 1 else timesteps
+    """The timesteps, those once that PNDM and Heun's method are told twice."""
+    return list(dict.fromkeys(timesteps)) if sampler in TWICE else timesteps
+
+
+def lines_of(sampler: str, N: int) -> int:
+    """The number of lines, which is what a request costs."""
+    return {"pndm": N + (N > 1), "heun": 2 * N - 1}.get(sampler, N)
 
 
 def is_a_grid(timesteps: Sequence[float], T: int, N: int) -> bool:
@@ -557,7 +667,7 @@ def grids_agree(schedule: Schedule, sampler: str, numbers: list[int]) -> int:
     for N in numbers:
         try:
             scheduler.set_timesteps(N)
-        except ValueError:  # LCMScheduler's alone
+        except ValueError:  # LCMScheduler's and TCDScheduler's
             theirs = []
         else:
             theirs = scheduler.timesteps.tolist()
@@ -565,14 +675,12 @@ def grids_agree(schedule: Schedule, sampler: str, numbers: list[int]) -> int:
             assert theirs[1] == theirs[2]
             fits = is_a_grid(once(sampler, theirs), T, N) and theirs[1] + T // N < T
         else:
-            starts_clean = (
-                sampler in ("euler", "euler_a") and N == 1 and schedule.timestep_spacing in (None, "linspace")
-            )
-            fits = is_a_grid(theirs, T, N) and not starts_clean
+            starts_clean = sampler in EULER and N == 1 and schedule.timestep_spacing in (None, "linspace")
+            fits = is_a_grid(once(sampler, theirs), T, N) and not starts_clean
         if fits:
             steps = sample_steps(schedule, sampler, N)
             assert steps.timesteps.tolist() == theirs
-            if sampler in ("euler", "euler_a"):
+            if sampler in EULER:
                 levels = 1 / (1 + scheduler.sigmas.double().numpy() ** 2)
                 np.testing.assert_allclose(steps.alpha_bar, levels[:-1], rtol=2e-6)
                 np.testing.assert_allclose(steps.alpha_bar_next, levels[1:], rtol=2e-6)
@@ -652,7 +760,8 @@ def test_each_number_is_refused_or_has_so_many_falling_timesteps(
     except GridError:
         return
     assert is_a_grid(once(sampler, table.timesteps.tolist()), T, N)
-    assert len(table) == len(table.lines) == (N + 1 if sampler == "pndm" and N > 1 else N)
+    assert len(table) == len(table.lines) == lines_of(sampler, N)
+    assert table.levels.shape == (len(table) + 1, 2)
 
 
 OF_LINSPACE = "1 step of the spacing linspace would be at timestep 0, and leave all of the noise"
@@ -777,7 +886,7 @@ def test_denoise_table(t: int, data: st.DataObject, sampler: str, schedule: Sche
     table = denoise_table(schedule, sampler, t, N, eta=0.5)
     by_hand = [int(t * (N - i) / N + 0.5) for i in range(N)]
     assert once(sampler, table.timesteps.tolist()) == by_hand
-    assert len(table) == (N + 1 if sampler == "pndm" else N)
+    assert len(table) == lines_of(sampler, N)
     assert is_a_grid(by_hand, t + 1, N)
     assert by_hand[0] == t
     assert np.isfinite(table.lines[:, FINITE]).all()
@@ -794,7 +903,7 @@ def test_denoise_table(t: int, data: st.DataObject, sampler: str, schedule: Sche
 def test_denoise_adds_no_noise_at_the_end_even_with_a_large_variance(sampler: str) -> None:
     noise = denoise_table(Schedule(variance_type="fixed_large"), sampler, 600, 20, eta=1.0).lines[:, D]
     assert noise[-1] == 0
-    assert (noise[:-1] > 0).all() == (sampler in ("ddim", "ddpm", "euler_a", "lcm"))
+    assert (noise[:-1] > 0).all() == (sampler in NOISY)
 
 
 @given(t=st.integers(0, 6), sampler=st.sampled_from(sorted(SAMPLERS)), schedule=schedules)
@@ -831,3 +940,9 @@ def test_first() -> None:
     assert len(first) == 1
     assert first.timesteps.tolist() == [900]
     assert (first.lines == table.lines[:1]).all()
+
+
+def test_the_first_step_of_heun_has_two_lines() -> None:
+    table = denoise_table(Schedule(), "heun", 900, 3)
+    assert len(table) == 5
+    assert table.first(SAMPLERS["heun"].order).timesteps.tolist() == [900, 600]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,7 @@ from tests.lines import (
 from tests.properties import examples
 
 MANY = 1000
+_one_row = st.floats(0.01, 1.0).map(lambda seconds: {1: seconds})
 
 
 @examples(400)
@@ -272,18 +274,23 @@ def run_with(line: Line, arrivals: list[Arrival], truth: dict[int, float], times
 # Uploads
 
 
-@pytest.mark.parametrize(("seconds", "refused"), [(10.0, True), (1.5, False)])
+@pytest.mark.parametrize(("seconds", "waits"), [(10.0, True), (1.5, False)])
+@pytest.mark.parametrize("leaves", [inf, 0.5])
 def test_a_pass_that_may_be_under_way_when_an_upload_is_encoded_breaks_no_promise(
-    seconds: float, refused: bool
+    seconds: float, waits: bool, leaves: float
 ) -> None:
-    """The large job comes while the upload is encoded, and its first pass begins at once."""
+    """The large job comes while the upload is encoded. If there is no room for its pass, the pass waits for that."""
     line = Line(machine_of({1: 1.0}, {1: seconds}, encode=1.0), times=[1 + MARGIN], decode_times=[2 * (1 + MARGIN)])
-    upload, large = Arrival(0.0, alike(1, 1), within=6.0, uploads=1), Arrival(1.0, alike(1, 1), group=1)
-    first, second = line.play([upload, large])
+    upload = Arrival(0.0, alike(1, 1), within=6.0, uploads=1, leaves=1.0 + leaves)
+    first, second = line.play([upload, Arrival(1.0, alike(1, 1), group=1)])
     assert first.promise == pytest.approx(6.0)
-    assert second.refused == refused
-    assert first.done is not None
-    assert first.done <= first.promise + SOON
+    [began] = (one.began for one in line.passes if one.tickets == [second])
+    encoded = line.encoder.batches[0].ended
+    assert (began >= min(encoded, first.came + 1.0 + leaves)) == waits
+    assert not second.refused
+    assert second.done is not None
+    assert second.done <= second.promise + SOON
+    assert first.cancelled or (first.done or inf) <= first.promise + SOON
 
 
 def test_a_larger_piece_breaks_no_promise_of_a_job_that_waits_for_no_pass() -> None:
@@ -296,7 +303,43 @@ def test_a_larger_piece_breaks_no_promise_of_a_job_that_waits_for_no_pass() -> N
     tight, larger = Arrival(1.0, no_steps, hurry=1.0, texts=1), Arrival(1.1, no_steps, group=1)
     tickets = line.play([Arrival(0.0, alike(1, 2), checked=False), tight, larger])
     assert tickets[1].promise == pytest.approx(1.0 + 0.5 + 2.5)
-    assert all(ticket.refused or (ticket.done or 0.0) <= ticket.promise + SOON for ticket in tickets)
+    assert all((ticket.done or inf) <= ticket.promise + SOON for ticket in tickets)
+
+
+def change_speed(machine: Machine, times: float) -> None:
+    """All work takes about this many times as long from now on, and that is known."""
+    for kind in (machine.passes, machine.decode, machine.encode, machine.check):
+        for costs in kind.values():
+            for _ in range(20):
+                costs.follow(1, times * costs.seconds(1))
+    for _ in range(5):
+        machine.answer.follow(LARGEST, times * machine.answer.seconds(LARGEST))
+
+
+@examples(100)
+@given(
+    machines(tables=_one_row),
+    any_arrivals(images=varied_images, latents=True, stages=True),
+    any_times,
+    any_decode_times,
+    st.integers(0, 60),
+    st.floats(1.0, 3.0),
+)
+def test_promises_given_after_the_machine_has_become_slower_are_kept(
+    machine: Machine, arrivals: list[Arrival], times: list[float], decode_times: list[float], when: int, speed: float
+) -> None:
+    """Others seem late then, and have no room for anything. All run to their ends.
+
+    Passes are of one row. So both plans are the same, and the plan that is followed later gave the promise.
+    """
+    line = Line(machine, times=times, decode_times=decode_times)
+    known = 0
+    for moment, _ in enumerate(line.moments(arrivals)):
+        if moment == when:
+            change_speed(machine, speed)
+            known = len(line.tickets)
+    assert all((ticket.done is not None) + ticket.refused + ticket.cancelled == 1 for ticket in line.tickets)
+    assert all(ticket.done <= ticket.promise + SOON for ticket in line.tickets[known:] if ticket.done is not None)
 
 
 @examples(200)
@@ -306,14 +349,24 @@ def test_a_larger_piece_breaks_no_promise_of_a_job_that_waits_for_no_pass() -> N
     any_times,
     any_decode_times,
     st.booleans(),
+    st.integers(0, 60),
+    st.floats(0.3, 3.0),
 )
 def test_without_deadlines_no_job_is_refused(
-    machine: Machine, arrivals: list[Arrival], times: list[float], decode_times: list[float], follows: bool
+    machine: Machine,
+    arrivals: list[Arrival],
+    times: list[float],
+    decode_times: list[float],
+    follows: bool,
+    when: int,
+    speed: float,
 ) -> None:
-    """Each promise has room for the largest pieces of all groups, whatever comes later, also while costs change."""
-    machine.answer.largest = LARGEST
+    """Whatever comes later, and also while costs change. Each ends."""
     line = Line(machine, times=times, follows=follows, decode_times=decode_times)
-    assert not any(ticket.refused for ticket in line.play(arrivals))
+    for moment, _ in enumerate(line.moments(arrivals)):
+        if moment == when:
+            change_speed(machine, speed)
+    assert all((ticket.done is not None) + ticket.cancelled == 1 for ticket in line.tickets)
 
 
 @pytest.mark.parametrize(("seconds", "promise"), [(10.0, 2.5 + 12.5 + 1.25), (1.5, 6.0)])

@@ -934,6 +934,39 @@ def test_images_are_encoded_while_other_images_take_their_steps() -> None:
     assert s.is_empty()
 
 
+@pytest.mark.parametrize("first", ["is done", "leaves"])
+def test_a_large_piece_waits_for_the_job_that_has_no_room_for_it_and_others_go_on(first: str) -> None:
+    """The first job has no time to spare. A sheet that takes 30 s to encode comes, and is not refused."""
+    order: list[str] = []
+
+    def an_encoding(name: str, *values: int) -> FakeEncoding:
+        encoding = FakeEncoding(*values)
+        encoding.during = lambda index: order.append(name)
+        return encoding
+
+    with warm(1) as s:
+        s.runner.hold()
+        tight = s.submit(a_row(1, 3), timeout_s=3.8, encoding=an_encoding("tight"))
+        assert s.runner.next_pass() == [(1, 0)]
+        large = s.accept(a_start(2, 0), a_start(3, 0), timeout_s=300.0, encoding=an_encoding("large", 0, 10**9))
+        assert large.promise_s > 3.8 + 30
+        for seed in (4, 5):  # the stage looks at what waits before each
+            small = s.submit(a_start(seed, 0), encoding=an_encoding("small"))
+            assert texts_of(small) == [an_image(seed, 0)]
+        if first == "leaves":
+            assert tight.cancel()
+            assert texts_of(large.future) == [an_image(2, 0), an_image(3, 0)]
+        s.runner.let_go()
+        assert texts_of(large.future) == [an_image(2, 0), an_image(3, 0)]
+        s.submit(a_row(6)).result(PATIENCE)  # nothing of the first job runs any longer
+    if first == "leaves":
+        assert order == ["small", "small", "large"]
+    else:
+        assert order == ["small", "small", "tight", "large"]
+        assert all(kept for _, kept, _, _ in s.observer.finished)
+    assert s.is_empty()
+
+
 def test_the_estimate_counts_the_encoding_and_follows_its_costs() -> None:
     with warm(1) as s:
         encoding = FakeEncoding(of_image=1_000_000)

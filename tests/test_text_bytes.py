@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 WATCHED = 40
 WEIGHTED = "a (fox:1.4) in [the] snow"
 PROMPTS = ("", "a fox in the snow", "a fox in the rain", "ein Fuchs, 2 Füchse 🦊", "snow " * 100, WEIGHTED)
-SAMPLERS = ("ddim", "pndm", "euler", "euler_a", "dpmpp_2m", "lcm")
+SAMPLERS = ("ddim", "pndm", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "heun", "unipc", "lcm", "tcd")
 
 SIZES = ([64, 64], [512, 1001], [1024, 1024])
 CROPS = ([0, 0], [3, 128])

@@ -151,6 +151,16 @@ DRAWN: dict[str, tuple[str, Json]] = {
     "Euler, Karras": ("sd2", {"scheduler": "EulerDiscreteScheduler", "scheduler_config": {"use_karras_sigmas": True}}),
     "Euler a": ("tiny_sd", {"scheduler": "EulerAncestralDiscreteScheduler"}),
     "DPM-Solver++": ("small_sd", {"scheduler": "DPMSolverMultistepScheduler"}),
+    "DPM-Solver++ SDE, Karras": (
+        "sd1",
+        {
+            "scheduler": "DPMSolverMultistepScheduler",
+            "scheduler_config": {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+        },
+    ),
+    "Heun": ("tiny_sd", {"scheduler": "HeunDiscreteScheduler", "scheduler_config": {"use_exponential_sigmas": True}}),
+    "UniPC": ("sd2", {"scheduler": "UniPCMultistepScheduler", "scheduler_config": {"solver_type": "midpoint"}}),
+    "TCD": ("small_sd", {"scheduler": "TCDScheduler"}),
     "factor 2": ("sd1", {"factor": 2, "sample_size": [12, 8]}),
     "factor 4": ("sd2", {"factor": 4, "vae": {"scaling_factor": 0.5}}),
 }
@@ -497,7 +507,12 @@ def test_everything_that_decides_an_image_is_in_the_digest(part: str, pipeline: 
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading"}, "euler"),
         ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, "euler_a"),
         ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "dpmpp_2m"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}, "dpmpp_2m_sde"),
+        ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"}, "dpmpp_2m"),
+        ("HeunDiscreteScheduler", {"use_karras_sigmas": True}, "heun"),
+        ("UniPCMultistepScheduler", {"use_exponential_sigmas": True}, "unipc"),
         ("LCMScheduler", {}, "lcm"),
+        ("TCDScheduler", {}, "tcd"),
     ],
     ids=str,
 )
@@ -527,9 +542,15 @@ def test_the_pipelines_own_settings_are_recommended(
         ),
         (
             "UniPCMultistepScheduler",
+            {"lower_order_final": False},
+            "unipc",
+            "lower_order_final is False, which unipc does not follow: images differ from the pipeline's",
+        ),
+        (
+            "KDPM2DiscreteScheduler",
             {},
             "dpmpp_2m",
-            "UniPCMultistepScheduler has no sampler here: dpmpp_2m is recommended in its place",
+            "KDPM2DiscreteScheduler has no sampler here: dpmpp_2m is recommended in its place",
         ),
     ],
     ids=str,

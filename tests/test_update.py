@@ -30,6 +30,10 @@ TABLES = {
     "euler": sample_table(Schedule(), "euler", 7),
     "euler_a": sample_table(Schedule(), "euler_a", 7),
     "lcm": sample_table(Schedule(), "lcm", 4),
+    "heun": sample_table(Schedule(timestep_spacing="trailing"), "heun", 4),
+    "unipc": sample_table(Schedule(), "unipc", 6),
+    "dpmpp_2m_sde": sample_table(Schedule(), "dpmpp_2m_sde", 6),
+    "tcd": sample_table(Schedule(), "tcd", 4, eta=0.3),
     "threshold of 1": sample_table(Schedule(thresholding=True), "ddim", 20),
     "threshold of 1.5": sample_table(Schedule(thresholding=True, sample_max_value=1.5), "ddpm", 20),
     "median as threshold": sample_table(

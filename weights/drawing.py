@@ -73,13 +73,13 @@ def draw(by: Pen, settings: Recommended, seed: int, number: int, guidance_interv
 
     Raises GridError.
     """
-    last, walk = settings.num_inference_steps, _walk(by, settings, seed, number, guidance_interval)
-    return np.concatenate([_pixels(by, at) for at in walk if at.step == last])
+    walk = _walk(by, settings, seed, number, guidance_interval)
+    return np.concatenate([_pixels(by, at) for at in walk if at.step == _lines(by, settings)])
 
 
 def draw_along(by: Pen, settings: Recommended, seed: int, number: int) -> UInt8:
-    """The same images before the first step and after each step, [steps + 1, number, …]."""
-    images: list[list[UInt8]] = [[] for _ in range(settings.num_inference_steps + 1)]
+    """The same images before the first line and after each line, [lines + 1, number, …]."""
+    images: list[list[UInt8]] = [[] for _ in range(_lines(by, settings) + 1)]
     for at in _walk(by, settings, seed, number):
         images[at.step].append(_pixels(by, at))
     return np.stack([np.concatenate(parts) for parts in images])
@@ -91,8 +91,12 @@ def reconstructed(vae: VAE, x: Tensor) -> UInt8:
     return _decoded(vae, [vae.encode(image).mean for image in images])
 
 
+def _lines(by: Pen, settings: Recommended) -> int:
+    return len(sample_table(by.model.schedule, settings.sampler, settings.num_inference_steps))
+
+
 class _At(NamedTuple):
-    """The rows of one batch: after `step` steps, in these slots."""
+    """The rows of one batch: after `step` lines, in these slots."""
 
     step: int
     runner: SlotRunner
@@ -102,7 +106,7 @@ class _At(NamedTuple):
 def _walk(
     by: Pen, settings: Recommended, seed: int, number: int, guidance_interval: Interval = ALL_STEPS
 ) -> Iterator[_At]:
-    """Draw in batches that fill a pass. Yields before the first step of a batch, and after each step."""
+    """Draw in batches that fill a pass. Yields before the first line of a batch, and after each."""
     table = sample_table(by.model.schedule, settings.sampler, settings.num_inference_steps)
     runner, scale = by.runner(slots=WIDTH), settings.guidance_scale
     others = () if scale == 1 else (Condition(),)

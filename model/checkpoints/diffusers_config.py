@@ -67,11 +67,11 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 _OF_OTHER_SAMPLERS = {
     "algorithm_type", "corrector_order", "disable_corrector", "eta", "euler_at_final", "flow_shift",
     "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "predict_x0",
-    "predictor_order", "shift_terminal", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "tau_func",
+    "predictor_order", "shift_terminal", "skip_prk_steps", "solver_order", "solver_p", "tau_func",
     "time_shift_type", "use_beta_sigmas", "use_dynamic_shifting", "use_lu_lambdas",
 }  # fmt: skip
 # Schedulers whose own sampler we recommend. For others we recommend DDIM with 50 steps; DDPM's own needs all steps.
-_RECOMMENDED = {"DPMSolverMultistepScheduler": ("dpmpp_2m", 25)}
+_RECOMMENDED = {"DPMSolverMultistepScheduler": 25}
 
 
 class Scheduler(NamedTuple):
@@ -127,7 +127,13 @@ def read_scheduler(path: Path, values: dict[str, Any]) -> Scheduler:
         schedule = Schedule.model_validate(fields)
     except ValidationError as error:
         raise invalid(path, error) from error
-    return Scheduler(schedule, *_RECOMMENDED.get(kind, ("ddim", 50)))
+    steps = _RECOMMENDED.get(kind)
+    return Scheduler(schedule, "ddim", 50) if steps is None else Scheduler(schedule, dpmpp_2m_of(values), steps)
+
+
+def dpmpp_2m_of(values: dict[str, Any]) -> str:
+    """The sampler of a DPMSolverMultistepScheduler's config: with noise at each step, or without."""
+    return "dpmpp_2m_sde" if values.get("algorithm_type") == "sde-dpmsolver++" else "dpmpp_2m"
 
 
 def known_fields(
@@ -160,6 +166,8 @@ def _unread(fields: dict[str, Any]) -> set[str]:
     if fields.get("clip_sample") is True:
         # This is the default. If set, clip_sample would also bound x_0 in DPM-Solver++, which diffusers never does.
         unread |= {"clip_sample"}
+    if fields.get("solver_type") != "heun":
+        unread |= {"solver_type"}  # those of UniPC and DEIS mean midpoint to DPM-Solver++
     if fields.get("clip_sample") is False:
         unread |= {"clip_sample_range"}
     if not fields.get("thresholding"):

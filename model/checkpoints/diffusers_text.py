@@ -12,7 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.checkpoints.config import RecommendedConfig
-from model.checkpoints.diffusers_config import Scheduler, known_fields, read_scheduler, read_size, recommended
+from model.checkpoints.diffusers_config import (
+    Scheduler,
+    dpmpp_2m_of,
+    known_fields,
+    read_scheduler,
+    read_size,
+    recommended,
+)
 from model.checkpoints.diffusers_pipelines import TextPipeline
 from model.checkpoints.errors import CheckpointError, shown
 from model.checkpoints.files import invalid
@@ -33,8 +40,10 @@ _SAMPLERS = {
     "PNDMScheduler": "pndm",
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_a",
+    "HeunDiscreteScheduler": "heun",
+    "UniPCMultistepScheduler": "unipc",
     "LCMScheduler": "lcm",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "TCDScheduler": "tcd",
 }
 _IN_PLACE_OF_OTHERS = "dpmpp_2m"
 _SERVED = "this version serves networks of text-to-image and of inpainting alone"
@@ -86,12 +95,12 @@ def read_text_scheduler(path: Path, values: dict[str, Any], pipeline: TextPipeli
     fields = {**values, **pipeline.sets}
     schedule = read_scheduler(path, fields).schedule
     kind, steps = str(values.get("_class_name")), pipeline.num_inference_steps
-    sampler = _SAMPLERS.get(kind)
+    sampler = dpmpp_2m_of(values) if kind == "DPMSolverMultistepScheduler" else _SAMPLERS.get(kind)
     if sampler is None:
         log.warning("%s: %s has no sampler here: %s is recommended in its place", path, kind, _IN_PLACE_OF_OTHERS)
         return Scheduler(schedule, _IN_PLACE_OF_OTHERS, steps)
-    if sampler == "lcm" and fields.get("clip_sample") is True:
-        # read_scheduler passes over true, which is the default of other schedulers. That of LCMScheduler is false.
+    if sampler in ("lcm", "heun") and fields.get("clip_sample") is True:
+        # read_scheduler passes over true, which is the default of other schedulers. That of these two is false.
         schedule = schedule.with_fields(clip_sample=True)
     for field in departures(sampler, schedule, fields):
         log.warning(

@@ -186,11 +186,12 @@ def _digest(config: ModelConfig, networks: Sequence[nn.Module], tokenizer: Token
 # Fields of Schedule that are younger than the first digests, which are in recipes.
 _YOUNGER = (
     "interpolation_type", "use_karras_sigmas", "use_exponential_sigmas", "sigma_min", "sigma_max", "final_sigmas_type",
-    "original_inference_steps", "timestep_scaling",
+    "original_inference_steps", "timestep_scaling", "solver_type",
 )  # fmt: skip
 
 # Samplers that are younger than the first digests, each with what was recommended in its place before.
-_YOUNGER_SAMPLERS = {"lcm": "dpmpp_2m"}
+_YOUNGER_SAMPLERS = dict.fromkeys(("dpmpp_2m_sde", "heun", "tcd", "unipc"), "dpmpp_2m")
+_YOUNGER_SAMPLERS_OF_TEXT = {**_YOUNGER_SAMPLERS, "lcm": "dpmpp_2m"}
 
 _YOUNGER_OF_TEXT = ("text_2", "force_zeros_for_empty_prompt")  # of TextToImageConfig
 _YOUNGER_OF_NETWORK = (  # of UNet2DConditionConfig
@@ -207,10 +208,11 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
     if isinstance(config, TextToImageConfig):
         _drop_defaults(settings, TextToImageConfig, _YOUNGER_OF_TEXT)
         _drop_defaults(settings["network"], UNet2DConditionConfig, _YOUNGER_OF_NETWORK)
-        sampler = settings["recommended"]["sampler"]
-        settings["recommended"]["sampler"] = _YOUNGER_SAMPLERS.get(sampler, sampler)
     elif schedule["set_alpha_to_one"] is None:
         schedule["set_alpha_to_one"] = True  # the default of those days, and still that of all samplers but pndm
+    younger = _YOUNGER_SAMPLERS_OF_TEXT if isinstance(config, TextToImageConfig) else _YOUNGER_SAMPLERS
+    sampler = settings["recommended"]["sampler"]
+    settings["recommended"]["sampler"] = younger.get(sampler, sampler)
     settings["clips_multistep"] = config.schedule.clips_multistep  # depends on which fields the config sets
     return settings
 

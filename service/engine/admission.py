@@ -71,10 +71,6 @@ def admit(job: Job, client: str, line: Line, now: float, timeout_s: float) -> Ad
     check_possible(job, line.scheduler.machine, timeout_s)
     latest = now + timeout_s
     promise = earliest_promise(job, line.scheduler, now, latest)
-    if promise == inf:
-        others = (other.promise for other in line.scheduler.by_promise if other.promise < inf)
-        message = "a part of this takes so long that others, who were promised an answer earlier, would wait for it"
-        raise TooLate(message, min(others) - now)
     if promise > latest:
         message = f"this cannot be done within {timeout_s:g} s now, but within {promise - now:.3g} s"
         raise TooLate(message, promise - latest)
@@ -119,8 +115,7 @@ def earliest_promise(job: Job, scheduler: Scheduler, now: float, latest: float) 
     """The job's promise: the patient time, but not after `latest`; a later time if the other promises require it.
 
     A job never gets an earlier promise than a job of the same size that came before. If there is time until `latest`,
-    the promise has room for the largest pieces of jobs that come later, so that they need not be refused. The promise
-    is infinite if a piece of the job would break another promise.
+    the promise has room for the largest pieces of jobs that come later, so that these need not wait.
     """
     others = scheduler.by_promise
     size = job.size

@@ -23,6 +23,8 @@ Stages work beside the passes, one piece after the other, the earliest promise f
 - Images are checked one by one, and the answer is encoded piece by piece. One piece of another job may be under way in
   each of these two stages.
 
+A job ahead may have no room for a piece of a later job that may be under way. Then that piece waits for it (turns.py).
+
 A stage beside passes gets half of the machine. The bounds of a job's stages are added up. Once a job has taken its
 steps, it waits only for stages, whatever passes run.
 
@@ -168,7 +170,7 @@ def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None 
         if job.unanswered:
             answered += job.answer_s
             have -= answer * (answered + job.blocks.answer)
-        if job.encoding and job.free_by > start:
+        if job.waits and job.free_by > start:
             have -= job.free_by - start
         if job.left:
             alone += unit * job.seconds
@@ -178,14 +180,14 @@ def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None 
             else:
                 steps = rate.step * job.steps
                 total += rate.row * job.left
-            if job.encoding:
+            if job.waits:
                 rate.held += steps
                 total += steps
             elif steps > rate.most:
                 total += steps - rate.most
                 rate.most = steps
             a, t = have - alone, have - total + rate.most + rate.held - steps
-            is_free = not job.encoding  # other passes take nothing from a job that cannot run yet
+            is_free = not job.waits  # other passes take nothing from a job that cannot run yet
             if a < spare_alone and (is_free or a < -ROUNDING):
                 spare_alone = a
             if t < spare_together and (is_free or t < -ROUNDING):

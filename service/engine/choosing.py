@@ -26,7 +26,7 @@ def shortest_first(
     costs: Costs | None = None
     limit = starting = 0
     for job in by_work:
-        if job.encoding or not (costs is None or job.costs is costs):
+        if job.waits or not (costs is None or job.costs is costs):
             continue
         if not batch:
             costs, limit, starting = job.costs, width or job.costs.width, may_start(job.group)
@@ -44,7 +44,7 @@ def full_pass(by_work: Sequence[Job], may_start: Callable[[Group], int], instead
     """A full pass of another group, if one has work for it and takes not much longer than this pass, else None."""
     own = instead[0][0].job.costs
     limit = _MUCH_LONGER * own.ceilings[len(instead)]
-    others = dict.fromkeys(job.costs for job in by_work if job.costs is not own and not job.encoding)
+    others = dict.fromkeys(job.costs for job in by_work if job.costs is not own and not job.waits)
     for costs in others:
         if costs.ceilings[costs.width] <= limit:
             batch = shortest_first((job for job in by_work if job.costs is costs), may_start, False)
@@ -69,11 +69,11 @@ def trial(batch: Batch, by_work: Sequence[Job], may_start: Callable[[Group], int
 def filled(by_promise: Sequence[Job], one_by_one: Collection[Costs]) -> Batch:
     """The next pass of the plan `together`, where the jobs of these groups run one after the other."""
     batch: Batch = []
-    first = next(job for job in by_promise if job.left and not job.encoding)
+    first = next(job for job in by_promise if job.left and not job.waits)
     if first.costs in one_by_one:
         return first_alone(by_promise)
     for job in by_promise:
-        if job.costs is first.costs and not job.encoding:
+        if job.costs is first.costs and not job.waits:
             fill(batch, job, job.costs.width, len(job.rows))
             if len(batch) >= job.costs.width:
                 break
@@ -82,7 +82,7 @@ def filled(by_promise: Sequence[Job], one_by_one: Collection[Costs]) -> Batch:
 
 def first_alone(by_promise: Sequence[Job]) -> Batch:
     """The next pass of the plan `alone`."""
-    first = next(job for job in by_promise if job.left and not job.encoding)
+    first = next(job for job in by_promise if job.left and not job.waits)
     rows = first.furthest_behind()
     return [(row, branch) for row in rows for branch in row.branches][: first.costs.width]
 

@@ -173,7 +173,7 @@ class Job(Staged):
         """
         a_pass, decode, check, answer = self.blocks
         runs = self.encoding or self.unstepped > 0
-        if self.encoding and self.left:
+        if self.waits and self.left:
             a_pass = max(a_pass, by.a_pass)
         if self.undecoded and runs:
             decode = max(decode, by.decode)

@@ -17,7 +17,7 @@ class Outstanding:
 
     Attributes:
         forwards: forward rows still to run, without those of the present pass.
-        runnable: the forward rows of jobs whose texts and uploads are encoded.
+        runnable: the forward rows of jobs that may run.
         images: rows still to be decoded.
         uploads: uploads still to be encoded.
         texts: texts still to be encoded, of all groups.
@@ -45,7 +45,7 @@ class Outstanding:
         self.images[job.group] += sign * job.undecoded
         self.uploads[job.group] += sign * job.uploads
         self.texts += sign * job.texts
-        self.runnable += 0 if job.encoding else sign * job.left
+        self.runnable += 0 if job.waits else sign * job.left
         self.pieces += sign * job.unanswered
         self.values += sign * job.unanswered_values
         self.decoding[job.group] += sign * job.decoding

@@ -55,6 +55,7 @@ class Queue:
         arrivals: the jobs accepted lately.
         slow_until: probes measure the speed until this time, after a refusal for the present speed alone.
         abandoned: slots of rows that have left, each with its group, for the runners to release.
+        listeners: are called under the lock when a request has left, and when the engine's threads must end.
         stopping: whether the engine's threads must end.
     """
 
@@ -64,10 +65,10 @@ class Queue:
         self._count = itertools.count()
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
-        self._of_stages: list[threading.Condition] = []
         self.scheduler: Scheduler | None = None
         self.slow_until = -inf
         self.abandoned: list[tuple[Group, int]] = []
+        self.listeners: list[Callable[[], None]] = []
         self.stopping = False
         self.arrivals = Arrivals(clock())
         self._closed: Callable[[], Unavailable] | None = loading  # why requests are refused
@@ -81,11 +82,6 @@ class Queue:
     def of(self, job: Job) -> Request | None:
         """The request of a job; None if the request has left."""
         return self._by_job.get(job)
-
-    def new_condition(self) -> threading.Condition:
-        """A condition on the lock, for the changes that one stage waits for. `stop` notifies the condition."""
-        self._of_stages.append(threading.Condition(self.lock))
-        return self._of_stages[-1]
 
     # Coming in
 
@@ -113,8 +109,7 @@ class Queue:
         """Make the engine's threads end after their present calls."""
         with self.lock:
             self.stopping = True
-            for condition in (self.changed, *self._of_stages):
-                condition.notify_all()
+            self._tell_all()
 
     def accept(
         self,
@@ -224,7 +219,7 @@ class Queue:
                 known = [(entry, entry[2]()) for entry in self._deadlines]
                 self._deadlines = [entry for entry, one in known if one is not None and one.job in self._by_job]
                 heapq.heapify(self._deadlines)
-            self.changed.notify_all()
+            self._tell_all()
             return True
 
     def take_out_late(self, now: float) -> list[Request]:
@@ -278,8 +273,13 @@ class Queue:
         for request in left:
             self.fail(request, error())
 
+    def _tell_all(self) -> None:
+        for listener in self.listeners:
+            listener()
+        self.changed.notify_all()
+
     def _answer(self, request: Request, error: ServiceError, reason: str) -> None:
-        """Answer a request that has left, with an error."""
+        """Answer a request that has left."""
         cancelled = not request.future.set_running_or_notify_cancel()
         try:
             self._tell_cancelled(request, "disconnect" if cancelled else reason)

@@ -9,7 +9,6 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
-from typing import Literal
 
 from model.rows import Group
 from service.engine.bounds import spare
@@ -17,13 +16,12 @@ from service.engine.choosing import at_most, filled, first_alone, full_pass, sho
 from service.engine.costs import Machine
 from service.engine.jobs import Batch, Job
 from service.engine.outstanding import Busy, Outstanding
-from service.engine.promises import enter, follow
+from service.engine.room import enter, follow, note_orphan
 from service.engine.stage_work import largest_pieces
+from service.engine.turns import Stage, let_run
 from service.engine.waves import RowState
 
 _FEW = 8  # jobs
-
-Stage = Literal["encode", "decode", "check", "answer"]
 
 
 class Scheduler:
@@ -56,6 +54,7 @@ class Scheduler:
         self._by_work: list[Job] = []  # jobs with forward rows left
         self._by_promise: list[Job] = []  # jobs with work left that is not in the present pass
         self._ran: set[RowState] = set()  # rows of the last pass
+        self._some_wait = False  # whether passes of a job wait for another one, perhaps
         self._gave_way = False  # whether the last pass took the place of one that was not full
 
     # Jobs
@@ -70,6 +69,7 @@ class Scheduler:
         enter(job, self._by_promise, place, self.machine)
         self._by_promise.insert(place, job)
         self._present.add(job)
+        self._some_wait |= job.behind.a_pass > -inf
         if job.left:
             insort(self._by_work, job, key=_work)
         self.waiting += job.unstepped
@@ -89,7 +89,8 @@ class Scheduler:
         self._running[job.group] -= started
         self.waiting -= job.unstepped - started
         self.busy.left(job)
-        self._note_orphan()
+        note_orphan(self._by_promise, self.busy)
+        self._some_wait = self._some_wait and let_run(self._by_promise, self.work)
 
     def ahead_of(self, job: Job) -> int:
         """How many jobs have less work left, or as much work and an earlier arrival."""
@@ -222,14 +223,7 @@ class Scheduler:
             seconds: what the piece takes at most at speed 1.
         """
         self.busy.began(stage, seconds, frozenset(self._present.intersection(jobs)))
-        self._note_orphan()  # the jobs may have left since the piece was chosen
-
-    def _note_orphan(self) -> None:
-        """Note on all jobs the check, and the piece of an answer, that are under way though their jobs have left."""
-        check, answer = self.busy.orphan_s("check"), self.busy.orphan_s("answer")
-        if check or answer:
-            for job in self._by_promise:
-                job.blocks = job.blocks.at_least(check, answer)
+        note_orphan(self._by_promise, self.busy)  # the jobs may have left since the piece was chosen
 
     def ended(self, stage: Stage) -> None:
         """Note that a stage has ended its piece of work, whatever came of it."""
@@ -265,6 +259,7 @@ class Scheduler:
             _take_out(self._by_promise, job, _promise)
             if not job.unstepped:
                 self._present.remove(job)
+        self._some_wait = self._some_wait and let_run(self._by_promise, self.work)
 
     def _follow_costs(self) -> None:
         if self._version != self.machine.version:

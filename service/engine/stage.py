@@ -2,6 +2,7 @@
 
 import heapq
 import logging
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -9,6 +10,8 @@ from typing import Any, Literal, Protocol
 from model.rows import Group, Image, Text
 from service.engine.costs import Machine
 from service.engine.requests import Request
+from service.engine.scheduler import Scheduler
+from service.engine.turns import must_wait
 from service.engine.waves import RowState
 from service.engine.worker import Worker, Workplace
 from service.errors import ComputationFailed
@@ -118,8 +121,10 @@ class Stage(Worker):
         super().__init__(task.doing, task.doing, at)
         self._task = task
         self._observer = at.observer
-        self._wake = at.queue.new_condition()
+        self._wake = threading.Condition(at.queue.lock)
         self._lines: dict[Group, list[Piece]] = {}  # heaps
+        self._held: list[Piece] = []  # pieces that wait for jobs ahead
+        at.queue.listeners.append(self._listen)
 
     def put(self, pieces: Iterable[Piece]) -> None:
         """Add pieces. One call adds all of them, so that they share batches."""
@@ -127,13 +132,21 @@ class Stage(Worker):
         if not added:
             return
         with self._queue.lock:
-            for piece in added:
-                heapq.heappush(self._lines.setdefault(piece.request.job.group, []), piece)
+            self._add(added)
+            self._wake.notify_all()
+
+    def _add(self, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            heapq.heappush(self._lines.setdefault(piece.request.job.group, []), piece)
+
+    def _listen(self) -> None:
+        """A request has left the queue, and pieces may have waited for it. Or the thread must end."""
+        if self._held or self._queue.stopping:
             self._wake.notify_all()
 
     def _work(self) -> bool:
         with self._queue.lock:
-            while not (self._lines or self._queue.stopping):
+            while not (self._has_work() or self._queue.stopping):
                 self.stage_health.rest()
                 self._wake.wait()
             if self._queue.stopping:
@@ -151,31 +164,45 @@ class Stage(Worker):
         return True
 
     def _next_batch(self) -> list[Piece]:
-        """Take out the next pieces, all of one group. Pieces of requests that have left are dropped."""
-        for group in [*self._lines]:
-            self._drop_left(group)  # else the promise of one that has left could choose the group
-        if not self._lines:
+        """Take out the next pieces, all of one group."""
+        if not self._has_work():
             return []
         group = min(self._lines, key=lambda group: self._lines[group][0])
         batch: list[Piece] = []
         most = self._task.most(self._machine, group)
         while group in self._lines and len(batch) < most:
             batch.append(heapq.heappop(self._lines[group]))
-            self._drop_left(group)
+            self._sort_out(group)
         return batch
 
-    def _drop_left(self, group: Group) -> None:
-        """Drop the first pieces of a group as long as their requests have left."""
+    def _has_work(self) -> bool:
+        """Whether a piece can be worked on now. Pieces of requests that have left are dropped."""
+        held, self._held = self._held, []
+        self._add(held)
+        for group in [*self._lines]:
+            self._sort_out(group)  # else the promise of a piece that cannot be worked on could choose the group
+        return bool(self._lines)
+
+    def _sort_out(self, group: Group) -> None:
+        """Take out the first pieces of a group as long as their requests have left, or as they must wait for others."""
         line = self._lines[group]
-        while line and self._queue.of(line[0].request.job) is None:
+        while line:
+            job = line[0].request.job
+            if self._queue.of(job) is not None:
+                if not must_wait(self._scheduler.by_promise, self._task.name, job):
+                    return
+                self._held.append(line[0])
             heapq.heappop(line)
-        if not line:
-            del self._lines[group]
+        del self._lines[group]
+
+    @property
+    def _scheduler(self) -> Scheduler:
+        assert self._queue.scheduler is not None
+        return self._queue.scheduler
 
     @property
     def _machine(self) -> Machine:
-        assert self._queue.scheduler is not None
-        return self._queue.scheduler.machine
+        return self._scheduler.machine
 
     def _run(self, batch: Sequence[Piece]) -> None:
         """Run a batch. If the batch raises, try each piece alone."""
@@ -204,8 +231,7 @@ class Stage(Worker):
             self.put(self._task.done(piece, result))
 
     def _call(self, batch: Sequence[Piece]) -> Sequence[Any]:
-        scheduler = self._queue.scheduler
-        assert scheduler is not None
+        scheduler = self._scheduler
         group, task, began = batch[0].request.job.group, self._task, self._clock()
         cost, amount = task.cost(scheduler.machine, batch), task.amount(batch)
         with self._queue.lock:

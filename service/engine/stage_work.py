@@ -73,6 +73,22 @@ def largest_pieces(machine: Machine) -> Blocks:
     )
 
 
+class Behind(NamedTuple):
+    """Where a job's large pieces wait for jobs ahead that have no room for them.
+
+    In each place, the jobs up to this promise go first. Without any, the promise is −∞.
+
+    Attributes:
+        a_pass: the job's passes wait until the rows of those jobs may run.
+        decode, check, answer: the job's pieces wait until those jobs have no work left in the stage.
+    """
+
+    a_pass: float = -inf
+    decode: float = -inf
+    check: float = -inf
+    answer: float = -inf
+
+
 class Staged:
     """A job, as the stages see it.
 
@@ -86,22 +102,27 @@ class Staged:
     Attributes:
         texts, uploads: how many texts and uploaded images are still to be encoded.
         encoding: whether anything is still to be encoded. Until then, no row may run.
+        waits: whether the rows may not run yet, because of what is to be encoded here or in a job ahead.
         unstepped: rows that have not ended their last step.
         undecoded: rows still to be decoded, with those that have steps left.
         unchecked: images still to be checked, with those that are not finished.
         unanswered: pieces of the answer still to be encoded: each image, and the whole.
         encode_s, check_s, answer_s: seconds of these stages left, at speed 1.
         piece_s: the most seconds of one piece of the answer that is left.
-        free_by: while something is still to be encoded, the time by which the rows can run.
+        free_by: while the job `waits`, the time by which the rows can run.
         blocks: what may be under way of other jobs when this job gets to its next stages.
+        behind: where pieces of this job wait for jobs ahead.
+        done_by: the time by which a job is done whose pieces wait behind others in a stage; −∞ for any other job.
     """
 
     __slots__ = (
         "_images",
         "_machine",
         "answer_s",
+        "behind",
         "blocks",
         "check_s",
+        "done_by",
         "encode_s",
         "encoding",
         "free_by",
@@ -114,6 +135,7 @@ class Staged:
         "undecoded",
         "unstepped",
         "uploads",
+        "waits",
     )
 
     def __init__(self, group: Group, images: int, unstepped: int, machine: Machine, stages: StageWork) -> None:
@@ -122,6 +144,8 @@ class Staged:
         self.unstepped = unstepped
         self.free_by = inf
         self.blocks = Blocks()
+        self.behind = Behind()
+        self.done_by = -inf
         self._machine = machine
         self._images = images
         self.texts, self.uploads = stages.texts, stages.uploads
@@ -157,6 +181,15 @@ class Staged:
         self._weigh_answer()
 
     # What waits
+
+    def wait_behind(self, behind: Behind) -> None:
+        """Let pieces wait for jobs ahead."""
+        self.behind = behind
+        self.waits = self.encoding or behind.a_pass > -inf
+
+    def let_run(self) -> None:
+        """Let the passes wait for no other job."""
+        self.wait_behind(self.behind._replace(a_pass=-inf))
 
     @property
     def is_staged(self) -> bool:
@@ -226,6 +259,7 @@ class Staged:
 
     def _weigh_encoding(self) -> None:
         self.encoding = self.uploads > 0 or self.texts > 0
+        self.waits = self.encoding or self.behind.a_pass > -inf
         self.encode_s = self._machine.encode_s(self.group, self.texts, self.uploads) if self.encoding else 0.0
 
     def _weigh_checks(self) -> None:

@@ -20,6 +20,7 @@ import service
 from service.config import Settings
 from service.engine.engine import Engine
 from service.errors import ServiceError
+from service.http.a1111.routes import WebUI
 from service.http.bodies import Room
 from service.http.checks import PromptCheck, load
 from service.http.drawing import Studio
@@ -27,9 +28,12 @@ from service.http.images import Generation
 from service.http.keys import ApiKeys
 from service.http.metrics import Metrics
 from service.http.middleware import CLIENT_LEFT, BodyLimit, RequestLog
+from service.http.openai import documents
+from service.http.openai.models import Models
+from service.http.openai.routes import Images
 from service.http.operations import Operations
 from service.http.page import DOCS, documentation, playground
-from service.http.paths import OnePath, path_of
+from service.http.paths import OnePath, path_of, pattern_of
 from service.http.problems import answer, problem
 from service.plan.served import Served
 
@@ -70,6 +74,9 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
     operations = Operations(engine, served, settings, metrics)
     routers = [
         Generation(studio).router(),
+        Images(studio).router(),
+        Models(served.model.name, documents.body(studio.sample_model, served)).router(),
+        WebUI(studio).router(),
         operations.router(),
         page.router(),
         documentation(f"{app.title} - Swagger UI", settings.root_path.rstrip("/")).router(),
@@ -97,8 +104,10 @@ def create_app(engine: Engine, served: Served, settings: Settings, metrics: Metr
                 "Retry-After",
                 "Server-Timing",
                 "X-Clipped",
+                "X-Ignored-Fields",
                 "X-Request-ID",
                 "X-Seed",
+                "X-Should-Retry",
                 "X-Warnings",
             ],
         )
@@ -156,7 +165,7 @@ def _route(app: FastAPI, routers: Iterable[APIRouter]) -> None:
         app.include_router(router)
         for route in router.routes:
             assert isinstance(route, APIRoute)
-            methods.setdefault(route.path, set()).update(route.methods or ())
+            methods.setdefault(route.path_format, set()).update(route.methods or ())
     app.state.methods = methods
 
 
@@ -211,7 +220,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
         error.status_code, str(error.detail)
     )
     headers = dict(error.headers or {})
-    methods = request.app.state.methods.get(path_of(request.scope))
+    all_methods = request.app.state.methods
+    methods = all_methods.get(path_of(request.scope), all_methods.get(pattern_of(request.scope)))
     if error.status_code == 405 and methods is not None:
         headers["Allow"] = ", ".join(sorted(methods))  # starlette names the methods of only one route
     return problem(error.status_code, detail, path_of(request.scope), headers)

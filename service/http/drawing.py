@@ -17,14 +17,17 @@ from service.http.bodies import Body
 from service.http.checks import PromptCheck, prompts_of
 from service.http.leaving import unless_client_leaves
 from service.http.models import RequestModel
+from service.http.parsing import MAX_PLAIN_JSON
 from service.http.pictures import Attached, picture_of
 from service.http.pieces import PIECE, Bytes, rest
 from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
 from service.plan.pictures import Picture
 from service.plan.plan import Plan, plan_sample
 from service.plan.served import Served
+from service.plan.shared_fields import MAX_PROMPT
 from service.plan.texts import length_of
 
+_ESCAPED = 3  # bytes of JSON for a byte of UTF-8: "é" may be \u00e9, and an emoji two escapes
 _SHORT_PROMPTS = 2**10  # characters of a request's prompts that become tokens in the event loop
 
 Fields = TypeVar("Fields", bound=Drawing | Noise)
@@ -128,6 +131,12 @@ class Studio:
             ServiceError: the request failed.
         """
         return await unless_client_leaves(request.receive, asyncio.wrap_future(accepted.future))
+
+    @cached_property
+    def max_json(self) -> int:
+        """Bytes of the JSON of a request's fields: two lists of the longest prompts fit."""
+        prompts = 0 if self.served.model.text is None else 2 * self.settings.max_images
+        return MAX_PLAIN_JSON + prompts * MAX_PROMPT * _ESCAPED
 
     def for_one_request(self) -> Served:
         """`served`, with a tokenizer that remembers the request's prompts and rests before each of them.

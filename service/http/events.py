@@ -1,4 +1,4 @@
-"""text/event-stream: the events of a job while the job runs.
+"""text/event-stream: the events of a job while the job runs. What they say is each API's own.
 
 sse-starlette sends the events and a comment every HEARTBEAT_S, and notices when a client leaves. The engine's threads
 never wait for a reader: they put news into a Mailbox. In the mailbox, new progress replaces old progress. Images stay
@@ -6,17 +6,13 @@ until they are sent.
 """
 
 import asyncio
-import base64
 import contextlib
 import json
 import logging
-import math
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from functools import partial
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol
 
-import numpy as np
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
 from starlette.concurrency import run_in_threadpool
@@ -25,15 +21,10 @@ from starlette.types import Receive, Scope, Send
 from model.rows import Image
 from service.engine.requests import Accepted, Finished, Progress
 from service.errors import ServiceError
-from service.http.png import encode_png
-from service.http.problems import document
-from service.http.responses import EVENTS, timings
-from service.plan.plan import Plan
-from service.plan.served import Served
+from service.http.responses import EVENTS
 
 HEARTBEAT_S = 10.0
 _LINE_END = "\n"
-_PARTS = 10_000  # of all work, in which progress is told
 
 # sse-starlette would end streams at SIGTERM. Here service/__main__.py drains, and a stream lasts until its job is done.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
@@ -105,14 +96,32 @@ class Mailbox:
         return taken
 
 
+Event = ServerSentEvent
+
+
+class Telling(Protocol):
+    """Says what happens to a job, in the events of one API."""
+
+    def queued(self, accepted: Accepted) -> Iterable[Event]:
+        """The job is in the queue."""
+
+    def news(self, news: News) -> Iterable[Event | Callable[[], Event]]:
+        """Something has happened. A function makes its event, in a thread."""
+
+    def done(self, finished: Finished) -> Iterable[Event]:
+        """The job is done, and all of its news are told."""
+
+    def failed(self, error: ServiceError) -> Iterable[Event]:
+        """The job has failed."""
+
+
 class EventStream(EventSourceResponse):
     """Sends the events of a job until the job is done. Cancels the job when the client leaves.
 
     Args:
         accepted: the job.
         mailbox: the job's watcher.
-        plan: of the request.
-        served: turns latent previews into rough images.
+        telling: makes the events.
         headers: of the answer.
         heartbeat_s: seconds between two comments. The comments keep balancers from closing a quiet connection.
     """
@@ -121,15 +130,13 @@ class EventStream(EventSourceResponse):
         self,
         accepted: Accepted,
         mailbox: Mailbox,
-        plan: Plan,
-        served: Served,
+        telling: Telling,
         headers: Mapping[str, str],
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._accepted = accepted
         self._mailbox = mailbox
-        self._plan = plan
-        self._served = served
+        self._telling = telling
         super().__init__(
             self._events(),
             # A proxy that compresses or buffers holds events back.
@@ -151,58 +158,31 @@ class EventStream(EventSourceResponse):
         """Replaces sse-starlette's task, which polls for SIGTERM twice a second and outlives the stream."""
         await asyncio.Event().wait()
 
-    async def _events(self) -> AsyncIterator[ServerSentEvent]:
-        accepted = self._accepted
-        job = asyncio.wrap_future(accepted.future)
+    async def _events(self) -> AsyncIterator[Event]:
+        job = asyncio.wrap_future(self._accepted.future)
         job.add_done_callback(self._ended)
-        times = {"eta_s": _rounded(accepted.eta_s), "promise_s": _rounded(accepted.promise_s)}
-        yield _event("queued", {"position": accepted.position, **times, "warnings": self._plan.warnings})
+        for event in self._telling.queued(self._accepted):
+            yield event
         is_done = False
         while not is_done:
             await self._mailbox.wait()
             is_done = job.done()  # read before the last news is taken
-            for name, data, image in self._news():
-                png = await run_in_threadpool(image) if callable(image) else image
-                encoded = {} if png is None else {"b64_json": base64.b64encode(png).decode()}
-                yield _event(name, {**data, **encoded})
+            for told in self._telling.news(self._mailbox.take()):
+                yield await run_in_threadpool(told) if callable(told) else told
         try:
-            finished = job.result()
+            last = self._telling.done(job.result())
         except ServiceError as error:
-            yield _event("error", document(error))
-        else:
-            yield _event("done", {"parameters": self._plan.parameters, "timings": timings(finished, self._served)})
+            last = self._telling.failed(error)
+        for event in last:
+            yield event
 
     def _ended(self, job: asyncio.Future[Finished]) -> None:
         if not job.cancelled():
             job.exception()  # asyncio warns about exceptions that nobody reads
         self._mailbox.wake()
 
-    def _news(self) -> Iterator[tuple[str, dict[str, object], bytes | Callable[[], bytes] | None]]:
-        """The name and the data of each event, and its image: encoded, or a function that encodes it."""
-        news = self._mailbox.take()
-        if news.progress is not None:
-            yield "progress", _shown(news.progress), None
-        for index, (step, x0) in news.previews.items():
-            if np.isfinite(x0).all():  # a job with other values is about to fail
-                decoder = {} if self._served.preview is None else {"decoder": "linear"}
-                yield "preview", {"index": index, "step": step, **decoder}, partial(self._preview, x0)
-        for index, image in news.images.items():
-            yield "image", {"index": index, "seed": self._plan.seeds[index]}, image
 
-    def _preview(self, x0: Image) -> bytes:
-        rough = self._served.preview
-        return encode_png(x0 if rough is None else rough(x0), {})
-
-
-def _shown(progress: Progress) -> dict[str, object]:
-    """Progress as its event has it."""
-    fraction = math.floor(progress.fraction * _PARTS) / _PARTS  # never rounded up to 1
-    return {**progress._asdict(), "eta_s": _rounded(progress.eta_s), "fraction": fraction}
-
-
-def _event(name: str, data: Mapping[str, object]) -> ServerSentEvent:
-    return ServerSentEvent(json.dumps(data), event=name, sep=_LINE_END)
-
-
-def _rounded(seconds: float) -> float:
-    return round(seconds, 6)
+def event(data: Mapping[str, object] | str, name: str | None = None) -> Event:
+    """An event with this text, or with the JSON of these values."""
+    text = data if isinstance(data, str) else json.dumps(data)
+    return ServerSentEvent(text, event=name, sep=_LINE_END)

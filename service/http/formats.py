@@ -18,7 +18,7 @@ from model.rows import Image
 from service.http.marks import XMP
 from service.http.png import encode_png, to_uint8
 
-_QUALITY = 95
+QUALITY = 95
 MOST_SIDE = {"WEBP": 16383, "JPEG": 65535}  # pixels of the longer side
 
 
@@ -39,12 +39,16 @@ def contact_sheet(images: Sequence[Image]) -> Image:
     return sheet
 
 
-def encode_lossy(x: Image, kind: str) -> bytes:
-    """A WebP or a JPEG, by Pillow's name of the format; grey or RGB, without a recipe, with the mark in XMP."""
+def encode_lossy(x: Image, kind: str, quality: int = QUALITY) -> bytes:
+    """A WebP or a JPEG, by Pillow's name of the format; grey or RGB, without a recipe, with the mark in XMP.
+
+    Args:
+        quality: 0 to 100.
+    """
     pixels = to_uint8(x)
     file = io.BytesIO()
     picture = PillowImage.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    picture.save(file, kind, quality=_QUALITY, xmp=XMP)
+    picture.save(file, kind, quality=quality, xmp=XMP)
     return file.getvalue()
 
 

@@ -7,7 +7,7 @@ it does all other work, and its last stage makes the body of the answer.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -52,14 +52,12 @@ from service.http.responses import (
     respond,
     sample_media,
 )
+from service.http.sample_events import SampleEvents
 from service.http.uploads import decode, most_bytes
 from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest
 from service.plan.plan import Plan, plan_denoise, plan_noise
 from service.plan.served import Served
-from service.plan.shared_fields import MAX_PROMPT
 
-_ESCAPED = 3  # bytes of JSON for a byte of UTF-8: "é" may be \u00e9, and an emoji two escapes
-_SHORT_PROMPTS = 2**10  # characters of a request's prompts that become tokens in the event loop
 _VARY = {"Vary": "Accept"}
 _NEVER_STORE = {"Cache-Control": "no-store", **_VARY}
 
@@ -103,7 +101,7 @@ class Generation:
         content_type = _content_type(request)
         if not await Body.of(request).is_empty():
             check_type(content_type, JSON, FORM)
-        read = partial(read_sample, content_type, model=self.studio.sample_model, max_json=self._max_json)
+        read = partial(read_sample, content_type, model=self.studio.sample_model, max_json=self.studio.max_json)
         fields, picture = await self.studio.read_pictured(request, read)
         plan = await self.studio.planned(fields, media_type == NPY, picture)
         how = encoding(plan, media_type, self.served)
@@ -210,12 +208,6 @@ class Generation:
     def _is_latent(self) -> bool:
         return self.served.model.vae is not None
 
-    @cached_property
-    def _max_json(self) -> int:
-        """Bytes of the JSON of /sample: two lists of the longest prompts fit."""
-        prompts = 0 if self.served.model.text is None else 2 * self.studio.settings.max_images
-        return MAX_PLAIN_JSON + prompts * MAX_PROMPT * _ESCAPED
-
     async def _upload(
         self, request: Request, model: RequestModel[Fields], value_range: Callable[[Fields], float]
     ) -> Sent[Fields]:
@@ -257,7 +249,8 @@ class Generation:
         if media_type == EVENTS:
             mailbox = Mailbox(plan.preview_every, asyncio.get_running_loop())
             accepted = await self.studio.submit(request, fields, plan, how, mailbox, upload)
-            return EventStream(accepted, mailbox, plan, self.served, {**headers_of(plan), **headers})
+            telling = SampleEvents(plan, self.served)
+            return EventStream(accepted, mailbox, telling, {**headers_of(plan), **headers})
         accepted = await self.studio.submit(request, fields, plan, how, upload=upload)
         finished = await self.studio.finished(request, accepted)
         return respond(plan, finished, media_type, self.served, headers)

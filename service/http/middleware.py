@@ -13,7 +13,7 @@ from service.http import logs
 from service.http.bodies import IN_SCOPE, Body, Room
 from service.http.keys import client_of
 from service.http.metrics import Metrics
-from service.http.paths import loggable, path_of
+from service.http.paths import loggable, path_of, pattern_of
 from service.http.problems import answer, problem
 from service.http.security import security_headers
 
@@ -75,7 +75,8 @@ class RequestLog:
                 await problem(500, "the server failed; its log says more", path)(scope, receive, send_and_note)
         finally:
             seconds = time.perf_counter() - began
-            self._metrics.request_done(path if path in self._endpoints else "other", code, seconds)
+            endpoint = next((one for one in (path, pattern_of(scope)) if one in self._endpoints), "other")
+            self._metrics.request_done(endpoint, code, seconds)
             logged_path = loggable(scope["path"])
             logs.access.info(
                 "%s %s",

@@ -24,7 +24,7 @@ from service.plan.served import Served
 from service.plan.shared_fields import MAX_SEED
 
 Request = TypeVar("Request", bound=Drawing | Noise)
-MAX_FIELDS = 32  # of a form, and of JSON
+MAX_FIELDS = 64  # of a form, where a list may be several, and of JSON
 MAX_SHOWN = 80  # characters of a value in a message
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
 _BEYOND_A_LIMIT = ("greater_than", "greater_than_equal", "less_than_equal")

@@ -52,7 +52,8 @@ _COUNT = {"type": "integer", "minimum": 1}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def _object(**properties: Schema) -> Schema:
+def object_of(**properties: Schema) -> Schema:
+    """An object that has all of these."""
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
@@ -70,29 +71,29 @@ _BASE64 = {
     "contentEncoding": "base64",
     "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
 }
-_EVENT = _object(
+_EVENT = object_of(
     event={"type": "string", "enum": ["queued", "progress", "preview", "image", "done", "error"]},
     data={"type": "string", "contentMediaType": "application/json"},
 )
-_FIELD_ERROR = _object(loc=_array({"anyOf": [_STRING, {"type": "integer"}]}), msg=_STRING)
-_PROBLEM = _object(type=_STRING, title=_STRING, status={"type": "integer", "minimum": 400}, detail=_STRING)
+_FIELD_ERROR = object_of(loc=_array({"anyOf": [_STRING, {"type": "integer"}]}), msg=_STRING)
+_PROBLEM = object_of(type=_STRING, title=_STRING, status={"type": "integer", "minimum": 400}, detail=_STRING)
 _PROBLEM["properties"]["errors"] = _array(_FIELD_ERROR)
 _SHAPE = {**_array(_COUNT), "minItems": 3, "maxItems": 3}
 _SECONDS = {"type": "object", "additionalProperties": _NUMBER}
-_INFO = _object(
+_INFO = object_of(
     version=_STRING,
-    model=_object(name=_STRING, digest=_STRING, architecture=_STRING, num_parameters=_COUNT),
+    model=object_of(name=_STRING, digest=_STRING, architecture=_STRING, num_parameters=_COUNT),
     prediction_type=_STRING,
     num_train_timesteps=_COUNT,
     image_shape=_SHAPE,
     latent_shape=_or_null(_SHAPE),
     sizes=_array(
-        _object(width=_COUNT, height=_COUNT, seconds_per_step=_SECONDS, seconds_per_decode=_or_null(_SECONDS)),
+        object_of(width=_COUNT, height=_COUNT, seconds_per_step=_SECONDS, seconds_per_decode=_or_null(_SECONDS)),
     ),
-    first_stage=_or_null(_object(kind=_STRING, factor=_COUNT, scaling_factor=_NUMBER, num_parameters=_COUNT)),
+    first_stage=_or_null(object_of(kind=_STRING, factor=_COUNT, scaling_factor=_NUMBER, num_parameters=_COUNT)),
     preview=_or_null({"type": "string", "enum": ["linear"]}),
     text=_or_null(
-        _object(
+        object_of(
             length=_COUNT,
             layers=_COUNT,
             num_parameters=_COUNT,
@@ -104,15 +105,17 @@ _INFO = _object(
     ),
     embedded_fields=_array(_STRING),
     safety_checker={"type": "string", "enum": ["none", "not run"]},
+    inpaints={"type": "boolean"},
     out_channels=_COUNT,
     num_classes=_or_null(_COUNT),
     class_names=_or_null(_array(_STRING)),
     samplers=_array(_STRING),
+    sigma_schedules={"type": "object", "additionalProperties": _array(_STRING)},
     num_inference_steps=_or_null(_array(_COUNT)),
-    recommended=_object(
+    recommended=object_of(
         sampler=_STRING, num_inference_steps=_COUNT, guidance_scale=_NUMBER, timesteps=_or_null(_array(_COUNT))
     ),
-    limits=_object(max_images=_COUNT, max_batch=_COUNT, max_queue=_COUNT, max_body=_COUNT, timeout_s=_NUMBER),
+    limits=object_of(max_images=_COUNT, max_batch=_COUNT, max_queue=_COUNT, max_body=_COUNT, timeout_s=_NUMBER),
     device=_STRING,
     backend=_STRING,
     precision=_STRING,
@@ -152,7 +155,7 @@ def _etag(required: bool) -> Schema:
 def _problem(status: int) -> Schema:
     headers = {**_ID, **_CACHE}
     if status == 401:
-        headers["WWW-Authenticate"] = _header("Bearer", _STRING)
+        headers["WWW-Authenticate"] = _header("Bearer, and for people at a browser Basic", _STRING)
     if status in (429, 503):
         headers |= _RETRY
     content = {"application/problem+json": {"schema": _PROBLEM}}
@@ -178,17 +181,17 @@ def _query_parameters(request: RequestModel[Any]) -> list[Schema]:
 def _images(served: Served) -> Schema:
     """The content of a JSON answer with images."""
     stages = ("queue_s", "denoise_s", *(["decode_s"] if served.model.vae else []), "encode_s")
-    image = _object(
+    image = object_of(
         seed={"type": "integer", "minimum": 0},
         b64_json={**_BASE64, "contentMediaType": "image/png"},
     )
     return {
-        "schema": _object(
+        "schema": object_of(
             images=_array(image),
             parameters=_OBJECT,
-            model=_object(name=_STRING, digest=_STRING, fingerprint=_STRING),
+            model=object_of(name=_STRING, digest=_STRING, fingerprint=_STRING),
             warnings=_array(_STRING),
-            timings=_object(**dict.fromkeys(stages, _NUMBER)),
+            timings=object_of(**dict.fromkeys(stages, _NUMBER)),
         )
     }
 
@@ -256,7 +259,7 @@ def noise(request: RequestModel[NoiseRequest], served: Served) -> dict[str, Any]
 
 def _health(operation_id: str, summary: str, statuses: list[str], other: str, headers: Schema) -> dict[str, Any]:
     def content(*among: str) -> Schema:
-        return {"application/json": {"schema": _object(status={"type": "string", "enum": list(among)})}}
+        return {"application/json": {"schema": object_of(status={"type": "string", "enum": list(among)})}}
 
     well, *unwell = statuses
     responses: dict[int, Any] = {

@@ -19,6 +19,8 @@ from service.plan.conditions import embedded_fields
 from service.plan.served import Served
 from service.plan.texts import prompt_limits
 
+_SIGMA_SCHEDULES = {name: sampler.sigma_schedules for name, sampler in SAMPLERS.items() if sampler.sigma_schedules}
+
 
 @dataclass(frozen=True, slots=True)
 class Operations:
@@ -91,6 +93,7 @@ class Operations:
                 "num_classes": model.num_classes,
                 "class_names": list(model.class_names) or None,
                 "samplers": [distilled.sampler] if distilled else list(SAMPLERS),
+                "sigma_schedules": {} if distilled else _SIGMA_SCHEDULES,
                 "num_inference_steps": list(distilled.num_inference_steps) if distilled else None,
                 "recommended": asdict(model.recommended),
                 "limits": {

@@ -34,6 +34,11 @@ def path_of(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
+def pattern_of(scope: Scope) -> str:
+    """The path of the route that took a request, with `{names}` for its parts that vary. Empty without a route."""
+    return getattr(scope.get("route"), "path_format", "")
+
+
 def one_form(path: str) -> str:
     """A path with its unreserved characters decoded."""
     return _ENCODED_UNRESERVED.sub(lambda encoded: chr(int(encoded[0][1:], 16)), path)

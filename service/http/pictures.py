@@ -44,7 +44,9 @@ def picture_of(attached: Attached, served: Served) -> Picture:
         raise Invalid.field("mask_image", "needs an image: it says which part of `image` is drawn anew")
     channels = served.model.image_shape[0]
     if not served.draws_pictures:
-        raise Invalid.field("image", f"must be left out: images of this model have {channels} channels")
+        raise Invalid.field(
+            "image", f"must be left out: images of this model have {channels} channels, and are no pictures"
+        )
     mode: Mode = "L" if channels == 1 else "RGB"
     photo = read_photo(attached.image, mode, "image").pixels
     group = sizes.asked(request, served.groups, Group(photo.height, photo.width))

@@ -2,6 +2,8 @@
 
 NotHTTP               400
 Unauthorized          401, WWW-Authenticate
+UnknownModel          404
+UnknownSampler        404
 NotAcceptable         406
 TooSlow               408
 BodyTooLarge          413
@@ -11,6 +13,7 @@ Invalid               422
 Refused               422
 HeadTooLarge          431
 ComputationFailed     500
+NotBuilt              501
 Unavailable           503, Retry-After
 ShareTaken            429, Retry-After
 DeadlinePassed        504
@@ -31,6 +34,7 @@ from service.errors import (
     HeadTooLarge,
     Invalid,
     NotAcceptable,
+    NotBuilt,
     NotHTTP,
     Refused,
     ServiceError,
@@ -38,10 +42,13 @@ from service.errors import (
     TooSlow,
     Unauthorized,
     Unavailable,
+    UnknownModel,
+    UnknownSampler,
     UnsupportedCoding,
     UnsupportedMedia,
 )
-from service.http.openai.errors import openai_error
+from service.http.a1111 import errors as a1111
+from service.http.openai import errors as openai
 
 
 class Document(TypedDict):
@@ -57,6 +64,8 @@ class Document(TypedDict):
 STATUS: dict[type[ServiceError], int] = {
     NotHTTP: 400,
     Unauthorized: 401,
+    UnknownModel: 404,
+    UnknownSampler: 404,
     NotAcceptable: 406,
     TooSlow: 408,
     BodyTooLarge: 413,
@@ -65,6 +74,7 @@ STATUS: dict[type[ServiceError], int] = {
     Refused: 422,
     HeadTooLarge: 431,
     ComputationFailed: 500,
+    NotBuilt: 501,
     ShareTaken: 429,
     Unavailable: 503,
     DeadlinePassed: 504,
@@ -86,7 +96,7 @@ def answer(error: ServiceError, path: str = "") -> JSONResponse:
         headers["Accept-Encoding"] = "identity"
     if isinstance(error, NotHTTP | TooSlow | BodyTooLarge | HeadTooLarge):
         headers["Connection"] = "close"  # the rest of the request is not read
-    return _respond(document(error), headers, path)
+    return _respond(document(error), headers, path, error)
 
 
 def document(error: ServiceError) -> Document:
@@ -107,12 +117,13 @@ def _document(status: int, detail: str) -> Document:
     return {"type": "about:blank", "title": _title(status), "status": status, "detail": printable(detail)}
 
 
-def _respond(said: Document, headers: Mapping[str, str], path: str) -> JSONResponse:
+def _respond(said: Document, headers: Mapping[str, str], path: str, error: ServiceError | None = None) -> JSONResponse:
     headers = {"Cache-Control": "no-store", **headers}
-    if path.startswith("/v1/"):
-        shaped = openai_error(said["status"], said["detail"], said.get("errors", []))
-        return JSONResponse(shaped, said["status"], headers)
-    return JSONResponse(said, said["status"], headers, media_type="application/problem+json")
+    if path.startswith(openai.PREFIX):
+        told = openai.told(said["status"], said["detail"], error, headers.get("Retry-After"))
+        return JSONResponse(told.document, told.status, {**headers, **told.headers})
+    content = a1111.told(said) if path.startswith(a1111.PREFIX) else said
+    return JSONResponse(content, said["status"], headers, media_type="application/problem+json")
 
 
 def _title(status: int) -> str:

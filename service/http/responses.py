@@ -28,7 +28,7 @@ JSON, ZIP, NPY, EVENTS = "application/json", "application/zip", "application/x-n
 
 PURE_MEDIA = (PNG, WEBP, JPEG, ZIP, NPY)  # the same request gives the same bytes
 
-_LOSSY = {WEBP: "WEBP", JPEG: "JPEG"}  # with Pillow's names
+LOSSY = {WEBP: "WEBP", JPEG: "JPEG"}  # with Pillow's names
 
 _MAX_ACCEPT = 4096  # characters; browsers send less than 200
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # constant, so that equal images give equal ZIPs
@@ -37,7 +37,7 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # constant, so that equal images give equal Z
 # JPEG 2 ns, .npy 0.2 ns. Small JPEGs cost twice as much as small PNGs.
 _COST = {WEBP: 5, NPY: 1 / 32}
 # How many values of encoded PNGs are packed at the cost of encoding one. Measured: 10 ms and 0.4 ms, beside 25 ms.
-_PACKING = {JSON: 2, ZIP: 64}
+PACKING = {JSON: 2, ZIP: 64}
 
 
 def image_media(served: Served) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def negotiate(accept: str, offers: Sequence[str]) -> str:
     ranges = _media_ranges(accept) or [("*", "*", 1.0)]
     covering = {offer: _covering(offer, ranges) for offer in offers}
     if PNG in offers and covering[PNG].q > 0 and covering[PNG].specificity < _NAMED:
-        covering = {offer: covered for offer, covered in covering.items() if offer not in _LOSSY}
+        covering = {offer: covered for offer, covered in covering.items() if offer not in LOSSY}
     best = max(covering, key=lambda offer: (*covering[offer], -offers.index(offer)))
     if covering[best].q == 0:
         raise NotAcceptable(f"this is answered as {', '.join(offers)}, and the request accepts {accept}")
@@ -124,7 +124,7 @@ def _media_ranges(accept: str) -> list[tuple[str, str, float]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _OneByOne:
+class OneByOne:
     """Each image is encoded as soon as it is done. Implements service.engine.requests.Encoding.
 
     Attributes:
@@ -196,8 +196,7 @@ def encoding(plan: Plan, media_type: str, served: Served) -> Encoding:
     Raises:
         Invalid: there are too many images for a contact sheet of this media type.
     """
-    count, shape = len(plan.rows), _shape(plan, served)
-    size = math.ceil(math.prod(shape) * _COST.get(media_type, 1))
+    count, size = len(plan.rows), values_of(plan, media_type, served)
 
     def png(index: int, image: Image) -> bytes:
         return encode_png(image, plan.recipes[index])
@@ -206,19 +205,24 @@ def encoding(plan: Plan, media_type: str, served: Served) -> Encoding:
         case "application/x-npy":
             return _AllAtOnce(_npy, (0, count * size))
         case "image/webp" | "image/jpeg":
-            kind = _LOSSY[media_type]
-            _check_sheet(kind, count, shape)
+            kind = LOSSY[media_type]
+            _check_sheet(kind, count, _shape(plan, served))
             return _AllAtOnce(lambda images: encode_lossy(contact_sheet(images), kind), (0, count * size))
         case "image/png" if count > 1:
             return _AllAtOnce(lambda images: encode_png(contact_sheet(images), plan.canonical), (0, count * size))
         case "image/png":
-            return _OneByOne(png, _only, (size, 0))
+            return OneByOne(png, _only, (size, 0))
         case "application/zip":
-            return _OneByOne(png, partial(_zip, plan.seeds), (size, count * size // _PACKING[media_type]))
+            return OneByOne(png, partial(_zip, plan.seeds), (size, count * size // PACKING[media_type]))
         case "application/json":
-            return _OneByOne(png, partial(_json, plan, served), (size, count * size // _PACKING[media_type]))
+            return OneByOne(png, partial(_json, plan, served), (size, count * size // PACKING[media_type]))
         case _:
-            return _OneByOne(png, _nothing, (size, 0))
+            return OneByOne(png, _nothing, (size, 0))
+
+
+def values_of(plan: Plan, media_type: str, served: Served) -> int:
+    """The values of one image of a plan, at the cost of encoding them as a PNG."""
+    return math.ceil(math.prod(_shape(plan, served)) * _COST.get(media_type, 1))
 
 
 def _check_sheet(kind: str, count: int, shape: tuple[int, int, int]) -> None:
@@ -314,13 +318,12 @@ def respond(plan: Plan, finished: Finished, media_type: str, served: Served, hea
     body = finished.body
     if media_type == JSON:
         body = _with_timings(body, timings(finished, served))
-    timing = _seconds(finished, served)
     return Response(
-        body,
-        headers={
-            **headers_of(plan),
-            "Server-Timing": ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in timing.items()),
-            **headers,
-        },
-        media_type=media_type,
+        body, headers={**headers_of(plan), **server_timing(finished, served), **headers}, media_type=media_type
     )
+
+
+def server_timing(finished: Finished, served: Served) -> dict[str, str]:
+    """The header with the milliseconds of each part of a request."""
+    timing = _seconds(finished, served)
+    return {"Server-Timing": ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in timing.items())}

@@ -39,6 +39,11 @@ def narrowed(schema: Schema, request: type, served: Served, limits: Limits) -> S
         if not model.embeds_sizes or (name in NEGATIVE and model.embeds_guidance):
             fields[name]["anyOf"] = [_NULL]
     if issubclass(request, Sample):
+        if model.distilled:
+            fields["sigma_schedule"]["anyOf"] = [_NULL]
+        if not served.draws_pictures:
+            fields["strength"]["anyOf"] = [_NULL]
+            fields["fit"]["enum"], fields["paste_original"]["enum"] = ["stretch"], [False]
         for name in ("height", "width"):
             sides = sorted({getattr(group, name) for group in served.groups})
             fields[name]["anyOf"] = [{"type": "integer", "enum": sides}, _NULL]

@@ -36,6 +36,7 @@ from service.plan.shared_fields import (
 
 MAX_IMAGES = 4096  # the most images that a setting can allow in one request
 
+SigmaSchedule = Literal["karras", "exponential", "normal"]
 Output = Literal["x0", "model_output", "previous"]
 Fit = Literal["stretch", "crop"]
 
@@ -54,7 +55,7 @@ class Drawing:
     eta: Annotated[
         float,
         Entry(
-            help="Noise in DDIM's steps. Other samplers take 0 alone.",
+            help="Noise in the steps of ddim, and γ of tcd. Other samplers take 0 alone.",
             ge=0,
             le=1,
             refused="more than 0 for another `sampler`",
@@ -129,6 +130,14 @@ class Sample(Drawing):
             le="last_timestep",
             refused="a list that does not fall, or beside `num_inference_steps`, or for distilled weights, "
             "or with a `sampler` that takes none",
+            is_optional=True,
+        ),
+    ] = None
+    sigma_schedule: Annotated[
+        SigmaSchedule | None,
+        Entry(
+            help="How the noise falls from step to step. Default: as the weights' scheduler says.",
+            refused="any with a `sampler` whose scheduler knows none, beside `timesteps`, or for distilled weights",
             is_optional=True,
         ),
     ] = None

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from model.description import ModelDescription
 from service.errors import Invalid
@@ -56,15 +57,16 @@ def named_in(prompt: str, model: ModelDescription) -> int | None:
     words = _words(prompt)
     if not words:
         return None
-    names = [_words(name) for name in model.class_names]
-    if words in names:
-        return names.index(words)
+    classes = _classes(model.class_names)
+    if words in classes:
+        return classes[words]
     if prompt.strip().isascii() and prompt.strip().isdigit():
         return label_of(prompt.strip(), model)
-    found = {name for name in names if name and _holds(words, name)}
-    longest = [name for name in found if not any(name != other and _holds(other, name) for other in found)]
+    lengths = {len(name) for name in classes}
+    found = classes.keys() & _parts(words, lengths)
+    longest = found - {part for name in found for part in _parts(name, lengths - {len(name)})}
     if len(longest) == 1:
-        return names.index(longest[0])
+        return classes[longest.pop()]
     examples = ", ".join(model.class_names[:20]) or f"0 to {(model.num_classes or 1) - 1}"
     more = ", …" if len(model.class_names) > 20 else ""
     many = "names several classes" if longest else "names none"
@@ -75,9 +77,16 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", text.casefold()))
 
 
-def _holds(words: tuple[str, ...], name: tuple[str, ...]) -> bool:
-    """Whether the words of a name follow each other among the words."""
-    return any(words[i : i + len(name)] == name for i in range(len(words) - len(name) + 1))
+@lru_cache(maxsize=1)
+def _classes(class_names: tuple[str, ...]) -> dict[tuple[str, ...], int]:
+    """The index of each class by the words of its name. Of classes with equal names, the first."""
+    named = {_words(name): index for index, name in reversed([*enumerate(class_names)])}
+    return {words: index for words, index in named.items() if words}
+
+
+def _parts(words: tuple[str, ...], lengths: Iterable[int]) -> set[tuple[str, ...]]:
+    """All runs of words that have one of these lengths."""
+    return {words[i : i + length] for length in lengths for i in range(len(words) - length + 1)}
 
 
 def class_of(seed: int, model: ModelDescription) -> int:

@@ -95,7 +95,7 @@ def plan_sample(
     n = request.num_images
     seed = _seed(request.seed, n)
     beginning = beginning_of(request, picture, served, latent)
-    sampler, eta, grid, table = steps.of_sample(request, model, beginning.strength)
+    sampler, eta, grid, table, sigma_schedule = steps.of_sample(request, model, beginning.strength)
     steps.check_range("preview_every", request.preview_every, 0, len(table), ", the steps")
     labels = labels_of(request.class_label, n, model)
     if model.needs_label:
@@ -118,6 +118,7 @@ def plan_sample(
         "num_inference_steps": grid if isinstance(grid, int) else None,
         "timesteps": None if isinstance(grid, int) else [*grid],
         "eta": eta,
+        "sigma_schedule": sigma_schedule,
         "class_label": labels[0] if one_label else labels,
         "height": group.height,
         "width": group.width,
@@ -164,7 +165,7 @@ def plan_denoise(request: DenoiseRequest, image: Image, served: Served, timeout:
             "output", f"must be x0: this server checks images before it sends them; it is {request.output}"
         )
     _check_additive(request, schedule)
-    sampler, eta, _, table = steps.of_denoise(request, model)
+    sampler, eta, _, table, _ = steps.of_denoise(request, model)
     seed = _seed(request.seed)
     label = label_of(request.class_label, model)
     if label is None and model.needs_label:

@@ -8,6 +8,7 @@ import numpy as np
 from model.description import ModelDescription
 from model.grids import GridError
 from model.samplers import SAMPLERS, StepTable, denoise_table, left_out, sample_table
+from model.schedule import SigmaSchedule
 from service.errors import Invalid
 from service.plan.fields import DenoiseRequest, Drawing, Sample
 
@@ -19,12 +20,14 @@ class Steps(NamedTuple):
 
     Attributes:
         grid: the number of steps, or the timesteps themselves.
+        sigma_schedule: None for that of the weights.
     """
 
     sampler: str
     eta: float
     grid: int | tuple[int, ...]
     table: StepTable
+    sigma_schedule: SigmaSchedule | None = None
 
 
 def of_sample(request: Sample, model: ModelDescription, strength: float | None = None) -> Steps:
@@ -38,11 +41,12 @@ def of_sample(request: Sample, model: ModelDescription, strength: float | None =
     """
     sampler = _sampler(request, model)
     eta = _eta(request, sampler)
+    sigma_schedule = _sigma_schedule(request, sampler, model)
     grid = _grid(request, sampler, model)
     field = "num_inference_steps" if isinstance(grid, int) else "timesteps"
     try:
         begin = 0 if strength is None else _left_out(strength, sampler, grid, model)
-        table = sample_table(model.schedule, sampler, grid, eta, begin=begin)
+        table = sample_table(model.schedule, sampler, grid, eta, sigma_schedule, begin)
     except GridError as error:
         raise Invalid.field(field, str(error)) from None
     if table.timesteps[-1] < model.first_timestep:
@@ -51,7 +55,8 @@ def of_sample(request: Sample, model: ModelDescription, strength: float | None =
             f"{grid} steps of {sampler} end at timestep {table.timesteps[-1]:g}, "
             f"and this network knows those from {model.first_timestep} on",
         )
-    return Steps(sampler, eta, grid, table)
+    own = model.schedule.sigma_schedule
+    return Steps(sampler, eta, grid, table, None if sigma_schedule == own else sigma_schedule)
 
 
 def of_denoise(request: DenoiseRequest, model: ModelDescription) -> Steps:
@@ -65,7 +70,7 @@ def of_denoise(request: DenoiseRequest, model: ModelDescription) -> Steps:
     sampler = _sampler(request, model)
     eta = _eta(request, sampler)
     table = denoise_table(model.schedule, sampler, t, 1 if request.output == "model_output" else N, eta)
-    return Steps(sampler, eta, N, table.first() if request.output == "previous" else table)
+    return Steps(sampler, eta, N, table.first(SAMPLERS[sampler].order) if request.output == "previous" else table)
 
 
 def check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
@@ -85,14 +90,27 @@ def _sampler(request: Drawing, model: ModelDescription) -> str:
 
 def _eta(request: Drawing, sampler: str) -> float:
     if request.eta and not SAMPLERS[sampler].takes_eta:
-        raise Invalid.field("eta", f"must be 0 with {sampler}, and is {request.eta:g}; it is for ddim")
+        able = ", ".join(name for name, other in SAMPLERS.items() if other.takes_eta)
+        raise Invalid.field("eta", f"must be 0 with {sampler}, and is {request.eta:g}; it is for {able}")
     return abs(float(request.eta))  # -0.0 is 0.0
+
+
+def _sigma_schedule(request: Sample, sampler: str, model: ModelDescription) -> SigmaSchedule | None:
+    asked = request.sigma_schedule
+    if asked is None:
+        return None
+    if model.distilled is not None:
+        raise Invalid.field("sigma_schedule", f"must be null: num_inference_steps names the timesteps {_DISTILLED}")
+    if asked not in SAMPLERS[sampler].sigma_schedules:
+        able = ", ".join(name for name, other in SAMPLERS.items() if asked in other.sigma_schedules)
+        raise Invalid.field("sigma_schedule", f"must be null with {sampler}, and is {asked}; it is for {able}")
+    return asked
 
 
 def _grid(request: Sample, sampler: str, model: ModelDescription) -> int | tuple[int, ...]:
     """The number of steps, or the timesteps themselves."""
     asked, timesteps = request.num_inference_steps, request.timesteps
-    if asked is None and timesteps is None and _takes_recommended(sampler, model):
+    if asked is None and timesteps is None and request.sigma_schedule is None and _takes_recommended(sampler, model):
         timesteps = model.recommended.timesteps
     if timesteps is None:
         steps = model.recommended.num_inference_steps if asked is None else asked

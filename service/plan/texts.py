@@ -10,7 +10,7 @@ from functools import cache
 from typing import NamedTuple
 
 from model.description import ModelDescription, TextDescription
-from model.rows import Condition, Tokenize, Tokens
+from model.rows import Condition, Row, Tokenize, Tokens
 from service.errors import Invalid
 from service.plan.fields import Denoise, Sample
 from service.plan.guidance import EMBEDDED, UNGUIDED
@@ -137,6 +137,15 @@ def recipe_of(words: Sequence[Words], has_prompts: bool) -> dict[str, object]:
 def prompt_limits(text: TextDescription) -> dict[str, int]:
     """What fits into a prompt: bytes, beyond which it is refused, and tokens, beyond which it is cut."""
     return {"max_prompt_bytes": MAX_PROMPT, "max_prompt_tokens": text.length - _SPECIAL}
+
+
+def read_by(rows: Sequence[Row], served: Served) -> list[int]:
+    """For each row, how many tokens of its prompt the text encoder reads, without start, end and padding."""
+    if served.tokenize is None:
+        return [0] * len(rows)
+    end = served.tokenize("").ids[1]  # comes after the start
+    texts = [row.branches[0].text for row in rows]
+    return [0 if text is None else text.ids.index(end, 1) - 1 for text in texts]
 
 
 def length_of(request: Sample | Denoise) -> int:

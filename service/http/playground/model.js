@@ -32,7 +32,8 @@ export const ETA = { min: 0, max: 1 };
 export const MAX_SEED = 2 ** 53 - 1;
 
 const SAMPLERS = {
-  ddim: "DDIM", ddpm: "DDPM", dpmpp_2m: "DPM-Solver++ 2M", euler: "Euler", euler_a: "Euler ancestral", lcm: "LCM", pndm: "PNDM",
+  ddim: "DDIM", ddpm: "DDPM", dpmpp_2m: "DPM-Solver++ 2M", dpmpp_2m_sde: "DPM-Solver++ 2M SDE", euler: "Euler",
+  euler_a: "Euler ancestral", heun: "Heun", lcm: "LCM", pndm: "PNDM", tcd: "TCD", unipc: "UniPC",
 };
 const PIXELATED_BELOW = 128; // pixels of the longer side
 const LONGEST_NAME = 120; // characters of an image's name
@@ -41,7 +42,7 @@ const LONGEST_NAME = 120; // characters of an image's name
 export const samplerName = (name) => SAMPLERS[name] ?? name;
 
 /** @param {string} sampler */
-export const takesEta = (sampler) => sampler === "ddim";
+export const takesEta = (sampler) => sampler === "ddim" || sampler === "tcd";
 
 /** Whether the model draws what a text says. @param {Info} info */
 export const takesText = (info) => Boolean(info.text);
