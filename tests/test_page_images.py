@@ -128,7 +128,7 @@ def test_an_image_is_drawn_anew_as_by_the_api(browser: Browser, server: ServerPr
         take(page)
         expect(view(page)).to_contain_text("photo.png, cropped, scaled from 50×40 to 16×16 and made grey")
         choose(page, "Class", "dog")
-        asked = {"class_label": "dog", "guidance_scale": 2}
+        asked: Json = {"class_label": "dog", "guidance_scale": 2}
         assert drawn(page) == by_api(server, strength=0.8, **asked)
         stronger = {**asked, "guidance_scale": 3}
         assert drawn(page, Strength=0.5, Guidance=3) == by_api(server, strength=0.5, **stronger)
@@ -390,7 +390,7 @@ def test_several_images_are_chosen_from_and_drawn_again(browser: Browser, server
         file = saved(page, viewer)
         mask = blank()
         mask[3, 2:13] = True
-        wanted = {"class_label": "dog", "guidance_scale": 2, "strength": 0.6, "seed": 8}
+        wanted: Json = {"class_label": "dog", "guidance_scale": 2, "strength": 0.6, "seed": 8}
         assert file == by_api(server, mask, **wanted)
         expect(viewer.locator("dl")).to_contain_text("Strength0.6")
         expect(viewer.get_by_label("Draws the same bytes")).to_be_hidden()  # an address cannot carry an image

@@ -173,7 +173,7 @@ export function imageView(view, info, api, gallery) {
       settings.fill(recipe);
       isTyped = true;
       strength.value = recipe.strength;
-      fit.value = recipe.fit;
+      fit.value = recipe.fit ?? "stretch";
       paste.value = recipe.paste_original ?? false;
       showFitted();
       await draw();
