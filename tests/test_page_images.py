@@ -236,12 +236,15 @@ def test_what_is_painted_is_drawn_anew(browser: Browser, server: ServerProcess) 
         mask[3, 8:13] = True
         assert read_parameters(drawn(page))["mask_sha256"] == sha256(mask)
         press(page, "Clear")
+        expect(view(page).get_by_role("button", name="Clear")).to_be_focused()
         assert "mask_sha256" not in read_parameters(drawn(page))  # without paint, all of the image is drawn anew
         press(page, "Undo")
         assert read_parameters(drawn(page))["mask_sha256"] == sha256(mask)
         for _ in range(2):
             press(page, "Undo")
-        expect(view(page).get_by_role("button", name="Undo")).to_be_disabled()
+        undo = view(page).get_by_role("button", name="Undo")
+        expect(undo).to_be_disabled()
+        expect(undo).to_be_focused()  # one can go on from there
 
 
 def test_paint_goes_beyond_the_edges(browser: Browser, server: ServerProcess) -> None:

@@ -33,7 +33,7 @@ export function makePainter(place, info, changed) {
   };
   const undo = button("Undo", undoOne);
   const invert = button("Invert", () => replace(inverted(mask), "Inverted"));
-  const clear = button("Clear", () => replace(emptyMask(mask), "Cleared"));
+  const clear = button("Clear", () => isEmpty(mask) || replace(emptyMask(mask), "Cleared"));
   const keys = h("p", { className: "hint", id: "painting" },
     info.inpaints ? "This model draws a part of an image anew: paint that part. " : "What you paint is drawn anew. Without paint, all of the image is. ",
     "By keyboard: ", key("Arrows"), " move the brush; with ", key("Shift"), " by one pixel. ", key("Space"), " paints; hold it to paint a line. ",
@@ -57,8 +57,9 @@ export function makePainter(place, info, changed) {
     const colours = new Uint32Array(pixels.data.buffer);
     mask.values.forEach((value, i) => value && (colours[i] = PAINT));
     context.putImageData(pixels, 0, 0);
-    undo.disabled = earlier.length === 0;
-    clear.disabled = isEmpty(mask);
+    // A button that is `disabled` loses the focus.
+    undo.setAttribute("aria-disabled", String(earlier.length === 0));
+    clear.setAttribute("aria-disabled", String(isEmpty(mask)));
   }
 
   function showRing() {
