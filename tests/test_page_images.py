@@ -89,6 +89,18 @@ def drag(page: Page, *pixels: tuple[int, int]) -> None:
     page.mouse.up()
 
 
+def seen(page: Page) -> Mask:
+    """What is painted on the screen."""
+    shown: list[list[bool]] = sheet(page).evaluate(
+        """one => {
+            const { data } = one.getContext("2d").getImageData(0, 0, one.width, one.height);
+            const painted = Array.from(data.filter((_, i) => i % 4 === 3), (opacity) => opacity > 0);
+            return Array.from({ length: one.height }, (_, y) => painted.slice(y * one.width, (y + 1) * one.width));
+        }"""
+    )
+    return np.array(shown)
+
+
 def blank() -> Mask:
     return np.zeros((SIDE, SIDE), bool)
 
@@ -230,6 +242,7 @@ def test_what_is_painted_is_drawn_anew(browser: Browser, server: ServerProcess) 
         assert read_parameters(drawn(page))["mask_sha256"] == sha256(mask)
 
         press(page, "Invert")
+        assert (seen(page) == ~mask).all()
         assert read_parameters(drawn(page))["mask_sha256"] == sha256(~mask)
         press(page, "Undo")
         press(page, "Undo")  # the eraser
@@ -255,6 +268,7 @@ def test_paint_goes_beyond_the_edges(browser: Browser, server: ServerProcess) ->
         expected = blank()
         yy, xx = np.mgrid[:SIDE, :SIDE]
         expected[np.hypot(np.maximum(15 - xx, 0), yy - 15) <= 2.5] = True
+        assert (seen(page) == expected).all()
         assert read_parameters(drawn(page))["mask_sha256"] == sha256(expected)
 
 

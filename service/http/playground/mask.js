@@ -9,10 +9,15 @@
 
 /** @typedef {{x: number, y: number}} Pixel may be beside the image */
 
+/** @typedef {{left: number, top: number, right: number, bottom: number}} Part of a mask, up to and without `right` and `bottom` */
+
 const WHITE = 255;
 
 /** @param {import("./model.js").Size} size @returns {Mask} */
 export const emptyMask = ({ width, height }) => ({ width, height, values: new Uint8Array(width * height) });
+
+/** @param {Mask} mask @returns {Part} */
+export const wholeOf = ({ width, height }) => ({ left: 0, top: 0, right: width, bottom: height });
 
 /** @param {Mask} mask */
 export const isEmpty = (mask) => !mask.values.includes(1);
@@ -43,20 +48,23 @@ export function resized(mask, { width, height }) {
  * @param {Pixel} to
  * @param {number} size of the brush, in pixels
  * @param {0|1} value
+ * @returns {Part} that may have changed
  */
 export function stroke(mask, from, to, size, value) {
   const { width, height, values } = mask;
   const reach = size / 2;
   const [dx, dy] = [to.x - from.x, to.y - from.y];
   const square = dx * dx + dy * dy;
-  const [left, right] = [Math.max(0, Math.ceil(Math.min(from.x, to.x) - reach)), Math.min(width - 1, Math.max(from.x, to.x) + reach)];
-  const [top, bottom] = [Math.max(0, Math.ceil(Math.min(from.y, to.y) - reach)), Math.min(height - 1, Math.max(from.y, to.y) + reach)];
-  for (let y = top; y <= bottom; y++) {
-    for (let x = left; x <= right; x++) {
+  const begin = (a, b) => Math.max(0, Math.ceil(Math.min(a, b) - reach));
+  const end = (a, b, length) => Math.min(length, Math.floor(Math.max(a, b) + reach) + 1);
+  const [left, top, right, bottom] = [begin(from.x, to.x), begin(from.y, to.y), end(from.x, to.x, width), end(from.y, to.y, height)];
+  for (let y = top; y < bottom; y++) {
+    for (let x = left; x < right; x++) {
       const along = square && Math.max(0, Math.min(1, ((x - from.x) * dx + (y - from.y) * dy) / square));
       if (Math.hypot(x - from.x - along * dx, y - from.y - along * dy) <= reach) values[y * width + x] = value;
     }
   }
+  return { left, top, right, bottom };
 }
 
 /** The mask as the API takes it: white is drawn anew. @param {Mask} mask @returns {Promise<Blob>} */

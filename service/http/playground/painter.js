@@ -1,7 +1,7 @@
 /** Paints a mask over an image: with mouse, pen, touch and keyboard. */
 
 import { choiceField, h, numberField } from "./controls.js";
-import { copyOf, emptyMask, inverted, isEmpty, resized, stroke } from "./mask.js";
+import { copyOf, emptyMask, inverted, isEmpty, resized, stroke, wholeOf } from "./mask.js";
 import { isPixelArt, ratioOf } from "./model.js";
 import { announce } from "./progress.js";
 
@@ -51,12 +51,16 @@ export function makePainter(place, info, changed) {
 
   const sizeOfBrush = () => Math.max(1, Math.min(Number(size.value) || 1, most));
 
-  function show() {
-    const context = sheet.getContext("2d");
-    const pixels = context.createImageData(mask.width, mask.height);
-    const colours = new Uint32Array(pixels.data.buffer);
-    mask.values.forEach((value, i) => value && (colours[i] = PAINT));
-    context.putImageData(pixels, 0, 0);
+  /** Show a part of the mask. */
+  function show({ left, top, right, bottom } = wholeOf(mask)) {
+    if (left < right && top < bottom) {
+      const pixels = new ImageData(right - left, bottom - top);
+      const colours = new Uint32Array(pixels.data.buffer);
+      for (let y = top, i = 0; y < bottom; y++) {
+        for (let x = left; x < right; x++, i++) if (mask.values[y * mask.width + x]) colours[i] = PAINT;
+      }
+      sheet.getContext("2d").putImageData(pixels, left, top);
+    }
     // A button that is `disabled` loses the focus.
     undo.setAttribute("aria-disabled", String(earlier.length === 0));
     clear.setAttribute("aria-disabled", String(isEmpty(mask)));
@@ -93,9 +97,9 @@ export function makePainter(place, info, changed) {
 
   /** Paint or erase from the brush's place to another. */
   function paint(to, erases = tool.value === ERASER) {
-    stroke(mask, at, to, sizeOfBrush(), erases ? 0 : 1);
+    const part = stroke(mask, at, to, sizeOfBrush(), erases ? 0 : 1);
     at = to;
-    show();
+    show(part);
     changed();
   }
 
