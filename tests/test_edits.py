@@ -133,6 +133,7 @@ def test_an_edit_is_streamed_or_a_data_url(server: ServerProcess) -> None:
         ([("image", IMAGE), ("mask", IMAGE), ("mask", IMAGE)], {}, 422, "mask", "is given twice"),
         ([("image", IMAGE), ("mask", ("m", b"?", "x/y"))], {}, 422, "mask", "must be a PNG, JPEG or WebP file"),
         ([("image", IMAGE), ("photo", IMAGE)], {}, 422, "photo", "is a file, and only image and image[] and mask"),
+        ([("image", IMAGE), ("mask_image", IMAGE)], {}, 422, "mask_image", "is a file, and only image and image[]"),
         ([("image", IMAGE)] * 18, {}, 422, None, "Too many files: it may have 17"),
         ([("image", IMAGE)], {"n": "1.5"}, 422, "n", "must be an integer from 1 to"),
         ([("image", IMAGE)], {"stream": "yes"}, 422, "stream", "must be true or false"),

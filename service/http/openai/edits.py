@@ -59,7 +59,7 @@ def read_edit(
         raise Invalid.field(MASK, "is given twice")
     asked = fields.read(sent.values, model, served)
     [image], mask = sent.images, next(iter(sent.masks), None)
-    return asked, Attached(asked.fields, image, mask, where_transparent, is_cut_out=mask is None)
+    return asked, Attached(asked.fields, image, mask, where_transparent, mask is None, ("image", MASK))
 
 
 def _form(content_type: str, body: Bytes, model: RequestModel[SampleRequest]) -> _Sent:
