@@ -158,10 +158,17 @@ def test_fields_may_be_lists_and_are_given_once(server: ServerProcess) -> None:
         parts: Any = [("image", IMAGE), ("prompt", (None, "cat")), *((name, (None, text)) for name, text in texts)]
         return server.client.post(EDITS, files=parts)
 
-    listed = sent(("timesteps[]", "900"), ("timesteps[]", "300"), ("sampler", "euler"), ("rng_seed", "3"))
+    listed = sent(
+        ("user", "a"),
+        ("user", "b"),
+        ("timesteps[]", "900"),
+        ("timesteps[]", "300"),
+        ("sampler", "euler"),
+        ("rng_seed", "3"),
+    )
     expected = sampled(server, timesteps=[900, 300], sampler="euler", seed=3, strength=None)
     assert drawn(listed) == [expected]
-    for name in ("steps", "user"):
+    for name in ("steps", "size"):
         assert error(sent((name, "4"), (name, "5")), 422)["param"] == name
     address = server.client.post(EDITS, json={"prompt": "cat", "image": "https://a.example/cat.png"})
     assert "fetches no addresses" in error(address, 422)["message"]

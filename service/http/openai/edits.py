@@ -8,7 +8,7 @@ from service.errors import Invalid, TooManyImages
 from service.http.base64_files import PHOTO, from_base64
 from service.http.models import RequestModel
 from service.http.openai import fields
-from service.http.openai.fields import ALIASES, OWN, Asked, named_as_sent
+from service.http.openai.fields import ALIASES, OWN, READ, Asked, named_as_sent
 from service.http.parsing import form_with_photos, is_form, json_with_files
 from service.http.pictures import Attached, where_transparent
 from service.http.pieces import Bytes
@@ -102,6 +102,8 @@ def _value(name: str, texts: list[str], model: RequestModel[SampleRequest]) -> o
     if own in OWN:
         with named_as_sent({own: name}):
             return model.value_of(own, texts)
+    if name not in READ:
+        return texts
     [text, *more] = texts
     if more:
         raise Invalid.field(name, "is given twice")
