@@ -27,6 +27,7 @@ from schemathesis.core.failures import AcceptedNegativeData, Failure
 from schemathesis.core.transport import Response
 from schemathesis.openapi.checks import RejectedPositiveData
 
+from model.samplers import SAMPLERS
 from model.schedule import Schedule
 from service.http.a1111.fields import CLIP_SKIP
 from service.plan.shared_fields import MAX_PROMPT, MAX_SEED
@@ -177,6 +178,10 @@ BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "fit": lambda f: f.get("image") is None,
     "paste_original": lambda f: f["paste_original"] is True,  # without a mask, or where latents are answered
     "mask_image": lambda f: f.get("image") is None,
+    "sigma_schedule": lambda f: (
+        f["sigma_schedule"] not in SAMPLERS[given(f, "sampler", "ddim")].sigma_schedules
+        or f.get("timesteps") is not None
+    ),
     "guidance_interval": lambda f: is_falling(f["guidance_interval"]),
     "timesteps": lambda f: (
         given(f, "num_inference_steps", 0) > 0
