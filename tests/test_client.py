@@ -427,7 +427,7 @@ def test_a_deadline_that_passes(make: Make) -> None:
 @pytest.mark.parametrize("kind", [*service.http.problems.STATUS, service.errors.Draining])
 def test_each_error_of_the_service_is_one_of_the_clients(make: Make, kind: type[service.errors.ServiceError]) -> None:
     message = "so it is"
-    error = service.errors.Invalid.field("eta", message) if kind is service.errors.Invalid else kind(message)
+    error = kind.field("eta", message) if issubclass(kind, service.errors.Invalid) else kind(message)
     answer = service.http.problems.answer(error)
     script = Script(httpx.Response(answer.status_code, headers=dict(answer.headers), content=bytes(answer.body)))
     with script.client(make, patience_s=0) as client, pytest.raises(stepwise.ApiError) as raised:
@@ -437,6 +437,7 @@ def test_each_error_of_the_service_is_one_of_the_clients(make: Make, kind: type[
         422: stepwise.Invalid,
         429: stepwise.TooManyRequests,
         500: stepwise.ServerFailed,
+        501: stepwise.ServerFailed,
         503: stepwise.Unavailable,
         504: stepwise.DeadlinePassed,
     }.get(answer.status_code, stepwise.BadRequest)

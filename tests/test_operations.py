@@ -341,7 +341,7 @@ def test_metrics_count_what_was_asked(server: ServerProcess) -> None:
     images, answered, refused, timed, queued, passes, rows = (b - a for a, b in zip(before, read(), strict=True))
     assert (images, answered, refused, timed, queued) == (6, 2, 1, 3, 2)
     assert rows == 2 * 3 * 2 * 2  # requests, images, steps, and two forward rows with guidance
-    assert rows / 4 <= passes < rows
+    assert rows / 4 <= passes <= rows  # as wide as the warm-up found best
 
 
 def changes(server: Reachable, act: Callable[[], object]) -> dict[str, float]:

@@ -8,7 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from model.schedule import Float64, Schedule, cosine_betas
-from tests.reference import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, LCMScheduler, scheduler_class
+from tests.reference import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    scheduler_class,
+)
 
 SCHEDULES: list[dict[str, Any]] = [
     {"beta_schedule": "linear"},
@@ -137,7 +144,7 @@ def test_fields_of_lcm_alone_have_its_defaults() -> None:
 
 
 def test_every_field_is_one_of_diffusers() -> None:
-    classes = DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
+    classes = DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
     assert Schedule.model_fields.keys() <= {name for scheduler in classes for name in scheduler().config}
 
 
