@@ -1,21 +1,22 @@
 """The fields of txt2img: what is read of a request, and what is ignored.
 
 AUTOMATIC1111's programs send many fields that are none of ours, and null for absent ones. Both are tolerated. What
-would change a picture and has no effect here is listed.
+would change a picture and has no effect here is listed, and so is what neither it nor this server knows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from model.description import ModelDescription
 from service.errors import Invalid
+from service.http.a1111.options import CLIP_SKIP, not_in_force
 from service.http.models import shown
 from service.http.parsing import json_object
 from service.http.pieces import Bytes
 from service.plan.shared_fields import MAX_GUIDANCE, MAX_PROMPT, MAX_SEED
 
-CLIP_SKIP = "CLIP_stop_at_last_layers"
 MAX_SIDE = 2**14  # pixels
 _MOST_IGNORED = 32  # names
 _MAX_NAME = 200  # characters
@@ -100,7 +101,6 @@ _NOTHING: Mapping[str, tuple[object, ...]] = {
     "script_name": ("", "None"),
     "infotext": ("",),
 }
-_NO_VAE = ("", "Automatic", "None")
 
 
 def _whole(value: object) -> object:
@@ -165,12 +165,12 @@ class Txt2Img(BaseModel):
         return {name: sent.get(name, default) for name, default in DEFAULTS.items()}
 
 
-def read(body: Bytes, max_json: int, model: str) -> tuple[Txt2Img, tuple[str, ...]]:
+def read(body: Bytes, max_json: int, model: ModelDescription) -> tuple[Txt2Img, tuple[str, ...]]:
     """Read a JSON body. Returns the request, and the names of what is ignored.
 
     Args:
         max_json: bytes.
-        model: the name of the model that is served.
+        model: the one that is served.
 
     Raises:
         Invalid: names each wrong field.
@@ -184,25 +184,23 @@ def read(body: Bytes, max_json: int, model: str) -> tuple[Txt2Img, tuple[str, ..
 
 
 def _complaint(error: Any) -> str:
+    if error["type"] == "model_type":
+        return f"must be an object, and is {shown(error['input'])}"
     expected = error["msg"].replace("Input should be", "must be").replace("String should have", "must have")
     is_prompt = error["loc"][0] in ("prompt", "negative_prompt")  # messages show no prompt
     return expected if is_prompt else f"{expected}, and is {shown(error['input'])}"
 
 
-def _ignored(values: Mapping[str, object], model: str) -> list[str]:
+def _ignored(values: Mapping[str, object], model: ModelDescription) -> list[str]:
     names = [name for name, nothing in _NOTHING.items() if values.get(name) not in (None, *nothing)]
-    names += [f"alwayson_scripts.{name}" for name in _names(values.get("alwayson_scripts"))]
-    settings = values.get("override_settings")
-    names += [f"override_settings.{name}" for name in _names(settings) if not _is_in_force(name, settings, model)]
-    return names if len(names) <= _MOST_IGNORED else [*names[:_MOST_IGNORED], f"{len(names) - _MOST_IGNORED} more"]
+    names += [f"alwayson_scripts.{name}" for name in _members(values, "alwayson_scripts")]
+    settings = {name: value for name, value in _members(values, "override_settings").items() if name != CLIP_SKIP}
+    names += [f"override_settings.{name}" for name in not_in_force(settings, model)]
+    names += [name for name, value in values.items() if value is not None and name not in DEFAULTS]
+    more = [f"{len(names) - _MOST_IGNORED} more"] if len(names) > _MOST_IGNORED else []
+    return [*(name[:_MAX_NAME] for name in names[:_MOST_IGNORED]), *more]
 
 
-def _names(value: object) -> Iterator[str]:
-    yield from (name[:_MAX_NAME] for name in value) if isinstance(value, dict) else ()
-
-
-def _is_in_force(name: str, settings: Any, model: str) -> bool:
-    value = settings.get(name)
-    if value is None or name == CLIP_SKIP:
-        return True
-    return (name == "sd_model_checkpoint" and value == model) or (name == "sd_vae" and value in _NO_VAE)
+def _members(values: Mapping[str, object], name: str) -> Mapping[str, object]:
+    value = values.get(name)
+    return value if isinstance(value, dict) else {}

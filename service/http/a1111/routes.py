@@ -17,7 +17,7 @@ from starlette.responses import Response
 from model.rows import Image
 from service.engine.requests import Progress
 from service.errors import NotBuilt
-from service.http.a1111 import documents, facts
+from service.http.a1111 import documents, facts, options
 from service.http.a1111.fields import read
 from service.http.a1111.info import Answer
 from service.http.a1111.running import Job, Running
@@ -55,7 +55,7 @@ class WebUI:
         router.add_api_route("/options", self.set_options, methods=["POST"], **set_options)
         model = self.served.model
         lists = {
-            "options": facts.options(model),
+            "options": options.in_force(model),
             "sd-models": facts.models(model),
             "samplers": facts.sampler_list(model),
             "schedulers": facts.scheduler_list(model),
@@ -74,7 +74,7 @@ class WebUI:
         if not self.served.draws_pictures:
             await Body.of(request).discard()
             raise NotBuilt("this model's images are no pictures: POST /sample answers them as .npy files")
-        asked, ignored = await self._json(request, partial(read, model=self.served.model.name))
+        asked, ignored = await self._json(request, partial(read, model=self.served.model))
         with its_names():
             told = translated(asked, self.served, self.studio.settings.max_images)
             fields = self.studio.sample_model.validated(told.values)
@@ -112,7 +112,7 @@ class WebUI:
     async def set_options(self, request: Request) -> Response:
         """Options cannot be set. The answer names those that were to change."""
         values = await self._json(request, json_object)
-        names = facts.not_set(values, self.served.model)
+        names = options.not_in_force(values, self.served.model)
         return _answer({"ignored": names} if names else None)
 
     @property
