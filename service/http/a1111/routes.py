@@ -135,8 +135,7 @@ class WebUI:
         """A preview as a PNG in base64. None for values of a request that is about to fail."""
         if not np.isfinite(x0).all():
             return None
-        rough = self.served.preview
-        return base64.b64encode(encode_png(x0 if rough is None else rough(x0), {})).decode()
+        return base64.b64encode(encode_png(self.served.shown(x0), {})).decode()
 
 
 def _telling(fact: object) -> Callable[[], Awaitable[Response]]:
