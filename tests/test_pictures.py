@@ -361,8 +361,7 @@ WIDE = replace(
 
 
 def pictured(served: Served = WIDE, mask: Image.Image | None = None, **fields: Any) -> Picture:
-    files = [None if one is None else file(one) for one in (RGB, mask)]
-    return picture_of(Attached(SampleRequest(**fields), *files), served)
+    return picture_of(Attached(SampleRequest(**fields), file(RGB), None if mask is None else file(mask)), served)
 
 
 def test_an_image_is_fitted_to_the_size_that_is_asked_for_or_the_nearest() -> None:

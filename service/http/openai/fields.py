@@ -125,7 +125,7 @@ def named_as_sent(sent_as: Mapping[str, str]) -> Iterator[None]:
         errors = error.errors
         for one in errors:
             one["loc"] = [sent_as.get(str(name), name) for name in one["loc"][:1]] + one["loc"][1:]
-        raise Invalid(errors) from None
+        raise type(error)(errors) from None
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:
