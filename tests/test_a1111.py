@@ -227,6 +227,7 @@ def test_eta_is_ddims_and_for_others_what_they_do_anyway() -> None:
         ({"width": -8}, "width: "),
         ({"seed": -2}, "seed: "),
         ({"prompt": 7}, "prompt: must be a valid string$"),
+        ({"scheduler": "\ud800"}, "scheduler: must be Unicode, "),
         ({"prompt": "zero or one"}, "prompt: must name one class, and names several"),
         ({"override_settings": []}, r"override_settings: must be an object, and is \[\]$"),
     ],

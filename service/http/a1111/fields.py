@@ -197,6 +197,8 @@ def read(
 def _complaint(error: Any) -> str:
     if error["type"] == "model_type":
         return f"must be an object, and is {shown(error['input'])}"
+    if error["type"] == "string_unicode":
+        return "must be Unicode, and has half of a character: a lone surrogate"
     expected = error["msg"].replace("Input should be", "must be").replace("String should have", "must have")
     is_prompt = error["loc"][0] in ("prompt", "negative_prompt")  # messages show no prompt
     return expected if is_prompt else f"{expected}, and is {shown(error['input'])}"
