@@ -23,6 +23,7 @@ from service.http.models import RequestModel
 from service.plan.fields import SampleRequest
 from tests.local import FakeServer, serving_fake
 from tests.servers import PATIENCE, Json, Reachable, ServerProcess, eventually, read_parameters, read_png
+from tests.test_picture_calls import PHOTO
 from tests.test_responses import MODEL, SERVED
 from tests.texts import LCM, TEXT, XL, serving_text
 
@@ -309,9 +310,9 @@ class Caller:
         self.client = httpx.Client(base_url=server.url + HOME, headers=headers, timeout=PATIENCE, trust_env=False)
         self._pool = pool
 
-    def draw(self, **body: object) -> Future[Json]:
+    def draw(self, name: str = "txt2img", **body: object) -> Future[Json]:
         def call() -> Json:
-            answer = self.client.post("/txt2img", json=body)
+            answer = self.client.post(f"/{name}", json=body)
             assert answer.status_code == 200, answer.text
             document: Json = answer.json()
             return {**document, "info": json.loads(document["info"])}
@@ -379,6 +380,17 @@ def test_one_key_is_one_caller_however_it_comes(locked: FakeServer, callers: tup
     state = alpha.progress()["state"]
     alpha.client.headers["Authorization"] = password("alpha")
     assert alpha.progress()["state"] == state
+    alpha.interrupt()
+    assert drawing.result(PATIENCE)["info"]["interrupted"]
+
+
+def test_img2img_is_seen_and_interrupted_likewise(locked: FakeServer, callers: tuple[Caller, ...]) -> None:
+    alpha, beta, _ = callers
+    locked.runner.hold()
+    drawing = alpha.draw("img2img", init_images=[base64.b64encode(PHOTO).decode()], steps=20, denoising_strength=0.5)
+    assert alpha.wait_for(10)["state"]["job"] == "img2img"
+    beta.interrupt()
+    assert beta.progress()["state"]["job_count"] == 0
     alpha.interrupt()
     assert drawing.result(PATIENCE)["info"]["interrupted"]
 

@@ -83,7 +83,8 @@ _SHOULD_RETRY = {
 }
 _EDITED = {
     "image": f"{PHOTO.what}, which is drawn anew. Also `image[]`.",
-    "mask": f"{PHOTO.what}: what is transparent in it is drawn anew. Default: what is transparent in the image, or all",
+    "mask": f"{PHOTO.what}: what is transparent in it is drawn anew. One without transparent parts is refused. "
+    "Default: what is transparent in the image, or all of it.",
 }
 _MODERATED = "A check of the operator refuses the prompt or an image; code is moderation_blocked"
 
