@@ -15,22 +15,21 @@ from starlette.responses import Response
 
 from model.rows import Image
 from service.engine.requests import Progress
-from service.errors import NotBuilt
 from service.http.a1111 import documents, facts, img2img, options
 from service.http.a1111.fields import Txt2Img, read
 from service.http.a1111.info import Answer
 from service.http.a1111.running import Job, Running
 from service.http.a1111.translation import Translated, its_names, translated
 from service.http.bodies import Body
-from service.http.drawing import Studio
+from service.http.drawing import Studio, type_of_body
 from service.http.leaving import unless_client_leaves
-from service.http.parsing import check_type, json_object
+from service.http.parsing import json_object
 from service.http.pictures import Attached
 from service.http.pieces import Bytes
 from service.http.png import encode_png
 from service.http.responses import JSON, headers_of, server_timing
 from service.plan.fields import SampleRequest
-from service.plan.pictures import INPAINTS, Picture
+from service.plan.pictures import Picture
 from service.plan.served import Served
 
 _PREFIX = "/sdapi/v1"
@@ -90,10 +89,7 @@ class WebUI:
         return router
 
     async def txt2img(self, request: Request) -> Response:
-        await self._check_pictures(request)
-        if self.served.model.inpaints:
-            await Body.of(request).discard()
-            raise NotBuilt(f"{INPAINTS}: POST {_PREFIX}/img2img draws, with an image and a mask")
+        await self.studio.check_model(request, from_image=f"{_PREFIX}/img2img")
 
         def parse(body: Bytes) -> Words:
             return self._words(*read(json_object(body, self._max_json), self.served.model, Txt2Img))
@@ -101,8 +97,8 @@ class WebUI:
         return await self._draw(request, await self._json(request, parse))
 
     async def img2img(self, request: Request) -> Response:
-        await self._check_pictures(request)
-        await self._check_json(request)
+        await self.studio.check_model(request)
+        await type_of_body(request, JSON)
 
         def parse(body: Bytes) -> tuple[Words, Attached]:
             asked, ignored, files = img2img.read(body, self._max_json, self.served.model)
@@ -112,11 +108,6 @@ class WebUI:
         with its_names():
             words, picture = await self.studio.read_pictured(request, parse)
         return await self._draw(request, words, picture)
-
-    async def _check_pictures(self, request: Request) -> None:
-        if not self.served.draws_pictures:
-            await Body.of(request).discard()
-            raise NotBuilt("this model's images are no pictures: POST /sample answers them as .npy files")
 
     def _words(self, asked: Txt2Img, ignored: tuple[str, ...], begun: Mapping[str, object] | None = None) -> Words:
         """What a request asks for, in the fields of /sample.
@@ -170,12 +161,8 @@ class WebUI:
         return self.studio.served
 
     async def _json(self, request: Request, parse: Callable[[Bytes], Read]) -> Read:
-        await self._check_json(request)
+        await type_of_body(request, JSON)
         return await self.studio.read(request, parse)
-
-    async def _check_json(self, request: Request) -> None:
-        if not await Body.of(request).is_empty():
-            check_type(request.headers.get("content-type", ""), JSON)
 
     @property
     def _max_json(self) -> int:
