@@ -50,20 +50,23 @@ class Studio:
     prompts: PromptCheck | None = None
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def check_model(self, request: Request, from_image: str | None = None) -> None:
-        """Raise NotBuilt if the model draws no pictures, or none without an image. The body is then not read.
+    def refusal(self, from_image: str | None = None) -> NotBuilt | None:
+        """Why an API of other programs has nothing to draw with: the model draws no pictures, or none without an image.
 
         Args:
-            from_image: the path of what draws from an image; None if this is it.
+            from_image: the path of what draws from an image; None if the request itself does.
         """
         if not self.served.draws_pictures:
-            why = "this model's images are no pictures: POST /sample answers them as .npy files"
-        elif from_image is not None and self.served.model.inpaints:
-            why = f"{INPAINTS}: POST {from_image} draws, with an image and a mask"
-        else:
-            return
-        await Body.of(request).discard()
-        raise NotBuilt(why)
+            return NotBuilt("this model's images are no pictures: POST /sample answers them as .npy files")
+        if from_image is not None and self.served.model.inpaints:
+            return NotBuilt(f"{INPAINTS}: POST {from_image} draws, with an image and a mask")
+        return None
+
+    async def check_model(self, request: Request, from_image: str | None = None) -> None:
+        """Raise the refusal if there is one. The body is then not read."""
+        if refusal := self.refusal(from_image):
+            await Body.of(request).discard()
+            raise refusal
 
     async def read(self, request: Request, parse: Callable[[Bytes], Result]) -> Result:
         """Read the whole body and parse it. A long body is parsed in a thread, one at a time."""

@@ -33,6 +33,7 @@ from service.plan.pictures import Picture
 from service.plan.served import Served
 
 _PREFIX = "/sdapi/v1"
+_IMG2IMG = f"{_PREFIX}/img2img"
 _NOTHING = Progress(0, 0, 0.0, 0, 0, 0.0)
 _MAX_JSON = 2**22  # bytes; decoding holds the interpreter for about 1.5 ms a MiB
 _NEVER_STORE = {"Cache-Control": "no-store"}
@@ -67,8 +68,11 @@ class WebUI:
         txt2img = documents.txt2img(self.studio.sample_model, self.served)
         from_images = documents.img2img(self.studio.sample_model, self.served)
         set_options = documents.set_options(self.studio.sample_model, self.served)
-        router.add_api_route("/txt2img", self.txt2img, methods=["POST"], **txt2img)
-        router.add_api_route("/img2img", self.img2img, methods=["POST"], **from_images)
+        for name, draw, described, refusal in (
+            ("txt2img", self.txt2img, txt2img, self.studio.refusal(_IMG2IMG)),
+            ("img2img", self.img2img, from_images, self.studio.refusal()),
+        ):
+            router.add_api_route(f"/{name}", draw, methods=["POST"], include_in_schema=refusal is None, **described)
         router.add_api_route("/interrupt", self.interrupt, methods=["POST"], **documents.interrupt())
         router.add_api_route("/options", self.set_options, methods=["POST"], **set_options)
         model = self.served.model
@@ -89,7 +93,7 @@ class WebUI:
         return router
 
     async def txt2img(self, request: Request) -> Response:
-        await self.studio.check_model(request, from_image=f"{_PREFIX}/img2img")
+        await self.studio.check_model(request, _IMG2IMG)
 
         def parse(body: Bytes) -> Words:
             return self._words(*read(json_object(body, self._max_json), self.served.model, Txt2Img))

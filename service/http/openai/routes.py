@@ -21,6 +21,7 @@ from service.http.responses import JSON, PNG, headers_of, server_timing
 from service.plan.plan import Plan
 
 _FILES = {"mask_image": MASK}  # our names of files → its own, for errors
+_EDITS = "/v1/images/edits"
 _NEVER_STORE = {"Cache-Control": "no-store"}
 
 
@@ -33,15 +34,16 @@ class Images:
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1", tags=["openai"])
         model, served = self.studio.sample_model, self.studio.served
-        for name, draw, described in (
-            ("generations", self.generate, documents.generations(model, served)),
-            ("edits", self.edit, documents.edits(model, served)),
+        for name, draw, described, refusal in (
+            ("generations", self.generate, documents.generations(model, served), self.studio.refusal(_EDITS)),
+            ("edits", self.edit, documents.edits(model, served), self.studio.refusal()),
         ):
-            router.add_api_route(f"/images/{name}", draw, methods=["POST"], **described)
+            is_shown = refusal is None
+            router.add_api_route(f"/images/{name}", draw, methods=["POST"], include_in_schema=is_shown, **described)
         return router
 
     async def generate(self, request: Request) -> Response:
-        await self.studio.check_model(request, from_image="/v1/images/edits")
+        await self.studio.check_model(request, _EDITS)
         await type_of_body(request, JSON)
 
         def parse(sent: Bytes) -> Asked:
