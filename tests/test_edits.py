@@ -133,6 +133,7 @@ def test_an_edit_is_streamed_or_a_data_url(server: ServerProcess) -> None:
         ([("image", IMAGE), ("mask", IMAGE), ("mask", IMAGE)], {}, 422, "mask", "is given twice"),
         ([("image", IMAGE), ("mask", ("m", b"?", "x/y"))], {}, 422, "mask", "must be a PNG, JPEG or WebP file"),
         ([("image", IMAGE), ("photo", IMAGE)], {}, 422, "photo", "is a file, and only image and image[] and mask"),
+        ([("image", IMAGE), ("mask_image", IMAGE)], {}, 422, "mask_image", "is a file, and only image and image[]"),
         ([("image", IMAGE)] * 18, {}, 422, None, "Too many files: it may have 17"),
         ([("image", IMAGE)], {"n": "1.5"}, 422, "n", "must be an integer from 1 to"),
         ([("image", IMAGE)], {"stream": "yes"}, 422, "stream", "must be true or false"),
@@ -157,10 +158,17 @@ def test_fields_may_be_lists_and_are_given_once(server: ServerProcess) -> None:
         parts: Any = [("image", IMAGE), ("prompt", (None, "cat")), *((name, (None, text)) for name, text in texts)]
         return server.client.post(EDITS, files=parts)
 
-    listed = sent(("timesteps[]", "900"), ("timesteps[]", "300"), ("sampler", "euler"), ("rng_seed", "3"))
+    listed = sent(
+        ("user", "a"),
+        ("user", "b"),
+        ("timesteps[]", "900"),
+        ("timesteps[]", "300"),
+        ("sampler", "euler"),
+        ("rng_seed", "3"),
+    )
     expected = sampled(server, timesteps=[900, 300], sampler="euler", seed=3, strength=None)
     assert drawn(listed) == [expected]
-    for name in ("steps", "user"):
+    for name in ("steps", "size"):
         assert error(sent((name, "4"), (name, "5")), 422)["param"] == name
     address = server.client.post(EDITS, json={"prompt": "cat", "image": "https://a.example/cat.png"})
     assert "fetches no addresses" in error(address, 422)["message"]

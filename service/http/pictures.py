@@ -40,7 +40,7 @@ def where_transparent(mask: Photo) -> PillowImage:
         Invalid: nothing is transparent.
     """
     if mask.alpha is None or _is_white(mask.alpha):
-        raise Invalid.field("mask_image", "has no transparent parts, and these are what is drawn anew")
+        raise Invalid.field("mask", "has no transparent parts, and these are what is drawn anew")
     return ImageOps.invert(mask.alpha)
 
 
@@ -50,6 +50,7 @@ class Attached(NamedTuple):
     Attributes:
         part: the part that a mask names, in grey: white is drawn anew.
         is_cut_out: without a mask, the image's own transparent parts are drawn anew.
+        names: of image and mask, for errors.
     """
 
     fields: SampleRequest
@@ -57,6 +58,7 @@ class Attached(NamedTuple):
     mask: Bytes | None = None
     part: Callable[[Photo], PillowImage] = where_white
     is_cut_out: bool = False
+    names: tuple[str, str] = ("image", "mask_image")
 
 
 def picture_of(attached: Attached, served: Served) -> Picture:
@@ -75,12 +77,13 @@ def picture_of(attached: Attached, served: Served) -> Picture:
             "image", f"must be left out: images of this model have {channels} channels, and are no pictures"
         )
     mode: Mode = "L" if channels == 1 else "RGB"
-    photo, alpha = read_photo(attached.image, mode, "image")
+    image_name, mask_name = attached.names
+    photo, alpha = read_photo(attached.image, mode, image_name)
     group = sizes.asked(request, served.groups, Group(photo.height, photo.width))
     picture = Picture(image_of(fitted(photo, group, request.fit)), digest(photo))
     del photo
     if attached.mask is not None:
-        part = attached.part(read_photo(attached.mask, "L", "mask_image"))
+        part = attached.part(read_photo(attached.mask, "L", mask_name))
     elif attached.is_cut_out and alpha is not None:
         part = ImageOps.invert(alpha)
     else:

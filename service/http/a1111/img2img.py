@@ -89,7 +89,8 @@ class Files(NamedTuple):
     is_inverted: bool
 
     def attached(self, fields: SampleRequest) -> Attached:
-        return Attached(fields, self.image, self.mask, _not_where_white if self.is_inverted else _where_white)
+        part = _not_where_white if self.is_inverted else _where_white
+        return Attached(fields, self.image, self.mask, part, names=(IMAGES, MASK))
 
 
 def read(body: Bytes, max_json: int, model: ModelDescription) -> tuple[Img2Img, tuple[str, ...], Files]:

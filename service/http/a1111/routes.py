@@ -109,8 +109,7 @@ class WebUI:
             words = self._words(asked, ignored, img2img.beginning(asked, files))
             return words, files.attached(words.fields)
 
-        with its_names():
-            words, picture = await self.studio.read_pictured(request, parse)
+        words, picture = await self.studio.read_pictured(request, parse)
         return await self._draw(request, words, picture)
 
     def _words(self, asked: Txt2Img, ignored: tuple[str, ...], begun: Mapping[str, object] | None = None) -> Words:

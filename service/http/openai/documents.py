@@ -154,6 +154,7 @@ def edits(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any
     by_json["mask"] = _or_null(by_json["mask"])
     by_form = {name: {**FILE, "description": what} for name, what in _EDITED.items()}
     as_text = {name: text for name, one in drawn["properties"].items() if (text := without_null(one))}
+    as_text["model"] = {**as_text["model"], **_STRING}
     example = {**_example(served), "image": example_image(served)}
     content = {
         FORM: {"schema": {**drawn, "required": required, "properties": {**as_text, **by_form}}},

@@ -8,7 +8,7 @@ from service.errors import Invalid, TooManyImages
 from service.http.base64_files import PHOTO, from_base64
 from service.http.models import RequestModel
 from service.http.openai import fields
-from service.http.openai.fields import ALIASES, OWN, Asked, named_as_sent
+from service.http.openai.fields import ALIASES, OWN, READ, Asked, named_as_sent
 from service.http.parsing import form_with_photos, is_form, json_with_files
 from service.http.pictures import Attached, where_transparent
 from service.http.pieces import Bytes
@@ -59,7 +59,7 @@ def read_edit(
         raise Invalid.field(MASK, "is given twice")
     asked = fields.read(sent.values, model, served)
     [image], mask = sent.images, next(iter(sent.masks), None)
-    return asked, Attached(asked.fields, image, mask, where_transparent, is_cut_out=mask is None)
+    return asked, Attached(asked.fields, image, mask, where_transparent, mask is None, ("image", MASK))
 
 
 def _form(content_type: str, body: Bytes, model: RequestModel[SampleRequest]) -> _Sent:
@@ -102,6 +102,8 @@ def _value(name: str, texts: list[str], model: RequestModel[SampleRequest]) -> o
     if own in OWN:
         with named_as_sent({own: name}):
             return model.value_of(own, texts)
+    if name not in READ:
+        return texts
     [text, *more] = texts
     if more:
         raise Invalid.field(name, "is given twice")

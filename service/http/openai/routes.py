@@ -20,7 +20,6 @@ from service.http.pieces import Bytes
 from service.http.responses import JSON, PNG, headers_of, server_timing
 from service.plan.plan import Plan
 
-_FILES = {"mask_image": MASK}  # our names of files → its own, for errors
 _EDITS = "/v1/images/edits"
 _NEVER_STORE = {"Cache-Control": "no-store"}
 
@@ -65,9 +64,8 @@ class Images:
             served=self.studio.served,
             max_json=self.studio.max_json,
         )
-        with fields.named_as_sent(_FILES):
-            asked, picture = await self.studio.read_pictured(request, read)
-        with fields.named_as_sent({**_FILES, **asked.sent_as}):
+        asked, picture = await self.studio.read_pictured(request, read)
+        with fields.named_as_sent({"mask_image": MASK, **asked.sent_as}):
             plan = await self.studio.planned(asked.fields, picture=picture)
         return await self._draw(request, "image_edit", asked, plan)
 
