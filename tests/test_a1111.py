@@ -32,8 +32,8 @@ JSON = {"Accept": "application/json"}
 PNG = {"Accept": "image/png"}
 
 
-def asked(body: Json, model: str = "digits") -> tuple[Txt2Img, tuple[str, ...]]:
-    return read(body, model, Txt2Img)
+def asked(body: Json) -> tuple[Txt2Img, tuple[str, ...]]:
+    return read(body, MODEL, Txt2Img)
 
 
 def drawn(server: Reachable, body: Json) -> Json:
@@ -81,7 +81,7 @@ def test_what_is_absent_or_null_is_the_weights_recommendation(server: ServerProc
     recommended = {"sampler_name": "DPM++ 2M", "steps": 4, "cfg_scale": 1.0, "width": 16, "height": 16}
     assert recommended.items() <= info.items()
     assert parameters == {**DEFAULTS, **recommended}
-    assert (info["ignored"], info["warnings"], info["interrupted"]) == ([], [], False)
+    assert (info["ignored"], info["warnings"], info["interrupted"]) == (["url", "auth"], [], False)
     [png] = pngs(document)
     assert read_png(png).shape == (16, 16)
     assert drawn(server, {})["info"].keys() == info.keys()
@@ -136,12 +136,15 @@ def test_an_answer_may_have_no_images(server: ServerProcess) -> None:
             ("restore_faces", "s_noise", "script_name"),
         ),
         ({"alwayson_scripts": {"ADetailer": {"args": [False]}}}, ("alwayson_scripts.ADetailer",)),
-        ({"override_settings": {"sd_model_checkpoint": "digits", "sd_vae": "Automatic", "x": None}}, ()),
+        ({"override_settings": {"sd_model_checkpoint": MODEL.name, "sd_vae": "Automatic", "x": None}}, ()),
+        ({"override_settings": {"samples_format": "png", "CLIP_stop_at_last_layers": 2}}, ()),
         (
             {"override_settings": {"sd_model_checkpoint": "other", "eta_noise_seed_delta": 31337}},
             ("override_settings.sd_model_checkpoint", "override_settings.eta_noise_seed_delta"),
         ),
-        ({"anything": {"else": [1]}, "do_not_save_grid": 3}, ()),
+        ({"do_not_save_grid": 3, "comments": {"a": 1}, "denoising_strength": 0.7}, ()),
+        ({"guidance_scale": 7, "anything": None, "x" * 300: 1}, ("guidance_scale", "x" * 200)),
+        ({f"f{i}": i for i in range(40)}, (*(f"f{i}" for i in range(32)), "8 more")),
     ],
 )
 def test_what_would_change_a_picture_is_listed(body: Json, ignored: tuple[str, ...]) -> None:
@@ -225,8 +228,9 @@ def test_eta_is_ddims_and_for_others_what_they_do_anyway() -> None:
         ({"width": -8}, "width: "),
         ({"seed": -2}, "seed: "),
         ({"prompt": 7}, "prompt: must be a valid string$"),
+        ({"scheduler": "\ud800"}, "scheduler: must be Unicode, "),
         ({"prompt": "zero or one"}, "prompt: must name one class, and names several"),
-        ({"override_settings": []}, "override_settings: "),
+        ({"override_settings": []}, r"override_settings: must be an object, and is \[\]$"),
     ],
 )
 def test_what_is_wrong_is_named_as_its_programs_name_it(body: Json, complaint: str) -> None:
@@ -470,7 +474,7 @@ def test_what_programs_ask_at_connect(server: ServerProcess) -> None:
         assert answer.status_code == 200
         return answer.json()
 
-    assert change(**options) is None
+    assert change(**{**options, "sd_vae": "Automatic", "sd_lora": None}) is None
     assert change(**options, sd_lora="x") == {"ignored": ["sd_lora"]}
     assert change(sd_model_checkpoint="other") == {"ignored": ["sd_model_checkpoint"]}
     assert ask("options") == options

@@ -347,6 +347,10 @@ def test_help_names_every_exit_code() -> None:
         assert f" {command} " in text
 
 
+def test_help_shows_brackets() -> None:
+    assert "[word]" in CliRunner().invoke(app, ["sample", "--help"]).stdout
+
+
 def test_version() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"stepwise {service.__version__}\n"
 

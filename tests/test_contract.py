@@ -29,7 +29,7 @@ from schemathesis.openapi.checks import RejectedPositiveData
 
 from model.samplers import SAMPLERS
 from model.schedule import Schedule
-from service.http.a1111.fields import CLIP_SKIP
+from service.http.a1111.options import CLIP_SKIP
 from service.plan.shared_fields import MAX_PROMPT, MAX_SEED
 from tests.checkpoints import save_latent_pipeline
 from tests.engines import FakeRunner

@@ -592,6 +592,8 @@ def test_models_whose_images_are_no_pictures_are_told_apart() -> None:
     served = replace(local.SERVED, model=replace(local.MODEL, image_shape=(2, 1, 2)))
     with serving_fake(served=served) as server:
         assert "npy" in error(post(server, prompt="one"), 501)["message"]
+        described = server.client.get("/openapi.json").json()["paths"]
+        assert not described.keys() & {GENERATIONS, "/v1/images/edits", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"}
 
 
 # A tiny Stable Diffusion

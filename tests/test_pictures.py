@@ -82,6 +82,29 @@ def deep(channels: int) -> bytes:
     return cv2.imencode(".png", DEEP[:, :, [2, 1, 0, 3][:channels] if channels > 1 else 0])[1].tobytes()
 
 
+def png_of(
+    width: int, height: int, packed: bytes = b"", kind: tuple[int, int] = (8, 0), transparent: bytes = b""
+) -> bytes:
+    """A PNG with these compressed pixels.
+
+    Args:
+        kind: bits of a value, and the colour type. The default is grey.
+        transparent: the content of its tRNS.
+    """
+    header = struct.pack(">IIBBBBB", width, height, *kind, 0, 0, 0)
+    chunks = [
+        (b"IHDR", header),
+        *([(b"tRNS", transparent)] if transparent else []),
+        (b"IDAT", packed),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+JPG = file(RGB, "JPEG")
+
 MODES: Mapping[str, tuple[bytes, Any]] = {
     "RGB": (file(RGB), PIXELS),
     "grey": (file(GREY), GREY.convert("RGB")),
@@ -102,6 +125,18 @@ MODES: Mapping[str, tuple[bytes, Any]] = {
         file(GREY, transparency=GREY.getpixel((3, 2))),
         GREY.point(lambda value: 255 if value == GREY.getpixel((3, 2)) else value).convert("RGB"),
     ),
+    **{
+        f"a transparent colour of {depth} bits": (
+            png_of(2, 1, zlib.compress(b"\0" + values), (depth, colour_type), transparent),
+            np.array([[[255] * 3, other]]),
+        )
+        for depth, colour_type, values, transparent, other in (
+            (2, 0, bytes([0b01_10_0000]), b"\0\1", [170] * 3),
+            (4, 0, bytes([0x5A]), b"\0\5", [170] * 3),
+            (16, 0, bytes([171, 1, 1, 171]), bytes([171, 1]), [1] * 3),
+            (16, 2, bytes([171, 1, 172, 2, 173, 3, *[1, 9, 2, 9, 3, 9]]), bytes([171, 1, 172, 2, 173, 3]), [1, 2, 3]),
+        )
+    },
     "a palette with transparent colours": (
         file(FEW, transparency=bytes([0, 128])),
         over_white(np.asarray(FEW.convert("RGB")), np.array([0, 128, *[255] * 5], np.uint8)[np.asarray(FEW)]),
@@ -122,6 +157,7 @@ MODES: Mapping[str, tuple[bytes, Any]] = {
         file(RGB, "JPEG", progressive=True, comment=b"a text", icc_profile=bytes(99), dpi=(300, 300)),
         Image.open(io.BytesIO(file(RGB, "JPEG", progressive=True))),
     ),
+    "a JPEG with gaps": (JPG[:2] + b"\xff\xff" + JPG[2:], Image.open(io.BytesIO(JPG))),
     "grey JPEG": (file(GREY, "JPEG"), Image.open(io.BytesIO(file(GREY, "JPEG"))).convert("RGB")),
     "CMYK JPEG": (
         file(RGB.convert("CMYK"), "JPEG"),
@@ -188,14 +224,6 @@ def test_exif_that_cannot_be_read_turns_nothing(broken: bytes) -> None:
 # Files that are no images, or too much.
 
 
-def png_of(width: int, height: int, packed: bytes = b"") -> bytes:
-    """A grey PNG with this header and these compressed pixels."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", packed), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
-
-
 def webp_of(width: int, height: int) -> bytes:
     canvas = (
         b"VP8X" + struct.pack("<II", 10, 0) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
@@ -203,7 +231,6 @@ def webp_of(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(canvas)) + b"WEBP" + canvas
 
 
-JPG = file(RGB, "JPEG")
 FRAME = JPG.index(b"\xff\xc0")
 
 

@@ -13,15 +13,16 @@ from model.rows import Prompt, Tokens
 from service.config import Settings
 from service.engine.engine import Engine
 from service.engine.requests import Accepted, Encoding, Finished, Upload, Watcher
+from service.errors import NotBuilt
 from service.http.bodies import Body
 from service.http.checks import PromptCheck, prompts_of
 from service.http.leaving import unless_client_leaves
 from service.http.models import RequestModel
-from service.http.parsing import MAX_PLAIN_JSON
+from service.http.parsing import MAX_PLAIN_JSON, check_type
 from service.http.pictures import Attached, picture_of
 from service.http.pieces import PIECE, Bytes, rest
 from service.plan.fields import DenoiseRequest, Drawing, Noise, NoiseRequest, SampleRequest
-from service.plan.pictures import Picture
+from service.plan.pictures import INPAINTS, Picture
 from service.plan.plan import Plan, plan_sample
 from service.plan.served import Served
 from service.plan.shared_fields import MAX_PROMPT
@@ -48,6 +49,24 @@ class Studio:
     settings: Settings
     prompts: PromptCheck | None = None
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def refusal(self, from_image: str | None = None) -> NotBuilt | None:
+        """Why an API of other programs has nothing to draw with: the model draws no pictures, or none without an image.
+
+        Args:
+            from_image: the path of what draws from an image; None if the request itself does.
+        """
+        if not self.served.draws_pictures:
+            return NotBuilt("this model's images are no pictures: POST /sample answers them as .npy files")
+        if from_image is not None and self.served.model.inpaints:
+            return NotBuilt(f"{INPAINTS}: POST {from_image} draws, with an image and a mask")
+        return None
+
+    async def check_model(self, request: Request, from_image: str | None = None) -> None:
+        """Raise the refusal if there is one. The body is then not read."""
+        if refusal := self.refusal(from_image):
+            await Body.of(request).discard()
+            raise refusal
 
     async def read(self, request: Request, parse: Callable[[Bytes], Result]) -> Result:
         """Read the whole body and parse it. A long body is parsed in a thread, one at a time."""
@@ -168,3 +187,15 @@ class Studio:
 
     def _model(self, request: type[Fields]) -> RequestModel[Fields]:
         return RequestModel(request, self.served, self.settings.max_images, self.settings.timeout)
+
+
+async def type_of_body(request: Request, *read: str) -> str:
+    """The Content-Type of a request. If there is a body, this must be one of these types.
+
+    Raises:
+        UnsupportedMedia: it is another one.
+    """
+    content_type = request.headers.get("content-type", "")
+    if not await Body.of(request).is_empty():
+        check_type(content_type, *read)
+    return content_type

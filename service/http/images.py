@@ -21,7 +21,7 @@ from service.engine.requests import Encoding, Upload
 from service.errors import Invalid
 from service.http import openapi
 from service.http.bodies import Body
-from service.http.drawing import Studio
+from service.http.drawing import Studio, type_of_body
 from service.http.events import EventStream, Mailbox
 from service.http.models import RequestModel
 from service.http.parsing import (
@@ -29,7 +29,6 @@ from service.http.parsing import (
     FORM,
     MAX_PLAIN_JSON,
     check_query,
-    check_type,
     read_sample,
     read_upload,
 )
@@ -98,9 +97,7 @@ class Generation:
 
     async def sample(self, request: Request) -> Response:
         media_type = negotiate(_accept(request), sample_media(self.served))
-        content_type = _content_type(request)
-        if not await Body.of(request).is_empty():
-            check_type(content_type, JSON, FORM)
+        content_type = await type_of_body(request, JSON, FORM)
         read = partial(read_sample, content_type, model=self.studio.sample_model, max_json=self.studio.max_json)
         fields, picture = await self.studio.read_pictured(request, read)
         plan = await self.studio.planned(fields, media_type == NPY, picture)
@@ -216,10 +213,7 @@ class Generation:
         Args:
             value_range: tells a PNG's value range from the fields beside it.
         """
-        body = Body.of(request)
-        content_type = _content_type(request)
-        if not await body.is_empty():
-            check_type(content_type, FORM, JSON)
+        content_type = await type_of_body(request, FORM, JSON)
         groups = self.served.groups
         shapes = [self.served.model.image_shape_of(group) for group in groups]
         latent_shapes = [self.served.model.sample_shape_of(group) for group in groups] if self._is_latent else []
@@ -230,6 +224,7 @@ class Generation:
             image = decode(data, shapes, value_range(fields), latent_shapes)
             return Sent(fields, image, self._is_latent and is_png(data))
 
+        body = Body.of(request)
         sent = await body.read()
         async with self.studio.reading:
             upload = await run_in_threadpool(read, sent)
@@ -258,10 +253,6 @@ class Generation:
     def _cache_control(self, immutable: bool) -> str:
         scope = "private, " if self.studio.settings.api_keys else ""  # only for the holder of the key
         return scope + ("max-age=31536000, immutable" if immutable else "max-age=3600")
-
-
-def _content_type(request: Request) -> str:
-    return request.headers.get("content-type", "")
 
 
 def _accept(request: Request) -> str:

@@ -11,6 +11,7 @@ _SEGMENTS = 1024  # the most before the pixels; Pillow reads each in a Python lo
 _SEGMENTS_AT_ONCE = 128
 _SCANS = 256  # the most; encoders write about ten. A decoder visits all pixels for each, however short a scan is
 
+_MOST_FILL = 64  # bytes before a marker
 _SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 …: the size of the image
 _EXIF = 0xE1
@@ -49,6 +50,7 @@ def bare_jpeg(data: Bytes, name: str) -> BareJpeg:
     for count in range(_SEGMENTS):
         if count % _SEGMENTS_AT_ONCE == 0:
             rest()
+        place += _fill(data, place)
         marker, length = _segment(data, place, name)
         if marker == _SCAN:
             break
@@ -68,6 +70,12 @@ def bare_jpeg(data: Bytes, name: str) -> BareJpeg:
         raise Invalid.field(name, f"is a JPEG of more than {_SCANS} scans")
     [(width, height)] = sizes
     return BareJpeg(b"".join([*kept, data[place:]]), width, height, exif)
+
+
+def _fill(data: Bytes, place: int) -> int:
+    """How many bytes may fill the gap before a marker: 0xFF, each. T.81, B.1.1.2."""
+    gap = bytes(data[place : place + _MOST_FILL])
+    return max(0, len(gap) - len(gap.lstrip(b"\xff")) - 1)
 
 
 def _segment(data: Bytes, place: int, name: str) -> tuple[int, int]:

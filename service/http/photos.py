@@ -1,4 +1,4 @@
-"""Reads images as people have them: PNG, JPEG and WebP of any size, mode and orientation. POST /sample takes these.
+"""Reads images to draw from, as people have them: PNG, JPEG and WebP of any size, mode and orientation.
 
 Whatever a file is, its picture has 8 bits a channel, is RGB or grey, opaque and upright:
 
@@ -79,11 +79,16 @@ def read_photo(data: Bytes, mode: Mode, name: str) -> Photo:
 
 
 class _File(NamedTuple):
-    """A file whose size is checked, with Pillow's name for its format."""
+    """A file whose size is checked, with Pillow's name for its format.
+
+    Attributes:
+        depth: bits of a value.
+    """
 
     kind: str
     data: Bytes
     exif: bytes = b""
+    depth: int = 8
 
 
 _NAMES = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP"}
@@ -93,7 +98,7 @@ def _checked(data: Bytes, name: str) -> _File:
     if is_png(data):
         header = header_of(data, name)
         _check_size(header.width, header.height, name)
-        return _File("PNG", bare_png(data, name, (b"PLTE", b"tRNS", b"eXIf")).png)
+        return _File("PNG", bare_png(data, name, (b"PLTE", b"tRNS", b"eXIf")).png, depth=header.depth)
     if is_jpeg(data):
         bare = bare_jpeg(data, name)
         _check_size(bare.width, bare.height, name)
@@ -140,20 +145,20 @@ def _decoded(file: _File, mode: Mode, name: str) -> tuple[Photo, bytes]:
         with PillowImage.open(io.BytesIO(file.data), formats=[file.kind]) as picture:
             _check_size(*picture.size, name)
             picture.load()
-            return _plain(picture, mode), picture.info.get("exif", b"")
+            return _plain(picture, mode, file.depth), picture.info.get("exif", b"")
     except (Invalid, MemoryError):
         raise
     except Exception as error:  # Pillow raises many kinds of errors for broken files
         raise Invalid.field(name, f"is a {_NAMES[file.kind]} whose pixels cannot be read") from error
 
 
-def _plain(picture: PillowImage.Image, mode: Mode) -> Photo:
+def _plain(picture: PillowImage.Image, mode: Mode, depth: int) -> Photo:
     """Any mode → RGB or grey of 8 bits, opaque."""
     transparency = picture.info.get("transparency")  # of a palette, or one colour
     if picture.mode in ("I;16", "I"):
         picture = PillowImage.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        if transparency is not None:
-            picture.info["transparency"] = transparency >> 8
+    if transparency is not None and picture.mode in ("L", "RGB"):  # Pillow leaves it as deep as the file
+        picture.info["transparency"] = _of_8_bits(transparency, depth)
     alpha = None
     if transparency is not None or picture.mode in ("LA", "RGBA"):
         with_alpha = _of_mode(picture, "RGBA")
@@ -162,6 +167,13 @@ def _plain(picture: PillowImage.Image, mode: Mode) -> Photo:
         picture.paste(with_alpha, mask=channel)
         alpha = channel if channel.getextrema() != (255, 255) else None
     return Photo(_of_mode(picture, mode), alpha)
+
+
+def _of_8_bits(colour: int | tuple[int, ...], depth: int) -> int | tuple[int, ...]:
+    """A colour of the file as its pixels are decoded."""
+    if isinstance(colour, tuple):
+        return tuple(value >> 8 for value in colour) if depth == 16 else colour  # 8 and 16 bits are all there are
+    return colour >> 8 if depth == 16 else colour * 255 // (2**depth - 1)
 
 
 def _of_mode(picture: PillowImage.Image, mode: str) -> PillowImage.Image:

@@ -53,9 +53,8 @@ class SampleEvents:
         yield event({**document(error)}, "error")
 
     def _preview(self, index: int, step: int, x0: Image) -> Event:
-        rough = self.served.preview
-        decoder = {} if rough is None else {"decoder": "linear"}
-        png = encode_png(x0 if rough is None else rough(x0), {})
+        decoder = {} if self.served.preview is None else {"decoder": "linear"}
+        png = encode_png(self.served.shown(x0), {})
         return event({"index": index, "step": step, **decoder, **_encoded(png)}, "preview")
 
 

@@ -1,4 +1,4 @@
-"""Reads uploaded images: PNG and .npy. Everything is checked before it is decoded."""
+"""Reads the images of /denoise and /noise, exactly: PNG and .npy. Everything is checked before it is decoded."""
 
 import io
 import math

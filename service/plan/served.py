@@ -53,6 +53,10 @@ class Served:
         """Whether images are grey or RGB. Others, such as spectra, are answered and read as .npy alone."""
         return self.model.image_shape[0] in (1, 3)
 
+    def shown(self, preview: Image) -> Image:
+        """A preview of a row as an image, [C, H, W]: rough, if the preview is latents."""
+        return preview if self.preview is None else self.preview(preview)
+
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits. Two runtimes with different bytes never share a fingerprint."""

@@ -96,7 +96,7 @@ def _option(row: Field) -> inspect.Parameter:
     option = typer.Option(
         *_flags(row),
         metavar="N,N,…" if row.is_only_list else None,
-        help=row.help,
+        help=row.help.replace("[", r"\["),  # typer would read [word] as markup, and not show it
         show_default=False,
         rich_help_panel=DRAWING,
     )

@@ -171,7 +171,7 @@ def _body(request: RequestModel[SampleRequest], served: Served, kind: type[Txt2I
         "scheduler": f"{labels}. Another one is told in `info`, and is not taken.",
         "steps": "Default: what the weights recommend.",
         "cfg_scale": "Default: what the weights recommend.",
-        "eta": "Noise in DDIM's steps.",
+        "eta": "Noise in DDIM's steps, and γ of TCD.",
         "width": "With `height`: the served size that is nearest is drawn.",
         "n_iter": "How often `batch_size` images are drawn.",
         "send_images": "false: the answer has no images.",

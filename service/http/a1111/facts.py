@@ -1,10 +1,9 @@
-"""What AUTOMATIC1111's programs ask at connect: the model, its options, samplers, and lists of what is not here."""
+"""What AUTOMATIC1111's programs ask at connect, beside options: the model, samplers, and lists of what is not here."""
 
 from collections.abc import Mapping
 
 from model.description import ModelDescription
 from service.http.a1111 import samplers
-from service.http.a1111.fields import CLIP_SKIP
 from service.http.a1111.info import short_hash
 
 # Lists of what this server does not have, by path.
@@ -30,27 +29,6 @@ def models(model: ModelDescription) -> list[dict[str, object]]:
             "config": None,
         }
     ]
-
-
-def options(model: ModelDescription) -> dict[str, object]:
-    """The options that programs read, at the values that are in force."""
-    return {
-        "sd_model_checkpoint": model.name,
-        "sd_checkpoint_hash": model.digest,
-        "sd_vae": "None",
-        CLIP_SKIP: 1,
-        "samples_format": "png",
-        "samples_save": False,
-        "grid_save": False,
-        "return_grid": False,
-        "live_previews_enable": True,
-    }
-
-
-def not_set(values: Mapping[str, object], model: ModelDescription) -> list[str]:
-    """The names of options whose values are not in force."""
-    in_force = options(model)
-    return [name for name, value in values.items() if name not in in_force or in_force[name] != value]
 
 
 def sampler_list(model: ModelDescription) -> list[dict[str, object]]:

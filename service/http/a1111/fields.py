@@ -1,19 +1,20 @@
 """The fields of txt2img, which img2img has, too: what is read of a request, and what is ignored.
 
 AUTOMATIC1111's programs send many fields that are none of ours, and null for absent ones. Both are tolerated. What
-would change a picture and has no effect here is listed.
+would change a picture and has no effect here is listed, and so is what neither it nor this server knows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from model.description import ModelDescription
 from service.errors import Invalid
+from service.http.a1111.options import CLIP_SKIP, not_in_force
 from service.http.models import shown
 from service.plan.shared_fields import MAX_GUIDANCE, MAX_PROMPT, MAX_SEED
 
-CLIP_SKIP = "CLIP_stop_at_last_layers"
 MAX_SIDE = 2**14  # pixels
 _MOST_IGNORED = 32  # names
 _MAX_NAME = 200  # characters
@@ -98,7 +99,6 @@ NOTHING: Mapping[str, tuple[object, ...]] = {
     "script_name": ("", "None"),
     "infotext": ("",),
 }
-_NO_VAE = ("", "Automatic", "None")
 
 
 def whole(value: object) -> object:
@@ -172,12 +172,15 @@ Asked = TypeVar("Asked", bound=Txt2Img)
 
 
 def read(
-    values: Mapping[str, object], model: str, kind: type[Asked], nothing: Mapping[str, tuple[object, ...]] = NOTHING
+    values: Mapping[str, object],
+    model: ModelDescription,
+    kind: type[Asked],
+    nothing: Mapping[str, tuple[object, ...]] = NOTHING,
 ) -> tuple[Asked, tuple[str, ...]]:
     """Read the values of a body. Returns the request, and the names of what is ignored.
 
     Args:
-        model: the name of the model that is served.
+        model: the one that is served.
         nothing: as NOTHING.
 
     Raises:
@@ -187,29 +190,35 @@ def read(
         asked = kind.model_validate({name: values[name] for name in kind.model_fields if name in values})
     except ValidationError as error:
         raise Invalid([{"loc": list(one["loc"]), "msg": _complaint(one)} for one in error.errors()]) from None
-    return asked, tuple(_ignored(values, model, nothing))
+    known = {*DEFAULTS, *kind.defaults}
+    return asked, tuple(_ignored(values, model, known, nothing))
 
 
 def _complaint(error: Any) -> str:
+    if error["type"] == "model_type":
+        return f"must be an object, and is {shown(error['input'])}"
+    if error["type"] == "string_unicode":
+        return "must be Unicode, and has half of a character: a lone surrogate"
     expected = error["msg"].replace("Input should be", "must be").replace("String should have", "must have")
     is_prompt = error["loc"][0] in ("prompt", "negative_prompt")  # messages show no prompt
     return expected if is_prompt else f"{expected}, and is {shown(error['input'])}"
 
 
-def _ignored(values: Mapping[str, object], model: str, nothing: Mapping[str, tuple[object, ...]]) -> list[str]:
+def _ignored(
+    values: Mapping[str, object],
+    model: ModelDescription,
+    known: Collection[str],
+    nothing: Mapping[str, tuple[object, ...]],
+) -> list[str]:
     names = [name for name, without_effect in nothing.items() if values.get(name) not in (None, *without_effect)]
-    names += [f"alwayson_scripts.{name}" for name in _names(values.get("alwayson_scripts"))]
-    settings = values.get("override_settings")
-    names += [f"override_settings.{name}" for name in _names(settings) if not _is_in_force(name, settings, model)]
-    return names if len(names) <= _MOST_IGNORED else [*names[:_MOST_IGNORED], f"{len(names) - _MOST_IGNORED} more"]
+    names += [f"alwayson_scripts.{name}" for name in _members(values, "alwayson_scripts")]
+    settings = {name: value for name, value in _members(values, "override_settings").items() if name != CLIP_SKIP}
+    names += [f"override_settings.{name}" for name in not_in_force(settings, model)]
+    names += [name for name, value in values.items() if value is not None and name not in known]
+    more = [f"{len(names) - _MOST_IGNORED} more"] if len(names) > _MOST_IGNORED else []
+    return [*(name[:_MAX_NAME] for name in names[:_MOST_IGNORED]), *more]
 
 
-def _names(value: object) -> Iterator[str]:
-    yield from (name[:_MAX_NAME] for name in value) if isinstance(value, dict) else ()
-
-
-def _is_in_force(name: str, settings: Any, model: str) -> bool:
-    value = settings.get(name)
-    if value is None or name == CLIP_SKIP:
-        return True
-    return (name == "sd_model_checkpoint" and value == model) or (name == "sd_vae" and value in _NO_VAE)
+def _members(values: Mapping[str, object], name: str) -> Mapping[str, object]:
+    value = values.get(name)
+    return value if isinstance(value, dict) else {}

@@ -7,6 +7,7 @@ from PIL import ImageOps
 from PIL.Image import Image as PillowImage
 from pydantic import BeforeValidator, Field
 
+from model.description import ModelDescription
 from service.errors import Invalid
 from service.http.a1111 import fields
 from service.http.a1111.fields import DEFAULTS, NOTHING, Txt2Img, whole
@@ -92,12 +93,12 @@ class Files(NamedTuple):
         return Attached(fields, self.image, self.mask, part, names=(IMAGES, MASK))
 
 
-def read(body: Bytes, max_json: int, model: str) -> tuple[Img2Img, tuple[str, ...], Files]:
+def read(body: Bytes, max_json: int, model: ModelDescription) -> tuple[Img2Img, tuple[str, ...], Files]:
     """Read a JSON body. Returns the request, the names of what is ignored, and the files.
 
     Args:
         max_json: bytes beside images.
-        model: the name of the model that is served.
+        model: the one that is served.
 
     Raises:
         Invalid: names each wrong field.

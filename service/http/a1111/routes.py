@@ -15,25 +15,25 @@ from starlette.responses import Response
 
 from model.rows import Image
 from service.engine.requests import Progress
-from service.errors import NotBuilt
-from service.http.a1111 import documents, facts, img2img
+from service.http.a1111 import documents, facts, img2img, options
 from service.http.a1111.fields import Txt2Img, read
 from service.http.a1111.info import Answer
 from service.http.a1111.running import Job, Running
 from service.http.a1111.translation import Translated, its_names, translated
 from service.http.bodies import Body
-from service.http.drawing import Studio
+from service.http.drawing import Studio, type_of_body
 from service.http.leaving import unless_client_leaves
-from service.http.parsing import check_type, json_object
+from service.http.parsing import json_object
 from service.http.pictures import Attached
 from service.http.pieces import Bytes
 from service.http.png import encode_png
 from service.http.responses import JSON, headers_of, server_timing
 from service.plan.fields import SampleRequest
-from service.plan.pictures import INPAINTS, Picture
+from service.plan.pictures import Picture
 from service.plan.served import Served
 
 _PREFIX = "/sdapi/v1"
+_IMG2IMG = f"{_PREFIX}/img2img"
 _NOTHING = Progress(0, 0, 0.0, 0, 0, 0.0)
 _MAX_JSON = 2**22  # bytes; decoding holds the interpreter for about 1.5 ms a MiB
 _NEVER_STORE = {"Cache-Control": "no-store"}
@@ -68,13 +68,16 @@ class WebUI:
         txt2img = documents.txt2img(self.studio.sample_model, self.served)
         from_images = documents.img2img(self.studio.sample_model, self.served)
         set_options = documents.set_options(self.studio.sample_model, self.served)
-        router.add_api_route("/txt2img", self.txt2img, methods=["POST"], **txt2img)
-        router.add_api_route("/img2img", self.img2img, methods=["POST"], **from_images)
+        for name, draw, described, refusal in (
+            ("txt2img", self.txt2img, txt2img, self.studio.refusal(_IMG2IMG)),
+            ("img2img", self.img2img, from_images, self.studio.refusal()),
+        ):
+            router.add_api_route(f"/{name}", draw, methods=["POST"], include_in_schema=refusal is None, **described)
         router.add_api_route("/interrupt", self.interrupt, methods=["POST"], **documents.interrupt())
         router.add_api_route("/options", self.set_options, methods=["POST"], **set_options)
         model = self.served.model
         lists = {
-            "options": facts.options(model),
+            "options": options.in_force(model),
             "sd-models": facts.models(model),
             "samplers": facts.sampler_list(model),
             "schedulers": facts.scheduler_list(model),
@@ -90,32 +93,24 @@ class WebUI:
         return router
 
     async def txt2img(self, request: Request) -> Response:
-        await self._check_pictures(request)
-        if self.served.model.inpaints:
-            await Body.of(request).discard()
-            raise NotBuilt(f"{INPAINTS}: POST {_PREFIX}/img2img draws, with an image and a mask")
+        await self.studio.check_model(request, _IMG2IMG)
 
         def parse(body: Bytes) -> Words:
-            return self._words(*read(json_object(body, self._max_json), self.served.model.name, Txt2Img))
+            return self._words(*read(json_object(body, self._max_json), self.served.model, Txt2Img))
 
         return await self._draw(request, await self._json(request, parse))
 
     async def img2img(self, request: Request) -> Response:
-        await self._check_pictures(request)
-        await self._check_json(request)
+        await self.studio.check_model(request)
+        await type_of_body(request, JSON)
 
         def parse(body: Bytes) -> tuple[Words, Attached]:
-            asked, ignored, files = img2img.read(body, self._max_json, self.served.model.name)
+            asked, ignored, files = img2img.read(body, self._max_json, self.served.model)
             words = self._words(asked, ignored, img2img.beginning(asked, files))
             return words, files.attached(words.fields)
 
         words, picture = await self.studio.read_pictured(request, parse)
         return await self._draw(request, words, picture)
-
-    async def _check_pictures(self, request: Request) -> None:
-        if not self.served.draws_pictures:
-            await Body.of(request).discard()
-            raise NotBuilt("this model's images are no pictures: POST /sample answers them as .npy files")
 
     def _words(self, asked: Txt2Img, ignored: tuple[str, ...], begun: Mapping[str, object] | None = None) -> Words:
         """What a request asks for, in the fields of /sample.
@@ -161,7 +156,7 @@ class WebUI:
     async def set_options(self, request: Request) -> Response:
         """Options cannot be set. The answer names those that were to change."""
         values = await self._json(request, lambda body: json_object(body, self._max_json))
-        names = facts.not_set(values, self.served.model)
+        names = options.not_in_force(values, self.served.model)
         return _answer({"ignored": names} if names else None)
 
     @property
@@ -169,12 +164,8 @@ class WebUI:
         return self.studio.served
 
     async def _json(self, request: Request, parse: Callable[[Bytes], Read]) -> Read:
-        await self._check_json(request)
+        await type_of_body(request, JSON)
         return await self.studio.read(request, parse)
-
-    async def _check_json(self, request: Request) -> None:
-        if not await Body.of(request).is_empty():
-            check_type(request.headers.get("content-type", ""), JSON)
 
     @property
     def _max_json(self) -> int:
@@ -190,8 +181,7 @@ class WebUI:
         """A preview as a PNG in base64. None for values of a request that is about to fail."""
         if not np.isfinite(x0).all():
             return None
-        rough = self.served.preview
-        return base64.b64encode(encode_png(x0 if rough is None else rough(x0), {})).decode()
+        return base64.b64encode(encode_png(self.served.shown(x0), {})).decode()
 
 
 def _telling(fact: object) -> Callable[[], Awaitable[Response]]:

@@ -10,7 +10,8 @@ from model.rows import Group
 from model.samplers import SAMPLERS
 from service.errors import Invalid
 from service.http.a1111 import samplers
-from service.http.a1111.fields import CLIP_SKIP, Txt2Img
+from service.http.a1111.fields import Txt2Img
+from service.http.a1111.options import CLIP_SKIP
 from service.plan import sizes
 from service.plan.guidance import is_guidable
 from service.plan.labels import named_in

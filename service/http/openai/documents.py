@@ -74,6 +74,13 @@ _EVENT = {"type": "object", "required": ["data"], "properties": {"event": _STRIN
 _IGNORED = {
     "X-Ignored-Fields": {"description": "fields without effect, with commas", "schema": _STRING, "required": False}
 }
+_SHOULD_RETRY = {
+    "X-Should-Retry": {
+        "description": "false: the same request would fail again",
+        "schema": {"const": "false"},
+        "required": False,
+    }
+}
 _EDITED = {
     "image": f"{PHOTO.what}, which is drawn anew. Also `image[]`.",
     "mask": f"{PHOTO.what}: what is transparent in it is drawn anew. One without transparent parts is refused. "
@@ -215,7 +222,7 @@ def _facts(operation_id: str, summary: str, schema: Schema) -> dict[str, Any]:
 
 
 def _error(answer: Schema) -> Schema:
-    return {**answer, "content": {JSON: {"schema": _ERROR}}}
+    return {**answer, "headers": {**answer["headers"], **_SHOULD_RETRY}, "content": {JSON: {"schema": _ERROR}}}
 
 
 def _or_null(schema: Schema) -> Schema:

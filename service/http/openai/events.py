@@ -66,8 +66,7 @@ class ImageEvents:
         yield event(told(said["status"], said["detail"], error).document, "error")
 
     def _partial(self, index: int, number: int, x0: Image) -> Event:
-        rough = self._served.preview
-        image = encoded(self._asked, x0 if rough is None else rough(x0), {})
+        image = encoded(self._asked, self._served.shown(x0), {})
         return self._event("partial_image", index, image, {"partial_image_index": number})
 
     def _event(self, name: str, index: int, image: bytes, about: dict[str, Any]) -> Event:

@@ -8,21 +8,19 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import NotBuilt
-from service.http.bodies import Body
-from service.http.drawing import Studio
+from service.http.drawing import Studio, type_of_body
 from service.http.events import EventStream, Mailbox
 from service.http.openai import answers, documents, fields
 from service.http.openai.edits import MASK, read_edit
 from service.http.openai.events import ImageEvents
 from service.http.openai.fields import Asked
 from service.http.openai.links import link
-from service.http.parsing import FORM, check_type, json_object
+from service.http.parsing import FORM, json_object
 from service.http.pieces import Bytes
 from service.http.responses import JSON, PNG, headers_of, server_timing
-from service.plan.pictures import INPAINTS
 from service.plan.plan import Plan
 
+_EDITS = "/v1/images/edits"
 _NEVER_STORE = {"Cache-Control": "no-store"}
 
 
@@ -35,19 +33,17 @@ class Images:
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1", tags=["openai"])
         model, served = self.studio.sample_model, self.studio.served
-        for name, draw, described in (
-            ("generations", self.generate, documents.generations(model, served)),
-            ("edits", self.edit, documents.edits(model, served)),
+        for name, draw, described, refusal in (
+            ("generations", self.generate, documents.generations(model, served), self.studio.refusal(_EDITS)),
+            ("edits", self.edit, documents.edits(model, served), self.studio.refusal()),
         ):
-            router.add_api_route(f"/images/{name}", draw, methods=["POST"], **described)
+            is_shown = refusal is None
+            router.add_api_route(f"/images/{name}", draw, methods=["POST"], include_in_schema=is_shown, **described)
         return router
 
     async def generate(self, request: Request) -> Response:
-        await self._check_pictures(request)
-        if self.studio.served.model.inpaints:
-            await Body.of(request).discard()
-            raise NotBuilt(f"{INPAINTS}: POST /v1/images/edits draws, with an image and a mask")
-        await self._check_type(request, JSON)
+        await self.studio.check_model(request, _EDITS)
+        await type_of_body(request, JSON)
 
         def parse(sent: Bytes) -> Asked:
             values = json_object(sent, self.studio.max_json)
@@ -59,8 +55,8 @@ class Images:
         return await self._draw(request, "image_generation", asked, plan)
 
     async def edit(self, request: Request) -> Response:
-        await self._check_pictures(request)
-        content_type = await self._check_type(request, FORM, JSON)
+        await self.studio.check_model(request)
+        content_type = await type_of_body(request, FORM, JSON)
         read = partial(
             read_edit,
             content_type,
@@ -72,17 +68,6 @@ class Images:
         with fields.named_as_sent({"mask_image": MASK, **asked.sent_as}):
             plan = await self.studio.planned(asked.fields, picture=picture)
         return await self._draw(request, "image_edit", asked, plan)
-
-    async def _check_pictures(self, request: Request) -> None:
-        if not self.studio.served.draws_pictures:
-            await Body.of(request).discard()
-            raise NotBuilt("this model's images are no pictures: POST /sample answers them as .npy files")
-
-    async def _check_type(self, request: Request, *read: str) -> str:
-        content_type = request.headers.get("content-type", "")
-        if not await Body.of(request).is_empty():
-            check_type(content_type, *read)
-        return content_type
 
     async def _draw(self, request: Request, kind: str, asked: Asked, planned: Plan) -> Response:
         """Draw, and answer or stream.
