@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,8 +147,13 @@ class Original:
     """
 
     def __init__(self, image: Image, mask: NDArray[np.bool_]) -> None:
-        self._share = _share_of_drawn(mask)
-        self._kept = (np.float32(1) - self._share) * image
+        self._image = image
+        self._mask = mask
+
+    @cached_property
+    def _share(self) -> NDArray[np.float32]:
+        """Not known before the first image, so that a request that waits holds little."""
+        return _share_of_drawn(self._mask)
 
     def pasted(self, drawn: Image) -> Image:
         """The drawn image, [C, H, W], with what the mask keeps of the original.
@@ -155,7 +161,7 @@ class Original:
         The original's values are exact outside of the mask. Inside, a seam of 8 pixels blends both.
         """
         image: Image = self._share * drawn
-        image += self._kept
+        image += (np.float32(1) - self._share) * self._image
         return image
 
 
