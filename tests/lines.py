@@ -7,7 +7,7 @@ encodes answers. The line keeps its own record of all work, to check the schedul
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
-from itertools import count, cycle
+from itertools import count, cycle, takewhile
 from math import inf
 
 from hypothesis import strategies as st
@@ -225,7 +225,7 @@ class Worker:
             return None
         first = ready[0][3].job.group
         most = machine.decode[first].width if self.stage == "decode" else 1
-        batch = [one for one in ready if one[3].job.group == first][:most]
+        batch = [*takewhile(lambda one: one[3].job.group == first, ready)][:most]
         for one in batch:
             self._waiting.remove(one)
         *_, ticket, image = batch[0]

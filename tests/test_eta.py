@@ -369,6 +369,17 @@ def test_an_answer_that_waits_for_another_is_expected_after_that() -> None:
     assert expected(line, first) == pytest.approx(10)
 
 
+def test_a_job_whose_piece_waits_for_a_job_ahead_is_expected_after_it() -> None:
+    line = Line(machine_of({1: 0.8}, answer=PerValue(0.4, 0.0)))
+    first = line.came(Arrival(0.0, alike(1, 5), within=9.0, values=(1, 0)))
+    large = line.came(Arrival(0.0, alike(1, 1), values=(4, 0)))
+    assert large.job.behind.answer == first.promise
+    forecast = expected(line, large)
+    line.play([])
+    assert forecast == pytest.approx(large.done)
+    assert large.done == pytest.approx(6 * 0.8 + 0.4 + 1.6)
+
+
 @examples(60)
 @given(
     machines(),

@@ -146,8 +146,13 @@ def test_the_vae_encodes_what_rows_begin_from(
         (None, SERVED, {"fit": "crop"}, "fit: must be stretch without an image, and is crop"),
         (None, SERVED, {"paste_original": True}, "paste_original: must be false without an image, and is true"),
         (PLAIN, SERVED, {"paste_original": True}, "paste_original: must be false without a mask_image"),
-        (PLAIN, SERVED, {"strength": 0.09}, "strength: must leave one of 10 steps, and is 0.09"),
-        (PLAIN, SERVED, {"strength": 0.01, "sampler": "lcm"}, "strength: must leave one of 50 steps, and is 0.01"),
+        (PLAIN, SERVED, {"strength": 0.09}, "strength: must be at least 0.1 to take one of 10 steps, and is 0.09"),
+        (
+            PLAIN,
+            SERVED,
+            {"strength": 0.01, "sampler": "lcm"},
+            "strength: must be at least 0.02 to take one of 50 steps, and is 0.01",
+        ),
         (
             PLAIN,
             SERVED,

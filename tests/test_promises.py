@@ -58,8 +58,7 @@ class Told(Bounds):
         images = self.images[job.costs]
         seconds = images.image * (job.undecoded - 1) + images.full + self.decode * job.blocks.decode
         for other in ahead:
-            theirs = self.images[other.costs]
-            seconds += other.undecoded * (theirs.image if other.costs is job.costs else theirs.single)
+            seconds += other.undecoded * self.images[other.costs].image
         return seconds
 
     def checked(self, job: Job, ahead: Iterable[Job]) -> float:

@@ -385,7 +385,7 @@ def test_of_latent_diffusion_images_are_decoded() -> None:
         ({"timeout_s": -1}, "timeout_s", "more than 0 and at most 300, and is -1"),
         ({"timeout_s": 300.5}, "timeout_s", "more than 0 and at most 300, and is 300.5"),
         ({"preview_every": -1}, "preview_every", "0 to 1000, and is -1"),
-        ({"preview_every": 5}, "preview_every", "0 to 4, the steps, and is 5"),
+        ({"preview_every": 5}, "preview_every", "0 to 4, the steps that events count, and is 5"),
     ],
     ids=str,
 )
@@ -583,7 +583,11 @@ def test_progress_counts_the_timesteps(server: ServerProcess) -> None:
         ({"timesteps": [900, 900]}, "timesteps", "must fall from each to the next, and 900 comes after 900"),
         ({"timesteps": [900, 300, 301]}, "timesteps", "must fall from each to the next, and 301 comes after 300"),
         ({"timesteps": [900], "num_inference_steps": 1}, "timesteps", "beside num_inference_steps, which is 1"),
-        ({"timesteps": [900, 300], "preview_every": 3}, "preview_every", "0 to 2, the steps, and is 3"),
+        (
+            {"timesteps": [900, 300], "preview_every": 3},
+            "preview_every",
+            "0 to 2, the steps that events count, and is 3",
+        ),
         ({"timesteps": []}, "timesteps", "must be a list of integers from 0 to 999, and is []"),
         ({"timesteps": 900}, "timesteps", "must be a list of integers from 0 to 999, and is 900"),
     ],

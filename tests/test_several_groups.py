@@ -306,6 +306,27 @@ def test_a_larger_piece_breaks_no_promise_of_a_job_that_waits_for_no_pass() -> N
     assert all((ticket.done or inf) <= ticket.promise + SOON for ticket in tickets)
 
 
+def test_images_of_later_jobs_do_not_slow_the_images_of_others_that_are_ahead() -> None:
+    """The first job's rows end one by one, and many later images of its size could fill a batch with each of them.
+
+    Then the waiting images of the other size would be late. Short jobs keep the first job's rows apart.
+    """
+    machine = machine_of({1: 0.5}, {1: 0.5}, {1: 0.5}, decode={1: 1.0})
+    machine.decode[GROUPS[1]] = Costs({1: 1.0, 8: 7.2})
+    line = Line(machine, times=[1 + MARGIN], decode_times=[SHARED * (1 + MARGIN)])
+    no_steps = ((0, 1),)
+    long = Arrival(0.0, alike(1, 400), decoded=False, group=2)  # with it in line, other promises are patient
+    later = [Arrival(0.0, no_steps, group=1)] * 53
+    first = Arrival(0.0, alike(6, 2), within=150.0, group=1)
+    waiting = Arrival(38.5, no_steps * 14, within=150.1 - 38.5)
+    short = Arrival(0.0, alike(1, 1), decoded=False, group=2)
+    times = [0.0] * 59 + [waiting.at + 18.0 * n for n in range(6) for _ in range(26)]
+    tickets = line.play([long, *later, first, waiting, *(replace(short, at=at) for at in times)])
+    promised = [ticket.promise for ticket in tickets if ticket.arrival in (first, waiting)]
+    assert promised == pytest.approx([150.0, 150.1])
+    assert all((ticket.done or inf) <= ticket.promise + SOON for ticket in tickets)
+
+
 def change_speed(machine: Machine, times: float) -> None:
     """All work takes about this many times as long from now on, and that is known."""
     for kind in (machine.passes, machine.decode, machine.encode, machine.check):

@@ -28,6 +28,7 @@ from tests.engines import (
     ENDLESS,
     GROUP,
     LONG,
+    OTHER,
     PATIENCE,
     PROBE,
     PROBE_SEED,
@@ -217,6 +218,18 @@ def test_what_waits_is_decoded_together_the_earliest_promise_first() -> None:
         assert order != sorted(order)
         assert s.vae.next_batch() == order[:3]
         assert s.vae.next_batch() == order[3:]
+        s.vae.let_go()
+    assert s.is_empty()
+
+
+def test_a_batch_has_no_image_that_goes_after_an_image_of_another_size() -> None:
+    runner = FakeRunner({1: 1.0})
+    with started(a_setting(runner, other=FakeRunner({1: 1.0}, like=runner), decode_seconds={4: 1.0})) as s:
+        keep_decoder_busy(s)
+        for seed, group in enumerate((GROUP, GROUP, OTHER, GROUP), 1):
+            s.submit(a_row(seed, group=group), timeout_s=20 + seed)
+        s.take_all_steps()
+        assert [s.vae.next_batch() for _ in range(3)] == [[1, 2], [3], [4]]
         s.vae.let_go()
     assert s.is_empty()
 

@@ -18,8 +18,9 @@ Stages work beside the passes, one piece after the other, the earliest promise f
   way. In `together`, the steps of jobs that may not run yet are added to S, because their number does not fall while
   others step.
 - Rows that have taken their steps are decoded in batches of one group, of up to w rows. One batch may be under way.
-  Each later batch of job k's group is full of rows of the jobs up to k, except for the batch with the last row of job
-  k. A batch of another group may be of one row only.
+  Where there is one group, each later batch is full of rows of the jobs up to k, except for the batch with the last
+  row of job k. Where there are several, a batch has no row that goes after a waiting row of another group (stage.py).
+  So while a row of job k waits, no batch of another group has rows of later jobs. But a batch may be of one row only.
 - Images are checked one by one, and the answer is encoded piece by piece. One piece of another job may be under way in
   each of these two stages.
 
@@ -56,13 +57,11 @@ class Images(NamedTuple):
     """Bounds of decoding images of one group, in seconds.
 
     Attributes:
-        image: each image in a full batch.
-        single: the most that an image takes in any batch.
+        image: the most that an image takes: in a full batch, and where there are several groups in any batch.
         full: a full batch.
     """
 
     image: float
-    single: float
     full: float
 
 
@@ -90,8 +89,10 @@ class Bounds:
         for group, costs in machine.decode.items():
             self.decode = costs.speed * SHARED * (1 + MARGIN)
             ceilings = [seconds * self.decode for seconds in costs.ceilings[: costs.width + 1]]
-            single = max(seconds / n for n, seconds in enumerate(ceilings) if n)
-            self.images[machine.passes[group]] = Images(ceilings[-1] / costs.width, single, ceilings[-1])
+            image = ceilings[-1] / costs.width
+            if len(machine.decode) > 1:
+                image = max(seconds / n for n, seconds in enumerate(ceilings) if n)
+            self.images[machine.passes[group]] = Images(image, ceilings[-1])
         for costs in (*machine.encode.values(), *(() if machine.text is None else (machine.text,))):
             self.encode = costs.speed * SHARED * (1 + MARGIN)
         for costs in machine.check.values():
@@ -112,15 +113,13 @@ class _Rate:
         one_by_one: whether the jobs run one after the other.
         most: the bound for the most steps of a job that may run.
         held: the bound for the steps of jobs that may not run yet.
-        images: rows to decode.
     """
 
-    __slots__ = ("decode", "held", "images", "most", "one_by_one", "row", "step")
+    __slots__ = ("decode", "held", "most", "one_by_one", "row", "step")
 
     def __init__(self, row: float, step: float, one_by_one: bool, decode: Images) -> None:
         self.row, self.step, self.one_by_one, self.decode = row, step, one_by_one, decode
         self.most = self.held = 0.0
-        self.images = 0
 
 
 class Look(NamedTuple):
@@ -144,13 +143,13 @@ class Look(NamedTuple):
 
 def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None = None) -> Look:
     """Look at a line of jobs, for a new job whose passes have these costs."""
-    unit, check, answer, nothing = bounds.unit, bounds.check, bounds.answer, Images(0.0, 0.0, 0.0)
+    unit, check, answer, nothing = bounds.unit, bounds.check, bounds.answer, Images(0.0, 0.0)
     rates = {
         costs: _Rate(row, bounds.steps[costs], costs in bounds.one_by_one, bounds.images.get(costs, nothing))
         for costs, row in bounds.rows.items()
     }
     ours = next(iter(rates.values())) if group is None else rates[group]
-    alone = total = singles = checked = answered = 0.0
+    alone = total = decoded = checked = answered = 0.0
     spare_alone = spare_together = inf
     alones, others, most = [0.0], [0.0], [0.0]
     left_alone: list[float] = []
@@ -159,11 +158,9 @@ def look(line: Sequence[Job], bounds: Bounds, start: float, group: Costs | None 
         rate = rates[job.costs]
         have = job.promise - start
         if job.undecoded:
-            decode = rate.decode
-            rate.images += job.undecoded
-            singles += job.undecoded * decode.single
-            have -= singles + rate.images * (decode.image - decode.single) + decode.full - decode.image
-            have -= bounds.decode * job.blocks.decode
+            image, full = rate.decode
+            decoded += job.undecoded * image
+            have -= decoded - image + full + bounds.decode * job.blocks.decode
         if job.unchecked:
             checked += job.check_s
             have -= check * (checked + job.blocks.check)

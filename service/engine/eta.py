@@ -5,7 +5,7 @@ without a lock.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from service.engine.arrivals import Arrivals
@@ -13,6 +13,7 @@ from service.engine.choosing import pace_limit
 from service.engine.costs import Costs
 from service.engine.jobs import Job, Rest
 from service.engine.scheduler import Scheduler
+from service.engine.turns import waits_for
 
 _LOOKED_AT = 32  # jobs ahead, and as many behind; only the sum of the jobs before these counts
 _NOTHING = 1e-6  # forward rows
@@ -43,7 +44,7 @@ class Outlook:
         place: of the job in `line`; None if the job has no steps left.
         line: the jobs around it, those with the least work first.
         ahead_s: seconds of passes of the jobs before `line`, at speed 1.
-        before_s: seconds until its rows can run or be decoded: to encode its texts and uploads, and all others.
+        before_s: seconds until its rows can run or be decoded, if they wait: to encode all texts and uploads.
         decode_s: seconds to decode the rows that have taken their steps.
         checking_s: seconds to check the finished images that wait for that, of all jobs.
         check_s: seconds to check the job's images that are not finished yet.
@@ -54,6 +55,9 @@ class Outlook:
         few: whether the queue is so short that short jobs keep their pace.
         costs: of the job's passes. They may change while an estimate reads them. The estimate then mixes two states.
         rate: a function from a size to the seconds of work a second that arrive in smaller jobs.
+        behind: the outlook of the last job ahead for which pieces of this one wait at a stage, without its own waits;
+            None if they need not wait.
+        then_s: seconds of the job's stages after that wait.
     """
 
     place: int | None
@@ -70,6 +74,8 @@ class Outlook:
     few: bool
     costs: Costs
     rate: Callable[[float], float]
+    behind: "Outlook | None" = None
+    then_s: float = 0.0
 
     def eta(self) -> float:
         """The expected seconds until the job is done.
@@ -87,6 +93,8 @@ class Outlook:
             work = self.line[self.place].left * self.costs.row
             seconds += self._lengthened(self.ahead_s * self.costs.speed, work)
             seconds = self._play(self.place, seconds)
+        if self.behind is not None:
+            seconds = max(seconds, self.behind.eta() + self.then_s)
         return max(0.0, min(seconds, self.at_most_s))
 
     def _play(self, place: int, seconds: float) -> float:
@@ -165,6 +173,20 @@ def _decode_s(decode: Costs | None, rows: int) -> float:
 
 def outlook(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float, promise: float) -> Outlook:
     """The state behind the estimate of a job. The job is in the queue, or about to enter with this promise."""
+    own, ahead = _outlook(job, scheduler, arrivals, now, promise), waits_for(scheduler.by_promise, job)
+    if ahead is None:
+        return own
+    behind, machine = _outlook(ahead, scheduler, arrivals, now, ahead.promise), scheduler.machine
+    then_s = job.answer_s
+    if job.unchecked and max(job.behind.decode, job.behind.check) > -inf:
+        then_s += job.unchecked * machine.check[job.group].seconds(1)
+    if job.undecoded and job.behind.decode > -inf:
+        then_s += _decode_s(machine.decode[job.group], job.undecoded)
+    return replace(own, behind=behind, then_s=then_s)
+
+
+def _outlook(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float, promise: float) -> Outlook:
+    """The same without the waits at stages for jobs ahead."""
     by_work, work, machine = scheduler.by_work, scheduler.work, scheduler.machine
     place = scheduler.ahead_of(job)
     first = max(0, place - _LOOKED_AT)
@@ -174,7 +196,7 @@ def outlook(job: Job, scheduler: Scheduler, arrivals: Arrivals, now: float, prom
     around = [*by_work[first:place], *own, *behind]
     is_new = job.number == inf
     before_s = 0.0
-    if job.encoding:
+    if job.waits:
         uploads, texts = work.uploads.copy(), work.texts
         if is_new:
             uploads[job.group] += job.uploads

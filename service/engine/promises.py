@@ -37,7 +37,7 @@ def patient(job: Job, ahead: Outstanding, machine: Machine) -> float:
             theirs = machine.passes[group]
             if n:
                 block = max(block, bounds.images[theirs].full)
-                seconds += n * (decode.image if theirs is own else bounds.images[theirs].single)
+                seconds += n * bounds.images[theirs].image
         seconds += block
     if job.unchecked:
         seconds += bounds.check * (job.check_s + ahead.check_s)
@@ -128,10 +128,10 @@ class _New:
             i
             for i, other in enumerate(line)
             if other.waits
-            or other.blocks.answer < answer
-            or other.blocks.check < check
-            or other.blocks.decode < decode
             or other.done_by > -inf
+            or (blocks := other.blocks).answer < answer
+            or blocks.check < check
+            or blocks.decode < decode
         }
         self._may_wait = job.encoding or any(line[i].waits for i in self._larger)  # its rows
         self._sum_stages()
@@ -145,6 +145,7 @@ class _New:
         passes, steps = (self._alone, 0.0) if plan == 0 else (self._rows, self._steps)
         encodes, checks = self._bounds.encode * job.encode_s, self._bounds.check * job.check_s
         answers = self._bounds.answer * job.answer_s
+        decodes = job.undecoded * self._bounds.images[own].image if job.undecoded else 0.0
         may_wait = job.encoding or self._ahead[plan].last[-1][0] >= 0
         i = len(line)
         while i > 0:  # past up to a thousand jobs
@@ -160,9 +161,8 @@ class _New:
                 takes += checks
             if answers and other.unanswered:
                 takes += answers
-            if job.undecoded and other.undecoded:
-                images = self._bounds.images[own]
-                takes += job.undecoded * (images.image if other.costs is own else images.single)
+            if decodes and other.undecoded:
+                takes += decodes
             if encodes and other.waits:
                 takes += encodes
             has = left[i - 1]
@@ -252,9 +252,8 @@ class _New:
         """For each place: the bound of decoding for the jobs ahead, and the seconds of their other stages."""
         job, bounds, line = self._job, self._bounds, self._line
         if job.undecoded:
-            a_row = {costs: images.single for costs, images in bounds.images.items()}
-            a_row[job.costs] = bounds.images[job.costs].image
-            self._decode = list(accumulate((other.undecoded * a_row[other.costs] for other in line), initial=0.0))
+            image = {costs: images.image for costs, images in bounds.images.items()}
+            self._decode = list(accumulate((other.undecoded * image[other.costs] for other in line), initial=0.0))
         if job.unchecked:
             self._checks = list(accumulate((other.check_s for other in line), initial=0.0))
             self._check_pieces = _largest([other.a_check_s for other in line], self._busy.orphan_s("check"))

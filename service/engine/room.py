@@ -16,17 +16,18 @@ def enter(job: Job, line: Sequence[Job], place: int, machine: Machine) -> None:
     is_behind = max(behind) > -inf
     for i, other in enumerate(line):
         blocks, pieces = other.blocks, own
-        if other.waits and i >= place:
-            other.free_by += bounds.encode * job.encode_s
-        if is_behind and i < place:  # these pieces go after the other job
+        if i >= place:
+            if other.waits:
+                other.free_by += bounds.encode * job.encode_s
+            if other.done_by > -inf:
+                other.done_by += staged_ahead(job, other, bounds)
+        elif is_behind:  # these pieces go after the other job
             waits = (other.promise <= until for until in behind)
             pieces = Blocks(*(0.0 if wait else piece for wait, piece in zip(waits, own, strict=True)))
         if pieces.exceed(blocks):
             other.blocks = other.blocked(pieces, i < place)
             other.free_by += bounds.unit * (other.blocks.a_pass - blocks.a_pass)
             other.done_by += longer(bounds, blocks, other.blocks)
-        if other.done_by > -inf and i >= place:
-            other.done_by += staged_ahead(job, other, bounds)
 
 
 def staged_ahead(job: Job, other: Job, bounds: Bounds) -> float:
@@ -37,8 +38,7 @@ def staged_ahead(job: Job, other: Job, bounds: Bounds) -> float:
     if other.unanswered:
         seconds += bounds.answer * job.answer_s
     if job.undecoded and other.undecoded:
-        images = bounds.images[job.costs]
-        seconds += job.undecoded * (images.image if other.costs is job.costs else images.single)
+        seconds += job.undecoded * bounds.images[job.costs].image
     return seconds
 
 

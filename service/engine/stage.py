@@ -164,14 +164,15 @@ class Stage(Worker):
         return True
 
     def _next_batch(self) -> list[Piece]:
-        """Take out the next pieces, all of one group."""
+        """Take out the next pieces, all of one group. None goes after a piece of another group that waits."""
         if not self._has_work():
             return []
-        group = min(self._lines, key=lambda group: self._lines[group][0])
+        group, *others = sorted(self._lines, key=lambda group: self._lines[group][0])
+        line, most = self._lines[group], self._task.most(self._machine, group)
+        until = self._lines[others[0]][0] if others else None
         batch: list[Piece] = []
-        most = self._task.most(self._machine, group)
-        while group in self._lines and len(batch) < most:
-            batch.append(heapq.heappop(self._lines[group]))
+        while line and len(batch) < most and (until is None or line[0] < until):
+            batch.append(heapq.heappop(line))
             self._sort_out(group)
         return batch
 

@@ -5,7 +5,7 @@ the job ahead has no work left where the piece would be in its way. Other pieces
 jobs with earlier promises, so the first in line never waits.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Literal
 
@@ -35,6 +35,15 @@ def must_wait(by_promise: Iterable[Job], stage: Stage, job: Job) -> bool:
     left = _LEFT[stage]
     first = next((other for other in by_promise if left(other) or other is job), job)
     return first is not job and first.promise <= until
+
+
+def waits_for(by_promise: Sequence[Job], job: Job) -> Job | None:
+    """The last job ahead for which pieces of a job wait at a stage; None if they need not wait."""
+    until = max(job.behind.decode, job.behind.check, job.behind.answer)
+    if until == -inf:
+        return None
+    staged = (other for other in reversed(by_promise) if other.undecoded or other.unchecked or other.unanswered)
+    return next((other for other in staged if other.promise <= until and other is not job), None)
 
 
 def let_run(by_promise: Iterable[Job], work: Outstanding) -> bool:

@@ -151,27 +151,32 @@ class Original:
         self._mask = mask
 
     @cached_property
-    def _seam(self) -> tuple[NDArray[np.bool_], Image]:
-        """Which pixels are blended, [H, W], and the drawn image's share of each of them, float32 [pixels]."""
-        inside, depth = self._mask, self._mask.astype(np.uint8)
-        for _ in range(_SEAM):
-            # One pixel less at each side. Beyond the edges of the image nothing is kept.
-            inside, before = inside.copy(), inside
-            inside[1:] &= before[:-1]
-            inside[:-1] &= before[1:]
-            before = inside.copy()
-            inside[:, 1:] &= before[:, :-1]
-            inside[:, :-1] &= before[:, 1:]
-            depth += inside
-        seam = self._mask & ~inside
-        return seam, depth[seam] * np.float32(1 / (_SEAM + 1))
+    def _share(self) -> NDArray[np.float32]:
+        """Not known before the first image, so that a request that waits holds little."""
+        return _share_of_drawn(self._mask)
 
     def pasted(self, drawn: Image) -> Image:
         """The drawn image, [C, H, W], with what the mask keeps of the original.
 
         The original's values are exact outside of the mask. Inside, a seam of 8 pixels blends both.
         """
-        seam, share = self._seam
-        image: Image = np.where(self._mask, drawn, self._image)
-        image[:, seam] = share * drawn[:, seam] + (np.float32(1) - share) * self._image[:, seam]
+        image: Image = self._share * drawn
+        image += (np.float32(1) - self._share) * self._image
         return image
+
+
+def _share_of_drawn(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The drawn image's share of each pixel, [H, W]: 0 outside of the mask, and inside rising to 1 over the seam."""
+    inside, depth = mask, mask.astype(np.uint8)
+    for _ in range(_SEAM):
+        # One pixel less at each side. Beyond the edges of the image nothing is kept.
+        inside, before = inside.copy(), inside
+        inside[1:] &= before[:-1]
+        inside[:-1] &= before[1:]
+        before = inside.copy()
+        inside[:, 1:] &= before[:, :-1]
+        inside[:, :-1] &= before[:, 1:]
+        depth += inside
+    share: NDArray[np.float32] = depth * np.float32(1 / (_SEAM + 1))
+    share[inside] = 1
+    return share

@@ -96,7 +96,7 @@ def plan_sample(
     seed = _seed(request.seed, n)
     beginning = beginning_of(request, picture, served, latent)
     sampler, eta, grid, table, sigma_schedule = steps.of_sample(request, model, beginning.strength)
-    steps.check_range("preview_every", request.preview_every, 0, len(table), ", the steps")
+    steps.check_range("preview_every", request.preview_every, 0, len(table), ", the steps that events count")
     labels = labels_of(request.class_label, n, model)
     if model.needs_label:
         labels = [class_of(seed + i, model) if label is None else label for i, label in enumerate(labels)]

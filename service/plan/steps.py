@@ -1,5 +1,6 @@
 """Which steps a request's rows take: the sampler, and the table of its steps."""
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -130,7 +131,8 @@ def _left_out(strength: float, sampler: str, grid: int | tuple[int, ...], model:
     """How many of the first steps are left out."""
     begin, every = (left_out(model.schedule, sampler, grid, share) for share in (strength, 0.0))
     if begin == every:
-        raise Invalid.field("strength", f"must leave one of {every} steps, and is {strength:g}")
+        least = math.ceil(1000 / every) / 1000
+        raise Invalid.field("strength", f"must be at least {least:g} to take one of {every} steps, and is {strength:g}")
     return begin
 
 
