@@ -11,6 +11,7 @@
     ├── UnsupportedMedia
     │   └── UnsupportedCoding
     ├── Invalid
+    │   └── TooManyImages
     ├── HeadTooLarge
     ├── Refused
     ├── ComputationFailed
@@ -90,6 +91,10 @@ class Invalid(ServiceError):
     @classmethod
     def field(cls, name: str, msg: str) -> "Invalid":
         return cls([{"loc": [name], "msg": msg}])
+
+
+class TooManyImages(Invalid):
+    """A request has several images to draw from, and may have one."""
 
 
 class HeadTooLarge(ServiceError):

@@ -23,6 +23,7 @@ from service.http.models import RequestModel
 from service.plan.fields import SampleRequest
 from tests.local import FakeServer, serving_fake
 from tests.servers import PATIENCE, Json, Reachable, ServerProcess, eventually, read_parameters, read_png
+from tests.test_picture_calls import PHOTO
 from tests.test_responses import MODEL, SERVED
 from tests.texts import LCM, TEXT, XL, serving_text
 
@@ -32,7 +33,7 @@ PNG = {"Accept": "image/png"}
 
 
 def asked(body: Json, model: str = "digits") -> tuple[Txt2Img, tuple[str, ...]]:
-    return read(json.dumps(body).encode(), 10**6, model)
+    return read(body, model, Txt2Img)
 
 
 def drawn(server: Reachable, body: Json) -> Json:
@@ -184,7 +185,7 @@ def test_each_kind_of_model_is_told_what_it_can_use(
 ) -> None:
     given, unused, warnings = values(EVERYTHING, model)
     emphasis = {} if model.text is None else {"emphasis": "original"}
-    assert given == {"num_images": 1, "seed": 5, "height": 4, "width": 4, **expected, **emphasis}
+    assert given == {"num_images": 1, "seed": 5, **expected, **emphasis}
     assert unused == ignored
     assert bool(warnings) is (model is DISTILLED)
 
@@ -305,9 +306,9 @@ class Caller:
         self.client = httpx.Client(base_url=server.url + HOME, headers=headers, timeout=PATIENCE, trust_env=False)
         self._pool = pool
 
-    def draw(self, **body: object) -> Future[Json]:
+    def draw(self, name: str = "txt2img", **body: object) -> Future[Json]:
         def call() -> Json:
-            answer = self.client.post("/txt2img", json=body)
+            answer = self.client.post(f"/{name}", json=body)
             assert answer.status_code == 200, answer.text
             document: Json = answer.json()
             return {**document, "info": json.loads(document["info"])}
@@ -375,6 +376,17 @@ def test_one_key_is_one_caller_however_it_comes(locked: FakeServer, callers: tup
     state = alpha.progress()["state"]
     alpha.client.headers["Authorization"] = password("alpha")
     assert alpha.progress()["state"] == state
+    alpha.interrupt()
+    assert drawing.result(PATIENCE)["info"]["interrupted"]
+
+
+def test_img2img_is_seen_and_interrupted_likewise(locked: FakeServer, callers: tuple[Caller, ...]) -> None:
+    alpha, beta, _ = callers
+    locked.runner.hold()
+    drawing = alpha.draw("img2img", init_images=[base64.b64encode(PHOTO).decode()], steps=20, denoising_strength=0.5)
+    assert alpha.wait_for(10)["state"]["job"] == "img2img"
+    beta.interrupt()
+    assert beta.progress()["state"]["job_count"] == 0
     alpha.interrupt()
     assert drawing.result(PATIENCE)["info"]["interrupted"]
 
@@ -476,7 +488,6 @@ def test_errors_are_problem_documents_with_what_its_programs_read(
     assert wrong.json()["error"] == wrong.json()["title"]
     assert wrong.json()["errors"][0]["loc"] == ["steps"]
     assert wrong.json()["detail"].startswith("steps: must be 1 to 1000")
-    assert server.client.post(f"{HOME}/img2img", json={"init_images": [""]}).status_code == 501
     assert server.client.get(f"{HOME}/nothing").json()["detail"] == f"there is nothing at {HOME}/nothing"
     assert server.client.post(f"{HOME}/txt2img", content=b"x").status_code == 422
     with httpx.Client(base_url=strict_server.url, trust_env=False) as stranger:

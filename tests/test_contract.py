@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import strategies as st
+from PIL import Image as PillowImage
 from schemathesis.core.failures import AcceptedNegativeData, Failure
 from schemathesis.core.transport import Response
 from schemathesis.openapi.checks import RejectedPositiveData
@@ -33,6 +34,7 @@ from tests.checkpoints import save_latent_pipeline
 from tests.engines import FakeRunner
 from tests.reference import DDIMScheduler
 from tests.servers import ROOT, Json, Reachable, serving, side_by_side
+from tests.test_pictures import file
 from tests.texts import like_xl, serving_text, tokenize_twice
 
 MOST_IMAGES = 3  # in one request
@@ -66,6 +68,7 @@ negative_data_rejection.expected-statuses = ["404", "406", "415", "422", "431"]
 
 
 IMAGES = ("image", "mask_image")
+CLEAR = base64.b64encode(file(PillowImage.new("LA", (4, 4)))).decode()  # all of it is transparent
 FILES: dict[str, str] = {}  # an image of the server's size, once the document is loaded
 
 Case = schemathesis.Case[Any]
@@ -87,6 +90,9 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: Json) -> 
     definition = case.operation.definition.raw
     if case.media_type == "application/json" and isinstance(case.body, dict):
         case.body |= {name: FILES["base64"] for name in IMAGES if is_base64(case.body.get(name))}
+        case.body |= {name: CLEAR for name in ("mask",) if case.body.get(name) and is_base64(case.body[name])}
+        if isinstance(listed := case.body.get("init_images"), list):
+            case.body["init_images"] = [FILES["base64"] if is_base64(one) else one for one in listed]
     media_types = list(definition["responses"]["200"]["content"])
     choice = zlib.crc32(repr((case.query, case.body)).encode()) % len(media_types)
     # WebP and JPEG are for clients that do not take a PNG by a wildcard.
@@ -166,7 +172,8 @@ BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
         or given(f, "sampler", "ddim") == "lcm"  # has 50 steps of its own, more than the timesteps
     ),
     "timeout_s": lambda f: f["timeout_s"] < LONG,
-    "strength": lambda f: f.get("image") is None or given(f, "num_inference_steps", 1) * f["strength"] < 1,
+    "strength": lambda f: f.get("image") is None or given(f, "num_inference_steps", 1) * given(f, "strength", 0.8) < 1,
+    "mask": lambda f: f.get("mask") is not None,  # nothing in it is transparent
     "fit": lambda f: f.get("image") is None,
     "paste_original": lambda f: f["paste_original"] is True,  # without a mask, or where latents are answered
     "mask_image": lambda f: f.get("image") is None,
@@ -179,13 +186,14 @@ BEYOND_THE_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
 }
 
 
-# The same for txt2img of AUTOMATIC1111's API.
+# The same for txt2img and img2img of AUTOMATIC1111's API.
 BEYOND_ITS_SCHEMA: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "prompt": lambda f: has_brackets(f["prompt"]) or is_too_much_text(f, "prompt"),
     "negative_prompt": lambda f: has_brackets(f["negative_prompt"]) or is_too_much_text(f, "negative_prompt"),
     "batch_size": lambda f: given(f, "batch_size", 1) * given(f, "n_iter", 1) > MOST_IMAGES,
     "seed": lambda f: f["seed"] + given(f, "batch_size", 1) * given(f, "n_iter", 1) > MAX_SEED + 1,
     "steps": lambda f: f["steps"] > FEWEST or f["steps"] == 1,
+    "denoising_strength": lambda f: given(f, "steps", 1) * given(f, "denoising_strength", 0.75) < 1,
     f"override_settings.{CLIP_SKIP}": lambda f: f["override_settings"][CLIP_SKIP] > 1,
 }
 
@@ -212,7 +220,7 @@ def is_beyond_its_schema(case: Case, response: Response) -> bool:
 
 
 def is_beyond_the_schema(case: Case, response: Response) -> bool:
-    if case.path == "/sdapi/v1/txt2img":
+    if case.path in ("/sdapi/v1/txt2img", "/sdapi/v1/img2img"):
         return is_beyond_its_schema(case, response)
     fields = case.body if isinstance(case.body, dict) else {name: read(text) for name, text in case.query.items()}
     if response.status_code != 422:
@@ -233,7 +241,11 @@ def is_beyond_openai_s(fields: Mapping[str, Any], error: Json) -> bool:
     if name == "prompt" and re.match("must (name one class|be 0 to)", message):
         return True
     loc = {"loc": [name], "msg": message.partition("; ")[0]}
-    return name in ours and name in BEYOND_THE_SCHEMA and (BEYOND_THE_SCHEMA[name](ours) or is_of_distilled(loc))
+    return (
+        (name in ours or name == "strength")
+        and name in BEYOND_THE_SCHEMA
+        and (BEYOND_THE_SCHEMA[name](ours) or is_of_distilled(loc))
+    )
 
 
 def is_of_distilled(error: Json) -> bool:

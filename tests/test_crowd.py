@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from tests.engines import FakeRunner
 from tests.local import serving_fake
 from tests.servers import PATIENCE, START, Json, Reachable, ServerProcess
+from tests.test_pictures import RGB, file
 from tests.texts import serving_text
 
 pytestmark = pytest.mark.slow
@@ -24,6 +26,14 @@ AT_ONCE = 100
 Prompts = tuple[str, ...]
 DIGITS: Prompts = tuple(map(str, range(10)))
 WORDS: Prompts = ("a fox in the snow", "a (fox:1.2) in the rain", "", "snow " * 100)
+
+PHOTO = file(RGB.resize((64, 64)))
+HALF = Image.new("L", (64, 64))
+HALF.paste(255, (32, 0, 64, 64))
+WHITE = file(HALF)  # the right half is white
+CUT = RGB.resize((64, 64))
+CUT.putalpha(ImageOps.invert(HALF))
+CLEAR = file(CUT)  # the right half is transparent
 
 Images = list[bytes]
 Draw = Callable[[Reachable], Images]
@@ -100,7 +110,49 @@ def a_txt2img(prompt: str, seed: int, steps: int, number: int, is_text: bool) ->
     return lambda server: decoded(posted(server, "/sdapi/v1/txt2img", body)["images"])
 
 
-KINDS: tuple[Kind, ...] = (a_sample, a_streamed_sample, a_generation, a_streamed_generation, a_txt2img)
+def an_edit(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Draw:
+    fields = {"prompt": prompt, "seed": seed, "steps": steps, "n": number, "strength": (1, 0.7)[seed % 20 // 10]}
+
+    def call(server: Reachable) -> Images:
+        files = {"image[]": PHOTO, **({"mask": CLEAR} if seed % 3 else {})}
+        answer = server.client.post(
+            "/v1/images/edits", files=files, data={k: str(v) for k, v in fields.items()}, timeout=START
+        )
+        assert answer.status_code == 200, answer.text
+        return decoded([one["b64_json"] for one in answer.json()["data"]])
+
+    return call
+
+
+def a_streamed_edit(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Draw:
+    sent = base64.b64encode(PHOTO).decode()
+    body = {"prompt": prompt, "seed": seed, "steps": steps, "n": number, "stream": True, "image": sent}
+
+    def call(server: Reachable) -> Images:
+        told = events(server, "/v1/images/edits", body, "application/json")
+        images = {one["seed"]: one["b64_json"] for one in told if one["type"] == "image_edit.completed"}
+        return decoded([images[seed + i] for i in range(number)])
+
+    return call
+
+
+def an_img2img(prompt: str, seed: int, steps: int, number: int, is_text: bool) -> Draw:
+    sent = base64.b64encode(PHOTO).decode()
+    body: Json = {"prompt": prompt, "seed": seed, "steps": steps, "batch_size": number, "init_images": [sent]}
+    body["mask"] = base64.b64encode(WHITE).decode() if seed % 3 else None
+    return lambda server: decoded(posted(server, "/sdapi/v1/img2img", body)["images"])
+
+
+KINDS: tuple[Kind, ...] = (
+    a_sample,
+    a_streamed_sample,
+    a_generation,
+    a_streamed_generation,
+    a_txt2img,
+    an_edit,
+    a_streamed_edit,
+    an_img2img,
+)
 
 
 def a_crowd(prompts: Prompts, is_text: bool) -> list[Call]:

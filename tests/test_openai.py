@@ -22,7 +22,17 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 from model.rows import Group
-from service.errors import Draining, Invalid, NotBuilt, QueueFull, Refused, ServiceError, TooLate, TooSlow
+from service.errors import (
+    Draining,
+    Invalid,
+    NotBuilt,
+    QueueFull,
+    Refused,
+    ServiceError,
+    TooLate,
+    TooManyImages,
+    TooSlow,
+)
 from service.http.events import Event, News
 from service.http.formats import encode_lossy
 from service.http.models import RequestModel
@@ -421,7 +431,7 @@ def test_partial_images_are_spread_over_the_steps() -> None:
     plan = plan_sample(SampleRequest(seed=7, num_images=2, num_inference_steps=50), SERVED, 300)
     x0 = np.zeros((1, 4, 4), np.float32)
     for most, every, steps in ((0, 0, []), (1, 25, [25]), (2, 16, [16, 32]), (3, 12, [12, 24, 36])):
-        told_of = ImageEvents(plan, asked(output_format="webp", stream=True), SERVED, most)
+        told_of = ImageEvents("image_generation", plan, asked(output_format="webp", stream=True), SERVED, most)
         assert told_of.preview_every == every
         made: list[Json] = []
         for step in range(every, 51, every) if every else []:
@@ -431,7 +441,7 @@ def test_partial_images_are_spread_over_the_steps() -> None:
         assert all((one["index"], one["seed"], one["output_format"]) == (0, 7, "webp") for one in made)
         assert all(base64.b64decode(one["b64_json"]) == encode_lossy(x0, "WEBP") for one in made)
     few = plan_sample(SampleRequest(num_inference_steps=2), SERVED, 300)
-    told_of = ImageEvents(few, asked(stream=True), SERVED, 3)
+    told_of = ImageEvents("image_edit", few, asked(stream=True), SERVED, 3)
     assert len(list(told_of.news(News(None, {0: (1, x0)}, {})))) == 1
     assert list(told_of.news(News(None, {0: (2, x0)}, {}))) == []  # the last step is the image itself
 
@@ -522,14 +532,6 @@ def test_errors_of_every_layer_have_openai_s_shape(server: ServerProcess, strict
     error(strict_server.client.post(GENERATIONS, content=bytes(20_001)), 413)
 
 
-def test_edits_wait_for_images_to_begin_from(server: ServerProcess) -> None:
-    sent = {"image[]": ("a.png", b"x" * 300_000, "image/png")}
-    response = server.client.post("/v1/images/edits", files=sent, data={"prompt": "a fox"})
-    assert error(response, 501)["type"] == "server_error"
-    assert response.headers["x-should-retry"] == "false"
-    assert server.client.get("/v1/models").status_code == 200  # on the same connection
-
-
 @pytest.mark.parametrize(
     ("failure", "status", "kind", "code", "retry"),
     [
@@ -540,6 +542,7 @@ def test_edits_wait_for_images_to_begin_from(server: ServerProcess) -> None:
         (Draining("no", 1), 503, "server_error", None, None),
         (TooLate("no", 5, even_alone=False), 503, "server_error", None, None),
         (TooLate("no", 5, even_alone=True), 503, "server_error", None, "false"),
+        (TooManyImages.field("image", "no"), 400, "invalid_request_error", "invalid_value", "false"),
         (NotBuilt("no"), 501, "server_error", None, "false"),
         (Invalid.field("body", "no"), 422, "invalid_request_error", None, "false"),
     ],

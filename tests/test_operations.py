@@ -600,8 +600,8 @@ def description(server: ServerProcess) -> Json:
 
 
 A1111 = (
-    *("embeddings", "interrupt", "latent-upscale-modes", "loras", "options", "progress", "samplers", "schedulers"),
-    *("sd-models", "sd-modules", "sd-vae", "txt2img", "upscalers"),
+    *("embeddings", "img2img", "interrupt", "latent-upscale-modes", "loras", "options", "progress", "samplers"),
+    *("schedulers", "sd-models", "sd-modules", "sd-vae", "txt2img", "upscalers"),
 )
 
 
@@ -614,6 +614,7 @@ def test_every_route_is_described(description: Json) -> None:
         "/denoise",
         "/noise",
         *(f"/sdapi/v1/{name}" for name in A1111),
+        "/v1/images/edits",
         "/v1/images/generations",
         "/v1/models",
         "/v1/models/{model}",

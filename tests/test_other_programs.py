@@ -1,5 +1,6 @@
 """Other people's programs connect, draw, and read the answer. Their requests: tests/other_programs.py."""
 
+import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,12 +18,12 @@ from tests.other_programs import (
     OpenWebUIAutomatic1111,
     Program,
     SillyTavern,
-    sdk_message,
     told_seeds,
 )
 from tests.servers import PATIENCE, Json, Reachable, ServerProcess, read_parameters
+from tests.test_pictures import RGB, file
 
-DRAWN_BY = ("model", "fingerprint")  # what a recipe says beside the request
+NO_FIELDS = ("model", "fingerprint", "image_sha256", "mask_sha256")  # what a recipe says beside the request
 BOTH = {"digits": "a 7", "text": "a fox in the snow"}  # prompts
 
 
@@ -33,10 +34,10 @@ def programs(*some: type[Program]) -> pytest.MarkDecorator:
 each_program = programs(*PROGRAMS)
 
 
-def again(server: Reachable, png: bytes) -> bytes:
-    """The image that /sample draws by the recipe in a PNG."""
-    recipe = {name: value for name, value in read_parameters(png).items() if name not in DRAWN_BY}
-    answer = server.client.post("/sample", json=recipe)
+def again(server: Reachable, png: bytes, **files: str) -> bytes:
+    """The image that /sample draws by the recipe in a PNG, and by the files that it was drawn from."""
+    recipe = {name: value for name, value in read_parameters(png).items() if name not in NO_FIELDS}
+    answer = server.client.post("/sample", json={**recipe, **files})
     assert answer.status_code == 200, answer.text
     return answer.content
 
@@ -109,16 +110,21 @@ def test_it_sends_its_key_as_this_server_reads_keys(program: type[Program], stri
 
 @pytest.mark.slow
 @programs(OpenWebUI, LibreChat, LobeChat, N8n, LiteLLM)
-def test_edits_wait(program: type[Program], digits_and_text: dict[str, ServerProcess]) -> None:
-    server = digits_and_text["text"]
-    edit = program().edit("a fox in the snow", server.client.get("/sample?seed=1&num_inference_steps=1").content)
+@pytest.mark.parametrize("weights", BOTH)
+def test_it_edits_and_what_it_drew_is_drawn_again(
+    program: type[Program], weights: str, digits_and_text: dict[str, ServerProcess]
+) -> None:
+    server = digits_and_text[weights]
+    photo = file(RGB.resize((40, 30)))
+    edit = program().edit(BOTH[weights], photo)
     assert edit is not None
     with anonymous(server) as client:
         answer = edit.send(client)
-    assert answer.status_code == 501
-    assert program().shown(answer)
-    assert "not from images" in sdk_message(answer)
-    assert answer.headers["x-should-retry"] == "false"
+        images = program().read(answer, client)
+    sent = {"image": base64.b64encode(photo).decode()}
+    assert [again(server, png, **sent) for png in images] == images
+    assert [read_parameters(png)["seed"] for png in images] == told_seeds(answer)
+    assert {read_parameters(png)["strength"] for png in images} == {0.8}
 
 
 @pytest.mark.slow

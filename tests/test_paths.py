@@ -294,7 +294,7 @@ ROUTES = {
 }
 
 
-NOT_FOR_ALL = ("/sdapi/v1/img2img", "/v1/images/edits", "/v1/models/{model}")
+NOT_FOR_ALL = ("/v1/models/{model}",)
 
 
 def type_of_errors(path: str) -> str:

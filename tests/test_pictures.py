@@ -171,6 +171,15 @@ def test_exif_turns(kind: str, orientation: int) -> None:
         assert (orientation == 1) == (expected.shape == upright.shape and (expected == upright).all())
 
 
+def test_transparent_parts_turn_with_the_picture() -> None:
+    assert read_photo(file(RGB), "RGB", "image").alpha is None
+    for orientation, turned in ((1, ALPHA), (6, ALPHA.transpose(Image.Transpose.ROTATE_270))):
+        photo = read_photo(file(with_alpha(RGB), exif=b"Exif\0\0" + exif(orientation)), "RGB", "image")
+        assert photo.alpha is not None
+        assert photo.pixels.size == photo.alpha.size == turned.size
+        np.testing.assert_array_equal(photo.alpha, turned)
+
+
 @pytest.mark.parametrize("broken", [b"", b"II*\0", exif(6)[:20], exif(0), exif(9), b"MM\0*\xff\xff\xff\xff", bytes(40)])
 def test_exif_that_cannot_be_read_turns_nothing(broken: bytes) -> None:
     np.testing.assert_array_equal(read(file(RGB, exif=b"Exif\0\0" + broken)), PIXELS)
@@ -361,8 +370,7 @@ WIDE = replace(
 
 
 def pictured(served: Served = WIDE, mask: Image.Image | None = None, **fields: Any) -> Picture:
-    files = [None if one is None else file(one) for one in (RGB, mask)]
-    return picture_of(Attached(SampleRequest(**fields), *files), served)
+    return picture_of(Attached(SampleRequest(**fields), file(RGB), None if mask is None else file(mask)), served)
 
 
 def test_an_image_is_fitted_to_the_size_that_is_asked_for_or_the_nearest() -> None:

@@ -16,7 +16,13 @@ import openai
 import pytest
 import webuiapi
 from openai import AsyncOpenAI, OpenAI
-from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
+from openai.types import (
+    ImageEditCompletedEvent,
+    ImageEditPartialImageEvent,
+    ImageGenCompletedEvent,
+    ImageGenPartialImageEvent,
+)
+from PIL import Image, ImageOps
 
 from tests.local import serving_fake
 from tests.servers import (
@@ -29,6 +35,7 @@ from tests.servers import (
     eventually,
     needs,
 )
+from tests.test_pictures import RGB, file
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +61,10 @@ def sampled(server: Reachable, weights: str, seed: int, **more: Any) -> bytes:
     answer = server.client.post("/sample", json={**FEW, **told, "seed": seed, **more})
     assert answer.status_code == 200, answer.text
     return answer.content
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def decoded(text: str | None) -> bytes:
@@ -197,14 +208,42 @@ def test_keys_and_errors_after_acceptance_are_exceptions_too(strict_server: Serv
             list(client.images.generate(prompt="a dog", stream=True))
 
 
-def test_edits_raise_at_once(digits_and_text: dict[str, ServerProcess]) -> None:
-    """The SDK asks again after most errors of 500 and more. This one says that it is in vain."""
-    server = digits_and_text["text"]
-    before = server.metric("stepwise_requests_total", endpoint="/v1/images/edits", code="501")
-    with sdk(server) as client, pytest.raises(openai.InternalServerError) as waits:
-        client.images.edit(image=("drawn.png", sampled(server, "text", 1)), prompt="a fox")
-    assert waits.value.status_code == 501
-    assert server.metric("stepwise_requests_total", endpoint="/v1/images/edits", code="501") - before == 1
+@each_model
+def test_the_sdk_edits(digits_and_text: dict[str, ServerProcess], weights: str) -> None:
+    server = digits_and_text[weights]
+    photo = ("photo.png", file(RGB.resize((64, 64))))
+    half = Image.new("L", (64, 64))
+    half.paste(255, (32, 0, 64, 64))
+    clear = Image.new("RGBA", half.size)
+    clear.putalpha(ImageOps.invert(half))
+    sent = {"image": encoded(photo[1]), "mask_image": encoded(file(half))}
+    with sdk(server) as client:
+        drawn = client.images.edit(
+            image=photo,
+            prompt=PROMPTS[weights],
+            n=2,
+            size="64x64",
+            input_fidelity="high",
+            extra_body={**FEW, "strength": 0.5, "guidance_interval": [0, 0.5]},
+        )
+        assert drawn.data is not None
+        for seed, image in enumerate(drawn.data, 7):
+            more = {"image": sent["image"], "strength": 0.5, "guidance_interval": [0, 0.5]}
+            assert decoded(image.b64_json) == sampled(server, weights, seed, **more)
+        stream = client.images.edit(
+            image=[photo],
+            mask=("mask.png", file(clear)),
+            prompt=PROMPTS[weights],
+            stream=True,
+            partial_images=2,
+            extra_body=FEW,
+        )
+        *rough, completed = list(stream)
+        assert all(isinstance(event, ImageEditPartialImageEvent) for event in rough)
+        assert isinstance(completed, ImageEditCompletedEvent)
+        assert decoded(completed.b64_json) == sampled(server, weights, 7, **sent)
+        with pytest.raises(openai.BadRequestError, match="must be one image, and 2 came"):
+            client.images.edit(image=[photo, photo], prompt=PROMPTS[weights])
 
 
 def test_the_sdk_comes_again_to_a_server_that_is_full() -> None:
@@ -276,13 +315,22 @@ def test_the_javascript_sdk(digits_and_text: dict[str, ServerProcess], weights: 
         sampled(server, weights, 20 + i) for i in range(6)
     ]
 
-    refused, unknown, edit = said["refused"], said["unknown"], said["edit"]
+    edit, *streamed = said["edits"]
+    begun = {"image": drawn["data"][0]["b64_json"], "strength": 0.5}
+    assert [decoded(one["b64_json"]) for one in edit["data"]] == [
+        sampled(server, weights, 7 + i, **begun) for i in (0, 1)
+    ]
+    assert {event["type"] for event in streamed[:-1]} <= {"image_edit.partial_image"}
+    assert streamed[-1]["type"] == "image_edit.completed"
+    assert streamed[-1]["b64_json"] == edit["data"][0]["b64_json"]
+
+    refused, unknown, several = said["refused"], said["unknown"], said["several"]
     assert (refused["name"], refused["status"]) == ("UnprocessableEntityError", 422)
     assert (refused["param"], refused["type"]) == ("num_inference_steps", "invalid_request_error")
     assert refused["message"].startswith("422 num_inference_steps")
     assert refused["requestID"]
     assert (unknown["name"], unknown["status"]) == ("NotFoundError", 404)
-    assert (edit["name"], edit["status"]) == ("InternalServerError", 501)
+    assert (several["name"], several["status"], several["param"]) == ("BadRequestError", 400, "image")
 
 
 # webuiapi.
@@ -331,6 +379,38 @@ def test_webuiapi_draws(digits_and_text: dict[str, ServerProcess], weights: str)
     assert [decoded(image) for image in result.json["images"]] == [
         sampled(server, weights, 7 + i, **told) for i in range(4)
     ]
+
+
+@each_model
+def test_webuiapi_draws_into_a_part_of_an_image(digits_and_text: dict[str, ServerProcess], weights: str) -> None:
+    server = digits_and_text[weights]
+    photo, half = RGB.resize((64, 64)), Image.new("L", (64, 64))
+    half.paste(255, (32, 0, 64, 64))
+    result = webui(server).img2img(
+        images=[photo],
+        mask_image=half,
+        prompt=PROMPTS[weights],
+        seed=7,
+        steps=6,
+        cfg_scale=2.5,
+        denoising_strength=0.5,
+        sampler_name="DPM++ 2M",
+        batch_size=2,
+        width=64,
+        height=64,
+    )
+    assert result.info["denoising_strength"] == 0.5
+    assert result.info["all_seeds"] == [7, 8]
+    in_a_mask = ["mask_blur", "inpainting_fill", "inpaint_full_res"]
+    assert sorted(result.info["ignored"]) == sorted(["image_cfg_scale", *in_a_mask])
+    told = {"sampler": "dpmpp_2m", "guidance_scale": 2.5, "num_inference_steps": 6, "strength": 0.5}
+    sent = {"image": encoded(file(photo)), "mask_image": encoded(file(half)), "paste_original": True}
+    assert [decoded(image) for image in result.json["images"]] == [
+        sampled(server, weights, 7 + i, **told, **sent) for i in (0, 1)
+    ]
+    again = webui(server).img2img(images=[photo], prompt=PROMPTS[weights])
+    same = webui(server).img2img(images=[photo], prompt=PROMPTS[weights], seed=again.info["seed"])
+    assert same.json["images"] == again.json["images"]
 
 
 def test_webuiapi_tells_a_seed_that_draws_the_same_again(digits_and_text: dict[str, ServerProcess]) -> None:

@@ -9,6 +9,7 @@ from service.http.models import shown
 from service.http.pieces import PIECE, Bytes, pieces
 
 _DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,8}),", re.IGNORECASE)
+_ADDRESS = re.compile(r"https?:", re.IGNORECASE)
 _BLANKS = b" \t\r\n"
 
 
@@ -66,6 +67,8 @@ def _no_base64(name: str, why: str) -> Invalid:
 
 def _after_data_prefix(text: str, name: str, kind: Kind) -> int:
     """Where the base64 of a data URL begins. 0 if the text is no data URL."""
+    if _ADDRESS.match(text):
+        raise Invalid.field(name, f"must be {kind.what} in base64: this server fetches no addresses")
     if text[:5].lower() != "data:":
         return 0
     prefix = _DATA_URL.match(text)

@@ -37,10 +37,14 @@ class Part:
             raise Invalid.field(self.name, "must be text in UTF-8") from None
 
 
-def read_form(content_type: str, body: Bytes, files: Collection[str] = ("image",)) -> list[Part]:
-    """The parts of a form: at most one file for each name in `files`, and at most MAX_FIELDS fields.
+def read_form(
+    content_type: str, body: Bytes, files: Collection[str] = ("image",), most: int | None = None
+) -> list[Part]:
+    """The parts of a form, with at most MAX_FIELDS fields.
 
-    Fields with these names may be as long as files.
+    Args:
+        files: the names of files. Fields with these names may be as long as files.
+        most: files; None for as many as they have names.
 
     Raises:
         UnsupportedMedia: the form is not in UTF-8.
@@ -56,7 +60,7 @@ def read_form(content_type: str, body: Bytes, files: Collection[str] = ("image",
     if not boundary:
         raise _unreadable("its Content-Type has no boundary")
     _check_boundaries(body, boundary)
-    collected = _Parts(files)
+    collected = _Parts(files, len(files) if most is None else most)
     try:
         parser = MultipartParser(boundary, collected.callbacks)  # type: ignore[arg-type]
         for begin in pieces(len(body)):
@@ -103,8 +107,9 @@ def _ends(body: Bytes, delimiter: bytes) -> Iterator[int]:
 class _Parts:
     """Collects the parts of a form from the parser's callbacks."""
 
-    def __init__(self, files: Collection[str]) -> None:
+    def __init__(self, files: Collection[str], most: int) -> None:
         self._files = files
+        self._most = most
         self.parts: list[Part] = []
         self.ended = False
         self._header = bytearray()
@@ -145,8 +150,8 @@ class _Parts:
         name = options[b"name"].decode(errors="replace")
         self.parts.append(Part(name, None if filename is None else filename.decode(errors="replace")))
         files = sum(part.filename is not None for part in self.parts)
-        if files > len(self._files):
-            raise _unreadable(f"Too many files: it may have {len(self._files)}")
+        if files > self._most:
+            raise _unreadable(f"Too many files: it may have {self._most}")
         if len(self.parts) - files > MAX_FIELDS:
             raise _unreadable(f"Too many fields: it may have {MAX_FIELDS}")
 

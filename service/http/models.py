@@ -80,13 +80,18 @@ class RequestModel(Generic[Request]):
         given: dict[str, list[str]] = {}
         for name, text in items:
             given.setdefault(name, []).append(text)
-        values: dict[str, object] = {}
-        for name, texts in given.items():
-            row = self._rows.get(name)
-            if len(texts) > 1 and not (row and row.is_list):
-                raise Invalid.field(name, "is given twice")
-            values[name] = texts[0] if row is None else _read(row, texts)
-        return self.validated(values)
+        return self.validated({name: self.value_of(name, texts) for name, texts in given.items()})
+
+    def value_of(self, name: str, texts: list[str]) -> object:
+        """The value of a field's texts in a query or a form. It may not be valid.
+
+        Raises:
+            Invalid: there are several texts, and the field takes no list.
+        """
+        row = self._rows.get(name)
+        if len(texts) > 1 and not (row and row.is_list):
+            raise Invalid.field(name, "is given twice")
+        return texts[0] if row is None else _read(row, texts)
 
     def _complaint(self, error: ErrorDetails) -> FieldError:
         loc = list(error["loc"])

@@ -13,7 +13,7 @@ from service.http.schemas import Schema
 from service.plan.fields import SampleRequest
 from service.plan.served import Served
 
-_FILE = {"type": "string", "format": "binary"}
+FILE = {"type": "string", "format": "binary"}
 _PICTURES = {
     "image": "a PNG, JPEG or WebP file that is drawn anew",
     "mask_image": "a PNG, JPEG or WebP file beside `image`: what is white in it is drawn anew, and the rest is kept",
@@ -22,7 +22,7 @@ _PICTURES = {
 _BLANKS = r"[ \t\r\n]*"
 
 
-def _base64_sent(kind: Kind) -> Schema:
+def base64_of(kind: Kind) -> Schema:
     """Base64 as clients send it: perhaps as a data: URL, and with line breaks."""
     return {
         "type": "string",
@@ -39,12 +39,12 @@ def sample_body(request: RequestModel[SampleRequest], served: Served) -> Schema:
     if served.draws_pictures:
         texts = {
             name: {
-                "anyOf": [_base64_sent(PHOTO), {"type": "null"}],
+                "anyOf": [base64_of(PHOTO), {"type": "null"}],
                 "description": f"{what}, in base64, perhaps as a data: URL",
             }
             for name, what in _PICTURES.items()
         }
-        files = {name: {**_FILE, "description": what} for name, what in _PICTURES.items()}
+        files = {name: {**FILE, "description": what} for name, what in _PICTURES.items()}
         by_json = {**by_json, "properties": {**by_json["properties"], **texts}}
         by_form = {**by_form, "properties": {**by_form["properties"], **files}}
     example: Schema = {"num_images": 1, "seed": 7}
@@ -70,15 +70,13 @@ def upload_body(request: RequestModel[Any], served: Served, steps: int) -> Schem
         files = "an .npy file of one of the sizes that GET /info lists"
     elif served.model.vae:
         files = "a PNG of one of the sizes that GET /info lists, which is encoded, or an .npy of latents of such a size"
-    file = {**_FILE, "description": files}
-    text = {**_base64_sent(UPLOAD), "description": "the same file in base64, perhaps as a data: URL"}
+    file = {**FILE, "description": files}
+    text = {**base64_of(UPLOAD), "description": "the same file in base64, perhaps as a data: URL"}
     required = ["image", *schema["required"]]
     by_form = {**text_schema, "properties": {"image": file, **text_schema["properties"]}, "required": required}
     by_json = {**schema, "properties": {"image": text, **schema["properties"]}, "required": required}
-    blank = np.zeros(served.model.image_shape_of(served.groups[0]), np.float32)
-    image = encode_png16(blank, 1.0).png if served.draws_pictures else encode_npy(blank)
     example = {
-        "image": base64.b64encode(image).decode(),
+        "image": example_image(served),
         "timestep": served.model.schedule.num_train_timesteps // 2,
     }
     if "num_inference_steps" in schema["properties"]:
@@ -92,3 +90,10 @@ def upload_body(request: RequestModel[Any], served: Served, steps: int) -> Schem
             "application/json": {"schema": by_json, "example": example},
         },
     }
+
+
+def example_image(served: Served) -> str:
+    """An image of the first size, in base64."""
+    blank = np.zeros(served.model.image_shape_of(served.groups[0]), np.float32)
+    image = encode_png16(blank, 1.0).png if served.draws_pictures else encode_npy(blank)
+    return base64.b64encode(image).decode()

@@ -1,7 +1,7 @@
 """Parses bodies and queries into requests of the table of fields. Sizes are checked before anything is parsed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import unquote_to_bytes
 
 from service.errors import Invalid, UnsupportedMedia
@@ -31,12 +31,18 @@ def read_sample(
     Args:
         max_json: bytes of JSON beside images.
     """
-    if body and _media_type(content_type) == FORM:
-        fields, files = _read_sample_form(content_type, body, model)
+    files: dict[str, Bytes] = {}
+    if body and is_form(content_type):
+        texts, sent = form_with_photos(content_type, body, FILES)
+        for name, file in sent:
+            if name in files:
+                raise Invalid.field(name, "is given twice")
+            files[name] = file
+        fields = model.from_text(texts)
     else:
-        values, texts = _json_with_files(body, max_json)
+        values, encoded = json_with_files(body, max_json, FILES)
         fields = model.validated(values)
-        files = {name: from_base64(text, name, PHOTO) for name, text in texts.items()}
+        files = {name: from_base64(text, name, PHOTO) for name, text in encoded.items()}
     return fields, Attached(fields, files.get("image"), files.get("mask_image")) if files else None
 
 
@@ -46,7 +52,7 @@ def read_upload(content_type: str, body: Bytes, model: RequestModel[Request], ma
     Args:
         max_json: bytes.
     """
-    if _media_type(content_type) == FORM:
+    if is_form(content_type):
         return _read_form(content_type, body, model)
     if body:
         check_type(content_type, FORM, JSON)
@@ -64,6 +70,10 @@ def check_type(content_type: str, *read: str) -> None:
         raise UnsupportedMedia(f"the body must be {' or '.join(read)}, and is {media_type[:MAX_SHOWN]}")
 
 
+def is_form(content_type: str) -> bool:
+    return _media_type(content_type) == FORM
+
+
 def _read_form(content_type: str, body: Bytes, model: RequestModel[Request]) -> tuple[Request, Bytes]:
     parts = read_form(content_type, body)
     image = _file_part(parts)
@@ -71,24 +81,30 @@ def _read_form(content_type: str, body: Bytes, model: RequestModel[Request]) -> 
     return model.from_text(fields), image.data
 
 
-def _read_sample_form(
-    content_type: str, body: Bytes, model: RequestModel[SampleRequest]
-) -> tuple[SampleRequest, dict[str, Bytes]]:
-    files: dict[str, Bytes] = {}
-    fields = []
-    for part in read_form(content_type, body, FILES):
-        if part.name not in FILES:
+def form_with_photos(
+    content_type: str, body: Bytes, names: Collection[str], most: int | None = None
+) -> tuple[list[tuple[str, str]], list[tuple[str, Bytes]]]:
+    """The fields of a form, and its files: parts with these names. Such a part may also be text in base64.
+
+    Args:
+        most: files; None for one of each name.
+
+    Raises:
+        Invalid: another part is a file, or there are more files.
+    """
+    fields: list[tuple[str, str]] = []
+    files: list[tuple[str, Bytes]] = []
+    for part in read_form(content_type, body, names, most):
+        if part.name not in names:
             if part.filename is not None:
-                raise Invalid.field(part.name[:MAX_SHOWN], f"is a file, and only {' and '.join(FILES)} may be files")
+                raise Invalid.field(part.name[:MAX_SHOWN], f"is a file, and only {' and '.join(names)} may be files")
             fields.append((part.name, part.text))
         elif part.filename == "" and not part.data:
             continue  # a browser's form in which no file was chosen
-        elif part.name in files:
-            raise Invalid.field(part.name, "is given twice")
         else:
             is_file = part.filename is not None or is_photo(part.data)
-            files[part.name] = part.data if is_file else from_base64(part.text, part.name, PHOTO)
-    return model.from_text(fields), files
+            files.append((part.name, part.data if is_file else from_base64(part.text, part.name, PHOTO)))
+    return fields, files
 
 
 def _file_part(parts: Sequence[Part]) -> Part:
@@ -139,8 +155,8 @@ def json_object(body: Bytes, max_bytes: int = MAX_PLAIN_JSON) -> dict[str, objec
     return values
 
 
-def _json_with_files(body: Bytes, max_json: int) -> tuple[dict[str, object], dict[str, object]]:
-    """The values of a JSON object, and apart from them those of FILES that are not null.
+def json_with_files(body: Bytes, max_json: int, names: Collection[str]) -> tuple[dict[str, object], dict[str, object]]:
+    """The values of a JSON object, and apart from them those with these names that are not null.
 
     Args:
         max_json: bytes beside the files.
@@ -149,15 +165,22 @@ def _json_with_files(body: Bytes, max_json: int) -> tuple[dict[str, object], dic
         Invalid: as `json_object`.
     """
     text = _without_blanks(body)
-    has_files = any(f'"{name}"'.encode() in text for name in FILES)
+    has_files = any(f'"{name}"'.encode() in text for name in names)
     values = json_object(text, len(text) if has_files else max_json)
-    sent = {name: values.pop(name) for name in FILES if name in values}
+    sent = {name: values.pop(name) for name in names if name in values}
     files = {name: value for name, value in sent.items() if value is not None}
     # JSON may escape a character, such as / or a line break, with a second one.
-    plain = len(text) - 2 * sum(len(value) for value in files.values() if isinstance(value, str))
+    plain = len(text) - 2 * sum(map(_length, files.values()))
     if plain > max_json:
         raise Invalid.field("body", f"has {plain} bytes of JSON beside images, and may have at most {max_json} here")
     return values, files
+
+
+def _length(value: object) -> int:
+    """The characters of a text, or of all texts in a list or an object."""
+    if isinstance(value, list | dict):
+        return sum(map(_length, value.values() if isinstance(value, dict) else value))
+    return len(value) if isinstance(value, str) else 0
 
 
 def _without_blanks(text: Bytes) -> Bytes:

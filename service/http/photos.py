@@ -49,11 +49,11 @@ class Photo(NamedTuple):
     """A decoded picture: 8 bits a channel, RGB or grey, opaque and upright.
 
     Attributes:
-        was_transparent: the file has transparent parts, which are now white.
+        alpha: grey, 255 is opaque: the transparent parts of the file, which are white in `pixels`. None without any.
     """
 
     pixels: PillowImage.Image
-    was_transparent: bool
+    alpha: PillowImage.Image | None
 
 
 def is_photo(data: Bytes) -> bool:
@@ -73,7 +73,9 @@ def read_photo(data: Bytes, mode: Mode, name: str) -> Photo:
     file = _checked(data, name)
     photo, exif = _decoded(file, mode, name)
     turned = _TURNED.get(orientation(file.exif or exif))
-    return photo if turned is None else photo._replace(pixels=photo.pixels.transpose(turned))
+    if turned is None:
+        return photo
+    return Photo(photo.pixels.transpose(turned), None if photo.alpha is None else photo.alpha.transpose(turned))
 
 
 class _File(NamedTuple):
@@ -152,14 +154,14 @@ def _plain(picture: PillowImage.Image, mode: Mode) -> Photo:
         picture = PillowImage.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         if transparency is not None:
             picture.info["transparency"] = transparency >> 8
-    was_transparent = False
+    alpha = None
     if transparency is not None or picture.mode in ("LA", "RGBA"):
         with_alpha = _of_mode(picture, "RGBA")
-        alpha = with_alpha.getchannel("A")
-        was_transparent = alpha.getextrema() != (255, 255)
+        channel = with_alpha.getchannel("A")
         picture = PillowImage.new("RGB", with_alpha.size, "white")
-        picture.paste(with_alpha, mask=alpha)
-    return Photo(_of_mode(picture, mode), was_transparent)
+        picture.paste(with_alpha, mask=channel)
+        alpha = channel if channel.getextrema() != (255, 255) else None
+    return Photo(_of_mode(picture, mode), alpha)
 
 
 def _of_mode(picture: PillowImage.Image, mode: str) -> PillowImage.Image:

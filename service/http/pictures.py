@@ -1,16 +1,18 @@
 """Files that are sent to /sample → the picture that rows begin from: decoded, fitted to a served size, and hashed."""
 
 import hashlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageOps
 from PIL.Image import Image as PillowImage
 from PIL.Image import Resampling
 
 from model.rows import Group
 from service.errors import Invalid
-from service.http.photos import MAX_PIXELS, Mode, read_photo
+from service.http.photos import MAX_PIXELS, Mode, Photo, read_photo
 from service.http.pieces import PIECE, Bytes, rest
 from service.plan import sizes
 from service.plan.fields import Fit, SampleRequest
@@ -20,16 +22,43 @@ from service.plan.served import Served
 _HALF = 128  # of 255; as diffusers, which asks for 0.5 of 1
 
 
+def where_white(mask: Photo) -> PillowImage:
+    """The part that a mask of /sample names.
+
+    Raises:
+        Invalid: the mask is white only because it is transparent.
+    """
+    if mask.alpha is not None and _is_white(mask.pixels):
+        raise Invalid.field("mask_image", "is white everywhere, for its transparent parts are laid over white")
+    return mask.pixels
+
+
+def where_transparent(mask: Photo) -> PillowImage:
+    """The part that a mask of OpenAI's API names.
+
+    Raises:
+        Invalid: nothing is transparent.
+    """
+    if mask.alpha is None or _is_white(mask.alpha):
+        raise Invalid.field("mask", "has no transparent parts, and these are what is drawn anew")
+    return ImageOps.invert(mask.alpha)
+
+
 class Attached(NamedTuple):
     """Files of a request, and its fields, which say how the files are fitted.
 
     Attributes:
-        mask: white is drawn anew.
+        part: the part that a mask names, in grey: white is drawn anew.
+        is_cut_out: without a mask, the image's own transparent parts are drawn anew.
+        names: of image and mask, for errors.
     """
 
     fields: SampleRequest
     image: Bytes | None = None
     mask: Bytes | None = None
+    part: Callable[[Photo], PillowImage] = where_white
+    is_cut_out: bool = False
+    names: tuple[str, str] = ("image", "mask_image")
 
 
 def picture_of(attached: Attached, served: Served) -> Picture:
@@ -48,17 +77,25 @@ def picture_of(attached: Attached, served: Served) -> Picture:
             "image", f"must be left out: images of this model have {channels} channels, and are no pictures"
         )
     mode: Mode = "L" if channels == 1 else "RGB"
-    photo = read_photo(attached.image, mode, "image").pixels
+    image_name, mask_name = attached.names
+    photo, alpha = read_photo(attached.image, mode, image_name)
     group = sizes.asked(request, served.groups, Group(photo.height, photo.width))
     picture = Picture(image_of(fitted(photo, group, request.fit)), digest(photo))
-    if attached.mask is None:
-        return picture
     del photo
-    mask, was_transparent = read_photo(attached.mask, "L", "mask_image")
-    is_new = fitted(mask, group, request.fit) >= _HALF
-    if was_transparent and is_new.all():
-        raise Invalid.field("mask_image", "is white everywhere, for its transparent parts are laid over white")
-    return Picture(picture.image, picture.image_sha256, is_new, digest(mask))
+    if attached.mask is not None:
+        part = attached.part(read_photo(attached.mask, "L", mask_name))
+    elif attached.is_cut_out and alpha is not None:
+        part = ImageOps.invert(alpha)
+    else:
+        return picture
+    is_new = fitted(part, group, request.fit) >= _HALF
+    if attached.mask is None and not is_new.any():
+        return picture
+    return Picture(picture.image, picture.image_sha256, is_new, digest(part))
+
+
+def _is_white(grey: PillowImage) -> bool:
+    return not any(grey.histogram()[:_HALF])
 
 
 def fitted(photo: PillowImage, group: Group, fit: Fit) -> NDArray[np.uint8]:

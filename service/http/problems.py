@@ -1,6 +1,7 @@
 """The one map from errors to answers, which are problem documents. RFC 9457.
 
 NotHTTP               400
+TooManyImages         400
 Unauthorized          401, WWW-Authenticate
 UnknownModel          404
 UnknownSampler        404
@@ -39,6 +40,7 @@ from service.errors import (
     Refused,
     ServiceError,
     ShareTaken,
+    TooManyImages,
     TooSlow,
     Unauthorized,
     Unavailable,
@@ -63,6 +65,7 @@ class Document(TypedDict):
 
 STATUS: dict[type[ServiceError], int] = {
     NotHTTP: 400,
+    TooManyImages: 400,
     Unauthorized: 401,
     UnknownModel: 404,
     UnknownSampler: 404,

@@ -36,6 +36,12 @@ const crowd = (await Promise.all(side)).map((one) => one.data[0]);
 
 const png = await toFile(Buffer.from(drawn.data[0].b64_json, "base64"), "drawn.png", { type: "image/png" });
 
+const begun = { ...asked, image: png, strength: 0.5 };
+const edits = [await client.images.edit(begun)];
+for await (const event of await client.images.edit({ ...begun, n: 1, stream: true, partial_images: 1 })) {
+  edits.push(event);
+}
+
 const output = {
   models,
   retrieved: (await client.models.retrieve(models[0])).id,
@@ -46,6 +52,7 @@ const output = {
   crowd,
   refused: await failing(() => client.images.generate({ ...asked, num_inference_steps: 100_000 })),
   unknown: await failing(() => client.models.retrieve("no-such-model")),
-  edit: await failing(() => client.images.edit({ model, prompt, image: png })),
+  edits,
+  several: await failing(() => client.images.edit({ ...begun, image: [png, png] })),
 };
 console.log(JSON.stringify(output));

@@ -7,7 +7,10 @@ from starlette.responses import Response
 from service.http import openapi
 from service.http.a1111 import samplers
 from service.http.a1111.fields import Txt2Img
+from service.http.a1111.img2img import IMAGES, MASK, STRENGTH, Img2Img
+from service.http.base64_files import PHOTO
 from service.http.models import RequestModel
+from service.http.openapi_bodies import base64_of, example_image
 from service.http.responses import JSON
 from service.http.schemas import Schema
 from service.plan.fields import SampleRequest
@@ -86,6 +89,40 @@ def set_options(request: RequestModel[SampleRequest], served: Served) -> dict[st
 
 
 def txt2img(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
+    schema = _body(request, served, Txt2Img)
+    return _drawing("txt2img", "Generate images, as AUTOMATIC1111's API", schema, _example(served), request, served)
+
+
+def img2img(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
+    schema = _body(request, served, Img2Img)
+    file = base64_of(PHOTO)
+    properties = {
+        **schema["properties"],
+        IMAGES: {
+            "type": "array",
+            "items": file,
+            "minItems": 1,
+            "maxItems": 1,
+            "description": f"One image that is drawn anew: {PHOTO.what}, in base64.",
+        },
+        MASK: {
+            "anyOf": [file, {"type": "string", "maxLength": 0}, _NULL],
+            "description": f"{PHOTO.what}, in base64: what is white in it is drawn anew, and the rest is kept.",
+        },
+    }
+    schema = {**schema, "required": [IMAGES], "properties": properties}
+    example = {**_example(served), IMAGES: [example_image(served)], "denoising_strength": STRENGTH}
+    return _drawing("img2img", "Draw an image anew, or a part of it", schema, example, request, served)
+
+
+def _drawing(
+    name: str,
+    summary: str,
+    schema: Schema,
+    example: Schema,
+    request: RequestModel[SampleRequest],
+    served: Served,
+) -> dict[str, Any]:
     as_sample = openapi.sample(request, served)["responses"]
     done = as_sample[200]
     headers = {name: header for name, header in done["headers"].items() if name != "Vary"}
@@ -94,22 +131,30 @@ def txt2img(request: RequestModel[SampleRequest], served: Served) -> dict[str, A
         404: {**as_sample[422], "description": "No sampler has this name; the sentence lists those that are served"},
         **{status: one for status, one in as_sample.items() if status not in (200, 406)},
     }
-    example = {"prompt": "a fox in the snow", "steps": 20, "seed": -1}
-    if served.model.text is None:
-        example = {"prompt": served.model.class_names[0] if served.model.class_names else "", "seed": -1}
-    schema = _body(served, request.schema["properties"]["num_images"]["maximum"])
     return {
-        "operation_id": "a1111_txt2img",
+        "operation_id": f"a1111_{name}",
         "response_class": Response,
-        "summary": "Generate images, as AUTOMATIC1111's API",
+        "summary": summary,
         "responses": responses,
-        "openapi_extra": {"requestBody": {"content": {JSON: {"schema": schema, "example": example}}}},
+        "openapi_extra": {
+            "requestBody": {
+                "required": bool(schema.get("required")),
+                "content": {JSON: {"schema": schema, "example": example}},
+            }
+        },
     }
 
 
-def _body(served: Served, max_images: int) -> Schema:
-    """The schema of a body. It has no field that is ignored."""
-    schema = Txt2Img.model_json_schema()
+def _example(served: Served) -> dict[str, Any]:
+    if served.model.text is not None:
+        return {"prompt": "a fox in the snow", "steps": 20, "seed": -1}
+    return {"prompt": served.model.class_names[0] if served.model.class_names else "", "seed": -1}
+
+
+def _body(request: RequestModel[SampleRequest], served: Served, kind: type[Txt2Img]) -> Schema:
+    """The schema of a body, without images. It has no field that is ignored."""
+    max_images = request.schema["properties"]["num_images"]["maximum"]
+    schema = kind.model_json_schema()
     properties: dict[str, Schema] = schema["properties"]
     properties["override_settings"]["anyOf"] = [schema["$defs"]["Settings"], _NULL]
     for name in ("batch_size", "n_iter"):
@@ -130,6 +175,9 @@ def _body(served: Served, max_images: int) -> Schema:
         "width": "With `height`: the served size that is nearest is drawn.",
         "n_iter": "How often `batch_size` images are drawn.",
         "send_images": "false: the answer has no images.",
+        "denoising_strength": f"How far the image is drawn anew: the share of the steps. Default: {STRENGTH}.",
+        "resize_mode": "How the image gets the size. 0: stretched; 1: cropped from the middle; 2 and 3: as 0.",
+        "inpainting_mask_invert": "1: what is black in the mask is drawn anew.",
         "force_task_id": "A name by which `progress` and `interrupt` know the request.",
     }
     described = {

@@ -1,18 +1,16 @@
-"""The fields of txt2img: what is read of a request, and what is ignored.
+"""The fields of txt2img, which img2img has, too: what is read of a request, and what is ignored.
 
 AUTOMATIC1111's programs send many fields that are none of ours, and null for absent ones. Both are tolerated. What
 would change a picture and has no effect here is listed.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.errors import Invalid
 from service.http.models import shown
-from service.http.parsing import json_object
-from service.http.pieces import Bytes
 from service.plan.shared_fields import MAX_GUIDANCE, MAX_PROMPT, MAX_SEED
 
 CLIP_SKIP = "CLIP_stop_at_last_layers"
@@ -80,7 +78,7 @@ DEFAULTS: Mapping[str, object] = {
 }
 
 # Fields without effect here that would change a picture, and the values, beside null, by which they do not.
-_NOTHING: Mapping[str, tuple[object, ...]] = {
+NOTHING: Mapping[str, tuple[object, ...]] = {
     "styles": ([],),
     "subseed_strength": (0,),
     "seed_resize_from_h": (-1, 0),
@@ -103,17 +101,17 @@ _NOTHING: Mapping[str, tuple[object, ...]] = {
 _NO_VAE = ("", "Automatic", "None")
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
     """A whole number that JSON writes with a fraction of zero."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Text = Annotated[str, Field(max_length=MAX_PROMPT)] | None
 Name = Annotated[str, Field(max_length=_MAX_NAME)] | None
-Count = Annotated[int, Field(ge=1, le=MAX_SEED), BeforeValidator(_whole)] | None
-Layers = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_whole)] | None
-Seed = Annotated[int, Field(ge=-1, le=MAX_SEED), BeforeValidator(_whole)] | None
-Side = Annotated[int, Field(ge=1, le=MAX_SIDE), BeforeValidator(_whole)] | None
+Count = Annotated[int, Field(ge=1, le=MAX_SEED), BeforeValidator(whole)] | None
+Layers = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(whole)] | None
+Seed = Annotated[int, Field(ge=-1, le=MAX_SEED), BeforeValidator(whole)] | None
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE), BeforeValidator(whole)] | None
 Scale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] | None
 Share = Annotated[float, Field(ge=0, le=1)] | None
 
@@ -127,9 +125,14 @@ class Settings(BaseModel):
 
 
 class Txt2Img(BaseModel):
-    """What is read of a request. Null is absent."""
+    """What is read of a request. Null is absent.
+
+    Attributes:
+        defaults: AUTOMATIC1111's, of all fields.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+    defaults: ClassVar[Mapping[str, object]] = DEFAULTS
 
     prompt: Text = Field(None, repr=False)
     negative_prompt: Text = Field(None, repr=False)
@@ -162,25 +165,29 @@ class Txt2Img(BaseModel):
     def echo(self) -> dict[str, object]:
         """The request with AUTOMATIC1111's defaults. What is ignored has its default, too."""
         sent = self.model_dump(exclude_none=True)
-        return {name: sent.get(name, default) for name, default in DEFAULTS.items()}
+        return {name: sent.get(name, default) for name, default in self.defaults.items()}
 
 
-def read(body: Bytes, max_json: int, model: str) -> tuple[Txt2Img, tuple[str, ...]]:
-    """Read a JSON body. Returns the request, and the names of what is ignored.
+Asked = TypeVar("Asked", bound=Txt2Img)
+
+
+def read(
+    values: Mapping[str, object], model: str, kind: type[Asked], nothing: Mapping[str, tuple[object, ...]] = NOTHING
+) -> tuple[Asked, tuple[str, ...]]:
+    """Read the values of a body. Returns the request, and the names of what is ignored.
 
     Args:
-        max_json: bytes.
         model: the name of the model that is served.
+        nothing: as NOTHING.
 
     Raises:
         Invalid: names each wrong field.
     """
-    values = json_object(body, max_json)
     try:
-        asked = Txt2Img.model_validate({name: values[name] for name in Txt2Img.model_fields if name in values})
+        asked = kind.model_validate({name: values[name] for name in kind.model_fields if name in values})
     except ValidationError as error:
         raise Invalid([{"loc": list(one["loc"]), "msg": _complaint(one)} for one in error.errors()]) from None
-    return asked, tuple(_ignored(values, model))
+    return asked, tuple(_ignored(values, model, nothing))
 
 
 def _complaint(error: Any) -> str:
@@ -189,8 +196,8 @@ def _complaint(error: Any) -> str:
     return expected if is_prompt else f"{expected}, and is {shown(error['input'])}"
 
 
-def _ignored(values: Mapping[str, object], model: str) -> list[str]:
-    names = [name for name, nothing in _NOTHING.items() if values.get(name) not in (None, *nothing)]
+def _ignored(values: Mapping[str, object], model: str, nothing: Mapping[str, tuple[object, ...]]) -> list[str]:
+    names = [name for name, without_effect in nothing.items() if values.get(name) not in (None, *without_effect)]
     names += [f"alwayson_scripts.{name}" for name in _names(values.get("alwayson_scripts"))]
     settings = values.get("override_settings")
     names += [f"override_settings.{name}" for name in _names(settings) if not _is_in_force(name, settings, model)]

@@ -1,4 +1,4 @@
-"""The answer to txt2img: images, the request, and `info`, a JSON string."""
+"""The answer to a request to draw: images, the request, and `info`, a JSON string."""
 
 import base64
 import json
@@ -83,6 +83,13 @@ class Answer:
         return {**self.asked.echo, **own}
 
     @property
+    def _strength(self) -> float | None:
+        """How far an image is drawn anew; None without one."""
+        strength = self.plan.parameters.get("strength")
+        assert isinstance(strength, float | None)
+        return strength
+
+    @property
     def _drawn(self) -> dict[str, object]:
         parameters, group = self.plan.parameters, self.plan.group
         steps, timesteps = parameters["num_inference_steps"], parameters.get("timesteps")
@@ -127,13 +134,13 @@ class Answer:
             "sd_vae_hash": None,
             "seed_resize_from_w": -1,
             "seed_resize_from_h": -1,
-            "denoising_strength": None,
+            "denoising_strength": self._strength,
             "extra_generation_params": {"Schedule type": self.translated.scheduler},
             "index_of_first_image": 0,
             "infotexts": [self._infotext(seed) for seed in seeds],
             "styles": [],
             "job_timestamp": self.began,
-            "is_using_inpainting_conditioning": False,
+            "is_using_inpainting_conditioning": model.inpaints,
             "version": f"Stepwise {service.__version__}",
             "ignored": [*self.translated.ignored, *self.ignored],
         }
@@ -150,6 +157,7 @@ class Answer:
             "Size": f"{drawn['width']}x{drawn['height']}",
             "Model hash": short_hash(model.digest),
             "Model": model.name,
+            **({} if self._strength is None else {"Denoising strength": f"{self._strength:g}"}),
             **({"Clip skip": drawn["clip_skip"]} if drawn["clip_skip"] != 1 else {}),
             "Version": f"Stepwise {service.__version__}",
         }

@@ -21,16 +21,19 @@ class Job:
 
     Args:
         task_id: by which its caller names it.
+        call: what its caller called.
         images: how many it asks for.
         steps: of each image.
 
     Attributes:
+        name: for its caller.
         began: a timestamp.
         is_interrupted: whether its caller has interrupted it.
     """
 
-    def __init__(self, task_id: str | None, images: int, steps: int) -> None:
+    def __init__(self, task_id: str | None, call: str, images: int, steps: int) -> None:
         self.task_id = task_id
+        self.name = task_id or call
         self.began = timestamp()
         self._stop = asyncio.Event()
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""A txt2img request → the fields of /sample, and what is told about the way from one to the other."""
+"""A request → the fields of /sample, and what is told about the way from one to the other."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +21,9 @@ _ALWAYS_NOISY = ("euler_a", "dpmpp_2m_sde")  # eta's default for these is 1 in A
 # Our fields → its own, for errors.
 _NAMES = {
     "class_label": "prompt",
+    "image": "init_images",
+    "mask_image": "mask",
+    "strength": "denoising_strength",
     "clip_skip": f"override_settings.{CLIP_SKIP}",
     "guidance_scale": "cfg_scale",
     "num_images": "batch_size",
@@ -66,9 +69,9 @@ def translated(asked: Txt2Img, served: Served, max_images: int) -> Translated:
         "seed": None if asked.seed == -1 else asked.seed,
         "sampler": chosen.sampler,
         "num_inference_steps": _steps(asked, model, told),
-        "height": group.height,
-        "width": group.width,
     }
+    if group is not None:
+        told.values |= {"height": group.height, "width": group.width}
     if chosen.sigma_schedule is not None:
         told.values["sigma_schedule"] = chosen.sigma_schedule
     _tell_eta(asked, chosen.sampler or model.recommended.sampler, told)
@@ -87,7 +90,9 @@ def its_names() -> Iterator[None]:
         ) from None
 
 
-def _size(asked: Txt2Img, served: Served, told: Translated) -> Group:
+def _size(asked: Txt2Img, served: Served, told: Translated) -> Group | None:
+    if asked.height is None and asked.width is None:
+        return None
     default = served.groups[0]
     wanted = Group(asked.height or default.height, asked.width or default.width)
     group = sizes.nearest(wanted.height, wanted.width, served.groups)

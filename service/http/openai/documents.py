@@ -5,10 +5,13 @@ from typing import Any
 from starlette.responses import Response
 
 from service.http import openapi
+from service.http.base64_files import PHOTO
 from service.http.models import RequestModel
 from service.http.openai.fields import ALIASES, FORMATS, MOST_PARTIAL_IMAGES, OWN, RESPONSE_FORMATS
+from service.http.openapi_bodies import FILE, base64_of, example_image
+from service.http.parsing import FORM
 from service.http.responses import EVENTS, JSON
-from service.http.schemas import Schema
+from service.http.schemas import Schema, without_null
 from service.plan.fields import SampleRequest
 from service.plan.served import Served
 from service.plan.shared_fields import MAX_PROMPT
@@ -71,6 +74,11 @@ _EVENT = {"type": "object", "required": ["data"], "properties": {"event": _STRIN
 _IGNORED = {
     "X-Ignored-Fields": {"description": "fields without effect, with commas", "schema": _STRING, "required": False}
 }
+_EDITED = {
+    "image": f"{PHOTO.what}, which is drawn anew. Also `image[]`.",
+    "mask": f"{PHOTO.what}: what is transparent in it is drawn anew. One without transparent parts is refused. "
+    "Default: what is transparent in the image, or all of it.",
+}
 _MODERATED = "A check of the operator refuses the prompt or an image; code is moderation_blocked"
 
 
@@ -123,6 +131,37 @@ def body(request: RequestModel[SampleRequest], served: Served) -> Schema:
 
 
 def generations(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
+    example = {**_example(served), "n": 1, "size": "auto"}
+    content = {JSON: {"schema": body(request, served), "example": example}}
+    return {
+        "operation_id": "openai_generations",
+        "summary": "Generate images, as OpenAI's Images API",
+        **_drawing(request, served, {"required": bool(_required(served)), "content": content}),
+    }
+
+
+def edits(request: RequestModel[SampleRequest], served: Served) -> dict[str, Any]:
+    drawn = body(request, served)
+    required = ["image", *drawn["required"]]
+    by_json = {name: {**base64_of(PHOTO), "description": f"{what}, in base64"} for name, what in _EDITED.items()}
+    by_json["mask"] = _or_null(by_json["mask"])
+    by_form = {name: {**FILE, "description": what} for name, what in _EDITED.items()}
+    as_text = {name: text for name, one in drawn["properties"].items() if (text := without_null(one))}
+    as_text["model"] = {**as_text["model"], **_STRING}
+    example = {**_example(served), "image": example_image(served)}
+    content = {
+        FORM: {"schema": {**drawn, "required": required, "properties": {**as_text, **by_form}}},
+        JSON: {
+            "schema": {**drawn, "required": required, "properties": {**drawn["properties"], **by_json}},
+            "example": example,
+        },
+    }
+    documentation = _drawing(request, served, {"required": True, "content": content})
+    documentation["responses"][400]["description"] = f"There are several images, or: {_MODERATED}"
+    return {"operation_id": "openai_edits", "summary": "Draw an image anew, or a part of it", **documentation}
+
+
+def _drawing(request: RequestModel[SampleRequest], served: Served, sent: Schema) -> dict[str, Any]:
     as_sample = openapi.sample(request, served)["responses"]
     done = as_sample[200]
     headers = {name: header for name, header in done["headers"].items() if name != "Vary"}
@@ -135,21 +174,13 @@ def generations(request: RequestModel[SampleRequest], served: Served) -> dict[st
         400: _error({**as_sample[422], "description": _MODERATED}),
         **{status: _error(one) for status, one in as_sample.items() if status not in (200, 406)},
     }
-    example = {"prompt": "a fox in the snow", "n": 1, "size": "auto"}
-    if served.model.text is None:
-        example["prompt"] = served.model.class_names[0] if served.model.class_names else ""
-    return {
-        "operation_id": "openai_generations",
-        "response_class": Response,
-        "summary": "Generate images, as OpenAI's Images API",
-        "responses": responses,
-        "openapi_extra": {
-            "requestBody": {
-                "required": bool(_required(served)),
-                "content": {JSON: {"schema": body(request, served), "example": example}},
-            }
-        },
-    }
+    return {"response_class": Response, "responses": responses, "openapi_extra": {"requestBody": sent}}
+
+
+def _example(served: Served) -> dict[str, Any]:
+    if served.model.text is not None:
+        return {"prompt": "a fox in the snow"}
+    return {"prompt": served.model.class_names[0] if served.model.class_names else ""}
 
 
 def models() -> dict[str, Any]:

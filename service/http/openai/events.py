@@ -20,13 +20,12 @@ from service.plan.plan import Plan
 from service.plan.served import Served
 from service.plan.texts import read_by
 
-_KIND = "image_generation"
-
 
 class ImageEvents:
     """Partial images, spread over the steps, and an event for each finished image. Implements events.Telling.
 
     Args:
+        kind: with which the types of events begin.
         plan: of the request.
         asked: the format of images.
         served: turns latent previews into rough images.
@@ -36,7 +35,8 @@ class ImageEvents:
         preview_every: steps from one preview to the next; 0 for none.
     """
 
-    def __init__(self, plan: Plan, asked: Asked, served: Served, most: int) -> None:
+    def __init__(self, kind: str, plan: Plan, asked: Asked, served: Served, most: int) -> None:
+        self._kind = kind
         self._plan = plan
         self._asked = asked
         self._served = served
@@ -71,7 +71,7 @@ class ImageEvents:
         return self._event("partial_image", index, image, {"partial_image_index": number})
 
     def _event(self, name: str, index: int, image: bytes, about: dict[str, Any]) -> Event:
-        kind = f"{_KIND}.{name}"
+        kind = f"{self._kind}.{name}"
         data = {
             "type": kind,
             "b64_json": image.decode(),

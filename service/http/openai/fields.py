@@ -35,7 +35,7 @@ FORMATS = {"png": PNG, "webp": WEBP, "jpeg": JPEG, "jpg": JPEG}
 RESPONSE_FORMATS = ("b64_json", "url")
 _ANSWERED_BY_URL = "dall-e"  # OpenAI's models of these names answer addresses unless asked otherwise
 MOST_PARTIAL_IMAGES = 3
-_READ = ("model", "size", "response_format", "output_format", "output_compression", "stream", "partial_images")
+READ = ("model", "size", "response_format", "output_format", "output_compression", "stream", "partial_images")
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 _LONGEST_SIDE = 99_999
@@ -80,7 +80,7 @@ def read(values: Mapping[str, object], model: RequestModel[SampleRequest], serve
         Invalid: names the field as the client does, its value and its limits.
     """
     given = {name: value for name, value in values.items() if value is not None}
-    ignored = [name for name in given if name not in ALIASES and name not in OWN and name not in _READ]
+    ignored = [name for name in given if name not in ALIASES and name not in OWN and name not in READ]
     if given.get("model") not in (None, served.model.name, served.model.recipe_name):
         ignored.append("model")
     media_type = FORMATS[_choice(given, "output_format", tuple(FORMATS), "png")]
@@ -125,7 +125,7 @@ def named_as_sent(sent_as: Mapping[str, str]) -> Iterator[None]:
         errors = error.errors
         for one in errors:
             one["loc"] = [sent_as.get(str(name), name) for name in one["loc"][:1]] + one["loc"][1:]
-        raise Invalid(errors) from None
+        raise type(error)(errors) from None
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:

@@ -8,8 +8,9 @@ from model.rows import Group
 from service.plan.entries import deciding
 from service.plan.fields import SampleRequest
 from service.plan.labels import label_of
+from service.plan.pictures import HASHES as IMAGE_HASHES
 from service.plan.served import Served
-from service.plan.texts import HASHES
+from service.plan.texts import HASHES as TEXT_HASHES
 
 _LONGEST = 4000  # characters; programs and proxies cut or refuse longer addresses, the strictest at 8000
 
@@ -24,7 +25,7 @@ def link(base_url: str, recipe: Mapping[str, object], group: Group, served: Serv
         recipe: of the image.
         group: the size of the image.
     """
-    if not served.reproducible or any(name in recipe for name in HASHES):
+    if not served.reproducible or any(name in recipe for name in (*TEXT_HASHES, *IMAGE_HASHES)):
         return None
     values = {**recipe, "height": group.height, "width": group.width}
     label = values.get("class_label")
