@@ -434,6 +434,17 @@ def test_every_panel_says_what_it_shows() -> None:
     assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "instance"}
 
 
+def test_latency_is_shown_for_every_path_that_draws(server: ServerProcess) -> None:
+    """Through whichever API programs ask: latencies of all images, and of nothing that answers at once."""
+    paths = server.client.get("/openapi.json").json()["paths"]
+    answered_at_once = {"/sdapi/v1/interrupt", "/sdapi/v1/options"}
+    drawing = {path for path, operations in paths.items() if "post" in operations} - answered_at_once
+    assert {"/sample", "/noise", "/v1/images/generations", "/sdapi/v1/txt2img"} <= drawing
+    shown = [re.findall(r'request_seconds_bucket{.*endpoint=~"(.*?)"', text) for text in expressions().values()]
+    for [endpoints] in filter(None, shown):
+        assert {path for path in paths if re.fullmatch(endpoints, path)} == drawing
+
+
 def test_no_panel_hides_another() -> None:
     places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
     for place in places:

@@ -94,7 +94,10 @@ def drawn(runners: Runners, rows: list[Row], random: Random | None = None) -> li
 
 @pytest.mark.parametrize(
     ("pipeline", "scheduler", "sampler", "call"),
-    [(DDPMPipeline, DDPMScheduler, "ddpm", {}), (DDIMPipeline, DDIMScheduler, "ddim", {"eta": 0.0})],
+    [
+        (DDPMPipeline, DDPMScheduler, "ddpm", {}),
+        pytest.param(DDIMPipeline, DDIMScheduler, "ddim", {"eta": 0.0}, marks=pytest.mark.slow),
+    ],
 )
 @torch.inference_mode()
 def test_images_of_two_sizes_are_those_of_pipelines_at_these_sizes(
@@ -125,6 +128,7 @@ def test_images_of_two_sizes_are_those_of_pipelines_at_these_sizes(
 # The same bytes.
 
 
+@pytest.mark.slow
 def test_in_mixed_crowds_of_two_sizes_each_image_has_its_own_bytes() -> None:
     """40 of 40 images: with and without guidance, guided in a part of the steps, with and without noise."""
     runners = runners_of(BOX / "digits", [Group(32, 32), Group(24, 56)], "auto", 4)

@@ -21,7 +21,7 @@ from model.backends.openvino import OpenVINOBackend, computes_bfloat16
 from model.nets.unet import DiffusionUNet
 from model.nets.unet2d import UNet2D, UNet2DConfig
 from tests.networks import fill
-from tests.servers import PATIENCE, ROOT
+from tests.servers import PATIENCE, ROOT, START
 
 # pytest runs these tests with this module's fixture `alone`, so on OpenVINO.
 from tests.test_runner import (  # noqa: F401
@@ -290,7 +290,16 @@ NETWORKS: dict[str, tuple[Callable[[], Model], tuple[int, int, int], int, int, i
 }
 
 
-@pytest.mark.parametrize(("build", "image_shape", "first", "last", "labels"), NETWORKS.values(), ids=NETWORKS)
+QUICK = ("bare", "every extra", "2d: fourier, one level", "2d: ADM", "text: as SSD-1B")  # the others vary these
+
+
+@pytest.mark.parametrize(
+    ("build", "image_shape", "first", "last", "labels"),
+    [
+        pytest.param(*network, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, network in NETWORKS.items()
+    ],
+)
 def test_computes_what_torch_computes(
     build: Callable[[], Model], image_shape: tuple[int, int, int], first: int, last: int, labels: int
 ) -> None:
@@ -558,6 +567,7 @@ sys.exit(any(module and name.startswith("openvino_telemetry") for name, module i
     assert [process.wait(PATIENCE) for process in processes] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_signal_finds_its_stack_after_a_backend_ends_on_another_thread() -> None:
     """OpenVINO's plugin owns the main thread's stack for signals. In a process that lost it, SIGUSR1 would end all."""
     code = """
@@ -575,5 +585,5 @@ thread.join()
 signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
 signal.raise_signal(signal.SIGUSR1)
 """
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=START)
     assert (ran.returncode, ran.stdout) == (0, "heard\n"), ran.stderr

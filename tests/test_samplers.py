@@ -662,7 +662,8 @@ def grids_agree(schedule: Schedule, sampler: str, numbers: list[int]) -> int:
     """Compare with diffusers' timesteps. Where these are no grid, the number must be refused. Returns how many are."""
     spacing = {} if schedule.timestep_spacing is None else {"timestep_spacing": schedule.timestep_spacing}
     T = schedule.num_train_timesteps
-    scheduler = SCHEDULERS[sampler](num_train_timesteps=T, steps_offset=schedule.steps_offset, **spacing)
+    betas = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end}  # Heun's and TCD's defaults are others
+    scheduler = SCHEDULERS[sampler](num_train_timesteps=T, steps_offset=schedule.steps_offset, **spacing, **betas)
     refused = 0
     for N in numbers:
         try:
