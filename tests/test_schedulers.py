@@ -1,8 +1,8 @@
 """Tables against the diffusers schedulers that they stand for: whole trajectories over a non-linear toy network.
 
-diffusers rounds to float32 what a trajectory then makes larger. So its schedulers run here in double precision, on levels
-in double precision, and agree to 1e-9. That the levels are theirs is compared before. The schedulers as they are shipped
-are compared as well.
+diffusers rounds to float32, and a trajectory makes that larger. So its schedulers run here in double precision, on
+levels in double precision, and the ends agree to 1e-9. Before, the levels are compared with their own. The schedulers
+as they are shipped are compared, too.
 """
 
 import inspect
@@ -180,7 +180,7 @@ def set_exactly(scheduler: Any, schedule: Schedule, steps: Steps) -> None:
         alpha_bar = np.append(steps.alpha_bar, steps.alpha_bar_next[-1])
         exact = torch.tensor(np.sqrt((1 - alpha_bar) / alpha_bar))
         own = scheduler.sigmas[: len(exact)]  # with log_linear, there is one more
-        torch.testing.assert_close(own.double(), exact, rtol=5e-6, atol=5e-7)
+        torch.testing.assert_close(own.double(), exact, rtol=1e-5, atol=5e-7)
         torch.testing.assert_close(scheduler.timesteps.double(), torch.tensor(steps.timesteps), rtol=0, atol=1.3e-4)
         scheduler.sigmas, scheduler.timesteps = exact, torch.tensor(steps.timesteps)
         return
@@ -464,6 +464,7 @@ def test_who_takes_no_list(sampler: str, fields: dict[str, Any], message: str) -
 
 # Zero terminal SNR.
 
+
 @examples(100)
 @given(
     sampler=st.sampled_from([name for name in CLASSES if "rescale_betas_zero_snr" in fields_of(name)]),
@@ -552,6 +553,15 @@ def test_the_solvers_own_fields(sampler: str, N: int) -> None:
 
 def test_heun_clips_where_its_config_says_so() -> None:
     assert compare("heun", {**STABLE_DIFFUSION, "clip_sample": True, "clip_sample_range": 0.7}, 12) <= EXACT
+
+
+@pytest.mark.parametrize("sampler", [*CLASSES])
+def test_a_schedule_that_begins_at_a_large_sigma(sampler: str) -> None:
+    """That of the digits: 20,291. Heun's method diverges from there, and diffusers' does likewise."""
+    for N in (4, 25):
+        assert compare(sampler, {"beta_schedule": "squaredcos_cap_v2"}, N) <= EXACT
+    table = sample_table(Schedule(beta_schedule="squaredcos_cap_v2", clip_sample=False), sampler, 4)
+    assert (np.abs(ours(table)).max() > 1e7) == (sampler == "heun")
 
 
 @pytest.mark.parametrize(("clip", "zero_snr", "clips"), [(-5.1, False, False), (-5.1, True, True), (-1, False, True)])
