@@ -96,10 +96,6 @@ def ddpm_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     return lines
 
 
-_ADAMS_BASHFORTH = np.array([[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23, -16, 5, 0], [55, -59, 37, -9]])
-_ADAMS_BASHFORTH[2:] /= [[12], [24]]
-
-
 def euler_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     """Euler's method, Karras et al. 2022, arXiv:2206.00364, algorithm 2 without churn. Ignores eta.
 

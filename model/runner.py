@@ -194,13 +194,18 @@ class SlotRunner:
 
     def _kept(self, complete: Mapping[int, int]) -> _Kept | None:
         """What masks keep of the rows' images, at the levels after their lines."""
-        slots = [self._slots[i] for i in complete]
-        kept = {row: slot.kept for row, slot in enumerate(slots) if slot.kept is not None}
-        if not kept:
+        rows: list[int] = []
+        kept, levels = list[Tensor](), []
+        for row, (i, line) in enumerate(complete.items()):
+            slot = self._slots[i]
+            if slot.kept is not None:
+                rows.append(row)
+                kept.append(slot.kept)
+                levels.append(slot.row.table.levels[line + 1])
+        if not rows:
             return None
-        levels = [slots[row].row.table.levels[[*complete.values()][row] + 1] for row in kept]
         sent = self._backend.send(torch.from_numpy(np.array(levels, np.float32)))
-        return _Kept(self._send([*kept]), torch.stack([*kept.values()]), sent)
+        return _Kept(self._send(rows), torch.stack(kept), sent)
 
     def _noise(self, slots: Sequence[_Slot], steps: Sequence[Step]) -> Tensor:
         """The noise of the rows' steps, [B, C, H, W] on the device; 0 for rows without noise."""

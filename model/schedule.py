@@ -105,10 +105,10 @@ class Schedule(BaseModel):
 
     @property
     def clips_multistep(self) -> bool:
-        """Whether clip_sample also bounds x_0 in DPM-Solver++, Euler, Euler a and LCM.
+        """Whether clip_sample also bounds x_0 with samplers other than DDIM and DDPM.
 
-        Only if the config sets clip_sample: diffusers' solvers do not have this field, and LCMScheduler's default is
-        false.
+        Only if the config sets clip_sample: diffusers' solvers do not have this field, and the default of LCMScheduler
+        and of HeunDiscreteScheduler is false.
         """
         return self.clip_sample and "clip_sample" in self.model_fields_set
 

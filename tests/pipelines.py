@@ -58,7 +58,21 @@ _TEXT: Json = {
     "pad_token_id": 1,
 }
 
-_EULER: Json = {"class": "EulerDiscreteScheduler", **_SCHEDULE, "timestep_spacing": "leading"}
+# As published for SDXL, with fields of other classes.
+_EULER: Json = {
+    "class": "EulerDiscreteScheduler",
+    **_SCHEDULE,
+    "num_train_timesteps": 1000,
+    "timestep_spacing": "leading",
+    "prediction_type": "epsilon",
+    "interpolation_type": "linear",
+    "use_karras_sigmas": False,
+    "trained_betas": None,
+    "clip_sample": False,
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+}
 _LCM: Json = {"class": "LCMScheduler", **_DDIM, "original_inference_steps": 50}
 
 # SDXL: two text encoders, whose widths and layers differ.
@@ -229,7 +243,7 @@ def write_pipeline(
     for part, network in networks.items():
         network.save_pretrained(folder / part, **saving)
     with _quiet():
-        scheduler_class(name)(**config).save_pretrained(folder / "scheduler")
+        scheduler_class(name).from_config(config).save_pretrained(folder / "scheduler")
     write_tokenizer(folder / "tokenizer", tokenizer, pad or parts.get("tokenizer", {}).get("pad", END))
     entries = {
         "_class_name": "StableDiffusionPipeline",

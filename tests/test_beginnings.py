@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.conditions import Conditions
-from model.rows import Condition, Group, Image, Moments, Row, Source
+from model.rows import Condition, Forward, Group, Image, Moments, Row, Source
 from model.runner import SlotRunner
 from model.samplers import SAMPLERS, sample_table
 from model.schedule import Schedule
@@ -119,6 +119,32 @@ def test_what_a_mask_keeps_is_the_image_at_each_level(sampler: str) -> None:
 def inpainting(network: Told) -> SlotRunner:
     backend = torch_backend(network, (7, 8, 8), "float32", 4)
     return SlotRunner(backend, SHAPE, Conditions(network.embedder, backend, 5), slots=1, inpaints=True)
+
+
+class Cheap(Told):
+    """Its prediction depends on all that it is given."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return (x[:, :3] + x[:, 3:4] * x[:, 4:]).sin() + (t / 1000 + labels)[:, None, None, None]
+
+
+def test_rows_of_a_network_that_inpaints_have_their_own_bytes_in_a_crowd() -> None:
+    """Each has its own mask, also where the runner adds slots."""
+    table = sample_table(Schedule(clip_sample=False), "euler_a", 4)
+    rows = [
+        row_of(Source(MOMENTS, MASK, MOMENTS), table=table),
+        row_of(Source(MOMENTS, ~MASK, Moments(-IMAGE, STD)), table=table, seed=6),
+        row_of(Source(mask=MASK, masked=Moments(-IMAGE), from_noise=True), table=table),
+    ]
+    crowd = inpainting(Cheap())
+    slots = [crowd.admit(row) for row in rows]
+    for line in range(len(table)):
+        crowd.step([Forward(slot, 0, line) for slot in slots])
+    ends = [crowd.read(slot).x for slot in slots]
+    for row, end in zip(rows, ends, strict=True):
+        *_, alone = trajectory(inpainting(Cheap()), row)
+        assert np.array_equal(end, alone.x)
+    assert len({end.tobytes() for end in ends}) == len(rows)
 
 
 def test_a_network_that_inpaints_sees_the_mask_and_the_masked_image_in_both_branches() -> None:

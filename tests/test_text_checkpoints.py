@@ -146,6 +146,28 @@ DRAWN: dict[str, tuple[str, Json]] = {
         "sd1",
         {"scheduler": "DDIMScheduler", "scheduler_config": {"steps_offset": 0, "clip_sample": True}},
     ),
+    "DDIM as in Stable Diffusion 2.1": (
+        "sd2",
+        {
+            "scheduler_config": {
+                "timestep_spacing": "leading",
+                "rescale_betas_zero_snr": False,
+                "skip_prk_steps": True,
+                "trained_betas": None,
+            }
+        },
+    ),
+    "Euler as in sd-turbo": (
+        "sd1",
+        {"scheduler": "EulerDiscreteScheduler", "scheduler_config": {"timestep_spacing": "trailing"}},
+    ),
+    "Euler for SDXL-Lightning's one step": (
+        "sd1",
+        {
+            "scheduler": "EulerDiscreteScheduler",
+            "scheduler_config": {"timestep_spacing": "trailing", "prediction_type": "sample"},
+        },
+    ),
     "DDPM": ("sd1", {"scheduler": "DDPMScheduler", "scheduler_config": {"clip_sample": True}}),
     "Euler": ("sd1", {"scheduler": "EulerDiscreteScheduler"}),
     "Euler, Karras": ("sd2", {"scheduler": "EulerDiscreteScheduler", "scheduler_config": {"use_karras_sigmas": True}}),
