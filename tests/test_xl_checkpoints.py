@@ -517,10 +517,10 @@ REFINER = "this is SDXL's refiner, which only redraws the images of a base model
             "has the part text_encoder_2, which this version does not serve in a StableDiffusionPipeline",
         ),
         (
-            {"_class_name": "StableDiffusionXLInpaintPipeline"},
+            {"_class_name": "StableDiffusionXLControlNetPipeline"},
             (
-                "_class_name is StableDiffusionXLInpaintPipeline, and must be a pipeline of text-to-image (Stable "
-                "Diffusion, SDXL, LCM), or of a U-Net and a scheduler, with or without a VAE"
+                "_class_name is StableDiffusionXLControlNetPipeline, and must be a pipeline of text-to-image, "
+                "image-to-image or inpainting (Stable Diffusion, SDXL, LCM), or of a U-Net and a scheduler, with or without a VAE"
             ),
         ),
         (
