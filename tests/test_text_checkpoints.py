@@ -708,8 +708,8 @@ def test_fields_of_networks_are_read(pipeline: Path) -> None:
 # Errors.
 
 OTHER = (
-    "_class_name is {}, and must be a pipeline of text-to-image, image-to-image or inpainting (Stable "
-    "Diffusion, SDXL, LCM), or of a U-Net and a scheduler, with or without a VAE"
+    "_class_name is {}, and must be a pipeline of Stable Diffusion, SDXL or LCM, or of a U-Net and a "
+    "scheduler, with or without a VAE"
 )
 IF = "it belongs to IF, which is not supported"
 ALONE = "this version serves networks of text-to-image and of inpainting alone"
