@@ -708,7 +708,7 @@ def test_fields_of_networks_are_read(pipeline: Path) -> None:
 # Errors.
 
 OTHER = (
-    "_class_name is {}, and must be a pipeline of text-to-image (Stable Diffusion, SDXL, LCM), or of a U-Net and a "
+    "_class_name is {}, and must be a pipeline of Stable Diffusion, SDXL or LCM, or of a U-Net and a "
     "scheduler, with or without a VAE"
 )
 IF = "it belongs to IF, which is not supported"

@@ -519,8 +519,8 @@ REFINER = "this is SDXL's refiner, which only redraws the images of a base model
         (
             {"_class_name": "StableDiffusionXLControlNetPipeline"},
             (
-                "_class_name is StableDiffusionXLControlNetPipeline, and must be a pipeline of text-to-image (Stable "
-                "Diffusion, SDXL, LCM), or of a U-Net and a scheduler, with or without a VAE"
+                "_class_name is StableDiffusionXLControlNetPipeline, and must be a pipeline of Stable Diffusion, SDXL "
+                "or LCM, or of a U-Net and a scheduler, with or without a VAE"
             ),
         ),
         (

@@ -90,7 +90,7 @@ def _foreign_part(part: str, name: object, pipeline: TextPipeline | None) -> str
     if name in _OTHER_PIPELINES:
         return f"has the part {shown(part)}, and the parts must be unet, scheduler and vqvae or vae"
     return (
-        f"_class_name is {shown(name)}, and must be a pipeline of text-to-image (Stable Diffusion, SDXL, LCM), or of a "
+        f"_class_name is {shown(name)}, and must be a pipeline of Stable Diffusion, SDXL or LCM, or of a "
         "U-Net and a scheduler, with or without a VAE"
     )
 
