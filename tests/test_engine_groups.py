@@ -163,7 +163,7 @@ def test_the_limit_of_a_call_is_that_of_its_own_group() -> None:
         assert isinstance(error_of(job), Failed)
 
 
-def test_a_batch_of_decoding_has_images_of_one_group() -> None:
+def test_a_batch_of_decoding_has_images_of_one_group_and_none_that_overtakes_another_group() -> None:
     first, other = a_pair(width=4)
     with started(a_setting(first, decode_seconds={4: 1.0}, other=other)) as s:
         s.vae.hold()
@@ -171,7 +171,7 @@ def test_a_batch_of_decoding_has_images_of_one_group() -> None:
         assert s.vae.next_batch() == [99]
         jobs = [s.submit(here(1), here(2)), s.submit(there(3), there(4)), s.submit(here(5))]
         s.take_all_steps()
-        assert [s.vae.next_call() for _ in range(2)] == [Call("decode", [1, 2, 5]), Call("decode", [3, 4])]
+        assert [s.vae.next_call().seeds for _ in range(3)] == [[1, 2], [3, 4], [5]]
         s.vae.let_go()
         assert images_of(blocker) == [a_decoded(99, 1)]
         assert [len(images_of(job)) for job in jobs] == [2, 2, 1]
