@@ -127,7 +127,11 @@ def a_text_encoder() -> Network:
 
 
 NETWORKS: list[Callable[[], Network]] = [a_denoiser, a_text_denoiser, an_encoder, a_decoder, a_text_encoder]
-each_network = pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
+each_network = pytest.mark.parametrize(
+    "build",
+    [pytest.param(build, marks=pytest.mark.slow if build is a_text_denoiser else ()) for build in NETWORKS],
+    ids=lambda build: build.__name__,
+)
 
 
 def halved(build: Callable[[], Network], half: torch.dtype) -> tuple[Network, Network]:
@@ -197,6 +201,7 @@ def test_on_openvino_the_bits_are_those_of_float32_weights(
     assert torch.equal(output(backend_of(network, converted(network, tmp_path), precision), network), expected)
 
 
+@pytest.mark.slow
 @in_half
 def test_the_memory_that_is_asked_for_is_that_of_values_whatever_their_precision(half: torch.dtype) -> None:
     for build in NETWORKS:
