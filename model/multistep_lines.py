@@ -52,7 +52,7 @@ def dpmpp_2m_sde_lines(schedule: Schedule, steps: Steps, eta: float) -> Float64:
     spans = _Spans.of(steps)
     lines = _dpmpp_2m(schedule, steps, spans, 2)
     lines[:, Column.A] *= np.exp(-spans.h)
-    lines[:, Column.D] = np.sqrt(1 - spans.alpha_bar_next) * np.sqrt(-np.expm1(-2 * spans.h))
+    lines[:, Column.D] = np.sqrt(1 - spans.alpha_bar_next) * np.sqrt(-np.expm1(-2 * np.maximum(spans.h, 0)))
     return lines
 
 

@@ -523,8 +523,9 @@ def test_the_link_opens_the_image(browser: Browser, server: ServerProcess) -> No
 def test_one_seed_under_several_samplers_and_steps(browser: Browser, server: ServerProcess) -> None:
     with playing(browser, server, path="/#compare") as page:
         choose(page, "Class", "dog")
-        for name in ("DPM-Solver++ 2M", "PNDM", "Euler", "Euler ancestral", "LCM"):
-            choose(page, "Samplers", name)  # switches it off; all are on at first
+        for button in page.get_by_role("group", name="Samplers", exact=True).locator("label").all():
+            if button.inner_text() not in ("DDIM", "DDPM"):
+                button.click()  # switches it off; all are on at first
         fill(page, "Seed", 7)
         fill(page, "Steps", "2, 5 2")
         fill(page, "Guidance", 1)

@@ -490,8 +490,8 @@ def test_pictures_are_drawn_and_their_figures_told(
     cells = {name: cells for name, *cells in (row.removeprefix("| ").removesuffix(" |").split(" | ") for row in rows)}
     assert list(cells) == curves
     left_out = {(name, number) for name, found in cells.items() for number, cell in enumerate(found, 1) if not cell}
-    # Euler's one step would start at timestep 0. The student is distilled for one step only.
-    assert left_out == {("euler", 1), ("euler_a", 1), ("ddim, student", 2)}
+    # Euler's and Heun's one step would start at timestep 0. The student is distilled for one step only.
+    assert left_out == {("euler", 1), ("euler_a", 1), ("heun", 1), ("ddim, student", 2)}
     for name, size in (
         ("a-along.png", (2 * 2 * 32, 2 * 10 * 32)),
         ("student-along.png", (2 * 2 * 32, 2 * 10 * 32)),
