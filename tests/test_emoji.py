@@ -377,6 +377,7 @@ def criteria(text: str = "", without: str = "") -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_quality_tells_of_classes_and_of_the_autoencoder(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -489,6 +490,7 @@ def pixels_of(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_pictures_of_weights_alone(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = trained.parent

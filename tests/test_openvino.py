@@ -372,6 +372,7 @@ def test_a_row_has_the_same_bits_in_every_pass(small: Converted, precision: Prec
         assert backend.sizes == sizes
 
 
+@pytest.mark.slow
 def test_a_row_with_text_has_the_same_bits_in_every_pass(precision: Precision) -> None:
     """Its neighbours have other contexts."""
     network, shape = small_text_network(), (4, 6, 8)
@@ -541,6 +542,7 @@ def test_fingerprint_names_what_moves_bits(tiny: Converted) -> None:
     assert backend_of(tiny, precision="bfloat16").fingerprint == first | {"precision": "bfloat16"}
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_no_usage_statistics_are_sent() -> None:
     """OpenVINO's import and its convert_model send statistics with this package, so it must not be importable.

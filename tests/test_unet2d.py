@@ -344,6 +344,7 @@ def networks(draw: st.DrawFn) -> Fields:
     }
 
 
+@pytest.mark.slow
 @examples(40, derandomize=True)  # one network in thousands exceeds the tolerance for rounding
 @given(networks())
 def test_any_network(fields: Fields) -> None:
