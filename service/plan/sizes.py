@@ -82,6 +82,13 @@ def nearest(height: int, width: int, groups: Sequence[Group]) -> Group:
     return min(groups, key=distance)
 
 
+def drawn_for(wanted: Group, groups: Sequence[Group]) -> tuple[Group, tuple[str, ...]]:
+    """The nearest served size, and a sentence if it is not the wanted one."""
+    group = nearest(*wanted, groups)
+    said = () if group == wanted else (f"{wanted} is not served: {group} is drawn, the served size nearest in aspect",)
+    return group, said
+
+
 def of_upload(array: Image, served: Served) -> Group:
     """The served size of an uploaded image, or, in latent diffusion, of its latents, [C, H, W].
 

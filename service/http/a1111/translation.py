@@ -96,9 +96,8 @@ def _size(asked: Txt2Img, served: Served, told: Translated) -> Group | None:
         return None
     default = served.groups[0]
     wanted = Group(asked.height or default.height, asked.width or default.width)
-    group = sizes.nearest(wanted.height, wanted.width, served.groups)
-    if group != wanted:
-        told.warnings.append(f"{wanted} is not served: {group} is drawn, the served size nearest in aspect")
+    group, said = sizes.drawn_for(wanted, served.groups)
+    told.warnings.extend(said)
     return group
 
 

@@ -169,8 +169,7 @@ def _sized(
                 raise Invalid.field(name, f"must be from 1 to {_LONGEST_SIDE}, and is {shown(side)}")
     if wanted is None:
         return fields, ()
-    group = sizes.nearest(*wanted, groups)
-    said = () if group == wanted else (f"{wanted} is not served: {group} is drawn, the served size nearest in aspect",)
+    group, said = sizes.drawn_for(wanted, groups)
     return replace(fields, height=group.height, width=group.width), said
 
 
