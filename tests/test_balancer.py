@@ -4,11 +4,12 @@ import base64
 import operator
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
@@ -25,6 +26,7 @@ pytestmark = [
 ]
 
 REPLICAS = 3
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,16 @@ def revive(balancer: Balancer, replica: Replica) -> None:
     balancer.wait_until(up=REPLICAS)
 
 
+def one_each(balancer: Balancer, fleet: Sequence[Replica], send: Callable[[int], T]) -> list[T]:
+    """Send a long request to each replica. Of requests that arrive at once, HAProxy may send two to one replica."""
+    balancer.wait_until_idle()
+    sent = []
+    for i in range(len(fleet)):
+        sent.append(send(i))
+        eventually(lambda: len(_running(fleet)) == len(sent) or None)
+    return sent
+
+
 def test_a_replica_that_is_killed_costs_no_request(balancer: Balancer, fleet: list[Replica]) -> None:
     """The answers have the same bytes: another replica draws the lost images again."""
     numbers = range(36)
@@ -127,9 +139,7 @@ def test_a_rolling_restart_costs_no_request(balancer: Balancer, fleet: list[Repl
 
 def test_a_draining_replica_finishes_what_it_has_and_gets_nothing_new(balancer: Balancer, fleet: list[Replica]) -> None:
     with ThreadPoolExecutor(REPLICAS) as pool:
-        long = [pool.submit(post, balancer, {**LONG, "seed": i, "num_images": 16}) for i in range(REPLICAS)]
-        for replica in fleet:
-            wait_until_running(replica.server)
+        long = one_each(balancer, fleet, lambda i: pool.submit(post, balancer, {**LONG, "seed": i, "num_images": 16}))
         drained = fleet[0].server
         drained.terminate()
         balancer.wait_until(up=REPLICAS - 1)
@@ -146,16 +156,13 @@ def test_what_a_hung_replica_had_is_drawn_elsewhere(balancer: Balancer, fleet: l
     """HAProxy notices the hang after two checks, a second each. Then the replica gets no more requests."""
     bodies: list[Json] = [{**LONG, "seed": i} for i in range(REPLICAS)]
     alone = [post(balancer, body).content for body in bodies]
-    hung = fleet[1]
-    accepted = [replica.server.metric("stepwise_accepted_total") for replica in fleet]
+    before = _accepted(fleet)
     with ThreadPoolExecutor(REPLICAS) as pool, ExitStack() as stack:
-        for _ in fleet:  # long requests, so that no replica finishes before one of them hangs
-            stack.enter_context(send_long(balancer, 64))
-        for replica in fleet:
-            wait_until_running(replica.server)
+        # Long requests, so that no replica finishes before one of them hangs.
+        one_each(balancer, fleet, lambda _: stack.enter_context(send_long(balancer, 64)))
         long = [pool.submit(post, balancer, {**body, "num_images": 1}) for body in bodies]
-        for replica, before in zip(fleet, accepted, strict=True):
-            replica.server.wait_for_metric("stepwise_accepted_total", partial(operator.eq, before + 2))
+        eventually(lambda: sum(_accepted(fleet)) == sum(before) + 2 * REPLICAS or None)
+        hung = next(one for one, n, then in zip(fleet, _accepted(fleet), before, strict=True) if n >= then + 2)
         hung.hang()
         balancer.wait_until(up=REPLICAS - 1, down=1)
         assert [post(balancer, {"seed": i}).status_code for i in range(10)] == [200] * 10
@@ -183,10 +190,7 @@ def test_when_all_are_full_the_client_is_told_when_to_come_again(balancer: Balan
 def test_a_client_that_leaves_frees_its_rows(balancer: Balancer, fleet: list[Replica]) -> None:
     left = [replica.server.metric("stepwise_cancelled_total", reason="disconnect") for replica in fleet]
     with ExitStack() as stack:
-        for _ in fleet:
-            stack.enter_context(send_long(balancer, 64))
-        for replica in fleet:
-            wait_until_running(replica.server)
+        one_each(balancer, fleet, lambda _: stack.enter_context(send_long(balancer, 64)))
     for replica, before in zip(fleet, left, strict=True):
         known = partial(operator.eq, before + 1)
         replica.server.wait_for_metric("stepwise_cancelled_total", known, reason="disconnect")
@@ -200,15 +204,20 @@ def test_the_largest_upload_is_asked_for_again_too(balancer: Balancer, fleet: li
     problem(upload(balancer, MAX_BODY + 1, **fields), 413)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(upload, balancer, MAX_BODY, **fields)
-        [busy] = _first_running(fleet)
+        [busy] = eventually(lambda: _running(fleet) or None)
         busy.kill()
         assert answer.result().content == alone.content
     revive(balancer, busy)
 
 
-def _first_running(fleet: Sequence[Replica]) -> list[Replica]:
-    """The replicas that run something; waits until there is one."""
-    return eventually(lambda: [one for one in fleet if one.server.metric("stepwise_rows_running") > 0] or None)
+def _running(fleet: Sequence[Replica]) -> list[Replica]:
+    """The replicas that run something."""
+    return [one for one in fleet if one.server.metric("stepwise_rows_running") > 0]
+
+
+def _accepted(fleet: Sequence[Replica]) -> list[float]:
+    """How many requests each replica has accepted."""
+    return [one.server.metric("stepwise_accepted_total") for one in fleet]
 
 
 def test_streams_flow_through(balancer: Balancer, fleet: list[Replica]) -> None:

@@ -89,7 +89,13 @@ def test_a_pass_serves_one_group_and_counters_agree_with_a_recount(
         running = sum(bool(ticket.ran[index]) for ticket, index in images)
         assert (scheduler.running, scheduler.waiting) == (running, len(images) - running)
         assert scheduler.outstanding == sum(ticket.left for ticket in line.present)
-        assert scheduler.runnable == sum(ticket.left for ticket in line.present if not ticket.to_encode)
+        assert scheduler.runnable == sum(ticket.left for ticket in line.present if not ticket.job.waits)
+        for ticket in line.present:
+            ahead = [other for other in line.present if other.promise <= ticket.promise]
+            if ticket.to_encode:
+                assert ticket.job.waits
+            elif ticket.job.waits:  # for one ahead, which would have no room for its passes
+                assert any(other.to_encode for other in ahead)
         assert scheduler.work.uploads.total() == sum(one < 0 for ticket in line.present for one in ticket.to_encode)
         assert scheduler.work.texts == sum(one >= 0 for ticket in line.present for one in ticket.to_encode)
         assert scheduler.work.images.total() == sum(len(ticket.undecoded) for ticket in line.present)

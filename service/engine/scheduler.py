@@ -122,7 +122,7 @@ class Scheduler:
 
     @property
     def runnable(self) -> int:
-        """The outstanding forward rows of jobs whose texts and uploads are encoded."""
+        """The outstanding forward rows of jobs that wait for nothing to be encoded, here or in a job ahead."""
         return self.work.runnable
 
     @property
