@@ -17,6 +17,7 @@ from model.checkpoints.errors import CheckpointError
 from service.build import build
 from service.config import Settings
 from stepwise.cli import app
+from tests.checkpoints import without_folder
 from tests.local import serving_here
 from tests.networks import fill
 from tests.reference import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -307,14 +308,13 @@ def test_timestep_0_is_refused_where_it_has_no_logarithm(running: dict[str, Reac
 def test_an_unreadable_checkpoint_ends_the_start_with_one_line(checkpoints: Path, tmp_path: Path) -> None:
     unet = UNet2DModel(**SMALL, sample_size=8)
     unet.save_pretrained(tmp_path, safe_serialization=False)
-    pickle = tmp_path / "diffusion_pytorch_model.bin"
     with pytest.raises(CheckpointError) as refusal:
         build(Settings(weights=str(tmp_path)))
-    assert str(refusal.value) == (
-        f"{pickle}: is a pickle, which can run code when it is opened: "
+    assert without_folder(refusal.value, tmp_path) == (
+        "diffusion_pytorch_model.bin: is a pickle, which can run code when it is opened: "
         "set STEPWISE_ALLOW_PICKLE=1 if you trust it, best for `stepwise convert` alone"
     )
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError) as refusal:
         build(Settings(weights=str(tmp_path)))
-    assert str(refusal.value).startswith(f"{tmp_path}/config.json: cannot be read: ")
+    assert without_folder(refusal.value, tmp_path).startswith("config.json: cannot be read: ")

@@ -33,6 +33,7 @@ from tests.checkpoints import (
     save_pipeline,
     small_autoencoder,
     small_unet,
+    without_folder,
 )
 from tests.reference import AutoencoderKL, DDIMScheduler, DDPMScheduler, LDMPipeline, UNet2DModel, VQModel
 from tests.test_diffusers import cached, old_key
@@ -744,7 +745,7 @@ def test_a_missing_native_vae_is_named(native: Path) -> None:
     assert refusal(native) == message
     with pytest.raises(CheckpointError) as error:
         load_autoencoder(native)
-    assert str(error.value) == f"{native}/{message}"
+    assert without_folder(error.value, native) == message
 
 
 def test_the_native_vae_alone(native: Path, whole: Checkpoint) -> None:

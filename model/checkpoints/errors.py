@@ -4,18 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _LONGEST = 299  # characters of a message
-_LONGEST_PATH = 140  # characters of its path
+_PATH = 60, 140  # characters that a message always has for its path, and the most
 
 
 class CheckpointError(Exception):
     """Weights that cannot be loaded.
 
     The message is one line of less than 300 characters: the file, the key or field and its value, then what was
-    expected. It keeps the end of a long path, and the beginning of a long problem.
+    expected. Of a long path it keeps the end, and of a very long problem the beginning.
     """
 
     def __init__(self, path: Path, problem: str) -> None:
-        place = str(path) if len(str(path)) <= _LONGEST_PATH else f"…{str(path)[1 - _LONGEST_PATH :]}"
+        least, most = _PATH
+        room = min(most, max(least, _LONGEST - len(f": {problem}")))
+        place = str(path) if len(str(path)) <= room else f"…{str(path)[1 - room :]}"
         line = " ".join(f"{place}: {problem}".splitlines())
         super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…")
 
