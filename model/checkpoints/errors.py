@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _LONGEST = 299  # characters of a message
-_PATH = 60, 140  # characters that a message always has for its path, and the most
+_ROOM = 60  # characters that its path may always take
+_LONGEST_PATH = 140  # the most that it may take
 
 
 class CheckpointError(Exception):
@@ -15,8 +16,7 @@ class CheckpointError(Exception):
     """
 
     def __init__(self, path: Path, problem: str) -> None:
-        least, most = _PATH
-        room = min(most, max(least, _LONGEST - len(f": {problem}")))
+        room = min(_LONGEST_PATH, max(_ROOM, _LONGEST - len(f": {problem}")))
         place = str(path) if len(str(path)) <= room else f"…{str(path)[1 - room :]}"
         line = " ".join(f"{place}: {problem}".splitlines())
         super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…")
